@@ -1,0 +1,40 @@
+# make demo                    build, start the node and a terminal client that talks to it over ROS 2; PROMPT="..." asks once
+# make demo-vision             the same with a small model that sees a moving test picture as its camera
+# make test                    all tests but the long ones (under ten minutes); make test-long: those
+# make bench                   figures, with a raw loop of llama.cpp beside them
+# make setup                   only the set-up, which each of the others does when it is needed
+#
+# ROS_DISTRO=kilted (default) or jazzy; another one where it is installed under /opt/ros.
+
+SHELL := /bin/bash
+export ROS_DISTRO PYTHON ROS_PREFIX PROMPT MODEL
+# T=test/ros: only what lies there.
+T ?=
+
+.PHONY: setup demo demo-vision test test-long bench clean
+
+setup:
+	@tools/setup.sh demo
+
+demo:
+	@tools/setup.sh demo
+	@source env.sh && python tools/demo.py
+
+demo-vision:
+	@tools/setup.sh vision
+	@source env.sh && python tools/demo.py --vision
+
+test:
+	@tools/setup.sh test
+	@source env.sh && tools/test.sh -m 'not long' $(T)
+
+test-long:
+	@tools/setup.sh test
+	@source env.sh && tools/test.sh -m long $(T)
+
+bench:
+	@tools/setup.sh test
+	@source env.sh && python -m benchmarks
+
+clean:
+	rm -rf .venv .venv-* build build-* install install-* log log-* dist *.egg-info

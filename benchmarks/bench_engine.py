@@ -1,0 +1,219 @@
+"""The engine against a raw llama.cpp loop of the same run: decoding alone and in a batch, starting, sharing, speculating, stopping.
+
+Run with `make bench`, or `python -m benchmarks.bench_engine [--quick] [--plot FILE]`.
+"""
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+from benchmarks.common import RawLlama, interleaved, machine, table
+
+from ros2_nanochat import ChatHistory, KVCache, NanoLLM
+from ros2_nanochat.hub import embedded_model
+
+_STORY = 'Once upon a time there was a robot that lived in a warehouse at the edge of a small town, and every night it counted the crates. '
+
+
+def prompt_of(model: NanoLLM, length: int, salt: int = 0) -> list[int]:
+    """Ids of a text of just this length."""
+    ids = model.tokenize(f'Story {salt}. ' + _STORY * (length // 20 + 2))
+    return ids[:length]
+
+
+def keep_going(model: NanoLLM):
+    """A logits processor would cost: end tokens are simply not ends for these replies."""
+    model.info.__dict__['eos_token_ids'] = frozenset()
+
+
+def decode_rate(model: NanoLLM, caches: list[KVCache], length: int, steps: int) -> float:
+    """Tokens/s in sum of conversations that go on together behind `length` entries of history each."""
+    for cache in caches:
+        cache.pop(len(cache) - length)
+    replies = [model.generate([500], max_new_tokens=steps, kv_cache=cache) for cache in caches]
+    for reply in replies:
+        reply.wait()
+    first = max(reply._request.first_token for reply in replies)
+    return len(replies) * (steps - 1) / (max(reply._request.last_token for reply in replies) - first)
+
+
+def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int) -> list[tuple]:
+    """Aggregate decode tokens/s by batch size and history, with the ratio to the raw loop in the engine's layout and in the better one."""
+    rows = []
+    for length in lengths:
+        context = length + steps + 64
+        for size in sizes:
+            model = NanoLLM.from_pretrained(max_context_len=context, max_sequences=size, speculation=False)
+            keep_going(model)
+            raws = {unified: RawLlama(embedded_model(), size, -(-context // 256) * 256, unified) for unified in ((False, True) if size > 1 else (False,))}
+            caches = [KVCache() for _ in range(size)]
+            for cache in caches:
+                model.generate(prompt_of(model, length), max_new_tokens=0, kv_cache=cache).wait()
+            for raw in raws.values():
+                raw.prefill(prompt_of(model, length))
+            figures = interleaved(repeats, lambda: decode_rate(model, caches, length, steps),
+                                  *[lambda raw=raw: raw.decode([500] * size, length, steps) for raw in raws.values()])
+            engine, same, best = figures[0], figures[1], max(figures[1:])
+            overhead = model.stats['overhead']['p50'] * 1e3
+            rows.append((f'{size} x {length}', engine, same, best, engine / same, engine / best, overhead))
+            model.close()
+            [r.close() for r in raws.values()]
+    table('Decoding, tokens/s in sum (conversations x tokens of history)',
+          ['', 'engine', 'raw, same layout', 'raw, better layout', 'ratio', 'ratio to better', 'overhead ms/step'], rows)
+    return rows
+
+
+def bench_first_token(repeats: int) -> None:
+    """Time to first token: a first turn, and a later turn of the same new length behind 1,000 tokens of history."""
+    model = NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2)
+    new = 40
+
+    def first() -> float:
+        return model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1).wait().usage['time_to_first_token']
+
+    cache = KVCache()
+    model.generate(prompt_of(model, 1000), max_new_tokens=1, kv_cache=cache).wait()
+
+    def later() -> float:
+        cache.pop(len(cache) - 1000)
+        return model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1, kv_cache=cache).wait().usage['time_to_first_token']
+
+    a, b = interleaved(repeats, first, later)
+    table(f'Time to first token of {new} new tokens', ['', 'ms', 'ratio'], [('first turn', a * 1e3, 1.0), ('behind 1,000 tokens', b * 1e3, b / a)])
+    model.close()
+
+
+def bench_prefill_beside(repeats: int) -> None:
+    """Step time of a running stream while a prompt of 1,000 tokens is prefilled."""
+    ratios, longest = [], []
+    model = NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2, speculation=False)
+    keep_going(model)
+    for repeat in range(repeats + 1):
+        stream = model.generate(prompt_of(model, 40), max_new_tokens=-1)
+        alone = _intervals(stream, 40)
+        long = model.generate(prompt_of(model, 1000, repeat), max_new_tokens=1)
+        beside = []
+        while not long._request.new_ids:
+            beside += _intervals(stream, 5)
+        alone += _intervals(stream, 40)
+        stream.stop()
+        if repeat:  # the first run teaches the engine what a step costs
+            ratios.append(statistics.mean(alone) / statistics.mean(beside))
+            longest.append(max(beside) / statistics.median(alone))
+    table('A stream while 1,000 tokens are prefilled beside it', ['', 'median', 'least'],
+          [('speed kept', statistics.median(ratios), min(ratios)), ('longest step / step alone', statistics.median(longest), max(longest))])
+    model.close()
+
+
+def _intervals(stream, count: int) -> list[float]:
+    times = [time.perf_counter()]
+    for _ in range(count):
+        next(stream)
+        times.append(time.perf_counter())
+    return np.diff(times).tolist()
+
+
+def bench_stop(repeats: int) -> None:
+    """From stop() to idle, over the step under way."""
+    model = NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, speculation=False)
+    keep_going(model)
+    beyond, steps = [], []
+    for repeat in range(repeats):
+        stream = model.generate(prompt_of(model, 40), max_new_tokens=-1)
+        steps += _intervals(stream, 10)[1:]
+        time.sleep(0.003 * repeat)
+        began = time.perf_counter()
+        stream.stop()
+        while model.engine.stats()['active']:
+            time.sleep(0.0002)
+        beyond.append(time.perf_counter() - began)
+    table('stop() to idle, ms', ['', 'median', 'longest'], [('stop to idle', statistics.median(beyond) * 1e3, max(beyond) * 1e3),
+                                                           ('a step', statistics.median(steps) * 1e3, max(steps) * 1e3)])
+    model.close()
+
+
+def bench_sharing(repeats: int) -> None:
+    """16 conversations with a common system prompt of 500 tokens: time to all first tokens, with and without sharing."""
+    system = prompt_of(NanoLLM.from_pretrained(max_context_len=512, max_sequences=1), 500)
+    model = NanoLLM.from_pretrained(max_context_len=1024, max_sequences=16)
+
+    def together(shared: bool) -> float:
+        salt = time.monotonic_ns() % 40000
+        began = time.monotonic()
+        prompts = [([salt] if shared else [salt + i]) + system + prompt_of(model, 12, i) for i in range(16)]
+        replies = [model.generate(ids, max_new_tokens=1, kv_cache=KVCache()) for ids in prompts]
+        return max(reply.wait()._request.first_token for reply in replies) - began
+
+    with_sharing, without = interleaved(repeats, lambda: together(True), lambda: together(False))
+    table('16 conversations, system prompt of 500 tokens: all first tokens', ['', 's', 'ratio'],
+          [('each computes it', without, 1.0), ('shared', with_sharing, with_sharing / without)])
+    model.close()
+
+
+def bench_speculation(repeats: int) -> None:
+    """Replies that repeat their context, and replies that do not, with and without speculation."""
+    tasks = {
+        'say back': 'Repeat this text word for word: The red crate stands in hall B beside the ladder. The drill and the saw are in hall C under the '
+                    'table. The keys hang at the door of hall A. Nobody may enter hall D before nine in the morning. '
+                    'The red crate stands in hall B beside the ladder. The drill and the saw are in hall C under the table.',
+        'list what I told you': 'I told you: apples are in box 1, pears are in box 2, plums are in box 3, nails are in box 4, screws are in box 5, '
+                                'cables are in box 6. List again everything that I told you, box by box, in the same words.',
+        'a story': 'Tell me a story about the sea and a young sailor.',
+    }
+    models = [NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, speculation=speculation) for speculation in (False, True)]
+    rows = []
+    for name, task in tasks.items():
+        def rate(model, task=task) -> float:
+            history = ChatHistory(model, system_prompt='')
+            history.append('user', task)
+            prompt, _ = history.embed_chat()
+            return model.generate(prompt, max_new_tokens=150).wait().usage['tokens_per_second']
+
+        plain, fast = interleaved(repeats, lambda: rate(models[0]), lambda: rate(models[1]))
+        rows.append((name, plain, fast, fast / plain))
+    stats = models[1].stats
+    table('Speculation, tokens/s', ['', 'off', 'on', 'ratio'], rows)
+    print(f'  {stats.get("accepted_tokens", 0)} of {stats.get("drafted_tokens", 0)} guessed tokens held')
+    [model.close() for model in models]
+
+
+def plot(rows: list[tuple], path: str) -> None:
+    """Draw tokens/s by batch size."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for length in sorted({row[0].split(' x ')[1] for row in rows}, key=int):
+        chosen = [row for row in rows if row[0].endswith(f' x {length}')]
+        sizes = [int(row[0].split(' x ')[0]) for row in chosen]
+        line, = axes.plot(sizes, [row[1] for row in chosen], 'o-', label=f'engine, {length} tokens of history')
+        axes.plot(sizes, [row[3] for row in chosen], 's--', color=line.get_color(), alpha=0.5, label=f'raw llama.cpp, {length}')
+    axes.set(xlabel='conversations at once', ylabel='tokens/s in sum', xscale='log', title='Decoding in one batch')
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches='tight')
+    print(f'\nplot: {path}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--quick', action='store_true', help='fewer sizes and repeats')
+    parser.add_argument('--plot', metavar='FILE', help='write a plot of the batches as PNG')
+    parser.add_argument('--only', choices=['batches', 'first', 'beside', 'stop', 'sharing', 'speculation'])
+    options = parser.parse_args()
+    print(machine())
+    repeats = 3 if options.quick else 7
+    parts = {'batches': lambda: bench_batches([1, 16] if options.quick else [1, 2, 4, 8, 16], [40, 500], 48, repeats),
+             'first': lambda: bench_first_token(repeats), 'beside': lambda: bench_prefill_beside(min(3, repeats)), 'stop': lambda: bench_stop(20),
+             'sharing': lambda: bench_sharing(1 if options.quick else 3), 'speculation': lambda: bench_speculation(repeats)}
+    for name, part in parts.items():
+        if options.only in (None, name):
+            rows = part()
+            if name == 'batches' and options.plot:
+                plot(rows, options.plot)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,167 @@
+"""`mlc` against the same compiled functions called back to back with no engine around them, and its own time per decode step.
+
+    python -m benchmarks.bench_mlc                       a small Llama that is compiled here for the CPU
+    python -m benchmarks.bench_mlc --model FOLDER        weights and a library of MLC-LLM
+
+Own time: the wall time of a step less that of the library's functions and of TVM's KV cache, in the same run. The bare loop: embed, begin, decode,
+end, and the likeliest token on the host. Runs of the two take turns, so that other load on the machine meets both.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+
+import numpy as np
+from benchmarks.common import interleaved, machine, table
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'test'))
+from ros2_nanochat.backends.base import Chunk  # noqa: E402
+from ros2_nanochat.backends.mlc import MLCBackend  # noqa: E402
+from ros2_nanochat.config import ModelConfig  # noqa: E402
+from ros2_nanochat.nano_llm import NanoLLM  # noqa: E402
+
+
+class Clock:
+    """Adds up the time spent in functions of the library."""
+
+    def __init__(self, sync):
+        self.spent, self.sync = 0.0, sync
+
+    def around(self, function):
+        def timed(*arguments):
+            began = time.perf_counter()
+            result = function(*arguments)
+            self.sync()
+            self.spent += time.perf_counter() - began
+            return result
+        return timed
+
+
+def argmax(rows) -> np.ndarray:
+    return rows.argmax() if hasattr(rows, 'numpy') else rows.argmax(axis=1)
+
+
+def filled(backend: MLCBackend, count: int, length: int) -> list[int]:
+    """Sequences that hold a prompt each."""
+    ids = np.random.default_rng(0).integers(10, min(300, backend.info.vocab_size), length)
+    seqs = [backend.new_sequence() for _ in range(count)]
+    for seq in seqs:
+        for at in range(0, length, backend.max_batch_tokens):
+            backend.forward([Chunk(seq, ids=ids[at:at + backend.max_batch_tokens])])
+    return seqs
+
+
+def own_time(backend: MLCBackend, count: int, length: int, steps: int) -> list:
+    """Medians of a decode step: wall, the library, ours, in milliseconds."""
+    clock = Clock(backend._runtime.device.sync)
+    functions, kv = dict(backend._functions), backend._kv
+    begin, end = kv._begin, kv._end
+    seqs, walls, ours = filled(backend, count, length), [], []
+    backend._functions = {name: function and clock.around(function) for name, function in functions.items()}
+    kv._begin, kv._end = clock.around(begin), clock.around(end)
+    try:
+        for _ in range(steps):
+            clock.spent, began = 0.0, time.perf_counter()
+            backend.forward([Chunk(seq, ids=np.array([11]), num_logits=1) for seq in seqs])
+            walls.append(time.perf_counter() - began)
+            ours.append(walls[-1] - clock.spent)
+    finally:
+        backend._functions, kv._begin, kv._end = functions, begin, end
+        for seq in seqs:
+            backend.free(seq)
+    wall, own = statistics.median(walls) * 1e3, statistics.median(ours) * 1e3
+    return [f'{count} sequences', wall, wall - own, own, float(np.percentile(ours, 10)) * 1e3]
+
+
+def bare(backend: MLCBackend, count: int, length: int, steps: int) -> float:
+    """Tokens/s of the compiled functions back to back."""
+    runtime, kv, functions, params = backend._runtime, backend._kv, backend._functions, backend._params
+    seqs = filled(backend, count, length)
+    names, ones = runtime.shape(seqs), runtime.shape([1] * count)
+    decode, reshape = functions['decode' if count == 1 else 'batch_decode'], runtime.required('vm.builtin.reshape')
+    shape, tokens = runtime.shape([count, 1, backend.info.embedding_size]), np.full(count, 11, np.int32)
+    began = time.perf_counter()
+    for _ in range(steps):
+        kv._begin(kv.state, names, ones)
+        logits = decode(reshape(functions['embed'](runtime.from_numpy(tokens), params), shape), kv.state, params)[0]
+        kv._end(kv.state)
+        tokens = runtime.host(logits).reshape(count, -1).argmax(axis=1).astype(np.int32)
+    took = time.perf_counter() - began
+    for seq in seqs:
+        kv.lengths[seq] += steps
+        backend.free(seq)
+    return count * steps / took
+
+
+def forwards(backend: MLCBackend, count: int, length: int, steps: int) -> float:
+    """Tokens/s of the backend's forward."""
+    seqs, tokens = filled(backend, count, length), [11] * count
+    began = time.perf_counter()
+    for _ in range(steps):
+        tokens = argmax(backend.forward([Chunk(seq, ids=np.array([token]), num_logits=1) for seq, token in zip(seqs, tokens)]))
+    took = time.perf_counter() - began
+    for seq in seqs:
+        backend.free(seq)
+    return count * steps / took
+
+
+def replies(model: NanoLLM, count: int, length: int, steps: int) -> float:
+    """Tokens/s of whole replies of the engine while all decode."""
+    ids = np.random.default_rng(0).integers(10, min(300, model.info.vocab_size), length)
+    running = [model.generate(ids, max_new_tokens=steps, min_new_tokens=steps) for _ in range(count)]
+    for reply in running:
+        reply.wait()
+    first = max(reply._request.first_token for reply in running)
+    last = min(reply._request.last_token for reply in running)
+    return count * (steps - 1) / (last - first)
+
+
+def small_llama() -> str:
+    """A Llama of 4 narrow layers, on which our own time shows, compiled for the CPU."""
+    import tempfile
+
+    import mlc_model
+    root = tempfile.mkdtemp(prefix='nanochat-bench-')
+    model = mlc_model.make_checkpoint(f'{root}/checkpoint', num_hidden_layers=4)
+    return mlc_model.make_folder(f'{root}/small-q0f32-MLC', model, f'{root}/checkpoint', chunk=128, batch=16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--model', help='a folder of MLC-LLM with its library')
+    parser.add_argument('--model-lib')
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--steps', type=int, default=40)
+    parser.add_argument('--length', type=int, default=100, help='tokens that each sequence holds at the start')
+    parser.add_argument('--repeat', type=int, default=3)
+    parser.add_argument('--batches', type=int, nargs='+', default=[1, 4, 16])
+    options = parser.parse_args()
+    path = options.model or small_llama()
+    print(machine())
+    with NanoLLM.from_pretrained(path, api='mlc', device=options.device, model_lib=options.model_lib, max_sequences=max(options.batches),
+                                 max_context_len=min(512, MLCBackend.estimate(path, ModelConfig()).context_length or 512)) as model:
+        backend, steps, length = model.backend, options.steps, options.length
+        size = model.info.weights_bytes
+        print(f'{model.info.name}: {model.info.quantization}, weights {size / (1 << 20):,.1f} MiB, on {backend._runtime.device}')
+        table('A decode step, ms', ['', 'wall', 'library', 'own', 'own, best tenth'], [own_time(backend, n, length, steps) for n in options.batches])
+        rows = []
+        for n in options.batches:
+            loop, forward, engine = interleaved(options.repeat, lambda: bare(backend, n, length, steps), lambda: forwards(backend, n, length, steps),
+                                                lambda: replies(model, n, length, steps))
+            rows.append([f'{n} sequences', loop, forward, engine, forward / loop, engine / loop, loop / n * size / 1e9])
+        table('Decode, tokens/s', ['', 'bare loop', 'backend', 'engine', 'backend / bare', 'engine / bare', 'weights read, GB/s'], rows)
+
+        def prefill():
+            began = time.perf_counter()
+            seqs = filled(backend, 1, min(256, model.info.context_length))
+            took = time.perf_counter() - began
+            backend.free(seqs[0])
+            return min(256, model.info.context_length) / took
+        table('Prefill', ['', 'tokens/s'], [['256 tokens', *interleaved(options.repeat, prefill)]])
+
+
+if __name__ == '__main__':
+    main()

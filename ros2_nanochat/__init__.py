@@ -1,0 +1,29 @@
+"""Chat with language and vision models on robots: the library under the ROS 2 package `nanochat`.
+
+The names below are imported on first use, so that `import ros2_nanochat` is quick and needs neither ROS nor the runtime of a model.
+"""
+import importlib
+
+_HOMES = {
+    'NanoLLM': 'nano_llm',
+    'ChatHistory': 'chat.history',
+    'ChatMessage': 'chat.message',
+    'ChatTemplate': 'chat.templates',
+    'GenerationConfig': 'config',
+    'KVCache': 'engine.sequence',
+    'ModelConfig': 'config',
+    'StreamingResponse': 'engine.stream',
+}
+
+__all__ = [*_HOMES, '__version__']
+__version__ = '0.1.0'
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+    return sorted(__all__)

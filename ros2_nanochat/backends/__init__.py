@@ -1,0 +1,1 @@
+"""Runtimes of models behind one contract (`base.py`)."""

@@ -1,0 +1,237 @@
+"""The contract between the engine and whatever runs a model. A backend computes logits and keeps KV caches by sequence; sampling, stopping,
+streaming, templates and vision stand outside, once.
+
+Shapes: n tokens, d embedding width, v vocabulary, k rows of logits.
+"""
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ros2_nanochat.config import ModelConfig
+
+
+class BackendError(RuntimeError):
+    """A model that cannot be opened or run; the message is one line that says what was wrong and what to do."""
+
+
+class LoadAborted(BackendError):
+    """A load or forward that `abort()` ended."""
+
+
+class ForwardError(BackendError):
+    """A forward that failed. committed: for each chunk, how many of its entries its sequence holds now."""
+
+    def __init__(self, message: str, committed: Sequence[int]):
+        super().__init__(message)
+        self.committed = list(committed)
+
+
+class MissingDependency(ImportError):
+    """A package that an extra would have installed."""
+
+
+def require(module: str, extra: str):
+    """Import `module` and return it, or raise a `MissingDependency` that names the command which installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition('.')[0]
+        reason = f'{package} is not installed' if getattr(error, 'name', None) == package else f'{package} cannot be imported ({error})'
+        raise MissingDependency(f"{reason}: run  pip install 'ros2_nanochat[{extra}]'  with the Python that runs this") from error
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    """A token that only markup may produce. lstrip, rstrip: white space on that side in the text belongs to it."""
+    id: int
+    text: str
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about an opened model.
+
+    name: as people call it. architecture: `model_type` of transformers or `general.architecture` of GGUF. path: where it lies.
+    context_length: tokens one sequence may hold as opened. train_context_length: tokens it was trained for.
+    embedding_size: d. eos_token_ids: any of them ends a reply.
+    bos_token_id: begin-of-text of the vocabulary, None where it has none. add_bos: the tokenizer puts it before a text of its own accord.
+    named_tokens: texts of the special tokens that Jinja templates refer to by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`).
+    special_tokens: every token of the vocabulary that tokenizing with `special=True` finds in a text.
+    chat_template: Jinja source, or None. weights_bytes, kv_bytes_per_token: memory.
+    has_embed: `embed_tokens` works. takes_embeddings: `forward` takes chunks of embeddings.
+    """
+    name: str
+    api: str
+    architecture: str
+    path: str
+    context_length: int
+    train_context_length: int
+    vocab_size: int
+    embedding_size: int
+    eos_token_ids: frozenset[int]
+    bos_token_id: int | None = None
+    add_bos: bool = False
+    named_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+    special_tokens: tuple[SpecialToken, ...] = ()
+    chat_template: str | None = field(default=None, repr=False)
+    quantization: str | None = None
+    weights_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    has_embed: bool = False
+    takes_embeddings: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a model will take: weights, KV cache per token, and the rest (compute buffers). available: bytes that are free where it
+    will lie, or None where that cannot be told. context_length: the model's own, in tokens."""
+    weights: int
+    kv_per_token: int
+    overhead: int
+    available: int | None
+    context_length: int
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Entries to append to one sequence: ids or embeddings, not both.
+
+    seq: handle of the sequence. ids: [n] integers. embeddings: [n, d] float32.
+    num_logits: how many rows of logits are wanted, of the last positions (0 amid a prefill, 1 to sample, several to verify).
+    positions, advance, bidirectional: see `prompt.EmbeddingSpan`.
+    """
+    seq: int
+    ids: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
+    num_logits: int = 0
+    positions: np.ndarray | None = None
+    advance: int | None = None
+    bidirectional: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids) if self.embeddings is None else len(self.embeddings)
+
+
+class Detokenizer(ABC):
+    """Turns ids into text as they come. What it gives is certain: no half characters, spaces as the tokenizer means them."""
+
+    @abstractmethod
+    def add(self, token_id: int) -> str:
+        """Take one id; return the text that has become certain, maybe none. Special tokens give no text."""
+
+    @abstractmethod
+    def flush(self) -> str:
+        """End; return what was held back, with U+FFFD for what never became a character."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether the ids so far hold a part of a character behind the text that was given."""
+        return False
+
+
+class Backend(ABC):
+    """One model. `tokenize`, `detokenizer` and `embed_tokens` may be called from any thread, `abort` too; all else from one thread at a time, which
+    is the engine's once that runs.
+
+    path: local, a file or folder. config: `max_context_len`, `max_sequences` and `kv_tokens` are filled in, the memory was checked.
+    Making one is cheap; `open` loads it.
+    """
+
+    def __init__(self, path: str, config: ModelConfig):
+        self.path = path
+        self.config = config
+
+    @abstractmethod
+    def open(self, progress: Callable[[float], None] | None = None) -> None:
+        """Load the model, then `info` and the limits below are known. progress: called with the share that is done, 0 to 1. A `BackendError` says
+        what is wrong with it; an `abort()` meanwhile ends it with `LoadAborted`."""
+
+    info: ModelInfo
+    max_sequences: int
+    """Sequences that may exist at once."""
+    kv_capacity: int
+    """Tokens of KV over all sequences."""
+    max_batch_tokens: int = 512
+    """Entries that one forward takes, over all chunks."""
+    max_chunk_tokens: int | None = None
+    """Entries that one chunk should have at most (a span that comes whole may have more); None: as many as the forward takes."""
+
+    @classmethod
+    @abstractmethod
+    def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
+        """Tell the memory a model will take, from its files, without loading it."""
+
+    @abstractmethod
+    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
+        """Turn text into ids; no begin-of-text is added.
+
+        special: find special tokens in the text (markup); otherwise they are plain characters (content).
+        continues: the text stands behind a special token and not at the start (some SentencePiece vocabularies put a space before the start).
+        """
+
+    @abstractmethod
+    def detokenizer(self) -> Detokenizer:
+        """Make a detokenizer for one reply."""
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one id, special tokens shown as they are written."""
+        for token in self.info.special_tokens:
+            if token.id == token_id:
+                return token.text
+        detokenizer = self.detokenizer()
+        return detokenizer.add(token_id) + detokenizer.flush()
+
+    def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
+        """Embeddings [n, d] float32 of ids, as `forward` would take them. Only where `info.has_embed`."""
+        raise BackendError(f'{self.info.api} does not give the embeddings of tokens; pass ids')
+
+    @abstractmethod
+    def new_sequence(self) -> int:
+        """Make an empty sequence and return its handle. The engine never asks for more than `max_sequences`."""
+
+    @abstractmethod
+    def fork(self, seq: int, n: int) -> tuple[int, int]:
+        """Make a sequence that holds the first n entries of `seq`; return its handle and how many it really holds."""
+
+    @abstractmethod
+    def trim(self, seq: int, n: int) -> int:
+        """Keep the first n entries of a sequence; return how many it really holds now (a sliding window or a recurrent state may keep fewer)."""
+
+    @abstractmethod
+    def free(self, seq: int) -> None:
+        """End a sequence."""
+
+    def save(self, seq: int) -> bytes | None:
+        """The KV of a sequence as bytes that `load` takes in this process or another with the same model; None where that is not supported."""
+        return None
+
+    def load(self, data: bytes) -> int | None:
+        """Make a sequence from what `save` gave; None where it does not fit this model."""
+        return None
+
+    @abstractmethod
+    def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """Append every chunk to its sequence (each sequence at most once a call).
+
+        Return logits [k, v] float32 of the last `num_logits` positions of each chunk, in order: an array that is valid until the next call, or an
+        object on the device with `shape`, `numpy()`, and perhaps `argmax() -> [k]`. On failure a `ForwardError` that says what was committed.
+        """
+
+    @property
+    @abstractmethod
+    def kv_used(self) -> int:
+        """Tokens of KV in use (entries that several sequences share count once where they are stored once)."""
+
+    def abort(self) -> None:
+        """End a load or a forward that is under way as soon as can be; it raises `LoadAborted`. Any thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give all memory back. May be called twice."""

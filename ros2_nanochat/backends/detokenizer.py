@@ -1,0 +1,179 @@
+"""Ids to text, exactly as `tokenizers` decodes the whole reply, but piece by piece and in time linear in its length.
+
+Two families cover the vocabularies of language models, byte-level BPE (a token is a run of bytes) and SentencePiece (a token is text, with `<0xE2>` for
+single bytes); their rules are followed here token by token. Other decoders go through `tokenizers` itself. Knows nothing of models or templates.
+"""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ros2_nanochat.backends.base import Detokenizer
+from ros2_nanochat.backends.bytes_text import Utf8Detokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+REPLACEMENT = '\ufffd'
+_BYTE_TOKEN = re.compile(r'<0x([0-9A-Fa-f]{2})>')
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The alphabet of byte-level BPE (GPT-2, `bytes_to_unicode`): printable bytes stand for themselves, the others for U+0100 and on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(rest)}
+
+
+_BYTES = _byte_of_char()
+
+
+def make_detokenizer(tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]) -> Callable[[], Detokenizer]:
+    """Return what makes a detokenizer for this tokenizer's decoder; ids in `special_ids` give no text."""
+    decoder = json.loads(tokenizer.to_str())['decoder']
+    steps = decoder['decoders'] if decoder and decoder['type'] == 'Sequence' else [decoder] if decoder else []
+    kinds = [step['type'] for step in steps]
+    if kinds == ['ByteLevel']:
+        return lambda: ByteLevelDetokenizer(tokenizer, special_ids)
+    if SentencePieceDetokenizer.follows(steps):
+        return lambda: SentencePieceDetokenizer(tokenizer, special_ids, steps)
+    return lambda: WindowDetokenizer(tokenizer, special_ids)
+
+
+class ByteLevelDetokenizer(Utf8Detokenizer):
+    """Tokens are bytes, written as the characters that stand for them."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]):
+        super().__init__(self._bytes_of)
+        self._token = tokenizer.id_to_token
+        self._special_ids = special_ids
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        token = '' if token_id in self._special_ids else self._token(token_id) or ''
+        try:
+            return bytes([_BYTES[char] for char in token])
+        except KeyError:                       # an added token that is written as itself
+            return token.encode()
+
+
+class SentencePieceDetokenizer(Detokenizer):
+    """Tokens are text with a mark for the space. Bytes in a row are a character together, or none of them is (as `tokenizers` has it), so a run of
+    them is held back until it ends."""
+
+    KINDS = ('Replace', 'Metaspace', 'ByteFallback', 'Fuse', 'Strip')
+
+    @classmethod
+    def follows(cls, steps: list[dict]) -> bool:
+        """Whether the decoder's steps are ones that this class does."""
+        kinds = [step['type'] for step in steps]
+        if not kinds or any(kind not in cls.KINDS for kind in kinds) or len(set(kinds)) != len(kinds):
+            return False
+        if 'Replace' in kinds and 'String' not in steps[kinds.index('Replace')]['pattern']:
+            return False
+        if 'Strip' in kinds:                   # of the fused text, on the left: the space before the first word
+            strip = steps[kinds.index('Strip')]
+            if kinds[-2:] != ['Fuse', 'Strip'] or strip['stop'] or len(strip['content']) != 1:
+                return False
+        order = [kind for kind in kinds if kind not in ('Fuse', 'Strip')]
+        return order in (['Replace'], ['Metaspace'], ['Replace', 'ByteFallback'], ['Metaspace', 'ByteFallback'], ['ByteFallback'])
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], steps: list[dict]):
+        self._token = tokenizer.id_to_token
+        self._special_ids = special_ids
+        step = {step['type']: step for step in steps}
+        self._mark, self._space, self._drops_first = None, ' ', False
+        if 'Replace' in step:
+            self._mark, self._space = step['Replace']['pattern']['String'], step['Replace']['content']
+        if 'Metaspace' in step:
+            self._mark = step['Metaspace']['replacement']
+            self._drops_first = step['Metaspace'].get('prepend_scheme', 'always') != 'never'
+        self._has_bytes = 'ByteFallback' in step
+        self._strip = step.get('Strip', {}).get('content', '')
+        self._strips = step.get('Strip', {}).get('start', 0)
+        self._start()
+
+    def _start(self) -> None:
+        self._bytes = bytearray()
+        self._to_strip = self._strips
+        self._is_first = True
+
+    def add(self, token_id: int) -> str:
+        token = None if token_id in self._special_ids else self._token(token_id)
+        if token is None:
+            return ''
+        if self._mark:
+            token = token.replace(self._mark, '' if self._is_first and self._drops_first else self._space)
+        self._is_first = False
+        if self._has_bytes and (byte := _BYTE_TOKEN.fullmatch(token)):
+            self._bytes.append(int(byte[1], 16))
+            return ''
+        return self._emit(self._end_of_bytes() + token)
+
+    def flush(self) -> str:
+        text = self._emit(self._end_of_bytes())
+        self._start()
+        return text
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._bytes)
+
+    def _end_of_bytes(self) -> str:
+        data, self._bytes = bytes(self._bytes), bytearray()
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return REPLACEMENT * len(data)
+
+    def _emit(self, text: str) -> str:
+        while text and self._to_strip:
+            if text[0] != self._strip:
+                self._to_strip = 0
+                break
+            text = text[1:]
+            self._to_strip -= 1
+        return text
+
+
+class WindowDetokenizer(Detokenizer):
+    """Any decoder: what a few last tokens decode to, less what they decoded to before the new one came."""
+
+    WINDOW = 8
+    PATIENCE = 16
+    """Tokens after which bytes that make no character are given up."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]):
+        self._tokenizer = tokenizer
+        self._special_ids = special_ids
+        self._ids: list[int] = []
+        self._given = ''                       # of what the ids decode to, this was handed out
+        self._waiting = 0
+
+    def add(self, token_id: int) -> str:
+        if token_id in self._special_ids:
+            return ''
+        self._ids.append(token_id)
+        self._waiting += 1
+        text = self._decode(self._ids)
+        if text.endswith(REPLACEMENT) and self._waiting < self.PATIENCE:
+            return ''
+        piece = text[len(self._given):]
+        self._waiting, self._given = 0, text
+        if len(self._ids) > 2 * self.WINDOW:
+            self._ids = self._ids[-self.WINDOW:]
+            self._given = self._decode(self._ids)
+        return piece
+
+    def flush(self) -> str:
+        piece = self._decode(self._ids)[len(self._given):]
+        self._ids, self._given, self._waiting = [], '', 0
+        return piece
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._waiting)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -1,0 +1,296 @@
+"""KV caches of `hf`: several conversations in one forward of a transformers model, without padding.
+
+The chunks of a batch are laid one behind the other in one row. Linear layers do not care; attention does, and is exchanged for one that takes each
+chunk to its own sequence's KV. Masks come from the model's own rules (causal, sliding window, chunked), evaluated for each chunk. So a batch costs no
+padding, no KV is moved when conversations come and go, and a prefill rides along with others' decode steps.
+Models whose attention cannot be exchanged that way run through `StockSequence`, one sequence a forward.
+Knows nothing of checkpoints, devices or the engine.
+"""
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+NAME = 'nanochat_packed'
+"""How transformers calls our attention."""
+
+_active = threading.local()
+
+
+class Positions:
+    """Where the entries of one sequence lie on the model's position axis: one further with each entry, but for spans with positions of their own."""
+
+    def __init__(self):
+        self.length = 0
+        self.next = 0
+        self._spans: list[tuple[int, int, int, int]] = []      # start and end in entries, start and end in positions
+
+    def append(self, n: int, advance: int | None = None, whole: bool = False) -> None:
+        """Count n entries that take `advance` positions. whole: they are a span that cannot be cut."""
+        advance = n if advance is None else advance
+        if whole or advance != n:
+            self._spans.append((self.length, self.length + n, self.next, self.next + advance))
+        self.length += n
+        self.next += advance
+
+    def trim(self, n: int) -> int:
+        """Keep n entries, or fewer where n lies inside a span; return how many."""
+        if n >= self.length:
+            return self.length
+        while self._spans and self._spans[-1][1] > n:
+            start, _, position, _ = self._spans.pop()
+            if start < n:
+                n = start
+        end, position = (self._spans[-1][1], self._spans[-1][3]) if self._spans else (0, 0)
+        self.length, self.next = n, position + n - end
+        return n
+
+
+class PackedSequence(Positions):
+    """KV of one sequence: for each layer keys and values [1, heads, room, width], of which the first `length` entries count."""
+
+    GRAIN = 64
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.limit = limit
+        self.layers: dict[int, list[torch.Tensor]] = {}
+
+    def room(self, layer: int, n: int, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of a layer, with room for n entries."""
+        kv = self.layers.get(layer)
+        if kv is None or kv[0].shape[2] < n:
+            size = max(n, min(2 * (kv[0].shape[2] if kv else 0), self.limit))
+            size = -(-size // self.GRAIN) * self.GRAIN
+            grown = [states.new_empty(1, states.shape[1], size, states.shape[3]) for states in (key, value)]
+            if kv is not None:
+                for old, new in zip(kv, grown):
+                    new[:, :, :self.length] = old[:, :, :self.length]
+            kv = self.layers[layer] = grown
+        return kv
+
+    def copy(self, n: int) -> PackedSequence:
+        """A sequence of its own that holds the first n entries, or fewer where n lies inside a span."""
+        other = copy.copy(self)
+        other._spans = list(self._spans)
+        n = other.trim(n)
+        size = -(-max(n, 1) // self.GRAIN) * self.GRAIN
+        other.layers = {layer: [states[:, :, :size].clone() for states in kv] for layer, kv in self.layers.items()}
+        return other
+
+
+@dataclass(eq=False)
+class Part:
+    """One chunk of a packed forward: `n` entries from column `start` of the row go behind the `past` entries of `seq`."""
+    seq: PackedSequence
+    start: int
+    n: int
+    bidirectional: bool = False
+    past: int = field(init=False)
+
+    def __post_init__(self):
+        self.past = self.seq.length
+
+
+class PackedCache(Cache):
+    """What a packed forward hands to the model as `past_key_values`."""
+
+    def __init__(self, parts: Sequence[Part]):
+        super().__init__(layers=[])
+        self.parts = list(parts)
+        self._last: tuple[torch.Tensor | None, int] = (None, -1)
+
+    def __enter__(self) -> PackedCache:
+        _active.cache = self
+        return self
+
+    def __exit__(self, *_) -> None:
+        _active.cache = None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
+        for part in self.parts:
+            key, value = part.seq.room(layer_idx, part.past + part.n, key_states, value_states)
+            here, there = slice(part.start, part.start + part.n), slice(part.past, part.past + part.n)
+            key[:, :, there] = key_states[:, :, here]
+            value[:, :, there] = value_states[:, :, here]
+        self._last = (key_states, layer_idx)
+        return key_states, value_states
+
+    def layer_of(self, key: torch.Tensor) -> int:
+        if key is not self._last[0]:
+            raise RuntimeError('the model changes keys between its cache and its attention')
+        return self._last[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(part.past for part in self.parts)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+
+@dataclass
+class Rule:
+    """What a part's entries attend to of their sequence: entries from `first` on, as `mask` [n, k] (added to scores) says; all of them without."""
+    first: int = 0
+    mask: torch.Tensor | None = None
+    causal: bool = False
+
+
+def _rule(part: Part, function, dtype: torch.dtype, device) -> Rule:
+    if function is causal_mask_function and not part.bidirectional:
+        if part.n == 1:
+            return Rule()
+        if not part.past:
+            return Rule(causal=True)
+    end = part.past + part.n
+    rows = torch.arange(part.past, end, device=device)
+    columns = torch.arange(end, device=device)
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+    allowed = function(zero, zero, rows[None, None, :, None], columns[None, None, None, :]).expand(1, 1, part.n, end)[0, 0]
+    if part.bidirectional:
+        allowed = allowed | (columns[None] >= part.past)
+    first = int(allowed.any(0).int().argmax())
+    allowed = allowed[:, first:]
+    if bool(allowed.all()):
+        return Rule(first)
+    return Rule(first, torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -torch.inf))
+
+
+def packed_mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, mask_function=causal_mask_function,
+                attention_mask=None, dtype: torch.dtype = torch.float32, device='cpu', **options):
+    """Stands in transformers' table of mask makers: the rules of each part, carried by a tensor that goes through the model untouched."""
+    cache = getattr(_active, 'cache', None)
+    if cache is None:
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, dtype=dtype, device=device, **options)
+    carrier = torch.empty(0)
+    carrier.rules = [_rule(part, mask_function, dtype, device) for part in cache.parts]
+    return carrier
+
+
+def packed_attention(module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask, scaling: float | None = None,
+                     softcap: float | None = None, s_aux: torch.Tensor | None = None, **options):
+    """Stands in transformers' table of attentions: query [1, heads, n, width] -> [1, n, heads, width], each part over its own sequence's KV."""
+    cache = getattr(_active, 'cache', None)
+    if cache is None:
+        if softcap is not None or s_aux is not None:
+            raise RuntimeError('attention with caps or sinks runs through the packed cache alone')
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    if options.get('position_bias') is not None:
+        raise RuntimeError('position biases are not packed')
+    layer, rules = cache.layer_of(key), attention_mask.rules
+    outputs = []
+    for part, rule in zip(cache.parts, rules):
+        keys, values = part.seq.layers[layer]
+        end = part.past + part.n
+        outputs.append(_attend(query[:, :, part.start:part.start + part.n], keys[:, :, rule.first:end], values[:, :, rule.first:end], rule,
+                               scaling, softcap, s_aux))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), None
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, scaling, softcap, sinks) -> torch.Tensor:
+    """Heads that share keys are folded into the rows, so that no key is copied. Returns [1, n, heads, width]."""
+    _, heads, n, width = query.shape
+    groups = heads // key.shape[1]
+    if rule.causal and softcap is None and sinks is None:
+        if groups > 1:
+            key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling).transpose(1, 2)
+    folded = query.reshape(1, key.shape[1], groups * n, width)
+    mask = rule.mask
+    if rule.causal:
+        mask = torch.full((n, n), -torch.inf, dtype=query.dtype, device=query.device).triu_(1)
+    if mask is not None and groups > 1:
+        mask = mask.repeat(groups, 1)
+    if softcap is None and sinks is None:
+        output = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+    else:
+        scores = folded @ key.transpose(2, 3) * (scaling if scaling is not None else width ** -0.5)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        if mask is not None:
+            scores = scores + mask
+        if sinks is not None:                  # one more score for each head, that takes its share and gives nothing
+            sink = sinks.reshape(1, key.shape[1], groups, 1).repeat_interleave(n, 2).to(scores.dtype)
+            scores = torch.cat([scores, sink], -1)
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+        output = weights[..., :key.shape[2]] @ value
+    return output.reshape(1, heads, n, -1).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, packed_mask)
+
+
+class StockSequence(Positions):
+    """One sequence in a cache of transformers' own, for recurrent and hybrid models and those whose attention cannot be exchanged.
+
+    A recurrent state cannot go back: it is kept as it was at the ends of the last prompts, and `trim` returns to such a point."""
+
+    CHECKPOINTS = 3
+
+    def __init__(self, config):
+        super().__init__()
+        self._config = config
+        self.cache = DynamicCache(config=config)
+        self._checkpoints: list[tuple[int, int, list, Cache]] = []
+
+    def state(self) -> tuple[int, int, list, Cache]:
+        """What `restore` brings back. Costs little: keys and values are not written over by transformers, recurrent states are small."""
+        return self.length, self.next, list(self._spans), _snapshot(self.cache)
+
+    def restore(self, state: tuple[int, int, list, Cache]) -> None:
+        self.length, self.next, spans, cache = state
+        self._spans, self.cache = list(spans), _snapshot(cache)
+
+    def checkpoint(self) -> None:
+        """Remember this point, where the cache cannot be cropped back to it."""
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) or getattr(layer, 'is_sliding', False) for layer in self.cache.layers):
+            self._checkpoints = [*self._checkpoints, self.state()][-self.CHECKPOINTS:]
+
+    def trim(self, n: int) -> int:
+        if n >= self.length:
+            return self.length
+        before = self.length
+        kept = super().trim(n)
+        self._checkpoints = [point for point in self._checkpoints if point[0] <= kept]
+        if kept and self._crop(before, before - kept):
+            return kept
+        self.restore(self._checkpoints[-1] if self._checkpoints else (0, 0, [], DynamicCache(config=self._config)))
+        return self.length
+
+    def copy(self, n: int) -> StockSequence:
+        """A sequence of its own that holds the first n entries, or fewer where the cache cannot go back."""
+        other = copy.copy(self)
+        other.restore(self.state())
+        other.trim(n)
+        return other
+
+    def _crop(self, length: int, n: int) -> bool:
+        for layer in self.cache.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin) or not layer.is_croppable:
+                return False
+            if getattr(layer, 'is_sliding', False) and length >= layer.sliding_window:
+                return False
+        self.cache.crop(-n)
+        return True
+
+
+def _snapshot(cache: Cache) -> Cache:
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in other.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):        # the states of a recurrent layer are written over, and so are notes about them
+                setattr(layer, name, {key: state.clone() if isinstance(state, torch.Tensor) else state for key, state in value.items()})
+    return other

@@ -1,0 +1,61 @@
+"""Arrays of `mlc` on their way: ids to the device, logits that stay there until they are asked for, and bfloat16, which NumPy lacks."""
+from __future__ import annotations
+
+import numpy as np
+
+from ros2_nanochat.backends.mlc_runtime import Runtime
+
+
+_KEPT = 64  # arrays for up to so many ids are kept
+
+
+class IdArrays:
+    """Ids [n] on the device as int32. A decode step needs few of them each time: such an array is used again, so it is valid until the next call."""
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self._arrays: dict[int, tuple] = {}
+
+    def __call__(self, ids):
+        if len(ids) > _KEPT:
+            return self._runtime.from_numpy(np.ascontiguousarray(ids, np.int32))
+        if len(ids) not in self._arrays:
+            array = self._runtime.empty((len(ids),), 'int32')
+            self._arrays[len(ids)] = array, self._runtime.shared(array)
+        array, host = self._arrays[len(ids)]
+        if host is None:
+            array.copyfrom(np.ascontiguousarray(ids, np.int32))
+        else:
+            host[:] = ids
+        return array
+
+
+class DeviceLogits:
+    """Logits [k, v] float32 that lie on the device until they are asked for."""
+
+    def __init__(self, runtime: Runtime, logits, functions: dict):
+        self._runtime = runtime
+        self._logits = logits
+        self._softmax, self._sample = functions['softmax_with_temperature'], functions['multinomial_from_uniform']
+        *counts, width = logits.shape
+        self.shape = (int(np.prod(counts)), int(width))
+
+    def numpy(self) -> np.ndarray:
+        """A copy on the host."""
+        return self._logits.numpy().reshape(self.shape).astype(np.float32, copy=False)
+
+    def argmax(self) -> np.ndarray:
+        """The likeliest id of each row [k]: the ids alone leave the device where the library can sample there."""
+        if not self._softmax or not self._sample:
+            return self.numpy().argmax(axis=1)
+        runtime, (count, width) = self._runtime, self.shape
+        # at temperature 0 the library's softmax leaves probability to the likeliest alone
+        rows = self._softmax(runtime.view(self._logits, (count, 1, width)), runtime.from_numpy(np.zeros(count, np.float32)))
+        uniform, indices = runtime.from_numpy(np.full(count, 1e-3, np.float32)), runtime.from_numpy(np.arange(count, dtype=np.int32))
+        return self._sample(runtime.view(rows, (count, width)), uniform, indices).numpy().reshape(-1)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The bits of float32 values rounded to the nearest bfloat16, as uint16."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -1,0 +1,201 @@
+"""A folder as MLC-LLM makes it: `mlc-chat-config.json`, the index of the weights (`tensor-cache.json`, before 2025 `ndarray-cache.json`), shards, a
+tokenizer, and a model library beside them, in the cache folder, or named. Reads and checks files; runs nothing, needs no TVM.
+"""
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+
+from ros2_nanochat.backends.base import BackendError, MemoryEstimate
+from ros2_nanochat.backends.tokenizer import read_json
+from ros2_nanochat.config import ModelConfig
+
+CONFIG = 'mlc-chat-config.json'
+INDEXES = ('tensor-cache.json', 'ndarray-cache.json')
+
+
+def cache_folder() -> str:
+    """Where quantized models and libraries are kept: `$XDG_CACHE_HOME/nanochat/mlc`."""
+    return os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'nanochat', 'mlc')
+
+
+@dataclass(frozen=True)
+class Record:
+    """One tensor in a shard. format: `raw`, or `f32-to-bf16` for float32 of which the upper halves are stored. nbytes: in the file."""
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    format: str
+    offset: int
+    nbytes: int
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return math.prod(self.shape) * dtype_bits(self.dtype) // 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    path: str
+    nbytes: int
+    records: tuple[Record, ...]
+
+
+class MLCFolder:
+    """One such folder. config: its `mlc-chat-config.json`; model: the `model_config` in it."""
+
+    def __init__(self, path: str):
+        self.path = os.path.abspath(os.path.expanduser(path))
+        if not is_mlc_folder(self.path):
+            raise BackendError(f'{self.path} holds no model of MLC-LLM: it has no {CONFIG}')
+        self.config = read_json(self.path, CONFIG)
+        self.model = self.config.get('model_config') or {}
+        self.quantization = str(self.config.get('quantization', 'unknown'))
+        self.model_type = str(self.config.get('model_type', 'unknown'))
+        self.name = os.path.basename(self.path)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of one conversation. Where attention has a sliding window, that: within it nothing is forgotten."""
+        for source in (self.config, self.model):
+            for name in ('context_window_size', 'sliding_window_size'):
+                value = source.get(name)
+                if isinstance(value, int) and value > 0:
+                    return value
+        return 0
+
+    def shards(self) -> list[Shard]:
+        """What the index says of the weights; a BackendError where it is missing or broken."""
+        name = next((name for name in INDEXES if os.path.isfile(os.path.join(self.path, name))), None)
+        if name is None:
+            raise BackendError(f'{self.path} has no weights: neither {INDEXES[0]} nor {INDEXES[1]} is there; copy or convert the model again')
+        try:
+            return [Shard(os.path.join(self.path, shard['dataPath']), int(shard['nbytes']), tuple(
+                Record(record['name'], tuple(int(n) for n in record['shape']), record['dtype'], record['format'], int(record['byteOffset']),
+                       int(record['nbytes'])) for record in shard['records'])) for shard in read_json(self.path, name)['records']]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BackendError(f'{os.path.join(self.path, name)} is no index of weights ({type(error).__name__}: {error}); copy it again') from error
+
+    def check_shards(self) -> list[Shard]:
+        """The shards, all of them there and whole; a BackendError names those that are not."""
+        shards = self.shards()
+        missing = [os.path.basename(shard.path) for shard in shards if not os.path.isfile(shard.path)]
+        if missing:
+            raise BackendError(f'{self.path} lacks {len(missing)} of {len(shards)} shards of weights ({", ".join(missing[:4])}'
+                               f'{", ..." if len(missing) > 4 else ""}); download or copy the rest')
+        for shard in shards:
+            size = os.path.getsize(shard.path)
+            if size != shard.nbytes:
+                raise BackendError(f'{shard.path} has {size} bytes and should have {shard.nbytes}; copy it again')
+            for record in shard.records:
+                stored = record.size // 2 if record.format == 'f32-to-bf16' and record.dtype == 'float32' else record.size
+                if record.nbytes != stored or record.offset < 0 or record.offset + record.nbytes > size:
+                    raise BackendError(f'{shard.path}: {record.name} {record.dtype}{list(record.shape)} takes {stored} bytes, and the index gives '
+                                       f'it {record.nbytes} at {record.offset} of {size}; copy or convert the model again')
+        return shards
+
+    def estimate(self) -> MemoryEstimate:
+        """The memory it will take, from the sizes in its files."""
+        get = self.model.get
+        weights = sum(record.size for shard in self.shards() for record in shard.records)
+        value_bytes = 4 if 'f32' in self.quantization else 2
+        chunk = self.config.get('prefill_chunk_size') or get('prefill_chunk_size') or 2048
+        width = get('hidden_size') or get('n_embd') or 4096
+        inner = get('intermediate_size') or 4 * width
+        vocabulary = self.config.get('vocab_size') or get('vocab_size') or 0
+        rows = min(get('max_batch_size') or 1, 128)
+        overhead = chunk * (6 * width + 3 * inner) * value_bytes + rows * vocabulary * 4 + (32 << 20)
+        return MemoryEstimate(weights, self.kv_bytes_per_token, overhead, None, self.context_length)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values per token, from the sizes in its configuration."""
+        get = self.model.get
+        value_bytes = 4 if 'f32' in self.quantization else 2
+        layers = get('num_hidden_layers') or get('n_layer') or get('num_layers') or 0
+        if get('kv_lora_rank'):                # multi-head latent attention keeps one compressed vector
+            return layers * (get('kv_lora_rank') + (get('qk_rope_head_dim') or 0)) * value_bytes
+        heads = get('num_attention_heads') or get('n_head') or 0
+        kv_heads = get('num_key_value_heads') or get('multi_query_group_num') or heads
+        head_dim = get('head_dim') or (get('hidden_size') or get('n_embd') or 0) // max(1, heads)
+        return 2 * layers * kv_heads * head_dim * value_bytes
+
+    # --- the library ---
+
+    def find_library(self, config: ModelConfig) -> str | None:
+        """The model library: `model_lib`, else a lone .so beside the weights, else one of this model's name in the cache folder; None where there
+        is none. A BackendError where `model_lib` names nothing, or several would do."""
+        if config.model_lib:
+            return self._named_library(os.path.expanduser(config.model_lib))
+        for folder, names in ((self.path, ['*.so']), (cache_folder(), [f'{glob.escape(stem)}*.so' for stem in self._stems()])):
+            found = sorted({path for name in names for path in glob.glob(os.path.join(glob.escape(folder), name))})
+            if len(found) > 1:
+                found = self._for_device(found, config.device)
+            if found:
+                return found[0]
+        return None
+
+    def _named_library(self, name: str) -> str:
+        places = [name, *(os.path.join(folder, name + end) for folder in (self.path, cache_folder()) for end in ('', '.so'))]
+        for place in places:
+            if os.path.isfile(place):
+                return os.path.abspath(place)
+        raise BackendError(f'model_lib={name!r} is no file, neither here nor in {self.path} nor in {cache_folder()}')
+
+    def _stems(self) -> list[str]:
+        """How a library of this model may be called: `NAME-` of the folder `NAME-MLC`, before its device."""
+        name = re.sub(r'[-_]MLC$', '', self.name)
+        return [f'{name}-', f'{name}.'] if self.quantization in name else [f'{name}-{self.quantization}']
+
+    def _for_device(self, paths: list[str], device: str) -> list[str]:
+        kind = target_of(device)
+        kinds = ('cpu', 'llvm', 'x86', 'aarch64') if kind == 'cpu' else (kind,)
+        fitting = [path for path in paths if any(kind in os.path.basename(path) for kind in kinds)]
+        if len(fitting) != 1:
+            raise BackendError(f'{os.path.dirname(paths[0])} has {len(paths)} model libraries: name one with model_lib, out of '
+                               f'{", ".join(os.path.basename(path) for path in paths)}')
+        return fitting
+
+
+def target_of(device: str) -> str:
+    """The kind of a device that was asked for; of `auto`, a GPU of NVIDIA where there is one, else the CPU."""
+    if device != 'auto':
+        return device.partition(':')[0]
+    return 'cuda' if any(map(os.path.exists, ('/dev/nvidia0', '/dev/nvhost-gpu', '/dev/nvgpu'))) else 'cpu'
+
+
+def is_mlc_folder(path: str) -> bool:
+    """Whether a path is a folder with a model of MLC-LLM."""
+    return os.path.isfile(os.path.join(path, CONFIG))
+
+
+def dtype_bits(dtype: str) -> int:
+    """Bits of one element, of a type as TVM writes it: `float16`, `uint32`, `float8_e4m3fn`."""
+    if dtype == 'bool':
+        return 8
+    match = re.match(r'[a-z]+(\d+)', dtype)
+    if match is None:
+        raise BackendError(f'the weights have elements of type {dtype!r}, which is not known')
+    return int(match[1])
+
+
+def parse_metadata(text: str, library: str) -> dict:
+    """What a library says of itself: the JSON of its `_metadata`; a BackendError where it is of a kind that is not run here."""
+    try:
+        metadata = json.loads(text)
+        metadata['params'] = [(param['name'], tuple(param['shape']), param['dtype']) for param in metadata.get('params', [])]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError(f'{library} describes itself in a way that is not understood ({error}); compile it with a newer mlc_llm') from error
+    kind = metadata.get('kv_state_kind', 'kv_cache')
+    if kind != 'kv_cache':
+        raise BackendError(f'{library} keeps a state of kind {kind!r} ({metadata.get("model_type")}); a paged KV cache is needed: '
+                           'run this model with api=hf')
+    for name in ('tensor_parallel_shards', 'pipeline_parallel_stages', 'seqlen_padding_factor'):
+        if metadata.get(name, 1) > 1:
+            raise BackendError(f'{library} was compiled with {name}={metadata[name]}; compile it for one GPU, with {name}=1')
+    return metadata

@@ -1,0 +1,225 @@
+"""What `mlc` needs of the TVM runtime, under one set of names: two generations of names are in use.
+
+Since 0.21 arrays are `tvm.runtime.Tensor`, shapes `tvm_ffi.Shape`; before, as in the containers for Jetson of 2024 and 2025, `tvm.nd.NDArray` and
+`tvm.runtime.ShapeTuple`. Knows arrays, devices and libraries; nothing of models.
+"""
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ros2_nanochat.backends.base import BackendError, require
+
+_POOLED = 2  # AllocatorType of tvm/runtime/memory/memory_manager.h
+_CPU = 1     # DLDeviceType of DLPack
+_DEVICE_KINDS = ('cuda', 'vulkan', 'rocm', 'metal', 'opencl')
+_ELF_MACHINES = {0x03: 'x86', 0x28: 'arm', 0x3E: 'x86_64', 0xB7: 'aarch64', 0xF3: 'riscv'}
+
+
+class Runtime:
+    """The installed TVM and one device of it.
+
+    device: as `ModelConfig.device` says; `auto` takes what the library was compiled for. on_cpu: arrays lie in host memory.
+    """
+
+    def __init__(self, device: str, library: str):
+        self.tvm = require('tvm', 'mlc')
+        check_elf(library)
+        self.library = library
+        self._executable = self._load(library)
+        kinds = module_kinds(self._executable)
+        compiled = next((kind for kind in _DEVICE_KINDS if kind in kinds), 'cpu')
+        wanted = compiled if device == 'auto' else device
+        kind, _, index = wanted.partition(':')
+        if kind != compiled:
+            raise BackendError(f'{library} was compiled for {compiled}, and device={device!r} was asked for: leave device at auto, or compile the '
+                               f'library for it (nanochat-mlc MODEL --target {kind})')
+        self.device = self.tvm.device(kind, int(index or 0))
+        self.on_cpu = compiled == 'cpu'
+        if not self.on_cpu and not self.device.exist:
+            raise BackendError(f'{library} was compiled for {compiled}, and TVM {self.version} finds no such device ({wanted}) here: check the '
+                               f'driver and that this TVM was built with {compiled}, or use a library compiled for the CPU')
+        self._new_shape = _first(self.tvm, 'runtime.ShapeTuple') or require('tvm_ffi', 'mlc').Shape
+        self._empty = _first(self.tvm, 'runtime.empty', 'nd.empty')
+        self._convert = self.tvm.runtime.convert
+        self._reshape = self.required('vm.builtin.reshape')
+        self._shapes: dict[tuple, object] = {}
+
+    @property
+    def version(self) -> str:
+        return self.tvm.__version__
+
+    def _load(self, path: str):
+        try:
+            module = self.tvm.runtime.load_module(path)
+        except Exception as error:             # tvm raises classes of its own for what dlopen and its loaders say
+            text = str(error)
+            if 'loader' in text or 'binary' in text.lower() or 'not enabled' in text:
+                what = 'was compiled for a device that this TVM was not built for'
+            else:
+                what = 'cannot be loaded'
+            raise BackendError(f'{path} {what} (TVM {self.version}: {_reason(error)}); use a library compiled for this machine and this TVM, '
+                               'or compile it again with nanochat-mlc') from error
+        if not _has(module, 'vm_load_executable'):
+            raise BackendError(f'{path} is no model library: it has no function vm_load_executable; name the .so that mlc_llm compile made')
+        return module
+
+    def virtual_machine(self):
+        """A new virtual machine that runs the library on the device."""
+        try:
+            machine = self._executable['vm_load_executable']()
+            device_type = int(self.device.dlpack_device_type() if hasattr(self.device, 'dlpack_device_type') else self.device.device_type)
+            index = self.device.index if hasattr(self.device, 'index') else self.device.device_id
+            machine['vm_initialization'](device_type, index, _POOLED, _CPU, 0, _POOLED)
+            return machine
+        except Exception as error:
+            raise BackendError(f'{self.library} does not start on TVM {self.version}: {_reason(error)}; compile it again with the mlc_llm that '
+                               'belongs to this TVM') from error
+
+    def function(self, machine, name: str):
+        """A function of the library, or None where it has none of that name."""
+        return machine[name] if _has(machine, name) else None
+
+    def builtin(self, *names: str):
+        """The first of TVM's own functions that exists under one of these names, or None."""
+        for name in names:
+            found = self.tvm.get_global_func(name, True)
+            if found is not None:
+                return found
+        return None
+
+    def required(self, name: str):
+        found = self.builtin(name)
+        if found is None:
+            raise BackendError(f'TVM {self.version} has no {name}: too old, or a build without the Relax runtime; install apache-tvm 0.25 or newer')
+        return found
+
+    # --- arrays ---
+
+    def shape(self, values: Sequence[int]):
+        """A shape as functions take it; those in use are kept."""
+        key = tuple(values)
+        found = self._shapes.get(key)
+        if found is None:
+            if len(self._shapes) >= 512:
+                self._shapes.clear()
+            found = self._shapes[key] = self._new_shape([int(value) for value in key])
+        return found
+
+    def empty(self, shape: Sequence[int], dtype: str):
+        return self._empty(tuple(shape), dtype, self.device)
+
+    def from_numpy(self, array: np.ndarray):
+        return self.empty(array.shape, str(array.dtype)).copyfrom(array)
+
+    def from_bytes(self, data: np.ndarray, shape: Sequence[int], dtype: str):
+        """A device array of any type from its bytes, `data` [n] uint8."""
+        array = self.empty(shape, dtype)
+        if data.nbytes:
+            array._create_view((data.nbytes,), 'uint8').copyfrom(data)
+        return array
+
+    def view(self, array, shape: Sequence[int]):
+        """The memory of an array under another shape."""
+        return self._reshape(array, self.shape(shape))
+
+    def shared(self, array) -> np.ndarray | None:
+        """The memory of an array on the CPU as one of NumPy; None where it lies elsewhere, or NumPy or this TVM cannot show it."""
+        if not self.on_cpu:
+            return None
+        try:
+            return np.from_dlpack(array)
+        except (AttributeError, TypeError, BufferError, RuntimeError):
+            return None
+
+    def host(self, array) -> np.ndarray:
+        """An array in host memory; on the CPU it shares the array's own where that can be."""
+        shared = self.shared(array)
+        return array.numpy() if shared is None else shared
+
+    def array_of(self, arrays: Iterable):
+        """Many arrays as one argument, converted once."""
+        return self._convert(list(arrays))
+
+    def set_threads(self, count: int) -> None:
+        """How many threads this thread's calls use on the CPU."""
+        configure = self.builtin('runtime.config_threadpool')
+        if configure is not None:
+            configure(1, count)                # 1: the fast cores first (threading_backend.h)
+
+    def free_memory(self) -> int | None:
+        """Bytes that are free on the device, where TVM can tell and it is not the host's memory."""
+        return free_memory(self.device)
+
+
+def free_memory(device) -> int | None:
+    """Bytes that are free on a device of TVM; None where it shares the host's memory, or that cannot be told."""
+    if os.path.exists('/etc/nv_tegra_release') or os.path.exists('/dev/nvhost-gpu'):
+        return None
+    try:
+        return device.available_global_memory or None
+    except Exception:                          # not there in older versions, nor for every device
+        return None
+
+
+def check_elf(path: str) -> None:
+    """Refuse what dlopen would crash on or explain badly: a library that is cut off, of another processor, or no library."""
+    try:
+        size = os.path.getsize(path)
+        with open(path, 'rb') as file:
+            head = file.read(64)
+    except OSError as error:
+        raise BackendError(f'the model library {path} cannot be read: {error.strerror}') from error
+    if head[:4] != b'\x7fELF':
+        if head[:4] in (b'\xcf\xfa\xed\xfe', b'MZ\x90\x00'):
+            raise BackendError(f'{path} is a library for another operating system; compile it here with nanochat-mlc')
+        raise BackendError(f'{path} is no shared library (it has {size} bytes and does not begin as one); copy it again')
+    if len(head) < 64 or head[4] != 2:
+        raise BackendError(f'{path} is no 64-bit library, or is cut off at {size} bytes; copy it again')
+    machine, = struct.unpack_from('<H', head, 18)
+    here = os.uname().machine
+    if _ELF_MACHINES.get(machine, '') != here and machine in _ELF_MACHINES:
+        raise BackendError(f'{path} was compiled for {_ELF_MACHINES[machine]}, and this machine is {here}; compile it here with nanochat-mlc')
+    sections, = struct.unpack_from('<Q', head, 40)
+    entry_size, count = struct.unpack_from('<HH', head, 58)
+    if size < sections + entry_size * count:
+        raise BackendError(f'{path} is cut off: it has {size} bytes and should have {sections + entry_size * count} or more; copy it again')
+
+
+def module_kinds(module) -> set[str]:
+    """Kinds of a module and of all that it imports: `cuda` is among them where it carries kernels for it."""
+    kinds, todo = set(), [module]
+    while todo:
+        module = todo.pop()
+        kinds.add(str(getattr(module, 'kind', None) or getattr(module, 'type_key', '')))
+        imports = getattr(module, 'imports', None)
+        todo += list(imports if imports is not None and not callable(imports) else getattr(module, 'imported_modules', []))
+    return kinds
+
+
+def _has(module, name: str) -> bool:
+    try:
+        return module[name] is not None
+    except (AttributeError, KeyError):
+        return False
+
+
+def _first(root, *paths: str):
+    for path in paths:
+        found = root
+        for name in path.split('.'):
+            found = getattr(found, name, None)
+        if found is not None:
+            return found
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """What an error of TVM says, without the places in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(('File ', 'Traceback', 'Stack trace'))]
+    text = (telling or lines or [type(error).__name__])[-1 if len(telling) > 1 and 'Check failed' not in telling[0] else 0]
+    return text if len(text) <= 240 else text[:240] + '...'

@@ -1,0 +1,244 @@
+"""Text to ids for models that come as a folder with `tokenizer.json`; shared by the backends `hf` and `mlc`.
+
+Builds on the light package `tokenizers`; `transformers` is used where a caller asks for it, or where a vocabulary exists as `tokenizer.model` alone.
+Knows nothing of models, conversations or templates, but that a template's source lies beside the vocabulary.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+
+from ros2_nanochat.backends.base import BackendError, Detokenizer, MissingDependency, SpecialToken
+from ros2_nanochat.backends.detokenizer import make_detokenizer
+
+try:
+    import tokenizers
+except ImportError as error:
+    raise MissingDependency(f'tokenizers cannot be imported ({error}): run  pip install tokenizers  with the Python that runs this') from error
+
+NAMES = ('bos_token', 'eos_token', 'unk_token', 'pad_token', 'sep_token', 'cls_token', 'mask_token')
+_MARKUP = re.compile(r'<[|｜].*[|｜]>', re.DOTALL)
+"""Tokens that begin and end turns, by their looks: some checkpoints do not flag them as special."""
+
+
+class Tokenizer:
+    """One vocabulary.
+
+    named: the texts of `bos_token`, `eos_token` and the others that exist, as templates use them.
+    chat_template: Jinja source, or None. eos_token_ids: any of them ends a reply.
+    bos_token_id: begin-of-text, None where the vocabulary has none. add_bos: the tokenizer puts it before a text of its own accord.
+    special_tokens: tokens that `tokenize` finds with `special=True` alone: those flagged so, and what the template writes (`<think>`, `<tool_call>`).
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, named: dict[str, str] | None = None, chat_template: str | None = None,
+                 eos_token_ids: Iterable[int] = ()):
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.named = dict(named or {})
+        self.chat_template = chat_template
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        ids = {name: self._tokenizer.token_to_id(text) for name, text in self.named.items()}
+        self.eos_token_ids = frozenset(int(i) for i in eos_token_ids) | ({ids['eos_token']} if ids.get('eos_token') is not None else frozenset())
+        self.special_tokens = self._special_tokens(set(ids.values()) | self.eos_token_ids)
+        self.bos_token_id = ids.get('bos_token')
+        first = self._tokenizer.encode('a', add_special_tokens=True).ids[:1]
+        self.add_bos = self.bos_token_id is not None and first == [self.bos_token_id]
+
+        flagged = frozenset(id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+        self._make_detokenizer = make_detokenizer(self._tokenizer, flagged)
+        # A text that continues is tokenized behind this token, which no text can hold by chance.
+        self._anchor = f'\x01{secrets.token_hex(16)}\x01'
+        self._markup = self._with_anchor(self._tokenizer.to_str())
+        self._content = self._with_anchor(self._without_special())
+
+    @classmethod
+    def from_folder(cls, path: str) -> Tokenizer:
+        """Open the folder of a model with `tokenizer.json`, by `tokenizers` alone. A `BackendError` says what is missing or broken."""
+        path = os.path.abspath(os.path.expanduser(path))
+        file = os.path.join(path, 'tokenizer.json')
+        if not os.path.isfile(file):
+            return cls._from_sentencepiece(path)
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(file)
+        except Exception as error:             # the binding raises plain Exception
+            raise BackendError(f'{file} cannot be read as a tokenizer ({error}); copy it again, or update the package tokenizers') from error
+        config = read_json(path, 'tokenizer_config.json')
+        named = _named_tokens(config, read_json(path, 'special_tokens_map.json'))
+        _add_missing(tokenizer, config, named)
+        return cls(tokenizer, named, read_chat_template(path, config), read_eos_ids(path))
+
+    @classmethod
+    def from_transformers(cls, path: str, gguf_file: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+        """Open a folder as `transformers.AutoTokenizer` does, so that ids are the same as with it; `gguf_file` names a GGUF file in the folder."""
+        import transformers
+        options = {'gguf_file': gguf_file} if gguf_file else {}
+        try:
+            auto = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code, **options)
+        except Exception as error:
+            if not gguf_file and os.path.isfile(os.path.join(path, 'tokenizer.json')):
+                return cls.from_folder(path)   # a class of its own that transformers does not have: its file says enough
+            raise BackendError(f'{path} has no tokenizer that transformers {transformers.__version__} can open ({one_line(error)})') from error
+        tokenizer = getattr(auto, 'backend_tokenizer', None)
+        if not isinstance(tokenizer, tokenizers.Tokenizer):
+            if not gguf_file and os.path.isfile(os.path.join(path, 'tokenizer.json')):
+                return cls.from_folder(path)
+            raise BackendError(f'{path}: {type(auto).__name__} cannot be turned into a tokenizer.json; save one beside the model')
+        return cls.from_auto(auto, '' if gguf_file else path)
+
+    @classmethod
+    def from_auto(cls, auto, path: str = '') -> Tokenizer:
+        """Take over a tokenizer of transformers; `path` is the folder whose files tell the rest, if there is one."""
+        named = {name: str(getattr(auto, name)) for name in NAMES if getattr(auto, name, None)}
+        template = auto.chat_template
+        if isinstance(template, dict):
+            template = template.get('default') or next(iter(template.values()), None)
+        if template is None and path:
+            template = read_chat_template(path, {})
+        return cls(auto.backend_tokenizer, named, template, read_eos_ids(path) if path else ())
+
+    @classmethod
+    def _from_sentencepiece(cls, path: str) -> Tokenizer:
+        model = os.path.join(path, 'tokenizer.model')
+        if not os.path.isfile(model):
+            raise BackendError(f'{path} has no tokenizer.json; copy the one of the original model into it')
+        try:
+            import transformers  # noqa: F401
+        except ImportError:
+            raise BackendError(f'{path} has tokenizer.model but no tokenizer.json: copy the tokenizer.json of the original model into it, or let '
+                               "transformers convert it:  pip install 'ros2_nanochat[hf]' sentencepiece protobuf") from None
+        return cls.from_transformers(path)
+
+    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
+        """See `Backend.tokenize`. Without `special`, no id of `special_tokens` comes out (but the unknown token, for characters that the
+        vocabulary lacks). Raises ValueError for text that is no Unicode."""
+        tokenizer = self._markup if special else self._content
+        try:
+            ids = tokenizer.encode(self._anchor + text if continues else text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise ValueError(f'text cannot be tokenized: {error}') from None
+        return ids[1:] if continues else ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def detokenizer(self) -> Detokenizer:
+        """Make a detokenizer for one reply."""
+        return self._make_detokenizer()
+
+    def _special_tokens(self, ids: set) -> tuple[SpecialToken, ...]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        template = self.chat_template or ''
+        return tuple(SpecialToken(id, token.content, token.lstrip, token.rstrip) for id, token in sorted(added.items())
+                     if token.special or id in ids or _MARKUP.fullmatch(token.content) or (token.content.strip() and token.content in template))
+
+    def _with_anchor(self, source: str) -> tokenizers.Tokenizer:
+        tokenizer = tokenizers.Tokenizer.from_str(source)
+        tokenizer.add_special_tokens([tokenizers.AddedToken(self._anchor, normalized=False, special=True)])
+        return tokenizer
+
+    def _without_special(self) -> str:
+        """This tokenizer with its special tokens under names that no text holds. Ids stay, and so do added tokens that are no markup."""
+        data = json.loads(self._tokenizer.to_str())
+        hidden = {token.text: f'\x01{secrets.token_hex(16)}\x01' for token in self.special_tokens}
+        for token in data['added_tokens']:
+            if token['content'] in hidden:
+                token.update(content=hidden[token['content']], lstrip=False, rstrip=False, single_word=False, normalized=False)
+        data['post_processor'] = None
+        model = data['model']
+        if isinstance(model['vocab'], dict):
+            model['vocab'] = {hidden.get(text, text): id for text, id in model['vocab'].items()}
+        else:
+            model['vocab'] = [[hidden.get(text, text), score] for text, score in model['vocab']]
+        if 'merges' in model:
+            pairs = (merge.split(' ', 1) if isinstance(merge, str) else merge for merge in model['merges'])
+            model['merges'] = [[a, b] for a, b in pairs if a not in hidden and b not in hidden and a + b not in hidden]
+        if model.get('unk_token') in hidden:
+            model['unk_token'] = hidden[model['unk_token']]
+        return json.dumps(data)
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """The first line of an error's text that says something, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[:limit] + '...'
+
+
+def read_json(path: str, name: str) -> dict:
+    """The object in the file `name` of a folder, or {} where there is none. A `BackendError` where it is broken."""
+    file = os.path.join(path, name)
+    if not os.path.isfile(file):
+        return {}
+    try:
+        with open(file, encoding='utf-8') as stream:
+            data = json.load(stream)
+    except (OSError, ValueError) as error:
+        raise BackendError(f'{file} cannot be read ({one_line(error)}); copy it again') from error
+    if not isinstance(data, dict):
+        raise BackendError(f'{file} holds no JSON object; copy it again')
+    return data
+
+
+def read_eos_ids(path: str) -> frozenset[int]:
+    """End ids of `generation_config.json`, as `generate` of transformers takes them, else those of `config.json`."""
+    config = read_json(path, 'config.json')
+    for source in (read_json(path, 'generation_config.json'), config, config.get('text_config') or {}):
+        ids = source.get('eos_token_id')
+        if ids is not None:
+            return frozenset(int(i) for i in (ids if isinstance(ids, list) else [ids]))
+    return frozenset()
+
+
+def read_chat_template(path: str, tokenizer_config: dict) -> str | None:
+    """Jinja source of a folder: `chat_template.jinja`, else `chat_template` of tokenizer_config.json (a string, or a list of named ones of which
+    `default` counts), else that of `chat_template.json` or `processor_config.json`, as image-text models have it."""
+    file = os.path.join(path, 'chat_template.jinja')
+    if os.path.isfile(file):
+        with open(file, encoding='utf-8') as stream:
+            return stream.read()
+    for config in (tokenizer_config, read_json(path, 'chat_template.json'), read_json(path, 'processor_config.json')):
+        template = config.get('chat_template')
+        if isinstance(template, list):
+            template = {entry.get('name'): entry.get('template') for entry in template if isinstance(entry, dict)}
+        if isinstance(template, dict):
+            template = template.get('default') or next(iter(template.values()), None)
+        if template:
+            return template
+    return None
+
+
+def _text(token) -> str | None:
+    return token.get('content') if isinstance(token, dict) else token
+
+
+def _named_tokens(*sources: dict) -> dict[str, str]:
+    named = {}
+    for name in NAMES:
+        for source in sources:
+            if _text(source.get(name)):
+                named.setdefault(name, _text(source[name]))
+    return named
+
+
+def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str, str]) -> None:
+    """Add tokens that tokenizer_config.json has beyond tokenizer.json, in the order of their ids; their flags there count, as in transformers."""
+    decoder = config.get('added_tokens_decoder') or {}
+    for _, token in sorted(decoder.items(), key=lambda item: int(item[0])):
+        if not isinstance(token, dict) or not token.get('content'):
+            continue
+        flags = {name: bool(token.get(name, False)) for name in ('single_word', 'lstrip', 'rstrip')}
+        special = bool(token.get('special', False))
+        added = tokenizers.AddedToken(token['content'], normalized=bool(token.get('normalized', not special)), special=special, **flags)
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    extra = config.get('additional_special_tokens') or config.get('extra_special_tokens') or []
+    if isinstance(extra, dict):
+        extra = list(extra.values())
+    for text in [*named.values(), *filter(None, map(_text, extra))]:
+        if text not in known:
+            tokenizer.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True)])

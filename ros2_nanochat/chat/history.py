@@ -1,0 +1,233 @@
+"""The history of a conversation: messages, the template that makes a prompt of them, and the KV cache that holds the part the model has read.
+
+Whatever is edited, the next prompt says how much of the KV cache still holds: the longest common prefix of its entries and the new ones.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ros2_nanochat.chat import storage
+from ros2_nanochat.chat.message import ChatMessage, check_role
+from ros2_nanochat.chat.templates import ChatTemplate
+from ros2_nanochat.prompt import Prompt, common_prefix
+
+_log = logging.getLogger(__name__)
+_REPLY_ROOM = 256  # tokens of the context left for the reply where the caller does not say
+
+
+class ChatHistory:
+    """Messages of one conversation, indexed like a list.
+
+    model: a `NanoLLM`. chat_template: as in `ChatTemplate`. system_prompt: None takes the template's, '' none.
+    kv_cache: what the model has read of it; set it to `reply.kv_cache` after each reply. num_dropped: messages that the last `embed_chat` dropped
+    because the context was full.
+
+    A failing call raises ValueError and leaves the history as it was.
+    """
+
+    def __init__(self, model, chat_template: str | Mapping | None = None, system_prompt: str | None = None):
+        self.model = model
+        self.template = ChatTemplate(model, chat_template)
+        self.messages: list[ChatMessage] = []
+        self.num_dropped = 0
+        self._kv_cache = None
+        self._default_prompt = self.template.system_prompt if system_prompt is None else system_prompt
+        self._last: tuple[tuple, Prompt] | None = None
+        self.reset()
+
+    # --- a list of messages ---
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __iter__(self) -> Iterator[ChatMessage]:
+        return iter(self.messages)
+
+    def __getitem__(self, key: int | slice) -> ChatMessage | list[ChatMessage]:
+        return self.messages[key]
+
+    def __delitem__(self, key: int | slice | ChatMessage) -> None:
+        """Remove messages: `del history[-2]`, `del history[1:]`, `del history[message]`."""
+        if isinstance(key, ChatMessage):
+            key = next((i for i, message in enumerate(self.messages) if message is key), None)
+            if key is None:
+                raise ValueError('this message is not in the history')
+        del self.messages[key]
+
+    def append(self, role: str = 'user', msg: Any = None, *, text: str | None = None, image: Any = None, **options) -> ChatMessage:
+        """Add a message and return it.
+
+        msg: text or an image, told apart as `is_image` does; a `ChatMessage`; or the `StreamingResponse` of the model, whose text, ids and KV cache
+        are taken over as far as it was delivered. text, image: said outright. ValueError for an unknown role, or an image that the model cannot see.
+        """
+        if isinstance(msg, ChatMessage):
+            message = msg
+        elif hasattr(msg, 'kv_cache'):
+            message = ChatMessage(role, text=msg.text, reasoning=msg.reasoning, **options)
+        else:
+            message = ChatMessage(role, msg, text=text, image=image, **options)
+        if message.image is not None and not self.model.has_vision:
+            raise ValueError(f'{self.model.info.name} has no vision: it cannot be shown images')
+        if message.image is not None:
+            message.picture = self.model.open_image(message.image)  # what a file holds now is what was shown
+        self.messages.append(message)
+        if hasattr(msg, 'kv_cache'):
+            self.kv_cache = msg.kv_cache
+        return message
+
+    def pop(self, count: int = 1) -> list[ChatMessage]:
+        """Remove the last `count` messages and return them."""
+        if not 0 <= count <= len(self.messages):
+            raise ValueError(f'pop({count}): the history has {len(self.messages)} messages')
+        kept = len(self.messages) - count
+        removed = self.messages[kept:]
+        del self.messages[kept:]
+        return removed
+
+    def remove(self, start: int, stop: int | None = None) -> list[ChatMessage]:
+        """Remove the messages from `start` up to and without `stop` (just one where it is not given) and return them. Both may count from the end,
+        and a stop of 0 is the end: `remove(-2, 0)` removes the last two."""
+        count = len(self.messages)
+        first = start + count if start < 0 else start
+        last = first + 1 if stop is None else stop + count if stop <= 0 else stop
+        if not 0 <= first <= last <= count or (first == count and count):
+            raise ValueError(f'remove({start}, {stop}): the history has {count} messages')
+        removed = self.messages[first:last]
+        del self.messages[first:last]
+        return removed
+
+    def turn(self, role: str = 'user') -> bool:
+        """Whether it is this role's turn to speak."""
+        role = check_role(role)
+        last = self.messages[-1] if self.messages else None
+        if role == 'system':
+            return last is None
+        asked = last is not None and (last.role == 'tool' or (last.role == 'user' and last.type == 'text'))
+        return asked if role == 'bot' else last is not None and last.role == 'bot' if role == 'tool' else not asked
+
+    def to_list(self) -> list[dict]:
+        """The messages as dicts: role, text and image where there is one, reasoning where there is any."""
+        return [{'role': message.role, **({'image': message.image} if message.image is not None else {}),
+                 **({'text': message.text} if message.text is not None else {}),
+                 **({'reasoning': message.reasoning} if message.reasoning else {})} for message in self.messages]
+
+    # --- the system prompt ---
+
+    @property
+    def system_prompt(self) -> str:
+        """The instruction at the beginning, '' where there is none. Setting it keeps the conversation."""
+        return self.messages[0].text if self.messages and self.messages[0].role == 'system' else ''
+
+    @system_prompt.setter
+    def system_prompt(self, instruction: str | None) -> None:
+        messages = [ChatMessage('system', text=instruction)] if instruction else []
+        self.messages[:int(bool(self.system_prompt))] = messages
+        self._default_prompt = instruction
+
+    def reset(self, system_prompt: bool | str | None = True, wrap_tokens: int | None = None) -> None:
+        """Forget the conversation. system_prompt: True keeps it, a string replaces it, False or None leaves none.
+        wrap_tokens: keep the latest turns that fit into as many tokens, system prompt included."""
+        prompt = system_prompt if isinstance(system_prompt, str) else (self.system_prompt or self._default_prompt) if system_prompt else ''
+        messages = [ChatMessage('system', text=prompt)] if prompt else []
+        if wrap_tokens is not None:
+            rest = self.messages[int(bool(self.system_prompt)):]
+            kept = self._latest_turns(messages, rest, wrap_tokens, at_least_one=False)
+            messages += kept
+        self.messages = messages
+        if isinstance(system_prompt, str):
+            self._default_prompt = system_prompt
+
+    # --- entries and KV ---
+
+    @property
+    def kv_cache(self):
+        """The `KVCache` of the conversation, None before the first reply. Setting it to that of a reply gives the message of the bot that has the
+        reply's text the ids which the model sampled."""
+        return self._kv_cache
+
+    @kv_cache.setter
+    def kv_cache(self, kv_cache) -> None:
+        self._kv_cache = kv_cache
+        reply = getattr(kv_cache, 'reply', None)
+        message = next((m for m in reversed(self.messages) if m.role == 'bot'), None)
+        if reply is not None and message is not None and message.tokens is None and message.text == reply.text:
+            message.adopt(reply.tokens, reply.reasoning, reply.num_reasoning)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole conversation in the template, with what lets the model begin a reply where it is its turn."""
+        return len(self._whole())
+
+    def _whole(self) -> Prompt:
+        state = tuple(message.state() for message in self.messages)
+        if self._last is None or self._last[0] != state:
+            self._last = state, self._prompt(self.messages)
+        return self._last[1]
+
+    def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
+        return self.template.prompt(messages)
+
+    def embed_chat(self, use_cache: bool = True, max_tokens: int | None = None, wrap_tokens: int | None = None) -> tuple[Prompt, int]:
+        """Make the prompt for the next reply: `(what the KV cache does not hold yet, its position)`.
+
+        The first looks like an array, embeddings [1, n, d] where the model gives those, else ids [1, n]. use_cache=False gives the whole conversation at 0.
+        max_tokens: what the conversation may take; None leaves room for a reply in the context. Where it is more, the oldest turns are dropped until
+        the rest fits into wrap_tokens (None: half of max_tokens); the system prompt and the last turn stay. ValueError where these alone are too long.
+        """
+        context = self.model.info.context_length
+        limit = context - min(_REPLY_ROOM, context // 4) if max_tokens is None else min(max_tokens, context)
+        wrap = limit // 2 if wrap_tokens is None else min(wrap_tokens, limit)
+        if limit < 1 or wrap < 1:
+            raise ValueError(f'max_tokens={max_tokens}, wrap_tokens={wrap_tokens} leave no room for a conversation')
+        whole, dropped = self._whole(), 0
+        if len(whole) > limit:
+            system = self.messages[:int(bool(self.system_prompt))]
+            kept = [*system, *self._latest_turns(system, self.messages[len(system):], wrap)]
+            shorter = self._prompt(kept)
+            if len(shorter) > limit:
+                raise ValueError(f'the last message takes {len(shorter)} tokens with the system prompt, and at most {limit} fit '
+                                 f'(a context of {context}): shorten it, or raise max_context_len')
+            dropped = len(self.messages) - len(kept)
+            _log.warning('the context is full: %d of %d tokens; dropped the oldest %d messages, %d tokens are left', len(whole), limit, dropped, len(shorter))
+            self.messages, whole = kept, shorter
+            self._last = None
+        self.num_dropped = dropped
+        if not use_cache or self._kv_cache is None:
+            return whole, 0
+        # at least one entry has to be computed, or there are no logits to sample from
+        position = min(common_prefix(whole.entries, self._kv_cache.entries), max(len(whole) - 1, 0))
+        rest = whole.after(position)
+        return rest, rest.position
+
+    def _latest_turns(self, system: list[ChatMessage], messages: list[ChatMessage], wrap_tokens: int, at_least_one: bool = True) -> list[ChatMessage]:
+        """The longest end of the messages that begins with the user and fits, behind the system prompt, into `wrap_tokens`."""
+        starts = [i for i, message in enumerate(messages) if message.role == 'user' and (i == 0 or messages[i - 1].role != 'user')]
+        low, high = 0, len(starts)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._prompt([*system, *messages[starts[middle]:]])) <= wrap_tokens:
+                high = middle
+            else:
+                low = middle + 1
+        if low == len(starts) and (not at_least_one or not starts):
+            return messages if at_least_one else []
+        return messages[starts[min(low, len(starts) - 1)]:]
+
+    # --- files ---
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the conversation to a JSON file, whole or not at all. Images are named by path or address; one that has neither is written beside it."""
+        storage.save(path, self.messages, self.template.name, self.model.info.name)
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Take over the conversation of a file that `save` wrote, in place of this one. The model's own ids are kept where the model is the same."""
+        messages = storage.load(path, self.model.info.name)
+        if not self.model.has_vision and any(message.image is not None for message in messages):
+            raise ValueError(f'{path} holds images, and {self.model.info.name} has no vision')
+        for message in messages:
+            if message.image is not None:
+                message.picture = self.model.open_image(message.image)
+        self.messages = messages

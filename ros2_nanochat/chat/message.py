@@ -1,0 +1,143 @@
+"""One message of a conversation: who speaks, and what: text or an image. Tells images from text. Knows no template."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+ROLES = ('system', 'user', 'bot', 'tool')
+_OTHER_NAMES = {'assistant': 'bot', 'model': 'bot', 'tool_response': 'tool'}
+
+IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+
+
+def check_role(role: str) -> str:
+    """Return the role as one of `ROLES`; any other is a ValueError."""
+    role = _OTHER_NAMES.get(role, role)
+    if role not in ROLES:
+        raise ValueError(f'role={role!r} is not valid: one of {", ".join(ROLES)} (assistant is accepted for bot)')
+    return role
+
+
+def is_url(text: str) -> bool:
+    """Whether the text is one web address or data URL, and nothing besides."""
+    return text.startswith(('http://', 'https://', 'data:image/', 'file://')) and not any(c.isspace() for c in text)
+
+
+def is_image(content: Any) -> bool:
+    """Whether this is an image: a PIL image, an array or tensor of [h, w] or [h, w, c], or a string that names a file or address by the
+    ending of an image. A sentence that ends in such a name is text, unless a file is called just so."""
+    if isinstance(content, (str, os.PathLike)):
+        name = os.fspath(content)
+        if name.startswith('data:image/'):
+            return is_url(name)
+        path = urlsplit(name).path if is_url(name) else name
+        return path.lower().endswith(IMAGE_EXTENSIONS) and (not any(c.isspace() for c in name) or os.path.isfile(name))
+    if isinstance(content, np.ndarray) or hasattr(content, '__array_interface__') or type(content).__module__.startswith('torch'):
+        return getattr(content, 'ndim', 2) in (2, 3)
+    return type(content).__module__.startswith('PIL.')
+
+
+def clean_text(text: Any, what: str = 'text') -> str:
+    """Return the text with halves of surrogate pairs replaced, which no tokenizer takes; ValueError where it is no string."""
+    if not isinstance(text, str):
+        raise ValueError(f'{what} has to be a string, not {type(text).__name__} {str(text)[:40]!r}')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return text
+
+
+class ChatMessage:
+    """One message.
+
+    role: `system`, `user`, `bot` (`assistant` is accepted) or `tool`.
+    msg: text or an image, told apart by `is_image`; text=, image= say which it is. With both, the image stands before the text.
+    tokens: ids that the model itself sampled for this message, the first `num_reasoning` of them for its reasoning; they go into later prompts as
+    they are. They hold for the text they came with: setting another text drops them.
+    reasoning: what the model wrote between its thinking marks.
+    """
+
+    def __init__(self, role: str = 'user', msg: Any = None, *, text: str | None = None, image: Any = None, tokens=None, reasoning: str = '',
+                 num_reasoning: int = 0):
+        self.role = check_role(role)
+        if msg is not None:
+            if text is not None or image is not None:
+                raise ValueError('pass msg, or text and image, not both')
+            if is_image(msg):
+                image = msg
+            elif isinstance(msg, str):
+                text = msg
+            else:
+                raise ValueError(f'a message is text (str), or an image (path, URL, PIL image, array), not {type(msg).__name__}')
+        if text is None and image is None:
+            raise ValueError('a message needs text or an image')
+        if isinstance(image, os.PathLike):
+            image = os.fspath(image)
+        if isinstance(image, str) and not is_url(image) and not os.path.isfile(image):
+            raise ValueError(f'there is no image file {image!r}')
+        self._image = image
+        self.picture = None
+        self._parts: tuple[Any, list] | None = None
+        self._text = None if text is None else clean_text(text)
+        self.adopt(tokens, reasoning, num_reasoning)
+
+    @property
+    def text(self) -> str | None:
+        """The text, None for an image alone. Another text than the model's drops the model's ids and reasoning."""
+        return self._text
+
+    @text.setter
+    def text(self, value: str) -> None:
+        value = clean_text(value)
+        if value != self._text:
+            self._text = value
+            self.adopt(None)
+
+    @property
+    def image(self) -> Any:
+        """The image as it was given, None for text alone. picture: the same, opened when it was appended, until the model has seen it."""
+        return self._image
+
+    @image.setter
+    def image(self, image: Any) -> None:
+        self._image, self.picture, self._parts = image, None, None
+
+    def embed(self, model) -> list:
+        """What stands for the image in prompts of this model (see `NanoLLM.embed_image`). It stays so, whatever becomes of the file."""
+        if self._parts is None or self._parts[0] is not model:
+            self._parts = model, model.embed_image(self._image if self.picture is None else self.picture)
+            self.picture = None
+        return self._parts[1]
+
+    @property
+    def type(self) -> str:
+        """`text` or `image` (where there is no text beside it)."""
+        return 'image' if self._text is None else 'text'
+
+    @property
+    def content(self) -> Any:
+        """The text, or the image where there is no text."""
+        return self.image if self._text is None else self._text
+
+    def is_type(self, type: str) -> bool:
+        """Whether the message is of this type, `text` or `image`."""
+        return self.type == type
+
+    def adopt(self, tokens: Iterable[int] | None, reasoning: str = '', num_reasoning: int = 0) -> None:
+        """Take over what the model sampled for the text that stands here."""
+        self.tokens: tuple[int, ...] | None = None if tokens is None else tuple(int(t) for t in tokens)
+        self.reasoning = clean_text(reasoning, 'reasoning')
+        self.num_reasoning = num_reasoning
+
+    def state(self) -> tuple:
+        """What decides how the message goes into a prompt: equal states, equal entries."""
+        return self.role, self._text, self.reasoning, self.tokens, id(self._image) if self._image is not None else None
+
+    def __repr__(self) -> str:
+        content = repr(self._text) if self._text is not None else '<image>'
+        return f'ChatMessage({self.role!r}, {content if len(content) <= 60 else content[:57] + "..."})'

@@ -1,0 +1,99 @@
+"""What the terminal chat shows and how it reads lines: colours by rich, line editing by prompt_toolkit. Knows no model and no conversation."""
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from rich.console import Console
+
+_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]')
+
+
+def harmless(text: str) -> str:
+    """Text without control characters: what a model writes shall not move the cursor or set the title of a window."""
+    return _CONTROL.sub('', text)
+
+
+class Screen:
+    """Replies go to standard output, everything else to where it does not mix with them: there too at a terminal, else to standard error."""
+
+    def __init__(self):
+        self.replies = Console(highlight=False, markup=False, emoji=False)
+        self.notices = self.replies if sys.stdout.isatty() else Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
+
+    def piece(self, text: str, reasoning: bool = False) -> None:
+        """Show a bit of a reply at once; the reasoning before it is dim, and not in the output of a script."""
+        console = self.notices if reasoning else self.replies
+        console.out(harmless(text), end='', style='dim italic' if reasoning else 'green', highlight=False)
+
+    def end(self) -> None:
+        """End a reply's line."""
+        self.replies.out('')
+
+    def question(self, text: str) -> None:
+        """Show a question that was not typed."""
+        self.notices.out(f'>> {harmless(text)}', style='bold cyan', highlight=False)
+
+    def note(self, text: str) -> None:
+        """Show a remark of the program."""
+        self.notices.out(harmless(text), style='dim', highlight=False)
+
+    def error(self, text: str) -> None:
+        """Show what went wrong."""
+        self.notices.out(harmless(text), style='bold red', highlight=False)
+
+
+class LineReader:
+    """Reads lines with editing, a history that lasts, and completion of commands and file names; plain lines where there is no terminal.
+
+    commands: names with what each does. `read` raises EOFError at the end and KeyboardInterrupt at Ctrl-C.
+    """
+
+    def __init__(self, commands: dict[str, str], interactive: bool):
+        self._session = _make_session(commands) if interactive else None
+
+    def read(self) -> str:
+        if self._session is not None:
+            return self._session.prompt([('class:prompt', '>> ')])
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip('\n')
+
+
+def _make_session(commands: dict[str, str]):
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.styles import Style
+
+    class Commands(Completer):
+        files = PathCompleter(expanduser=True)
+
+        def get_completions(self, document, event):
+            text = document.text_before_cursor
+            name, blank, rest = text.partition(' ')
+            if text.startswith('/') and not blank:
+                for command, meaning in commands.items():
+                    if command.startswith(text):
+                        yield Completion(command, -len(text), display_meta=meaning)
+            elif name in ('/save', '/load'):
+                yield from self.files.get_completions(Document(rest), event)
+
+    return PromptSession(history=_history(), completer=Commands(), complete_while_typing=False,
+                         style=Style.from_dict({'prompt': 'bold ansicyan'}))
+
+
+def _history():
+    """Lines typed in earlier sessions, in a file that the user alone can read; where that cannot be written, those of this one."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    folder = os.path.join(os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state'), 'nanochat')
+    path = os.path.join(folder, 'history')
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600))
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(path)

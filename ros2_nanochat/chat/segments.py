@@ -1,0 +1,163 @@
+"""Telling markup from content in one text, and both becoming ids.
+
+Contents are replaced by characters that stand for them (of Unicode's last private plane) before a template is rendered, as far as needed: whatever
+could be taken for a special token, what the model sampled itself, and images. Knows neither templates nor messages.
+"""
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+_FIRST, _LAST = 0x100000, 0x10FFEF
+_BLANK = frozenset('\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000')
+"""White space as Unicode (and the package tokenizers) has it; Python's has U+001C to U+001F besides."""
+_PLANE = re.compile('[\U00100000-\U0010ffff]')
+
+
+class SpecialText(NamedTuple):
+    """A text that becomes one id: the fields of `backends.base.SpecialToken`."""
+    id: int
+    text: str
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+class SpecialFinder:
+    """Finds special tokens in a text as tokenizers do: leftmost, then longest; with `lstrip` and `rstrip`, white space beside one belongs to it."""
+
+    def __init__(self, tokens: Sequence[SpecialText], ignore_case: bool = False):
+        self._fold = str.lower if ignore_case else lambda text: text
+        self._tokens = {self._fold(token.text): token for token in reversed(tokens) if token.text}
+        self._lengths: dict[str, list[int]] = {}
+        for text in self._tokens:
+            self._lengths.setdefault(text[:2], []).append(len(text))
+        self._lengths = {start: sorted(set(lengths), reverse=True) for start, lengths in self._lengths.items()}
+        starts = '|'.join(re.escape(start) for start in sorted(self._lengths, key=len, reverse=True))
+        self._start = re.compile(starts or '(?!)')
+
+    def find(self, text: str) -> Iterator[tuple[int, int, SpecialText]]:
+        """Give `(start, end, token)` of every special token, in order."""
+        folded = self._fold(text)
+        if len(folded) != len(text):  # a few capital letters have small forms of two characters
+            folded = ''.join(c.lower() if len(c.lower()) == 1 else c for c in text)
+        position = 0
+        while found := self._start.search(folded, position):
+            start = found.start()
+            token, end = self._longest(folded, start)
+            if token is None:
+                position = start + 1
+                continue
+            if token.lstrip:
+                while start > position and text[start - 1] in _BLANK:
+                    start -= 1
+            if token.rstrip:
+                while end < len(text) and text[end] in _BLANK:
+                    end += 1
+            yield start, end, token
+            position = end
+
+    def _longest(self, text: str, start: int) -> tuple[SpecialText | None, int]:
+        for head in (text[start:start + 2], text[start:start + 1]):
+            for length in self._lengths.get(head, ()):
+                token = self._tokens.get(text[start:start + length])
+                if token is not None:
+                    return token, start + length
+        return None, start
+
+
+class Placeholders:
+    """Characters that stand for pieces of content in one rendering. No content keeps a character of that plane, so none can be forged."""
+
+    def __init__(self):
+        self._texts: dict[str, str] = {}
+        self._characters: dict[str, str] = {}
+        self.objects: dict[str, Any] = {}
+
+    def _new(self) -> str:
+        code = _FIRST + len(self._texts) + len(self.objects)
+        if code > _LAST:
+            raise ValueError(f'the conversation holds more than {_LAST - _FIRST} different images, replies and special strings: drop old messages')
+        return chr(code)
+
+    def for_text(self, text: str) -> str:
+        """A character for a piece of content that has to stay plain text."""
+        if text not in self._characters:
+            self._characters[text] = self._new()
+            self._texts[self._characters[text]] = text
+        return self._characters[text]
+
+    def for_object(self, value: Any) -> str:
+        """A character for something that is no text: ids, or an image."""
+        character = self._new()
+        self.objects[character] = value
+        return character
+
+    def hide(self, content: str, finder: SpecialFinder, protected: Callable[[SpecialText], bool]) -> str:
+        """The content with every text of the finder that is `protected` replaced."""
+        content = _PLANE.sub(lambda match: self.for_text(match[0]), content)
+        pieces, end = [], 0
+        for start, stop, token in finder.find(content):
+            if not protected(token):
+                continue
+            start, stop = _core(content, start, stop, token)
+            pieces += [content[end:start], self.for_text(content[start:stop])]
+            end = stop
+        return ''.join([*pieces, content[end:]]) if pieces else content
+
+    def restore(self, text: str) -> str:
+        """The text with the pieces of content back in their places."""
+        if not self._texts:
+            return text
+        return _PLANE.sub(lambda match: self._texts.get(match[0], match[0]), text)
+
+    def find_objects(self, text: str) -> list[int]:
+        """Where images and ids stand in a rendering."""
+        return [match.start() for match in _PLANE.finditer(text) if match[0] in self.objects] if self.objects else []
+
+
+def _core(content: str, start: int, stop: int, token: SpecialText) -> tuple[int, int]:
+    """Where the token itself stands, without white space that it takes."""
+    if token.lstrip:
+        while content[start] in _BLANK and stop - start > len(token.text):
+            start += 1
+    return start, start + len(token.text)
+
+
+class Runs:
+    """Tokenizes runs of plain text, and remembers the latest.
+
+    protected: tells of an id whether only markup may produce it. No such id comes out of a run, whatever the tokenizer makes of it.
+    """
+
+    def __init__(self, tokenize: Callable[..., list[int]], protected: Callable[[int], bool], texts: Callable[[int], str], capacity: int = 4096):
+        self._tokenize = tokenize
+        self._protected = protected
+        self._texts = texts
+        self._capacity = capacity
+        self._cache: OrderedDict[tuple[str, bool], tuple[int, ...]] = OrderedDict()
+
+    def __call__(self, text: str, continues: bool) -> tuple[int, ...]:
+        """Ids of a run of content and plain markup. continues: it does not stand at the start of the prompt."""
+        key = text, continues
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        ids = self._cache[key] = tuple(self._inert(text, continues))
+        if len(self._cache) > self._capacity:
+            self._cache.popitem(last=False)
+        return ids
+
+    def _inert(self, text: str, continues: bool) -> list[int]:
+        ids = list(self._tokenize(text, special=False, continues=continues))
+        caught = {i for i in ids if self._protected(i)}
+        if not caught:
+            return ids
+        if len(text) == 1:
+            return [i for i in ids if i not in caught]
+        # cut inside each string that was taken for a special token; where a tokenizer's normalization hides it, at every character
+        cuts = {match.start() + 1 for i in caught if len(self._texts(i)) > 1 for match in re.finditer(re.escape(self._texts(i)), text)}
+        edges = sorted(cuts) or range(1, len(text))
+        pieces = [text[a:b] for a, b in zip([0, *edges], [*edges, len(text)])]
+        return [i for n, piece in enumerate(pieces) for i in self._inert(piece, continues or n > 0)]

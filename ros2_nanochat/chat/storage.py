@@ -1,0 +1,112 @@
+"""Conversations as JSON files. An image is a reference: a path relative to the file, or an address. Knows no templates and no model."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from ros2_nanochat.chat.message import ChatMessage, is_url
+
+FORMAT = 'nanochat-history'
+VERSION = 1
+
+
+def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str, model: str) -> None:
+    """Write messages; the file is there whole or as it was. Images without a name are written as PNG into `<path>.images/`. OSError as it comes."""
+    path = os.path.abspath(os.fspath(path))
+    entries = []
+    for message in messages:
+        entry: dict[str, Any] = {'role': message.role}
+        if message.image is not None:
+            entry['image'] = _reference(message.image, path)
+        if message.text is not None:
+            entry['text'] = message.text
+        if message.reasoning:
+            entry['reasoning'] = message.reasoning
+        if message.tokens is not None:
+            entry['tokens'] = list(message.tokens)
+            entry['num_reasoning'] = message.num_reasoning
+        entries.append(entry)
+    data = json.dumps({'format': FORMAT, 'version': VERSION, 'model': model, 'template': template, 'messages': entries}, ensure_ascii=False, indent=1)
+    write_whole(path, data.encode())
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file through a neighbour that takes its place, so that a crash leaves the old or the new one."""
+    handle, temporary = tempfile.mkstemp(prefix='.' + os.path.basename(path), dir=os.path.dirname(path))
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _reference(image: Any, path: str) -> str:
+    if not isinstance(image, str):
+        name = getattr(image, 'filename', '')  # a PIL image that was opened from a file
+        image = name if isinstance(name, str) and name and os.path.isfile(name) else _write_image(image, path)
+    return image if is_url(image) else os.path.relpath(os.path.abspath(image), os.path.dirname(path))
+
+
+def _write_image(image: Any, path: str) -> str:
+    import io
+
+    import numpy as np
+    from PIL import Image
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype != np.uint8:
+            array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+        image = Image.fromarray(array)
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG')
+    folder = path + '.images'
+    os.makedirs(folder, exist_ok=True)
+    name = os.path.join(folder, hashlib.sha256(buffer.getvalue()).hexdigest()[:16] + '.png')
+    if not os.path.exists(name):
+        write_whole(name, buffer.getvalue())
+    return name
+
+
+def load(path: str | os.PathLike, model: str) -> list[ChatMessage]:
+    """Read messages. ids that a model of another name sampled are left out. ValueError with the file, and the message where one is wrong."""
+    path = os.path.abspath(os.fspath(path))
+    try:
+        with open(path, encoding='utf-8') as file:
+            data = json.load(file)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    if not isinstance(data, dict) or data.get('format') != FORMAT or not isinstance(data.get('messages'), list):
+        raise ValueError(f'{path} is not a saved conversation: it has no "format": "{FORMAT}" with "messages"')
+    if data.get('version') != VERSION:
+        raise ValueError(f'{path} has version {data.get("version")!r} of the format; this program reads {VERSION}')
+    return [_message(entry, path, n, data.get('model') == model) for n, entry in enumerate(data['messages'])]
+
+
+def _message(entry: Any, path: str, n: int, same_model: bool) -> ChatMessage:
+    try:
+        if not isinstance(entry, dict):
+            raise ValueError(f'{entry!r} is not an object')
+        image, tokens = entry.get('image'), entry.get('tokens')
+        if image is not None and not isinstance(image, str):
+            raise ValueError(f'image is a path or address, not {image!r}')
+        if image is not None and not is_url(image):
+            image = os.path.join(os.path.dirname(path), image)
+        if tokens is not None and not (isinstance(tokens, list) and all(isinstance(t, int) and t >= 0 for t in tokens)):
+            raise ValueError('tokens is a list of ids')
+        num_reasoning = entry.get('num_reasoning', 0)
+        if not isinstance(num_reasoning, int) or not 0 <= num_reasoning <= len(tokens or ()):
+            raise ValueError(f'num_reasoning={num_reasoning!r} is not a number of ids')
+        return ChatMessage(entry.get('role'), text=entry.get('text'), image=image, reasoning=entry.get('reasoning', ''),
+                           tokens=tokens if same_model else None, num_reasoning=num_reasoning if same_model else 0)
+    except ValueError as error:
+        raise ValueError(f'{path}, message {n}: {error}') from error

@@ -1,0 +1,1 @@
+"""From prompts to streams of text: one thread that owns the model."""

@@ -1,0 +1,73 @@
+"""Counters and histograms of the engine, readable as one snapshot from any thread."""
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+
+from ros2_nanochat.config import FINISH_REASONS
+
+_BOUNDS = tuple(10 ** (exponent / 8) for exponent in range(-48, 33))  # 1 microsecond to 10,000 seconds, eight steps a decade
+_COUNT_BOUNDS = tuple(float(n) for n in (*range(1, 17), 20, 24, 32, 48, 64, 96, 128, 256, 512, 1024))
+
+
+class Histogram:
+    """Counts of values by size."""
+
+    def __init__(self, bounds: tuple[float, ...] = _BOUNDS):
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.count = 0
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self._counts[bisect.bisect_left(self._bounds, value)] += 1
+        self.count += 1
+        self.sum += value
+
+    def quantile(self, share: float) -> float | None:
+        """The value below which a share of all lie (the upper bound of its class), None without values."""
+        if not self.count:
+            return None
+        seen = 0
+        for bound, count in zip((*self._bounds, self._bounds[-1]), self._counts):
+            seen += count
+            if seen >= share * self.count:
+                return bound
+        return self._bounds[-1]
+
+    def snapshot(self) -> dict:
+        """`count`, `sum`, `mean`, `p50`, `p99`."""
+        return {'count': self.count, 'sum': self.sum, 'mean': self.sum / self.count if self.count else None,
+                'p50': self.quantile(0.5), 'p99': self.quantile(0.99)}
+
+
+_COUNTERS = ('requests', *(f'finished_{reason}' for reason in FINISH_REASONS), 'prompt_tokens', 'prefilled_tokens', 'reused_tokens', 'shared_tokens',
+             'generated_tokens', 'drafted_tokens', 'accepted_tokens', 'evictions', 'preemptions', 'parked', 'unparked', 'steps', 'failures')
+
+
+class Metrics:
+    """Everything the engine counts.
+
+    counters: `requests`, `finished_<reason>`, `prompt_tokens`, `prefilled_tokens`, `reused_tokens`, `shared_tokens` (reused from another
+    conversation), `generated_tokens`, `drafted_tokens`, `accepted_tokens`, `evictions`, `preemptions`, `parked`, `unparked`, `steps`, `failures`.
+    histograms, seconds where not said: `time_to_first_token`, `time_per_token`, `queue_wait`, `step`, `overhead` (of a step, all but the forward),
+    `batch_size` (sequences that decode), `stop_to_idle`.
+    """
+
+    def __init__(self):
+        self.counters: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
+        self.histograms = {name: Histogram() for name in
+                           ('time_to_first_token', 'time_per_token', 'queue_wait', 'step', 'overhead', 'stop_to_idle')}
+        self.histograms['batch_size'] = Histogram(_COUNT_BOUNDS)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter. From the engine's thread."""
+        self.counters[name] += by
+
+    def observe(self, name: str, value: float) -> None:
+        """Add to a histogram. From the engine's thread."""
+        self.histograms[name].add(value)
+
+    def snapshot(self) -> dict:
+        """All counters and histograms as one dictionary."""
+        return {**dict(self.counters.copy()), **{name: histogram.snapshot() for name, histogram in self.histograms.items()}}

@@ -1,0 +1,106 @@
+"""From logits to the next id: a batch of rows at a time, each with options and a random stream of its own. NumPy only.
+
+The order of steps and their meaning are those of transformers (`generation/logits_process.py`): repetition penalty, end tokens held off for
+`min_new_tokens`, processors of the caller, temperature, top-k, top-p, min-p.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from ros2_nanochat.config import GenerationConfig
+
+
+_LEAST_TEMPERATURE = 1e-30  # under it numbers of 32 bits run out; what is sampled has long been the likeliest
+
+
+class Sampler:
+    """Chooses the ids of one reply.
+
+    config: its options. end_ids: tokens that would end the reply.
+    """
+
+    def __init__(self, config: GenerationConfig, end_ids: frozenset[int]):
+        self.config = config
+        self._end_ids = np.fromiter(sorted(end_ids), np.int64)
+        self._random = None if config.greedy else np.random.Generator(np.random.PCG64(config.seed))
+        self.plain = config.greedy and config.repetition_penalty == 1.0 and not config.min_new_tokens and not config.logits_processors
+        """Whether the id is simply that of the largest logit."""
+
+    def choose(self, logits: np.ndarray, context: np.ndarray, num_new: int) -> int:
+        """The next id from logits [v] float32, behind the ids `context` [n] of which the last `num_new` are the reply's."""
+        config = self.config
+        if not self.plain:
+            logits = self._process(logits, context, num_new)
+        if not config.greedy:
+            return self._draw(logits)
+        best = int(logits.argmax())
+        _check(min(logits[best], np.float32(0)))
+        return best
+
+    def _process(self, logits: np.ndarray, context: np.ndarray, num_new: int) -> np.ndarray:
+        config = self.config
+        logits = logits.astype(np.float32)  # a copy: the row belongs to the backend
+        if config.repetition_penalty != 1.0:
+            seen = np.unique(context[context >= 0])
+            scores = logits[seen]
+            logits[seen] = np.where(scores < 0, scores * config.repetition_penalty, scores / config.repetition_penalty)
+        if num_new < config.min_new_tokens:
+            logits[self._end_ids] = -np.inf
+        for processor in config.logits_processors:
+            shape = logits.shape
+            logits = np.asarray(processor(context.copy(), logits), dtype=np.float32)
+            if logits.shape != shape:
+                raise ValueError(f'{getattr(processor, "__name__", processor)!r} returned logits of shape {logits.shape}, not {shape}')
+        return logits
+
+    def _draw(self, logits: np.ndarray) -> int:
+        config = self.config
+        ids = None
+        most = logits.max()
+        _check(most)
+        if config.top_k and config.top_k < len(logits):
+            ids = np.flatnonzero(logits >= np.partition(logits, -config.top_k)[-config.top_k])  # all that tie with the last one
+            logits = logits[ids]
+        scores = (logits - most) * np.float32(1 / max(config.temperature, _LEAST_TEMPERATURE))
+        weights = np.exp(scores, dtype=np.float32).astype(np.float64)
+        if config.top_p < 1:
+            weights, ids = _nucleus(weights, ids, config.top_p)
+        if config.min_p:
+            weights = np.where(weights >= config.min_p * weights.max(), weights, 0)
+        cumulative = np.cumsum(weights)
+        point = min(self._random.random() * cumulative[-1], np.nextafter(cumulative[-1], 0))  # under the sum, which rounding might reach
+        index = int(np.searchsorted(cumulative, point, side='right'))
+        return int(index if ids is None else ids[index])
+
+
+def _check(largest: float) -> None:
+    """Raise a ValueError where the largest logit says that there is nothing to choose from."""
+    if not np.isfinite(largest):
+        raise ValueError(f'the largest logit is {largest}: the model failed, or logits_processors ruled out every token')
+
+
+def _nucleus(weights: np.ndarray, ids: np.ndarray | None, top_p: float) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest weights that make up `top_p` of the sum, largest first, and their ids."""
+    wanted = top_p * weights.sum()
+    count = 64
+    while True:  # most of the mass lies in a few: sort no more than it takes
+        count = min(count, len(weights))
+        largest = np.argpartition(weights, -count)[-count:] if count < len(weights) else np.arange(len(weights))
+        largest = largest[np.lexsort((largest, -weights[largest]))]
+        cumulative = np.cumsum(weights[largest])
+        if cumulative[-1] >= wanted or count == len(weights):
+            break
+        count *= 8
+    keep = largest[:int(np.searchsorted(cumulative, wanted)) + 1]
+    return weights[keep], (keep if ids is None else ids[keep])
+
+
+def choose_largest(rows) -> list[int]:
+    """The id of the largest logit in each row [k, v]; on the device where they lie there."""
+    best = rows.argmax() if hasattr(rows, 'numpy') else rows.argmax(axis=1)
+    return [int(i) for i in best]
+
+
+def host(rows) -> np.ndarray:
+    """Logits as a NumPy array, brought from the device where they lie there."""
+    return rows.numpy() if hasattr(rows, 'numpy') else rows

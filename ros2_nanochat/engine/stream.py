@@ -1,0 +1,216 @@
+"""The caller's end of a reply: pieces of text as they come, and a stop that is exact. Any thread; knows nothing of models."""
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+
+from ros2_nanochat.config import FINISH_REASONS
+from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.engine.sequence import KVCache, Reply, concatenate
+from ros2_nanochat.engine.text import Piece
+from ros2_nanochat.prompt import Prompt
+
+
+class StreamingResponse:
+    """A reply while it is produced. Iterating it gives the answer's text piece by piece (or ids, with `detokenize=False`).
+
+    What has been handed out is what was said: `text`, `tokens` and `kv_cache` hold just that, and a `stop()` leaves them there.
+    A reply that fails does not raise: `finish_reason` is `error` or `refused`, and `error` says what to do.
+    Dropping the last reference to one that has not ended stops it.
+    """
+
+    def __init__(self, request: Request, kv_cache: KVCache, detokenize: bool = True):
+        self.kv_cache = kv_cache
+        """What the conversation holds; pass it to the next `generate`."""
+        self.finish_reason: str | None = None
+        """One of `config.FINISH_REASONS` once ended, else None."""
+        self.error: str | None = None
+        """What was wrong and what to do, where something was."""
+        self._request = request
+        self._detokenize = detokenize
+        self._taken = _Taken()
+        self._num_ids_given = 0
+        self._lock = threading.RLock()
+        self._before = kv_cache.content, kv_cache.reply
+        kv_cache.settle(request.goal, writer=self)
+        self._drop = weakref.finalize(self, _end_dropped, request, kv_cache, self._taken)
+        self._drop.atexit = False
+
+    # --- taking ---
+
+    def __iter__(self) -> Iterator[str] | Iterator[int]:
+        return self
+
+    def __next__(self) -> str | int:
+        if not self._detokenize:
+            return self._next_id()
+        while (piece := self._take(None)) is not None:
+            if not piece.reasoning:
+                return piece.text
+        raise StopIteration
+
+    def _next_id(self) -> int:
+        while self._num_ids_given >= self._taken.num_tokens:  # a piece may stand for several ids, the end for some without text
+            if self._take(None) is None and self._num_ids_given >= self._taken.num_tokens:
+                raise StopIteration
+        with self._lock:
+            if self._num_ids_given >= self._taken.num_tokens:  # stopped meanwhile
+                raise StopIteration
+            self._num_ids_given += 1
+            return self._request.new_ids[self._num_ids_given - 1]
+
+    def pieces(self) -> Iterator[Piece]:
+        """Everything as it comes, the reasoning included."""
+        while (piece := self._take(None)) is not None:
+            yield piece
+
+    def _take(self, timeout: float | None) -> Piece | None:
+        """Wait for the next piece and count it as handed out; None at the end. Raises `queue.Empty` after `timeout` seconds."""
+        while self.finish_reason is None:
+            item = self._request.output.get(timeout=timeout)
+            with self._lock:
+                if self.finish_reason is not None:
+                    self._request.output.put(None)  # for the next one, where several threads wait
+                    break
+                if isinstance(item, Piece):
+                    self._taken.add(item)
+                    return item
+                if isinstance(item, End):
+                    self._taken.num_tokens, self._taken.exact, self.error = item.num_tokens, item.exact, item.detail
+                    self._end(item.reason)
+                    self._request.output.put(None)
+        return None
+
+    def wait(self, timeout: float | None = None) -> StreamingResponse:
+        """Take all of the reply and return it. Raises TimeoutError after `timeout` seconds; what came by then stays."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                if self._take(None if until is None else max(0.0, until - time.monotonic())) is None:
+                    return self
+            except queue.Empty:
+                raise TimeoutError(f'the reply has not ended within {timeout} s; stop() ends it') from None
+
+    # --- stopping ---
+
+    def stop(self, reason: str = 'cancelled') -> None:
+        """End the reply at what was handed out. Returns at once; the model is free within one step. Any thread, any number of times."""
+        if reason not in FINISH_REASONS:
+            raise ValueError(f'stop(reason={reason!r}) is not valid: one of {", ".join(FINISH_REASONS)}')
+        with self._lock:
+            if self.finish_reason is None:
+                if not self._detokenize:
+                    self._taken.cut(self._num_ids_given)
+                self._request.delivered_tokens = self._taken.num_tokens
+                self._end(reason)
+        _cancel(self._request, reason)
+        self._request.output.put(None)  # wakes whoever iterates
+
+    def _end(self, reason: str) -> None:
+        self.finish_reason = reason
+        self._drop.detach()
+        if reason in ('refused', 'error') and not self._taken.num_tokens:
+            self.kv_cache.settle(*self._before)  # the prompt was not taken: what is said next does not stand behind it
+        else:
+            self._taken.settle(self._request, self.kv_cache)
+
+    # --- what there is ---
+
+    @property
+    def text(self) -> str:
+        """The answer, as far as it was handed out."""
+        return self._taken.text
+
+    @property
+    def reasoning(self) -> str:
+        """What the model wrote between its reasoning marks, as far as it was handed out."""
+        return self._taken.reasoning
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids that were handed out, reasoning and its marks included, the end token left out."""
+        return self._request.new_ids[:self._taken.num_tokens]
+
+    @property
+    def eos(self) -> bool:
+        """Whether the reply has ended."""
+        return self.finish_reason is not None
+
+    @property
+    def usage(self) -> dict:
+        """`prompt_tokens`, `reused_tokens` (of those, not computed again), `shared_tokens` (of those, taken from another conversation),
+        `new_tokens`, and in seconds `queue_time`, `time_to_first_token`; `tokens_per_second` of the decoding. None where not known."""
+        request = self._request
+        new = len(request.new_ids)
+        span = (request.last_token or 0) - (request.first_token or 0)
+        return {'prompt_tokens': request.num_prompt, 'reused_tokens': request.reused, 'shared_tokens': request.shared, 'new_tokens': new,
+                'queue_time': request.started - request.submitted if request.started else None,
+                'time_to_first_token': request.first_token - request.submitted if request.first_token else None,
+                'tokens_per_second': (new - 1) / span if new > 1 and span > 0 else None}
+
+    @property
+    def trace(self) -> list[tuple[str, float]]:
+        """`(event, time.monotonic())` of what happened to this request."""
+        return list(self._request.trace)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f'StreamingResponse({self.text!r}, finish_reason={self.finish_reason!r})'
+
+
+class _Taken:
+    """What was handed out of a reply: it outlives a stream that is dropped."""
+
+    def __init__(self):
+        self.pieces: list[Piece] = []
+        self.num_tokens = 0
+        self.exact = True
+
+    def add(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.num_tokens, self.exact = piece.num_tokens, piece.exact
+
+    def cut(self, num_tokens: int) -> None:
+        """Take back what stands behind so many ids."""
+        if num_tokens < self.num_tokens:
+            while self.pieces and self.pieces[-1].num_tokens > num_tokens:
+                self.pieces.pop()
+            last = self.pieces[-1] if self.pieces else None
+            self.exact = last.exact and last.num_tokens == num_tokens if last else num_tokens == 0
+            self.num_tokens = num_tokens
+
+    @property
+    def text(self) -> str:
+        return ''.join([piece.text for piece in self.pieces if not piece.reasoning])
+
+    @property
+    def reasoning(self) -> str:
+        return ''.join([piece.text for piece in self.pieces if piece.reasoning])
+
+    def settle(self, request: Request, kv_cache: KVCache) -> None:
+        """Let a conversation hold its prompt and what was handed out."""
+        ids = request.new_ids[:self.num_tokens]
+        text, reasoning = self.text, self.reasoning
+        num_reasoning = len(ids) if reasoning and not text else min(request.text.num_reasoning, len(ids))
+        reply = Reply(text, reasoning, tuple(ids), num_reasoning) if self.exact else None
+        kv_cache.settle(concatenate(request.goal, Prompt.join([ids])), reply)
+
+
+def _end_dropped(request: Request, kv_cache: KVCache, taken: _Taken) -> None:
+    """The last reference to a stream that had not ended is gone: end the reply where the stream was."""
+    if kv_cache.content is request.goal:
+        request.delivered_tokens = taken.num_tokens
+        taken.settle(request, kv_cache)
+    _cancel(request, 'cancelled')
+
+
+def _cancel(request: Request, reason: str) -> None:
+    if request.cancelled is None:
+        request.cancelled = (reason, time.monotonic())
+        if request.wake:
+            request.wake()

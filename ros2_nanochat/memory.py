@@ -1,0 +1,95 @@
+"""Whether a model fits: compares what it will take with what is free, before it is loaded, and cuts what can be cut."""
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+
+from ros2_nanochat.backends.base import BackendError, MemoryEstimate
+from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
+
+_log = logging.getLogger(__name__)
+_LEAST_CONTEXT = 512
+_SPARE = 64 << 20  # bytes left to the rest of the process
+
+
+def available_memory(proc: str = '/proc', groups: str = '/sys/fs/cgroup') -> int | None:
+    """Bytes of host memory that this process can still take: what Linux calls available, or what its control group or one above it leaves, if
+    less. (Formats: proc(5); Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of Linux.)"""
+    try:
+        with open(f'{proc}/meminfo') as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable'))
+    except (OSError, StopIteration):
+        return None
+    return max(0, min([free, *_left_by_groups(proc, groups)]))
+
+
+def _left_by_groups(proc: str, groups: str) -> Iterator[int]:
+    try:
+        lines = _read(f'{proc}/self/cgroup').splitlines()
+    except OSError:
+        return
+    for number, controllers, group in (line.split(':', 2) for line in lines if line.count(':') >= 2):
+        if number == '0':
+            limit, usage, prefix, base = 'memory.max', 'memory.current', '', groups
+        elif 'memory' in controllers.split(','):
+            limit, usage, prefix, base = 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_', f'{groups}/memory'
+        else:
+            continue
+        # a container sees its own group as the root, whatever its name outside
+        for folder in {base + group[:i] for i in range(len(group) + 1) if group[i:i + 1] in ('', '/')}:
+            try:
+                most = _read(f'{folder}/{limit}')
+                if most.isdigit():
+                    stat = dict(pair.split()[:2] for pair in _read(f'{folder}/memory.stat').splitlines())
+                    files = sum(int(stat.get(f'{prefix}{kind}_file', 0)) for kind in ('active', 'inactive'))  # cached, and make way
+                    yield int(most) - int(_read(f'{folder}/{usage}')) + files
+            except (OSError, ValueError):
+                continue
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()
+
+
+def fill_in(config: ModelConfig, estimate: MemoryEstimate) -> ModelConfig:
+    """Fill in context, sequences and KV tokens so that the model fits.
+
+    What was not asked for is cut first: sequences beside the first, then the context. What was asked for is refused where it does not fit, with
+    the figures, as a BackendError. A context longer than the model was trained for is a ValueError.
+    """
+    trained = estimate.context_length or DEFAULT_CONTEXT
+    asked = config.max_context_len
+    if asked is not None and estimate.context_length and asked > estimate.context_length:
+        raise ValueError(f'max_context_len={asked} is not valid: the model was trained for {estimate.context_length} tokens')
+    context = asked or min(trained, DEFAULT_CONTEXT)
+    sequences = config.max_sequences
+    if config.kv_tokens is not None and config.kv_tokens < context:
+        if asked is not None:
+            raise ValueError(f'kv_tokens={config.kv_tokens} is not valid: one conversation alone may take max_context_len={asked}')
+        context = config.kv_tokens
+    tokens = config.kv_tokens or context * sequences
+    free = estimate.available if estimate.available is not None else available_memory()
+    if free is not None:
+        rest = free - estimate.weights - estimate.overhead - _SPARE
+        fits = max(0, rest) // max(1, estimate.kv_per_token)
+        cut = tokens > fits and config.kv_tokens is None
+        if cut:
+            sequences = min(sequences, max(1, fits // context))
+            if context > fits >= _LEAST_CONTEXT and asked is None:
+                context = fits // _LEAST_CONTEXT * _LEAST_CONTEXT
+            tokens = context * sequences
+        if tokens > fits:
+            option = 'max_context_len' if config.kv_tokens is None else 'kv_tokens'
+            raise BackendError(
+                f'the model does not fit: weights take {_mib(estimate.weights)}, buffers {_mib(estimate.overhead)}, {tokens} tokens of KV cache '
+                f'{_mib(estimate.kv_per_token * tokens)}, and {_mib(free)} are free: '
+                + (f'ask for {option}={fits} or less' if fits >= _LEAST_CONTEXT else 'free memory or use a smaller model'))
+        if cut:
+            _log.warning('memory is short (%s free): the context is cut to %d tokens, for %d conversation(s) at once', _mib(free), context, sequences)
+    return dataclasses.replace(config, max_context_len=context, max_sequences=sequences, kv_tokens=tokens)
+
+
+def _mib(count: int) -> str:
+    return f'{count / (1 << 20):,.0f} MiB'

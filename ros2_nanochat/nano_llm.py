@@ -1,0 +1,278 @@
+"""`NanoLLM`: an opened model with the interface of NanoLLM's chat. Ties together what finds a model, the backend that runs it, and the engine."""
+from __future__ import annotations
+
+import importlib
+import numbers
+import sys
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ros2_nanochat import hub, memory
+from ros2_nanochat.backends.base import Backend, BackendError
+from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names, reject_unknown
+from ros2_nanochat.engine.engine import Engine
+from ros2_nanochat.engine.request import Request
+from ros2_nanochat.engine.sequence import KVCache, concatenate, head
+from ros2_nanochat.engine.stream import StreamingResponse
+from ros2_nanochat.engine.text import TextStream, find_reasoning_marks, reasoning_is_open
+from ros2_nanochat.prompt import EmbeddingSpan, Prompt
+from ros2_nanochat.vision import open_vision
+
+_BACKENDS = {'gguf': ('gguf', 'GGUFBackend'), 'mlc': ('mlc', 'MLCBackend'), 'hf': ('hf', 'HFBackend'), 'awq': ('hf', 'HFBackend'),
+             'fake': ('fake', 'FakeBackend')}
+
+
+class NanoLLM:
+    """A language model that is ready to generate. Make one with `from_pretrained`; `close()` gives its memory back, as does the end of a `with`."""
+
+    def __init__(self, backend: Backend, config: ModelConfig, engine_config: EngineConfig = EngineConfig(), vision=None):
+        self.backend = backend
+        self.config = config
+        self.info = backend.info
+        self.engine = Engine(backend, engine_config)
+        self.reasoning_marks = find_reasoning_marks(self.info)
+        self.vision = vision
+        self._speculate = engine_config.speculation
+        self._special_ids = {token.text: token.id for token in self.info.special_tokens}
+        self._last: weakref.ref | None = None
+        weakref.finalize(self, self.engine.close).atexit = False
+
+    @classmethod
+    def from_pretrained(cls, model: str | None = None, api: str | None = None, quantization: str | None = None, api_token: str | None = None,
+                        max_context_len: int | None = None, *, progress: Callable[[float], None] | None = None,
+                        opening: Callable[[Backend], None] | None = None, **options) -> NanoLLM:
+        """Open a model.
+
+        model: a file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one file of several), or None for the embedded default.
+        api: `gguf`, `mlc`, `hf`, `awq`, `fake`; None infers it from what the model's folder holds.
+        options: further fields of `ModelConfig` and `EngineConfig`.
+        progress: called with the share that is loaded, 0 to 1; without it a bar is shown where standard error is a terminal.
+        opening: called with the backend before it loads; its `abort()` ends the load.
+        Raises ValueError for options that are wrong or a model that is not there, `BackendError` for one that cannot be run,
+        `MissingDependency` for a package that is not installed; each is one line.
+        """
+        reject_unknown(options, names(ModelConfig) + names(EngineConfig), 'from_pretrained()')
+        engine_config = EngineConfig(**{name: options.pop(name) for name in names(EngineConfig) if name in options})
+        config = ModelConfig(model=model, api=api, quantization=quantization, api_token=api_token, max_context_len=max_context_len, **options)
+        path, api = hub.resolve(config)
+        module, class_name = _BACKENDS[api]
+        home = importlib.import_module(f'ros2_nanochat.backends.{module}')
+        if hasattr(home, 'prepare'):
+            path = home.prepare(path, config)
+        backend_class = getattr(home, class_name)
+        config = memory.fill_in(config, backend_class.estimate(path, config))
+        backend = backend_class(path, config)
+        if opening:
+            opening(backend)
+        with _Bar(path, progress) as report:
+            try:
+                backend.open(report)
+                vision = open_vision(config.vision, backend.info, backend, config)
+            except BaseException:
+                backend.close()
+                raise
+        return cls(backend, config, engine_config, vision)
+
+    def close(self) -> None:
+        """End all replies and give the memory back. May be called twice."""
+        self.engine.close()
+        if self.vision is not None:
+            self.vision.close()
+
+    def __enter__(self) -> NanoLLM:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # --- facts ---
+
+    @property
+    def has_embed(self) -> bool:
+        """Whether `embed_text` and `embed_tokens` give embeddings."""
+        return self.info.has_embed
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether images can be put into a conversation."""
+        return self.vision is not None
+
+    @property
+    def stats(self) -> dict:
+        """Counters of the engine (`engine.metrics.Metrics`), and as `last` the usage of the latest reply (`StreamingResponse.usage`)."""
+        last = self._last() if self._last else None
+        return {**self.engine.stats(), 'last': last.usage if last else None}
+
+    def __repr__(self) -> str:
+        return f'NanoLLM({self.info.name!r}, api={self.info.api!r}, context={self.info.context_length})'
+
+    # --- text and embeddings ---
+
+    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
+        """Ids of a text; no begin-of-text is added. special, continues: see `Backend.tokenize`."""
+        return self.backend.tokenize(text, special, continues)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens give none."""
+        detokenizer = self.backend.detokenizer()
+        return ''.join([detokenizer.add(i) for i in self._ids(ids)]) + detokenizer.flush()
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """Embeddings [1, n, d] float32 of a text."""
+        return self.embed_tokens(self.tokenize(text))
+
+    def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
+        """Embeddings [1, n, d] float32 of ids."""
+        return self.backend.embed_tokens(self._ids(ids))[None]
+
+    def _ids(self, ids: Sequence[int]) -> list[int]:
+        array = np.asarray(ids)
+        if array.size and not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f'ids of type {array.dtype} are not valid: whole numbers')
+        return [self._checked_id(i) for i in array.reshape(-1)]
+
+    def _checked_id(self, token_id: int) -> int:
+        if not 0 <= token_id < self.info.vocab_size:
+            raise self._not_in_vocabulary(f'token id {token_id}')
+        return int(token_id)
+
+    def _not_in_vocabulary(self, what: str) -> ValueError:
+        return ValueError(f'{what} is not in the vocabulary: ids go from 0 to {self.info.vocab_size - 1}')
+
+    # --- images ---
+
+    def open_image(self, image, urls: bool = True):
+        """The picture (PIL, RGB, upright) of a path, URL, bytes, PIL image, array or tensor, as it is now; what it is called later does not change it.
+        urls: whether a string may name a path or address. ValueError where it is no image, in one line."""
+        return self._eyes().open_image(image, urls)
+
+    def embed_image(self, image):
+        """What stands in a prompt for an image: a list of `EmbeddingSpan` and of markup as text. Its `seconds` say what it took, 0.0 where the
+        picture was known; its `num_tokens` how many rows it has. image: as for `open_image`."""
+        return self._eyes().encode(image)
+
+    def _eyes(self):
+        if self.vision is None:
+            raise ValueError(f"{self.info.name} has no vision: open it with vision= a LLaVA-form checkpoint made for it, or take a model that sees"
+                             + (", or run  pip install 'ros2_nanochat[vision]'  for the small one that comes with it" if self.config.model is None else ''))
+        return self.vision
+
+    # --- generating ---
+
+    def generate(self, inputs, streaming: bool = True, kv_cache: KVCache | None = None, stop_tokens=None, detokenize: bool = True,
+                 priority: int = 0, deadline: float | None = None, **options) -> StreamingResponse | str | list[int]:
+        """Continue a prompt.
+
+        inputs: a string, ids [n] or [1, n], embeddings [n, d] or [1, n, d], or the Prompt of `ChatHistory.embed_chat`.
+        kv_cache: what the conversation holds so far; a Prompt is put behind its first `position` entries, anything else behind all of them.
+        stop_tokens: ids or strings that end the reply, besides the model's own end tokens; the text of a special token stands for its id.
+        priority: higher goes first, and pauses lower ones. deadline: seconds from now after which the reply ends with what it has.
+        options: fields of `GenerationConfig`.
+        Returns a StreamingResponse; with `streaming=False` the text (the ids with `detokenize=False`), once all is there.
+        Raises ValueError for wrong options or inputs; with `streaming=False` BackendError for a reply that failed.
+        """
+        reject_unknown(options, names(GenerationConfig), 'generate()')
+        config = GenerationConfig(stop_tokens=stop_tokens if stop_tokens is not None else (), **options)
+        if deadline is not None and not (isinstance(deadline, numbers.Real) and deadline >= 0):
+            raise ValueError(f'deadline={deadline!r} is not valid: seconds from now, 0 or more')
+        if not isinstance(priority, numbers.Integral):
+            raise ValueError(f'priority={priority!r} is not valid: a whole number')
+        if not isinstance(kv_cache, KVCache | None):
+            raise ValueError(f'kv_cache of type {type(kv_cache).__name__} is not valid: the kv_cache of an earlier reply, or none')
+        kv_cache = KVCache() if kv_cache is None else kv_cache
+        kv_cache.check_idle()
+        kv_cache.bind(self.engine)
+        alive = self.engine.alive
+        goal = self._goal(inputs, kv_cache) if alive else kv_cache.content  # the reply of a closed model says so
+        end_ids, strings = self._stops(config)
+        marks = self.reasoning_marks
+        opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
+        text = TextStream(self.backend.detokenizer(), strings, marks, opened)
+        request = Request(goal, kv_cache.sequence, config, text, end_ids, priority, None if deadline is None else time.monotonic() + deadline,
+                          self._speculate)
+        reply = StreamingResponse(request, kv_cache, detokenize)
+        self._last = weakref.ref(reply)
+        self.engine.submit(request)
+        if streaming:
+            return reply
+        reply.wait()
+        if reply.finish_reason in ('error', 'refused'):
+            raise BackendError(reply.error)
+        return reply.text if detokenize else reply.tokens
+
+    def _goal(self, inputs, kv_cache: KVCache) -> Prompt:
+        """Everything the conversation shall hold before the reply."""
+        if isinstance(inputs, Prompt):
+            if inputs.position > len(kv_cache):
+                raise ValueError(f'the prompt continues at entry {inputs.position}, and the KV cache holds {len(kv_cache)}: pass the kv_cache it was made for')
+            goal = concatenate(head(kv_cache.content, inputs.position), inputs)
+        else:
+            goal = concatenate(kv_cache.content, Prompt.join([self._part(inputs, not len(kv_cache))]))
+        if not len(goal):
+            raise ValueError('there is nothing to continue: the prompt is empty')
+        if goal.spans and not self.info.takes_embeddings:
+            raise ValueError(f'{self.info.name} takes no embeddings through {self.info.api}: pass text or ids')
+        if (ids := goal.token_ids).size and ids.max() >= self.info.vocab_size:
+            raise self._not_in_vocabulary(f'token id {ids.max()}')
+        width = next((span.rows.shape[-1] for _, span in goal.spans if span.rows.shape[-1] != self.info.embedding_size), None)
+        if width is not None:
+            raise ValueError(f'embeddings of width {width} do not fit {self.info.name}, whose width is {self.info.embedding_size}')
+        return goal
+
+    def _part(self, inputs, first: bool) -> list[int] | EmbeddingSpan:
+        if isinstance(inputs, str):
+            start = [self.info.bos_token_id] if first and self.info.add_bos and self.info.bos_token_id is not None else []
+            return start + self.tokenize(inputs, continues=not first)
+        try:
+            array = np.asarray(inputs)
+        except ValueError:  # rows of different lengths
+            array = np.array(None)
+        if array.size == 0:
+            return []
+        is_ids = np.issubdtype(array.dtype, np.integer)
+        if array.ndim == (2 if is_ids else 3) and array.shape[0] == 1:
+            array = array[0]
+        if array.ndim == 1 and is_ids:
+            return [self._checked_id(i) for i in array]
+        if array.ndim == 2 and np.issubdtype(array.dtype, np.floating):
+            if not np.isfinite(array).all():
+                raise ValueError('the embeddings hold values that are not finite')
+            rows = np.ascontiguousarray(array, np.float32)
+            return EmbeddingSpan(rows, rows.tobytes())
+        raise ValueError(f'inputs of shape {array.shape} and type {array.dtype if array.ndim else type(inputs).__name__} are not valid: '
+                         'text, ids [n] or [1, n], or embeddings [n, d] or [1, n, d]')
+
+    def _stops(self, config: GenerationConfig) -> tuple[frozenset[int], list[str]]:
+        ids, strings = set(self.info.eos_token_ids), []
+        for stop in config.stop_tokens:
+            if isinstance(stop, str):
+                special = self._special_ids.get(stop, self._special_ids.get(stop.strip()))
+                strings.append(stop) if special is None else ids.add(special)
+            elif 0 <= stop < self.info.vocab_size:
+                ids.add(stop)
+            else:
+                raise self._not_in_vocabulary(f'stop_tokens={stop!r}')
+        return frozenset(ids), strings
+
+
+class _Bar:
+    """Shows how far the load is, where nobody else does and standard error is a terminal."""
+
+    def __init__(self, path: str, progress: Callable[[float], None] | None):
+        self._path, self._progress, self._bar = path, progress, None
+
+    def __enter__(self) -> Callable[[float], None]:
+        if self._progress:
+            return self._progress
+        if not sys.stderr.isatty():
+            return lambda share: None
+        from tqdm import tqdm
+        self._bar = tqdm(total=100, desc=f'loading {self._path.rpartition("/")[2]}', unit='%', leave=False, bar_format='{desc} {bar} {percentage:3.0f}%')
+        return lambda share: self._bar.update(100 * share - self._bar.n)
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,124 @@
+"""What goes into a model, entry by entry: token ids and rows of embeddings in one list, which can be compared with what a KV cache holds.
+
+Shared by `chat` (which makes prompts) and `engine` (which runs them); knows neither.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingSpan:
+    """Rows of embeddings that stand in a prompt as one piece, an image say.
+
+    rows: [k, d] float32. digest: names their content, so that equal spans are equal entries.
+    positions: [k] or [axes, k], relative to the position where the span starts; None counts on by one.
+    advance: positions that the span takes (what follows it starts that much later); None takes k.
+    bidirectional: the rows attend to one another both ways; the span is then not cut.
+    """
+    rows: np.ndarray
+    digest: bytes
+    positions: np.ndarray | None = None
+    advance: int | None = None
+    bidirectional: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the span must reach the backend as one chunk."""
+        return self.bidirectional or self.positions is not None
+
+    @property
+    def entries(self) -> np.ndarray:
+        """[k] int64, all negative: what stands for the rows in a list of ids."""
+        base = int.from_bytes(hashlib.blake2b(self.digest, digest_size=8).digest(), 'big')
+        offsets = np.arange(len(self.rows), dtype=np.uint64) + np.uint64(base >> 2)
+        return -(offsets & np.uint64((1 << 62) - 1)).astype(np.int64) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Entries to put behind the first `position` entries of a KV cache.
+
+    entries: [n] int64; an id where it is not negative, else a row of a span.
+    spans: `(start, span)`, start counted in this prompt's entries, in order.
+    position: how many entries of the cache stay; what the cache holds behind them is trimmed.
+    embed: turns ids into embeddings [n, d], where the model has that; then the prompt looks like `[1, n, d]`, else like `[1, n]`.
+    """
+    entries: np.ndarray
+    spans: tuple[tuple[int, EmbeddingSpan], ...] = ()
+    position: int = 0
+    embed: Callable[[Sequence[int]], np.ndarray] | None = field(default=None, repr=False)
+
+    @classmethod
+    def join(cls, parts: Iterable[Sequence[int] | EmbeddingSpan], embed: Callable | None = None) -> Prompt:
+        """Make one from lists of ids and spans of embeddings, in order."""
+        entries, spans, length = [], [], 0
+        for part in parts:
+            if isinstance(part, EmbeddingSpan):
+                spans.append((length, part))
+                entries.append(part.entries)
+            else:
+                entries.append(np.asarray(part, dtype=np.int64).reshape(-1))
+            length += len(part)
+        return cls(np.concatenate(entries) if entries else np.empty(0, np.int64), tuple(spans), embed=embed)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """[m] int64: the ids alone, without rows of embeddings."""
+        return self.entries[self.entries >= 0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(1, n, d)` where ids have embeddings, else `(1, n)`."""
+        if self.embed is None:
+            return (1, len(self))
+        return (1, len(self), np.asarray(self.embed([0])).shape[-1])
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __array__(self, dtype=None, copy=None):
+        if self.embed is None:
+            array = self.entries[None]
+        else:
+            array = np.concatenate([piece.rows if isinstance(piece, EmbeddingSpan) else np.asarray(self.embed(piece))
+                                    for piece in self.pieces()] or [np.empty((0, self.shape[-1]), np.float32)])[None]
+        return array if dtype is None else array.astype(dtype)
+
+    def pieces(self) -> Iterable[np.ndarray | EmbeddingSpan]:
+        """Runs of ids and spans, in order."""
+        end = 0
+        for start, span in self.spans:
+            if start > end:
+                yield self.entries[end:start]
+            yield span
+            end = start + len(span)
+        if end < len(self):
+            yield self.entries[end:]
+
+    def after(self, position: int) -> Prompt:
+        """This prompt (which must start at 0) without its first `position` entries, to be put behind them. A span is never cut in two:
+        where `position` falls inside one, the prompt starts at that span."""
+        for start, span in self.spans:
+            if start < position < start + len(span):
+                position = start
+        spans = tuple((start - position, span) for start, span in self.spans if start >= position)
+        return Prompt(self.entries[position:], spans, position, self.embed)
+
+
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """Number of leading entries that two int64 arrays share."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n

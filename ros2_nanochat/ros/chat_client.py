@@ -1,0 +1,127 @@
+"""A terminal for a running chat node: `ros2 run nanochat chat_client`. It asks over ROS and prints the reply as it streams.
+
+The reply goes to standard output, all else to standard error, so that `chat_client --prompt ... > file` gives the reply alone.
+Ctrl-C stops the reply; a second one, or one at the prompt, leaves.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+
+import rclpy
+from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
+
+from ros2_nanochat.ros.client import ChatClient, NodeGone
+
+_HELP = '/reset [SYSTEM PROMPT]  forget the conversation\n/history  show it\n/stats  figures of the last turn\n/quit  leave\nanything else is a question'
+
+
+def main(args=None) -> int:
+    """Run the terminal; returns the exit code."""
+    args = sys.argv if args is None else ['chat_client', *args]
+    parser = argparse.ArgumentParser(prog='chat_client', description=__doc__.split('\n')[0])
+    parser.add_argument('--node', default='/nanochat', help='name of the chat node, with its namespace (default: %(default)s)')
+    parser.add_argument('--robot', default='', help='which of its robots, where it serves several')
+    parser.add_argument('--prompt', action='append', help='ask this, print the reply and leave; may be repeated')
+    parser.add_argument('--image', help='image file (JPEG, PNG) that goes with the first question')
+    parser.add_argument('--wait', type=float, default=60.0, metavar='SECONDS', help='how long to wait for the node (default: %(default)s)')
+    options = parser.parse_args(remove_ros_args(args)[1:])
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    chat = ChatClient(options.node, options.robot)
+    try:
+        return _Terminal(chat, options).run()
+    except NodeGone as error:
+        _say(f'chat_client: {error}')
+        return 1
+    except KeyboardInterrupt:
+        _say('')
+        return 0 if not options.prompt else 130
+    finally:
+        chat.close()
+        rclpy.try_shutdown()
+
+
+class _Terminal:
+    def __init__(self, chat: ChatClient, options):
+        self._chat, self._options = chat, options
+        self._image = None
+        self._last = None
+
+    def run(self) -> int:
+        if self._options.image:
+            try:
+                with open(self._options.image, 'rb') as file:
+                    self._image = file.read()
+            except OSError as error:
+                _say(f'chat_client: {self._options.image} cannot be read: {error.strerror}')
+                return 1
+        _say(f'waiting for {self._chat.prefix} ...')
+        if not self._chat.wait_until_ready(self._options.wait):
+            _say(f'chat_client: {self._chat.prefix} is not there: start it with  ros2 run nanochat chat_node  and see that ROS_DOMAIN_ID is the same')
+            return 1
+        if self._options.prompt:
+            return max([self._ask(prompt) for prompt in self._options.prompt])
+        _say('ask something; /help shows what else')
+        return self._converse()
+
+    def _converse(self) -> int:
+        import readline  # noqa: F401  gives input() line editing and a history
+        while True:
+            try:
+                line = input('>> ' if sys.stdin.isatty() else '').strip()
+            except EOFError:
+                _say('')
+                return 0
+            if line in ('/quit', '/exit'):
+                return 0
+            self._do(line)
+
+    def _do(self, line: str) -> None:
+        command, _, rest = line.partition(' ')
+        if command == '/reset':
+            _say(self._chat.reset(rest.strip()))
+        elif command == '/history':
+            for role, text in self._chat.history():
+                _say(f'{role}: {text}')
+        elif command == '/stats' and self._last is not None:
+            turn = self._last
+            _say(f'{turn.finish_reason}: prompt {turn.prompt_tokens} tokens ({turn.reused_tokens} reused), reply {turn.new_tokens}, '
+                 f'first after {turn.time_to_first_token:.2f} s, {turn.tokens_per_second:.1f} tokens/s')
+        elif command.startswith('/') and command[1:].isalpha():
+            _say(_HELP)
+        elif line:
+            self._ask(line)
+
+    def _ask(self, text: str) -> int:
+        reply = self._chat.ask(text, self._image)
+        self._image = None
+        stopped = False
+        while True:
+            try:
+                for piece in reply:
+                    print(piece, end='', flush=True)
+                turn = self._last = reply.result(5.0)
+                break
+            except KeyboardInterrupt:
+                if stopped:
+                    raise
+                stopped = True
+                reply.cancel()
+            except TimeoutError:
+                raise NodeGone(f'{self._chat.prefix} has not ended its reply') from None
+        print(flush=True)
+        for remark in (turn.error, turn.note):
+            if remark:
+                _say(f'({remark})')
+        if turn.finish_reason not in ('stop', 'length'):
+            _say(f'[{turn.finish_reason}]')
+        return int(turn.finish_reason in ('error', 'refused'))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

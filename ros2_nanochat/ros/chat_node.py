@@ -1,0 +1,343 @@
+"""The node: a life cycle around one model, and the robots that share it.
+
+`configure` loads the model on a thread of its own and makes each robot's conversation, `activate` opens their topics, `deactivate` closes them and keeps
+model and conversations, `cleanup` gives the memory back.
+
+Who runs when: the transitions' services are reentrant, so that `get_state` answers while a transition waits for the model; parameters are in the
+node's own group, which nothing here blocks; the timer runs beside all. Each robot's callbacks: robot_port.py.
+"""
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+import threading
+import time
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.exceptions import InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNodeMixin, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
+
+from ros2_nanochat.backends.base import BackendError, MissingDependency
+from ros2_nanochat.nano_llm import NanoLLM
+from ros2_nanochat.ros import diagnostics
+from ros2_nanochat.ros.parameters import OPTIONS, ROBOT, ROBOT_OPTIONS, Option, engine_options, model_config, robot_names, robot_options
+from ros2_nanochat.ros.robot_chat import RobotChat
+from ros2_nanochat.ros.robot_port import RobotPort
+from ros2_nanochat.ros.state import RobotState
+
+_THREADS = 128  # each goal that runs holds one; they are made when needed
+_SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+class ChatNode(LifecycleNodeMixin, Node):
+    """The managed node `nanochat`. `start()` brings it up by itself where `autostart` says so; `close()` ends everything, from any state."""
+
+    def __init__(self):
+        # Not through LifecycleNode, which hands the callback group to Node as well, where there is no such argument.
+        Node.__init__(self, 'nanochat')
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        self.failure: str | None = None
+        self.exit_code = 0
+        self.done = threading.Event()
+        self._model: NanoLLM | None = None
+        self._backend = None  # of a model that is being loaded
+        self._loaded: float | None = None
+        self._chats: dict[str, RobotChat] = {}
+        self._ports: dict[str, RobotPort] = {}
+        self._changing = threading.RLock()  # held while conversations and ports are made or closed
+        self._state = 'unconfigured'
+        self._declare()
+        self.add_on_set_parameters_callback(self._on_set)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._ticks = 0
+        self._timer = self.create_timer(0.25, self._tick, callback_group=MutuallyExclusiveCallbackGroup())
+
+    def start(self) -> None:
+        """Configure and activate where `autostart` is set, on a thread of its own; a failure ends the process."""
+        if self.get_parameter('autostart').value:
+            threading.Thread(target=self._autostart, name='autostart', daemon=True).start()
+
+    def _autostart(self) -> None:
+        if self.trigger_configure() != _SUCCESS or self.trigger_activate() != _SUCCESS:
+            if not self.done.is_set():
+                self.exit_code = 1
+            self.done.set()
+
+    # --- parameters ---
+
+    def _declare(self) -> None:
+        for option in OPTIONS.values():
+            self.declare_parameter(option.name, option.default, _descriptor(option))
+        self._declare_robots(self._names())
+        for name in self._parameter_overrides:  # public ways show only what was declared
+            robot, _, option = name.rpartition('.')
+            if self.has_parameter(name) or name.startswith('qos_overrides.'):
+                continue
+            if option not in ROBOT_OPTIONS or not robot:
+                near = difflib.get_close_matches(name, OPTIONS, n=1)
+                raise ValueError(f'there is no parameter {name!r}' + (f' (did you mean {near[0]!r}?)' if near else '') + f'. Parameters: {", ".join(OPTIONS)}')
+            self.get_logger().warning(f'{name}: {robot!r} is not among the robots yet')
+        values = self._values()
+        model_config(values)
+        for robot in self._names():
+            self._robot_options(robot)
+
+    def _declare_robots(self, names: list[str]) -> None:
+        for robot in names:
+            for option in ROBOT if robot else ():
+                if not self.has_parameter(f'{robot}.{option.name}'):
+                    self.declare_parameter(f'{robot}.{option.name}', None, ParameterDescriptor(
+                        description=f'{option.text}. Of {robot} alone; not set: as {option.name}', dynamic_typing=True))
+
+    def _names(self) -> list[str]:
+        return robot_names(list(self.get_parameter('robots').value or []))
+
+    def _values(self, changed: dict | None = None) -> dict:
+        return {name: option.check((changed or {}).get(name, self.get_parameter(name).value)) for name, option in OPTIONS.items()}
+
+    def _robot_options(self, robot: str, changed: dict | None = None):
+        """A robot's options: the node's, and over them its own. ValueError for a wrong one."""
+        values, changed = self._values(changed), changed or {}
+        for name, option in ROBOT_OPTIONS.items() if robot else ():
+            own = f'{robot}.{name}'
+            value = changed[own] if own in changed else self.get_parameter(own).value if self.has_parameter(own) else None
+            if value is not None:
+                values[name] = option.check(value, own)
+        return robot_options(values)
+
+    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
+        changed = {parameter.name: parameter.value for parameter in parameters}
+        try:
+            for name in changed:
+                option = OPTIONS.get(name)
+                if option is not None and not option.live and self._state != 'unconfigured':
+                    raise ValueError(f'{name} takes effect when the model is loaded, and the node is {self._state}: '
+                                     'deactivate it and clean it up first (ros2 lifecycle set), then set it and configure again')
+            names = robot_names(list(changed['robots'])) if 'robots' in changed else self._names()
+            options = {robot: self._robot_options(robot, changed) for robot in names}
+            model_config(self._values(changed))
+        except (ValueError, TypeError) as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        for robot, chat in self._chats.items():
+            if robot in options:
+                chat.options = options[robot]
+        if 'robots' in changed:
+            # Names are declared and topics opened on another thread: the parameters are locked here.
+            threading.Thread(target=self._set_robots, args=(names,), name='robots').start()
+        return SetParametersResult(successful=True)
+
+    # --- the life cycle ---
+
+    def on_configure(self, _):
+        return self._transition('configuring', 'inactive', self._configure)
+
+    def on_activate(self, _):
+        return self._transition('activating', 'active', lambda: self._set_robots(self._names(), activating=True))
+
+    def on_deactivate(self, _):
+        return self._transition('deactivating', 'inactive', self._close_ports)
+
+    def on_cleanup(self, _):
+        return self._transition('cleaning up', 'unconfigured', self._unload)
+
+    def on_shutdown(self, _):
+        return self._transition('shutting down', 'finalized', self._unload)
+
+    def _transition(self, during: str, after: str, action):
+        """rclpy drops exceptions of transitions without a word; here each becomes a line of the log, a reason, and a transition that failed."""
+        before, self._state = self._state, during
+        try:
+            action()
+        except (ValueError, OSError, BackendError, MissingDependency) as error:
+            self.failure = ' '.join(str(error).split())
+        except Exception as error:
+            self.failure = f'internal error: {error!r}'
+        else:
+            self.failure, self._state = None, after
+            self.get_logger().info(f'{after}' + (f': {self._model.info.name}' if self._model is not None else ''))
+            return _SUCCESS
+        self._state = before
+        if not self.done.is_set():
+            self.get_logger().error(f'{during}: {self.failure}')
+        return _FAILURE
+
+    def _configure(self) -> None:
+        values = self._values()
+        config, outcome = model_config(values), []
+
+        def load():
+            try:
+                outcome.append(NanoLLM.from_pretrained(progress=self._show_progress, opening=self._opening, **engine_options(values),
+                                                       **{name: getattr(config, name) for name in config.__dataclass_fields__}))
+            except BaseException as error:
+                outcome.append(error)
+
+        self._loaded, self._shown = 0.0, time.monotonic()
+        self.get_logger().info(f'loading {config.model or "the embedded model"}')
+        thread = threading.Thread(target=load, name='load', daemon=True)
+        thread.start()
+        while thread.is_alive() and not self.done.is_set():
+            thread.join(0.05)
+        self._loaded = None
+        if not outcome:
+            raise BackendError('loading was stopped')
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        self._model = outcome[0]
+        try:
+            self._set_robots(self._names())
+        except BaseException:
+            self._unload()
+            raise
+
+    def _opening(self, backend) -> None:
+        self._backend = backend
+        if self.done.is_set():
+            backend.abort()
+
+    def _show_progress(self, share: float) -> None:
+        self._loaded = share
+        if time.monotonic() - self._shown > 2.0:
+            self._shown = time.monotonic()
+            self.get_logger().info(f'loading: {100 * share:.0f} %')
+
+    def _set_robots(self, names: list[str], activating: bool = False) -> None:
+        """Make what is missing, close what is not wanted any more: parameters, conversations, and where the node is active, topics."""
+        with self._changing:
+            self._declare_robots(names)
+            if self._model is None:
+                return
+            for robot in [robot for robot in self._chats if robot not in names]:
+                self._close_robot(robot)
+            state_dir, template = self.get_parameter('state_dir').value, self.get_parameter('chat_template').value
+            for robot in names:
+                if robot not in self._chats:
+                    place = f'{self.get_namespace()}/{robot}/{self.get_name()}'.replace('//', '/')
+                    log = self.get_logger()
+                    store = RobotState(state_dir, place, log) if state_dir else None
+                    self._chats[robot] = RobotChat(robot, self._model, self._robot_options(robot), _Nobody(), None, store, log, template or None)
+                if robot not in self._ports and (activating or self._state == 'active'):
+                    self._ports[robot] = RobotPort(self, self._chats[robot])
+
+    def _close_robot(self, robot: str) -> None:
+        self._chats.pop(robot).close()
+        if robot in self._ports:
+            self._ports.pop(robot).close()
+
+    def _close_ports(self) -> None:
+        with self._changing:
+            for robot in list(self._ports):
+                chat = self._chats[robot]
+                chat.stop_all()
+                port = self._ports.pop(robot)
+                port.close()
+                chat.output, chat.camera = _Nobody(), None
+
+    def _unload(self) -> None:
+        with self._changing:
+            for robot in list(self._chats):
+                self._close_robot(robot)
+            if self._model is not None:
+                self._model.close()
+            self._model = self._backend = None
+
+    def close(self, timeout: float = 1.5) -> bool:
+        """End everything; whether it ended within `timeout` seconds. From any state, any thread but the executor's."""
+        self.done.set()
+        if self._backend is not None and self._model is None:
+            self._backend.abort()
+        ending = threading.Thread(target=self._unload, name='close', daemon=True)
+        ending.start()
+        ending.join(timeout)
+        return not ending.is_alive() and self._loaded is None
+
+    # --- now and then ---
+
+    def _tick(self) -> None:
+        for chat in list(self._chats.values()):
+            chat.expire()
+        for port in list(self._ports.values()):
+            port.cancel_unheard()
+        self._ticks += 1
+        if self._ticks % 4 == 0:
+            self._publish_diagnostics()
+
+    def _publish_diagnostics(self) -> None:
+        model = self._model
+        statuses = [diagnostics.engine_status(self._state, model) if model is not None else diagnostics.node_status(self._state, self.failure, self._loaded),
+                    *(diagnostics.robot_status(chat) for chat in list(self._chats.values()))]
+        name = self.get_fully_qualified_name()
+        array = DiagnosticArray(status=[DiagnosticStatus(
+            level=bytes([status.level]), name=f'{name.lstrip("/")}: {status.name}', message=status.message, hardware_id=name,
+            values=[KeyValue(key=key, value=str(value)) for key, value in status.values.items()]) for status in statuses])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+
+class _Nobody:
+    """Where a conversation goes while its topics are closed."""
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+def _descriptor(option: Option) -> ParameterDescriptor:
+    allowed = f' One of: {", ".join(choice or "(empty)" for choice in option.choices)}.' if option.choices else ''
+    when = '' if option.live else ' Read when the model is loaded.'
+    descriptor = ParameterDescriptor(description=f'{option.text}.{allowed}{when}')
+    if isinstance(option.default, int) and not isinstance(option.default, bool):
+        descriptor.integer_range = [IntegerRange(from_value=option.low, to_value=option.high, step=1)]
+    elif isinstance(option.default, float):
+        descriptor.floating_point_range = [FloatingPointRange(from_value=option.low, to_value=option.high, step=0.0)]
+    return descriptor
+
+
+def main(args=None) -> int:
+    """Run the node until a signal or a failed start; returns the exit code."""
+    # We end the replies that stream and announce their turns before the context goes down, so the signals are ours.
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        node = ChatNode()
+    except (ValueError, InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException, rclpy.exceptions.ROSInterruptException,
+            RuntimeError) as error:
+        print('nanochat: ' + ' '.join(str(error).split()), file=sys.stderr)
+        return 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: node.done.set())
+    executor = MultiThreadedExecutor(num_threads=_THREADS)
+    executor.add_node(node)
+
+    def spin():
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            pass
+        finally:
+            node.done.set()
+
+    spinning = threading.Thread(target=spin, name='executor', daemon=True)
+    spinning.start()
+    node.start()
+    node.done.wait()
+    clean = node.close()
+    executor.shutdown(timeout_sec=0.3)
+    spinning.join(0.3)
+    rclpy.try_shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not clean or spinning.is_alive():
+        os._exit(node.exit_code)  # a runtime that does not hear abort() must not keep the process
+    return node.exit_code
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""`ChatClient`: ask a chat node from Python, one robot of it, through its action and services.
+
+    with ChatClient() as chat:
+        for piece in chat.ask('What is the capital of Japan?'):
+            print(piece, end='', flush=True)
+"""
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import numpy as np
+import rclpy
+from action_msgs.msg import GoalStatus
+from rclpy.action import ActionClient
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import Trigger
+
+from nanochat.action import Chat
+from nanochat.msg import Turn
+from nanochat.srv import GetHistory, Reset
+
+
+class NodeGone(RuntimeError):
+    """The chat node does not answer."""
+
+
+class Reply:
+    """A reply on its way. Iterating it gives pieces of text as they come; `future` (of `concurrent.futures`) gives the nanochat/msg/Turn at the end,
+    or raises `NodeGone`. A reply that went wrong does not raise: `turn.finish_reason` and `turn.error` say what happened."""
+
+    def __init__(self):
+        self.future: Future[Turn] = Future()
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._length = 0
+        self._goal = None
+        self._cancelled = False
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[str]:
+        while (piece := self._pieces.get()) is not None:
+            yield piece
+        self._pieces.put(None)  # whoever iterates again finds the end
+
+    @property
+    def turn(self) -> Turn:
+        """The whole turn; waits for its end."""
+        return self.future.result()
+
+    def result(self, timeout: float | None = None) -> Turn:
+        """The whole turn; TimeoutError after `timeout` seconds."""
+        return self.future.result(timeout)
+
+    def cancel(self) -> None:
+        """Ask the node to stop; what was said until then is the reply. Returns at once."""
+        with self._lock:
+            self._cancelled = True
+            if self._goal is not None:
+                self._goal.cancel_goal_async()
+
+    def _accepted(self, goal) -> None:
+        with self._lock:
+            self._goal = goal
+            if self._cancelled:
+                goal.cancel_goal_async()
+
+    def _feedback(self, message) -> None:
+        token = message.feedback.token
+        if token.text and not token.reasoning and not self.future.done():
+            self._length += len(token.text)
+            self._pieces.put(token.text)
+
+    def _finished(self, turn: Turn) -> None:
+        if self.future.done():
+            return
+        if len(turn.reply) > self._length:
+            self._pieces.put(turn.reply[self._length:])  # feedback that came late or was lost
+        self.future.set_result(turn)
+        self._pieces.put(None)
+
+    def _failed(self, reason: str) -> None:
+        if not self.future.done():
+            self.future.set_exception(NodeGone(reason))
+            self._pieces.put(None)
+
+
+class ChatClient:
+    """name: of the chat node, with its namespace. robot: one of those it serves, '' where it serves itself.
+    node: an rclpy node that somebody spins (not in a callback that waits for a reply); None makes one, with a thread that spins it."""
+
+    def __init__(self, name: str = '/nanochat', robot: str = '', node=None):
+        space, _, leaf = ('/' + name.strip('/')).rpartition('/')
+        self.prefix = '/'.join([space, robot.strip('/'), leaf]).replace('//', '/') if robot else f'{space}/{leaf}'
+        self._own = node is None
+        if self._own:
+            if not rclpy.ok():
+                rclpy.init()
+            # rclpy destroys the service for type descriptions twice, which now and then crashes the process that closes a client
+            node = rclpy.create_node('chat_client_' + str(threading.get_native_id()),
+                                     parameter_overrides=[Parameter('start_type_description_service', value=False)])
+            self._executor = SingleThreadedExecutor()
+            self._executor.add_node(node)
+            self._thread = threading.Thread(target=self._spin, name='chat_client', daemon=True)
+        self.node = node
+        group = ReentrantCallbackGroup()
+        self._action = ActionClient(node, Chat, self.prefix + '/chat', callback_group=group, feedback_sub_qos_profile=QoSProfile(depth=1000))
+        self._reset = node.create_client(Reset, self.prefix + '/reset', callback_group=group)
+        self._cancel = node.create_client(Trigger, self.prefix + '/cancel', callback_group=group)
+        self._history = node.create_client(GetHistory, self.prefix + '/history', callback_group=group)
+        self._replies: set[Reply] = set()
+        self._closed = False
+        if self._own:
+            self._thread.start()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except (ExternalShutdownException, rclpy.executors.ShutdownException):
+            pass
+
+    def wait_until_ready(self, timeout: float | None = None) -> bool:
+        """Wait until the node answers; False after `timeout` seconds."""
+        return self._action.wait_for_server(timeout)
+
+    def ask(self, text: str, image=None, **options) -> Reply:
+        """Ask a question.
+
+        image: a sensor_msgs Image or CompressedImage, an RGB array [h, w, 3] uint8, bytes of a JPEG or PNG, or a list of these.
+        options: further fields of the goal of nanochat/action/Chat (`max_new_tokens`, `temperature`, `priority`, `deadline`, ...).
+        """
+        goal = Chat.Goal(query=text, **options)
+        for item in image if isinstance(image, (list, tuple)) else [] if image is None else [image]:
+            message = to_message(item)
+            (goal.images if isinstance(message, Image) else goal.compressed_images).append(message)
+        reply = Reply()
+        self._replies.add(reply)
+        reply.future.add_done_callback(lambda _: self._replies.discard(reply))
+        self._action.send_goal_async(goal, feedback_callback=reply._feedback).add_done_callback(lambda future: self._sent(future, reply))
+        return reply
+
+    def _sent(self, future, reply: Reply) -> None:
+        goal = future.result()
+        if goal is None or not goal.accepted:
+            reply._failed(f'{self.prefix} did not take the question')
+            return
+        reply._accepted(goal)
+        goal.get_result_async().add_done_callback(lambda result: self._ended(result, reply))
+
+    def _ended(self, future, reply: Reply) -> None:
+        response = future.result()
+        if response is None or response.status == GoalStatus.STATUS_UNKNOWN:
+            reply._failed(f'{self.prefix} has no such turn any more')
+        else:
+            reply._finished(response.result.turn)
+
+    def cancel(self, timeout: float = 5.0) -> bool:
+        """Stop the reply that is being produced, whoever asked; whether there was one."""
+        return self._call(self._cancel, Trigger.Request(), timeout).success
+
+    def reset(self, system_prompt: str = '', timeout: float = 15.0) -> str:
+        """Forget the conversation; returns what was done. RuntimeError where it could not be."""
+        response = self._call(self._reset, Reset.Request(system_prompt=system_prompt), timeout)
+        if not response.success:
+            raise RuntimeError(response.message)
+        return response.message
+
+    def history(self, timeout: float = 5.0) -> list[tuple[str, str]]:
+        """The conversation as (role, text)."""
+        return [(message.role, message.text) for message in self._call(self._history, GetHistory.Request(), timeout).messages]
+
+    def _call(self, client, request, timeout: float):
+        done = threading.Event()
+        if not client.wait_for_service(timeout):
+            raise NodeGone(f'{client.srv_name} is not there: does the node run, and is it active?')
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        if not done.wait(timeout):
+            raise NodeGone(f'{client.srv_name} has not answered within {timeout} s')
+        return future.result()
+
+    def close(self) -> None:
+        """Cancel what streams and leave the graph. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        for reply in list(self._replies):
+            reply.cancel()
+            if self._own:
+                try:
+                    reply.result(1.0)
+                except (TimeoutError, NodeGone):
+                    reply._failed('the client was closed')
+        if self._own:
+            self._executor.shutdown(timeout_sec=1.0)
+            self._thread.join(1.0)
+        self._action.destroy()
+        for client in (self._reset, self._cancel, self._history):
+            self.node.destroy_client(client)
+        if self._own:
+            self.node.destroy_node()
+
+    def __enter__(self) -> ChatClient:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def to_message(image):
+    """A sensor_msgs Image or CompressedImage of what `ask` takes as an image."""
+    if isinstance(image, (Image, CompressedImage)):
+        return image
+    if isinstance(image, (bytes, bytearray)):
+        return CompressedImage(format='png' if image[:4] == b'\x89PNG' else 'jpeg', data=bytes(image))
+    pixels = np.ascontiguousarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f'an image is [h, w, 3] uint8 RGB, a message, or bytes of a JPEG or PNG; not {pixels.dtype} {list(pixels.shape)}')
+    message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding='rgb8', step=3 * pixels.shape[1])
+    message.data.frombytes(pixels.tobytes())
+    return message

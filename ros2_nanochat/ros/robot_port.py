@@ -1,0 +1,182 @@
+"""One robot's topics, services and action, wired to its `RobotChat`. Which names and types: docs/interface.md.
+
+Who runs when: queries come one after another (their order is that of the conversation); services and goals may run beside everything, so that
+`cancel` is heard while `reset` waits. No callback waits for the model, but for the one that holds an action's goal open, on a thread of its own.
+"""
+from __future__ import annotations
+
+import threading
+
+from builtin_interfaces.msg import Time
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from nanochat.action import Chat
+from nanochat.msg import Message, Token
+from nanochat.msg import Turn as TurnMessage
+from nanochat.srv import GetHistory, Reset
+from ros2_nanochat.ros.camera import Camera
+from ros2_nanochat.ros.conversions import compressed_to_rgb, image_to_rgb, stamp_of
+from ros2_nanochat.ros.parameters import goal_options
+from ros2_nanochat.ros.robot_chat import RobotChat
+from ros2_nanochat.ros.turns import Picture, Turn
+
+_TOKENS_KEPT = 1000
+_SUCCEEDED = ('stop', 'length', 'deadline')
+
+
+class RobotPort:
+    """Opens the names of a robot on the graph, and is the `Output` of its conversation. `close()` takes them off."""
+
+    def __init__(self, node, chat: RobotChat):
+        self._node, self._chat = node, chat
+        prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
+        in_turn, beside = MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
+        override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
+        self._tokens = node.create_publisher(Token, prefix + 'tokens', QoSProfile(depth=_TOKENS_KEPT), **override)
+        self._sentences = node.create_publisher(String, prefix + 'sentence', 10, **override)
+        self._replies = node.create_publisher(String, prefix + 'reply', 10, **override)
+        self._turns = node.create_publisher(TurnMessage, prefix + 'turn', 10, **override)
+        self._camera = Camera(node, prefix)
+        chat.output, chat.camera = self, self._camera
+        self._services = [node.create_service(kind, prefix + name, callback, callback_group=beside) for kind, name, callback in
+                          ((Reset, 'reset', self._reset), (Trigger, 'cancel', self._cancel), (GetHistory, 'history', self._history))]
+        self._turn_of_goal: dict[bytes, Turn] = {}
+        self._heard = False
+        self._action = ActionServer(node, Chat, prefix + 'chat', self._hold, callback_group=beside, handle_accepted_callback=self._accept,
+                                    cancel_callback=self._cancel_goal, feedback_pub_qos_profile=QoSProfile(depth=_TOKENS_KEPT))
+        self._feedback_topic = node.resolve_topic_name(prefix + 'chat/_action/feedback')
+        self._goals_changed = threading.Lock()
+        # Last, when all the rest can answer.
+        self._queries = node.create_subscription(String, prefix + 'query', self._query, 10, callback_group=in_turn, **override)
+
+    # --- in ---
+
+    def _query(self, message: String) -> None:
+        self._chat.ask(Turn(message.data, self._chat.options))
+
+    def _reset(self, request, response):
+        try:
+            response.message = self._chat.reset(request.system_prompt)
+            response.success = True
+        except (RuntimeError, ValueError) as error:
+            response.message = str(error)
+        return response
+
+    def _cancel(self, _, response):
+        response.success = self._chat.cancel()
+        response.message = 'the reply was stopped' if response.success else 'no reply was being produced'
+        return response
+
+    def _history(self, _, response):
+        messages, response.num_tokens = self._chat.messages()
+        response.max_tokens = self._chat.model.info.context_length
+        response.messages = [Message(role=role, text=text, num_images=images) for role, text, images in messages]
+        return response
+
+    # --- goals ---
+
+    def _accept(self, goal) -> None:
+        request, options, wrong = goal.request, self._chat.options, ''
+        try:
+            options = goal_options(request, options)
+        except ValueError as error:
+            wrong = str(error)
+        pictures = [*(_picture(message, image_to_rgb) for message in request.images),
+                    *(_picture(message, compressed_to_rgb) for message in request.compressed_images)]
+        turn = Turn(request.query, options, pictures, goal)
+        with self._goals_changed:
+            self._turn_of_goal[bytes(goal.goal_id.uuid)] = turn
+        if wrong:
+            self._chat.refuse(turn, wrong)
+        else:
+            self._chat.ask(turn)
+
+    def _cancel_goal(self, goal):
+        turn = self._turn_of_goal.get(bytes(goal.goal_id.uuid))
+        if turn is None:
+            return CancelResponse.REJECT
+        # The goal has to be in the state "canceling" before its turn ends; this callback's return brings it there.
+        threading.Timer(0.0, self._chat.cancel_turn, (turn,)).start()
+        return CancelResponse.ACCEPT
+
+    def _hold(self, goal):
+        """Run by the executor from the turn's start to its end; what it returns is the goal's result."""
+        turn = self._turn_of_goal[bytes(goal.goal_id.uuid)]
+        turn.ended.wait()
+        if goal.is_cancel_requested:
+            goal.canceled()
+        elif turn.finish_reason in _SUCCEEDED:
+            goal.succeed()
+        else:
+            goal.abort()
+        with self._goals_changed:
+            del self._turn_of_goal[bytes(goal.goal_id.uuid)]
+        return Chat.Result(turn=self._turn_message(turn))
+
+    def cancel_unheard(self) -> None:
+        """Stop the goals of a client that has gone. To be called now and then."""
+        listeners = self._node.count_subscribers(self._feedback_topic) if self._turn_of_goal else 0
+        if listeners:
+            self._heard = True
+        elif self._heard:
+            self._heard = False
+            for turn in list(self._turn_of_goal.values()):
+                self._chat.cancel_turn(turn)
+
+    # --- out: the Output of RobotChat ---
+
+    def started(self, turn: Turn) -> None:
+        if turn.goal is not None:
+            turn.goal.execute()
+
+    def piece(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None:
+        self._publish_token(turn, Token(stamp=self._now(), turn_id=turn.id, index=index, text=text, num_tokens=num_tokens, reasoning=reasoning))
+
+    def sentence(self, turn: Turn, text: str) -> None:
+        self._sentences.publish(String(data=text))
+
+    def ended(self, turn: Turn) -> None:
+        self._publish_token(turn, Token(stamp=self._now(), turn_id=turn.id, index=turn.num_pieces, last=True, finish_reason=turn.finish_reason))
+        self._replies.publish(String(data=turn.reply))
+        self._turns.publish(self._turn_message(turn))
+        if turn.goal is not None and not turn.begun:
+            turn.goal.execute()  # it never was; its result still has to reach the client
+
+    def _publish_token(self, turn: Turn, token: Token) -> None:
+        self._tokens.publish(token)
+        if turn.goal is not None:
+            turn.goal.publish_feedback(Chat.Feedback(token=token))
+
+    def _turn_message(self, turn: Turn) -> TurnMessage:
+        message = TurnMessage(
+            turn_id=turn.id, robot=self._chat.name, query=turn.query, reply=turn.reply, reasoning=turn.reasoning, finish_reason=turn.finish_reason,
+            error=turn.error, note=turn.note, image_used=turn.picture is not None, prompt_tokens=turn.prompt_tokens, reused_tokens=turn.reused_tokens,
+            new_tokens=turn.new_tokens, dropped_turns=turn.dropped_turns, queue_time=turn.queue_time, time_to_first_token=turn.time_to_first_token,
+            tokens_per_second=turn.tokens_per_second)
+        message.header.stamp = self._now()
+        if turn.picture is not None:
+            message.image.stamp = Time(sec=turn.picture.stamp // 10 ** 9, nanosec=turn.picture.stamp % 10 ** 9)
+            message.header.frame_id = message.image.frame_id = turn.picture.frame_id
+        return message
+
+    def _now(self) -> Time:
+        return self._node.get_clock().now().to_msg()
+
+    def close(self) -> None:
+        """Take the names off the graph; the conversation must be idle."""
+        self._node.destroy_subscription(self._queries)
+        for service in self._services:
+            self._node.destroy_service(service)
+        self._action.destroy()
+        self._camera.close()
+        for publisher in (self._tokens, self._sentences, self._replies, self._turns):
+            self._node.destroy_publisher(publisher)
+
+
+def _picture(message, convert) -> Picture:
+    return Picture(lambda: convert(message), stamp_of(message), message.header.frame_id)

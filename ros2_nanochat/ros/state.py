@@ -1,0 +1,84 @@
+"""Conversations that survive the process: after each finished turn a robot's history is on disk, whole, before the turn is announced.
+
+The file is replaced at once (written beside, synced, renamed), so that a crash or a power cut at any moment leaves the old one or the new one.
+A file that cannot be read is set aside under another name, and the robot begins anew.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+class RobotState:
+    """The file of one robot in `folder`. name: of the robot with its node, as on the graph: no two conversations share it. log: as in `RobotChat`."""
+
+    def __init__(self, folder: str | os.PathLike, name: str, log):
+        self.folder = Path(folder).expanduser()
+        self.path = self.folder / (name.strip('/').replace('/', '.') + '.json')
+        self._log = log
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path.with_suffix('.probe')
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(f'state_dir={str(folder)!r} cannot be written to: {error.strerror}') from error
+
+    def restore(self, history) -> None:
+        """Fill a new history with what is on disk; the file is set aside where that is damaged."""
+        if not self.path.exists():
+            return
+        try:
+            history.load(self.path)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            aside = self.path.with_name(f'{self.path.name}.damaged-{time.strftime("%Y%m%d-%H%M%S")}')
+            self.path.rename(aside)
+            self._log.error(f'the saved conversation is damaged and was set aside as {aside}; beginning anew ({error})')
+            return
+        self._log.info(f'continuing the conversation in {self.path}: {len(history)} messages')
+
+    def save(self, history) -> None:
+        """Put the history on disk; OSError where that fails, and the old file stays."""
+        history.save(self.path)
+        _sync_folder(self.folder)
+        self._drop_images(history)
+
+    def keep_image(self, pixels: np.ndarray) -> str:
+        """Write an image [h, w, 3] uint8 beside the conversation, once; return its path, which goes into the history."""
+        from PIL import Image
+        folder = self._images
+        folder.mkdir(exist_ok=True)
+        path = folder / (hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + '.png')
+        if not path.exists():
+            part = path.with_suffix('.part')
+            with open(part, 'wb') as file:
+                Image.fromarray(pixels).save(file, 'PNG', compress_level=1)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+        return str(path)
+
+    @property
+    def _images(self) -> Path:
+        return self.path.with_name(self.path.name + '.images')
+
+    def _drop_images(self, history) -> None:
+        """Delete those that no message shows any more."""
+        if not self._images.is_dir():
+            return
+        shown = {os.path.basename(message.image) for message in history if isinstance(message.image, str)}
+        for path in self._images.iterdir():
+            if path.name not in shown:
+                path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,158 @@
+"""Vision tower and projector of LLaVA-form checkpoints, beside whatever language model takes their embeddings.
+
+Runs transformers' own modules, so towers (CLIP, SigLIP), chosen layers, class tokens and the tiles of LLaVA-NeXT are theirs; loads the weights of
+these modules alone, from safetensors.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ros2_nanochat.backends.base import BackendError, ModelInfo, require
+from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.vision.encoder import VisionEncoder, read_config
+
+FAMILIES = ('llava', 'llava_next', 'vipllava')
+"""`model_type` of checkpoints that have this form."""
+
+_MODULES = ('vision_tower', 'multi_modal_projector')
+_UNUSED = ('post_layernorm', 'head.')
+"""Parts of a tower behind the layers that LLaVA reads; checkpoints may leave them out."""
+
+
+class LlavaEncoder(VisionEncoder):
+    """The eyes of one LLaVA-form checkpoint.
+
+    folder: config.json, preprocessor_config.json (or processor_config.json) and safetensors. `BackendError` where that is not what lies there, or where
+    the language model (info) has another embedding width. model: the whole of it, where a backend holds that already.
+    """
+
+    def __init__(self, folder: Path, info: ModelInfo, config: ModelConfig, model: Any = None):
+        super().__init__()
+        self.folder = folder
+        self._device = config.device
+        self._model = model
+        self._processor: Any = None
+        settings = read_config(folder)
+        kind = settings.get('model_type')
+        if kind not in FAMILIES:
+            what = f'its model_type is {kind!r}' if settings else 'it has no config.json' if folder.is_dir() else 'there is no such folder'
+            raise BackendError(f'vision={str(folder)!r} is not a LLaVA-form checkpoint ({", ".join(FAMILIES)}): {what}')
+        if not info.takes_embeddings:
+            raise BackendError(f'{info.name} over api={info.api} takes no embeddings, so it cannot be given vision: use gguf, mlc or hf')
+        width = (settings.get('text_config') or {}).get('hidden_size', 4096)
+        if width != info.embedding_size:
+            raise BackendError(f'vision={str(folder)!r} was made for a language model with embeddings of {width}, '
+                               f'but those of {info.name} are {info.embedding_size} wide: they do not belong together')
+        self._files = sorted(folder.glob('*.safetensors'))
+        if not self._files and model is None:
+            raise BackendError(f'vision={str(folder)!r} has no .safetensors files')
+        self.fingerprint = hashlib.blake2b(json.dumps([settings, [f.stat().st_size for f in self._files]]).encode(), digest_size=16).digest()
+        self.image_token = '<image>'
+
+    def _load(self) -> None:
+        self._torch = require('torch', 'vision')
+        transformers = require('transformers', 'vision')
+        try:
+            self._processor = transformers.AutoImageProcessor.from_pretrained(str(self.folder), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise BackendError(f'{self.folder} has no image processor (preprocessor_config.json) that transformers {transformers.__version__} '
+                               f'can open: {_line(error)}') from error
+        if self._model is None:
+            self._model = self._load_modules(self._torch, transformers)
+        weight = next(self._model.get_submodule('vision_tower' if hasattr(self._model, 'vision_tower') else 'model.vision_tower').parameters())
+        self._on, self._dtype = weight.device, weight.dtype
+
+    def _load_modules(self, torch, transformers):
+        """The model of the checkpoint with the weights of tower and projector; its language model takes no memory."""
+        try:
+            config = transformers.AutoConfig.from_pretrained(str(self.folder), local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise BackendError(f'{self.folder / "config.json"} is not one that transformers {transformers.__version__} can open: {_line(error)}') from error
+        device = self._device if self._device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+        dtype = torch.float32 if device == 'cpu' else config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.float16
+        with torch.device('meta'):
+            model = transformers.AutoModel.from_config(config)
+        with _no_init():
+            model.vision_tower = transformers.AutoModel.from_config(config.vision_config)
+            model.multi_modal_projector = type(model.multi_modal_projector)(config)
+        if hasattr(model, 'image_newline'):
+            model.image_newline = torch.nn.Parameter(torch.empty(config.text_config.hidden_size))
+        model.eval().requires_grad_(False)
+        self._fill({_plain(name): tensor for name, tensor in model.state_dict().items() if name.startswith((*_MODULES, 'image_newline'))})
+        for name in _MODULES:
+            getattr(model, name).to(device=device, dtype=dtype)
+        if hasattr(model, 'image_newline'):
+            model.image_newline.data = model.image_newline.data.to(device=device, dtype=dtype)
+        return model
+
+    def _fill(self, wanted: dict) -> None:
+        """Copy the weights of these tensors, by name, from the checkpoint's files."""
+        safetensors = require('safetensors', 'vision')
+        missing = dict(wanted)
+        for path in self._files:
+            try:
+                with safetensors.safe_open(path, framework='pt') as file:
+                    for name in file.keys():
+                        tensor = missing.get(_plain(name))
+                        if tensor is None:
+                            continue
+                        weights = file.get_tensor(name)
+                        if weights.shape != tensor.shape:
+                            raise BackendError(f'{path}: {name} has the shape {list(weights.shape)}, config.json asks for {list(tensor.shape)}')
+                        tensor.copy_(weights)
+                        del missing[_plain(name)]
+            except (OSError, safetensors.SafetensorError) as error:
+                raise BackendError(f'{path} cannot be read: {_line(error)}') from error
+        missing = [name for name in missing if not any(part in name for part in _UNUSED)]
+        if missing:
+            raise BackendError(f'{self.folder} lacks the weights of {missing[0]} ({len(missing)} of {len(wanted)} are missing)')
+
+    def _encode(self, picture: Image.Image, digest: bytes) -> list:
+        with self._torch.inference_mode():
+            inputs = self._processor(images=picture, return_tensors='pt', **_on_device(self._processor, self._on))
+            pixels = inputs['pixel_values'].to(self._on, self._dtype)
+            sizes = {'image_sizes': inputs['image_sizes']} if 'image_sizes' in inputs else {}
+            features = features_of(self._model.get_image_features(pixel_values=pixels, **sizes))
+        return [self._span(features[0], digest)]
+
+    def _unload(self) -> None:
+        self._model = self._processor = None
+
+
+def features_of(output: Any) -> list:
+    """The rows of each picture, from what `get_image_features` of any release of transformers returns."""
+    if hasattr(output, 'pooler_output'):
+        output = output.pooler_output
+    return [row.reshape(-1, row.shape[-1]) for row in output]
+
+
+def _on_device(processor: Any, device: Any) -> dict:
+    """What lets a processor work on the GPU: those that run on torchvision can."""
+    can = any('Torchvision' in base.__name__ or base.__name__ == 'BaseImageProcessorFast' for base in type(processor).__mro__)
+    return {'device': device} if can and device.type != 'cpu' else {}
+
+
+def _plain(name: str) -> str:
+    """A weight's name without the prefixes in which releases of transformers differ."""
+    return '.'.join(part for part in name.split('.') if part not in ('model', 'vision_model'))
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _no_init():
+    """Make modules without filling them with random weights, where transformers lets us."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:
+        from transformers.modeling_utils import no_init_weights
+    with no_init_weights():
+        yield

@@ -1,0 +1,145 @@
+"""The eyes of models that are one piece in transformers (Qwen2-VL, Idefics3 and SmolVLM, Gemma 3, LLaVA itself), which the hf backend holds.
+
+The model's own processor says what stands in a prompt for a picture, the model gives the embeddings, and where it counts positions in more than one
+axis (M-RoPE, arXiv:2409.12191, section 2.1) its positions. Needs of the backend: `model`, a loaded transformers model, and `path`, its folder.
+"""
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+from typing import Any
+
+from PIL import Image
+
+from ros2_nanochat.backends.base import Backend, BackendError, ModelInfo, require
+from ros2_nanochat.vision.encoder import VisionEncoder, read_config
+from ros2_nanochat.vision.llava import features_of
+
+_BOTH_WAYS = ('gemma3', 'gemma3n', 'gemma4')
+"""`model_type` of models whose rows of one picture attend to one another."""
+
+_WHOLE_PROMPT_BOTH_WAYS = ('paligemma',)
+"""Models in which picture and question attend to each other. Their prompts cannot be put together from parts."""
+
+_TEXT_INPUTS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
+
+
+def holds_vision(backend: Backend) -> bool:
+    """Whether a backend holds a model of transformers that takes pictures."""
+    model = getattr(backend, 'model', None)
+    return getattr(getattr(model, 'config', None), 'vision_config', None) is not None and callable(getattr(model, 'get_image_features', None))
+
+
+class OnePieceEncoder(VisionEncoder):
+    """Pictures through the vision part of the model that the backend runs."""
+
+    def __init__(self, backend: Backend, info: ModelInfo):
+        super().__init__()
+        self._model: Any = backend.model
+        self._name, self._path = info.name, info.path
+        config = self._model.config
+        self._kind = config.model_type
+        self._row_id = _first(config, 'image_token_id', 'image_token_index')
+        marker = _first(config, 'boi_token_index', 'boi_token_id') if self._kind in _BOTH_WAYS else None
+        self.image_token = next((token.text for token in info.special_tokens if token.id == (self._row_id if marker is None else marker)), None)
+        self.fingerprint = hashlib.blake2b(json.dumps([info.name, read_config(info.path)]).encode(), digest_size=16).digest()
+
+    def _load(self) -> None:
+        """The backend has loaded the model; what is left is the processor."""
+        if self._kind in _WHOLE_PROMPT_BOTH_WAYS:
+            raise BackendError(f'{self._name} ({self._kind}) lets picture and question attend to each other, which a conversation cannot be built on: '
+                               'use a model made for chat')
+        self._processor = open_processor(self._path, self._row_id)
+        self.image_token = self.image_token or self._processor.image_token
+
+    def _encode(self, picture: Image.Image, digest: bytes) -> list:
+        torch = require('torch', 'vision')
+        inputs = self._processor(text=[self.image_token], images=[picture], return_tensors='pt')
+        ids = inputs['input_ids'][0].tolist()
+        with torch.inference_mode():
+            output = self._model.get_image_features(**self._pixels(inputs))
+            if getattr(output, 'deepstack_features', None) is not None:
+                raise BackendError(f'{self._kind} adds the picture in several layers (deepstack), which a prompt of embeddings cannot do: use another model')
+            rows = torch.cat(features_of(output))
+        if ids.count(self._row_id) != len(rows):
+            raise BackendError(f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives {len(rows)}: '
+                               f'{self._path} does not hold what belongs together')
+        positions = self._positions(inputs)
+        parts: list = []
+        begin = used = 0
+        for is_rows, group in itertools.groupby(ids, key=lambda i: i == self._row_id):
+            n = len(list(group))
+            if is_rows:
+                options = {} if positions is None else self._relative(positions, begin, n)
+                parts.append(self._span(rows[used:used + n], digest, len(parts), bidirectional=self._kind in _BOTH_WAYS, **options))
+                used += n
+            else:
+                markup = [i for i in ids[begin:begin + n] if i != getattr(self._processor.tokenizer, 'bos_token_id', None)]
+                if markup:
+                    parts.append(self._processor.tokenizer.decode(markup, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            begin += n
+        return parts
+
+    def _pixels(self, inputs) -> dict:
+        """What of the processor's output the vision part takes, where and as what it takes it."""
+        taken = inspect.signature(self._model.get_image_features).parameters
+        weight = next(self._model.parameters())
+        return {name: value.to(weight.device, weight.dtype) if value.is_floating_point() else value.to(weight.device)
+                for name, value in inputs.items() if name in taken and name not in _TEXT_INPUTS}
+
+    def _positions(self, inputs):
+        """Positions [axes, n + 1] of the processor's ids and of what follows them, None where the model counts in one axis."""
+        torch = require('torch', 'vision')
+        find = getattr(self._model, 'get_rope_index', None) or getattr(getattr(self._model, 'model', None), 'get_rope_index', None)
+        if find is None or 'image_grid_thw' not in inputs:
+            return None
+        one = inputs['input_ids'].new_zeros(1, 1)
+        ids = torch.cat([inputs['input_ids'], one], dim=1)
+        options = {'input_ids': ids, 'image_grid_thw': inputs['image_grid_thw'], 'attention_mask': torch.ones_like(ids),
+                   'mm_token_type_ids': (ids == self._row_id).int()}
+        taken = inspect.signature(find).parameters
+        return find(**{name: value for name, value in options.items() if name in taken})[0][:, 0].cpu().numpy()
+
+    @staticmethod
+    def _relative(positions, begin: int, n: int) -> dict:
+        start = positions[:, begin].min()
+        return {'positions': positions[:, begin:begin + n] - start, 'advance': int(positions[0, begin + n] - start)}
+
+    def _unload(self) -> None:
+        self._model = self._processor = None
+
+
+def _first(config: Any, *names: str) -> int | None:
+    return next((value for value in (getattr(config, name, None) for name in names) if value is not None), None)
+
+
+def open_processor(path: str, row_id: int | None):
+    """The processor of a checkpoint. Some have a part for videos that needs torchvision; pictures go without it. row_id: of the rows' placeholder."""
+    transformers = require('transformers', 'vision')
+    try:
+        return transformers.AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (ImportError, OSError, ValueError, TypeError) as error:
+        problem = error
+    try:
+        images = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
+        if row_id is not None and hasattr(images, 'merge_size'):
+            return _GridProcessor(images, transformers.AutoTokenizer.from_pretrained(path, local_files_only=True), row_id)
+    except (ImportError, OSError, ValueError, TypeError):
+        pass
+    raise BackendError(f'{path}: its processor cannot be opened, so it sees no pictures: {" ".join(str(problem).split())[:200]}') from problem
+
+
+class _GridProcessor:
+    """What the processors of Qwen-VL do for a picture: one placeholder for each square of `merge_size` patches."""
+
+    def __init__(self, images: Any, tokenizer: Any, row_id: int):
+        self.image_processor, self.tokenizer, self._row_id = images, tokenizer, row_id
+        self.image_token = tokenizer.convert_ids_to_tokens(row_id)
+
+    def __call__(self, text: list[str], images: list[Image.Image], return_tensors: str):
+        torch = require('torch', 'vision')
+        inputs = self.image_processor(images=images, return_tensors=return_tensors)
+        inputs['input_ids'] = torch.full((1, int(inputs['image_grid_thw'].prod()) // self.image_processor.merge_size ** 2), self._row_id)
+        return inputs

@@ -1,0 +1,122 @@
+"""Draws pictures of one simple object, for the tiny vision model: its training, its tests, its synthetic camera.
+
+Knows nothing of models; PIL and NumPy alone.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLORS = {'red': (230, 20, 20), 'green': (20, 180, 40), 'blue': (30, 50, 230), 'yellow': (245, 225, 30), 'white': (250, 250, 250), 'black': (10, 10, 10)}
+"""RGB that a colour has where nothing varies it."""
+
+_SHADES = {'red': ((190, 255), (0, 60), (0, 60)), 'green': ((0, 80), (120, 255), (0, 80)), 'blue': ((0, 80), (0, 110), (170, 255)),
+           'yellow': ((220, 255), (200, 255), (0, 90)), 'white': ((235, 255),) * 3, 'black': ((0, 30),) * 3}
+SHAPES = ('circle', 'square', 'triangle')
+PLACES = ('left', 'right', 'top', 'bottom', 'center')
+LABELS = (tuple(COLORS), SHAPES, PLACES)
+
+_CONTRAST = 120
+"""Least distance in RGB between the object and any of its background."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows. size: diameter as a share of the picture's shorter side. x, y: its middle, as shares of width and height."""
+    color: str
+    shape: str
+    place: str
+    size: float
+    x: float
+    y: float
+
+    def __str__(self) -> str:
+        where = 'in the center' if self.place == 'center' else f'at the {self.place}' if self.place in ('top', 'bottom') else f'on the {self.place}'
+        return f'a {self.color} {self.shape} {where}'
+
+
+def random_scene(rng: np.random.Generator, width: int, height: int, size: tuple[float, float] = (0.25, 0.4), **wanted: str) -> Scene:
+    """Draw lots for a scene in a picture of this size in pixels. wanted: color, shape or place that must be so."""
+    color, shape, place = (wanted.get(name) or labels[rng.integers(len(labels))] for name, labels in zip(('color', 'shape', 'place'), LABELS))
+    diameter = rng.uniform(*size)
+    half_x, half_y = (0.5 * diameter * min(width, height) / side for side in (width, height))
+    if place == 'center':
+        x, y = 0.5 + rng.uniform(-0.08, 0.08, 2)
+    else:
+        half = half_x if place in ('left', 'right') else half_y
+        off = rng.uniform(min(0.2, 0.5 - half), max(0.2, 0.5 - half))
+        aside = rng.uniform(-0.6, 0.6) * off
+        sign = -1 if place in ('left', 'top') else 1
+        x, y = (0.5 + sign * off, 0.5 + aside) if place in ('left', 'right') else (0.5 + aside, 0.5 + sign * off)
+    x, y = np.clip(x, half_x, 1 - half_x), np.clip(y, half_y, 1 - half_y)
+    return Scene(color, shape, place, diameter, float(x), float(y))
+
+
+def random_background(rng: np.random.Generator, width: int, height: int, color: tuple[int, int, int]) -> np.ndarray:
+    """A plain or gently uneven background [height, width, 3] uint8 from which `color` stands out."""
+    kind = rng.integers(4)
+    yy, xx = np.mgrid[-1:1:height * 1j, -1:1:width * 1j].astype(np.float32) if height > 1 and width > 1 else np.zeros((2, height, width), np.float32)
+    for _ in range(100):
+        base = np.full(3, rng.uniform(0, 255)) if kind < 2 else rng.uniform(0, 255, 3)
+        if kind == 2:
+            base = 0.75 * base.mean() + 0.25 * base
+        unevenness = rng.uniform(0, 25, 3) if rng.random() < 0.5 else np.zeros(3)
+        angle = rng.uniform(0, 2 * np.pi)
+        if np.linalg.norm(base - color) - np.linalg.norm(unevenness) >= _CONTRAST:
+            break
+    else:
+        base, unevenness = np.full(3, 128.0), np.zeros(3)
+    slope = np.cos(angle) * xx + np.sin(angle) * yy
+    if rng.random() < 0.3:
+        slope = 1 - (xx ** 2 + yy ** 2)
+    picture = base.astype(np.float32) + slope[..., None].clip(-1, 1) * unevenness.astype(np.float32)
+    if rng.random() < 0.4:
+        picture += rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1, 6))
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def outline(scene: Scene, width: int, height: int, tilt: float = 0.0) -> list[tuple[float, float]]:
+    """Corners of the object in pixels; those of a circle are its bounding box. tilt: radians."""
+    radius = 0.5 * scene.size * min(width, height)
+    x, y = scene.x * width, scene.y * height
+    if scene.shape == 'circle':
+        return [(x - radius, y - radius), (x + radius, y + radius)]
+    corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)] if scene.shape == 'square' else [(0, -1), (1, 1), (-1, 1)]
+    if scene.shape == 'square' and tilt:
+        corners = [(0.9 * a, 0.9 * b) for a, b in corners]
+    cos, sin = np.cos(tilt), np.sin(tilt)
+    return [(x + radius * (a * cos - b * sin), y + radius * (a * sin + b * cos)) for a, b in corners]
+
+
+def draw(scene: Scene, width: int, height: int, rng: np.random.Generator | None = None, background: tuple[int, int, int] = (128, 128, 128)) -> Image.Image:
+    """Draw a scene. rng: varies shade, tilt and background, which is plain without it."""
+    color, tilt, smooth = COLORS[scene.color], 0.0, 1
+    if rng is None:
+        picture = Image.new('RGB', (width, height), background)
+    else:
+        color = tuple(int(rng.integers(low, high + 1)) for low, high in _SHADES[scene.color]) if rng.random() < 0.6 else color
+        if scene.color in ('white', 'black'):
+            color = (color[0],) * 3
+        tilt = float(rng.uniform(-0.2, 0.2)) if rng.random() < 0.4 else 0.0
+        smooth = int(rng.integers(1, 4))
+        picture = Image.fromarray(random_background(rng, width, height, color))
+    mask = Image.new('L', (width * smooth, height * smooth))
+    corners = [(a * smooth, b * smooth) for a, b in outline(scene, width, height, tilt)]
+    if scene.shape == 'circle':
+        ImageDraw.Draw(mask).ellipse([*corners[0], *corners[1]], fill=255)
+    else:
+        ImageDraw.Draw(mask).polygon(corners, fill=255)
+    picture.paste(color, mask=mask.resize((width, height), Image.Resampling.BOX) if smooth > 1 else mask)
+    return picture
+
+
+def random_picture(rng: np.random.Generator, width: int | None = None, height: int | None = None, **wanted) -> tuple[Image.Image, Scene]:
+    """A picture of a random scene; its size is drawn too where none is given (48 to 400 pixels, no side more than twice the other).
+    wanted: as in `random_scene`."""
+    if width is None or height is None:
+        width = int(rng.integers(48, 401))
+        height = width if rng.random() < 0.3 else int(np.clip(width * 2 ** rng.uniform(-1, 1), 48, 400))
+    scene = random_scene(rng, width, height, **wanted)
+    return draw(scene, width, height, rng), scene

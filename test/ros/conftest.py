@@ -1,0 +1,214 @@
+"""Real nodes in processes of their own, and an observer in this one that hears all they say, over real DDS."""
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make test, or source env.sh')
+pytest.importorskip('nanochat.msg', reason='needs the built workspace: make test, or source env.sh')
+
+from nanochat.msg import Token, Turn  # noqa: E402
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+
+from ros2_nanochat.ros.client import ChatClient  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = {'api': 'fake', 'max_context_len': 4096}
+
+
+def program(name):
+    for prefix in os.environ['AMENT_PREFIX_PATH'].split(':'):
+        path = Path(prefix, 'lib', 'nanochat', name)
+        if path.exists():
+            return str(path)
+    raise FileNotFoundError(f'{name} is not built')
+
+
+def literal(value):
+    if isinstance(value, (list, tuple)):
+        return '[' + ', '.join(literal(item) for item in value) + ']'
+    return f"'{value}'" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class NodeProcess:
+    """A chat node in a process of its own; its output is kept."""
+
+    def __init__(self, *, ros_args=(), **parameters):
+        self.lines = []
+        arguments = [part for name, value in parameters.items() for part in ('-p', f'{name.replace("__", ".")}:={literal(value)}')]
+        self.started = time.monotonic()
+        self.process = subprocess.Popen([program('chat_node'), '--ros-args', *ros_args, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True, errors='replace')
+        self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, '')), daemon=True)
+        self._reader.start()
+
+    def wait_for_line(self, text, timeout=60.0):
+        until = time.monotonic() + timeout
+        while not any(text in line for line in self.lines):
+            assert time.monotonic() < until and self.process.poll() is None, f'no {text!r} in:\n{self.output}'
+            time.sleep(0.02)
+
+    @property
+    def output(self):
+        return ''.join(self.lines)
+
+    def memory(self):
+        return int(Path(f'/proc/{self.process.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+    def stop(self, number=signal.SIGINT, timeout=20.0):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(timeout)
+        self._reader.join(5.0)
+        return code
+
+
+class Ears:
+    """Subscribes to what robots say; everything is kept in the order it came."""
+
+    def __init__(self, *prefixes):
+        self.node = rclpy.create_node(f'ears_{random.randrange(10 ** 9)}',  # see ChatClient
+                                      parameter_overrides=[Parameter('start_type_description_service', value=False)])
+        self.tokens, self.turns, self.replies, self.sentences = [], [], [], []
+        self.changed = threading.Condition()
+        self.askers = {}
+        for prefix in prefixes or ('/nanochat',):
+            for kind, name, into in ((Token, 'tokens', self.tokens), (Turn, 'turn', self.turns), (String, 'reply', self.replies),
+                                     (String, 'sentence', self.sentences)):
+                self.node.create_subscription(kind, f'{prefix}/{name}', lambda message, into=into, prefix=prefix: self._note(into, prefix, message),
+                                              QoSProfile(depth=1000))
+            self.askers[prefix] = self.node.create_publisher(String, f'{prefix}/query', QoSProfile(depth=1000))
+        self.executor = SingleThreadedExecutor()
+        self.executor.add_node(self.node)
+        self.thread = threading.Thread(target=self._spin, daemon=True)
+        self.thread.start()
+
+    def _spin(self):
+        try:
+            self.executor.spin()
+        except ExternalShutdownException:
+            pass
+
+    def _note(self, into, prefix, message):
+        with self.changed:
+            into.append((prefix, time.monotonic(), message))
+            self.changed.notify_all()
+
+    def wait_until_connected(self, timeout=30.0):
+        until = time.monotonic() + timeout
+        while not all(asker.get_subscription_count() and self.node.count_publishers(f'{prefix}/turn') and self.node.count_publishers(f'{prefix}/tokens')
+                      for prefix, asker in self.askers.items()):
+            assert time.monotonic() < until, f'the node does not listen: {self.node.get_topic_names_and_types()}'
+            time.sleep(0.02)
+        time.sleep(0.3)  # the other end of each pair
+
+    def ask(self, text, prefix=None):
+        self.askers[prefix or next(iter(self.askers))].publish(String(data=text))
+
+    def wait_for(self, condition, timeout=60.0):
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout), f'{len(self.tokens)} tokens, turns: {[turn for _, _, turn in self.turns][-3:]}'
+
+    def turn(self, text, prefix=None, timeout=60.0):
+        """Ask, and wait for the turn and the last of its tokens (topics have no order among each other)."""
+        before = len(self.turns)
+        self.ask(text, prefix)
+        self.wait_for(lambda: any(turn.query == text for _, _, turn in self.turns[before:]), timeout)
+        turn = next(turn for _, _, turn in self.turns[before:] if turn.query == text)
+        self.wait_for(lambda: any(token.last for token in self.pieces(turn.turn_id)))
+        return turn
+
+    def pieces(self, turn_id):
+        return [token for _, _, token in self.tokens if token.turn_id == turn_id]
+
+    def close(self):
+        self.executor.shutdown(timeout_sec=2.0)
+        self.thread.join(2.0)
+        self.node.destroy_node()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def ros():
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    os.environ.setdefault('ROS_DOMAIN_ID', str(random.randint(1, 100)))
+    variable = 'FASTRTPS_DEFAULT_PROFILES_FILE' if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy') else 'FASTDDS_DEFAULT_PROFILES_FILE'
+    os.environ.setdefault(variable, str(ROOT / 'config' / 'fastdds.xml'))
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
+@pytest.fixture
+def start():
+    """Starts nodes, on the fake model unless another is named; they are stopped afterwards, and must not have shown a traceback."""
+    nodes = []
+
+    def start(*, wait=True, **parameters):
+        ros_args = parameters.pop('ros_args', ())
+        if parameters.get('model') != '' and 'api' not in parameters:
+            parameters = {**FAKE, **parameters}
+        node = NodeProcess(ros_args=ros_args, **parameters)
+        nodes.append(node)
+        if wait:
+            node.wait_for_line(': active')
+        return node
+
+    yield start
+    for node in nodes:
+        try:
+            node.stop()
+        except subprocess.TimeoutExpired:
+            node.process.kill()
+            raise
+        assert 'Traceback' not in node.output, node.output
+
+
+@pytest.fixture
+def listen():
+    all_ears = []
+
+    def listen(*prefixes):
+        ears = Ears(*prefixes)
+        all_ears.append(ears)
+        ears.wait_until_connected()
+        return ears
+
+    yield listen
+    for ears in all_ears:
+        ears.close()
+
+
+@pytest.fixture
+def talk():
+    clients = []
+
+    def talk(name='/nanochat', robot=''):
+        client = ChatClient(name, robot)
+        clients.append(client)
+        assert client.wait_until_ready(30.0), f'{client.prefix} is not there'
+        return client
+
+    yield talk
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def run_program():
+    """Runs a program of the package to its end: (exit code, standard output, standard error)."""
+
+    def run(name, *arguments, timeout=60.0, input=None):
+        done = subprocess.run([program(name), *arguments], capture_output=True, text=True, timeout=timeout, input=input)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+

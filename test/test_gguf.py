@@ -1,0 +1,119 @@
+"""The embedded model on llama.cpp: against llama.cpp's own loop, and one conversation against another."""
+import llama_cpp
+import numpy as np
+import pytest
+
+from ros2_nanochat import ChatHistory, KVCache, NanoLLM
+from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.hub import embedded_model
+
+PROMPTS = ['What is the capital of Japan?', 'Name three colors.', 'Tell me a story about a robot.', 'How do birds fly?', 'Why is the sky blue?',
+           'Write a short poem about the sea.', 'Was ist die Hauptstadt von Frankreich?', 'List the planets.', 'What is 12 times 7?', 'Say hello 😀 to 世界.']
+
+
+@pytest.fixture(scope='module')
+def model():
+    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16) as opened:
+        yield opened
+
+
+@pytest.fixture(scope='module')
+def reference():
+    """llama.cpp through the high-level class of llama-cpp-python: a loop that we did not write."""
+    # flash attention is what llama.cpp itself chooses where it is not told; this class switches it off, which rounds differently
+    llama = llama_cpp.Llama(embedded_model(), n_ctx=2048, n_threads=2, n_threads_batch=2, flash_attn=True, verbose=False)
+    yield llama
+    llama.close()
+
+
+def prompt_ids(model, text):
+    return model.tokenize(f'<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n', special=True)
+
+
+def greedy_by_llama_cpp(llama, ids, count):
+    llama.reset()
+    produced = []
+    for token in llama.generate(ids, temp=0.0, repeat_penalty=1.0, reset=True):
+        if token in (0, 2) or len(produced) == count:
+            return produced
+        produced.append(token)
+
+
+def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
+    for prompt in PROMPTS:
+        ids = prompt_ids(model, prompt)
+        assert reference.tokenize(f'<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n'.encode(), add_bos=False, special=True) == ids
+        assert model.generate(ids, max_new_tokens=40).wait().tokens == greedy_by_llama_cpp(reference, ids, 40), prompt
+
+
+def test_sixteen_at_once_answer_as_each_alone(model):
+    prompts = [prompt_ids(model, f'{PROMPTS[i % 10]} ' + 'Please answer well. ' * (2 * i)) for i in range(16)]
+    alone = [model.generate(ids, max_new_tokens=16).wait().tokens for ids in prompts]
+    together = [reply.wait().tokens for reply in [model.generate(ids, max_new_tokens=16, kv_cache=KVCache()) for ids in prompts]]
+    assert together == alone
+
+
+def test_a_sampled_reply_is_that_of_its_seed_whatever_else_runs_in_the_batch(model):
+    ids = prompt_ids(model, 'Tell me a story.')
+
+    def draw(seed):
+        return model.generate(ids, max_new_tokens=16, do_sample=True, temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=seed, kv_cache=KVCache())
+
+    alone = [draw(seed).wait().tokens for seed in range(3)]
+    together = [draw(seed) for seed in range(3)]
+    assert [reply.wait().tokens for reply in together] == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_conversation_of_ten_turns_computes_no_token_twice(model):
+    history = ChatHistory(model)
+    before = model.stats['prefilled_tokens']
+    for turn in range(10):
+        history.append('user', PROMPTS[turn])
+        prompt, _ = history.embed_chat()
+        reply = model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=12)
+        history.append('bot', reply.wait())
+    assert model.stats['prefilled_tokens'] - before <= len(history.kv_cache)
+
+
+def test_trimming_and_forking_leave_the_logits_of_a_fresh_prefill():
+    model = NanoLLM.from_pretrained(max_context_len=512, max_sequences=3)
+    backend = model.backend
+    ids = np.array(prompt_ids(model, 'Tell me about the moon and the sun and the stars.'))
+
+    def check():
+        fresh = backend.new_sequence()
+        expected = backend.forward([Chunk(fresh, ids=ids, num_logits=1)]).copy()
+        backend.free(fresh)
+        edited = backend.new_sequence()
+        backend.forward([Chunk(edited, ids=np.concatenate([ids[:9], ids[3:9]]))])
+        assert backend.trim(edited, 9) == 9
+        fork, kept = backend.fork(edited, 7)
+        assert kept == 7
+        rows = backend.forward([Chunk(edited, ids=ids[9:], num_logits=1), Chunk(fork, ids=ids[7:], num_logits=1)]).copy()
+        backend.free(edited)
+        backend.free(fork)
+        return expected, rows
+
+    with model:
+        expected, rows = model.engine.call(check)
+    assert (rows == expected).all()
+
+
+def test_embeddings_of_tokens_are_what_the_model_makes_of_them(model):
+    ids = prompt_ids(model, 'What is the capital of Japan?')
+    expected = model.generate(ids, max_new_tokens=10).wait().tokens
+    embeddings = model.embed_tokens(ids)
+    assert embeddings.shape == (1, len(ids), 576)
+    assert model.generate(embeddings, max_new_tokens=10).wait().tokens == expected
+
+
+def test_speculation_leaves_greedy_ids_as_they_are():
+    text = 'The crate is in hall B. The ladder is in hall C. The drill is in hall A. '
+    replies = []
+    for speculation in (False, True):
+        with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, speculation=speculation) as model:
+            reply = model.generate(text * 6, max_new_tokens=100).wait()
+            replies.append((reply.tokens, model.stats.get('accepted_tokens', 0)))
+    assert replies[0][0] == replies[1][0]
+    assert replies[0][1] == 0

@@ -1,0 +1,209 @@
+"""Making a model for `mlc`: the command lines that mlc_llm is given, and what is left when it fails, is stopped, or runs twice."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ros2_nanochat.backends import mlc_compile
+from ros2_nanochat.backends.base import BackendError
+from ros2_nanochat.backends.mlc_checkpoint import older_config
+from ros2_nanochat.backends.mlc_compile import prepare
+from ros2_nanochat.backends.mlc_folder import MLCFolder
+from ros2_nanochat.config import ModelConfig
+
+STAND_IN = os.path.join(os.path.dirname(__file__), 'mlc_stand_in.py')
+CONFIG = {'model_type': 'llama', 'vocab_size': 8, 'dtype': 'float16', 'rope_parameters': {'rope_type': 'default', 'rope_theta': 123456.0}}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A checkpoint, the stand-in on the path, and a cache folder of its own."""
+    checkpoint = tmp_path / 'Martian-1B'
+    checkpoint.mkdir()
+    (checkpoint / 'config.json').write_text(json.dumps(CONFIG))
+    (checkpoint / 'model.safetensors').write_bytes(b'x' * 100)
+    (checkpoint / 'tokenizer.json').write_text('{"added_tokens": [{"content": "<|im_start|>"}]}')
+    (checkpoint / 'chat_template.jinja').write_text('a template')
+    programs = tmp_path / 'bin'
+    programs.mkdir()
+    program = programs / 'mlc_llm'
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('STAND_IN_RECORD', str(tmp_path / 'record'))
+    monkeypatch.delenv('STAND_IN', raising=False)
+    return tmp_path
+
+
+def steps(place):
+    record = place / 'record'
+    return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+
+
+def left(place):
+    """What lies in the cache, but for locks."""
+    cache = place / 'cache' / 'nanochat' / 'mlc'
+    return sorted(name for name in os.listdir(cache) if not name.endswith('.lock')) if cache.exists() else []
+
+
+def tool(*arguments):
+    return [sys.executable, '-m', 'ros2_nanochat.tools.mlc', *arguments]
+
+
+def test_mlc_llm_is_told_what_its_parser_takes_and_the_folder_is_found_again(place):
+    said = []
+    config = ModelConfig(quantization='q4f16_1', device='cuda', max_sequences=20)
+    made = prepare(str(place / 'Martian-1B'), config, said.append)
+    first, second, third = steps(place)
+    assert (first['step'], second['step'], third['step']) == ('gen_config', 'convert_weight', 'compile')
+    assert first['quantization'] == second['quantization'] == third['chat_config']['quantization'] == 'q4f16_1'
+    assert (first['conv_template'], first['context_window_size'], first['prefill_chunk_size'], first['max_batch_size']) == ('chatml', None, 1024, 20)
+    assert second['device'] == third['device'] == 'cuda'
+    assert first['config_json']['rope_theta'] == 123456.0 and 'model.safetensors' in second['files']
+    assert json.loads((place / 'Martian-1B' / 'config.json').read_text()) == CONFIG      # the original is as it was
+    folder = MLCFolder(made)
+    assert os.path.exists(folder.find_library(ModelConfig()))
+    assert 'chat_template.jinja' in os.listdir(made) and left(place) == [os.path.basename(made)]
+    assert [line for line in said if 'quantizing to q4f16_1' in line] and len(said) == 6
+    assert prepare(str(place / 'Martian-1B'), config, said.append) == made and len(steps(place)) == 3
+    assert prepare(made, ModelConfig()) == made and len(steps(place)) == 3
+
+
+def test_another_method_a_context_or_new_weights_make_another_folder(place):
+    path = str(place / 'Martian-1B')
+    made = [prepare(path, ModelConfig(quantization='q4f16_1', device='cuda', max_context_len=256), print)]
+    assert steps(place)[0]['context_window_size'] == 256 and steps(place)[0]['prefill_chunk_size'] == 256
+    made.append(prepare(path, ModelConfig(quantization='q0f16', device='cuda'), print))
+    made.append(prepare(path, ModelConfig(quantization='q0f16', device='cpu'), print))
+    (place / 'Martian-1B' / 'model.safetensors').write_bytes(b'y' * 200)
+    made.append(prepare(path, ModelConfig(quantization='q0f16', device='cpu'), print))
+    assert len(set(made)) == 4 and len(left(place)) == 4
+    # one that was made for the whole context serves a shorter one too
+    assert prepare(path, ModelConfig(quantization='q0f16', device='cpu', max_context_len=99), print) == made[-1]
+
+
+@pytest.mark.parametrize('step', ['gen_config', 'convert_weight', 'compile'])
+@pytest.mark.parametrize('act, said', [('fail', 'ValueError: Unknown model type: martian'), ('full', 'the disk is full; free some room')])
+def test_a_step_that_fails_is_one_line_and_leaves_nothing(place, monkeypatch, step, act, said):
+    monkeypatch.setenv('STAND_IN', f'{act} {step}')
+    with pytest.raises(BackendError) as caught:
+        prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
+    assert said in str(caught.value) and f'mlc_llm {step} failed' in str(caught.value) and '\n' not in str(caught.value)
+    assert left(place) == []
+    monkeypatch.delenv('STAND_IN')
+    prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
+    assert len(left(place)) == 1
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_what_was_started_and_leaves_nothing(place, number):
+    process = subprocess.Popen(tool(str(place / 'Martian-1B'), '--target', 'llvm'), env={**os.environ, 'STAND_IN': 'sleep convert_weight'},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = place / 'record.pid'
+    wait_for(lambda: pid.exists() and pid.read_text())
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and 'stopped' in errors and 'Traceback' not in errors
+    assert left(place) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_what_a_killed_run_left_looks_unfinished_and_is_cleared_by_the_next(place):
+    process = subprocess.Popen(tool(str(place / 'Martian-1B'), '--target', 'llvm'), env={**os.environ, 'STAND_IN': 'sleep compile'},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pid = place / 'record.pid'
+    wait_for(lambda: pid.exists() and pid.read_text())
+    process.kill()
+    process.wait()
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    assert all('.making-' in name for name in left(place)) and left(place)
+    made = prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
+    assert left(place) == [os.path.basename(made)]
+
+
+def test_two_processes_at_once_do_it_once(place):
+    command = tool(str(place / 'Martian-1B'), '--target', 'llvm', '--quantization', 'q0f16')
+    environment = {**os.environ, 'STAND_IN': 'slow convert_weight'}
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0] and os.path.isdir(outputs[0][0].strip())
+    assert [step['step'] for step in steps(place)] == ['gen_config', 'convert_weight', 'compile']
+
+
+def test_weights_that_lack_a_library_get_one_in_the_cache(place):
+    made = prepare(str(place / 'Martian-1B'), ModelConfig(quantization='q4f16_1', device='cpu'), print)
+    weights = str(place / 'Martian-1B-q4f16_1-MLC')
+    shutil.copytree(made, weights, ignore=shutil.ignore_patterns('*.so'))
+    assert prepare(weights, ModelConfig(device='cpu'), print) == weights
+    library = MLCFolder(weights).find_library(ModelConfig(device='cpu'))
+    assert os.path.basename(library) == 'Martian-1B-q4f16_1-cpu.so' and steps(place)[-1]['model'].startswith(weights)
+    count = len(steps(place))
+    assert prepare(weights, ModelConfig(), print) == weights and len(steps(place)) == count
+
+
+def test_quantization_may_be_a_path_to_weights_and_must_agree_with_what_is_there(place):
+    made = prepare(str(place / 'Martian-1B'), ModelConfig(quantization='q4f16_1', device='cpu'), print)
+    assert prepare(str(place / 'Martian-1B'), ModelConfig(quantization=made), print) == made
+    with pytest.raises(BackendError, match="are q4f16_1, and quantization='q0f16' was asked for"):
+        prepare(made, ModelConfig(quantization='q0f16'), print)
+    with pytest.raises(BackendError, match='is no folder of MLC weights'):
+        prepare(made, ModelConfig(quantization='/no/such/place'), print)
+
+
+def test_without_mlc_llm_one_line_says_how_to_get_it_and_what_to_name_instead(place, monkeypatch, capsys):
+    made = prepare(str(place / 'Martian-1B'), ModelConfig(quantization='q4f16_1', device='cpu'), print)
+    monkeypatch.setenv('PATH', '/nowhere')
+    capsys.readouterr()
+    from ros2_nanochat.tools.mlc import main
+    assert main([str(place / 'Martian-1B'), '--target', 'cuda']) == 1
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'mlc_llm is not installed' in said and 'Jetson' in said and 'model_lib' in said
+    os.remove(MLCFolder(made).find_library(ModelConfig()))
+    with pytest.raises(BackendError, match='has no model library.*mlc_llm is not installed'):
+        prepare(made, ModelConfig())
+
+
+def test_a_disk_without_the_room_is_told_before_anything_is_made(place, monkeypatch):
+    monkeypatch.setattr(mlc_compile.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10 ** 9, 10 ** 9 - 2 ** 20, 2 ** 20))
+    with pytest.raises(BackendError, match='has 1 MiB free, and Martian-1B in q4f16_1 takes about 64 MiB'):
+        prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
+    assert left(place) == [] and steps(place) == []
+
+
+def test_what_is_no_checkpoint_is_named(place):
+    os.remove(place / 'Martian-1B' / 'model.safetensors')
+    with pytest.raises(BackendError, match='has no weights'):
+        prepare(str(place / 'Martian-1B'), ModelConfig())
+    os.remove(place / 'Martian-1B' / 'config.json')
+    with pytest.raises(BackendError, match='neither a model of MLC-LLM'):
+        prepare(str(place / 'Martian-1B'), ModelConfig())
+    assert left(place) == []
+
+
+def test_configurations_of_transformers_5_get_the_names_of_before():
+    assert older_config(CONFIG) == {**CONFIG, 'rope_theta': 123456.0, 'torch_dtype': 'float16'}
+    llama3 = {'rope_type': 'llama3', 'rope_theta': 5e5, 'factor': 32.0, 'low_freq_factor': 1.0}
+    old = older_config({'rope_parameters': llama3})
+    assert old['rope_theta'] == 5e5 and old['rope_scaling'] == {'rope_type': 'llama3', 'factor': 32.0, 'low_freq_factor': 1.0}
+    gemma = older_config({'text_config': {'rope_parameters': {'full_attention': {'rope_type': 'default', 'rope_theta': 1e6},
+                                                              'sliding_attention': {'rope_type': 'default', 'rope_theta': 1e4}}}})['text_config']
+    assert gemma['rope_theta'] == 1e6 and gemma['rope_local_base_freq'] == 1e4
+    before = {'rope_theta': 1e4, 'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}, 'torch_dtype': 'float16'}
+    assert older_config(before) == before
+
+
+def wait_for(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, 'it did not come to pass'
+        time.sleep(0.05)

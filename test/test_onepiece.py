@@ -1,0 +1,48 @@
+"""Models that are one piece in transformers, over hf: the first reply about a picture has the ids that `generate` gives."""
+import pytest
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+import vision_models  # noqa: E402
+
+from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
+
+QUESTION = 'What is the thing?'
+
+
+def ours(folder) -> list[int]:
+    with NanoLLM.from_pretrained(str(folder), api='hf', device='cpu', max_context_len=512, threads=1) as model:
+        history = ChatHistory(model)
+        history.append('user', image=vision_models.picture(3), text=QUESTION)
+        prompt, _ = history.embed_chat()
+        assert prompt.spans
+        return list(model.generate(prompt, max_new_tokens=10).wait().tokens)
+
+
+def prompt_text(words) -> str:
+    messages = [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': QUESTION}]}]
+    return words.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def without_end(ids, words) -> list[int]:
+    return ids[:ids.index(words.eos_token_id)] if words.eos_token_id in ids else ids
+
+
+@pytest.mark.parametrize('make', [vision_models.idefics3, vision_models.gemma3], ids=['idefics3', 'gemma3'])
+def test_a_reply_about_a_picture_equals_that_of_generate(tmp_path, make):
+    model = make(tmp_path)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    inputs = processor(text=[prompt_text(processor.tokenizer)], images=[vision_models.picture(3)], return_tensors='pt', add_special_tokens=False)
+    out = model.generate(**inputs, max_new_tokens=10, do_sample=False, eos_token_id=processor.tokenizer.eos_token_id, pad_token_id=0)
+    assert ours(tmp_path) == without_end(out[0, inputs['input_ids'].shape[1]:].tolist(), processor.tokenizer)
+
+
+def test_with_positions_on_three_axes_too(tmp_path):
+    model, images, words = vision_models.qwen2_vl(tmp_path)
+    inputs = images(images=[vision_models.picture(3)], return_tensors='pt')
+    rows = int(inputs['image_grid_thw'].prod()) // 4
+    ids = torch.tensor([words(prompt_text(words).replace('<|image_pad|>', '<|image_pad|>' * rows), add_special_tokens=False)['input_ids']])
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, max_new_tokens=10, do_sample=False, eos_token_id=words.eos_token_id,
+                         pad_token_id=0, mm_token_type_ids=(ids == model.config.image_token_id).int())
+    assert ours(tmp_path) == without_end(out[0, ids.shape[1]:].tolist(), words)

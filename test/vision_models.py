@@ -1,0 +1,126 @@
+"""Small random checkpoints of models that see, and the tokenizer they share."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL = ['<pad>', '<s>', '</s>', '<image>', '<|im_start|>', '<|im_end|>', '<fake_token_around_image>', '<global-img>', '<start_of_image>',
+           '<end_of_image>', '<image_soft_token>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>', '<|video_pad|>',
+           *(f'<row_{r}_col_{c}>' for r in range(1, 3) for c in range(1, 3))]
+CHAT = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+SIZE = 48
+
+
+def tokenizer(image_text: str = '<image>') -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a few merges, so that neighbours join, and every special token that a family needs."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [('Ċ', 'Ċ'), ('ĊĊ', 'Ċ'), ('t', 'h'), ('th', 'e'), ('Ġ', 'the')]
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *(a + b for a, b in merges)])}
+    made = Tokenizer(models.BPE(vocabulary, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token='<s>', eos_token='<|im_end|>', pad_token='<pad>', chat_template=CHAT.replace('IMAGE', image_text),
+                                   extra_special_tokens={'boi_token': '<start_of_image>', 'eoi_token': '<end_of_image>', 'image_token': image_text})
+
+
+def text_settings(**more) -> dict:
+    return {'hidden_size': 64, 'intermediate_size': 96, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'num_key_value_heads': 2, 'max_position_embeddings': 2048,
+            'vocab_size': len(tokenizer()), 'pad_token_id': None, 'bos_token_id': None, 'eos_token_id': None, **more}
+
+
+def tower(kind: str):
+    settings = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 4, 'num_attention_heads': 4, 'image_size': SIZE, 'patch_size': 8}
+    return transformers.CLIPVisionConfig(**settings) if kind == 'clip' else transformers.SiglipVisionConfig(**settings)
+
+
+def llava(folder, kind: str = 'clip', **options):
+    """A LLaVA checkpoint with its tokenizer and processor; returns the model. kind: tower, clip or siglip; options: of its config."""
+    words = tokenizer()
+    options = {'text_config': transformers.LlamaConfig(**text_settings()), **options}
+    config = transformers.LlavaConfig(vision_config=tower(kind), image_token_index=words.convert_tokens_to_ids('<image>'), **options)
+    square = {'height': SIZE, 'width': SIZE}
+    images = transformers.CLIPImageProcessor(size={'shortest_edge': SIZE}, crop_size=square) if kind == 'clip' else transformers.SiglipImageProcessor(size=square)
+    extra = 1 if kind == 'clip' else 0
+    return _save(folder, transformers.LlavaForConditionalGeneration(config), transformers.LlavaProcessor(
+        images, words, patch_size=8, vision_feature_select_strategy=config.vision_feature_select_strategy, num_additional_image_tokens=extra))
+
+
+def llava_next(folder):
+    """A LLaVA-NeXT checkpoint: tiles of three shapes."""
+    words, grid = tokenizer(), [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]
+    config = transformers.LlavaNextConfig(vision_config=tower('clip'), text_config=transformers.LlamaConfig(**text_settings()), image_grid_pinpoints=grid,
+                                          image_token_index=words.convert_tokens_to_ids('<image>'))
+    images = transformers.LlavaNextImageProcessor(size={'shortest_edge': SIZE}, crop_size={'height': SIZE, 'width': SIZE}, image_grid_pinpoints=grid)
+    return _save(folder, transformers.LlavaNextForConditionalGeneration(config), transformers.LlavaNextProcessor(
+        images, words, patch_size=8, vision_feature_select_strategy='default', num_additional_image_tokens=1))
+
+
+def _save(folder, model, processor):
+    torch.manual_seed(0)
+    with torch.no_grad():  # large enough for the answers to depend on the picture
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.15 if parameter.ndim > 1 else 0.02) + (0 if parameter.ndim > 1 else 1))
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    return model
+
+
+def picture(seed: int = 0, width: int = 200, height: int = 130):
+    from ros2_nanochat.vision.shapes import random_picture
+    return random_picture(np.random.default_rng(seed), width, height)[0]
+
+
+def qwen2_vl(folder):
+    """A Qwen2-VL checkpoint: positions on three axes."""
+    words = tokenizer('<|vision_start|><|image_pad|><|vision_end|>')
+    number = words.convert_tokens_to_ids
+    text = text_settings(rope_parameters={'rope_type': 'default', 'mrope_section': [2, 3, 3], 'rope_theta': 10000.0})
+    config = transformers.Qwen2VLConfig(
+        text_config=text, vision_config=dict(depth=2, embed_dim=32, hidden_size=64, num_heads=2, mlp_ratio=2, patch_size=8, spatial_merge_size=2, temporal_patch_size=2),
+        image_token_id=number('<|image_pad|>'), video_token_id=number('<|video_pad|>'), vision_start_token_id=number('<|vision_start|>'), vision_end_token_id=number('<|vision_end|>'))
+    images = transformers.Qwen2VLImageProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, min_pixels=16 * 16, max_pixels=96 * 96)
+    model = _randomized(transformers.Qwen2VLForConditionalGeneration(config))
+    model.save_pretrained(folder)
+    images.save_pretrained(folder)
+    words.init_kwargs.pop('image_token', None)
+    words.save_pretrained(folder)
+    return model, images, words
+
+
+def idefics3(folder):
+    """An Idefics3 checkpoint: a picture in tiles, with markup between them."""
+    words = tokenizer()
+    config = transformers.Idefics3Config(
+        text_config=transformers.LlamaConfig(**text_settings()), scale_factor=2, image_token_id=words.convert_tokens_to_ids('<image>'),
+        vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
+    images = transformers.Idefics3ImageProcessor(size={'longest_edge': 64}, max_image_size={'longest_edge': 32})
+    return _save(folder, transformers.Idefics3ForConditionalGeneration(config), transformers.Idefics3Processor(images, words, image_seq_len=4))
+
+
+def gemma3(folder):
+    """A Gemma 3 checkpoint: the rows of a picture attend to one another."""
+    words = tokenizer('<start_of_image>')
+    words.init_kwargs['extra_special_tokens'] = {'boi_token': '<start_of_image>', 'eoi_token': '<end_of_image>', 'image_token': '<image_soft_token>'}
+    for name, value in words.init_kwargs['extra_special_tokens'].items():
+        setattr(words, name, value)
+    config = transformers.Gemma3Config(
+        text_config=text_settings(head_dim=16, sliding_window=512), mm_tokens_per_image=4, image_token_id=words.convert_tokens_to_ids('<image_soft_token>'),
+        boi_token_index=words.convert_tokens_to_ids('<start_of_image>'), eoi_token_index=words.convert_tokens_to_ids('<end_of_image>'),
+        vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
+    images = transformers.Gemma3ImageProcessor(size={'height': 32, 'width': 32})
+    return _save(folder, transformers.Gemma3ForConditionalGeneration(config), transformers.Gemma3Processor(images, words, image_seq_length=4))
+
+
+def _randomized(model):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.15 if parameter.ndim > 1 else 0.02) + (0 if parameter.ndim > 1 else 1))
+    return model.eval()

@@ -1,0 +1,78 @@
+"""`make demo`: a chat node and a terminal client, two processes that talk over ROS 2. PROMPT asks once; MODEL names another model.
+
+--vision adds a small model that sees, and a camera that shows it drawn pictures (IMAGE: that file instead).
+"""
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def program(name: str) -> str:
+    """A program of the built package, where `ros2 run` would find it."""
+    for prefix in os.environ['AMENT_PREFIX_PATH'].split(':'):
+        path = Path(prefix, 'lib', 'nanochat', name)
+        if path.exists():
+            return str(path)
+    sys.exit(f'{name} is not built: run  make setup')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--vision', action='store_true')
+    options = parser.parse_args()
+    os.environ.update(ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST', ROS_DOMAIN_ID=os.environ.get('ROS_DOMAIN_ID') or str(random.randint(1, 100)))
+    prompt, model, image = (os.environ.get(name, '') for name in ('PROMPT', 'MODEL', 'IMAGE'))
+    log = tempfile.NamedTemporaryFile('w+', prefix='nanochat-demo-', suffix='.log', delete=False)
+    started = []
+
+    def start(command, **pipes):
+        # Of their own session, so that Ctrl-C reaches the client alone; they are ended below.
+        started.append(subprocess.Popen(command, start_new_session=True, **pipes))
+        return started[-1]
+
+    parameters = {'model': model, **({'vision': 'tiny'} if options.vision and not model else {})}
+    arguments = [part for name, value in parameters.items() if value for part in ('-p', f'{name}:={value}')]
+    try:
+        print(f'[demo] chat node on ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}, its log: {log.name}', file=sys.stderr)
+        node = start([program('chat_node'), '--ros-args', *arguments], stdout=log, stderr=log)
+        if options.vision and not image:
+            start([program('demo_camera')], stdout=sys.stderr)
+            while ': active' not in Path(log.name).read_text() and node.poll() is None:
+                time.sleep(0.1)
+            time.sleep(2.0)  # the node and the camera find each other
+        client = subprocess.Popen([program('chat_client'), *(['--prompt', prompt] if prompt else []), *(['--image', image] if image else [])])
+        while True:
+            try:
+                while client.poll() is None and node.poll() is None:
+                    try:
+                        client.wait(0.2)
+                    except subprocess.TimeoutExpired:
+                        pass
+                break
+            except KeyboardInterrupt:
+                pass  # the client's business
+        if client.poll() is None:
+            client.send_signal(signal.SIGINT)
+            client.wait(5)
+            log.seek(0)
+            print(f'[demo] the node has ended:\n{log.read()[-2000:]}', file=sys.stderr)
+            return 1
+        return client.returncode
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGINT)
+        for process in started:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Everything that has to be there before something runs: tools/setup.sh demo | vision | test
+#
+#   demo    ROS 2, the library with the embedded model, the built workspace
+#   vision  that, and the runtimes of vision models
+#   test    that, and what the tests need (ROS_DISTRO=jazzy: the ROS tests alone, so without the other runtimes)
+#
+# Each step says what it does, is done once, and is done again when the files it depends on have changed. Output goes to a log whose end is shown on failure.
+#
+# ROS_DISTRO   kilted where it is not set and nothing else is installed under /opt/ros
+# ROS_PREFIX   an installed ROS 2; /opt/ros/$ROS_DISTRO by default. Where it exists it is used, else ROS comes from the package index.
+# PYTHON       the interpreter for the virtual environment; 3.10 to 3.13
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/places.sh
+what=${1:-demo}
+case $what in demo|vision|test) ;; *) echo "tools/setup.sh: '$what' is none of demo, vision, test" >&2; exit 2 ;; esac
+
+say() { echo "[setup $ROS_DISTRO] $*" >&2; }
+
+fail() { say "$@"; exit 1; }
+
+# run LOG COMMAND...: quietly, but for the end of the log where it fails
+run() {
+    local log=$1; shift
+    "$@" > "$log" 2>&1 </dev/null || { tail -n 25 "$log" >&2; fail "failed: $* (all of it: $log)"; }
+}
+
+# once NAME INPUTS COMMAND...: unless it was done with the same inputs (a text)
+once() {
+    local stamp=$VENV/.done-$1 inputs=$2; shift 2
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$inputs" ] && return
+    "$@"
+    echo "$inputs" > "$stamp"
+}
+
+digest() { cat "$@" | sha256sum | cut -c1-32; }
+
+debian_packages() {
+    local missing=()
+    command -v g++ >/dev/null || missing+=(g++)
+    command -v make >/dev/null || missing+=(make)
+    if [ "$PYTHON" = /usr/bin/python3 ] || ! "$PYTHON" -c '' 2>/dev/null; then
+        "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+        [ -e "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)/Python.h" ] || missing+=(python3-dev)
+    fi
+    if [ -n "$ROS_HERE" ]; then
+        command -v cmake >/dev/null || missing+=(cmake)
+        command -v colcon >/dev/null || missing+=(python3-colcon-common-extensions)
+    fi
+    [ ${#missing[@]} = 0 ] && return
+    [ "$(id -u)" = 0 ] || fail "needs Debian packages; please run:  sudo apt-get install ${missing[*]}"
+    say "installing Debian packages: ${missing[*]}"
+    run /tmp/nanochat-apt.log apt-get update
+    run /tmp/nanochat-apt.log env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+}
+
+make_venv() {
+    "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' ||
+        fail "$PYTHON is $("$PYTHON" --version 2>&1): it must be 3.10 to 3.13. Name another one with PYTHON=..."
+    say "making the virtual environment $VENV with $PYTHON"
+    rm -rf "$VENV"
+    # An installed ROS keeps rclpy among the system's packages.
+    "$PYTHON" -m venv ${ROS_HERE:+--system-site-packages} "$VENV"
+}
+
+pip_install() { run "$VENV/pip-$1.log" "$VENV/bin/python" -m pip install --disable-pip-version-check "${@:2}"; }
+
+ros_wheels() {
+    [ -f "requirements/$ROS_DISTRO.txt" ] || fail "no /opt/ros/$ROS_DISTRO, and no wheels are known for '$ROS_DISTRO'. There are: kilted, jazzy"
+    [ "$(uname -m)" = x86_64 ] || fail "ROS wheels exist for x86-64 alone; on $(uname -m) install ROS 2 under /opt/ros first (docs/install.md)"
+    say "installing ROS 2 from the package index (half a minute)"
+    pip_install ros -r "requirements/$ROS_DISTRO.txt"
+    run "$VENV/pip-ros.log" "$VENV/bin/python" tools/use_wheels_here.py
+}
+
+packages() {
+    local set=$1 note=$2 pins=()
+    "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && [ -z "$ROS_HERE" ] && pins=(-c requirements/constraints.txt)
+    say "installing requirements/$set.txt$note"
+    pip_install "$set" ${pins[@]+"${pins[@]}"} -r "requirements/$set.txt"
+}
+
+build() {
+    say 'building the workspace with colcon (about a minute)'
+    (
+        if [ -n "$ROS_HERE" ]; then
+            set +u; . "$ROS_PREFIX/setup.bash"; set -u
+        else
+            export AMENT_PREFIX_PATH=$VENV CMAKE_PREFIX_PATH=$VENV PATH=$VENV/bin:$PATH
+        fi
+        # The programs' first line then names the environment's Python, so that `ros2 run` finds rclpy and the runtimes both.
+        run "$VENV/colcon.log" colcon --log-base "$LOG" build --base-paths . --build-base "$BUILD" --install-base "$INSTALL" --symlink-install \
+            --cmake-args -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release "-DPython3_EXECUTABLE=$VENV/bin/python" --no-warn-unused-cli
+    )
+}
+
+debian_packages
+if [ -d "$VENV" ] && ! "$VENV/bin/python" -c 'import pip' 2>/dev/null; then rm -rf "$VENV"; fi
+[ -x "$VENV/bin/python" ] || make_venv
+[ -n "$ROS_HERE" ] || once ros "$(digest "requirements/$ROS_DISTRO.txt" tools/use_wheels_here.py)" ros_wheels
+once demo "$(digest requirements/demo.txt requirements/constraints.txt)" packages demo ' (the first time llama.cpp is compiled: about five minutes)'
+if [ "$what" = vision ] || { [ "$what" = test ] && [ -n "$ALL_TESTS" ]; }; then
+    once models "$(digest requirements/models.txt requirements/constraints.txt)" packages models ' (large: torch and transformers)'
+fi
+[ "$what" != test ] || once test "$(digest requirements/test.txt requirements/constraints.txt)" packages test ''
+# With --symlink-install a change inside a Python file needs no build, a new file does.
+sources="$(digest package.xml CMakeLists.txt setup.cfg msg/* srv/* action/*) $(find ros2_nanochat launch config -type f ! -name '*.pyc' | sort | sha256sum | cut -c1-32)"
+[ -f "$INSTALL/setup.bash" ] || rm -f "$VENV/.done-build"
+once build "$sources $VENV" build
+say 'ready'

@@ -20,7 +20,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.exceptions import InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNodeMixin, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -32,6 +32,7 @@ from ros2_nanochat.ros import diagnostics
 from ros2_nanochat.ros.parameters import OPTIONS, ROBOT, ROBOT_OPTIONS, Option, engine_options, model_config, robot_names, robot_options
 from ros2_nanochat.ros.robot_chat import RobotChat
 from ros2_nanochat.ros.robot_port import RobotPort
+from ros2_nanochat.ros.spinning import spin
 from ros2_nanochat.ros.state import RobotState
 
 _THREADS = 128  # each goal that runs holds one; they are made when needed
@@ -316,15 +317,16 @@ def main(args=None) -> int:
     executor = MultiThreadedExecutor(num_threads=_THREADS)
     executor.add_node(node)
 
-    def spin():
+    def run():
         try:
-            executor.spin()
-        except ExternalShutdownException:
-            pass
+            spin(executor)
+        except Exception as error:
+            node.exit_code = 1
+            node.get_logger().fatal(f'internal error: {error!r}')
         finally:
             node.done.set()
 
-    spinning = threading.Thread(target=spin, name='executor', daemon=True)
+    spinning = threading.Thread(target=run, name='executor', daemon=True)
     spinning.start()
     node.start()
     node.done.wait()

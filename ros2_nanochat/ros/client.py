@@ -16,7 +16,7 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
@@ -25,6 +25,7 @@ from std_srvs.srv import Trigger
 from nanochat.action import Chat
 from nanochat.msg import Turn
 from nanochat.srv import GetHistory, Reset
+from ros2_nanochat.ros.spinning import spin
 
 
 class NodeGone(RuntimeError):
@@ -106,7 +107,7 @@ class ChatClient:
                                      parameter_overrides=[Parameter('start_type_description_service', value=False)])
             self._executor = SingleThreadedExecutor()
             self._executor.add_node(node)
-            self._thread = threading.Thread(target=self._spin, name='chat_client', daemon=True)
+            self._thread = threading.Thread(target=spin, args=(self._executor,), name='chat_client', daemon=True)
         self.node = node
         group = ReentrantCallbackGroup()
         self._action = ActionClient(node, Chat, self.prefix + '/chat', callback_group=group, feedback_sub_qos_profile=QoSProfile(depth=1000))
@@ -117,12 +118,6 @@ class ChatClient:
         self._closed = False
         if self._own:
             self._thread.start()
-
-    def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except (ExternalShutdownException, rclpy.executors.ShutdownException):
-            pass
 
     def wait_until_ready(self, timeout: float | None = None) -> bool:
         """Wait until the node answers; False after `timeout` seconds."""

@@ -13,12 +13,13 @@ rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make test, or source e
 pytest.importorskip('nanochat.msg', reason='needs the built workspace: make test, or source env.sh')
 
 from nanochat.msg import Token, Turn  # noqa: E402
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
 from ros2_nanochat.ros.client import ChatClient  # noqa: E402
+from ros2_nanochat.ros.spinning import spin  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = {'api': 'fake', 'max_context_len': 4096}
@@ -88,14 +89,8 @@ class Ears:
             self.askers[prefix] = self.node.create_publisher(String, f'{prefix}/query', QoSProfile(depth=1000))
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self._spin, daemon=True)
+        self.thread = threading.Thread(target=spin, args=(self.executor,), daemon=True)
         self.thread.start()
-
-    def _spin(self):
-        try:
-            self.executor.spin()
-        except ExternalShutdownException:
-            pass
 
     def _note(self, into, prefix, message):
         with self.changed:

@@ -56,6 +56,16 @@ def test_robots_are_added_and_removed_while_the_node_runs_and_take_options_of_th
     wait_gone(ears, '/r1/nanochat/query')
 
 
+def test_robots_that_come_and_go_all_the_time_disturb_nobody(start, listen):
+    node = start(robots=['r1'])
+    ears = listen('/r1/nanochat')
+    for round in range(60):
+        assert set_parameter(ears, 'robots', ['r1', 'r2', 'r3'] if round % 2 else ['r1']).successful
+        if round % 10 == 0:
+            assert ears.turn(f'round {round}').finish_reason == 'stop'
+    assert node.process.poll() is None and 'internal error' not in node.output
+
+
 def wait_gone(ears, topic):
     import time
     until = time.monotonic() + 10

@@ -110,6 +110,31 @@ class Llama(nn.Module):
             0, 0, RopeMode.NORMAL, 1, int(c.rope_parameters['rope_theta']), {}, relax.prim_value(0), c.head_dim, False, self.dtype,
             tvm.target.Target('llvm'))
 
+    # what mlc-llm puts into libraries for a GPU, in the same form; the last four of a sampler's calls
+
+    def softmax_with_temperature(self, logits, temperature):
+        b, _, v = logits.shape
+
+        def scaled(x, t):
+            return tvm.te.compute((b, 1, v), lambda i, j, k: x[i, j, k] / tvm.te.max(t[i], tvm.tirx.const(1e-7, 'float32')), name='scaled')
+        return op.softmax(op.tensor_expr_op(scaled, 'scaled', [logits, temperature]), axis=-1)
+
+    def multinomial_from_uniform(self, probs, uniform_samples, sample_indices):
+        n = sample_indices.shape[0]
+        ids = op.multinomial_from_uniform(probs, op.reshape(uniform_samples, (n, 1)), op.reshape(sample_indices, (n, 1)), 'int32')
+        return op.reshape(ids, (n,))
+
+    def argsort_probs(self, probs):
+        order = op.argsort(probs, axis=-1, descending=True, dtype='int32')
+        b, v = probs.shape
+        return op.tensor_expr_op(lambda p, o: tvm.te.compute((b, v), lambda i, j: p[i, o[i, j]], name='sorted'), 'sorted', [probs, order]), order
+
+    def sample_with_top_p(self, sorted_probs, sorted_indices, uniform_samples, sample_indices, top_p):
+        n, b = sample_indices.shape[0], top_p.shape[0]
+        ids = op.sample_top_p_top_k_from_sorted_prob(sorted_probs, sorted_indices, op.reshape(top_p, (b, 1)), op.full((b, 1), 1 << 30, 'int32'),
+                                                     op.reshape(uniform_samples, (n, 1)), op.reshape(sample_indices, (n, 1)))
+        return op.reshape(ids, (n,))
+
     def spec(self, only=None) -> nn.spec.ModuleSpec:
         packed, none = {'param_mode': 'packed', 'effect_mode': 'none'}, {'param_mode': 'none', 'effect_mode': 'none'}
         cache, d = nn.spec.Object(object_type=PagedKVCache), self.c.hidden_size
@@ -123,6 +148,15 @@ class Llama(nn.Module):
             'batch_decode': {'input_embed': nn.spec.Tensor(['batch_size', 1, d], self.dtype), 'paged_kv_cache': cache, '$': packed},
             'batch_verify': {'input_embed': nn.spec.Tensor([1, 'seq_len', d], self.dtype), 'paged_kv_cache': cache, '$': packed},
             'create_tir_paged_kv_cache': {**{name: int for name in sizes}, '$': none},
+        }
+        probs, picked = nn.spec.Tensor(['batch_size', 'vocab_size'], 'float32'), nn.spec.Tensor(['num_samples'], 'int32')
+        uniform, each = nn.spec.Tensor(['num_samples'], 'float32'), nn.spec.Tensor(['batch_size'], 'float32')
+        functions |= {
+            'softmax_with_temperature': {'logits': nn.spec.Tensor(['batch_size', 1, 'vocab_size'], 'float32'), 'temperature': each, '$': none},
+            'multinomial_from_uniform': {'probs': probs, 'uniform_samples': uniform, 'sample_indices': picked, '$': none},
+            'argsort_probs': {'probs': probs, '$': none},
+            'sample_with_top_p': {'sorted_probs': probs, 'sorted_indices': nn.spec.Tensor(['batch_size', 'vocab_size'], 'int32'),
+                                  'uniform_samples': uniform, 'sample_indices': picked, 'top_p': each, '$': none},
         }
         return nn.spec.ModuleSpec.from_raw({name: f for name, f in functions.items() if only is None or name in only}, self)
 
@@ -185,7 +219,7 @@ def make_folder(path: str, model: transformers.LlamaForCausalLM, checkpoint: str
     # planned as mlc_llm plans: what is larger than these bounds does not fit
     for name, function in list(mod.functions_items()):
         if isinstance(function, relax.Function):
-            bounds = {'seq_len': chunk, 'batch_size': batch, 'total_seq_len': c.max_position_embeddings}
+            bounds = {'seq_len': chunk, 'batch_size': batch, 'num_samples': batch, 'total_seq_len': c.max_position_embeddings}
             mod[name] = function.with_attr('tir_var_upper_bound', bounds).with_attr('tir_non_negative_var', ['vocab_size'])
     target = tvm.target.Target('llvm')
     with target:

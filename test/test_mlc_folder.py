@@ -18,6 +18,7 @@ from ros2_nanochat.backends.mlc import MLCBackend  # noqa: E402
 from ros2_nanochat.backends.mlc_arrays import DeviceLogits, to_bfloat16  # noqa: E402
 from ros2_nanochat.backends.mlc_folder import MLCFolder, parse_metadata  # noqa: E402
 from ros2_nanochat.backends.mlc_runtime import Runtime, check_elf  # noqa: E402
+from ros2_nanochat.backends.mlc_sampling import DeviceSampler  # noqa: E402
 from ros2_nanochat.backends.mlc_template import chat_template, end_ids  # noqa: E402
 from ros2_nanochat.backends.mlc_weights import load_parameters  # noqa: E402
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
@@ -60,6 +61,12 @@ def test_a_missing_shard_and_a_short_one_are_named(folder):
     assert 'lacks 1 of 3 shards of weights (params_shard_1.bin); download or copy the rest' in refusal(folder)
     os.remove(folder / 'tensor-cache.json')
     assert 'neither tensor-cache.json nor ndarray-cache.json' in refusal(folder)
+
+
+def test_weights_that_give_no_numbers_are_told_when_the_model_is_opened(folder):
+    shard = folder / 'params_shard_0.bin'
+    shard.write_bytes(b'\xff' * shard.stat().st_size)
+    assert 'gives logits that are no numbers' in (said := refusal(folder)) and 'copy them again' in said
 
 
 def test_a_broken_index_or_configuration_is_named(folder):
@@ -195,11 +202,11 @@ def test_logits_on_a_device_give_the_likeliest_ids_by_the_functions_of_the_libra
         sums = np.cumsum(probabilities.numpy(), axis=1)[indices.numpy()]
         return runtime.from_numpy((sums > uniform.numpy()[:, None]).argmax(axis=1).astype(np.int32))
 
-    functions = {'softmax_with_temperature': softmax, 'multinomial_from_uniform': sample}
-    logits = DeviceLogits(runtime, runtime.from_numpy(rows.reshape(3, 1, 50)), functions)
+    sampler = DeviceSampler(runtime, {'softmax_with_temperature': softmax, 'multinomial_from_uniform': sample})
+    logits = DeviceLogits(runtime, runtime.from_numpy(rows.reshape(3, 1, 50)), sampler)
     assert logits.shape == (3, 50) and logits.argmax().tolist() == rows.argmax(axis=1).tolist() and asked == [((3, 1, 50), [0.0] * 3)]
     np.testing.assert_array_equal(logits.numpy(), rows)
-    plain = DeviceLogits(runtime, runtime.from_numpy(rows), dict.fromkeys(functions))
+    plain = DeviceLogits(runtime, runtime.from_numpy(rows), DeviceSampler(runtime, {}))
     assert plain.argmax().tolist() == rows.argmax(axis=1).tolist()
 
 

@@ -221,7 +221,9 @@ class Backend(ABC):
         """Append every chunk to its sequence (each sequence at most once a call).
 
         Return logits [k, v] float32 of the last `num_logits` positions of each chunk, in order: an array that is valid until the next call, or an
-        object on the device with `shape`, `numpy()`, and perhaps `argmax() -> [k]`. On failure a `ForwardError` that says what was committed.
+        object on the device with `shape`, `numpy()`, and perhaps `argmax() -> [k]` and, where its `can_sample` is true,
+        `sample(rows [n], temperature [n], top_p [n], uniform [n]) -> [n]`: ids of some rows, each the one at which the sum of probabilities passes its
+        number from 0 to 1 (in the order of ids at top-p 1, else from the likeliest on). On failure a `ForwardError` that says what was committed.
         """
 
     @property

@@ -5,11 +5,13 @@ The functions of a library and what they take are told by mlc-llm (python/mlc_ll
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ros2_nanochat.backends import mlc_sampling
 from ros2_nanochat.backends.base import Backend, BackendError, Chunk, Detokenizer, ForwardError, MemoryEstimate, ModelInfo, require
 from ros2_nanochat.backends.mlc_arrays import DeviceLogits, IdArrays, to_bfloat16
 from ros2_nanochat.backends.mlc_batches import Piece, split
@@ -22,6 +24,7 @@ from ros2_nanochat.backends.mlc_weights import load_parameters, match_parameters
 from ros2_nanochat.backends.tokenizer import Tokenizer, one_line
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 
+_log = logging.getLogger(__name__)
 _MOST_TOKENS = 2048  # of one call: the KV cache keeps buffers for so many
 
 
@@ -75,12 +78,12 @@ class MLCBackend(Backend):
         return parse_metadata(str(describe()), library)
 
     def _find_functions(self, library: str) -> None:
-        names = ('embed', 'prefill', 'decode', 'batch_prefill', 'batch_decode', 'extend', 'batch_extend', 'softmax_with_temperature',
-                 'multinomial_from_uniform')
+        names = ('embed', 'prefill', 'decode', 'batch_prefill', 'batch_decode', 'extend', 'batch_extend', *mlc_sampling.NAMES)
         self._functions = {name: self._runtime.function(self._machine, name) for name in names}
         if not self._functions['embed'] or not self._functions['prefill']:
             lacking = next(name for name in ('embed', 'prefill') if not self._functions[name])
             raise BackendError(f'{library} has no function {lacking!r}; compile the model again with an mlc_llm of 2024 or newer')
+        self._sampler = mlc_sampling.DeviceSampler(self._runtime, self._functions)
         self._prefill = self._functions['prefill'], self._functions['batch_prefill']
         self._extend = self._functions['extend'] or self._prefill[0], self._functions['batch_extend'] or self._prefill[1]
         most = max(1, int(self._metadata.get('max_batch_size') or 1))
@@ -113,12 +116,29 @@ class MLCBackend(Backend):
         try:
             for _ in range(2):
                 rows = self._forward([Chunk(seq, ids=np.zeros(1, np.int64), num_logits=1)], [0])
-            rows = rows if isinstance(rows, np.ndarray) else rows.numpy()
+            if not isinstance(rows, np.ndarray):
+                self._try_sampler(rows)
+                rows = rows.numpy()
         except Exception as error:
             raise BackendError(f'{library} does not run on {self._runtime.device} with TVM {self._runtime.version} ({one_line(error)}); it was '
                                'compiled for another GPU or another TVM: compile it here with nanochat-mlc') from error
+        if not np.isfinite(rows).all():
+            raise BackendError(f'{library} gives logits that are no numbers: the weights in {self.path} are damaged (copy them again), or too large '
+                               f'for the type they are computed in ({self._dtype}): take another quantization')
         self._logits_width = rows.shape[1]
         self.free(seq)
+
+    def _try_sampler(self, rows: DeviceLogits) -> None:
+        """Choose ids from logits here where the library's own functions for it do not work."""
+        try:
+            rows.argmax()
+            if rows.can_sample:
+                rows.sample([0], [1.0], [1.0], [0.5])
+                rows.sample([0], [1.0], [0.9], [0.5])
+        except Exception as error:
+            _log.warning('the functions of %s that sample on the device do not work (%s): logits are copied for each token', self._runtime.library,
+                         one_line(error))
+            self._sampler = mlc_sampling.DeviceSampler(self._runtime, {})
 
     def _read_info(self, folder: MLCFolder, weights_bytes: int) -> ModelInfo:
         tokenizer = self._tokenizer
@@ -212,7 +232,7 @@ class MLCBackend(Backend):
             logits = self._functions['decode' if count == 1 else 'batch_decode'](embeddings, self._kv.state, self._params)[0]
         committed[:] = [1] * count
         if not self._runtime.on_cpu:
-            return DeviceLogits(self._runtime, logits, self._functions)
+            return DeviceLogits(self._runtime, logits, self._sampler)
         rows = self._runtime.host(logits).reshape(count, -1)
         return rows if rows.dtype == np.float32 else rows.astype(np.float32)
 
@@ -257,7 +277,7 @@ class MLCBackend(Backend):
         if not runs:
             return np.empty((0, self._logits_width), np.float32)
         if len(runs) == 1 and not self._runtime.on_cpu and runs[0][1] is None:
-            return DeviceLogits(self._runtime, runs[0][0], self._functions)
+            return DeviceLogits(self._runtime, runs[0][0], self._sampler)
         host = []
         for logits, rows in runs:
             array = self._runtime.host(logits)

@@ -1,9 +1,12 @@
 """Arrays of `mlc` on their way: ids to the device, logits that stay there until they are asked for, and bfloat16, which NumPy lacks."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ros2_nanochat.backends.mlc_runtime import Runtime
+from ros2_nanochat.backends.mlc_sampling import DeviceSampler
 
 
 _KEPT = 64  # arrays for up to so many ids are kept
@@ -33,10 +36,10 @@ class IdArrays:
 class DeviceLogits:
     """Logits [k, v] float32 that lie on the device until they are asked for."""
 
-    def __init__(self, runtime: Runtime, logits, functions: dict):
+    def __init__(self, runtime: Runtime, logits, sampler: DeviceSampler):
         self._runtime = runtime
         self._logits = logits
-        self._softmax, self._sample = functions['softmax_with_temperature'], functions['multinomial_from_uniform']
+        self._sampler = sampler
         *counts, width = logits.shape
         self.shape = (int(np.prod(counts)), int(width))
 
@@ -46,13 +49,18 @@ class DeviceLogits:
 
     def argmax(self) -> np.ndarray:
         """The likeliest id of each row [k]: the ids alone leave the device where the library can sample there."""
-        if not self._softmax or not self._sample:
+        if not self._sampler.takes_largest:
             return self.numpy().argmax(axis=1)
-        runtime, (count, width) = self._runtime, self.shape
-        # at temperature 0 the library's softmax leaves probability to the likeliest alone
-        rows = self._softmax(runtime.view(self._logits, (count, 1, width)), runtime.from_numpy(np.zeros(count, np.float32)))
-        uniform, indices = runtime.from_numpy(np.full(count, 1e-3, np.float32)), runtime.from_numpy(np.arange(count, dtype=np.int32))
-        return self._sample(runtime.view(rows, (count, width)), uniform, indices).numpy().reshape(-1)
+        return self._sampler.largest(self._logits, self.shape)
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether `sample` works: the library offers what it takes."""
+        return self._sampler.draws
+
+    def sample(self, rows: Sequence[int], temperature: Sequence[float], top_p: Sequence[float], uniform: Sequence[float]) -> np.ndarray:
+        """Ids [n] of some rows [n], each with its temperature, top-p and number from 0 to 1; the ids alone leave the device."""
+        return self._sampler.draw(self._logits, self.shape, *(np.asarray(values) for values in (rows, temperature, top_p, uniform)))
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

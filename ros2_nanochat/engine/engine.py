@@ -19,7 +19,7 @@ from ros2_nanochat.backends.base import Backend, BackendError, ForwardError
 from ros2_nanochat.config import EngineConfig
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
-from ros2_nanochat.engine.sampler import choose_largest, host
+from ros2_nanochat.engine.sampler import choose_largest, choose_there, host
 from ros2_nanochat.engine.scheduler import Scheduler, Work
 
 _log = logging.getLogger(__name__)
@@ -201,9 +201,17 @@ class Engine:
             at += work.chunk.num_logits
 
     def _choose(self, requests: list[Request], rows) -> list[int | None]:
-        if all(request.sampler.plain for request in requests):
-            return choose_largest(rows) if requests else []
-        return [self._choose_alone(request, row) for request, row in zip(requests, host(rows))]
+        try:
+            if all(request.sampler.plain for request in requests):
+                return choose_largest(rows) if requests else []
+            chosen = choose_there([request.sampler for request in requests], rows)
+        except Exception as error:
+            self._fail(requests, f'choosing the next token failed: {error}')
+            return [None] * len(requests)
+        if None in chosen:                     # one copy for all of them
+            here = host(rows)
+            chosen = [self._choose_alone(request, here[i]) if token_id is None else token_id for i, (request, token_id) in enumerate(zip(requests, chosen))]
+        return chosen
 
     def _choose_alone(self, request: Request, row: np.ndarray) -> int | None:
         try:

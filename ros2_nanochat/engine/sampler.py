@@ -5,6 +5,8 @@ The order of steps and their meaning are those of transformers (`generation/logi
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ros2_nanochat.config import GenerationConfig
@@ -25,6 +27,13 @@ class Sampler:
         self._random = None if config.greedy else np.random.Generator(np.random.PCG64(config.seed))
         self.plain = config.greedy and config.repetition_penalty == 1.0 and not config.min_new_tokens and not config.logits_processors
         """Whether the id is simply that of the largest logit."""
+        self.simple = not (self.plain or config.greedy or config.top_k or config.min_p or config.min_new_tokens or config.logits_processors
+                           or config.repetition_penalty != 1.0)
+        """Whether it is drawn by temperature and top-p alone."""
+
+    def draw(self) -> float:
+        """The next random number, from 0 to under 1."""
+        return self._random.random()
 
     def choose(self, logits: np.ndarray, context: np.ndarray, num_new: int) -> int:
         """The next id from logits [v] float32, behind the ids `context` [n] of which the last `num_new` are the reply's."""
@@ -68,7 +77,7 @@ class Sampler:
         if config.min_p:
             weights = np.where(weights >= config.min_p * weights.max(), weights, 0)
         cumulative = np.cumsum(weights)
-        point = min(self._random.random() * cumulative[-1], np.nextafter(cumulative[-1], 0))  # under the sum, which rounding might reach
+        point = min(self.draw() * cumulative[-1], np.nextafter(cumulative[-1], 0))  # under the sum, which rounding might reach
         index = int(np.searchsorted(cumulative, point, side='right'))
         return int(index if ids is None else ids[index])
 
@@ -99,6 +108,19 @@ def choose_largest(rows) -> list[int]:
     """The id of the largest logit in each row [k, v]; on the device where they lie there."""
     best = rows.argmax() if hasattr(rows, 'numpy') else rows.argmax(axis=1)
     return [int(i) for i in best]
+
+
+def choose_there(samplers: Sequence[Sampler], rows) -> list[int | None]:
+    """Ids that could be chosen on the device where the rows [k, v] lie; None for those whose options need the logits here.
+
+    Who else is in the batch makes no difference to a reply: each draws one number from its own stream, and both ways turn it into the same id."""
+    chosen: list[int | None] = [None] * len(samplers)
+    there = [i for i, sampler in enumerate(samplers) if sampler.simple or sampler.plain] if getattr(rows, 'can_sample', False) else []
+    if there:
+        how = [(0.0, 1.0, 0.0) if samplers[i].plain else (samplers[i].config.temperature, samplers[i].config.top_p, samplers[i].draw()) for i in there]
+        for i, token_id in zip(there, rows.sample(there, *zip(*how))):
+            chosen[i] = int(token_id)
+    return chosen
 
 
 def host(rows) -> np.ndarray:

@@ -71,8 +71,12 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    def __init__(self, c, dtype: str, quantized: bool):
+    """sees: it has an `image_embed`, as mlc-llm's LLaVA: a picture of any size in bytes in, here four rows out, made of four of its pixels."""
+
+    def __init__(self, c, dtype: str, quantized: bool, sees: bool = False):
         self.c, self.dtype = c, dtype
+        if sees:
+            self.image_proj = nn.Parameter((3, c.hidden_size), dtype)
         self.embed_tokens = nn.Embedding('vocab_size', c.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList([Layer(c, dtype, quantized) for _ in range(c.num_hidden_layers)])
         self.norm = nn.RMSNorm(c.hidden_size, -1, c.rms_norm_eps, bias=False, dtype=dtype)
@@ -87,6 +91,12 @@ class Llama(nn.Module):
 
     def embed(self, input_ids):
         return self.embed_tokens(input_ids)
+
+    def image_embed(self, pixel_values):
+        def pick(x):
+            _, h, w, _ = x.shape
+            return tvm.te.compute((4, 3), lambda i, c: x[0, (2 * i + 1) * h // 8, (2 * i + 1) * w // 8, c].astype(self.dtype) / 255, name='pick')
+        return op.matmul(op.tensor_expr_op(pick, 'pick', [pixel_values]), self.image_proj)
 
     def prefill(self, input_embed, paged_kv_cache):
         hidden = self._hidden(input_embed, paged_kv_cache)
@@ -149,6 +159,8 @@ class Llama(nn.Module):
             'batch_verify': {'input_embed': nn.spec.Tensor([1, 'seq_len', d], self.dtype), 'paged_kv_cache': cache, '$': packed},
             'create_tir_paged_kv_cache': {**{name: int for name in sizes}, '$': none},
         }
+        if hasattr(self, 'image_proj'):
+            functions['image_embed'] = {'pixel_values': nn.spec.Tensor([1, 'image_height', 'image_width', 3], 'uint8'), '$': packed}
         probs, picked = nn.spec.Tensor(['batch_size', 'vocab_size'], 'float32'), nn.spec.Tensor(['num_samples'], 'int32')
         uniform, each = nn.spec.Tensor(['num_samples'], 'float32'), nn.spec.Tensor(['batch_size'], 'float32')
         functions |= {
@@ -196,16 +208,17 @@ def make_checkpoint(path: str, seed: int = 0, **sizes) -> transformers.LlamaForC
 
 
 def make_folder(path: str, model: transformers.LlamaForCausalLM, checkpoint: str, quantization: str = 'q0f32', chunk: int = 32, batch: int = 8,
-                only=None, index: str = 'tensor-cache.json') -> str:
-    """Compile a model into a folder as mlc_llm makes it. quantization: q0f32, q0f16, q4f32_2 or q4f16_2. only: names of the functions to export."""
+                only=None, index: str = 'tensor-cache.json', model_type: str = 'llama') -> str:
+    """Compile a model into a folder as mlc_llm makes it. quantization: q0f32, q0f16, q4f32_2 or q4f16_2. only: names of the functions to export.
+    model_type: `llava` sees (`image_projection`)."""
     os.makedirs(path, exist_ok=True)
     dtype, quantized = ('float32' if 'f32' in quantization else 'float16'), quantization.startswith('q4')
     c = model.config
-    module = Llama(c, dtype, quantized)
+    module = Llama(c, dtype, quantized, model_type == 'llava')
     mod, parameters, _ = module.export_tvm(spec=module.spec(only), allow_extern=True)
-    weights = _weights(model, dtype, quantized)
+    weights = _weights(model, dtype, quantized) | {'image_proj': image_projection(c.hidden_size).astype(dtype)}
     metadata = {
-        'model_type': 'llama', 'quantization': quantization, 'context_window_size': c.max_position_embeddings, 'sliding_window_size': -1,
+        'model_type': model_type, 'quantization': quantization, 'context_window_size': c.max_position_embeddings, 'sliding_window_size': -1,
         'attention_sink_size': -1, 'prefill_chunk_size': chunk, 'tensor_parallel_shards': 1, 'pipeline_parallel_stages': 1,
         'kv_state_kind': 'kv_cache', 'max_batch_size': batch,
         'kv_cache': {'num_hidden_layers': c.num_hidden_layers, 'num_attention_heads': c.num_attention_heads,
@@ -226,7 +239,7 @@ def make_folder(path: str, model: transformers.LlamaForCausalLM, checkpoint: str
         tvm.compile(mod, target=target).export_library(os.path.join(path, f'{quantization}-cpu.so'))
     write_weights(path, [(name, weights[name]) for name, _ in parameters], index)
     config = {
-        'version': '0.1.0', 'model_type': 'llama', 'quantization': quantization, 'vocab_size': c.vocab_size,
+        'version': '0.1.0', 'model_type': model_type, 'quantization': quantization, 'vocab_size': c.vocab_size,
         'context_window_size': c.max_position_embeddings, 'sliding_window_size': -1, 'prefill_chunk_size': chunk, 'attention_sink_size': -1,
         'model_config': {'hidden_size': c.hidden_size, 'intermediate_size': c.intermediate_size, 'num_hidden_layers': c.num_hidden_layers,
                          'num_attention_heads': c.num_attention_heads, 'num_key_value_heads': c.num_key_value_heads, 'head_dim': c.head_dim,
@@ -265,6 +278,11 @@ def _weights(model, dtype: str, quantized: bool) -> dict[str, np.ndarray]:
         for name, source in (('input_norm', 'input_layernorm'), ('post_norm', 'post_attention_layernorm')):
             weights[f'layers.{i}.{name}.weight'] = state[f'{of}{source}.weight'].astype(dtype)
     return weights
+
+
+def image_projection(width: int) -> np.ndarray:
+    """Weights [3, d] of `image_embed`, which bfloat16 can hold."""
+    return (np.random.default_rng(11).integers(-8, 9, (3, width)) / 8).astype(np.float32)
 
 
 def quantize(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

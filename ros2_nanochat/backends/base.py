@@ -137,7 +137,7 @@ class Detokenizer(ABC):
 
 
 class Backend(ABC):
-    """One model. `tokenize`, `detokenizer` and `embed_tokens` may be called from any thread, `abort` too; all else from one thread at a time, which
+    """One model. `tokenize`, `detokenizer`, `embed_tokens` and `embed_image` may be called from any thread, `abort` too; all else from one thread at a time, which
     is the engine's once that runs.
 
     path: local, a file or folder. config: `max_context_len`, `max_sequences` and `kv_tokens` are filled in, the memory was checked.
@@ -191,6 +191,15 @@ class Backend(ABC):
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
         """Embeddings [n, d] float32 of ids, as `forward` would take them. Only where `info.has_embed`."""
         raise BackendError(f'{self.info.api} does not give the embeddings of tokens; pass ids')
+
+    @property
+    def embeds_images(self) -> bool:
+        """Whether `embed_image` works."""
+        return False
+
+    def embed_image(self, pixels: np.ndarray) -> np.ndarray:
+        """What stands in a prompt for a picture: rows [k, d] float32 of pixels [h, w, 3] uint8 (RGB). Any thread. Only where `embeds_images`."""
+        raise BackendError(f'{self.info.api} does not embed pictures')
 
     @abstractmethod
     def new_sequence(self) -> int:

@@ -17,6 +17,7 @@ from ros2_nanochat.backends.mlc_arrays import DeviceLogits, IdArrays, to_bfloat1
 from ros2_nanochat.backends.mlc_batches import Piece, split
 from ros2_nanochat.backends.mlc_compile import prepare  # noqa: F401 - what opens a model calls it first
 from ros2_nanochat.backends.mlc_folder import MLCFolder, cache_folder, parse_metadata
+from ros2_nanochat.backends.mlc_images import image_sizes
 from ros2_nanochat.backends.mlc_kv import PagedKV
 from ros2_nanochat.backends.mlc_runtime import Runtime, free_memory
 from ros2_nanochat.backends.mlc_template import chat_template, end_ids
@@ -78,7 +79,7 @@ class MLCBackend(Backend):
         return parse_metadata(str(describe()), library)
 
     def _find_functions(self, library: str) -> None:
-        names = ('embed', 'prefill', 'decode', 'batch_prefill', 'batch_decode', 'extend', 'batch_extend', *mlc_sampling.NAMES)
+        names = ('embed', 'prefill', 'decode', 'batch_prefill', 'batch_decode', 'extend', 'batch_extend', 'image_embed', *mlc_sampling.NAMES)
         self._functions = {name: self._runtime.function(self._machine, name) for name in names}
         if not self._functions['embed'] or not self._functions['prefill']:
             lacking = next(name for name in ('embed', 'prefill') if not self._functions[name])
@@ -170,6 +171,22 @@ class MLCBackend(Backend):
         if len(ids) and (ids.min() < 0 or ids.max() >= self._vocabulary):
             raise BackendError(f'token ids go from 0 to {self._vocabulary - 1}, and one is {ids.min() if ids.min() < 0 else ids.max()}')
         return ids
+
+    @property
+    def embeds_images(self) -> bool:
+        return self._functions['image_embed'] is not None
+
+    def embed_image(self, pixels: np.ndarray) -> np.ndarray:
+        try:
+            with self._lock:
+                runtime = self._runtime
+                image = runtime.from_numpy(np.ascontiguousarray(pixels[None]))
+                sizes = [runtime.shape([n]) for n in image_sizes(self._metadata.get('model_type'), *pixels.shape[:2])]
+                rows = np.array(runtime.host(self._functions['image_embed'](image, *sizes, self._params)), np.float32)
+        except Exception as error:             # tvm raises classes of its own; older libraries take pictures in another form
+            raise BackendError(f'{self._runtime.library} does not take this picture of {pixels.shape[1]} x {pixels.shape[0]} ({one_line(error, 200)}): '
+                               'compile it again with the newest mlc_llm') from error
+        return rows.reshape(-1, self._width)
 
     # --- sequences ---
 

@@ -47,14 +47,15 @@ class Shard:
 
 
 class MLCFolder:
-    """One such folder. config: its `mlc-chat-config.json`; model: the `model_config` in it."""
+    """One such folder. config: its `mlc-chat-config.json`; model: the `model_config` in it, of the language model where it has several parts."""
 
     def __init__(self, path: str):
         self.path = os.path.abspath(os.path.expanduser(path))
         if not is_mlc_folder(self.path):
             raise BackendError(f'{self.path} holds no model of MLC-LLM: it has no {CONFIG}')
         self.config = read_json(self.path, CONFIG)
-        self.model = self.config.get('model_config') or {}
+        model = self.config.get('model_config') or {}
+        self.model = {**model, **(model.get('text_config') or {})}  # models that see keep the sizes of their language model there
         self.quantization = str(self.config.get('quantization', 'unknown'))
         self.model_type = str(self.config.get('model_type', 'unknown'))
         self.name = os.path.basename(self.path)

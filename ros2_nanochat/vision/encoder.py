@@ -1,7 +1,7 @@
 """Turns pictures into what goes into a prompt: each is encoded once and remembered by its pixels, whoever shows it.
 
 Knows that an encoder gives parts of a prompt, not how: `llava` runs a vision tower and projector of its own, `onepiece` those of a model that
-the hf backend holds. `open_vision` finds which it is. Neither torch nor transformers is imported before the first picture is encoded or `load` is called.
+the hf backend holds, `library` asks the backend. `open_vision` finds which it is. Neither torch nor transformers is imported before the first picture is encoded or `load` is called.
 """
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ class VisionEncoder(ABC):
             self._bytes -= _size(self._cache.popitem(last=False)[1])
 
     def _span(self, rows, digest: bytes, part: int = 0, **options) -> EmbeddingSpan:
-        """A span of rows [k, d], a torch tensor, named by the picture, this encoder and which part of the picture it is."""
-        array = np.ascontiguousarray(rows.detach().float().cpu().numpy())
+        """A span of rows [k, d], a torch tensor or an array, named by the picture, this encoder and which part of the picture it is."""
+        array = np.ascontiguousarray(rows if isinstance(rows, np.ndarray) else rows.detach().float().cpu().numpy())
         name = hashlib.blake2b(digest + self.fingerprint + part.to_bytes(4, 'big'), digest_size=16).digest()
         return EmbeddingSpan(array, name, **options)
 
@@ -162,6 +162,7 @@ def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: Mod
     path: a LLaVA-form checkpoint, a folder or `owner/name` of the hub, `tiny` for the one that comes with the package, or None: what the model's own checkpoint holds,
     and for the embedded default model the tiny one, if torch and transformers are there.
     """
+    from ros2_nanochat.vision.library import LibraryEncoder
     from ros2_nanochat.vision.llava import FAMILIES, LlavaEncoder
     from ros2_nanochat.vision.onepiece import OnePieceEncoder, holds_vision
     if path:
@@ -172,6 +173,8 @@ def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: Mod
         encoder.load()
         return encoder
     kind = read_config(info.path).get('model_type')
+    if getattr(backend, 'embeds_images', False):
+        return LibraryEncoder(backend, info)
     if holds_vision(backend):
         return LlavaEncoder(Path(info.path), info, config, backend.model) if kind in FAMILIES else OnePieceEncoder(backend, info)
     if info.takes_embeddings and kind in FAMILIES:

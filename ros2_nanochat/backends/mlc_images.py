@@ -1,0 +1,23 @@
+"""What the `image_embed` of a model library takes besides the picture. Told by mlc-llm: cpp/support/vlm_utils.cc and python/mlc_llm/model."""
+from __future__ import annotations
+
+import math
+
+from ros2_nanochat.backends.base import BackendError
+
+_TILE, _MOST_TILES = 336, 4  # pixels of a tile's side, tiles of a picture, as mlc-llm runs Phi-3-vision
+
+
+def image_sizes(model_type: str | None, height: int, width: int) -> tuple[int, ...]:
+    """Numbers that go between picture and weights: none for LLaVA; for Phi-3-vision the size it is brought to, and its tiles (down, across)."""
+    if model_type == 'llava':
+        return ()
+    if model_type != 'phi3_v':
+        raise BackendError(f'how a model of type {model_type!r} sees is not known here; LLaVA and Phi-3-vision are')
+    ratio, scale = width / height, 1
+    while scale * math.ceil(scale / ratio) <= _MOST_TILES:
+        scale += 1
+    across = max(1, scale - 1)
+    resized_width = across * _TILE
+    resized_height = max(1, int(resized_width / ratio))
+    return resized_height, resized_width, math.ceil(resized_height / _TILE), across

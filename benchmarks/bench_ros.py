@@ -105,13 +105,14 @@ def main() -> None:
     began = time.perf_counter()
     chat_node = subprocess.Popen([str(program), '--ros-args', '-p', f'max_new_tokens:={options.tokens}', '-p', 'speculation:=false', '-p',
                                   'max_context_len:=1024', '--log-level', 'warn'])
-    raw = subprocess.Popen([sys.executable, '-m', 'benchmarks.bench_ros', '--bare', '--tokens', str(options.tokens)], stdin=subprocess.PIPE, text=True,
-                           stdout=subprocess.PIPE)
+    raw = None
     try:
         with ChatClient(node=node) as chat:
             chat.wait_until_ready(60)
             ours.run(lambda: chat.ask('Hello', max_new_tokens=4))
             start = time.perf_counter() - began
+            raw = subprocess.Popen([sys.executable, '-m', 'benchmarks.bench_ros', '--bare', '--tokens', str(options.tokens)], stdin=subprocess.PIPE,
+                                   text=True, stdout=subprocess.PIPE)
             raw.stdout.readline()
             asker = node.create_publisher(String, '/nanochat/query', 10)
             time.sleep(1.0)
@@ -131,9 +132,10 @@ def main() -> None:
                                      ('resident memory, MB', memory / 1e6)])
     finally:
         chat_node.terminate()
-        raw.stdin.close()
         chat_node.wait(10)
-        raw.wait(10)
+        if raw is not None:
+            raw.stdin.close()
+            raw.wait(10)
         executor.shutdown()
         spinning.join(2.0)
         rclpy.try_shutdown()

@@ -7,6 +7,7 @@ transformers = pytest.importorskip('transformers')
 import vision_models  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
+from ros2_nanochat.backends.base import BackendError  # noqa: E402
 
 QUESTION = 'What is the thing?'
 
@@ -38,8 +39,39 @@ def test_a_reply_about_a_picture_equals_that_of_generate(tmp_path, make):
     assert ours(tmp_path) == without_end(out[0, inputs['input_ids'].shape[1]:].tolist(), processor.tokenizer)
 
 
-def test_with_positions_on_three_axes_too(tmp_path):
-    model, images, words = vision_models.qwen2_vl(tmp_path)
+def test_smolvlm_needs_no_packages_for_videos(tmp_path):
+    from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+    model, images, words = vision_models.smolvlm(tmp_path)
+    inputs = images(images=[vision_models.picture(3)], return_tensors='pt', return_row_col_info=True)
+    rows, columns = inputs.pop('rows')[0][0], inputs.pop('cols')[0][0]
+    assert rows and columns
+    image = get_image_prompt_string(rows, columns, 4, '<fake_token_around_image>', '<image>', '<global-img>')
+    ids = torch.tensor([words(prompt_text(words).replace('<image>', image), add_special_tokens=False)['input_ids']])
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, max_new_tokens=10, do_sample=False, eos_token_id=words.eos_token_id,
+                         pad_token_id=0)
+    assert ours(tmp_path) == without_end(out[0, ids.shape[1]:].tolist(), words)
+
+
+def test_a_model_whose_whole_prompt_attends_both_ways_is_refused_in_one_line(tmp_path):
+    vision_models.paligemma(tmp_path)
+    with pytest.raises(BackendError, match='attend to each other') as caught:
+        NanoLLM.from_pretrained(str(tmp_path), api='hf', device='cpu', max_context_len=512)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_model_that_takes_pictures_in_several_layers_says_so_in_one_line_and_talks(tmp_path):
+    vision_models.qwen2_vl(tmp_path, '3')
+    with NanoLLM.from_pretrained(str(tmp_path), api='hf', device='cpu', max_context_len=512, threads=1) as model:
+        for look in (model.vision.load, lambda: model.embed_image(vision_models.picture(3))):
+            with pytest.raises(BackendError, match='deepstack') as caught:
+                look()
+            assert '\n' not in str(caught.value)
+        assert len(model.generate('What is the thing?', streaming=False, detokenize=False, max_new_tokens=3, min_new_tokens=3)) == 3  # text goes on
+
+
+@pytest.mark.parametrize('release', ['2', '2_5'])
+def test_with_positions_on_three_axes_too(tmp_path, release):
+    model, images, words = vision_models.qwen2_vl(tmp_path, release)
     inputs = images(images=[vision_models.picture(3)], return_tensors='pt')
     rows = int(inputs['image_grid_thw'].prod()) // 4
     ids = torch.tensor([words(prompt_text(words).replace('<|image_pad|>', '<|image_pad|>' * rows), add_special_tokens=False)['input_ids']])

@@ -77,16 +77,20 @@ def picture(seed: int = 0, width: int = 200, height: int = 130):
     return random_picture(np.random.default_rng(seed), width, height)[0]
 
 
-def qwen2_vl(folder):
-    """A Qwen2-VL checkpoint: positions on three axes."""
+def qwen2_vl(folder, release: str = '2'):
+    """A Qwen2-VL checkpoint: positions on three axes. release: 2, 2_5 (whose tower looks through windows) or 3 (which adds the picture in several layers)."""
     words = tokenizer('<|vision_start|><|image_pad|><|vision_end|>')
     number = words.convert_tokens_to_ids
     text = text_settings(rope_parameters={'rope_type': 'default', 'mrope_section': [2, 3, 3], 'rope_theta': 10000.0})
-    config = transformers.Qwen2VLConfig(
-        text_config=text, vision_config=dict(depth=2, embed_dim=32, hidden_size=64, num_heads=2, mlp_ratio=2, patch_size=8, spatial_merge_size=2, temporal_patch_size=2),
+    vision = {'depth': 2, 'num_heads': 2, 'patch_size': 8, 'spatial_merge_size': 2, 'temporal_patch_size': 2}
+    vision |= {'2': dict(embed_dim=32, hidden_size=64, mlp_ratio=2),
+               '2_5': dict(hidden_size=32, out_hidden_size=64, intermediate_size=48, window_size=32, fullatt_block_indexes=[1], tokens_per_second=2),
+               '3': dict(hidden_size=32, out_hidden_size=64, intermediate_size=48, num_position_embeddings=64, deepstack_visual_indexes=[0])}[release]
+    config = getattr(transformers, f'Qwen{release}VLConfig' if release != '2_5' else 'Qwen2_5_VLConfig')(
+        text_config=text, vision_config=vision,
         image_token_id=number('<|image_pad|>'), video_token_id=number('<|video_pad|>'), vision_start_token_id=number('<|vision_start|>'), vision_end_token_id=number('<|vision_end|>'))
     images = transformers.Qwen2VLImageProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, min_pixels=16 * 16, max_pixels=96 * 96)
-    model = _randomized(transformers.Qwen2VLForConditionalGeneration(config))
+    model = _randomized(transformers.AutoModelForImageTextToText.from_config(config))
     model.save_pretrained(folder)
     images.save_pretrained(folder)
     words.init_kwargs.pop('image_token', None)
@@ -102,6 +106,32 @@ def idefics3(folder):
         vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
     images = transformers.Idefics3ImageProcessor(size={'longest_edge': 64}, max_image_size={'longest_edge': 32})
     return _save(folder, transformers.Idefics3ForConditionalGeneration(config), transformers.Idefics3Processor(images, words, image_seq_len=4))
+
+
+def smolvlm(folder):
+    """A SmolVLM checkpoint. Its own processor wants packages for videos, so that of its pictures is saved, as its checkpoints hold it."""
+    words = tokenizer()
+    config = transformers.SmolVLMConfig(
+        text_config=transformers.LlamaConfig(**text_settings()), scale_factor=2, image_token_id=words.convert_tokens_to_ids('<image>'),
+        vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
+    images = transformers.SmolVLMImageProcessor(size={'longest_edge': 64}, max_image_size={'longest_edge': 32})
+    model = _randomized(transformers.SmolVLMForConditionalGeneration(config))
+    model.save_pretrained(folder)
+    images.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return model, images, words
+
+
+def paligemma(folder):
+    """A PaliGemma checkpoint: picture and question attend to one another."""
+    words = tokenizer()
+    config = transformers.PaliGemmaConfig(
+        text_config=dict(model_type='gemma', **text_settings(head_dim=16)), image_token_index=words.convert_tokens_to_ids('<image>'), projection_dim=64,
+        vision_config=dict(model_type='siglip_vision_model', hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
+                           patch_size=8, projection_dim=64))
+    images = transformers.SiglipImageProcessor(size={'height': 32, 'width': 32})
+    images.image_seq_length = 16
+    return _save(folder, transformers.PaliGemmaForConditionalGeneration(config), transformers.PaliGemmaProcessor(images, words))
 
 
 def gemma3(folder):

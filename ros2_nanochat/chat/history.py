@@ -23,7 +23,7 @@ class ChatHistory:
 
     model: a `NanoLLM`. chat_template: as in `ChatTemplate`. system_prompt: None takes the template's, '' none.
     kv_cache: what the model has read of it; set it to `reply.kv_cache` after each reply. num_dropped: messages that the last `embed_chat` dropped
-    because the context was full.
+    because the context was full. encode_seconds: what it spent on encoding images, 0.0 where all were known.
 
     A failing call raises ValueError and leaves the history as it was.
     """
@@ -33,6 +33,7 @@ class ChatHistory:
         self.template = ChatTemplate(model, chat_template)
         self.messages: list[ChatMessage] = []
         self.num_dropped = 0
+        self.encode_seconds = 0.0
         self._kv_cache = None
         self._default_prompt = self.template.system_prompt if system_prompt is None else system_prompt
         self._last: tuple[tuple, Prompt] | None = None
@@ -71,7 +72,7 @@ class ChatHistory:
             message = ChatMessage(role, msg, text=text, image=image, **options)
         if message.image is not None and not self.model.has_vision:
             raise ValueError(f'{self.model.info.name} has no vision: it cannot be shown images')
-        if message.image is not None:
+        if message.image is not None and not message.is_embedded(self.model):
             message.picture = self.model.open_image(message.image)  # what a file holds now is what was shown
         self.messages.append(message)
         if hasattr(msg, 'kv_cache'):
@@ -182,7 +183,9 @@ class ChatHistory:
         wrap = limit // 2 if wrap_tokens is None else min(wrap_tokens, limit)
         if limit < 1 or wrap < 1:
             raise ValueError(f'max_tokens={max_tokens}, wrap_tokens={wrap_tokens} leave no room for a conversation')
+        new = [message for message in self.messages if message.image is not None and not message.is_embedded(self.model)]
         whole, dropped = self._whole(), 0
+        self.encode_seconds = sum(getattr(message.embed(self.model), 'seconds', 0.0) for message in new)
         if len(whole) > limit:
             system = self.messages[:int(bool(self.system_prompt))]
             kept = [*system, *self._latest_turns(system, self.messages[len(system):], wrap)]

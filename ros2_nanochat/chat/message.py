@@ -109,10 +109,14 @@ class ChatMessage:
 
     def embed(self, model) -> list:
         """What stands for the image in prompts of this model (see `NanoLLM.embed_image`). It stays so, whatever becomes of the file."""
-        if self._parts is None or self._parts[0] is not model:
+        if not self.is_embedded(model):
             self._parts = model, model.embed_image(self._image if self.picture is None else self.picture)
             self.picture = None
         return self._parts[1]
+
+    def is_embedded(self, model) -> bool:
+        """Whether `embed` has been called for this model since the image was set."""
+        return self._parts is not None and self._parts[0] is model
 
     @property
     def type(self) -> str:

@@ -142,11 +142,13 @@ class StreamingResponse:
     @property
     def usage(self) -> dict:
         """`prompt_tokens`, `reused_tokens` (of those, not computed again), `shared_tokens` (of those, taken from another conversation),
-        `new_tokens`, and in seconds `queue_time`, `time_to_first_token`; `tokens_per_second` of the decoding. None where not known."""
+        `image_tokens` and `reused_image_tokens` (what of the first two stands for images, or is else given as embeddings), `new_tokens`, and in seconds `queue_time`, `time_to_first_token`; `tokens_per_second` of the decoding. None where not known."""
         request = self._request
         new = len(request.new_ids)
         span = (request.last_token or 0) - (request.first_token or 0)
-        return {'prompt_tokens': request.num_prompt, 'reused_tokens': request.reused, 'shared_tokens': request.shared, 'new_tokens': new,
+        rows = request.goal.entries < 0
+        return {'prompt_tokens': request.num_prompt, 'reused_tokens': request.reused, 'shared_tokens': request.shared,
+                'image_tokens': int(rows.sum()), 'reused_image_tokens': int(rows[:request.reused].sum()), 'new_tokens': new,
                 'queue_time': request.started - request.submitted if request.started else None,
                 'time_to_first_token': request.first_token - request.submitted if request.first_token else None,
                 'tokens_per_second': (new - 1) / span if new > 1 and span > 0 else None}

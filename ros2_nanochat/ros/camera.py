@@ -42,14 +42,15 @@ class Camera:
             (node.create_subscription(kind, prefix + name, self._unused, qos, callback_group=group,
                                       qos_overriding_options=QoSOverridingOptions.with_default_policies()), kind, convert)
             for kind, name, convert in ((Image, 'image', image_to_rgb), (CompressedImage, 'image/compressed', compressed_to_rgb))]
+        self._topics = [subscription.topic_name for subscription, _, _ in self._subscriptions]
 
     def _unused(self, message):
         """Never called; create_subscription wants one."""
 
     @property
     def present(self) -> bool:
-        """Whether somebody publishes images."""
-        return any(self._node.count_publishers(subscription.topic_name) for subscription, _, _ in self._subscriptions)
+        """Whether somebody publishes images. Any thread, closed or not."""
+        return any(self._node.count_publishers(topic) for topic in self._topics)
 
     def newest(self) -> Picture | None:
         """The newest frame, not decoded, or None before the first. Any thread."""

@@ -52,6 +52,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._model: NanoLLM | None = None
         self._backend = None  # of a model that is being loaded
         self._loaded: float | None = None
+        self._opening_eyes = False
         self._chats: dict[str, RobotChat] = {}
         self._ports: dict[str, RobotPort] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
@@ -177,12 +178,18 @@ class ChatNode(LifecycleNodeMixin, Node):
 
         def load():
             try:
-                outcome.append(NanoLLM.from_pretrained(progress=self._show_progress, opening=self._opening, **engine_options(values),
-                                                       **{name: getattr(config, name) for name in config.__dataclass_fields__}))
+                model = NanoLLM.from_pretrained(progress=self._show_progress, opening=self._opening, **engine_options(values),
+                                                **{name: getattr(config, name) for name in config.__dataclass_fields__})
+                try:
+                    self._open_eyes(model, config)
+                except BaseException:
+                    model.close()
+                    raise
+                outcome.append(model)
             except BaseException as error:
                 outcome.append(error)
 
-        self._loaded, self._shown = 0.0, time.monotonic()
+        self._loaded, self._shown, self._opening_eyes = 0.0, time.monotonic(), False
         self.get_logger().info(f'loading {config.model or "the embedded model"}')
         thread = threading.Thread(target=load, name='load', daemon=True)
         thread.start()
@@ -204,6 +211,24 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._backend = backend
         if self.done.is_set():
             backend.abort()
+
+    def _open_eyes(self, model: NanoLLM, config) -> None:
+        """Load what encodes images now, not with the first one, unless no robot is to use a camera. The small eyes that come with the embedded model wait
+        for one to be there: a robot that only talks needs no torch."""
+        vision = model.vision
+        if vision is None or (config.model is None and config.vision is None) or all(self._robot_options(robot).image_mode == 'off' for robot in self._names()):
+            return
+        if vision.load_seconds is None:
+            self.get_logger().info('loading the vision encoder')
+            vision.load()
+        self.get_logger().info(f'the vision encoder is ready: {vision.load_seconds:.1f} s')
+
+    def _open_small_eyes(self, vision) -> None:
+        try:
+            vision.load()
+            self.get_logger().info(f'there is a camera: the vision encoder is ready, {vision.load_seconds:.1f} s')
+        except Exception as error:  # the node talks all the same; a question with an image tells it again
+            self.get_logger().warning(f'the vision encoder cannot be loaded: {" ".join(str(error).split())}')
 
     def _show_progress(self, share: float) -> None:
         self._loaded = share
@@ -268,6 +293,10 @@ class ChatNode(LifecycleNodeMixin, Node):
             chat.expire()
         for port in list(self._ports.values()):
             port.cancel_unheard()
+        vision = getattr(self._model, 'vision', None)
+        if vision is not None and vision.load_seconds is None and not self._opening_eyes and any(port.has_camera for port in list(self._ports.values())):
+            self._opening_eyes = True
+            threading.Thread(target=self._open_small_eyes, args=(vision,), name='eyes', daemon=True).start()
         self._ticks += 1
         if self._ticks % 4 == 0:
             self._publish_diagnostics()

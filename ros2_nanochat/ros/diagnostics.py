@@ -52,6 +52,10 @@ def engine_status(state: str, model) -> Status:
         'prefilled_tokens': stats.get('prefilled_tokens', 0), 'reused_tokens': stats.get('reused_tokens', 0), 'evictions': stats.get('evictions', 0),
         'time_per_token_p50': _seconds(stats['time_per_token']['p50']), 'time_to_first_token_p50': _seconds(stats['time_to_first_token']['p50']),
         'memory': f'{resident_bytes() / 2 ** 20:.0f} MiB'})
+    if model.vision is not None:
+        seen = model.vision.stats
+        status.values.update({'images_encoded': seen['encoded'], 'images_reused': seen['reused'],
+                              'encode_time_mean': _seconds(seen['seconds'] / seen['encoded'] if seen['encoded'] else None)})
     if not engine.alive:
         status.raise_to(ERROR, 'the loop of the engine has stopped')
     if stats['kv_tokens'] > _KV_FULL * stats['kv_capacity']:
@@ -70,6 +74,8 @@ def robot_status(chat) -> Status:
         status.values.update({
             'finish_reason': last.finish_reason, 'tokens_per_second': f'{last.tokens_per_second:.1f}', 'time_to_first_token': _seconds(last.time_to_first_token),
             'prompt_tokens': last.prompt_tokens, 'reused_tokens': last.reused_tokens})
+        if last.image_tokens:
+            status.values.update({'image_tokens': last.image_tokens, 'reused_image_tokens': last.reused_image_tokens, 'encode_time': _seconds(last.encode_time)})
     if chat.image_age is not None:
         status.values['image_age'] = _seconds(chat.image_age)
         if options.max_image_age is not None and chat.image_age > options.max_image_age and options.image_mode != 'off':

@@ -12,7 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.chat.history import ChatHistory
+from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.ros.parameters import RobotOptions
 from ros2_nanochat.ros.sentences import SentenceSplitter
 from ros2_nanochat.ros.turns import Picture, Turn, Waiting
@@ -209,7 +211,7 @@ class RobotChat:
             before = list(self.history.messages)
         try:
             stream = self._begin(turn)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, BackendError, MissingDependency) as error:
             with self._changed:
                 self.history.messages = before
             turn.finish_reason, turn.error = 'error', str(error)
@@ -228,6 +230,7 @@ class RobotChat:
         if not turn.query.strip() and not turn.pictures:
             raise ValueError('the query is empty: say something')
         pictures = self._pictures(turn)
+        shown = [self._encoded(turn, pixels) for _, pixels in pictures]  # without the lock: whoever asks or cancels does not wait for it
         left = turn.due - time.monotonic()
         if turn.stop_reason or left <= 0:
             turn.finish_reason = turn.stop_reason or 'deadline'
@@ -237,9 +240,8 @@ class RobotChat:
             if self.options.system_prompt != self._prompt_in_use:
                 self.history.system_prompt = self._prompt_in_use = self.options.system_prompt
             users = sum(message.role == 'user' and message.text is not None for message in self.history)
-            for picture, pixels in pictures:
-                image = self._store.keep_image(pixels) if self._store is not None else pixels
-                message = self.history.append('user', image=image)
+            for message, (picture, pixels) in zip(shown, pictures):
+                self.history.append('user', message)
                 if not turn.pictures:
                     self._seen = message, picture, _thumbnail(pixels)
             if turn.query.strip():
@@ -248,11 +250,18 @@ class RobotChat:
             context = self.model.info.context_length
             room = min(generation.max_new_tokens, context // 2)
             prompt, _ = self.history.embed_chat(max_tokens=context - room if room > 256 else None, wrap_tokens=turn.options.wrap_tokens)
+            turn.encode_time += self.history.encode_seconds
             turn.dropped_turns = users - sum(message.role == 'user' and message.text is not None for message in self.history)
             options = {name: getattr(generation, name) for name in
                        ('max_new_tokens', 'min_new_tokens', 'do_sample', 'temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'seed')}
             return self.model.generate(prompt, streaming=True, kv_cache=self.history.kv_cache, stop_tokens=[*self.history.template.stop, *generation.stop_tokens],
                                        priority=turn.options.priority, deadline=None if turn.options.deadline is None else left, **options)
+
+    def _encoded(self, turn: Turn, pixels: np.ndarray) -> ChatMessage:
+        """The message that shows an image, which the model has seen."""
+        message = ChatMessage('user', image=self._store.keep_image(pixels) if self._store is not None else pixels)
+        turn.encode_time += getattr(message.embed(self.model), 'seconds', 0.0)
+        return message
 
     def _stream(self, turn: Turn, stream) -> None:
         sentences, tokens, first = SentenceSplitter(), 0, None
@@ -273,6 +282,7 @@ class RobotChat:
         turn.finish_reason, turn.error = stream.finish_reason, stream.error or ''
         turn.new_tokens = len(stream.tokens)
         turn.prompt_tokens, turn.reused_tokens = usage['prompt_tokens'] or 0, usage['reused_tokens'] or 0
+        turn.image_tokens, turn.reused_image_tokens = usage['image_tokens'], usage['reused_image_tokens']
         turn.queue_time += usage['queue_time'] or 0.0
         turn.tokens_per_second = usage['tokens_per_second'] or 0.0
         if turn.new_tokens >= 16:

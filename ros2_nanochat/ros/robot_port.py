@@ -118,6 +118,11 @@ class RobotPort:
             del self._turn_of_goal[bytes(goal.goal_id.uuid)]
         return Chat.Result(turn=self._turn_message(turn))
 
+    @property
+    def has_camera(self) -> bool:
+        """Whether somebody publishes images that this robot would use."""
+        return self._chat.options.image_mode != 'off' and self._camera.present
+
     def cancel_unheard(self) -> None:
         """Stop the goals of a client that has gone. To be called now and then."""
         listeners = self._node.count_subscribers(self._feedback_topic) if self._turn_of_goal else 0
@@ -156,7 +161,8 @@ class RobotPort:
         message = TurnMessage(
             turn_id=turn.id, robot=self._chat.name, query=turn.query, reply=turn.reply, reasoning=turn.reasoning, finish_reason=turn.finish_reason,
             error=turn.error, note=turn.note, image_used=turn.picture is not None, prompt_tokens=turn.prompt_tokens, reused_tokens=turn.reused_tokens,
-            new_tokens=turn.new_tokens, dropped_turns=turn.dropped_turns, queue_time=turn.queue_time, time_to_first_token=turn.time_to_first_token,
+            image_tokens=turn.image_tokens, reused_image_tokens=turn.reused_image_tokens, encode_time=turn.encode_time, new_tokens=turn.new_tokens,
+            dropped_turns=turn.dropped_turns, queue_time=turn.queue_time, time_to_first_token=turn.time_to_first_token,
             tokens_per_second=turn.tokens_per_second)
         message.header.stamp = self._now()
         if turn.picture is not None:

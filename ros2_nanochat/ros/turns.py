@@ -51,6 +51,9 @@ class Turn:
     picture: Picture | None = None
     prompt_tokens: int = 0
     reused_tokens: int = 0
+    image_tokens: int = 0
+    reused_image_tokens: int = 0
+    encode_time: float = 0.0
     new_tokens: int = 0
     dropped_turns: int = 0
     queue_time: float = 0.0

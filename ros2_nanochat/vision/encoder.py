@@ -55,14 +55,15 @@ class VisionEncoder(ABC):
     """What encodes pictures for one language model. `encode` may be called from any thread.
 
     image_token: text of the token that chat templates of this model write for a picture, None where that is not known.
+    load_seconds: what getting ready took, None before.
     """
     image_token: str | None = None
+    load_seconds: float | None = None
 
     def __init__(self):
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, list] = OrderedDict()
         self._bytes = 0
-        self._loaded = False
         self._closed = False
         self._counts = {'encoded': 0, 'reused': 0, 'seconds': 0.0}
 
@@ -111,9 +112,10 @@ class VisionEncoder(ABC):
     def _get_ready(self) -> None:
         if self._closed:
             raise BackendError('the model is closed')
-        if not self._loaded:
+        if self.load_seconds is None:
+            began = time.perf_counter()
             self._load()
-            self._loaded = True
+            self.load_seconds = time.perf_counter() - began
 
     def _remember(self, digest: bytes, parts: list) -> None:
         self._cache[digest] = parts

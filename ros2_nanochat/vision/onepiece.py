@@ -20,9 +20,6 @@ from ros2_nanochat.vision.llava import features_of
 _BOTH_WAYS = ('gemma3', 'gemma3n', 'gemma4')
 """`model_type` of models whose rows of one picture attend to one another."""
 
-_WHOLE_PROMPT_BOTH_WAYS = ('paligemma',)
-"""Models in which picture and question attend to each other. Their prompts cannot be put together from parts."""
-
 _TEXT_INPUTS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
 
 
@@ -48,9 +45,9 @@ class OnePieceEncoder(VisionEncoder):
 
     def _load(self) -> None:
         """The backend has loaded the model; what is left is the processor."""
-        if self._kind in _WHOLE_PROMPT_BOTH_WAYS:
-            raise BackendError(f'{self._name} ({self._kind}) lets picture and question attend to each other, which a conversation cannot be built on: '
-                               'use a model made for chat')
+        if getattr(getattr(self._model.config, 'vision_config', None), 'deepstack_visual_indexes', None):
+            raise BackendError(f'{self._name} ({self._kind}) adds the picture in several layers (deepstack), which a prompt of embeddings cannot do: '
+                               'use another model')
         self._processor = open_processor(self._path, self._row_id)
         self.image_token = self.image_token or self._processor.image_token
 
@@ -59,10 +56,7 @@ class OnePieceEncoder(VisionEncoder):
         inputs = self._processor(text=[self.image_token], images=[picture], return_tensors='pt')
         ids = inputs['input_ids'][0].tolist()
         with torch.inference_mode():
-            output = self._model.get_image_features(**self._pixels(inputs))
-            if getattr(output, 'deepstack_features', None) is not None:
-                raise BackendError(f'{self._kind} adds the picture in several layers (deepstack), which a prompt of embeddings cannot do: use another model')
-            rows = torch.cat(features_of(output))
+            rows = torch.cat(features_of(self._model.get_image_features(**self._pixels(inputs))))
         if ids.count(self._row_id) != len(rows):
             raise BackendError(f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives {len(rows)}: '
                                f'{self._path} does not hold what belongs together')
@@ -116,7 +110,7 @@ def _first(config: Any, *names: str) -> int | None:
 
 
 def open_processor(path: str, row_id: int | None):
-    """The processor of a checkpoint. Some have a part for videos that needs torchvision; pictures go without it. row_id: of the rows' placeholder."""
+    """The processor of a checkpoint. Some have a part for videos that needs torchvision and more; pictures go without it. row_id: of the rows' placeholder."""
     transformers = require('transformers', 'vision')
     try:
         return transformers.AutoProcessor.from_pretrained(path, local_files_only=True)
@@ -124,9 +118,13 @@ def open_processor(path: str, row_id: int | None):
         problem = error
     try:
         images = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
+        words = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         if row_id is not None and hasattr(images, 'merge_size'):
-            return _GridProcessor(images, transformers.AutoTokenizer.from_pretrained(path, local_files_only=True), row_id)
-    except (ImportError, OSError, ValueError, TypeError):
+            return _GridProcessor(images, words, row_id)
+        if (settings := read_config(path)).get('model_type') == 'smolvlm':  # a picture stands in its prompts as in those of Idefics3
+            side = settings['vision_config']['image_size'] // settings['vision_config']['patch_size']
+            return transformers.Idefics3Processor(images, words, image_seq_len=side ** 2 // settings['scale_factor'] ** 2)
+    except (ImportError, OSError, ValueError, TypeError, KeyError):
         pass
     raise BackendError(f'{path}: its processor cannot be opened, so it sees no pictures: {" ".join(str(problem).split())[:200]}') from problem
 

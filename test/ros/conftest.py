@@ -51,7 +51,7 @@ class NodeProcess:
         self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, '')), daemon=True)
         self._reader.start()
 
-    def wait_for_line(self, text, timeout=60.0):
+    def wait_for_line(self, text, timeout=120.0):
         until = time.monotonic() + timeout
         while not any(text in line for line in self.lines):
             assert time.monotonic() < until and self.process.poll() is None, f'no {text!r} in:\n{self.output}'
@@ -97,7 +97,7 @@ class Ears:
             into.append((prefix, time.monotonic(), message))
             self.changed.notify_all()
 
-    def wait_until_connected(self, timeout=30.0):
+    def wait_until_connected(self, timeout=60.0):
         until = time.monotonic() + timeout
         while not all(asker.get_subscription_count() and self.node.count_publishers(f'{prefix}/turn') and self.node.count_publishers(f'{prefix}/tokens')
                       for prefix, asker in self.askers.items()):

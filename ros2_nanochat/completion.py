@@ -4,27 +4,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from ros2_nanochat.backends.base import BackendError, MissingDependency
-from ros2_nanochat.chat.options import generation_config, load_prompts, make_parser, model_options
+from ros2_nanochat.chat.options import make_parser
 from ros2_nanochat.chat.screen import LineReader, Screen
-from ros2_nanochat.nano_llm import NanoLLM
+from ros2_nanochat.chat.start import start
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Complete each prompt, or each line that is typed; return the exit status, 1 where something failed."""
-    parsed = make_parser('nanochat-completion', 'Complete plain text.').parse_args(args)
+    """Complete each prompt, or each line that is typed; return the exit status: 0, 1 where something failed, 130 after Ctrl-C."""
+    options = make_parser('nanochat-completion', 'Complete plain text.').parse_args(args)
     screen = Screen()
-    try:
-        config = generation_config(parsed)
-        prompts = load_prompts(parsed.prompt)
-        model = NanoLLM.from_pretrained(**model_options(parsed))
-    except (ValueError, BackendError, MissingDependency) as error:
-        screen.error(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    failed = False
-    with model:
+
+    def run(model, config, prompts) -> int:
+        failed = False
         for prompt in typed(screen) if prompts is None else prompts:
             try:
                 reply = model.generate(prompt, **vars(config))
@@ -41,9 +32,11 @@ def main(args: Sequence[str] | None = None) -> int:
                 screen.end()
                 return 130
             else:
-                if not parsed.disable_stats and reply.usage['tokens_per_second']:
+                if not options.disable_stats and reply.usage['tokens_per_second']:
                     screen.note(f'({reply.usage["new_tokens"]} tokens, {reply.usage["tokens_per_second"]:.1f} tokens/s)')
-    return int(failed)
+        return int(failed)
+
+    return start(options, screen, run)
 
 
 def typed(screen: Screen) -> Iterable[str]:

@@ -6,12 +6,13 @@ stripped contents, a default system prompt, refusals, reasoning that is dropped.
 from __future__ import annotations
 
 import functools
-import json
 from types import SimpleNamespace
 
 import tokenizers
 import transformers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from small_vocabularies import train_sentencepiece_kind
 
 from ros2_nanochat.backends.base import ModelInfo
 from ros2_nanochat.backends.tokenizer import Tokenizer
@@ -19,7 +20,6 @@ from ros2_nanochat.backends.tokenizer import Tokenizer
 CORPUS = ['The robot drives to the kitchen and says: hello, how are you today?', 'What is the capital of Japan? It is Tokyo.', 'Grüße aus Köln!',
           'def main():\n    print("naïve café", 1 + 2)\n', '東京は日本の首都です。', 'user system assistant model im start end s inst INST tool | eot id think',
           '🤖🙂 emoji 👩‍🚀', 'You are a helpful assistant.\n\n'] * 20
-BYTES = [f'<0x{i:02X}>' for i in range(256)]
 
 # https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/: contents are trimmed
 LLAMA_3 = """{%- for message in messages %}
@@ -161,18 +161,7 @@ def train(kind: str) -> tokenizers.Tokenizer:
         t.decoder = decoders.ByteLevel()
         t.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=600, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
         return t
-    t = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token='<unk>'))
-    steps = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
-    if kind == 'metaspace':
-        t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
-    else:
-        prepend = [normalizers.Prepend('▁')] if kind == 'prepend' else []
-        t.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(' ', '▁')])
-    t.decoder = decoders.Sequence(steps if kind == 'gemma' else [*steps, decoders.Strip(' ', 1, 0)])
-    t.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=900, show_progress=False, special_tokens=['<unk>', '<s>', '</s>', *BYTES]))
-    data = json.loads(t.to_str())  # the bytes belong to the vocabulary and are no special tokens
-    data['added_tokens'] = [token for token in data['added_tokens'] if token['content'] not in BYTES]
-    return tokenizers.Tokenizer.from_str(json.dumps(data))
+    return train_sentencepiece_kind(kind, CORPUS)
 
 
 class TextModel:

@@ -16,13 +16,14 @@ from hypothesis import given, settings, strategies as st
 tokenizers = pytest.importorskip('tokenizers')
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
+from small_vocabularies import train_sentencepiece_kind  # noqa: E402
+
 from ros2_nanochat.backends.base import BackendError  # noqa: E402
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
 
 CORPUS = ['The robot drives to the kitchen and says: hello, how are you today?', 'What is the capital of Japan? It is Tokyo.',
           'def main():\n    print("naïve café", 1 + 2)\n', 'Grüße aus Köln, schöne Straße!', '東京は日本の首都です。', 'привет мир',
           'user system assistant im start end s inst INST <b>bold</b> [1] | eot id', '🤖🙂 emoji 👩‍🚀'] * 20
-BYTES = [f'<0x{i:02X}>' for i in range(256)]
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 KINDS = ('byte_level', 'prepend', 'metaspace', 'gemma', 'unigram', 'wordpiece')
 
@@ -36,20 +37,7 @@ def train(kind: str) -> tokenizers.Tokenizer:
         t.decoder = decoders.ByteLevel()
         t.train_from_iterator(CORPUS, trainers.BpeTrainer(special_tokens=['<|endoftext|>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **quiet))
     elif kind in ('prepend', 'metaspace', 'gemma'):
-        t = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token='<unk>'))
-        steps = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
-        if kind == 'metaspace':
-            t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
-        else:
-            prepend = [normalizers.Prepend('▁')] if kind == 'prepend' else []
-            t.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(' ', '▁')])
-        if kind != 'gemma':
-            steps.append(decoders.Strip(' ', 1, 0))
-        t.decoder = decoders.Sequence(steps)
-        t.train_from_iterator(CORPUS, trainers.BpeTrainer(special_tokens=['<unk>', '<s>', '</s>', *BYTES], **{**quiet, 'vocab_size': 900}))
-        data = json.loads(t.to_str())          # the bytes belong to the vocabulary and are no special tokens
-        data['added_tokens'] = [token for token in data['added_tokens'] if token['content'] not in BYTES]
-        t = tokenizers.Tokenizer.from_str(json.dumps(data))
+        t = train_sentencepiece_kind(kind, CORPUS)
     elif kind == 'unigram':
         t = tokenizers.Tokenizer(models.Unigram())
         t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')

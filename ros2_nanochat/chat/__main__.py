@@ -5,12 +5,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.chat.history import ChatHistory
-from ros2_nanochat.chat.options import generation_config, load_prompts, make_parser, model_options
+from ros2_nanochat.chat.options import make_parser
 from ros2_nanochat.chat.screen import Screen
 from ros2_nanochat.chat.session import COMMANDS, Session
-from ros2_nanochat.nano_llm import NanoLLM
+from ros2_nanochat.chat.start import start
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -20,31 +19,25 @@ def main(args: Sequence[str] | None = None) -> int:
     chat.add_argument('--chat-template', metavar='NAME|FILE', help="a template's name, or a JSON or Jinja file; the model's own where not given")
     chat.add_argument('--system-prompt', metavar='TEXT', help="instead of the template's own; '' for none")
     chat.add_argument('--wrap-tokens', type=int, metavar='TOKENS', help='tokens of the latest turns that are kept when the context is full (half of it)')
-    parsed = parser.parse_args(args)
+    options = parser.parse_args(args)
     logging.getLogger('ros2_nanochat').setLevel(logging.ERROR)  # the screen tells of a full context
     screen = Screen()
-    try:
-        config = generation_config(parsed)
-        prompts = load_prompts(parsed.prompt)
-        model = NanoLLM.from_pretrained(**model_options(parsed))
-    except (ValueError, BackendError, MissingDependency) as error:
-        screen.error(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    with model:
+
+    def run(model, config, prompts) -> int:
         try:
-            history = ChatHistory(model, parsed.chat_template, parsed.system_prompt)
-            session = Session(model, history, screen, config, parsed.wrap_tokens, stats=not parsed.disable_stats)
+            history = ChatHistory(model, options.chat_template, options.system_prompt)
+            session = Session(model, history, screen, config, options.wrap_tokens, stats=not options.disable_stats)
         except ValueError as error:
             screen.error(str(error))
             return 1
         if screen.interactive and prompts is None:
             screen.note(f'{model.info.name}, context of {model.info.context_length} tokens. /help shows the commands.')
-            if parsed.model is None:
+            if options.model is None:
                 screen.note('This is the small model that comes along: quick, and often wrong. --model names a better one.')
         session.run(prompts)
         return int(session.failed and not screen.interactive)
+
+    return start(options, screen, run)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """`mlc` against the same compiled functions called back to back with no engine around them, and its own time per decode step.
 
     python -m benchmarks.bench_mlc                       a small Llama that is compiled here for the CPU
+    python -m benchmarks.bench_mlc --shape deep          one with the 30 layers and 49,152 words of SmolLM2
     python -m benchmarks.bench_mlc --model FOLDER        weights and a library of MLC-LLM
 
 Own time: the wall time of a step less that of the library's functions and of TVM's KV cache, in the same run. The bare loop: embed, begin, decode,
@@ -9,6 +10,8 @@ end, and the likeliest token on the host. Runs of the two take turns, so that ot
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import os
 import statistics
 import sys
@@ -54,26 +57,52 @@ def filled(backend: MLCBackend, count: int, length: int) -> list[int]:
     return seqs
 
 
-def own_time(backend: MLCBackend, count: int, length: int, steps: int) -> list:
-    """Medians of a decode step: wall, the library, ours, in milliseconds."""
+@contextlib.contextmanager
+def clocked(backend: MLCBackend):
+    """A `Clock` around all functions of the library and of TVM's KV cache."""
     clock = Clock(backend._runtime.device.sync)
     functions, kv = dict(backend._functions), backend._kv
     begin, end = kv._begin, kv._end
-    seqs, walls, ours = filled(backend, count, length), [], []
     backend._functions = {name: function and clock.around(function) for name, function in functions.items()}
     kv._begin, kv._end = clock.around(begin), clock.around(end)
     try:
+        yield clock
+    finally:
+        backend._functions, kv._begin, kv._end = functions, begin, end
+
+
+def medians(name: str, walls: list[float], ours: list[float]) -> list:
+    wall, own = statistics.median(walls) * 1e3, statistics.median(ours) * 1e3
+    return [name, wall, wall - own, own, float(np.percentile(ours, 10)) * 1e3]
+
+
+def own_time(backend: MLCBackend, count: int, length: int, steps: int) -> list:
+    """Medians of a decode step of the backend: wall, the library, ours, in milliseconds."""
+    seqs, walls, ours = filled(backend, count, length), [], []
+    with clocked(backend) as clock:
         for _ in range(steps):
             clock.spent, began = 0.0, time.perf_counter()
             backend.forward([Chunk(seq, ids=np.array([11]), num_logits=1) for seq in seqs])
             walls.append(time.perf_counter() - began)
             ours.append(walls[-1] - clock.spent)
-    finally:
-        backend._functions, kv._begin, kv._end = functions, begin, end
-        for seq in seqs:
-            backend.free(seq)
-    wall, own = statistics.median(walls) * 1e3, statistics.median(ours) * 1e3
-    return [f'{count} sequences', wall, wall - own, own, float(np.percentile(ours, 10)) * 1e3]
+    for seq in seqs:
+        backend.free(seq)
+    return medians(f'{count} sequences', walls, ours)
+
+
+def own_time_of_engine(model: NanoLLM, count: int, length: int, steps: int, **options) -> list:
+    """The same of whole steps of the engine: scheduling, the forward, choosing ids, text and streams, until the next step begins."""
+    marks: list[tuple[int, float, float]] = []
+    step, engine = model.engine._step, model.engine
+    with clocked(model.backend) as clock:
+        def marked():
+            marks.append((model.engine.metrics.counters.get('generated_tokens', 0), time.perf_counter(), clock.spent))
+            step()
+        engine._step = marked
+        replies(model, count, length, steps, **options)
+        del engine._step
+    pairs = [(after[1] - before[1], after[2] - before[2]) for before, after in zip(marks, marks[1:]) if after[0] - before[0] == count]
+    return medians(f'{count} sequences{", sampled" if options else ""}', [wall for wall, _ in pairs], [wall - library for wall, library in pairs])
 
 
 def bare(backend: MLCBackend, count: int, length: int, steps: int) -> float:
@@ -108,10 +137,10 @@ def forwards(backend: MLCBackend, count: int, length: int, steps: int) -> float:
     return count * steps / took
 
 
-def replies(model: NanoLLM, count: int, length: int, steps: int) -> float:
+def replies(model: NanoLLM, count: int, length: int, steps: int, **options) -> float:
     """Tokens/s of whole replies of the engine while all decode."""
     ids = np.random.default_rng(0).integers(10, min(300, model.info.vocab_size), length)
-    running = [model.generate(ids, max_new_tokens=steps, min_new_tokens=steps) for _ in range(count)]
+    running = [model.generate(ids, max_new_tokens=steps, **options) for _ in range(count)]
     for reply in running:
         reply.wait()
     first = max(reply._request.first_token for reply in running)
@@ -119,34 +148,46 @@ def replies(model: NanoLLM, count: int, length: int, steps: int) -> float:
     return count * (steps - 1) / (last - first)
 
 
-def small_llama() -> str:
-    """A Llama of 4 narrow layers, on which our own time shows, compiled for the CPU."""
+SHAPES = {
+    'small': {'num_hidden_layers': 4},
+    'deep': {'num_hidden_layers': 30, 'vocab_size': 49152},
+}
+"""What `--shape` takes: Llamas with narrow layers, on which our own time shows: 4 of them, or as many, and words, as SmolLM2 has."""
+
+
+def compiled(shape: str) -> str:
+    """One of `SHAPES` compiled for the CPU."""
     import tempfile
 
     import mlc_model
     root = tempfile.mkdtemp(prefix='nanochat-bench-')
-    model = mlc_model.make_checkpoint(f'{root}/checkpoint', num_hidden_layers=4)
-    return mlc_model.make_folder(f'{root}/small-q0f32-MLC', model, f'{root}/checkpoint', chunk=128, batch=16)
+    model = mlc_model.make_checkpoint(f'{root}/checkpoint', **SHAPES[shape])
+    return mlc_model.make_folder(f'{root}/{shape}-q0f32-MLC', model, f'{root}/checkpoint', chunk=128, batch=16)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', help='a folder of MLC-LLM with its library')
     parser.add_argument('--model-lib')
+    parser.add_argument('--shape', default='small', choices=SHAPES, help='what is compiled where no model is named')
     parser.add_argument('--device', default='auto')
     parser.add_argument('--steps', type=int, default=40)
     parser.add_argument('--length', type=int, default=100, help='tokens that each sequence holds at the start')
     parser.add_argument('--repeat', type=int, default=3)
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 4, 16])
     options = parser.parse_args()
-    path = options.model or small_llama()
+    path = options.model or compiled(options.shape)
     print(machine())
     with NanoLLM.from_pretrained(path, api='mlc', device=options.device, model_lib=options.model_lib, max_sequences=max(options.batches),
                                  max_context_len=min(512, MLCBackend.estimate(path, ModelConfig()).context_length or 512)) as model:
         backend, steps, length = model.backend, options.steps, options.length
+        model.info = backend.info = dataclasses.replace(backend.info, eos_token_ids=frozenset())  # replies have the length that is asked for
         size = model.info.weights_bytes
         print(f'{model.info.name}: {model.info.quantization}, weights {size / (1 << 20):,.1f} MiB, on {backend._runtime.device}')
         table('A decode step, ms', ['', 'wall', 'library', 'own', 'own, best tenth'], [own_time(backend, n, length, steps) for n in options.batches])
+        sampling = {'do_sample': True, 'temperature': 0.7, 'top_p': 0.95, 'seed': 1}
+        table('A step of the engine, ms', ['', 'wall', 'library', 'own', 'own, best tenth'],
+              [own_time_of_engine(model, n, length, steps, **how) for n in options.batches for how in ({}, sampling)])
         rows = []
         for n in options.batches:
             loop, forward, engine = interleaved(options.repeat, lambda: bare(backend, n, length, steps), lambda: forwards(backend, n, length, steps),

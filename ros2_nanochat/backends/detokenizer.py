@@ -36,7 +36,8 @@ def make_detokenizer(tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int
     steps = decoder['decoders'] if decoder and decoder['type'] == 'Sequence' else [decoder] if decoder else []
     kinds = [step['type'] for step in steps]
     if kinds == ['ByteLevel']:
-        return lambda: ByteLevelDetokenizer(tokenizer, special_ids)
+        known: dict[int, bytes] = {}           # of the ids that replies have had, for all of them
+        return lambda: ByteLevelDetokenizer(tokenizer, special_ids, known)
     if SentencePieceDetokenizer.follows(steps):
         return lambda: SentencePieceDetokenizer(tokenizer, special_ids, steps)
     return lambda: WindowDetokenizer(tokenizer, special_ids)
@@ -45,10 +46,17 @@ def make_detokenizer(tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int
 class ByteLevelDetokenizer(Utf8Detokenizer):
     """Tokens are bytes, written as the characters that stand for them."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]):
-        super().__init__(self._bytes_of)
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], known: dict[int, bytes]):
+        super().__init__(self._known)
         self._token = tokenizer.id_to_token
         self._special_ids = special_ids
+        self._bytes = known
+
+    def _known(self, token_id: int) -> bytes:
+        data = self._bytes.get(token_id)
+        if data is None:
+            data = self._bytes[token_id] = self._bytes_of(token_id)
+        return data
 
     def _bytes_of(self, token_id: int) -> bytes:
         token = '' if token_id in self._special_ids else self._token(token_id) or ''

@@ -183,9 +183,13 @@ class Engine:
     def _hand_out(self, batch: list[Work], logits) -> None:
         plain = [work for work in batch if not work.draft]
         for work in plain:
-            work.request.sequence.held.extend(work.request.entries.view()[len(work.request.sequence.held):][:work.num_entries])
-            work.request.solo = False
-            if not work.request.new_ids:
+            request, held = work.request, work.request.sequence.held
+            if work.num_entries == 1:
+                held.append(request.entries.view(held.length)[0])
+            else:
+                held.extend(request.entries.view(held.length)[:work.num_entries])
+            request.solo = False
+            if not request.new_ids:
                 self.metrics.count('prefilled_tokens', work.num_entries)
         sampled = [work.request for work in batch if work.chunk.num_logits]
         self.metrics.observe('batch_size', len(sampled))
@@ -262,14 +266,14 @@ class Engine:
             self._call_functions(request)
         if request.text.stopped:
             self._finish(request, 'stop')
-        elif request.config.max_new_tokens >= 0 and len(request.new_ids) >= request.config.max_new_tokens or len(request.entries) >= self._scheduler.room:
+        elif request.config.max_new_tokens >= 0 and len(request.new_ids) >= request.config.max_new_tokens or request.entries.length >= self._scheduler.room:
             self._finish(request, 'length')
         return not request.ended.is_set()
 
     def _put(self, request: Request, token_id: int) -> None:
         self.metrics.counters['generated_tokens'] += 1
         request.new_ids.append(token_id)
-        request.entries.extend((token_id,))
+        request.entries.append(token_id)
         for piece in request.text.add(token_id):
             request.output.put(piece)
 

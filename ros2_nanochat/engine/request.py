@@ -1,6 +1,7 @@
 """One reply on its way: what it shall continue, what has been produced, how it may end. Made by the caller, driven by the engine's thread."""
 from __future__ import annotations
 
+import functools
 import math
 import queue
 import threading
@@ -75,7 +76,7 @@ class Request:
     @property
     def remaining(self) -> int:
         """Entries that the KV does not hold yet."""
-        return len(self.entries) - len(self.sequence.held)
+        return self.entries.length - self.sequence.held.length
 
     @property
     def decoding(self) -> bool:
@@ -88,7 +89,7 @@ class Request:
             return context_length
         return min(context_length, self.num_prompt + self.config.max_new_tokens)
 
-    @property
+    @functools.cached_property
     def order(self) -> tuple:
         """Sorts requests: by priority, then by deadline, then by arrival."""
         return (-self.priority, self.deadline if self.deadline is not None else math.inf, self.submitted, self.sequence.serial)

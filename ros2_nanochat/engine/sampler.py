@@ -90,17 +90,11 @@ def _check(largest: float) -> None:
 
 def _nucleus(weights: np.ndarray, ids: np.ndarray | None, top_p: float) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest weights that make up `top_p` of the sum, largest first, and their ids."""
-    wanted = top_p * weights.sum()
-    count = 64
-    while True:  # most of the mass lies in a few: sort no more than it takes
-        count = min(count, len(weights))
-        largest = np.argpartition(weights, -count)[-count:] if count < len(weights) else np.arange(len(weights))
-        largest = largest[np.lexsort((largest, -weights[largest]))]
-        cumulative = np.cumsum(weights[largest])
-        if cumulative[-1] >= wanted or count == len(weights):
-            break
-        count *= 8
-    keep = largest[:int(np.searchsorted(cumulative, wanted)) + 1]
+    total = weights.sum()
+    # all the weights under this one together are less than what is left out: sort no more than it takes
+    likely = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
+    largest = likely[np.argsort(-weights[likely], kind='stable')]
+    keep = largest[:int(np.searchsorted(np.cumsum(weights[largest]), top_p * total)) + 1]
     return weights[keep], (keep if ids is None else ids[keep])
 
 

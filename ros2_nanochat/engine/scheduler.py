@@ -24,9 +24,10 @@ _DRAFTING_SEQUENCES = 4  # with more in the batch a forward is busy enough witho
 
 @dataclass(eq=False)
 class Work:
-    """What one request gets in a forward. draft: ids at the chunk's end that are guesses."""
+    """What one request gets in a forward. decoding: it continues its reply. draft: ids at the chunk's end that are guesses."""
     request: Request
     chunk: Chunk
+    decoding: bool
     draft: list[int]
 
     @property
@@ -129,7 +130,7 @@ class Scheduler:
             running = [solo]
         decoding = [request for request in running if request.decoding]
         prefilling = [request for request in running if not request.decoding]
-        batch = [self._work(request, request.remaining, request.remaining) for request in decoding]
+        batch = [self._work(request, remaining := request.remaining, remaining) for request in decoding]
         if not prefilling:
             if len(batch) <= _DRAFTING_SEQUENCES:
                 self._draft(batch)
@@ -148,7 +149,7 @@ class Scheduler:
 
     def _work(self, request: Request, room: int, most: int) -> Work | None:
         """The next entries of a request: about `room` of them, and never over `most`, which only a span that comes whole needs."""
-        start = len(request.sequence.held)
+        start = request.sequence.held.length
         boundary, span = request.span_at(start)
         if span is None:
             stop = min(start + room, boundary, len(request.entries))
@@ -161,8 +162,8 @@ class Scheduler:
             stop = boundary + last
             chunk = Chunk(request.sequence.handle, embeddings=span.rows[first:last], positions=span.positions, advance=span.advance,
                           bidirectional=span.bidirectional)
-        chunk.num_logits = int(stop == len(request.entries))
-        return Work(request, chunk, [])
+        chunk.num_logits = int(stop == request.entries.length)
+        return Work(request, chunk, request.decoding, [])
 
     def _prefill_room(self, decoding: int, beside_running: bool) -> int:
         most = self._backend.max_batch_tokens - decoding
@@ -196,15 +197,15 @@ class Scheduler:
 
     def record(self, batch: list[Work], seconds: float) -> None:
         """Learn from a step."""
-        entries = sum(work.num_entries for work in batch)
-        if entries == len(batch) and all(work.request.decoding for work in batch):
+        entries = sum([work.num_entries for work in batch])
+        if entries == len(batch) and all([work.decoding for work in batch]):
             self.decode_cost.record(entries, seconds)
             return
         if any(work.draft for work in batch):
             self.verify_cost.record(entries, seconds)
             return
         self.mixed_cost.record(entries, seconds)
-        decoding = sum(work.num_entries for work in batch if work.request.decoding)
+        decoding = sum(work.num_entries for work in batch if work.decoding)
         if decoding and decoding < entries:
             self._credit -= max(0.0, seconds - (self.decode_cost.seconds(decoding) or seconds))
 

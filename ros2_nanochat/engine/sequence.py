@@ -16,32 +16,40 @@ from ros2_nanochat.prompt import Prompt
 
 
 class EntryBuffer:
-    """A list of int64 entries that grows without copying at each step."""
+    """A list of int64 entries that grows without copying at each step. length: how many there are."""
 
     def __init__(self, entries: np.ndarray = np.empty(0, np.int64), room: int = 64):
         self._data = np.empty(len(entries) + room, np.int64)
         self._data[:len(entries)] = entries
-        self._length = len(entries)
+        self.length = len(entries)
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def extend(self, entries) -> None:
-        end = self._length + len(entries)
+        end = self.length + len(entries)
         if end > len(self._data):
             grown = np.empty(2 * end, np.int64)
-            grown[:self._length] = self.view()
+            grown[:self.length] = self.view()
             self._data = grown
-        self._data[self._length:end] = entries
-        self._length = end
+        self._data[self.length:end] = entries
+        self.length = end
+
+    def append(self, entry: int) -> None:
+        """Put one entry behind the others: what each step does for each conversation."""
+        if self.length == len(self._data):
+            self.extend((entry,))
+            return
+        self._data[self.length] = entry
+        self.length += 1
 
     def cut(self, length: int) -> None:
         """Keep the first `length` entries."""
-        self._length = min(self._length, length)
+        self.length = min(self.length, length)
 
     def view(self, start: int = 0) -> np.ndarray:
         """[n] int64 without copying; valid until the next change."""
-        return self._data[start:self._length]
+        return self._data[start:self.length]
 
 
 @dataclass(frozen=True)

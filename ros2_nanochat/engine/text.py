@@ -7,6 +7,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ros2_nanochat.backends.base import Detokenizer, ModelInfo
 
@@ -34,8 +35,7 @@ def find_reasoning_marks(info: ModelInfo) -> ReasoningMarks | None:
     return None
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A bit of a reply. text: certain text, not empty. num_tokens: ids of the reply whose text has been given with it, from the start.
     exact: whether those ids spell just that text (a token may be given in part, where a stop string might begin in it).
     reasoning: written before the answer, between the model's marks."""
@@ -172,6 +172,8 @@ class _HeldBack:
 
     def split(self, text: str) -> tuple[str, bool, str]:
         """`(text that is certain, whether a needle came behind it, text behind the needle)` of a text that begins with what was pending."""
+        if not self._needles:
+            return text, False, ''
         self.pending = ''
         found = [(at + len(needle), at) for needle in self._needles if (at := text.find(needle)) >= 0]
         if found:  # the one that was complete first, as if the text had come letter by letter

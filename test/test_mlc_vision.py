@@ -1,5 +1,8 @@
-"""Libraries that embed pictures themselves. Oracle: what the function computes, written in NumPy, and transformers on the rows."""
+"""Libraries that embed pictures themselves, and those with a vision tower beside them. Oracles: what the function computes, written in NumPy, and
+transformers on the rows; the same language weights over hf."""
 from __future__ import annotations
+
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from PIL import Image
 pytest.importorskip('tvm')
 torch = pytest.importorskip('torch')
 import mlc_model  # noqa: E402
+import vision_models  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.backends.base import BackendError  # noqa: E402
@@ -80,3 +84,51 @@ def test_phi_3_vision_is_told_sizes_and_tiles_as_mlc_llm_does():
     assert image_sizes('phi3_v', 300, 1200) == (336, 1344, 1, 4)
     assert image_sizes('phi3_v', 1200, 300) == (1344, 336, 4, 1)
     assert image_sizes('llava', 480, 640) == ()
+
+
+def same_weights(quantization, folder):
+    """A library and a checkpoint of transformers with the weights that it stands for."""
+    checkpoint, model, library = mlc_model.tiny()
+    if quantization == 'q0f32':
+        return library, checkpoint
+    library = mlc_model.make_folder(str(folder / f'tiny-{quantization}-MLC'), model, checkpoint, quantization,
+                                    only=('embed', 'prefill', 'decode', 'create_tir_paged_kv_cache'))
+    plain = folder / 'plain'
+    shutil.copytree(checkpoint, plain)
+    other = type(model)(model.config)
+    other.load_state_dict({name: torch.as_tensor(mlc_model.quantize(tensor.numpy())[2]) if name.endswith('proj.weight') else tensor
+                           for name, tensor in model.state_dict().items()})
+    other.save_pretrained(plain)
+    return library, str(plain)
+
+
+@pytest.mark.parametrize('quantization, tolerance', [('q0f32', 1e-4), ('q4f16_2', 0.04)])  # of the span of the logits
+def test_with_a_tower_beside_it_the_logits_of_a_conversation_are_those_over_hf(tmp_path, quantization, tolerance):
+    vision_models.llava(tmp_path / 'eyes', 'clip')
+    library, checkpoint = same_weights(quantization, tmp_path)
+    seen, replies = {}, []
+    for path, api in ((library, 'mlc'), (checkpoint, 'hf')):
+        with NanoLLM.from_pretrained(path, api=api, vision=str(tmp_path / 'eyes'), device='cpu', max_context_len=256, threads=1) as model:
+            history, rows = ChatHistory(model), []
+            history.append('user', image=PICTURE, text='the robot sees')
+            for turn, question in enumerate((None, 'and a blue box')):
+                if question is not None:
+                    history.append('user', question)
+                prompt, position = history.embed_chat()
+                assert (len(prompt.spans) == 1) == (turn == 0)
+                first = []
+                reply = model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=4, min_new_tokens=4,
+                                       logits_processors=[lambda ids, row, first=first: (first.append(np.array(row)), row)[1]]).wait(60)
+                assert reply.error is None and len(reply.tokens) == 4
+                assert reply.usage['image_tokens'] == 36 and reply.usage['reused_image_tokens'] == (36 if turn else 0)
+                rows.append(first[0])
+                # the same words go into both conversations, whatever rounding let each say
+                if api == 'mlc':
+                    replies.append(reply.text)
+                history.append('bot', text=replies[turn])
+                history.kv_cache = reply.kv_cache
+            assert model.vision.stats['encoded'] == 1
+            seen[api] = rows
+    for ours, wanted in zip(seen['mlc'], seen['hf']):
+        ours, wanted = (row[np.isfinite(wanted)] for row in (ours, wanted))  # min_new_tokens bars the end
+        assert np.ptp(wanted) > 1 and np.abs(ours - wanted).max() <= tolerance * np.ptp(wanted), np.abs(ours - wanted).max() / np.ptp(wanted)

@@ -142,7 +142,8 @@ class StreamingResponse:
     @property
     def usage(self) -> dict:
         """`prompt_tokens`, `reused_tokens` (of those, not computed again), `shared_tokens` (of those, taken from another conversation),
-        `image_tokens` and `reused_image_tokens` (what of the first two stands for images, or is else given as embeddings), `new_tokens`, and in seconds `queue_time`, `time_to_first_token`; `tokens_per_second` of the decoding. None where not known."""
+        `image_tokens` and `reused_image_tokens` (what of the first two stands for images, or is else given as embeddings), `new_tokens`, and in seconds
+        `queue_time`, `time_to_first_token`; `tokens_per_second` of the decoding. None where not known."""
         request = self._request
         new = len(request.new_ids)
         span = (request.last_token or 0) - (request.first_token or 0)

@@ -86,7 +86,9 @@ class _Terminal:
                 _say(f'{role}: {text}')
         elif command == '/stats' and self._last is not None:
             turn = self._last
-            images = f', {turn.image_tokens} of images ({turn.reused_image_tokens} reused, {1e3 * turn.encode_time:.0f} ms to encode)' if turn.image_tokens else ''
+            images = ''
+            if turn.image_tokens:
+                images = f', {turn.image_tokens} of images ({turn.reused_image_tokens} reused, {1e3 * turn.encode_time:.0f} ms to encode)'
             _say(f'{turn.finish_reason}: prompt {turn.prompt_tokens} tokens ({turn.reused_tokens} reused){images}, reply {turn.new_tokens}, '
                  f'first after {turn.time_to_first_token:.2f} s, {turn.tokens_per_second:.1f} tokens/s')
         elif command.startswith('/') and command[1:].isalpha():

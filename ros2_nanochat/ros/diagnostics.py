@@ -75,7 +75,8 @@ def robot_status(chat) -> Status:
             'finish_reason': last.finish_reason, 'tokens_per_second': f'{last.tokens_per_second:.1f}', 'time_to_first_token': _seconds(last.time_to_first_token),
             'prompt_tokens': last.prompt_tokens, 'reused_tokens': last.reused_tokens})
         if last.image_tokens:
-            status.values.update({'image_tokens': last.image_tokens, 'reused_image_tokens': last.reused_image_tokens, 'encode_time': _seconds(last.encode_time)})
+            status.values.update({'image_tokens': last.image_tokens, 'reused_image_tokens': last.reused_image_tokens,
+                                  'encode_time': _seconds(last.encode_time)})
     if chat.image_age is not None:
         status.values['image_age'] = _seconds(chat.image_age)
         if options.max_image_age is not None and chat.image_age > options.max_image_age and options.image_mode != 'off':

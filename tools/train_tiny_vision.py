@@ -166,7 +166,7 @@ def train_tower(eyes: Eyes, steps: int, peak: float, path: Path, take: Callable)
     begin = time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group['lr'] = peak * cosine(step, steps, steps // 20)
+            group['lr'] = peak * cosine(step, steps, max(1, steps // 20))
         pixels, scenes = take()
         targets = targets_of(scenes)
         logits = eyes.logits(eyes.features(pixels))

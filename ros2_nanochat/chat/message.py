@@ -52,6 +52,10 @@ def clean_text(text: Any, what: str = 'text') -> str:
     return text
 
 
+class PixelsGone:
+    """Stands for an image whose pixels nobody needs any more."""
+
+
 class ChatMessage:
     """One message.
 
@@ -113,6 +117,10 @@ class ChatMessage:
             self._parts = model, model.embed_image(self._image if self.picture is None else self.picture)
             self.picture = None
         return self._parts[1]
+
+    def let_go(self) -> None:
+        """Give the memory of the pixels back; what a model has seen of them stays in its prompts. Not for one that is to be saved, or shown to another."""
+        self._image, self.picture = PixelsGone(), None
 
     def is_embedded(self, model) -> bool:
         """Whether `embed` has been called for this model since the image was set."""

@@ -261,6 +261,8 @@ class RobotChat:
         """The message that shows an image, which the model has seen."""
         message = ChatMessage('user', image=self._store.keep_image(pixels) if self._store is not None else pixels)
         turn.encode_time += getattr(message.embed(self.model), 'seconds', 0.0)
+        if self._store is None:
+            message.let_go()  # 6 MB for each frame of 1080p that the conversation has shown
         return message
 
     def _stream(self, turn: Turn, stream) -> None:

@@ -16,7 +16,7 @@ pytest.importorskip('transformers')
 PIL = pytest.importorskip('PIL.Image')
 
 from ros2_nanochat.ros.client import ChatClient  # noqa: E402
-from ros2_nanochat.vision.shapes import LABELS, random_picture  # noqa: E402
+from ros2_nanochat.vision.shapes import LABELS, draw, random_picture, random_scene  # noqa: E402
 
 FACTS = ('color', 'shape', 'place')
 QUESTIONS = ('What color is the object?', 'What shape is the object?', 'Where is the object?')
@@ -82,8 +82,8 @@ class TestCamera:
 
 
 class Robot:
-    def __init__(self, chat, camera):
-        self.chat, self.camera = chat, camera
+    def __init__(self, node, chat, camera):
+        self.node, self.chat, self.camera = node, chat, camera
 
     def ask(self, question, timeout=120.0):
         turn = self.chat.ask(question).result(timeout)
@@ -129,7 +129,7 @@ def robot():
         node.wait_for_line('there is a camera: the vision encoder is ready', 120.0)
         chat = ChatClient()
         assert chat.wait_until_ready(30.0)
-        yield Robot(chat, camera)
+        yield Robot(node, chat, camera)
     finally:
         for thing in (chat, camera):
             if thing is not None:
@@ -160,6 +160,20 @@ def test_a_turn_tells_what_its_image_cost_and_a_follow_up_that_it_cost_nothing(r
     assert second.image_tokens == second.reused_image_tokens == 16 and second.encode_time == 0
     third = robot.ask_of(picture, 'rgb8', QUESTIONS[0])  # another conversation, the same pixels: remembered, and prefilled again at most
     assert third.image_tokens == 16 and third.encode_time == 0 and third.reply == first.reply
+
+
+@pytest.mark.long
+def test_the_frames_that_a_conversation_has_shown_are_not_kept(robot):
+    robot.chat.reset()
+    sizes = []
+    for n in range(16):
+        scene = random_scene(np.random.default_rng(FRESH + n), 1920, 1080)
+        stamp = robot.camera.show(draw(scene, 1920, 1080), 'rgb8')
+        until = time.monotonic() + 60.0
+        while robot.ask('What color is the object?').image.stamp != stamp:
+            assert time.monotonic() < until
+        sizes.append(robot.node.memory())
+    assert sizes[-1] < sizes[3] + 40e6, sizes  # twelve frames are 75 MB
 
 
 @pytest.mark.long

@@ -33,7 +33,7 @@ test-long:
 	@source env.sh && tools/test.sh -m long $(T)
 
 bench:
-	@tools/setup.sh test
+	@tools/setup.sh bench
 	@source env.sh && python -m benchmarks
 
 clean:

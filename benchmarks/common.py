@@ -75,12 +75,15 @@ class RawLlama:
         self.memory = api.llama_get_memory(self.context)
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.batch = api.llama_batch_init(512, 0, 1)
-        self.sequences = sequences
+        self.sequences, self.unified = sequences, unified
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Put the same prompt into every sequence anew."""
         self.api.llama_memory_clear(self.memory, False)
         for seq in range(self.sequences):
+            if seq and not self.unified:  # in one stream for all, a copy would share cells and spare attention its work
+                self.api.llama_memory_seq_cp(self.memory, 0, seq, -1, -1)
+                continue
             for start in range(0, len(ids), 512):
                 part = ids[start:start + 512]
                 self._decode([(token, start + i, seq, False) for i, token in enumerate(part)])

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Everything that has to be there before something runs: tools/setup.sh demo | vision | test
+# Everything that has to be there before something runs: tools/setup.sh demo | vision | test | bench
 #
 #   demo    ROS 2, the library with the embedded model, the built workspace
 #   vision  that, and the runtimes of vision models
 #   test    that, and what the tests need (ROS_DISTRO=jazzy: the ROS tests alone, so without the other runtimes)
+#   bench   that, and what draws the plot
 #
 # Each step says what it does, is done once, and is done again when the files it depends on have changed. Output goes to a log whose end is shown on failure.
 #
@@ -14,7 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/places.sh
 what=${1:-demo}
-case $what in demo|vision|test) ;; *) echo "tools/setup.sh: '$what' is none of demo, vision, test" >&2; exit 2 ;; esac
+case $what in demo|vision|test|bench) ;; *) echo "tools/setup.sh: '$what' is none of demo, vision, test, bench" >&2; exit 2 ;; esac
 
 say() { echo "[setup $ROS_DISTRO] $*" >&2; }
 
@@ -100,10 +101,13 @@ if [ -d "$VENV" ] && ! "$VENV/bin/python" -c 'import pip' 2>/dev/null; then rm -
 [ -x "$VENV/bin/python" ] || make_venv
 [ -n "$ROS_HERE" ] || once ros "$(digest "requirements/$ROS_DISTRO.txt" tools/use_wheels_here.py)" ros_wheels
 once demo "$(digest requirements/demo.txt requirements/constraints.txt)" packages demo ' (the first time llama.cpp is compiled: about five minutes)'
-if [ "$what" = vision ] || { [ "$what" = test ] && [ -n "$ALL_TESTS" ]; }; then
+if [ "$what" = vision ] || { [ "$what" != demo ] && [ -n "$ALL_TESTS" ]; }; then
     once models "$(digest requirements/models.txt requirements/constraints.txt)" packages models ' (large: torch and transformers)'
 fi
-[ "$what" != test ] || once test "$(digest requirements/test.txt requirements/constraints.txt)" packages test ''
+if [ "$what" = test ] || [ "$what" = bench ]; then
+    once test "$(digest requirements/test.txt requirements/constraints.txt)" packages test ''
+fi
+[ "$what" != bench ] || once bench "$(digest requirements/bench.txt requirements/constraints.txt)" packages bench ''
 # With --symlink-install a change inside a Python file needs no build, a new file does.
 sources="$(digest package.xml CMakeLists.txt setup.cfg msg/* srv/* action/*) $(find ros2_nanochat launch config -type f ! -name '*.pyc' | sort | sha256sum | cut -c1-32)"
 [ -f "$INSTALL/setup.bash" ] || rm -f "$VENV/.done-build"

@@ -180,6 +180,16 @@ def test_a_disk_without_the_room_is_told_before_anything_is_made(place, monkeypa
     assert left(place) == [] and steps(place) == []
 
 
+def test_a_disk_that_takes_no_more_while_compiling_is_one_line_and_leaves_nothing(place):
+    """A limit on the size of files stands in for the disk: what is written beyond it fails in the same place."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); from ros2_nanochat.tools.mlc import main; sys.exit(main())"
+    process = subprocess.run([sys.executable, '-c', limited, str(place / 'Martian-1B'), '--target', 'llvm'], capture_output=True, text=True, timeout=60)
+    said = process.stderr.strip().splitlines()
+    assert process.returncode == 1 and 'Traceback' not in process.stderr
+    assert 'File too large' in said[-1] and 'set XDG_CACHE_HOME' in said[-1], said
+    assert left(place) == []
+
+
 def test_what_is_no_checkpoint_is_named(place):
     os.remove(place / 'Martian-1B' / 'model.safetensors')
     with pytest.raises(BackendError, match='has no weights'):

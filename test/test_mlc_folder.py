@@ -142,6 +142,30 @@ def test_a_kv_cache_that_no_memory_holds_is_refused(folder):
     assert 'no memory for a KV cache of' in said and 'kv_tokens' in said
 
 
+def test_a_kv_cache_larger_than_what_is_free_on_the_device_is_refused_with_both_figures(folder, monkeypatch):
+    monkeypatch.setattr(Runtime, 'free_memory', lambda self: 3 << 20)
+    said = refusal(folder, max_context_len=512, max_sequences=16)
+    assert 'a KV cache of 8192 tokens takes 4 MiB, and 3 MiB are free on' in said and 'max_context_len, max_sequences or kv_tokens' in said
+
+
+@pytest.mark.parametrize('name, error, said', [
+    ('embed', 'CUDAError: named symbol not found', 'does not run on'),
+    ('decode', 'CUDAError: no kernel image is available for execution on the device', 'does not run on'),
+    ('prefill', 'CUDAError: device kernel image is invalid', 'does not run on'),
+    ('create_tir_paged_kv_cache', 'Function vm.builtin.paged_attention_kv_cache_create_reduced expects 23 arguments but 24 were given', 'cannot make its KV cache'),
+    ('create_tir_paged_kv_cache', 'cudaMalloc: out of memory', 'no memory for a KV cache of 192 tokens'),
+])
+def test_a_library_for_another_gpu_or_another_tvm_is_told_when_it_is_opened(folder, monkeypatch, name, error, said):
+    """Stands in for a GPU: the function raises what a driver or another TVM says."""
+    def fails(*arguments):
+        raise RuntimeError(error)
+    find = Runtime.function
+    monkeypatch.setattr(Runtime, 'function', lambda self, machine, wanted: fails if wanted == name else find(self, machine, wanted))
+    told = refusal(folder, max_sequences=2)
+    assert said in told and error in told and str(library(folder)) in told or 'no memory' in said
+    assert 'nanochat-mlc' in told or 'kv_tokens' in told
+
+
 def test_libraries_are_found_beside_the_weights_in_the_cache_and_by_name(folder, tmp_path):
     found = MLCFolder(str(folder)).find_library
     assert found(ModelConfig()) == str(library(folder))

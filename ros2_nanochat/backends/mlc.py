@@ -100,7 +100,10 @@ class MLCBackend(Backend):
         self.max_sequences = config.max_sequences
         self.kv_capacity = config.kv_tokens or self._context_length * self.max_sequences
         self.max_batch_tokens = min(int(self._metadata.get('prefill_chunk_size') or 0) or _MOST_TOKENS, _MOST_TOKENS)
-        row = runtime.host(self._functions['embed'](self._device_ids(np.zeros(1, np.int32)), self._params))
+        try:
+            row = runtime.host(self._functions['embed'](self._device_ids(np.zeros(1, np.int32)), self._params))
+        except Exception as error:             # the first kernel that runs
+            raise self._does_not_run(error) from error
         self._width, self._dtype = row.shape[1], str(row.dtype)
         cache = self._metadata.get('kv_cache') or {}
         heads = [cache.get(name) or 0 for name in ('num_hidden_layers', 'num_key_value_heads', 'head_dim')]
@@ -112,22 +115,26 @@ class MLCBackend(Backend):
         self._kv = PagedKV(runtime, self._machine, self.max_sequences, self.kv_capacity, self.max_batch_tokens)
 
     def _warm_up(self, library: str) -> None:
-        """Run one token twice, so that kernels which do not run here show now, and buffers exist."""
+        """Run a prompt and one token, so that kernels which do not run here show now, and buffers exist."""
         seq = self.new_sequence()
         try:
-            for _ in range(2):
-                rows = self._forward([Chunk(seq, ids=np.zeros(1, np.int64), num_logits=1)], [0])
+            for n in (2 if self._context_length > 2 else 1, 1):
+                rows = self._forward([Chunk(seq, ids=np.zeros(n, np.int64), num_logits=1)], [0])
             if not isinstance(rows, np.ndarray):
                 self._try_sampler(rows)
                 rows = rows.numpy()
         except Exception as error:
-            raise BackendError(f'{library} does not run on {self._runtime.device} with TVM {self._runtime.version} ({one_line(error)}); it was '
-                               'compiled for another GPU or another TVM: compile it here with nanochat-mlc') from error
+            raise self._does_not_run(error) from error
         if not np.isfinite(rows).all():
             raise BackendError(f'{library} gives logits that are no numbers: the weights in {self.path} are damaged (copy them again), or too large '
                                f'for the type they are computed in ({self._dtype}): take another quantization')
         self._logits_width = rows.shape[1]
         self.free(seq)
+
+    def _does_not_run(self, error: Exception) -> BackendError:
+        runtime = self._runtime
+        return BackendError(f'{runtime.library} does not run on {runtime.device} with TVM {runtime.version} ({one_line(error)}); it was compiled for '
+                            'another GPU or another TVM: compile it here with nanochat-mlc')
 
     def _try_sampler(self, rows: DeviceLogits) -> None:
         """Choose ids from logits here where the library's own functions for it do not work."""

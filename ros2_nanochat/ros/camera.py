@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 
 from rclpy.callback_groups import CallbackGroup
+from rclpy.exceptions import InvalidHandle
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
@@ -36,6 +37,7 @@ class Camera:
         self._node = node
         self._lock = threading.Lock()
         self._kept: Picture | None = None
+        self._closed = False
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         group = _Never()
         self._subscriptions = [
@@ -50,14 +52,17 @@ class Camera:
     @property
     def present(self) -> bool:
         """Whether somebody publishes images. Any thread, closed or not."""
-        return any(self._node.count_publishers(topic) for topic in self._topics)
+        return not self._closed and any(map(self._node.count_publishers, self._topics))
 
     def newest(self) -> Picture | None:
         """The newest frame, not decoded, or None before the first. Any thread."""
         with self._lock:
             for subscription, kind, convert in self._subscriptions:
-                with subscription.handle:
-                    taken = subscription.handle.take_message(kind, False)
+                try:
+                    with subscription.handle:
+                        taken = subscription.handle.take_message(kind, False)
+                except InvalidHandle:
+                    return None  # closed meanwhile
                 if taken is not None:
                     picture = self._picture(*taken, convert)
                     if self._kept is None or picture.stamp >= self._kept.stamp or self._kept.stamp == 0:
@@ -74,5 +79,6 @@ class Camera:
         return max(0.0, (self._node.get_clock().now().nanoseconds - stamp) / 1e9) if stamp else None
 
     def close(self) -> None:
+        self._closed = True
         for subscription, _, _ in self._subscriptions:
             self._node.destroy_subscription(subscription)

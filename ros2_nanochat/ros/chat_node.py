@@ -35,7 +35,7 @@ from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.spinning import spin
 from ros2_nanochat.ros.state import RobotState
 
-_THREADS = 128  # each goal that runs holds one; they are made when needed
+_THREADS = 1024  # each goal that runs holds one; they are made when needed
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -56,6 +56,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._chats: dict[str, RobotChat] = {}
         self._ports: dict[str, RobotPort] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
+        self._wanted: list[str] = []  # the robots, as last set
         self._state = 'unconfigured'
         self._declare()
         self.add_on_set_parameters_callback(self._on_set)
@@ -79,7 +80,8 @@ class ChatNode(LifecycleNodeMixin, Node):
     def _declare(self) -> None:
         for option in OPTIONS.values():
             self.declare_parameter(option.name, option.default, _descriptor(option))
-        self._declare_robots(self._names())
+        self._wanted = self._names()
+        self._declare_robots(self._wanted)
         for name in self._parameter_overrides:  # public ways show only what was declared
             robot, _, option = name.rpartition('.')
             if self.has_parameter(name) or name.startswith('qos_overrides.'):
@@ -129,13 +131,21 @@ class ChatNode(LifecycleNodeMixin, Node):
             model_config(self._values(changed))
         except (ValueError, TypeError) as error:
             return SetParametersResult(successful=False, reason=str(error))
-        for robot, chat in self._chats.items():
+        for robot, chat in list(self._chats.items()):
             if robot in options:
                 chat.options = options[robot]
         if 'robots' in changed:
             # Names are declared and topics opened on another thread: the parameters are locked here.
-            threading.Thread(target=self._set_robots, args=(names,), name='robots').start()
+            self._wanted = names
+            threading.Thread(target=self._follow_robots, name='robots', daemon=True).start()
         return SetParametersResult(successful=True)
+
+    def _follow_robots(self) -> None:
+        try:
+            self._set_robots()
+        except Exception as error:
+            if not self.done.is_set():
+                self.get_logger().error(f'robots: {" ".join(str(error).split())}')
 
     # --- the life cycle ---
 
@@ -143,7 +153,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         return self._transition('configuring', 'inactive', self._configure)
 
     def on_activate(self, _):
-        return self._transition('activating', 'active', lambda: self._set_robots(self._names(), activating=True))
+        return self._transition('activating', 'active', lambda: self._set_robots(activating=True))
 
     def on_deactivate(self, _):
         return self._transition('deactivating', 'inactive', self._close_ports)
@@ -202,7 +212,7 @@ class ChatNode(LifecycleNodeMixin, Node):
             raise outcome[0]
         self._model = outcome[0]
         try:
-            self._set_robots(self._names())
+            self._set_robots()
         except BaseException:
             self._unload()
             raise
@@ -236,9 +246,10 @@ class ChatNode(LifecycleNodeMixin, Node):
             self._shown = time.monotonic()
             self.get_logger().info(f'loading: {100 * share:.0f} %')
 
-    def _set_robots(self, names: list[str], activating: bool = False) -> None:
+    def _set_robots(self, activating: bool = False) -> None:
         """Make what is missing, close what is not wanted any more: parameters, conversations, and where the node is active, topics."""
         with self._changing:
+            names = self._wanted
             self._declare_robots(names)
             if self._model is None:
                 return
@@ -255,17 +266,26 @@ class ChatNode(LifecycleNodeMixin, Node):
                     self._ports[robot] = RobotPort(self, self._chats[robot])
 
     def _close_robot(self, robot: str) -> None:
-        self._chats.pop(robot).close()
-        if robot in self._ports:
-            self._ports.pop(robot).close()
+        port = self._ports.pop(robot, None)
+        if port is not None:
+            port.mute()
+        chat = self._chats.pop(robot)
+        chat.close()
+        if port is not None:
+            port.close()
+            chat.output, chat.camera = _Nobody(), None
 
     def _close_ports(self) -> None:
         with self._changing:
+            for port in self._ports.values():
+                port.mute()
             for robot in list(self._ports):
                 chat = self._chats[robot]
-                chat.stop_all()
-                port = self._ports.pop(robot)
-                port.close()
+                try:
+                    chat.stop_all()
+                except RuntimeError as error:
+                    self.get_logger().warning(str(error))
+                self._ports.pop(robot).close()
                 chat.output, chat.camera = _Nobody(), None
 
     def _unload(self) -> None:
@@ -348,7 +368,7 @@ def main(args=None) -> int:
 
     def run():
         try:
-            spin(executor)
+            spin(executor, node.get_logger())
         except Exception as error:
             node.exit_code = 1
             node.get_logger().fatal(f'internal error: {error!r}')
@@ -360,12 +380,14 @@ def main(args=None) -> int:
     node.start()
     node.done.wait()
     clean = node.close()
-    executor.shutdown(timeout_sec=0.3)
+    ending = threading.Thread(target=executor.shutdown, kwargs={'timeout_sec': 0.3}, name='shutdown', daemon=True)  # Kilted's waits for every callback
+    ending.start()
+    ending.join(0.3)
     spinning.join(0.3)
     rclpy.try_shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    if not clean or spinning.is_alive():
+    if not clean or spinning.is_alive() or ending.is_alive():
         os._exit(node.exit_code)  # a runtime that does not hear abort() must not keep the process
     return node.exit_code
 

@@ -6,10 +6,13 @@
 """
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 
 import numpy as np
 import rclpy
@@ -25,51 +28,85 @@ from std_srvs.srv import Trigger
 from nanochat.action import Chat
 from nanochat.msg import Turn
 from nanochat.srv import GetHistory, Reset
-from ros2_nanochat.ros.spinning import spin
+from ros2_nanochat.ros.spinning import close_action, spin
+
+_SILENCE = 1.0  # seconds without a token after which a reply is looked after
+_ACCEPT = 10.0  # seconds within which a node takes a question
+_ASK_AGAIN = 5.0  # seconds between questions for a result that has not come
 
 
 class NodeGone(RuntimeError):
     """The chat node does not answer."""
 
 
+class _Action(ActionClient):
+    """One that may send on any thread. Jazzy's notes a request after it was sent, and drops a response that an executor takes before that."""
+
+    def __init__(self, *args, **kwargs):
+        self.sending = threading.RLock()
+        super().__init__(*args, **kwargs)
+
+    async def execute(self, taken_data):
+        with self.sending:
+            pass
+        await super().execute(taken_data)
+
+
 class Reply:
     """A reply on its way. Iterating it gives pieces of text as they come; `future` (of `concurrent.futures`) gives the nanochat/msg/Turn at the end,
-    or raises `NodeGone`. A reply that went wrong does not raise: `turn.finish_reason` and `turn.error` say what happened."""
+    or raises `NodeGone` where the node has left. A reply that went wrong does not raise: `turn.finish_reason` and `turn.error` say what happened."""
 
-    def __init__(self):
+    def __init__(self, client: ChatClient):
         self.future: Future[Turn] = Future()
+        self._client = client
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._length = 0
         self._goal = None
+        self._looked = time.monotonic()  # when it was sent, or its result last asked for
         self._cancelled = False
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[str]:
-        while (piece := self._pieces.get()) is not None:
+        while True:
+            try:
+                piece = self._pieces.get(timeout=_SILENCE)
+            except queue.Empty:
+                self._client._look_after(self)
+                continue
+            if piece is None:
+                break
             yield piece
         self._pieces.put(None)  # whoever iterates again finds the end
 
     @property
     def turn(self) -> Turn:
         """The whole turn; waits for its end."""
-        return self.future.result()
+        return self.result()
 
     def result(self, timeout: float | None = None) -> Turn:
         """The whole turn; TimeoutError after `timeout` seconds."""
-        return self.future.result(timeout)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            try:
+                return self.future.result(min(left, _SILENCE))
+            except FutureTimeout:
+                if left <= _SILENCE:
+                    raise TimeoutError(f'no end of the reply within {timeout} s') from None
+                self._client._look_after(self)
 
     def cancel(self) -> None:
         """Ask the node to stop; what was said until then is the reply. Returns at once."""
         with self._lock:
             self._cancelled = True
             if self._goal is not None:
-                self._goal.cancel_goal_async()
+                self._client._cancel_goal(self._goal)
 
     def _accepted(self, goal) -> None:
         with self._lock:
             self._goal = goal
             if self._cancelled:
-                goal.cancel_goal_async()
+                self._client._cancel_goal(goal)
 
     def _feedback(self, message) -> None:
         token = message.feedback.token
@@ -107,10 +144,10 @@ class ChatClient:
                                      parameter_overrides=[Parameter('start_type_description_service', value=False)])
             self._executor = SingleThreadedExecutor()
             self._executor.add_node(node)
-            self._thread = threading.Thread(target=spin, args=(self._executor,), name='chat_client', daemon=True)
+            self._thread = threading.Thread(target=spin, args=(self._executor, node.get_logger()), name='chat_client', daemon=True)
         self.node = node
         group = ReentrantCallbackGroup()
-        self._action = ActionClient(node, Chat, self.prefix + '/chat', callback_group=group, feedback_sub_qos_profile=QoSProfile(depth=1000))
+        self._action = _Action(node, Chat, self.prefix + '/chat', callback_group=group, feedback_sub_qos_profile=QoSProfile(depth=1000))
         self._reset = node.create_client(Reset, self.prefix + '/reset', callback_group=group)
         self._cancel = node.create_client(Trigger, self.prefix + '/cancel', callback_group=group)
         self._history = node.create_client(GetHistory, self.prefix + '/history', callback_group=group)
@@ -133,10 +170,12 @@ class ChatClient:
         for item in image if isinstance(image, (list, tuple)) else [] if image is None else [image]:
             message = to_message(item)
             (goal.images if isinstance(message, Image) else goal.compressed_images).append(message)
-        reply = Reply()
+        reply = Reply(self)
         self._replies.add(reply)
         reply.future.add_done_callback(lambda _: self._replies.discard(reply))
-        self._action.send_goal_async(goal, feedback_callback=reply._feedback).add_done_callback(lambda future: self._sent(future, reply))
+        with self._action.sending:
+            sent = self._action.send_goal_async(goal, feedback_callback=reply._feedback)
+        sent.add_done_callback(lambda future: self._sent(future, reply))
         return reply
 
     def _sent(self, future, reply: Reply) -> None:
@@ -145,7 +184,29 @@ class ChatClient:
             reply._failed(f'{self.prefix} did not take the question')
             return
         reply._accepted(goal)
-        goal.get_result_async().add_done_callback(lambda result: self._ended(result, reply))
+        self._ask_result(reply)
+
+    def _ask_result(self, reply: Reply) -> None:
+        reply._looked = time.monotonic()
+        with self._action.sending:
+            result = reply._goal.get_result_async()
+        result.add_done_callback(lambda result: self._ended(result, reply))
+
+    def _cancel_goal(self, goal) -> None:
+        with self._action.sending:
+            goal.cancel_goal_async()
+
+    def _look_after(self, reply: Reply) -> None:
+        """Give a reply up whose node has left the graph, or has come back without knowing of it, so that nobody waits for ever."""
+        silent = time.monotonic() - reply._looked
+        if self._closed or reply.future.done():
+            return
+        if not self._action.server_is_ready():
+            reply._failed(f'{self.prefix} is not there any more: its process has ended, or it was deactivated')
+        elif reply._goal is None and silent > _ACCEPT:
+            reply._failed(f'{self.prefix} did not take the question within {_ACCEPT:g} s')
+        elif reply._goal is not None and silent > _ASK_AGAIN:
+            self._ask_result(reply)
 
     def _ended(self, future, reply: Reply) -> None:
         response = future.result()
@@ -194,7 +255,7 @@ class ChatClient:
         if self._own:
             self._executor.shutdown(timeout_sec=1.0)
             self._thread.join(1.0)
-        self._action.destroy()
+        close_action(self.node, self._action, 0.0)
         for client in (self._reset, self._cancel, self._history):
             self.node.destroy_client(client)
         if self._own:

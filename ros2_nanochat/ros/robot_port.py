@@ -6,6 +6,7 @@ Who runs when: queries come one after another (their order is that of the conver
 from __future__ import annotations
 
 import threading
+import time
 
 from builtin_interfaces.msg import Time
 from rclpy.action import ActionServer, CancelResponse
@@ -23,9 +24,12 @@ from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.conversions import compressed_to_rgb, image_to_rgb, stamp_of
 from ros2_nanochat.ros.parameters import goal_options
 from ros2_nanochat.ros.robot_chat import RobotChat
+from ros2_nanochat.ros.spinning import close_action
 from ros2_nanochat.ros.turns import Picture, Turn
 
 _TOKENS_KEPT = 1000
+_CLOSING = 0.5  # seconds that the executor gets at most for what is still on its way
+_RESULT_KEPT = 10  # seconds; Jazzy's default is 900, and with each result rclpy keeps the goal's images
 _SUCCEEDED = ('stop', 'length', 'deadline')
 
 
@@ -46,11 +50,12 @@ class RobotPort:
         self._services = [node.create_service(kind, prefix + name, callback, callback_group=beside) for kind, name, callback in
                           ((Reset, 'reset', self._reset), (Trigger, 'cancel', self._cancel), (GetHistory, 'history', self._history))]
         self._turn_of_goal: dict[bytes, Turn] = {}
-        self._heard = False
+        self._cancelled: set[bytes] = set()  # goals whose client cancels them
+        self._goals_changed = threading.Condition()
+        self._heard = self._muted = self._closed = False
         self._action = ActionServer(node, Chat, prefix + 'chat', self._hold, callback_group=beside, handle_accepted_callback=self._accept,
-                                    cancel_callback=self._cancel_goal, feedback_pub_qos_profile=QoSProfile(depth=_TOKENS_KEPT))
+                                    cancel_callback=self._cancel_goal, feedback_pub_qos_profile=QoSProfile(depth=_TOKENS_KEPT), result_timeout=_RESULT_KEPT)
         self._feedback_topic = node.resolve_topic_name(prefix + 'chat/_action/feedback')
-        self._goals_changed = threading.Lock()
         # Last, when all the rest can answer.
         self._queries = node.create_subscription(String, prefix + 'query', self._query, 10, callback_group=in_turn, **override)
 
@@ -81,11 +86,11 @@ class RobotPort:
     # --- goals ---
 
     def _accept(self, goal) -> None:
-        request, options, wrong = goal.request, self._chat.options, ''
+        request, options, wrong = goal.request, self._chat.options, 'the node is being deactivated: ask again when it is active' if self._muted else ''
         try:
             options = goal_options(request, options)
         except ValueError as error:
-            wrong = str(error)
+            wrong = wrong or str(error)
         pictures = [*(_picture(message, image_to_rgb) for message in request.images),
                     *(_picture(message, compressed_to_rgb) for message in request.compressed_images)]
         turn = Turn(request.query, options, pictures, goal)
@@ -97,25 +102,38 @@ class RobotPort:
             self._chat.ask(turn)
 
     def _cancel_goal(self, goal):
-        turn = self._turn_of_goal.get(bytes(goal.goal_id.uuid))
-        if turn is None:
-            return CancelResponse.REJECT
-        # The goal has to be in the state "canceling" before its turn ends; this callback's return brings it there.
-        threading.Timer(0.0, self._chat.cancel_turn, (turn,)).start()
+        key = bytes(goal.goal_id.uuid)
+        with self._goals_changed:
+            turn = self._turn_of_goal.get(key)
+            if turn is None:
+                return CancelResponse.REJECT
+            self._cancelled.add(key)
+        self._chat.cancel_turn(turn)
         return CancelResponse.ACCEPT
 
     def _hold(self, goal):
         """Run by the executor from the turn's start to its end; what it returns is the goal's result."""
-        turn = self._turn_of_goal[bytes(goal.goal_id.uuid)]
+        key = bytes(goal.goal_id.uuid)
+        turn = self._turn_of_goal[key]
         turn.ended.wait()
-        if goal.is_cancel_requested:
-            goal.canceled()
-        elif turn.finish_reason in _SUCCEEDED:
-            goal.succeed()
-        else:
-            goal.abort()
+        if key in self._cancelled:
+            # rclpy brings the goal to "canceling" when _cancel_goal has returned, and the turn may have ended before.
+            until = time.monotonic() + 1.0
+            while not goal.is_cancel_requested and time.monotonic() < until:
+                time.sleep(0.001)
+        try:
+            if goal.is_cancel_requested:
+                goal.canceled()
+            elif turn.finish_reason in _SUCCEEDED:
+                goal.succeed()
+            else:
+                goal.abort()
+        except RuntimeError:
+            self._unless_closed(goal.abort)
         with self._goals_changed:
-            del self._turn_of_goal[bytes(goal.goal_id.uuid)]
+            del self._turn_of_goal[key]
+            self._cancelled.discard(key)
+            self._goals_changed.notify_all()
         return Chat.Result(turn=self._turn_message(turn))
 
     @property
@@ -137,25 +155,42 @@ class RobotPort:
 
     def started(self, turn: Turn) -> None:
         if turn.goal is not None:
-            turn.goal.execute()
+            self._execute(turn.goal)
 
     def piece(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None:
         self._publish_token(turn, Token(stamp=self._now(), turn_id=turn.id, index=index, text=text, num_tokens=num_tokens, reasoning=reasoning))
 
     def sentence(self, turn: Turn, text: str) -> None:
-        self._sentences.publish(String(data=text))
+        self._publish(self._sentences, String(data=text))
 
     def ended(self, turn: Turn) -> None:
         self._publish_token(turn, Token(stamp=self._now(), turn_id=turn.id, index=turn.num_pieces, last=True, finish_reason=turn.finish_reason))
-        self._replies.publish(String(data=turn.reply))
-        self._turns.publish(self._turn_message(turn))
+        self._publish(self._replies, String(data=turn.reply))
+        self._publish(self._turns, self._turn_message(turn))
         if turn.goal is not None and not turn.begun:
-            turn.goal.execute()  # it never was; its result still has to reach the client
+            self._execute(turn.goal)  # it never was; its result still has to reach the client
 
     def _publish_token(self, turn: Turn, token: Token) -> None:
-        self._tokens.publish(token)
+        self._publish(self._tokens, token)
         if turn.goal is not None:
-            turn.goal.publish_feedback(Chat.Feedback(token=token))
+            self._unless_closed(turn.goal.publish_feedback, Chat.Feedback(token=token))
+
+    def _publish(self, publisher, message) -> None:
+        self._unless_closed(publisher.publish, message)
+
+    def _execute(self, goal) -> None:
+        try:
+            goal.execute()
+        except RuntimeError:
+            self._unless_closed(goal.execute)  # its client cancelled it just now: the second time rclpy sees that
+
+    def _unless_closed(self, call, *arguments) -> None:
+        """A reply that did not end in time speaks on while its names go off the graph."""
+        try:
+            call(*arguments)
+        except RuntimeError:
+            if not self._closed:
+                raise
 
     def _turn_message(self, turn: Turn) -> TurnMessage:
         message = TurnMessage(
@@ -173,12 +208,20 @@ class RobotPort:
     def _now(self) -> Time:
         return self._node.get_clock().now().to_msg()
 
-    def close(self) -> None:
-        """Take the names off the graph; the conversation must be idle."""
+    def mute(self) -> None:
+        """Take no more questions."""
+        self._muted = True
         self._node.destroy_subscription(self._queries)
+
+    def close(self) -> None:
+        """Take the names off the graph. Turns that are still going on are not heard any more."""
+        self.mute()
+        with self._goals_changed:  # those whose turn has ended still have a result to send
+            self._goals_changed.wait_for(lambda: all(not turn.ended.is_set() for turn in self._turn_of_goal.values()), _CLOSING)
+        self._closed = True
         for service in self._services:
             self._node.destroy_service(service)
-        self._action.destroy()
+        close_action(self._node, self._action, _CLOSING)
         self._camera.close()
         for publisher in (self._tokens, self._sentences, self._replies, self._turns):
             self._node.destroy_publisher(publisher)

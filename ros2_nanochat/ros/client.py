@@ -158,7 +158,18 @@ class ChatClient:
 
     def wait_until_ready(self, timeout: float | None = None) -> bool:
         """Wait until the node answers; False after `timeout` seconds."""
-        return self._action.wait_for_server(timeout)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        if not self._action.wait_for_server(timeout):
+            return False
+        # That we see the node does not mean that it sees us, and what it answers till then is lost. It has met all ends of ours when it answers the youngest.
+        while self._own:
+            try:
+                self._call(self._history, GetHistory.Request(), max(0.0, min(1.0, until - time.monotonic())))
+                break
+            except NodeGone:
+                if time.monotonic() >= until:
+                    return False
+        return True
 
     def ask(self, text: str, image=None, **options) -> Reply:
         """Ask a question.

@@ -13,6 +13,7 @@ rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make test, or source e
 pytest.importorskip('nanochat.msg', reason='needs the built workspace: make test, or source env.sh')
 
 from nanochat.msg import Token, Turn  # noqa: E402
+from nanochat.srv import GetHistory  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile  # noqa: E402
@@ -72,6 +73,20 @@ class NodeProcess:
         return code
 
 
+def meet(node, kind, name, request, timeout=30.0):
+    """Wait until the node that serves `name` knows all that our node has opened before: it can answer a client that is younger than these, and a participant
+    announces its ends in order. (A client that sees a service is not seen by it yet, and an answer to one that is not seen is dropped.)"""
+    client, until = node.create_client(kind, name), time.monotonic() + timeout
+    answers = []
+    while not any(answer.done() for answer in answers):
+        assert time.monotonic() < until, f'{name} does not answer: {node.get_topic_names_and_types()}'
+        if client.service_is_ready():
+            answers.append(client.call_async(request))
+        next_try = time.monotonic() + 1.0
+        while time.monotonic() < next_try and not any(answer.done() for answer in answers) and (answers or not client.service_is_ready()):
+            time.sleep(0.01)
+
+
 class Ears:
     """Subscribes to what robots say; everything is kept in the order it came."""
 
@@ -80,7 +95,7 @@ class Ears:
                                       parameter_overrides=[Parameter('start_type_description_service', value=False)])
         self.tokens, self.turns, self.replies, self.sentences = [], [], [], []
         self.changed = threading.Condition()
-        self.askers = {}
+        self.askers, self.clients = {}, {}
         for prefix in prefixes or ('/nanochat',):
             for kind, name, into in ((Token, 'tokens', self.tokens), (Turn, 'turn', self.turns), (String, 'reply', self.replies),
                                      (String, 'sentence', self.sentences)):
@@ -103,7 +118,8 @@ class Ears:
                       for prefix, asker in self.askers.items()):
             assert time.monotonic() < until, f'the node does not listen: {self.node.get_topic_names_and_types()}'
             time.sleep(0.02)
-        time.sleep(0.3)  # the other end of each pair
+        for prefix in self.askers:
+            meet(self.node, GetHistory, f'{prefix}/history', GetHistory.Request())
 
     def ask(self, text, prefix=None):
         self.askers[prefix or next(iter(self.askers))].publish(String(data=text))

@@ -1,6 +1,7 @@
 """Several robots on one node, on the fake model: names, histories and options of their own."""
 import threading
 
+from conftest import meet
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.parameter import Parameter
@@ -9,7 +10,10 @@ NAMES = [f'r{i}' for i in range(8)]
 
 
 def call(ears, kind, name, request, timeout=20.0):
-    client = ears.node.create_client(kind, name)
+    client = ears.clients.get(name)
+    if client is None:
+        client = ears.clients[name] = ears.node.create_client(kind, name)
+        meet(ears.node, GetParameters, name.rpartition('/')[0] + '/get_parameters', GetParameters.Request())
     assert client.wait_for_service(timeout)
     done = threading.Event()
     future = client.call_async(request)

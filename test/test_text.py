@@ -291,5 +291,5 @@ def whole_decode(backend, ids: list[int]) -> str:
     import ctypes
     tokens = (ctypes.c_int32 * len(ids))(*ids)
     buffer = ctypes.create_string_buffer(100 * len(ids))
-    size = backend._api.llama_detokenize(backend._vocab, tokens, len(ids), buffer, len(buffer), False, False)
+    size = backend._api.llama_detokenize(backend._text._vocab, tokens, len(ids), buffer, len(buffer), False, False)
     return buffer.raw[:size].decode('utf-8', 'replace')

@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.base import (Backend, BackendError, Chunk, Detokenizer, ForwardError, LoadAborted, MemoryEstimate, ModelInfo,
-                                         SpecialToken, require)
-from ros2_nanochat.backends.bytes_text import Utf8Detokenizer
+from ros2_nanochat.backends.base import Backend, BackendError, Chunk, Detokenizer, ForwardError, LoadAborted, MemoryEstimate, ModelInfo, require
 from ros2_nanochat.backends.gguf_file import architecture_memory, check_gguf, read_metadata
 from ros2_nanochat.backends.gguf_process import LogLines, physical_cores
+from ros2_nanochat.backends.gguf_text import GGUFText
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 
 _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
@@ -41,8 +40,7 @@ class GGUFBackend(Backend):
         self._abort_flag = ctypes.create_string_buffer(2)
         self._embedding_table = None
         self._table_lock = threading.Lock()
-        self._text_lock = threading.RLock()  # text is asked for on any thread, while the engine's may close the model
-        self._pieces: dict[int, bytes] = {}
+        self._text: GGUFText | None = None
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
@@ -77,7 +75,6 @@ class GGUFBackend(Backend):
             raise LoadAborted(f'loading {self.path} was stopped')
         if not self._model:
             raise BackendError(f'{self.path} cannot be loaded: {log.reason()}')
-        self._vocab = api.llama_model_get_vocab(self._model)
         with log:
             self._open_context()
         if not self._context:
@@ -117,37 +114,19 @@ class GGUFBackend(Backend):
             self._lengths: dict[int, int] = {}
 
     def _read_info(self) -> ModelInfo:
-        api, vocab, model = self._api, self._vocab, self._model
+        api, model = self._api, self._model
         metadata = read_metadata(self.path)
-        size = api.llama_vocab_n_tokens(vocab)
-        markup = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED
-        attributes = {i: a for i in range(size) if (a := api.llama_vocab_get_attr(vocab, i)) & markup}
-        template = api.llama_model_chat_template(model, None)
-        template = template.decode('utf-8', 'replace') if template else None
-        specials, self._protected = [], {}
-        for token_id, attribute in attributes.items():
-            text = api.llama_vocab_get_text(vocab, token_id).decode('utf-8', 'replace')
-            if not text:
-                continue
-            specials.append(SpecialToken(token_id, text, bool(attribute & api.LLAMA_TOKEN_ATTR_LSTRIP), bool(attribute & api.LLAMA_TOKEN_ATTR_RSTRIP)))
-            if attribute & api.LLAMA_TOKEN_ATTR_CONTROL or (template and text.strip() and text in template):
-                self._protected[token_id] = text
-        named = {'bos_token': api.llama_vocab_bos(vocab), 'eos_token': api.llama_vocab_eos(vocab), 'pad_token': api.llama_vocab_pad(vocab)}
-        texts = {name: api.llama_vocab_get_text(vocab, i).decode('utf-8', 'replace') for name, i in named.items() if i >= 0}
-        ends = {i for i in attributes if api.llama_vocab_is_eog(vocab, i)} | ({named['eos_token']} if named['eos_token'] >= 0 else set())
+        self._text = text = GGUFText(api, model, metadata)
         self._architecture = metadata.get('general.architecture', 'unknown')
-        self._strip_first_space = (metadata.get('tokenizer.ggml.model') == 'llama'
-                                   and metadata.get('tokenizer.ggml.add_space_prefix', True))
         buffer = ctypes.create_string_buffer(128)
         api.llama_model_desc(model, buffer, len(buffer))
         kv_per_token, _, _ = architecture_memory(metadata, _BATCH)
         return ModelInfo(
             name=metadata.get('general.name') or os.path.splitext(os.path.basename(self.path))[0], api='gguf', architecture=self._architecture,
-            path=self.path, context_length=self._context_length, train_context_length=api.llama_model_n_ctx_train(model), vocab_size=size,
-            embedding_size=api.llama_model_n_embd(model), eos_token_ids=frozenset(ends),
-            bos_token_id=named['bos_token'] if named['bos_token'] >= 0 else None, add_bos=bool(api.llama_vocab_get_add_bos(vocab)),
-            named_tokens=texts, special_tokens=tuple(specials), chat_template=template, quantization=buffer.value.decode('utf-8', 'replace'),
-            weights_bytes=api.llama_model_size(model), kv_bytes_per_token=kv_per_token,
+            path=self.path, context_length=self._context_length, train_context_length=api.llama_model_n_ctx_train(model), vocab_size=text.size,
+            embedding_size=api.llama_model_n_embd(model), eos_token_ids=text.eos_token_ids, bos_token_id=text.bos_token_id, add_bos=text.add_bos,
+            named_tokens=text.named_tokens, special_tokens=tuple(text.special_tokens), chat_template=text.chat_template,
+            quantization=buffer.value.decode('utf-8', 'replace'), weights_bytes=api.llama_model_size(model), kv_bytes_per_token=kv_per_token,
             has_embed=importlib.util.find_spec('gguf') is not None, takes_embeddings=True)
 
     def _prepare_batch(self) -> None:
@@ -168,49 +147,16 @@ class GGUFBackend(Backend):
     # --- text ---
 
     def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
-        ids = self._tokenize(text, special)
-        if special or self._protected.keys().isdisjoint(ids):
-            return ids
-        # llama.cpp finds user-defined tokens in plain text too, and some SentencePiece merges spell a control token: cut inside them
-        cuts = sorted({at + 1 for mark in self._protected.values() for at in _occurrences(text, mark)})
-        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
-        return [i for piece in pieces for i in self._tokenize(piece, False) if i not in self._protected]
-
-    def _tokenize(self, text: str, special: bool) -> list[int]:
-        data = text.encode('utf-8', 'replace')
-        buffer = (ctypes.c_int32 * (len(data) + 8))()
-        with self._text_lock:
-            self._check_open()
-            count = self._api.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
-            if count < 0:
-                buffer = (ctypes.c_int32 * -count)()
-                count = self._api.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
-        return buffer[:count]
+        return self._text.tokenize(text, special)
 
     def detokenizer(self) -> Detokenizer:
-        return Utf8Detokenizer(self._piece, self._strip_first_space)
-
-    def _piece(self, token_id: int) -> bytes:
-        piece = self._pieces.get(token_id)
-        if piece is not None:
-            return piece
-        buffer = ctypes.create_string_buffer(64)
-        with self._text_lock:
-            self._check_open()
-            size = self._api.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, False)
-            if size < 0:
-                buffer = ctypes.create_string_buffer(-size)
-                size = self._api.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, False)
-        return self._pieces.setdefault(token_id, buffer.raw[:size])
-
-    def _check_open(self) -> None:
-        if not self._model:
-            raise BackendError('the model is closed')
+        return self._text.detokenizer()
 
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
         gguf = require('gguf', 'gguf')
         with self._table_lock:
-            self._check_open()
+            if not self._model:
+                raise BackendError('the model is closed')
             if self._embedding_table is None:
                 tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(self.path).tensors}
                 if 'token_embd.weight' not in tensors:
@@ -352,15 +298,9 @@ class GGUFBackend(Backend):
         if self._context:
             self._api.llama_free(self._context)
             self._context = None
-        with self._text_lock:
-            if self._model:
-                self._api.llama_model_free(self._model)
-                self._model = None
+        if self._text is not None:
+            self._text.close()
+        if self._model:
+            self._api.llama_model_free(self._model)
+            self._model = None
         self._embedding_table = None
-
-
-def _occurrences(text: str, mark: str):
-    at = text.find(mark)
-    while at >= 0:
-        yield at
-        at = text.find(mark, at + 1)

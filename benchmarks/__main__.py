@@ -1,4 +1,6 @@
-"""All benchmarks, one after the other: `make bench`, or `python -m benchmarks [--quick] [NAME ...]` (engine, hf, mlc, ros, vision)."""
+"""All benchmarks, one after the other: `make bench`, or `python -m benchmarks [--quick] [NAME ...]` (engine, hf, mlc, ros, vision).
+
+`python -m benchmarks soak [--minutes 30]` runs for half an hour and looks for leaks and lost turns; see soak.py."""
 from __future__ import annotations
 
 import argparse
@@ -11,6 +13,8 @@ _HERE = Path(__file__).parent
 
 def main() -> int:
     """Run them as programs of their own, so that one's threads and memory do not weigh on the next."""
+    if sys.argv[1:2] == ['soak']:  # has to be asked for: it takes half an hour
+        return subprocess.run([sys.executable, '-m', 'benchmarks.soak', *sys.argv[2:]]).returncode
     available = {path.stem.removeprefix('bench_'): path for path in sorted(_HERE.glob('bench_*.py'))}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--quick', action='store_true', help='fewer sizes and repeats, where a benchmark has them')

@@ -49,3 +49,22 @@ def test_every_field_of_the_interfaces_stands_under_a_comment():
 def test_the_version_is_the_same_everywhere():
     import ros2_nanochat
     assert ElementTree.parse(ROOT / 'package.xml').find('version').text == ros2_nanochat.__version__
+
+
+def test_what_the_distribution_requires_is_a_rosdep_key_or_named_as_coming_by_pip():
+    import configparser
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    text = (ROOT / 'package.xml').read_text()
+    keys = {element.text for element in ElementTree.fromstring(text.encode()).iter() if element.tag.endswith('depend')}
+    by_pip = ' '.join(re.findall(r'<!--.*?-->', text, re.S))
+    for name in re.findall(r'^[A-Za-z0-9_-]+', setup['options']['install_requires'].strip(), re.M):
+        assert 'python3-' + name.replace('_', '-') in keys or re.search(rf'\b{name}\b', by_pip), name
+
+
+def test_every_ros_package_that_is_imported_is_a_dependency():
+    text = (ROOT / 'package.xml').read_text()
+    keys = {element.text for element in ElementTree.fromstring(text.encode()).iter() if element.tag.endswith('depend')}
+    sources = ''.join(path.read_text() for path in [*(ROOT / 'ros2_nanochat').rglob('*.py'), *(ROOT / 'launch').glob('*.py')])
+    imported = set(re.findall(r'^\s*(?:from|import) (\w+_msgs|\w+_srvs|rcl\w+|launch\w*|cv_bridge|ament_\w+|builtin_interfaces)\b', sources, re.M))
+    assert imported <= keys, imported - keys

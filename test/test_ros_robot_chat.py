@@ -126,6 +126,30 @@ def test_what_is_on_disk_is_what_a_new_process_would_continue(robot, tmp_path):
     assert [message.text for message in again.history] == ['one', 'You said: one']
 
 
+def test_a_changed_system_prompt_wins_over_the_one_on_disk_and_an_unchanged_one_leaves_what_a_reset_gave(robot, tmp_path):
+    class Log:
+        lines = []
+        info = warning = error = staticmethod(lines.append)
+
+    def start(**options):
+        return robot(store=RobotState(tmp_path, '/r1/nanochat', Log), **options)[0]
+
+    def prompt(chat):
+        return [message.text for message in chat.history if message.role == 'system']
+
+    chat = start(system_prompt='You are a robot.')
+    ask(chat, 'one')
+    chat.reset('You are a cat.')
+    ask(chat, 'two')
+    assert prompt(start(system_prompt='You are a robot.')) == ['You are a cat.'] and 'keeps its system prompt' in Log.lines[-1]
+    chat = start(system_prompt='You are a dog.')
+    assert prompt(chat) == ['You are a dog.'] and "has changed since" in Log.lines[-1] and 'dog' in Log.lines[-1]
+    assert [message.text for message in chat.history][1:] == ['two', 'You said: two']
+    ask(chat, 'three')
+    assert prompt(start(system_prompt='You are a dog.')) == ['You are a dog.'] and 'continuing' in Log.lines[-1]
+    assert prompt(start()) == prompt(robot()[0])  # not set any more: the template's own
+
+
 class Camera:
     present = True
 

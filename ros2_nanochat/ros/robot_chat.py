@@ -56,7 +56,7 @@ class RobotChat:
         self._closed = False
         self._changed = threading.Condition()  # guards what runs and waits, and the history
         if store is not None:
-            store.restore(self.history)
+            store.restore(self.history, options.system_prompt)
         self._thread = threading.Thread(target=self._run, name=f'robot-{name or "chat"}', daemon=True)
         self._thread.start()
 
@@ -238,7 +238,8 @@ class RobotChat:
         generation = turn.options.generation
         with self._changed:
             if self.options.system_prompt != self._prompt_in_use:
-                self.history.system_prompt = self._prompt_in_use = self.options.system_prompt
+                self._prompt_in_use = self.options.system_prompt
+                self.history.system_prompt = self.history.template.system_prompt if self._prompt_in_use is None else self._prompt_in_use
             users = sum(message.role == 'user' and message.text is not None for message in self.history)
             for message, (picture, pixels) in zip(shown, pictures):
                 self.history.append('user', message)
@@ -359,7 +360,7 @@ class RobotChat:
 
     def _save(self) -> None:
         try:
-            self._store.save(self.history)
+            self._store.save(self.history, self._prompt_in_use)
         except OSError as error:
             self._log.error(f'{self._title}the turn is not on disk: {error}')
 

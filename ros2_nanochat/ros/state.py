@@ -6,6 +6,7 @@ A file that cannot be read is set aside under another name, and the robot begins
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -28,8 +29,12 @@ class RobotState:
         except OSError as error:
             raise ValueError(f'state_dir={str(folder)!r} cannot be written to: {error.strerror}') from error
 
-    def restore(self, history) -> None:
-        """Fill a new history with what is on disk; the file is set aside where that is damaged."""
+    def restore(self, history, system_prompt: str | None) -> None:
+        """Fill a new history with what is on disk; the file is set aside where that is damaged.
+
+        system_prompt: the parameter, None where it is not set. One that has changed since the conversation was saved takes the place of the old one; one that
+        has not leaves the conversation the prompt that it has, which a reset may have given it.
+        """
         if not self.path.exists():
             return
         try:
@@ -40,10 +45,25 @@ class RobotState:
             self._log.error(f'the saved conversation is damaged and was set aside as {aside}; beginning anew ({error})')
             return
         self._log.info(f'continuing the conversation in {self.path}: {len(history)} messages')
+        wanted = history.template.system_prompt if system_prompt is None else system_prompt
+        if (wanted or '') == history.system_prompt:
+            return
+        if self._saved_prompt() not in (None, system_prompt or ''):
+            history.system_prompt = wanted
+            self._log.info(f'system_prompt has changed since the conversation was saved: it goes on with {_short(wanted)}')
+        else:
+            self._log.info(f'the conversation keeps its system prompt, {_short(history.system_prompt)}: reset it, or change system_prompt, to replace that')
 
-    def save(self, history) -> None:
-        """Put the history on disk; OSError where that fails, and the old file stays."""
+    def save(self, history, system_prompt: str | None) -> None:
+        """Put the history on disk, and which system_prompt the parameter held; OSError where that fails, and the old file stays."""
         history.save(self.path)
+        if self._saved_prompt() != (system_prompt or ''):  # after the history: a crash between them has the new prompt put in again
+            part = self._prompt_file.with_suffix('.part')
+            with open(part, 'w', encoding='utf-8') as file:
+                json.dump(system_prompt or '', file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(self._prompt_file)
         _sync_folder(self.folder)
         self._drop_images(history)
 
@@ -63,6 +83,16 @@ class RobotState:
         return str(path)
 
     @property
+    def _prompt_file(self) -> Path:
+        return self.path.with_suffix('.prompt')
+
+    def _saved_prompt(self) -> str | None:
+        try:
+            return json.loads(self._prompt_file.read_text(encoding='utf-8'))
+        except (OSError, ValueError):
+            return None
+
+    @property
     def _images(self) -> Path:
         return self.path.with_name(self.path.name + '.images')
 
@@ -74,6 +104,10 @@ class RobotState:
         for path in self._images.iterdir():
             if path.name not in shown:
                 path.unlink(missing_ok=True)
+
+
+def _short(text: str | None) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + '...') if text else 'none'
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,13 +28,15 @@ def keep_going(model: NanoLLM):
     model.info.__dict__['eos_token_ids'] = frozenset()
 
 
-def decode_rate(model: NanoLLM, caches: list[KVCache], length: int, steps: int) -> float:
-    """Tokens/s in sum of conversations that go on together behind `length` entries of history each."""
+def decode_rate(model: NanoLLM, caches: list[KVCache], length: int, steps: int, fairness: list[float]) -> float:
+    """Tokens/s in sum of conversations that go on together behind `length` entries of history each. fairness: gets Jain's index of their speeds."""
     for cache in caches:
         cache.pop(len(cache) - length)
     replies = [model.generate([500], max_new_tokens=steps, kv_cache=cache) for cache in caches]
     for reply in replies:
         reply.wait()
+    rates = [(steps - 1) / (reply._request.last_token - reply._request.submitted) for reply in replies]
+    fairness.append(sum(rates) ** 2 / (len(rates) * sum(rate ** 2 for rate in rates)))
     first = max(reply._request.first_token for reply in replies)
     return len(replies) * (steps - 1) / (max(reply._request.last_token for reply in replies) - first)
 
@@ -53,15 +55,16 @@ def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int
                 model.generate(prompt_of(model, length), max_new_tokens=0, kv_cache=cache).wait()
             for raw in raws.values():
                 raw.prefill(prompt_of(model, length))
-            figures = interleaved(repeats, lambda: decode_rate(model, caches, length, steps),
+            fairness: list[float] = []
+            figures = interleaved(repeats, lambda: decode_rate(model, caches, length, steps, fairness),
                                   *[lambda raw=raw: raw.decode([500] * size, length, steps) for raw in raws.values()])
             engine, same, best = figures[0], figures[1], max(figures[1:])
             overhead = model.stats['overhead']['p50'] * 1e3
-            rows.append((f'{size} x {length}', engine, same, best, engine / same, engine / best, overhead))
+            rows.append((f'{size} x {length}', engine, same, best, engine / same, engine / best, overhead, min(fairness)))
             model.close()
             [r.close() for r in raws.values()]
     table('Decoding, tokens/s in sum (conversations x tokens of history)',
-          ['', 'engine', 'raw, same layout', 'raw, better layout', 'ratio', 'ratio to better', 'overhead ms/step'], rows)
+          ['', 'engine', 'raw, same layout', 'raw, better layout', 'ratio', 'ratio to better', 'overhead ms/step', 'fairness'], rows)
     return rows
 
 

@@ -4,6 +4,8 @@ Opening is `hf_load`'s business, running `hf_run`'s, files are `hf_files`'; this
 """
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -144,6 +146,25 @@ class HFBackend(Backend):
         self._handles += 1
         self._sequences[self._handles] = sequence
         return self._handles
+
+    def save(self, seq: int) -> bytes | None:
+        """Where sequences are packed; the caches of transformers are not written out."""
+        return self._sequences[seq].to_bytes(self._fingerprint) if self.runner.packed else None
+
+    def load(self, data: bytes) -> int | None:
+        if not self.runner.packed:
+            return None
+        from ros2_nanochat.backends.hf_cache import PackedSequence
+        sequence = PackedSequence.from_bytes(data, self._fingerprint, self.runner.context_length, self.device)
+        if sequence is None or sequence.length > self.kv_capacity - self.kv_used:
+            return None
+        return self._keep(sequence)
+
+    @functools.cached_property
+    def _fingerprint(self) -> bytes:
+        """Tells the KV of this model, and of weights held like this, from that of others."""
+        facts = [self.info.path, self.info.weights_bytes, str(self.runner.dtype), self.model.config.to_json_string()]
+        return hashlib.blake2b('\0'.join(map(str, facts)).encode(), digest_size=16).digest()
 
     def forward(self, chunks: Sequence[Chunk]) -> np.ndarray | DeviceLogits:
         self._aborted.clear()

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import safetensors.torch
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
@@ -85,6 +86,32 @@ class PackedSequence(Positions):
         size = -(-max(n, 1) // self.GRAIN) * self.GRAIN
         other.layers = {layer: [states[:, :, :size].clone() for states in kv] for layer, kv in self.layers.items()}
         return other
+
+    def to_bytes(self, model: bytes) -> bytes:
+        """Everything it holds, in the form of safetensors. model: what tells the model it belongs to from others."""
+        tensors = {'model': torch.frombuffer(bytearray(model), dtype=torch.uint8), 'at': torch.tensor([self.length, self.next]),
+                   'spans': torch.tensor(self._spans, dtype=torch.long).reshape(-1, 4)}
+        for layer, kv in self.layers.items():
+            for name, states in zip('kv', kv):
+                tensors[f'{layer}.{name}'] = states[:, :, :self.length].contiguous().cpu()
+        return safetensors.torch.save(tensors)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, model: bytes, limit: int, device: torch.device) -> PackedSequence | None:
+        """What `to_bytes` gave, on a device again; None where it is of another model, or longer than the limit."""
+        tensors = safetensors.torch.load(data)
+        if bytes(tensors.pop('model').tolist()) != model:
+            return None
+        sequence = cls(limit)
+        sequence.length, sequence.next = tensors.pop('at').tolist()
+        sequence._spans = [tuple(span) for span in tensors.pop('spans').tolist()]
+        if sequence.length > limit:
+            return None
+        for name in tensors:
+            layer, _, which = name.rpartition('.')
+            if which == 'k':
+                sequence.layers[int(layer)] = [tensors[f'{layer}.{each}'].to(device) for each in 'kv']
+        return sequence
 
 
 @dataclass(eq=False)

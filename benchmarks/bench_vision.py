@@ -133,10 +133,10 @@ def _seconds(stamp) -> float:
     return stamp.sec + 1e-9 * stamp.nanosec
 
 
-def accuracy(count: int) -> None:
+def accuracy(count: int, vision: str) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test'))
     from tiny_vision import FACTS, count_right
-    with NanoLLM.from_pretrained(max_context_len=1024) as model:
+    with NanoLLM.from_pretrained(max_context_len=1024, vision=vision) as model:
         right = count_right(model, count, seed=3, tell=print)
         print(f'right on {count} fresh pictures: ' + ', '.join(f'{fact} {100 * n / count:.1f} %' for fact, n in zip(FACTS, right)))
 
@@ -147,9 +147,10 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=60.0, help='how long the node is asked; 0: not at all')
     parser.add_argument('--quick', action='store_true', help='5 rounds, 20 seconds')
     parser.add_argument('--accuracy', type=int, default=0, metavar='N', help='ask about N fresh pictures instead')
+    parser.add_argument('--vision', default='tiny', help='eyes to ask about: a folder that tools/train_tiny_vision.py has written, say (default: %(default)s)')
     options = parser.parse_args()
     if options.accuracy:
-        accuracy(options.accuracy)
+        accuracy(options.accuracy, options.vision)
     else:
         print(machine())
         bench(5 if options.quick else options.rounds)

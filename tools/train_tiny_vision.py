@@ -374,6 +374,8 @@ def main() -> None:
         del talk
     with batches(3, 64) as take:
         train_projector(eyes, words, options.pictures, options.steps, options.out, take)
+    print(f'the model lies in {options.out / "tiny"}; how often it is right:\n'
+          f'python -m benchmarks.bench_vision --accuracy 300 --vision {options.out / "tiny"}')
 
 
 def restore(module: nn.Module, path: Path) -> bool:

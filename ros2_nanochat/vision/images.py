@@ -91,9 +91,9 @@ def image_digest(picture: Image.Image) -> bytes:
     """16 bytes that name the pixels of a picture."""
     if getattr(picture, 'opened_digest', None):
         return picture.opened_digest
-    digest = hashlib.blake2b(repr((picture.mode, picture.size)).encode(), digest_size=16)
+    digest = hashlib.sha256(repr((picture.mode, picture.size)).encode())  # most processors have instructions for it: 3 ms for a frame of 1080p
     digest.update(np.ascontiguousarray(picture))
-    return digest.digest()
+    return digest.digest()[:16]
 
 
 def _short(name: Any) -> str:

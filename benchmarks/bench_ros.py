@@ -1,7 +1,7 @@
 """What arrives over DDS in another process: tokens/s and the way of a token, beside a raw llama.cpp loop with a bare publisher behind it.
 
-Both sides publish nanochat/msg/Token to the same subscriber (this process), taking turns. The node answers a goal whose reply is as long as the raw
-loop's run. Run in the built workspace: `python -m benchmarks.bench_ros`.
+Both sides publish nanochat/msg/Token to the same subscriber (this process), taking turns, at one robot and at eight. Then what a 1080p camera costs that nobody
+asks about, and how soon a reply ends that is cancelled. Run in the built workspace: `python -m benchmarks ros`.
 """
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.common import machine, table
 
 STORY = 'Write a long story about a robot who learns to cook, with every detail of what it did in the kitchen.'
+FLEET = 8
 
 
-def bare(prompt: str, steps: int) -> None:
-    """The child: a raw loop, and a publisher, nothing else. A line on standard input starts a run, the end of the input ends it."""
+# --- children ---
+
+def bare(steps: int) -> None:
+    """A raw loop, and publishers, nothing else. A line on standard input, the number of sequences, starts a run; the end of the input ends it."""
+    import numpy as np
     import rclpy
     from rclpy.qos import QoSProfile
 
@@ -31,111 +36,274 @@ def bare(prompt: str, steps: int) -> None:
 
     with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1) as model:
         history = ChatHistory(model)
-        history.append('user', text=prompt)
+        history.append('user', text=STORY)
         ids = history.embed_chat()[0].token_ids.tolist()
         path, pieces = model.info.path, [model.backend.token_text(i) for i in range(min(1000, model.info.vocab_size))]
-    raw = RawLlama(path, 1, 1024, False)
+    raws = {count: RawLlama(path, count, 1024, False) for count in (1, FLEET)}
     rclpy.init()
     node = rclpy.create_node('bare')
-    publisher = node.create_publisher(Token, '/bare/tokens', QoSProfile(depth=1000))
+    publishers = [node.create_publisher(Token, f'/bare/r{i}/tokens', QoSProfile(depth=1000)) for i in range(FLEET)]
     print('ready', flush=True)
-    import numpy as np
-    for run in sys.stdin:
+    for line in sys.stdin:
+        count = int(line)
+        raw = raws[count]
         raw.prefill(ids[:-1])
-        token, position = ids[-1], len(ids) - 1
+        tokens, position = [ids[-1]] * count, len(ids) - 1
         for index in range(steps):
-            raw._decode([(token, position + index, 0, True)])
-            token = int(np.ctypeslib.as_array(raw.api.llama_get_logits(raw.context), (raw.vocabulary,)).argmax())
-            publisher.publish(Token(stamp=node.get_clock().now().to_msg(), turn_id=run.strip(), index=index, text=pieces[token % len(pieces)], num_tokens=1,
-                                    last=index == steps - 1))
+            raw._decode([(token, position + index, seq, True) for seq, token in enumerate(tokens)])
+            tokens = np.ctypeslib.as_array(raw.api.llama_get_logits(raw.context), (count, raw.vocabulary)).argmax(axis=1).tolist()
+            for publisher, token in zip(publishers, tokens):
+                publisher.publish(Token(stamp=node.get_clock().now().to_msg(), turn_id=line.strip(), index=index, text=pieces[token % len(pieces)], num_tokens=1,
+                                        last=index == steps - 1))
 
 
-class Subscriber:
-    """Notes when each token came, and how old it was."""
+def camera(topic: str) -> None:
+    """30 frames a second of 1080p, until the input ends."""
+    import numpy as np
+    import rclpy
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+    from sensor_msgs.msg import Image
+    rclpy.init()
+    node = rclpy.create_node('bench_camera')
+    publisher = node.create_publisher(Image, topic, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    frame = Image(height=1080, width=1920, encoding='rgb8', step=5760)
+    frame.data.frombytes(np.random.default_rng(0).integers(0, 256, 1080 * 5760, dtype=np.uint8).tobytes())
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    began = time.monotonic()
+    for count in range(1_000_000):
+        frame.header.stamp = node.get_clock().now().to_msg()
+        publisher.publish(frame)
+        time.sleep(max(0.0, began + (count + 1) / 30 - time.monotonic()))
 
-    def __init__(self, node, topic: str):
+
+@contextmanager
+def child(*arguments: str):
+    process = subprocess.Popen([sys.executable, '-m', 'benchmarks.bench_ros', *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait(10)
+
+
+@contextmanager
+def chat_node(**parameters):
+    program = next(path for prefix in os.environ['AMENT_PREFIX_PATH'].split(':') if (path := Path(prefix, 'lib/nanochat/chat_node')).exists())
+    parameters = {'speculation': 'false', 'max_context_len': 1024, **parameters}
+    process = subprocess.Popen([str(program), '--ros-args', *(part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')),
+                                '--log-level', 'warn'])
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def resident(process) -> float:
+    """Megabytes."""
+    return int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
+
+
+# --- the subscriber ---
+
+class Listener:
+    """Hears the tokens of several robots; notes when each came, and how old it was (ms)."""
+
+    def __init__(self, node, topics):
         from nanochat.msg import Token
         from rclpy.qos import QoSProfile
-        self.node, self.times, self.ages, self.tokens, self.ended = node, [], [], 0, threading.Event()
-        self.subscription = node.create_subscription(Token, topic, self._note, QoSProfile(depth=1000))
+        self.node, self.times, self.ages = node, [[] for _ in topics], []
+        self._ended, self._done = set(), threading.Event()
+        self._subscriptions = [node.create_subscription(Token, topic, lambda token, i=i: self._note(i, token), QoSProfile(depth=1000)) for i, topic in enumerate(topics)]
 
-    def _note(self, token) -> None:
+    def _note(self, robot: int, token) -> None:
         now = self.node.get_clock().now().nanoseconds
+        self.times[robot] += [time.perf_counter()] * token.num_tokens
         if token.num_tokens:
-            self.times.append(time.perf_counter())
-            self.tokens += token.num_tokens
             self.ages.append((now - token.stamp.sec * 10 ** 9 - token.stamp.nanosec) / 1e6)
         if token.last:
-            self.ended.set()
+            self._ended.add(robot)
+            if len(self._ended) == len(self.times):
+                self._done.set()
 
-    def run(self, begin) -> tuple[float, float]:
-        """Tokens/s of one run, and seconds to its first token."""
-        self.times, self.tokens = [], 0
-        self.ended.clear()
-        began = time.perf_counter()
-        begin()
-        if not self.ended.wait(120):
+    def start(self) -> None:
+        self.times, self._ended = [[] for _ in self.times], set()
+        self._done.clear()
+
+    def wait(self) -> None:
+        if not self._done.wait(180):
             raise TimeoutError('no end of the run came')
-        return (self.tokens - 1) / (self.times[-1] - self.times[0]), self.times[0] - began
+
+    def run(self, begin) -> float:
+        """Tokens/s over all robots, while all of them stream."""
+        self.start()
+        begin()
+        self.wait()
+        since, until = max(times[0] for times in self.times), min(times[-1] for times in self.times)
+        return sum(since < at <= until for times in self.times for at in times) / (until - since)
+
+
+def beside_bare(title: str, repeats: int, listeners, begins) -> None:
+    """Print bare pair and node from runs that take turns. listeners, begins: of the two."""
+    rates = [[], []]
+    for listener in listeners:
+        listener.ages.clear()
+    for _ in range(repeats):
+        for i in range(2):
+            rates[i].append(listeners[i].run(begins[i]))
+    medians = [statistics.median(values) for values in rates]
+    ratio = statistics.median(ours / theirs for theirs, ours in zip(*rates))
+    table(title, ('', 'tokens/s', 'of bare', 'token to callback ms p50', 'p99'),
+          [(name, rate, share, *_quantiles(listener.ages)) for name, rate, share, listener in
+           zip(('raw loop + bare publisher', 'chat node'), medians, (1.0, ratio), listeners)])
+
+
+# --- the measurements ---
+
+def one_robot(node, options, raw) -> None:
+    from std_msgs.msg import String
+
+    from ros2_nanochat.ros.client import ChatClient
+    began = time.perf_counter()
+    with chat_node(max_new_tokens=options.tokens) as process, ChatClient(node=node) as chat:
+        ours = Listener(node, ['/nanochat/tokens'])
+        chat.wait_until_ready(60)
+        ours.run(lambda: chat.ask('Hello', max_new_tokens=4))
+        start = time.perf_counter() - began
+        theirs = Listener(node, ['/bare/r0/tokens'])
+        asker = node.create_publisher(String, '/nanochat/query', 10)
+        time.sleep(1.0)
+        number, firsts = [0], []
+
+        def ask():
+            number[0] += 1
+            asker.publish(String(data=f'{number[0]}: {STORY}'))
+
+        def ask_anew():
+            chat.reset()
+            asked = time.perf_counter()
+            ask()
+            while not ours.times[0]:
+                time.sleep(0.001)
+            firsts.append(time.perf_counter() - asked)
+
+        beside_bare(f'one robot, {options.tokens} tokens, medians of {options.repeats} runs that take turns', options.repeats, (theirs, ours),
+                    (lambda: raw(1), ask_anew))
+        table('the node', ('', ''), [('process start to first token, s', start), ('first token of a turn, s', statistics.median(firsts)),
+                                     ('resident memory, MB', resident(process))])
+        cancelled(ours, chat, ask)
+        camera_beside(node, options, process, ours, lambda: (chat.reset(), ask()))
+
+
+def cancelled(ours: Listener, chat, ask) -> None:
+    """From the call of `cancel` in this process to the last token in this process."""
+    waits, steps = [], []
+    for _ in range(10):
+        chat.reset()
+        ours.start()
+        ask()
+        while len(ours.times[0]) < 30:
+            time.sleep(0.001)
+        called = time.perf_counter()
+        chat.cancel()
+        ours.wait()
+        waits.append(1000 * max(0.0, ours.times[0][-1] - called))
+        steps.append(1000 * statistics.median(b - a for a, b in zip(ours.times[0][5:], ours.times[0][6:])))
+    table('cancel called to last token heard', ('', 'ms p50', 'ms max'), [('cancel', statistics.median(waits), max(waits)),
+                                                                      ('a step, for comparison', statistics.median(steps), max(steps))])
+
+
+def camera_beside(node, options, process, ours: Listener, ask) -> None:
+    from ros2_nanochat.ros.camera import Camera
+    rates, memory = ([], []), resident(process)
+    for _ in range(options.repeats):
+        rates[0].append(ours.run(ask))
+        with child('--camera', '/nanochat/image'):
+            while not node.count_publishers('/nanochat/image'):
+                time.sleep(0.1)
+            time.sleep(0.5)
+            rates[1].append(ours.run(ask))
+    growth = resident(process) - memory
+    camera, stamps, ages = Camera(node, '/nanochat/'), set(), []
+    with child('--camera', '/nanochat/image'):
+        while camera.newest() is None:
+            time.sleep(0.1)
+        until = time.monotonic() + 4.0
+        while time.monotonic() < until:
+            picture = camera.newest()
+            if picture.stamp not in stamps:
+                stamps.add(picture.stamp)
+                ages.append(1000 * picture.age)
+            time.sleep(0.005)
+    camera.close()
+    table('a 1080p camera at 30 Hz in another process, that no question uses', ('', ''), [
+        ('tokens/s without', statistics.median(rates[0])), ('tokens/s with', statistics.median(rates[1])),
+        ('with, of without', statistics.median(b / a for a, b in zip(*rates))), ('memory growth of the node, MB', growth),
+        ('frames a second that arrive', len(stamps) / 4.0), ('age of a frame when taken, ms p50', _quantiles(ages)[0]), ('p99', _quantiles(ages)[1])])
+
+
+def fleet(node, options, raw) -> None:
+    from std_msgs.msg import String
+
+    from ros2_nanochat.ros.client import ChatClient
+    names = [f'r{i}' for i in range(FLEET)]
+    with chat_node(max_new_tokens=options.tokens, robots=f'[{", ".join(names)}]', max_sequences=FLEET):
+        chats = [ChatClient(robot=name, node=node) for name in names]
+        ours, theirs = Listener(node, [f'/{name}/nanochat/tokens' for name in names]), Listener(node, [f'/bare/{name}/tokens' for name in names])
+        askers = [node.create_publisher(String, f'/{name}/nanochat/query', 10) for name in names]
+        for chat in chats:
+            chat.wait_until_ready(60)
+        time.sleep(1.0)
+
+        def ask():
+            for chat in chats:
+                chat.reset()
+            for name, asker in zip(names, askers):
+                asker.publish(String(data=f'{name}: {STORY}'))
+
+        beside_bare(f'{FLEET} robots, {options.tokens} tokens each, tokens/s of all while all stream', max(2, options.repeats - 2), (theirs, ours),
+                    (lambda: raw(FLEET), ask))
+        for chat in chats:
+            chat.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--tokens', type=int, default=200)
+    parser.add_argument('--quick', action='store_true', help='two repeats of 100 tokens')
     parser.add_argument('--bare', action='store_true', help=argparse.SUPPRESS)
+    parser.add_argument('--camera', help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
-        return bare(STORY, options.tokens)
+        return bare(options.tokens)
+    if options.camera:
+        return camera(options.camera)
+    if options.quick:
+        options.repeats, options.tokens = 2, 100
     os.environ.update(ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST', ROS_DOMAIN_ID=str(random.randint(1, 100)))
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
-    from std_msgs.msg import String
 
-    from ros2_nanochat.ros.client import ChatClient
+    from ros2_nanochat.ros.spinning import spin
     print(machine())
     rclpy.init()
     node = rclpy.create_node('bench')
-    theirs, ours = Subscriber(node, '/bare/tokens'), Subscriber(node, '/nanochat/tokens')
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin, daemon=True)
+    spinning = threading.Thread(target=spin, args=(executor, node.get_logger()), daemon=True)
     spinning.start()
-    program = next(path for prefix in os.environ['AMENT_PREFIX_PATH'].split(':') if (path := Path(prefix, 'lib/nanochat/chat_node')).exists())
-    began = time.perf_counter()
-    chat_node = subprocess.Popen([str(program), '--ros-args', '-p', f'max_new_tokens:={options.tokens}', '-p', 'speculation:=false', '-p',
-                                  'max_context_len:=1024', '--log-level', 'warn'])
-    raw = None
     try:
-        with ChatClient(node=node) as chat:
-            chat.wait_until_ready(60)
-            ours.run(lambda: chat.ask('Hello', max_new_tokens=4))
-            start = time.perf_counter() - began
-            raw = subprocess.Popen([sys.executable, '-m', 'benchmarks.bench_ros', '--bare', '--tokens', str(options.tokens)], stdin=subprocess.PIPE,
-                                   text=True, stdout=subprocess.PIPE)
-            raw.stdout.readline()
-            asker = node.create_publisher(String, '/nanochat/query', 10)
-            time.sleep(1.0)
-            rates, firsts = ([], []), []
-            for run in range(options.repeats):
-                rates[0].append(theirs.run(lambda: (raw.stdin.write(f'{run}\n'), raw.stdin.flush()))[0])
-                chat.reset()
-                rate, first = ours.run(lambda: asker.publish(String(data=f'{run}: {STORY}')))
-                rates[1].append(rate)
-                firsts.append(first)
-            memory = int(Path(f'/proc/{chat_node.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-        bare_rate, node_rate = map(statistics.median, rates)
-        table(f'received over DDS by another process, {options.tokens} tokens, median of {options.repeats} runs that take turns',
-              ('', 'tokens/s', 'of bare', 'age ms p50', 'age ms p99'),
-              [('raw loop + bare publisher', bare_rate, 1.0, *_quantiles(theirs.ages)), ('chat node', node_rate, node_rate / bare_rate, *_quantiles(ours.ages))])
-        table('the node', ('', ''), [('process start to first token, s', start), ('first token of a turn, s', statistics.median(firsts)),
-                                     ('resident memory, MB', memory / 1e6)])
+        with child('--bare', '--tokens', str(options.tokens)) as process:
+            process.stdout.readline()
+
+            def raw(count: int) -> None:
+                process.stdin.write(f'{count}\n')
+                process.stdin.flush()
+
+            one_robot(node, options, raw)
+            fleet(node, options, raw)
     finally:
-        chat_node.terminate()
-        chat_node.wait(10)
-        if raw is not None:
-            raw.stdin.close()
-            raw.wait(10)
         executor.shutdown()
         spinning.join(2.0)
         rclpy.try_shutdown()

@@ -19,11 +19,13 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNodeMixin, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 
 from ros2_nanochat.backends.base import BackendError, MissingDependency
@@ -60,9 +62,10 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._state = 'unconfigured'
         self._declare()
         self.add_on_set_parameters_callback(self._on_set)
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10, qos_overriding_options=QoSOverridingOptions.with_default_policies())
         self._ticks = 0
-        self._timer = self.create_timer(0.25, self._tick, callback_group=MutuallyExclusiveCallbackGroup())
+        # Of the wall: deadlines and diagnostics go on while a simulation stands still.
+        self._timer = self.create_timer(0.25, self._tick, callback_group=MutuallyExclusiveCallbackGroup(), clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def start(self) -> None:
         """Configure and activate where `autostart` is set, on a thread of its own; a failure ends the process."""

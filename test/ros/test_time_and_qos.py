@@ -1,0 +1,36 @@
+"""Whose time it is, and who says how topics are delivered."""
+import time
+
+from builtin_interfaces.msg import Time
+from conftest import Ears
+
+
+def test_stamps_are_of_the_simulation_and_deadlines_of_the_wall(start, listen, talk):
+    from rosgraph_msgs.msg import Clock
+    start(model='tokens_per_second=100', use_sim_time=True)
+    ears = listen()
+    clock = ears.node.create_publisher(Clock, '/clock', 10)
+    until = time.monotonic() + 30
+    while True:  # the node may not have found the clock yet
+        clock.publish(Clock(clock=Time(sec=1234)))
+        turn = ears.turn('hello')
+        if turn.header.stamp.sec == 1234:
+            break
+        assert turn.header.stamp.sec == 0 and time.monotonic() < until
+    assert {token.stamp.sec for token in ears.pieces(turn.turn_id)} == {1234}
+    chat = talk()
+    first = chat.ask('y' * 230)  # the simulation stands still
+    late = chat.ask('late', on_new_query='queue', deadline=0.3)
+    assert late.result(20).finish_reason == 'deadline' and not first.future.done()
+
+
+def test_qos_can_be_overridden_by_parameter(start):
+    start(ros_args=['-p', 'qos_overrides./nanochat/tokens.publisher.depth:=7', '-p', 'qos_overrides./nanochat/reply.publisher.reliability:=best_effort'])
+    ears = Ears('/unused')
+    until = time.monotonic() + 20
+    while not (ends := ears.node.get_publishers_info_by_topic('/nanochat/reply')):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert ends[0].qos_profile.reliability.name == 'BEST_EFFORT'
+    assert ears.node.get_publishers_info_by_topic('/nanochat/turn')[0].qos_profile.reliability.name == 'RELIABLE'
+    ears.close()

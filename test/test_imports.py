@@ -45,7 +45,7 @@ IMPORTS = {module: imports(path, module) for module, path in MODULES.items()}
 def room(module: str) -> str:
     """The part of the layout that a module belongs to."""
     parts = module.split('.')[1:]
-    if parts[:2] == ['chat', '__main__'] or parts[:1] == ['completion']:
+    if parts[:2] in (['chat', '__main__'], ['chat', 'start']) or parts[:1] == ['completion']:
         return 'terminal'
     if parts[:1] == ['chat'] and parts[1:2] and parts[1].startswith('terminal'):
         return 'terminal'

@@ -81,6 +81,7 @@ def test_a_signal_while_a_reply_streams_ends_it_cleanly_and_the_turn_is_told(sta
 @pytest.mark.parametrize('parameters, told', [
     ({'model': '/no/such.gguf', 'api': ''}, '/no/such.gguf'), ({'model': '/', 'api': 'gguf'}, '/'), ({'api': 'quantum'}, 'quantum'),
     ({'temperature': -1.0}, 'temperature'), ({'top_p': 0.0}, 'top_p'), ({'temprature': 1.0}, 'temperature'), ({'robots': ['a-b']}, 'a-b'),
+    ({'model': '', 'vision': '/no/eyes'}, '/no/eyes'),
     ({'chat_template': '/no/such.json', **FAKE}, 'no/such.json'), ({'state_dir': '/proc/nowhere', **FAKE}, '/proc/nowhere'),
     ({'max_sequences': -1}, 'max_sequences')])
 def test_a_wrong_start_is_one_line_and_an_exit_code(start, parameters, told):

@@ -86,7 +86,7 @@ def test_a_signal_while_a_reply_streams_ends_it_cleanly_and_the_turn_is_told(sta
     ({'max_sequences': -1}, 'max_sequences')])
 def test_a_wrong_start_is_one_line_and_an_exit_code(start, parameters, told):
     node = start(wait=False, **parameters)
-    assert node.process.wait(30) == 1
+    assert node.process.wait(90) == 1
     node.stop()
     wrong = [line for line in node.output.splitlines() if 'ERROR' in line or line.startswith('nanochat:')]
     assert len(wrong) == 1 and told in wrong[0], node.output

@@ -55,12 +55,12 @@ def save_model(folder, model) -> str:
     return str(folder)
 
 
-def make_model(kind: str):
+def make_model(kind: str, **sizes):
     """A random model whose logits differ well."""
     name, options = KINDS[kind]
     torch.manual_seed(1)
     known = inspect.signature(getattr(transformers, name).__init__).parameters
-    config = getattr(transformers, name)(**{key: value for key, value in SMALL.items() if key in known} | options | {'dtype': 'float32'})
+    config = getattr(transformers, name)(**{key: value for key, value in SMALL.items() if key in known} | options | {'dtype': 'float32'} | sizes)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

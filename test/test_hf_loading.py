@@ -1,6 +1,7 @@
 """Opening checkpoints with `hf` and `awq`: dtypes, AWQ, image-text models, what is missing or broken, progress and abort."""
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ transformers = pytest.importorskip('transformers')
 import safetensors.torch  # noqa: E402
 from test_hf_architectures import SMALL, VOCAB, close, expected, feed, make_model, rng, save_model  # noqa: E402
 
+from ros2_nanochat.backends import hf_load  # noqa: E402
 from ros2_nanochat.backends.base import BackendError, Chunk, ForwardError, LoadAborted  # noqa: E402
 from ros2_nanochat.backends.hf import HFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
@@ -65,23 +67,27 @@ def pack(numbers: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope='module')
 def awq(tmp_path_factory):
     """(folder of an AWQ checkpoint, its dense twin)."""
-    model = make_model('llama')
     folder = tmp_path_factory.mktemp('awq')
+    return folder, make_awq(folder, make_model('llama'), 16)
+
+
+def make_awq(folder, model, group: int):
+    """Save a model as an AWQ checkpoint; return its dense twin."""
     save_model(folder, model)
     tensors = {}
     for name, value in model.state_dict().items():
         if '_proj.' in name:
             layer = name.removesuffix('.weight')
-            qweight, qzeros, scales, dense = quantize(value.numpy(), 16)
+            qweight, qzeros, scales, dense = quantize(value.numpy(), group)
             value.copy_(torch.from_numpy(dense))
             tensors |= {f'{layer}.qweight': torch.from_numpy(qweight), f'{layer}.qzeros': torch.from_numpy(qzeros), f'{layer}.scales': torch.from_numpy(scales)}
         else:
             tensors[name] = value.clone()
     safetensors.torch.save_file(tensors, folder / 'model.safetensors', {'format': 'pt'})
     config = json.loads((folder / 'config.json').read_text())
-    config['quantization_config'] = {'quant_method': 'awq', 'bits': 4, 'group_size': 16, 'version': 'gemm', 'zero_point': True}
+    config['quantization_config'] = {'quant_method': 'awq', 'bits': 4, 'group_size': group, 'version': 'gemm', 'zero_point': True}
     (folder / 'config.json').write_text(json.dumps(config))
-    return folder, model
+    return model
 
 
 def test_an_awq_checkpoint_gives_the_logits_of_its_dense_twin(awq, caplog):
@@ -91,7 +97,29 @@ def test_an_awq_checkpoint_gives_the_logits_of_its_dense_twin(awq, caplog):
         backend = opened(folder, api='awq')
     assert 'unpacked' in caplog.text and backend.info.api == 'awq' and backend.info.quantization == 'awq as float32'
     assert close(feed(backend, backend.new_sequence(), ids, 20), expected(twin, ids))
-    assert HFBackend.estimate(str(folder), ModelConfig(api='awq')).weights == backend.info.weights_bytes
+    if not importlib.util.find_spec('gptqmodel'):
+        assert HFBackend.estimate(str(folder), ModelConfig(api='awq')).weights == backend.info.weights_bytes
+
+
+def test_awq_is_unpacked_where_its_kernels_do_not_take_it(awq, caplog, monkeypatch):
+    folder, twin = awq
+    monkeypatch.setattr(hf_load, '_has_awq_kernels', lambda device: True)   # it may be there, but does not run groups of 16
+    with caplog.at_level(logging.WARNING):
+        backend = opened(folder, api='awq')
+    assert 'gptqmodel does not run it here' in caplog.text and backend.info.quantization == 'awq as float32'
+    ids = rng().integers(3, VOCAB, 20)
+    assert close(feed(backend, backend.new_sequence(), ids, 20), expected(twin, ids))
+
+
+def test_with_gptqmodel_the_weights_stay_at_four_bits_on_a_cpu_too(tmp_path):
+    pytest.importorskip('gptqmodel')
+    dense = make_awq(tmp_path, make_model('llama', hidden_size=256, intermediate_size=512), 128)
+    backend = opened(tmp_path, api='awq')
+    assert backend.info.quantization == 'awq'
+    ids = rng().integers(3, VOCAB, 20)
+    wanted = expected(dense, ids)
+    rows = feed(backend, backend.new_sequence(), ids, 20)
+    assert np.abs(rows - wanted).max() < 0.05 * np.abs(wanted).max()        # its kernels round sums to bfloat16
 
 
 def test_awq_weights_beside_a_model_are_taken(awq, llama):

@@ -110,7 +110,7 @@ def weights_bytes(checkpoint: Checkpoint, choice: Choice, device: torch.device) 
 
 
 def _has_awq_kernels(device: torch.device) -> bool:
-    return device.type == 'cuda' and importlib.util.find_spec('gptqmodel') is not None
+    return device.type in ('cuda', 'cpu') and importlib.util.find_spec('gptqmodel') is not None
 
 
 def load(checkpoint: Checkpoint, config: ModelConfig, device: torch.device, progress: Callable[[float], None], aborted: threading.Event):
@@ -152,14 +152,23 @@ def load(checkpoint: Checkpoint, config: ModelConfig, device: torch.device, prog
 
 
 def _load_awq(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, options: dict, step: Callable[[float], None]):
-    """AWQ through transformers' own kernels where gptqmodel is there and CUDA is, else unpacked."""
+    """AWQ through transformers' own kernels where gptqmodel is there, else unpacked; on a CPU unpacked too where the kernels do not take it."""
     if checkpoint.quant_method != 'awq':
         hf_awq.check(checkpoint)
     if _has_awq_kernels(device):
-        log.info('AWQ runs through gptqmodel: the weights stay at 4 bits')
-        return _from_pretrained(transformers.AutoModelForCausalLM, checkpoint, **options), 'awq'
+        try:
+            model = _from_pretrained(transformers.AutoModelForCausalLM, checkpoint, **{'device_map': {'': str(device)}, **options})
+            with torch.inference_mode():
+                model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))  # kernels are made now
+            log.info('AWQ runs through gptqmodel: the weights stay at 4 bits')
+            return model, 'awq'
+        except Exception as error:
+            if device.type == 'cuda' or isinstance(error, LoadAborted):
+                raise
+            why = f'gptqmodel does not run it here ({one_line(error, 150)})'
+    else:
+        why = 'gptqmodel is not installed'
     hf_awq.check(checkpoint)
-    why = 'there is no CUDA device' if device.type != 'cuda' else 'gptqmodel is not installed'
     dense_bytes = dtype.itemsize * hf_awq.dense_elements(checkpoint)
     log.warning('AWQ is unpacked to dense %s weights, because %s: about %.1f GB of memory in place of %.1f GB, and the speed of a dense model',
                 str(dtype)[6:], why, dense_bytes / 1e9, checkpoint.file_bytes / 1e9)

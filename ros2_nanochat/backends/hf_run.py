@@ -145,7 +145,8 @@ class Runner:
         """Compare seven ids at once without a cache with the same in chunks, in a batch, and as embeddings."""
         ids = torch.randint(0, vocab_size, (7,), generator=torch.Generator().manual_seed(0)).numpy()
         expected = self.model(input_ids=torch.as_tensor(ids)[None].to(self.device)).logits[0].float().cpu().numpy()
-        tolerance = (1e-3 if self.dtype == torch.float32 else 0.1) * max(float(np.abs(expected).max()), 1e-6)
+        exact = self.dtype == torch.float32 and getattr(self.model, 'hf_quantizer', None) is None  # kernels of quantizers round inside
+        tolerance = (1e-3 if exact else 0.1) * max(float(np.abs(expected).max()), 1e-6)
 
         def agrees(**first) -> bool:
             a, b = self.new(), self.new()

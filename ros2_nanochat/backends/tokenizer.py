@@ -57,7 +57,13 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str) -> Tokenizer:
-        """Open the folder of a model with `tokenizer.json`, by `tokenizers` alone. A `BackendError` says what is missing or broken."""
+        """Open the folder of a model with `tokenizer.json`, by `tokenizers` alone. A `BackendError` says what is missing or broken.
+
+        What the file says counts, as it does for mlc-llm and did for transformers 4. transformers 5 takes no more than vocabulary and merges from it where the
+        class is named in tokenizer_config.json (LlamaTokenizer, GemmaTokenizer, ...), and puts spaces its own way: for files in the form of Llama 2 (a
+        normalizer that prepends one) ' Hi' becomes one token in place of two, and nothing is prepended behind a special token. SentencePiece, with which
+        these models were trained, does as the file does. The backend hf follows the installed transformers all the same: it is the reference there.
+        """
         path = os.path.abspath(os.path.expanduser(path))
         file = os.path.join(path, 'tokenizer.json')
         if not os.path.isfile(file):

@@ -167,7 +167,8 @@ def one_robot(node, options, raw) -> None:
     began = time.perf_counter()
     with chat_node(max_new_tokens=options.tokens) as process, ChatClient(node=node) as chat:
         ours = Listener(node, ['/nanochat/tokens'])
-        chat.wait_until_ready(60)
+        if not chat.wait_until_ready(60):
+            raise SystemExit('the node did not start')
         ours.run(lambda: chat.ask('Hello', max_new_tokens=4))
         start = time.perf_counter() - began
         theirs = Listener(node, ['/bare/r0/tokens'])

@@ -125,29 +125,37 @@ def _core(content: str, start: int, stop: int, token: SpecialText) -> tuple[int,
     return start, start + len(token.text)
 
 
+_KEPT = 32  # runs, where the prompt has fewer
+
+
 class Runs:
-    """Tokenizes runs of plain text, and remembers the latest.
+    """Tokenizes runs of plain text, and remembers those of the latest prompts.
 
     protected: tells of an id whether only markup may produce it. No such id comes out of a run, whatever the tokenizer makes of it.
     """
 
-    def __init__(self, tokenize: Callable[..., list[int]], protected: Callable[[int], bool], texts: Callable[[int], str], capacity: int = 4096):
+    def __init__(self, tokenize: Callable[..., list[int]], protected: Callable[[int], bool], texts: Callable[[int], str]):
         self._tokenize = tokenize
         self._protected = protected
         self._texts = texts
-        self._capacity = capacity
+        self._asked = 0  # since the last trim
         self._cache: OrderedDict[tuple[str, bool], tuple[int, ...]] = OrderedDict()
 
     def __call__(self, text: str, continues: bool) -> tuple[int, ...]:
         """Ids of a run of content and plain markup. continues: it does not stand at the start of the prompt."""
         key = text, continues
+        self._asked += 1
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         ids = self._cache[key] = tuple(self._inert(text, continues))
-        if len(self._cache) > self._capacity:
-            self._cache.popitem(last=False)
         return ids
+
+    def trim(self) -> None:
+        """A prompt is complete: of all runs twice as many as it has are kept, the latest."""
+        while len(self._cache) > max(_KEPT, 2 * self._asked):
+            self._cache.popitem(last=False)
+        self._asked = 0
 
     def _inert(self, text: str, continues: bool) -> list[int]:
         ids = list(self._tokenize(text, special=False, continues=continues))

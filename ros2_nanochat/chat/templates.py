@@ -195,6 +195,7 @@ class ChatTemplate:
             position = end
         if position < len(text):
             parts.append(self._runs(placeholders.restore(text[position:]), bool(parts)))
+        self._runs.trim()
         return parts
 
     def _join(self, parts: list[Any]) -> Prompt:

@@ -334,8 +334,8 @@ def write_checkpoint(eyes: Eyes, folder: Path) -> None:
     text = {'model_type': 'llama', **TEXT}
     config = {'architectures': ['LlavaForConditionalGeneration'], 'model_type': 'llava', 'vision_config': vision, 'text_config': text, 'projector_hidden_act': 'gelu',
               'vision_feature_layer': -1, 'vision_feature_select_strategy': 'default', 'image_seq_length': (SIZE // PATCH) ** 2, 'dtype': 'float16'}
-    processor = {'image_processor_type': 'CLIPImageProcessor', 'do_resize': True, 'size': {'height': SIZE, 'width': SIZE}, 'resample': 3, 'do_center_crop': False,
-                 'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True, 'image_mean': MEAN, 'image_std': STD, 'do_convert_rgb': True}
+    processor = {'image_processor_type': 'CLIPImageProcessor', 'do_resize': True, 'size': {'height': SIZE, 'width': SIZE}, 'resample': 3, 'reducing_gap': 3.0,
+                 'do_center_crop': False, 'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True, 'image_mean': MEAN, 'image_std': STD, 'do_convert_rgb': True}
     (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
     (folder / 'preprocessor_config.json').write_text(json.dumps(processor, indent=2) + '\n')
 

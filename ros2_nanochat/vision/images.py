@@ -78,7 +78,7 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
         picture, name = _from_array(source), 'the image'
     _check_size(picture.size, name)
     try:
-        opened = _upright_rgb(picture)
+        opened = _upright_rgb(picture, picture is source)
     except Exception as error:  # Pillow's decoders raise a dozen different ones on broken data
         raise ValueError(f'{name} cannot be decoded: {_reason(error)}') from error
     opened.opened_digest = image_digest(opened)  # it is ours alone: what was opened once is taken as it is from then on
@@ -167,7 +167,7 @@ def _identify(data: bytes, name: str) -> Image.Image:
         raise ValueError(f'{name} is not an image that can be opened ({known}), or its beginning is broken') from error
 
 
-def _upright_rgb(picture: Image.Image) -> Image.Image:
+def _upright_rgb(picture: Image.Image, borrowed: bool) -> Image.Image:
     picture.load()
     orientation = _orientation(picture)
     if picture.mode.startswith('I;16'):
@@ -180,7 +180,8 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert('RGBA')
         white = Image.new('RGBA', picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)
-    picture = picture.convert('RGB') if picture.mode != 'RGB' else picture.copy()
+    if picture.mode != 'RGB' or borrowed:
+        picture = picture.convert('RGB')
     if orientation != 1:
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation

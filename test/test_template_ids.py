@@ -143,6 +143,8 @@ def test_small_models_have_transformers_ids(name):
     @settings(max_examples=40, deadline=None)
     @given(conversations(system=True))
     def check(messages):
+        if name == 'smollm2':  # its vocabulary cuts before each digit, which transformers forgets when it reads a GGUF
+            messages = [{**message, 'content': ''.join('x' if c.isnumeric() else c for c in message['content'])} for message in messages]
         model.info = dataclasses.replace(backend.info, chat_template=oracle.chat_template)
         assert ours(model, messages) == reference_ids(oracle, messages)
 

@@ -7,7 +7,8 @@ import pytest
 
 from ros2_nanochat import NanoLLM
 from ros2_nanochat.ros.parameters import ROBOT_OPTIONS, RobotOptions, goal_options, robot_names, robot_options
-from ros2_nanochat.ros.robot_chat import RobotChat, _thumbnail
+from ros2_nanochat.ros.robot_chat import RobotChat
+from ros2_nanochat.ros.sight import thumbnail
 from ros2_nanochat.ros.sentences import SentenceSplitter
 from ros2_nanochat.ros.state import RobotState
 from ros2_nanochat.ros.turns import Picture, Turn
@@ -172,8 +173,8 @@ def test_a_view_is_the_same_under_noise_and_another_where_something_moved():
     noisy = np.clip(view + rng.normal(0, 8, view.shape), 0, 255).astype(np.uint8)
     moved = view.copy()
     moved[100:300, 200:400] = 255
-    assert np.abs(_thumbnail(view) - _thumbnail(noisy)).mean() < 2
-    assert np.abs(_thumbnail(view) - _thumbnail(moved)).mean() > 10
+    assert np.abs(thumbnail(view) - thumbnail(noisy)).mean() < 2
+    assert np.abs(thumbnail(view) - thumbnail(moved)).mean() > 10
 
 
 def goal(**fields):

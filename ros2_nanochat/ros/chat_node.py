@@ -8,7 +8,6 @@ node's own group, which nothing here blocks; the timer runs beside all. Each rob
 """
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ import time
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException
@@ -31,7 +30,8 @@ from rclpy.signals import SignalHandlerOptions
 from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.ros import diagnostics
-from ros2_nanochat.ros.parameters import OPTIONS, ROBOT, ROBOT_OPTIONS, Option, engine_options, model_config, robot_names, robot_options
+from ros2_nanochat.ros.node_parameters import NodeParameters
+from ros2_nanochat.ros.parameters import OPTIONS, engine_options, model_config, robot_names
 from ros2_nanochat.ros.robot_chat import RobotChat
 from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.spinning import spin
@@ -58,9 +58,9 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._chats: dict[str, RobotChat] = {}
         self._ports: dict[str, RobotPort] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
-        self._wanted: list[str] = []  # the robots, as last set
         self._state = 'unconfigured'
-        self._declare()
+        self._settings = NodeParameters(self)
+        self._wanted = self._settings.robots()  # as last set
         self.add_on_set_parameters_callback(self._on_set)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10, qos_overriding_options=QoSOverridingOptions.with_default_policies())
         self._ticks = 0
@@ -80,47 +80,6 @@ class ChatNode(LifecycleNodeMixin, Node):
 
     # --- parameters ---
 
-    def _declare(self) -> None:
-        for option in OPTIONS.values():
-            self.declare_parameter(option.name, option.default, _descriptor(option))
-        self._wanted = self._names()
-        self._declare_robots(self._wanted)
-        for name in self._parameter_overrides:  # public ways show only what was declared
-            robot, _, option = name.rpartition('.')
-            if self.has_parameter(name) or name.startswith('qos_overrides.'):
-                continue
-            if option not in ROBOT_OPTIONS or not robot:
-                near = difflib.get_close_matches(name, OPTIONS, n=1)
-                raise ValueError(f'there is no parameter {name!r}' + (f' (did you mean {near[0]!r}?)' if near else '') + f'. Parameters: {", ".join(OPTIONS)}')
-            self.get_logger().warning(f'{name}: {robot!r} is not among the robots yet')
-        values = self._values()
-        model_config(values)
-        for robot in self._names():
-            self._robot_options(robot)
-
-    def _declare_robots(self, names: list[str]) -> None:
-        for robot in names:
-            for option in ROBOT if robot else ():
-                if not self.has_parameter(f'{robot}.{option.name}'):
-                    self.declare_parameter(f'{robot}.{option.name}', None, ParameterDescriptor(
-                        description=f'{option.text}. Of {robot} alone; not set: as {option.name}', dynamic_typing=True))
-
-    def _names(self) -> list[str]:
-        return robot_names(list(self.get_parameter('robots').value or []))
-
-    def _values(self, changed: dict | None = None) -> dict:
-        return {name: option.check((changed or {}).get(name, self.get_parameter(name).value)) for name, option in OPTIONS.items()}
-
-    def _robot_options(self, robot: str, changed: dict | None = None):
-        """A robot's options: the node's, and over them its own. ValueError for a wrong one."""
-        values, changed = self._values(changed), changed or {}
-        for name, option in ROBOT_OPTIONS.items() if robot else ():
-            own = f'{robot}.{name}'
-            value = changed[own] if own in changed else self.get_parameter(own).value if self.has_parameter(own) else None
-            if value is not None:
-                values[name] = option.check(value, own)
-        return robot_options(values)
-
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         changed = {parameter.name: parameter.value for parameter in parameters}
         try:
@@ -129,9 +88,9 @@ class ChatNode(LifecycleNodeMixin, Node):
                 if option is not None and not option.live and self._state != 'unconfigured':
                     raise ValueError(f'{name} takes effect when the model is loaded, and the node is {self._state}: '
                                      'deactivate it and clean it up first (ros2 lifecycle set), then set it and configure again')
-            names = robot_names(list(changed['robots'])) if 'robots' in changed else self._names()
-            options = {robot: self._robot_options(robot, changed) for robot in names}
-            model_config(self._values(changed))
+            names = robot_names(list(changed['robots'])) if 'robots' in changed else self._settings.robots()
+            options = {robot: self._settings.robot(robot, changed) for robot in names}
+            model_config(self._settings.values(changed))
         except (ValueError, TypeError) as error:
             return SetParametersResult(successful=False, reason=str(error))
         for robot, chat in list(self._chats.items()):
@@ -186,7 +145,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         return _FAILURE
 
     def _configure(self) -> None:
-        values = self._values()
+        values = self._settings.values()
         config, outcome = model_config(values), []
 
         def load():
@@ -229,7 +188,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         """Load what encodes images now, not with the first one, unless no robot is to use a camera. The small eyes that come with the embedded model wait
         for one to be there: a robot that only talks needs no torch."""
         vision = model.vision
-        if vision is None or (config.model is None and config.vision is None) or all(self._robot_options(robot).image_mode == 'off' for robot in self._names()):
+        if vision is None or (config.model is None and config.vision is None) or all(self._settings.robot(robot).image_mode == 'off' for robot in self._settings.robots()):
             return
         if vision.load_seconds is None:
             self.get_logger().info('loading the vision encoder')
@@ -253,7 +212,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         """Make what is missing, close what is not wanted any more: parameters, conversations, and where the node is active, topics."""
         with self._changing:
             names = self._wanted
-            self._declare_robots(names)
+            self._settings.declare_robots(names)
             if self._model is None:
                 return
             for robot in [robot for robot in self._chats if robot not in names]:
@@ -264,7 +223,7 @@ class ChatNode(LifecycleNodeMixin, Node):
                     place = f'{self.get_namespace()}/{robot}/{self.get_name()}'.replace('//', '/')
                     log = self.get_logger()
                     store = RobotState(state_dir, place, log) if state_dir else None
-                    self._chats[robot] = RobotChat(robot, self._model, self._robot_options(robot), _Nobody(), None, store, log, template or None)
+                    self._chats[robot] = RobotChat(robot, self._model, self._settings.robot(robot), _Nobody(), None, store, log, template or None)
                 if robot not in self._ports and (activating or self._state == 'active'):
                     self._ports[robot] = RobotPort(self, self._chats[robot])
 
@@ -276,7 +235,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         chat.close()
         if port is not None:
             port.close()
-            chat.output, chat.camera = _Nobody(), None
+            chat.output, chat.sight.camera = _Nobody(), None
 
     def _close_ports(self) -> None:
         with self._changing:
@@ -289,7 +248,7 @@ class ChatNode(LifecycleNodeMixin, Node):
                 except RuntimeError as error:
                     self.get_logger().warning(str(error))
                 self._ports.pop(robot).close()
-                chat.output, chat.camera = _Nobody(), None
+                chat.output, chat.sight.camera = _Nobody(), None
 
     def _unload(self) -> None:
         with self._changing:
@@ -341,17 +300,6 @@ class _Nobody:
 
     def __getattr__(self, name):
         return lambda *_: None
-
-
-def _descriptor(option: Option) -> ParameterDescriptor:
-    allowed = f' One of: {", ".join(choice or "(empty)" for choice in option.choices)}.' if option.choices else ''
-    when = '' if option.live else ' Read when the model is loaded.'
-    descriptor = ParameterDescriptor(description=f'{option.text}.{allowed}{when}')
-    if isinstance(option.default, int) and not isinstance(option.default, bool):
-        descriptor.integer_range = [IntegerRange(from_value=option.low, to_value=option.high, step=1)]
-    elif isinstance(option.default, float):
-        descriptor.floating_point_range = [FloatingPointRange(from_value=option.low, to_value=option.high, step=0.0)]
-    return descriptor
 
 
 def main(args=None) -> int:

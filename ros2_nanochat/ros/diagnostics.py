@@ -77,10 +77,10 @@ def robot_status(chat) -> Status:
         if last.image_tokens:
             status.values.update({'image_tokens': last.image_tokens, 'reused_image_tokens': last.reused_image_tokens,
                                   'encode_time': _seconds(last.encode_time)})
-    if chat.image_age is not None:
-        status.values['image_age'] = _seconds(chat.image_age)
-        if options.max_image_age is not None and chat.image_age > options.max_image_age and options.image_mode != 'off':
-            status.raise_to(WARN, f'the camera image is stale: {chat.image_age:.1f} s (max_image_age: {options.max_image_age:g})')
+    if chat.sight.age is not None:
+        status.values['image_age'] = _seconds(chat.sight.age)
+        if options.max_image_age is not None and chat.sight.age > options.max_image_age and options.image_mode != 'off':
+            status.raise_to(WARN, f'the camera image is stale: {chat.sight.age:.1f} s (max_image_age: {options.max_image_age:g})')
     if options.max_queue and chat.num_waiting >= _QUEUE_FULL * options.max_queue:
         status.raise_to(WARN, f'the queue is nearly full: {chat.num_waiting} of {options.max_queue} turns')
     if chat.slow:

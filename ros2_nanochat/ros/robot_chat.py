@@ -17,12 +17,11 @@ from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.ros.parameters import RobotOptions
 from ros2_nanochat.ros.sentences import SentenceSplitter
-from ros2_nanochat.ros.turns import Picture, Turn, Waiting
+from ros2_nanochat.ros.sight import Sight
+from ros2_nanochat.ros.turns import Turn, Waiting
 
 _log = logging.getLogger(__name__)
 _SLOW = 0.5  # of the robot's own record of tokens a second: below this something is wrong
-_FIRST_FRAME = 1.0  # seconds to wait for it where a camera is there
-_SAME_VIEW = 6.0  # mean difference of two small grey pictures, of 255; camera noise stays well under it
 
 
 class Output(Protocol):
@@ -45,13 +44,12 @@ class RobotChat:
         self.history = ChatHistory(model, chat_template=chat_template, system_prompt=options.system_prompt)
         self.last: Turn | None = None
         self.record = 0.0
-        self.image_age: float | None = None
+        self.sight = Sight(camera)
         self._prompt_in_use = options.system_prompt
-        self.output, self.camera = output, camera
+        self.output = output
         self._store, self._log = store, log
         self._waiting = Waiting()
         self._current: Turn | None = None
-        self._seen: tuple[object, Picture, np.ndarray] | None = None  # the message of the last camera image, the image, its thumbnail
         self._jobs: list[tuple[Callable[[], None] | None, threading.Event]] = []
         self._closed = False
         self._changed = threading.Condition()  # guards what runs and waits, and the history
@@ -130,7 +128,7 @@ class RobotChat:
         """Stop and drop everything, forget the conversation; returns what was done. RuntimeError as `stop_all`."""
         def forget():
             self.history.reset(system_prompt or True)
-            self._seen = None
+            self.sight.forget()
             if self._store is not None:
                 self._save()
 
@@ -229,7 +227,8 @@ class RobotChat:
         """Put the question into the history and start the reply; None where it was stopped before."""
         if not turn.query.strip() and not turn.pictures:
             raise ValueError('the query is empty: say something')
-        pictures = self._pictures(turn)
+        unable = None if self.model.has_vision else f'{self.model.info.name} has no vision'
+        pictures = self.sight.pictures(turn, self.history, unable)
         shown = [self._encoded(turn, pixels) for _, pixels in pictures]  # without the lock: whoever asks or cancels does not wait for it
         left = turn.due - time.monotonic()
         if turn.stop_reason or left <= 0:
@@ -244,7 +243,7 @@ class RobotChat:
             for message, (picture, pixels) in zip(shown, pictures):
                 self.history.append('user', message)
                 if not turn.pictures:
-                    self._seen = message, picture, _thumbnail(pixels)
+                    self.sight.shown(message, picture, pixels)
             if turn.query.strip():
                 self.history.append('user', text=turn.query)
                 users += 1
@@ -297,52 +296,6 @@ class RobotChat:
         last = self.last
         return last is not None and last.new_tokens >= 16 and last.tokens_per_second < _SLOW * self.record
 
-    # --- images ---
-
-    def _pictures(self, turn: Turn) -> list[tuple[Picture, np.ndarray]]:
-        """The images that go with a question, decoded. ValueError where one that came with it cannot be."""
-        if turn.pictures:
-            if not self.model.has_vision:
-                raise ValueError(f'{self.model.info.name} has no vision: ask without an image, or load a model that sees')
-            turn.picture = turn.pictures[-1]
-            return [(picture, picture.decode()) for picture in turn.pictures]
-        mode, camera = turn.options.image_mode, self.camera
-        if mode == 'off' or camera is None or not camera.present:
-            return []
-        if not self.model.has_vision:
-            turn.remark(f'the camera image was not used: {self.model.info.name} has no vision')
-            return []
-        picture, until = camera.newest(), time.monotonic() + _FIRST_FRAME
-        while picture is None and time.monotonic() < until and turn.stop_reason is None:
-            time.sleep(0.02)  # of the robot's own thread; the camera has only just been found
-            picture = camera.newest()
-        if picture is None:
-            turn.remark('no image has come from the camera yet')
-            return []
-        self.image_age = picture.age
-        limit = turn.options.max_image_age
-        if limit is not None and picture.age is not None and picture.age > limit:
-            turn.remark(f'the image was not used: it is {picture.age:.1f} s old (max_image_age: {limit:g})')
-            return []
-        try:
-            return self._if_new(turn, picture, mode)
-        except ValueError as error:
-            if mode == 'off':
-                raise
-            raise ValueError(f'the camera image cannot be used: {error}') from error
-
-    def _if_new(self, turn: Turn, picture: Picture, mode: str) -> list[tuple[Picture, np.ndarray]]:
-        """Nothing where the conversation already shows this image: the question is then about that one."""
-        seen = self._seen if self._seen is not None and any(message is self._seen[0] for message in self.history) else None
-        turn.picture = picture
-        if seen is not None and picture.stamp and (picture.stamp, picture.frame_id) == (seen[1].stamp, seen[1].frame_id):
-            return []
-        pixels = picture.decode()
-        if seen is not None and mode == 'changed' and np.abs(_thumbnail(pixels) - seen[2]).mean() < _SAME_VIEW:
-            turn.picture = seen[1]
-            return []
-        return [(picture, pixels)]
-
     # --- ends ---
 
     def _end_unrun(self, turn: Turn, reason: str) -> None:
@@ -367,15 +320,3 @@ class RobotChat:
     @property
     def _title(self) -> str:
         return f'{self.name}: ' if self.name else ''
-
-
-def _thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """[16, 16] float32 grey: the mean of blocks, which camera noise hardly moves."""
-    rows = np.linspace(0, pixels.shape[0], 17).astype(int)
-    columns = np.linspace(0, pixels.shape[1], 17).astype(int)
-    small = pixels[::max(1, pixels.shape[0] // 128), ::max(1, pixels.shape[1] // 128)].astype(np.float32).mean(axis=2)
-    rows = np.minimum(np.linspace(0, small.shape[0], 17).astype(int)[:-1], small.shape[0] - 1)
-    columns = np.minimum(np.linspace(0, small.shape[1], 17).astype(int)[:-1], small.shape[1] - 1)
-    sums = np.add.reduceat(np.add.reduceat(small, rows, axis=0), columns, axis=1)
-    counts = np.add.reduceat(np.add.reduceat(np.ones_like(small), rows, axis=0), columns, axis=1)
-    return sums / counts

@@ -46,7 +46,7 @@ class RobotPort:
         self._replies = node.create_publisher(String, prefix + 'reply', 10, **override)
         self._turns = node.create_publisher(TurnMessage, prefix + 'turn', 10, **override)
         self._camera = Camera(node, prefix)
-        chat.output, chat.camera = self, self._camera
+        chat.output, chat.sight.camera = self, self._camera
         self._services = [node.create_service(kind, prefix + name, callback, callback_group=beside) for kind, name, callback in
                           ((Reset, 'reset', self._reset), (Trigger, 'cancel', self._cancel), (GetHistory, 'history', self._history))]
         self._turn_of_goal: dict[bytes, Turn] = {}

@@ -1,0 +1,68 @@
+"""The parameters of the node and of each robot, declared on a node and read from it. What they are: parameters.py."""
+from __future__ import annotations
+
+import difflib
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from ros2_nanochat.ros.parameters import OPTIONS, ROBOT, ROBOT_OPTIONS, Option, RobotOptions, model_config, robot_names, robot_options
+
+
+class NodeParameters:
+    """Declares them all; ValueError for one that is wrong or that nobody knows."""
+
+    def __init__(self, node: Node):
+        self._node = node
+        for option in OPTIONS.values():
+            node.declare_parameter(option.name, option.default, _descriptor(option))
+        names = self.robots()
+        self.declare_robots(names)
+        for name in node._parameter_overrides:  # public ways show only what was declared
+            robot, _, option = name.rpartition('.')
+            if node.has_parameter(name) or name.startswith('qos_overrides.'):
+                continue
+            if option not in ROBOT_OPTIONS or not robot:
+                near = difflib.get_close_matches(name, OPTIONS, n=1)
+                raise ValueError(f'there is no parameter {name!r}' + (f' (did you mean {near[0]!r}?)' if near else '') + f'. Parameters: {", ".join(OPTIONS)}')
+            node.get_logger().warning(f'{name}: {robot!r} is not among the robots yet')
+        model_config(self.values())
+        for robot in names:
+            self.robot(robot)
+
+    def declare_robots(self, names: list[str]) -> None:
+        """Declare the parameters of these robots' own, where they are not yet."""
+        for robot in names:
+            for option in ROBOT if robot else ():
+                if not self._node.has_parameter(f'{robot}.{option.name}'):
+                    self._node.declare_parameter(f'{robot}.{option.name}', None, ParameterDescriptor(
+                        description=f'{option.text}. Of {robot} alone; not set: as {option.name}', dynamic_typing=True))
+
+    def robots(self) -> list[str]:
+        """The names in `robots`; [''] where the node serves itself."""
+        return robot_names(list(self._node.get_parameter('robots').value or []))
+
+    def values(self, changed: dict | None = None) -> dict:
+        """The node's parameters, checked, as they would be with what changed. ValueError for a wrong one."""
+        return {name: option.check((changed or {}).get(name, self._node.get_parameter(name).value)) for name, option in OPTIONS.items()}
+
+    def robot(self, robot: str, changed: dict | None = None) -> RobotOptions:
+        """A robot's options: the node's, and over them its own. ValueError for a wrong one."""
+        values, changed = self.values(changed), changed or {}
+        for name, option in ROBOT_OPTIONS.items() if robot else ():
+            own = f'{robot}.{name}'
+            value = changed[own] if own in changed else self._node.get_parameter(own).value if self._node.has_parameter(own) else None
+            if value is not None:
+                values[name] = option.check(value, own)
+        return robot_options(values)
+
+
+def _descriptor(option: Option) -> ParameterDescriptor:
+    allowed = f' One of: {", ".join(choice or "(empty)" for choice in option.choices)}.' if option.choices else ''
+    when = '' if option.live else ' Read when the model is loaded.'
+    descriptor = ParameterDescriptor(description=f'{option.text}.{allowed}{when}')
+    if isinstance(option.default, int) and not isinstance(option.default, bool):
+        descriptor.integer_range = [IntegerRange(from_value=option.low, to_value=option.high, step=1)]
+    elif isinstance(option.default, float):
+        descriptor.floating_point_range = [FloatingPointRange(from_value=option.low, to_value=option.high, step=0.0)]
+    return descriptor

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -174,7 +175,7 @@ def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: Mod
         encoder = LlavaEncoder(folder, info, config)
         encoder.load()
         return encoder
-    kind = read_config(info.path).get('model_type')
+    kind = read_config(info.path).get('model_type') if os.path.isdir(info.path) else None
     if getattr(backend, 'embeds_images', False):
         return LibraryEncoder(backend, info)
     if holds_vision(backend):

@@ -56,7 +56,7 @@ def test_a_reply_is_what_the_model_says(fake):
 
 def test_a_reply_that_is_set_may_be_longer_than_the_name_of_a_file(fake):
     text = 'word ' * 100
-    assert fake(f'reply={text}').generate('hello', max_new_tokens=-1).wait().text.strip() == text.strip()
+    assert ask(fake(f'reply={text}'), 'hello', max_new_tokens=-1).wait().text.strip() == text.strip()
 
 
 def test_sixteen_conversations_at_once_each_get_their_own_reply(fake):

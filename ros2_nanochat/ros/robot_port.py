@@ -1,6 +1,6 @@
 """One robot's topics, services and action, wired to its `RobotChat`. Which names and types: docs/interface.md.
 
-Who runs when: queries come one after another (their order is that of the conversation); services and goals may run beside everything, so that
+Who runs when: queries come one after another, and so do goals (their order is that of the conversation); services may run beside everything, so that
 `cancel` is heard while `reset` waits. No callback waits for the model, but for the one that holds an action's goal open, on a thread of its own.
 """
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RobotPort:
     def __init__(self, node, chat: RobotChat):
         self._node, self._chat = node, chat
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
-        in_turn, beside = MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
+        in_turn, goals, beside = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
         self._tokens = node.create_publisher(Token, prefix + 'tokens', QoSProfile(depth=_TOKENS_KEPT), **override)
         self._sentences = node.create_publisher(String, prefix + 'sentence', 10, **override)
@@ -53,7 +53,7 @@ class RobotPort:
         self._cancelled: set[bytes] = set()  # goals whose client cancels them
         self._goals_changed = threading.Condition()
         self._heard = self._muted = self._closed = False
-        self._action = ActionServer(node, Chat, prefix + 'chat', self._hold, callback_group=beside, handle_accepted_callback=self._accept,
+        self._action = ActionServer(node, Chat, prefix + 'chat', self._hold, callback_group=goals, handle_accepted_callback=self._accept,
                                     cancel_callback=self._cancel_goal, feedback_pub_qos_profile=QoSProfile(depth=_TOKENS_KEPT), result_timeout=_RESULT_KEPT)
         self._feedback_topic = node.resolve_topic_name(prefix + 'chat/_action/feedback')
         # Last, when all the rest can answer.

@@ -32,7 +32,9 @@ def test_a_new_query_interrupts_and_the_history_keeps_what_was_delivered(start, 
 def test_queued_queries_are_answered_in_turn_and_those_too_many_are_refused(start, listen):
     start(model=SLOW, on_new_query='queue', max_queue=2)
     ears = listen()
-    for text in ('one' * 20, 'two', 'three', 'four'):
+    ears.ask('one' * 20)
+    streaming(ears)
+    for text in ('two', 'three', 'four'):
         ears.ask(text)
     ears.wait_for(lambda: len(ears.turns) == 4)
     ended = {turn.query: turn for _, _, turn in ears.turns}
@@ -99,12 +101,14 @@ def test_of_queued_goals_the_higher_priority_runs_first(start, talk):
     start(model=SLOW, on_new_query='queue')
     chat = talk()
     order = []
-    replies = [chat.ask('first' * 10), chat.ask('low'), chat.ask('high', priority=5)]
+    first = chat.ask('first' * 10)
+    next(iter(first))  # it runs; the others wait for it
+    replies = [first, chat.ask('low'), chat.ask('low, too'), chat.ask('high', priority=5)]
     for reply in replies:
         reply.future.add_done_callback(lambda future: order.append(future.result().query))
     for reply in replies:
         reply.result(20)
-    assert order == ['first' * 10, 'high', 'low']
+    assert order == ['first' * 10, 'high', 'low', 'low, too']
 
 
 def test_a_client_that_leaves_stops_its_reply(start, listen, talk):

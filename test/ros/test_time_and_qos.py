@@ -20,6 +20,7 @@ def test_stamps_are_of_the_simulation_and_deadlines_of_the_wall(start, listen, t
     assert {token.stamp.sec for token in ears.pieces(turn.turn_id)} == {1234}
     chat = talk()
     first = chat.ask('y' * 230)  # the simulation stands still
+    next(iter(first))
     late = chat.ask('late', on_new_query='queue', deadline=0.3)
     assert late.result(20).finish_reason == 'deadline' and not first.future.done()
 

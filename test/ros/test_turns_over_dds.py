@@ -76,7 +76,7 @@ def test_a_queued_turn_whose_deadline_passes_is_told_at_once_and_never_runs(star
     start(model=SLOW)
     chat = talk()
     first = chat.ask(LONG + 'y' * 80)
-    time.sleep(0.3)
+    next(iter(first))
     late = chat.ask('late', on_new_query='queue', deadline=0.3)
     turn = late.result(20)
     assert turn.finish_reason == 'deadline' and turn.reply == '' and not first.future.done()

@@ -11,6 +11,7 @@ import time
 from builtin_interfaces.msg import Time
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.duration import Duration
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
@@ -28,6 +29,7 @@ from ros2_nanochat.ros.spinning import close_action
 from ros2_nanochat.ros.turns import Picture, Turn
 
 _TOKENS_KEPT = 1000
+_LAST_WORDS = Duration(seconds=0.1)  # that listeners get for what they have not acknowledged; one of them may be dead
 _CLOSING = 0.5  # seconds that the executor gets at most for what is still on its way
 _RESULT_KEPT = 10  # seconds; Jazzy's default is 900, and with each result rclpy keeps the goal's images
 _SUCCEEDED = ('stop', 'length', 'deadline')
@@ -224,6 +226,7 @@ class RobotPort:
         close_action(self._node, self._action, _CLOSING)
         self._camera.close()
         for publisher in (self._tokens, self._sentences, self._replies, self._turns):
+            publisher.wait_for_all_acked(_LAST_WORDS)  # what was published a moment ago would else be dropped with the publisher
             self._node.destroy_publisher(publisher)
 
 

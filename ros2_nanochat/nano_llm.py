@@ -111,9 +111,9 @@ class NanoLLM:
 
     # --- text and embeddings ---
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
-        """Ids of a text; no begin-of-text is added. special, continues: see `Backend.tokenize`."""
-        return self.backend.tokenize(text, special, continues)
+    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+        """Ids of a text; no begin-of-text is added. special, continues, joined: see `Backend.tokenize`."""
+        return self.backend.tokenize(text, special, continues, joined)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens give none."""
@@ -210,7 +210,7 @@ class NanoLLM:
                 raise ValueError(f'the prompt continues at entry {inputs.position}, and the KV cache holds {len(kv_cache)}: pass the kv_cache it was made for')
             goal = concatenate(head(kv_cache.content, inputs.position), inputs)
         else:
-            goal = concatenate(kv_cache.content, Prompt.join([self._part(inputs, not len(kv_cache))]))
+            goal = concatenate(kv_cache.content, Prompt.join([self._part(inputs, kv_cache.entries[-1] if len(kv_cache) else None)]))
         if not len(goal):
             raise ValueError('there is nothing to continue: the prompt is empty')
         if goal.spans and not self.info.takes_embeddings:
@@ -222,10 +222,11 @@ class NanoLLM:
             raise ValueError(f'embeddings of width {width} do not fit {self.info.name}, whose width is {self.info.embedding_size}')
         return goal
 
-    def _part(self, inputs, first: bool) -> list[int] | EmbeddingSpan:
+    def _part(self, inputs, before: int | None) -> list[int] | EmbeddingSpan:
         if isinstance(inputs, str):
-            start = [self.info.bos_token_id] if first and self.info.add_bos and self.info.bos_token_id is not None else []
-            return start + self.tokenize(inputs, continues=not first)
+            start = [self.info.bos_token_id] if before is None and self.info.add_bos and self.info.bos_token_id is not None else []
+            behind_text = before is not None and before >= 0 and before not in self._special_ids.values()
+            return start + self.tokenize(inputs, continues=before is not None, joined=behind_text)
         try:
             array = np.asarray(inputs)
         except ValueError:  # rows of different lengths

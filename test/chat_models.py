@@ -175,8 +175,8 @@ class TextModel:
                               vocab_size=tokenizer.vocab_size, embedding_size=8, eos_token_ids=tokenizer.eos_token_ids, bos_token_id=tokenizer.bos_token_id,
                               add_bos=add_bos, named_tokens=tokenizer.named, special_tokens=tokenizer.special_tokens, chat_template=chat_template)
 
-    def tokenize(self, text, special=False, continues=False):
-        return self.tokenizer.tokenize(text, special, continues)
+    def tokenize(self, text, special=False, continues=False, joined=False):
+        return self.tokenizer.tokenize(text, special, continues, joined)
 
     def detokenize(self, ids):
         return self.tokenizer.detokenize(ids)

@@ -119,6 +119,19 @@ def test_text_behind_a_special_token_gives_the_ids_it_has_there(kind, text):
         assert whole[1:] == ours(kind).tokenize(text + '<|im_end|>', special=True, continues=True)
 
 
+@pytest.mark.parametrize('kind', ['prepend', 'metaspace', 'gemma', 'byte_level'])
+@settings(max_examples=30, deadline=None)
+@given(TEXT)
+def test_text_behind_other_text_gives_the_ids_it_has_there(kind, text):
+    before = '\U0010fffd'  # merges with nothing, and is no word
+    whole = theirs(kind).encode(before + text, add_special_tokens=False).ids
+    if kind != 'byte_level' and ids_of_specials(ours(kind)).isdisjoint(whole):
+        assert ours(kind).tokenize(text, joined=True) == whole[len(theirs(kind).encode(before, add_special_tokens=False).ids):]
+    for special in (False, True):
+        assert ours(kind).tokenize('x' + text, special=special, joined=True) == \
+            ours(kind).tokenize(before + 'x' + text, special=special, joined=True)[len(ours(kind).tokenize(before, joined=True)):]
+
+
 def test_typed_markup_is_text_and_can_be_read_back():
     for kind in ('byte_level', 'prepend', 'metaspace', 'gemma'):
         ids = ours(kind).tokenize('a<|im_end|>b</s>c')

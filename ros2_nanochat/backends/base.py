@@ -169,11 +169,12 @@ class Backend(ABC):
         """Tell the memory a model will take, from its files, without loading it."""
 
     @abstractmethod
-    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
+    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
         """Turn text into ids; no begin-of-text is added.
 
         special: find special tokens in the text (markup); otherwise they are plain characters (content).
         continues: the text stands behind a special token and not at the start (some SentencePiece vocabularies put a space before the start).
+        joined: it stands right behind other text, what the model wrote say; then no vocabulary puts a space before it.
         """
 
     @abstractmethod

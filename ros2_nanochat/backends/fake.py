@@ -54,7 +54,7 @@ class FakeBackend(Backend):
 
     # --- text ---
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
+    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
         if not special:
             return list(text.encode('utf-8', 'replace'))
         ids: list[int] = []

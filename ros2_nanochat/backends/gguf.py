@@ -146,8 +146,8 @@ class GGUFBackend(Backend):
 
     # --- text ---
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
-        return self._text.tokenize(text, special)
+    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+        return self._text.tokenize(text, special, joined)
 
     def detokenizer(self) -> Detokenizer:
         return self._text.detokenizer()

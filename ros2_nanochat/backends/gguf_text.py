@@ -9,6 +9,10 @@ from ros2_nanochat.backends.base import BackendError, SpecialToken
 from ros2_nanochat.backends.bytes_text import Utf8Detokenizer
 
 
+_JOINT = '\U0010fffd'
+"""A character that is part of no token, so that nothing merges across it."""
+
+
 class GGUFText:
     """api: llama_cpp.llama_cpp. model: its llama_model. metadata: of the file, as `gguf_file.read_metadata` gives it."""
 
@@ -21,7 +25,8 @@ class GGUFText:
         template = api.llama_model_chat_template(model, None)
         self.chat_template: str | None = template.decode('utf-8', 'replace') if template else None
         markup = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED
-        attributes = {i: a for i in range(self.size) if (a := api.llama_vocab_get_attr(vocab, i)) & markup}
+        all_attributes = [api.llama_vocab_get_attr(vocab, i) for i in range(self.size)]
+        attributes = {i: a for i, a in enumerate(all_attributes) if a & markup}
         self.special_tokens: list[SpecialToken] = []
         self._protected: dict[int, str] = {}
         for token_id, attribute in attributes.items():
@@ -39,21 +44,27 @@ class GGUFText:
         self.add_bos = bool(api.llama_vocab_get_add_bos(vocab))
         self.eos_token_ids = frozenset({i for i in attributes if api.llama_vocab_is_eog(vocab, i)} | {named[name] for name in ('eos_token',) if name in named})
         self._strip_first_space = metadata.get('tokenizer.ggml.model') == 'llama' and metadata.get('tokenizer.ggml.add_space_prefix', True)
+        self._num_joint = 0  # ids of `_JOINT`, where text that joins other text is tokenized behind it
+        if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):
+            self._num_joint = len(self._tokenize(_JOINT, False))
 
     def _text(self, token_id: int) -> str:
         return self._api.llama_vocab_get_text(self._vocab, token_id).decode('utf-8', 'replace')
 
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """Ids of a text. special: whether the text of a special token stands for its id. Adds no begin of text."""
-        ids = self._tokenize(text, special)
+    def tokenize(self, text: str, special: bool, joined: bool = False) -> list[int]:
+        """Ids of a text. special: whether the text of a special token stands for its id. joined: it stands right behind other text; elsewhere llama.cpp
+        puts the space of SentencePiece before it, at the start and behind special tokens alike. Adds no begin of text."""
+        ids = self._tokenize(text, special, joined)
         if special or self._protected.keys().isdisjoint(ids):
             return ids
         # llama.cpp finds user-defined tokens in plain text too, and some SentencePiece merges spell a control token: cut inside them
         cuts = sorted({at + 1 for mark in self._protected.values() for at in _occurrences(text, mark)})
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
-        return [i for piece in pieces for i in self._tokenize(piece, False) if i not in self._protected]
+        return [i for n, piece in enumerate(pieces) for i in self._tokenize(piece, False, joined or n > 0) if i not in self._protected]
 
-    def _tokenize(self, text: str, special: bool) -> list[int]:
+    def _tokenize(self, text: str, special: bool, joined: bool = False) -> list[int]:
+        if joined and text and self._num_joint:
+            return self._tokenize(_JOINT + text, special)[self._num_joint:]
         data = text.encode('utf-8', 'replace')
         buffer = (ctypes.c_int32 * (len(data) + 8))()
         with self._lock:

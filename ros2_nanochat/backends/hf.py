@@ -114,8 +114,8 @@ class HFBackend(Backend):
         return MemoryEstimate(hf_load.weights_bytes(checkpoint, choice, device), kv_bytes_per_token(settings, element), overhead, available,
                               train_context_length(settings) or max(config.max_context_len or 0, DEFAULT_CONTEXT))
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
-        return self.tokenizer.tokenize(text, special, continues)
+    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+        return self.tokenizer.tokenize(text, special, continues, joined)
 
     def detokenizer(self) -> Detokenizer:
         return self.tokenizer.detokenizer()

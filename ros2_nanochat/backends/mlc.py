@@ -159,8 +159,8 @@ class MLCBackend(Backend):
 
     # --- text ---
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
-        return self._tokenizer.tokenize(text, special, continues)
+    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+        return self._tokenizer.tokenize(text, special, continues, joined)
 
     def detokenizer(self) -> Detokenizer:
         return self._tokenizer.detokenizer()

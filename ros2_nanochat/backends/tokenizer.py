@@ -5,6 +5,7 @@ Knows nothing of models, conversations or templates, but that a template's sourc
 """
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -52,8 +53,11 @@ class Tokenizer:
         self._make_detokenizer = make_detokenizer(self._tokenizer, flagged)
         # A text that continues is tokenized behind this token, which no text can hold by chance.
         self._anchor = f'\x01{secrets.token_hex(16)}\x01'
-        self._markup = self._with_anchor(self._tokenizer.to_str())
-        self._content = self._with_anchor(self._without_special())
+        source = self._tokenizer.to_str()
+        data = json.loads(source)
+        self._puts_space = _without_first_space(data)[1]
+        self._markup = self._with_anchor(source)
+        self._content = self._with_anchor(json.dumps(self._without_special(data)))
 
     @classmethod
     def from_folder(cls, path: str) -> Tokenizer:
@@ -118,15 +122,27 @@ class Tokenizer:
                                "transformers convert it:  pip install 'ros2_nanochat[hf]' sentencepiece protobuf") from None
         return cls.from_transformers(path)
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False) -> list[int]:
+    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
         """See `Backend.tokenize`. Without `special`, no id of `special_tokens` comes out (but the unknown token, for characters that the
         vocabulary lacks). Raises ValueError for text that is no Unicode."""
-        tokenizer = self._markup if special else self._content
+        if joined and self._puts_space:
+            tokenizer = self._joined_markup if special else self._joined_content
+        else:
+            tokenizer = self._markup if special else self._content
+        anchored = continues or joined
         try:
-            ids = tokenizer.encode(self._anchor + text if continues else text, add_special_tokens=False).ids
+            ids = tokenizer.encode(self._anchor + text if anchored else text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise ValueError(f'text cannot be tokenized: {error}') from None
-        return ids[1:] if continues else ids
+        return ids[1:] if anchored else ids
+
+    @functools.cached_property
+    def _joined_markup(self) -> tokenizers.Tokenizer:
+        return self._with_anchor(json.dumps(_without_first_space(json.loads(self._tokenizer.to_str()))[0]))
+
+    @functools.cached_property
+    def _joined_content(self) -> tokenizers.Tokenizer:
+        return self._with_anchor(json.dumps(_without_first_space(self._without_special(json.loads(self._tokenizer.to_str())))[0]))
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -147,9 +163,8 @@ class Tokenizer:
         tokenizer.add_special_tokens([tokenizers.AddedToken(self._anchor, normalized=False, special=True)])
         return tokenizer
 
-    def _without_special(self) -> str:
-        """This tokenizer with its special tokens under names that no text holds. Ids stay, and so do added tokens that are no markup."""
-        data = json.loads(self._tokenizer.to_str())
+    def _without_special(self, data: dict) -> dict:
+        """This tokenizer's data with its special tokens under names that no text holds. Ids stay, and so do added tokens that are no markup."""
         hidden = {token.text: f'\x01{secrets.token_hex(16)}\x01' for token in self.special_tokens}
         for token in data['added_tokens']:
             if token['content'] in hidden:
@@ -165,7 +180,34 @@ class Tokenizer:
             model['merges'] = [[a, b] for a, b in pairs if a not in hidden and b not in hidden and a + b not in hidden]
         if model.get('unk_token') in hidden:
             model['unk_token'] = hidden[model['unk_token']]
-        return json.dumps(data)
+        return data
+
+
+def _without_first_space(data: dict) -> tuple[dict, bool]:
+    """The data of a tokenizer.json, so that it puts no space before a text; and whether it did behind a special token."""
+    did = False
+
+    def plain(step: dict | None) -> dict | None:
+        nonlocal did
+        if step is None:
+            return None
+        kind = step['type']
+        if kind == 'Sequence':
+            name = 'normalizers' if 'normalizers' in step else 'pretokenizers'
+            return {**step, name: [s for s in map(plain, step[name]) if s is not None]}
+        if kind == 'Prepend':
+            did = True
+            return None
+        if kind == 'Metaspace' and step.get('prepend_scheme', 'always') != 'never':
+            did = did or step.get('prepend_scheme', 'always') == 'always'
+            return {**step, 'prepend_scheme': 'never'}
+        if kind == 'ByteLevel' and step.get('add_prefix_space'):
+            did = True
+            return {**step, 'add_prefix_space': False}
+        return step
+
+    plain_data = {**data, 'normalizer': plain(data.get('normalizer')), 'pre_tokenizer': plain(data.get('pre_tokenizer'))}
+    return plain_data, did
 
 
 def one_line(error: object, limit: int = 300) -> str:

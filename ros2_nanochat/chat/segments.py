@@ -139,16 +139,17 @@ class Runs:
         self._protected = protected
         self._texts = texts
         self._asked = 0  # since the last trim
-        self._cache: OrderedDict[tuple[str, bool], tuple[int, ...]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, bool, bool], tuple[int, ...]] = OrderedDict()
 
-    def __call__(self, text: str, continues: bool) -> tuple[int, ...]:
-        """Ids of a run of content and plain markup. continues: it does not stand at the start of the prompt."""
-        key = text, continues
+    def __call__(self, text: str, continues: bool, joined: bool = False) -> tuple[int, ...]:
+        """Ids of a run of content and plain markup. continues: it does not stand at the start of the prompt. joined: it stands right behind text, not
+        behind a special token or an image."""
+        key = text, continues, joined
         self._asked += 1
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        ids = self._cache[key] = tuple(self._inert(text, continues))
+        ids = self._cache[key] = tuple(self._inert(text, continues, joined))
         return ids
 
     def trim(self) -> None:
@@ -157,8 +158,8 @@ class Runs:
             self._cache.popitem(last=False)
         self._asked = 0
 
-    def _inert(self, text: str, continues: bool) -> list[int]:
-        ids = list(self._tokenize(text, special=False, continues=continues))
+    def _inert(self, text: str, continues: bool, joined: bool) -> list[int]:
+        ids = list(self._tokenize(text, special=False, continues=continues, joined=joined))
         caught = {i for i in ids if self._protected(i)}
         if not caught:
             return ids
@@ -168,4 +169,4 @@ class Runs:
         cuts = {match.start() + 1 for i in caught if len(self._texts(i)) > 1 for match in re.finditer(re.escape(self._texts(i)), text)}
         edges = sorted(cuts) or range(1, len(text))
         pieces = [text[a:b] for a, b in zip([0, *edges], [*edges, len(text)])]
-        return [i for n, piece in enumerate(pieces) for i in self._inert(piece, continues or n > 0)]
+        return [i for n, piece in enumerate(pieces) for i in self._inert(piece, continues or n > 0, joined or n > 0)]

@@ -187,14 +187,19 @@ class ChatTemplate:
     def _parts(self, text: str, placeholders: Placeholders) -> list[Any]:
         special = [(start, end, [token.id]) for start, end, token in self._finder.find(text)]
         objects = [(at, at + 1, placeholders.objects[text[at]]) for at in placeholders.find_objects(text)]
-        parts, position = [], 0
+        parts, position, joined = [], 0, False
         for start, end, value in sorted(special + objects, key=lambda item: item[0]) if objects else special:
             if start > position:
-                parts.append(self._runs(placeholders.restore(text[position:start]), bool(parts)))
+                parts.append(self._runs(placeholders.restore(text[position:start]), bool(parts), joined))
+                joined = True
             parts.append(value.ids(self._model) if isinstance(value, Written) else value)
+            if not isinstance(value, Written):
+                joined = False
+            elif parts[-1]:
+                joined = parts[-1][-1] not in self._by_id
             position = end
         if position < len(text):
-            parts.append(self._runs(placeholders.restore(text[position:]), bool(parts)))
+            parts.append(self._runs(placeholders.restore(text[position:]), bool(parts), joined))
         self._runs.trim()
         return parts
 

@@ -281,7 +281,7 @@ class Engine:
         for function in request.config.functions:
             try:
                 added = function(request.text.answer)
-                ids = self.backend.tokenize(added, continues=True) if added else []
+                ids = self.backend.tokenize(added, continues=True, joined=True) if added else []
             except Exception as error:
                 self._fail([request], f'{getattr(function, "__name__", function)!r} in functions failed: {error!r}')
                 return

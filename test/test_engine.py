@@ -291,6 +291,47 @@ def test_one_request_that_breaks_the_forward_ends_alone(fake, monkeypatch):
     assert [reply.wait().text for reply in good] == [f'You said: fine {i}' for i in range(3)]
 
 
+def failing(*_):
+    raise RuntimeError('out of memory')
+
+
+def test_a_fork_that_fails_ends_its_request_alone(fake, monkeypatch):
+    model = fake(max_sequences=4)
+    system = 'You are a robot. ' * 8
+    assert ask(model, 'one', system).wait().text == 'You said: one'
+    with monkeypatch.context() as broken:
+        broken.setattr(model.backend, 'fork', failing)
+        bad = ask(model, 'two', system).wait(timeout=30)
+        assert bad.finish_reason == 'refused' and 'out of memory' in bad.error and not len(bad.kv_cache)
+        assert ask(model, 'something else').wait(timeout=30).text == 'You said: something else'
+    assert ask(model, 'three', system).wait(timeout=30).text == 'You said: three'
+
+
+def test_a_reply_that_cannot_be_cut_back_is_computed_again(fake, monkeypatch):
+    model = fake('tokens_per_second=100')
+    reply = ask(model, 'a long story about robots' * 4)
+    assert next(reply) == 'Y'
+    until = time.monotonic() + 30
+    while len(reply._request.new_ids) < 4 and time.monotonic() < until:  # more than was handed out, which has to be cut off
+        time.sleep(0.002)
+    with monkeypatch.context() as broken:
+        broken.setattr(model.backend, 'trim', failing)
+        reply.stop()
+        idle(model)
+    said = reply.text
+    again = model.generate(np.empty(0, int), kv_cache=reply.kv_cache, max_new_tokens=-1).wait(timeout=30)
+    assert said + again.text == 'You said: ' + 'a long story about robots' * 4 and again.usage['reused_tokens'] == 0
+
+
+def test_a_request_that_cannot_be_parked_goes_on_all_the_same(fake, monkeypatch):
+    model = fake('tokens_per_second=300', max_sequences=1)
+    monkeypatch.setattr(model.backend, 'save', failing)
+    slow = ask(model, 'the patient one')
+    assert next(slow) == 'Y'
+    assert ask(model, 'the urgent one', priority=1).wait(timeout=30).text == 'You said: the urgent one'
+    assert slow.wait(timeout=30).text == 'You said: the patient one' and model.stats['preemptions'] == 1
+
+
 def test_a_logits_processor_that_fails_ends_its_reply_alone(fake):
     model = fake('tokens_per_second=300')
 

@@ -178,7 +178,10 @@ class GGUFBackend(Backend):
 
     def fork(self, seq: int, n: int) -> tuple[int, int]:
         copy = self.new_sequence()
-        data = self.save(seq)  # copies the cells in use; llama.cpp's own copy between streams would move a whole context
+        try:
+            data = self.save(seq)  # copies the cells in use; llama.cpp's own copy between streams would move a whole context
+        except MemoryError:
+            return copy, 0
         if not self._restore(copy, data):
             return copy, 0
         self._lengths[copy] = self._lengths[seq]

@@ -96,7 +96,7 @@ class Engine:
                     self._step()
                 except Exception as error:  # a defect of ours: the requests it met end, the robots that come later are served
                     _log.exception('a step of the engine failed')
-                    self._fail(self._scheduler.active, f'internal error: {error!r}')
+                    self._fail(self._scheduler.active or self._scheduler.waiting, f'internal error: {error!r}')
         finally:
             for request in [*self._scheduler.active, *self._scheduler.waiting]:
                 self._finish(request, 'cancelled')

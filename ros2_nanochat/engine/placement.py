@@ -4,6 +4,7 @@ Runs on the engine's thread. Knows sequences and the backend; nothing of batches
 """
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.sequence import EntryBuffer, Parked, Sequence
 from ros2_nanochat.prompt import common_prefix
 
+_log = logging.getLogger(__name__)
 _WORTH_SHARING = 16  # entries by which another conversation's prefix must be longer than the own one
 
 
@@ -45,7 +47,15 @@ class Placement:
         return False
 
     def place(self, request: Request, active: list[Request]) -> bool:
-        """Give a request's sequence a handle whose KV holds as much of its entries as can be had. False where there is no room now."""
+        """Give a request's sequence a handle whose KV holds as much of its entries as can be had. False where there is no room now. What the backend
+        raises passes through, and the sequence holds nothing then."""
+        try:
+            return self._place(request, active)
+        except Exception:
+            self._forget(request.sequence)
+            raise
+
+    def _place(self, request: Request, active: list[Request]) -> bool:
         sequence = request.sequence
         own = self._common(sequence, request) if sequence.handle is not None else 0
         source = max(self.sequences, key=lambda other: self._common(other, request), default=None)
@@ -94,6 +104,18 @@ class Placement:
         self._backend.free(sequence.handle)
         sequence.handle, sequence.held = None, EntryBuffer()
         self.sequences.remove(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        """Give up the KV of a sequence with which the backend failed: nobody knows what it holds."""
+        handle, sequence.handle, sequence.held, sequence.request = sequence.handle, None, EntryBuffer(), None
+        self._drop_parked(sequence)
+        if sequence in self.sequences:
+            self.sequences.remove(sequence)
+        if handle is not None:
+            try:
+                self._backend.free(handle)
+            except Exception:
+                _log.exception('a sequence could not be given up')
 
     # --- room ---
 
@@ -148,7 +170,11 @@ class Placement:
         if request.delivered_tokens is not None:
             wanted = request.whole(request.num_prompt + request.delivered_tokens)
             if wanted < len(sequence.held):
-                sequence.held.cut(self._backend.trim(sequence.handle, wanted))
+                try:
+                    sequence.held.cut(self._backend.trim(sequence.handle, wanted))
+                except Exception:
+                    _log.exception('what was not delivered could not be cut off: the conversation is computed again')
+                    self._forget(sequence)
 
     # --- parking ---
 
@@ -156,7 +182,11 @@ class Placement:
         """Keep the KV of a sequence in host memory, within `budget` bytes over all (None: without limit)."""
         if budget == 0 or not len(sequence.held):
             return
-        data = self._backend.save(sequence.handle)
+        try:
+            data = self._backend.save(sequence.handle)
+        except Exception as error:  # no memory, say: then it is computed again
+            _log.warning('a conversation was not parked: %s', error)
+            return
         if data is None or (budget is not None and len(data) > budget):
             return
         if budget is not None:

@@ -97,10 +97,14 @@ class Scheduler:
                 continue
             if self._placement.prefix_is_coming(request, self.active):
                 continue
-            placed = self._placement.place(request, self.active)
-            while not placed and self.active and (victim := max(self.active, key=lambda other: other.order)).priority < request.priority:
-                self._swap_out(victim)
+            try:
                 placed = self._placement.place(request, self.active)
+                while not placed and self.active and (victim := max(self.active, key=lambda other: other.order)).priority < request.priority:
+                    self._swap_out(victim)
+                    placed = self._placement.place(request, self.active)
+            except Exception as error:
+                self._refuse(request, f'its KV cache cannot be prepared: {error}')
+                continue
             if not placed:
                 break  # who comes later must not overtake
             self.waiting.remove(request)

@@ -113,6 +113,8 @@ class NanoLLM:
 
     def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
         """Ids of a text; no begin-of-text is added. special, continues, joined: see `Backend.tokenize`."""
+        if not isinstance(text, str):
+            raise ValueError(f'text has to be a string, not {type(text).__name__} {str(text)[:40]!r}')
         return self.backend.tokenize(text, special, continues, joined)
 
     def detokenize(self, ids: Sequence[int]) -> str:

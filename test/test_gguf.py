@@ -1,4 +1,7 @@
 """The embedded model on llama.cpp: against llama.cpp's own loop, and one conversation against another."""
+import os
+import signal
+
 import llama_cpp
 import numpy as np
 import pytest
@@ -37,6 +40,20 @@ def greedy_by_llama_cpp(llama, ids, count):
         if token in (0, 2) or len(produced) == count:
             return produced
         produced.append(token)
+
+
+def test_ctrl_c_while_a_model_loads_ends_the_load(capfd):
+    shares = []
+
+    def progress(share):
+        if not shares:
+            os.kill(os.getpid(), signal.SIGINT)
+        shares.append(share)
+
+    with pytest.raises(KeyboardInterrupt):
+        NanoLLM.from_pretrained(progress=progress)
+    assert max(shares) < 1 and 'Traceback' not in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):

@@ -142,6 +142,11 @@ def test_a_reset_keeps_or_replaces_the_system_prompt(history):
     (lambda h: h.append('user', 'missing.png'), "there is no image file 'missing.png'"),
     (lambda h: h.append('user', 17), 'a message is text'),
     (lambda h: h.append('user'), 'needs text or an image'),
+    (lambda h: h.append({'role': 'user', 'text': 'x'}), r"role=\{'role': 'user', 'text': 'x'\} is not valid: one of system"),
+    (lambda h: h.embed_chat(max_tokens='9'), "max_tokens='9' is not valid: a whole number"),
+    (lambda h: h.embed_chat(wrap_tokens=1.5), 'wrap_tokens=1.5 is not valid: a whole number'),
+    (lambda h: ChatHistory(h.model, chat_template=5), 'chat_template of type int is not valid: a name'),
+    (lambda h: h.model.tokenize(5), "text has to be a string, not int '5'"),
     (lambda h: h.pop(9), 'the history has 2 messages'),
     (lambda h: h.remove(5), 'the history has 2 messages'),
     (lambda h: h.load('/nowhere.json'), '/nowhere.json cannot be read'),
@@ -210,10 +215,24 @@ def test_ids_of_another_model_are_not_taken_from_a_file(model, history, tmp_path
     history.load(path)
     assert history[-1].text == JAPAN and history[-1].tokens is None
 
+    data['messages'][-1]['tokens'][0] = 49152
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match='holds the token id 49152, and the vocabulary of .* ends at 49151'):
+        history.load(path)
+
+
+def test_a_place_that_cannot_be_written_is_named(history, tmp_path):
+    for place in (tmp_path / 'nowhere' / 'talk.json', tmp_path):
+        with pytest.raises(OSError, match=f"'{place}'$"):
+            history.save(place)
+    assert not list(tmp_path.iterdir())
+
 
 @pytest.mark.parametrize('text, says', [
     ('{"format": ', 'line 1'), ('[]', 'not a saved conversation'), ('{"format": "nanochat-history", "version": 9, "messages": []}', 'version 9'),
     ('{"format": "nanochat-history", "version": 1, "messages": [{"role": "user", "text": "a"}, {"role": "x", "text": "b"}]}', "message 1: role='x'"),
+    ('{"format": "nanochat-history", "version": 1, "messages": [{"role": ["user"], "text": "a"}]}', r"message 0: role=\['user'\] is not valid"),
+    ('[' * 100000, 'nested too deep'),
 ])
 def test_a_broken_file_is_refused_with_the_place(history, tmp_path, text, says):
     path = tmp_path / 'talk.json'

@@ -111,6 +111,21 @@ def test_what_is_wrong_is_said_in_one_line(args, says):
     assert len(lines) == 1 and re.search(says, lines[0]), done.stderr
 
 
+def test_prompts_with_the_name_of_a_file_in_them_are_no_files(tmp_path):
+    from ros2_nanochat.chat.options import load_prompts
+    (tmp_path / 'two words.txt').write_text('one\n\ntwo\n')
+    assert load_prompts([['/save /tmp/talk.json'], ['What is in notes/all.txt']]) == ['/save /tmp/talk.json', 'What is in notes/all.txt']
+    assert load_prompts([[str(tmp_path / 'two words.txt')]]) == ['one', 'two']
+
+
+def test_a_stop_token_with_half_an_escape_is_refused_by_its_name():
+    from ros2_nanochat.chat.options import generation_config, make_parser
+    parser = make_parser('test', '')
+    assert generation_config(parser.parse_args(['--stop-tokens', r'\n', '7', 'ü'])).stop_tokens == ('\n', 7, 'ü')
+    with pytest.raises(ValueError, match=r'--stop-tokens \\x is not valid'):
+        generation_config(parser.parse_args(['--stop-tokens', r'\x']))
+
+
 def test_completion_goes_on_with_the_text():
     done = run('--prompt', 'The capital of Japan is', '--max-new-tokens', '3', program='completion')
     assert done.returncode == 0 and done.stdout.startswith('The capital of Japan is Tokyo')

@@ -16,7 +16,7 @@ import numpy as np
 
 from ros2_nanochat.backends.base import Backend, BackendError, Chunk, Detokenizer, ForwardError, LoadAborted, MemoryEstimate, ModelInfo, require
 from ros2_nanochat.backends.gguf_file import architecture_memory, check_gguf, read_metadata
-from ros2_nanochat.backends.gguf_process import LogLines, physical_cores
+from ros2_nanochat.backends.gguf_process import LogLines, interruptible, physical_cores
 from ros2_nanochat.backends.gguf_text import GGUFText
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 
@@ -51,6 +51,10 @@ class GGUFBackend(Backend):
     # --- opening ---
 
     def open(self, progress: Callable[[float], None] | None = None) -> None:
+        with interruptible(self.abort):
+            self._open(progress)
+
+    def _open(self, progress: Callable[[float], None] | None) -> None:
         api = self._api
         log = LogLines(api)
         check_gguf(self.path)

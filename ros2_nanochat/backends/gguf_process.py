@@ -1,7 +1,11 @@
-"""What llama.cpp shares with the whole process: its log, and the cores it computes on."""
+"""What llama.cpp shares with the whole process: its log, the cores it computes on, and Ctrl-C."""
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
+from collections.abc import Callable
 
 
 class LogLines:
@@ -35,6 +39,29 @@ def _silence(api):
     if _silent is None:
         _silent = api.llama_log_callback(lambda level, text, data: None)
     return _silent
+
+
+@contextlib.contextmanager
+def interruptible(abort: Callable[[], None]):
+    """Let Ctrl-C call `abort` and raise KeyboardInterrupt behind the block. Within a long call of llama.cpp Python runs only in its callbacks, out of
+    which no exception comes: KeyboardInterrupt would be printed and lost there."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # signals go elsewhere
+        return
+    interrupted = False
+
+    def interrupt(*_):
+        nonlocal interrupted
+        interrupted = True
+        abort()
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if interrupted:
+            raise KeyboardInterrupt from None
 
 
 def physical_cores() -> int:

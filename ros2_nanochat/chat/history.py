@@ -5,6 +5,7 @@ Whatever is edited, the next prompt says how much of the KV cache still holds: t
 from __future__ import annotations
 
 import logging
+import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -178,6 +179,9 @@ class ChatHistory:
         max_tokens: what the conversation may take; None leaves room for a reply in the context. Where it is more, the oldest turns are dropped until
         the rest fits into wrap_tokens (None: half of max_tokens); the system prompt and the last turn stay. ValueError where these alone are too long.
         """
+        for name, value in (('max_tokens', max_tokens), ('wrap_tokens', wrap_tokens)):
+            if not isinstance(value, numbers.Integral | None):
+                raise ValueError(f'{name}={value!r} is not valid: a whole number of tokens, or none')
         context = self.model.info.context_length
         limit = context - min(_REPLY_ROOM, context // 4) if max_tokens is None else min(max_tokens, context)
         wrap = limit // 2 if wrap_tokens is None else min(wrap_tokens, limit)
@@ -230,6 +234,9 @@ class ChatHistory:
         messages = storage.load(path, self.model.info.name)
         if not self.model.has_vision and any(message.image is not None for message in messages):
             raise ValueError(f'{path} holds images, and {self.model.info.name} has no vision')
+        unknown = next((t for message in messages for t in message.tokens or () if t >= self.model.info.vocab_size), None)
+        if unknown is not None:
+            raise ValueError(f'{path} holds the token id {unknown}, and the vocabulary of {self.model.info.name} ends at {self.model.info.vocab_size - 1}')
         for message in messages:
             if message.image is not None:
                 message.picture = self.model.open_image(message.image)

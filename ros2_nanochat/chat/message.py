@@ -16,8 +16,8 @@ IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.
 
 def check_role(role: str) -> str:
     """Return the role as one of `ROLES`; any other is a ValueError."""
-    role = _OTHER_NAMES.get(role, role)
-    if role not in ROLES:
+    role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f'role={role!r} is not valid: one of {", ".join(ROLES)} (assistant is accepted for bot)')
     return role
 

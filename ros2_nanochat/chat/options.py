@@ -51,9 +51,17 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
 def generation_config(args: argparse.Namespace) -> GenerationConfig:
     """How replies are generated; ValueError for a value that is not valid."""
     options = {name: getattr(args, name) for name in names(GenerationConfig) if hasattr(args, name)}
-    options['stop_tokens'] = tuple(int(stop) if stop.isdecimal() else stop.encode().decode('unicode_escape') if stop.isascii() else stop
-                                   for stop in args.stop_tokens)
+    options['stop_tokens'] = tuple(map(_stop_token, args.stop_tokens))
     return GenerationConfig(**options)
+
+
+def _stop_token(stop: str) -> int | str:
+    if stop.isdecimal():
+        return int(stop)
+    try:
+        return stop.encode().decode('unicode_escape') if stop.isascii() else stop
+    except UnicodeDecodeError as error:
+        raise ValueError(f'--stop-tokens {stop} is not valid: a backslash begins an escape such as \\n ({error.reason}); write two for one') from None
 
 
 def load_prompts(given: Sequence[Sequence[str]] | None) -> list[str] | None:
@@ -64,7 +72,7 @@ def load_prompts(given: Sequence[Sequence[str]] | None) -> list[str] | None:
     for prompt in (text for group in given for text in group):
         if prompt == '-':
             prompts += _lines(sys.stdin.read())
-        elif prompt.lower().endswith(('.txt', '.json')) and not any(c.isspace() for c in os.path.basename(prompt)):
+        elif prompt.lower().endswith(('.txt', '.json')) and (not any(c.isspace() for c in prompt) or os.path.isfile(prompt)):
             prompts += load_file(prompt)
         else:
             prompts.append(prompt)
@@ -84,6 +92,8 @@ def load_file(path: str) -> list[str]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
+    except RecursionError:
+        raise ValueError(f'{path} is nested too deep') from None
     prompts = []
     for n, entry in enumerate(data if isinstance(data, list) else [data]):
         if isinstance(entry, dict) and isinstance(entry.get('text'), str):

@@ -35,8 +35,15 @@ def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Write a file through a neighbour that takes its place, so that a crash leaves the old or the new one."""
-    handle, temporary = tempfile.mkstemp(prefix='.' + os.path.basename(path), dir=os.path.dirname(path))
+    """Write a file through a neighbour that takes its place, so that a crash leaves the old or the new one. OSError with the name of the file."""
+    try:
+        _write_through_neighbour(path, data)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, path) from error
+
+
+def _write_through_neighbour(path: str, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix='.nanochat-', dir=os.path.dirname(path))
     try:
         with os.fdopen(handle, 'wb') as file:
             file.write(data)
@@ -83,6 +90,8 @@ def load(path: str | os.PathLike, model: str) -> list[ChatMessage]:
             data = json.load(file)
     except json.JSONDecodeError as error:
         raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
+    except RecursionError:
+        raise ValueError(f'{path} is nested too deep') from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
     if not isinstance(data, dict) or data.get('format') != FORMAT or not isinstance(data.get('messages'), list):
@@ -101,7 +110,7 @@ def _message(entry: Any, path: str, n: int, same_model: bool) -> ChatMessage:
             raise ValueError(f'image is a path or address, not {image!r}')
         if image is not None and not is_url(image):
             image = os.path.join(os.path.dirname(path), image)
-        if tokens is not None and not (isinstance(tokens, list) and all(isinstance(t, int) and t >= 0 for t in tokens)):
+        if tokens is not None and not (isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)):
             raise ValueError('tokens is a list of ids')
         num_reasoning = entry.get('num_reasoning', 0)
         if not isinstance(num_reasoning, int) or not 0 <= num_reasoning <= len(tokens or ()):

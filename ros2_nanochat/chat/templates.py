@@ -78,6 +78,8 @@ class ChatTemplate:
                                  f'set chat_template to one of {", ".join(self.names())}, or to a JSON or Jinja file')
         if isinstance(wanted, Mapping):
             return self._from_pieces(check_pieces(wanted, 'chat_template'), 'custom')
+        if not isinstance(wanted, (str, os.PathLike)):
+            raise ValueError(f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or a dict')
         wanted = os.fspath(wanted)
         if wanted in BUILTIN:
             return self._from_pieces(BUILTIN[wanted], wanted)
@@ -103,6 +105,8 @@ class ChatTemplate:
             pieces = json.loads(source)
         except json.JSONDecodeError as error:
             raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
+        except RecursionError:
+            raise ValueError(f'{path} is nested too deep') from None
         if isinstance(pieces, dict) and isinstance(pieces.get('chat_template'), str):  # the file in which transformers keeps one
             return JinjaMarkup(pieces['chat_template'], self._variables, name, where=path)
 

@@ -399,6 +399,26 @@ def test_a_request_leaves_a_trace_of_timed_events(fake):
     assert times == sorted(times)
 
 
+def test_of_several_threads_that_continue_one_kv_cache_at_once_one_gets_it(fake):
+    model = fake('tokens_per_second=100')
+    cache, barrier, replies, refused = KVCache(), threading.Barrier(8), [], []
+
+    def go():
+        barrier.wait(timeout=30)
+        try:
+            replies.append(ask(model, 'x' * 50, kv_cache=cache))
+        except ValueError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(replies) == 1 and len(refused) == 7 and all('has not ended' in text for text in refused)
+    replies[0].stop()
+
+
 def test_a_kv_cache_in_use_is_not_written_twice(fake):
     model = fake('tokens_per_second=50')
     cache = KVCache()

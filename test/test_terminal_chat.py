@@ -126,6 +126,19 @@ def test_a_stop_token_with_half_an_escape_is_refused_by_its_name():
         generation_config(parser.parse_args(['--stop-tokens', r'\x']))
 
 
+def test_replies_without_a_limit_of_length_have_room_in_a_full_context():
+    from ros2_nanochat import ChatHistory, NanoLLM
+    from ros2_nanochat.chat.screen import Screen
+    from ros2_nanochat.chat.session import Session
+    from ros2_nanochat.config import GenerationConfig
+    with NanoLLM.from_pretrained(api='fake', max_context_len=400) as model:
+        session = Session(model, ChatHistory(model), Screen(), GenerationConfig(max_new_tokens=-1), stats=False)
+        for n in range(12):
+            question = 'x' * (20 + n)
+            session.line(question)
+            assert session.history[-1].text == f'You said: {question}' and not session.failed
+
+
 def test_completion_goes_on_with_the_text():
     done = run('--prompt', 'The capital of Japan is', '--max-new-tokens', '3', program='completion')
     assert done.returncode == 0 and done.stdout.startswith('The capital of Japan is Tokyo')

@@ -104,7 +104,8 @@ class Session:
             if not text:
                 return
             self.history.append('user', text=text)
-            room = self.model.info.context_length - max(self._options['max_new_tokens'], 0)
+            longest = self._options['max_new_tokens']
+            room = self.model.info.context_length - max(longest, 1) if longest >= 0 else 0
             prompt, _ = self.history.embed_chat(max_tokens=room if room > 0 else None, wrap_tokens=self._wrap_tokens)
             if self.history.num_dropped:
                 self.screen.note(f'The context is full: the oldest {self.history.num_dropped} messages were dropped.')

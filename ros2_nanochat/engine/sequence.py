@@ -153,6 +153,14 @@ class KVCache:
         if writer is not None and not writer.eos:
             raise ValueError('the reply that fills this KV cache has not ended: iterate it to its end, wait() for it or stop() it first')
 
+    def claim(self, goal: Prompt, writer) -> tuple[Prompt, Reply | None]:
+        """Let one stream write what follows `goal`, for the engine's streams; return what was held. ValueError where another one writes."""
+        with self._lock:
+            self.check_idle()
+            before = self._content, self.reply
+            self.settle(goal, writer=writer)
+            return before
+
     def settle(self, content: Prompt, reply: Reply | None = None, writer=None) -> None:
         """Set what the conversation holds, and who writes to it (for the engine's streams)."""
         with self._lock:

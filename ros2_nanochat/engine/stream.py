@@ -34,8 +34,7 @@ class StreamingResponse:
         self._taken = _Taken()
         self._num_ids_given = 0
         self._lock = threading.RLock()
-        self._before = kv_cache.content, kv_cache.reply
-        kv_cache.settle(request.goal, writer=self)
+        self._before = kv_cache.claim(request.goal, self)
         self._drop = weakref.finalize(self, _end_dropped, request, kv_cache, self._taken)
         self._drop.atexit = False
 

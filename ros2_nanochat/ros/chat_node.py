@@ -37,7 +37,7 @@ from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.spinning import spin
 from ros2_nanochat.ros.state import RobotState
 
-_THREADS = 1024  # each goal that runs holds one; they are made when needed
+_THREADS = 64  # of the executor, at least: a goal that runs holds one. Its pool loses count of the idle ones and so grows to this in time
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -314,7 +314,7 @@ def main(args=None) -> int:
         return 1
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: node.done.set())
-    executor = MultiThreadedExecutor(num_threads=_THREADS)
+    executor = MultiThreadedExecutor(num_threads=max(_THREADS, 16 + 2 * len(node.get_parameter('robots').value or [])))
     executor.add_node(node)
 
     def run():

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('transformers')
+from nano_llm_way import ask  # noqa: E402
 from test_hf_architectures import make_model, save_model  # noqa: E402
 
 from ros2_nanochat.backends.base import Chunk  # noqa: E402
@@ -28,18 +29,6 @@ def opened(request, tmp_path_factory):
     (folder / 'chat_template.jinja').write_text(TEMPLATE)
     with NanoLLM.from_pretrained(str(folder), api='hf', max_context_len=CONTEXT, max_sequences=3, park_bytes=1 << 26) as model:
         yield model, reference
-
-
-def ask(model, history, text, n=8):
-    history.append(role='user', msg=text)
-    embedding, _ = history.embed_chat()
-    reply = model.generate(embedding, kv_cache=history.kv_cache, max_new_tokens=n, min_new_tokens=n)
-    answer = history.append(role='bot', text='')
-    for piece in reply:
-        answer.text += piece
-    history.kv_cache = reply.kv_cache
-    assert reply.error is None, reply.error
-    return reply
 
 
 def by_transformers(reference, reply) -> list[int]:

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip('tvm')
 torch = pytest.importorskip('torch')
 import mlc_model  # noqa: E402
+from nano_llm_way import ask  # noqa: E402
 
 from ros2_nanochat.chat.history import ChatHistory  # noqa: E402
 from ros2_nanochat.nano_llm import NanoLLM  # noqa: E402
@@ -16,18 +17,6 @@ from ros2_nanochat.nano_llm import NanoLLM  # noqa: E402
 def model():
     with NanoLLM.from_pretrained(mlc_model.tiny()[2], max_context_len=256, max_sequences=3) as model:
         yield model
-
-
-def ask(model, history, text, n=12, **options):
-    history.append(role='user', msg=text)
-    embedding, position = history.embed_chat()
-    reply = model.generate(embedding, kv_cache=history.kv_cache, stop_tokens=history.template.stop, max_new_tokens=n, min_new_tokens=n, **options)
-    answer = history.append(role='bot', text='')
-    for piece in reply:
-        answer.text += piece
-    history.kv_cache = reply.kv_cache
-    assert reply.error is None, reply.error
-    return reply
 
 
 def by_transformers(ids, n):

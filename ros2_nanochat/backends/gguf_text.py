@@ -42,7 +42,8 @@ class GGUFText:
         self.named_tokens = {name: self._text(token_id) for name, token_id in named.items()}
         self.bos_token_id: int | None = named.get('bos_token')
         self.add_bos = bool(api.llama_vocab_get_add_bos(vocab))
-        self.eos_token_ids = frozenset({i for i in attributes if api.llama_vocab_is_eog(vocab, i)} | {named[name] for name in ('eos_token',) if name in named})
+        ends = {i for i in attributes if api.llama_vocab_is_eog(vocab, i)}
+        self.eos_token_ids = frozenset(ends | {named['eos_token']} if 'eos_token' in named else ends)
         self._strip_first_space = metadata.get('tokenizer.ggml.model') == 'llama' and metadata.get('tokenizer.ggml.add_space_prefix', True)
         self._num_joint = 0  # ids of `_JOINT`, where text that joins other text is tokenized behind it
         if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):

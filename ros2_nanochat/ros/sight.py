@@ -83,8 +83,6 @@ class Sight:
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
     """[16, 16] float32 grey: the mean of blocks, which camera noise hardly moves."""
-    rows = np.linspace(0, pixels.shape[0], 17).astype(int)
-    columns = np.linspace(0, pixels.shape[1], 17).astype(int)
     small = pixels[::max(1, pixels.shape[0] // 128), ::max(1, pixels.shape[1] // 128)].astype(np.float32).mean(axis=2)
     rows = np.minimum(np.linspace(0, small.shape[0], 17).astype(int)[:-1], small.shape[0] - 1)
     columns = np.minimum(np.linspace(0, small.shape[1], 17).astype(int)[:-1], small.shape[1] - 1)

@@ -176,7 +176,7 @@ def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: Mod
         encoder.load()
         return encoder
     kind = read_config(info.path).get('model_type') if os.path.isdir(info.path) else None
-    if getattr(backend, 'embeds_images', False):
+    if backend.embeds_images:
         return LibraryEncoder(backend, info)
     if holds_vision(backend):
         return LlavaEncoder(Path(info.path), info, config, backend.model) if kind in FAMILIES else OnePieceEncoder(backend, info)

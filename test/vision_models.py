@@ -98,12 +98,16 @@ def qwen2_vl(folder, release: str = '2'):
     return model, images, words
 
 
+def _tiled(kind, words):
+    """A configuration of Idefics3's form."""
+    return kind(text_config=transformers.LlamaConfig(**text_settings()), scale_factor=2, image_token_id=words.convert_tokens_to_ids('<image>'),
+                vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
+
+
 def idefics3(folder):
     """An Idefics3 checkpoint: a picture in tiles, with markup between them."""
     words = tokenizer()
-    config = transformers.Idefics3Config(
-        text_config=transformers.LlamaConfig(**text_settings()), scale_factor=2, image_token_id=words.convert_tokens_to_ids('<image>'),
-        vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
+    config = _tiled(transformers.Idefics3Config, words)
     images = transformers.Idefics3ImageProcessor(size={'longest_edge': 64}, max_image_size={'longest_edge': 32})
     return _save(folder, transformers.Idefics3ForConditionalGeneration(config), transformers.Idefics3Processor(images, words, image_seq_len=4))
 
@@ -111,9 +115,7 @@ def idefics3(folder):
 def smolvlm(folder):
     """A SmolVLM checkpoint. Its own processor wants packages for videos, so that of its pictures is saved, as its checkpoints hold it."""
     words = tokenizer()
-    config = transformers.SmolVLMConfig(
-        text_config=transformers.LlamaConfig(**text_settings()), scale_factor=2, image_token_id=words.convert_tokens_to_ids('<image>'),
-        vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
+    config = _tiled(transformers.SmolVLMConfig, words)
     images = transformers.SmolVLMImageProcessor(size={'longest_edge': 64}, max_image_size={'longest_edge': 32})
     model = _randomized(transformers.SmolVLMForConditionalGeneration(config))
     model.save_pretrained(folder)

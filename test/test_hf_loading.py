@@ -18,6 +18,7 @@ transformers = pytest.importorskip('transformers')
 import safetensors.torch  # noqa: E402
 from test_hf_architectures import SMALL, VOCAB, close, expected, feed, make_model, rng, save_model  # noqa: E402
 
+from ros2_nanochat import NanoLLM  # noqa: E402
 from ros2_nanochat.backends import hf_load  # noqa: E402
 from ros2_nanochat.backends.base import BackendError, Chunk, ForwardError, LoadAborted  # noqa: E402
 from ros2_nanochat.backends.hf import HFBackend  # noqa: E402
@@ -41,6 +42,12 @@ def copy_of(folder, to, leave_out=()):
             with open(os.path.join(folder, name), 'rb') as source:
                 (to / name).write_bytes(source.read())
     return to
+
+
+def test_the_limit_of_a_control_group_counts_for_it_too(llama, monkeypatch):
+    monkeypatch.setattr('ros2_nanochat.memory.available_memory', lambda: 100 << 20)
+    with pytest.raises(BackendError, match='does not fit: .* 100 MiB are free'):
+        NanoLLM.from_pretrained(llama, api='hf')
 
 
 # --- AWQ: written here as AutoAWQ documents it, and read back by transformers as a dense twin

@@ -8,7 +8,7 @@ import pytest
 from ros2_nanochat import NanoLLM
 from ros2_nanochat.ros.parameters import ROBOT_OPTIONS, RobotOptions, goal_options, robot_names, robot_options
 from ros2_nanochat.ros.robot_chat import RobotChat
-from ros2_nanochat.ros.sight import thumbnail
+from ros2_nanochat.ros.sight import Sight, thumbnail
 from ros2_nanochat.ros.sentences import SentenceSplitter
 from ros2_nanochat.ros.state import RobotState
 from ros2_nanochat.ros.turns import Picture, Turn
@@ -165,6 +165,32 @@ def test_a_model_without_vision_says_so_once_and_answers_the_text(robot):
     chat, _ = robot(camera=Camera())
     turn = ask(chat, 'hello')
     assert turn.reply == 'You said: hello' and 'no vision' in turn.note and turn.picture is None
+
+
+def test_a_picture_that_the_conversation_shows_already_does_not_go_in_again_whatever_its_stamp():
+    def frame(stamp, value):
+        return Picture(lambda: np.full((4, 4, 3), value, np.uint8), stamp, 'camera', 0.0)
+
+    class Frames:
+        present = True
+
+        def newest(self):
+            return self.frame
+
+    sight, history = Sight(Frames()), [object()]
+
+    def shown(*of):
+        sight.camera.frame = frame(*of)
+        turn = Turn('what is it?', RobotOptions())
+        pictures = sight.pictures(turn, history, None)
+        for picture, pixels in pictures:
+            sight.shown(history[0], picture, pixels)
+        return len(pictures), turn.picture.stamp
+
+    assert [shown(1, 7), shown(2, 7), shown(3, 8), shown(3, 8), shown(4, 7)] == [(1, 1), (0, 2), (1, 3), (0, 3), (1, 4)]
+    history.clear()
+    history.append(object())
+    assert shown(5, 7) == (1, 5)  # the message that showed it is gone
 
 
 def test_a_view_is_the_same_under_noise_and_another_where_something_moved():

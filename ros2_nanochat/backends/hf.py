@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, BackendError, Chunk, Detokenizer, ForwardError, MemoryEstimate, ModelInfo, require
-from ros2_nanochat.backends.hf_files import Checkpoint, free_memory, kv_bytes_per_token, open_checkpoint, read_gguf, train_context_length
+from ros2_nanochat.backends.hf_files import Checkpoint, kv_bytes_per_token, open_checkpoint, read_gguf, train_context_length
 from ros2_nanochat.backends.tokenizer import Tokenizer
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 
@@ -109,7 +109,7 @@ class HFBackend(Backend):
         element = hf_load.choose_dtype(checkpoint, choice).itemsize
         device = hf_load.choose_device(config.device)
         settings = checkpoint.text_config
-        available = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else free_memory()
+        available = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else None
         overhead = 200_000_000 + 4 * 512 * int(settings.get('vocab_size') or 32000)       # activations of a chunk of 512, and its logits
         return MemoryEstimate(hf_load.weights_bytes(checkpoint, choice, device), kv_bytes_per_token(settings, element), overhead, available,
                               train_context_length(settings) or max(config.max_context_len or 0, DEFAULT_CONTEXT))

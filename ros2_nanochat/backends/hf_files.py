@@ -155,12 +155,3 @@ def kv_bytes_per_token(config: dict, element_bytes: int) -> int:
     if count('kv_lora_rank'):                  # DeepSeek's latent attention
         return layers * (count('kv_lora_rank') + count('qk_rope_head_dim')) * element_bytes
     return 2 * layers * (count('num_key_value_heads', 'num_kv_heads') or heads) * width * element_bytes
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that are free for use; None where that cannot be told."""
-    try:
-        with open('/proc/meminfo') as stream:
-            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith('MemAvailable'))
-    except (OSError, StopIteration):
-        return None

@@ -9,6 +9,7 @@ import rclpy
 from conftest import NodeProcess
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 
 pytest.importorskip('torch', reason='the eyes need the runtimes of vision models')
@@ -50,7 +51,7 @@ def message(picture, encoding):
 
 
 class TestCamera:
-    """Publishes what it was last given, again and again: a frame may get lost."""
+    """Publishes what it was last given, again and again, each time with the stamp of the moment: a frame may get lost, and one whose stamp stays grows old."""
     __test__ = False
 
     def __init__(self):
@@ -58,7 +59,8 @@ class TestCamera:
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._publishers = {Image: self.node.create_publisher(Image, '/nanochat/image', qos),
                             CompressedImage: self.node.create_publisher(CompressedImage, '/nanochat/image/compressed', qos)}
-        self._frame, self._ended = None, threading.Event()
+        self._frame, self._shown, self._ended = None, 0, threading.Event()
+        self.started = self.node.get_clock().now()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -66,14 +68,16 @@ class TestCamera:
         while not self._ended.wait(0.05):
             frame = self._frame
             if frame is not None:
+                frame.header.stamp = self.node.get_clock().now().to_msg()
                 self._publishers[type(frame)].publish(frame)
 
     def show(self, picture, encoding):
-        """Show a picture from now on; returns its stamp."""
+        """Show a picture from now on; returns the frame_id that it alone has."""
         frame = message(picture, encoding)
-        frame.header.stamp, frame.header.frame_id = self.node.get_clock().now().to_msg(), encoding
+        self._shown += 1
+        frame.header.frame_id = f'{encoding}_{self._shown}'
         self._frame = frame
-        return frame.header.stamp
+        return frame.header.frame_id
 
     def close(self):
         self._ended.set()
@@ -92,12 +96,12 @@ class Robot:
 
     def ask_of(self, picture, encoding, question):
         """The turn of a conversation of its own in which the question went with this very picture."""
-        stamp, until = self.camera.show(picture, encoding), time.monotonic() + 60.0
+        frame_id, until = self.camera.show(picture, encoding), time.monotonic() + 60.0
         while True:
             self.chat.reset()
             turn = self.ask(question)
-            if turn.image_used and turn.image.stamp == stamp:
-                assert turn.image.frame_id == encoding and not turn.note
+            if turn.image_used and turn.image.frame_id == frame_id:
+                assert not turn.note and self.camera.started < Time.from_msg(turn.image.stamp) <= self.camera.node.get_clock().now()
                 return turn
             assert time.monotonic() < until, f'the picture does not arrive: {turn}'
 
@@ -156,7 +160,7 @@ def test_a_turn_tells_what_its_image_cost_and_a_follow_up_that_it_cost_nothing(r
     assert 'red' in first.reply
     assert first.image_tokens == 16 and first.reused_image_tokens == 0 and 0 < first.encode_time < 10
     second = robot.ask(QUESTIONS[1])
-    assert second.image_used and second.image.stamp == first.image.stamp
+    assert second.image_used and second.image.frame_id == first.image.frame_id
     assert second.image_tokens == second.reused_image_tokens == 16 and second.encode_time == 0
     third = robot.ask_of(picture, 'rgb8', QUESTIONS[0])  # another conversation, the same pixels: remembered, and prefilled again at most
     assert third.image_tokens == 16 and third.encode_time == 0 and third.reply == first.reply
@@ -168,9 +172,9 @@ def test_the_frames_that_a_conversation_has_shown_are_not_kept(robot):
     sizes = []
     for n in range(16):
         scene = random_scene(np.random.default_rng(FRESH + n), 1920, 1080)
-        stamp = robot.camera.show(draw(scene, 1920, 1080), 'rgb8')
+        frame_id = robot.camera.show(draw(scene, 1920, 1080), 'rgb8')
         until = time.monotonic() + 60.0
-        while robot.ask('What color is the object?').image.stamp != stamp:
+        while robot.ask('What color is the object?').image.frame_id != frame_id:
             assert time.monotonic() < until
         sizes.append(robot.node.memory(shared=False))  # the camera's shared memory fills as well
     assert sizes[-1] < sizes[3] + 40e6, sizes  # twelve frames are 75 MB

@@ -13,9 +13,10 @@ import numpy as np
 from ros2_nanochat import hub, memory
 from ros2_nanochat.backends.base import Backend, BackendError
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names, reject_unknown
+from ros2_nanochat.engine import kv_bytes
 from ros2_nanochat.engine.engine import Engine
 from ros2_nanochat.engine.request import Request
-from ros2_nanochat.engine.sequence import KVCache, concatenate, head
+from ros2_nanochat.engine.sequence import KVCache, Parked, concatenate, head
 from ros2_nanochat.engine.stream import StreamingResponse
 from ros2_nanochat.engine.text import TextStream, find_reasoning_marks, reasoning_is_open
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt
@@ -204,6 +205,29 @@ class NanoLLM:
         if reply.finish_reason in ('error', 'refused'):
             raise BackendError(reply.error)
         return reply.text if detokenize else reply.tokens
+
+    def save_kv(self, kv_cache: KVCache) -> bytes | None:
+        """The keys and values that a conversation has in the model, for `load_kv` in this process or a later one that opens the model with the same options;
+        None where there are none, or the backend cannot give them. Takes as long as copying them, between two steps of the engine. Raises BackendError where
+        the model is closed."""
+        sequence = kv_cache.sequence
+
+        def take() -> Parked | None:
+            if sequence.handle is None or not len(sequence.held):
+                return sequence.parked
+            data = self.backend.save(sequence.handle)
+            return None if data is None else Parked(data, sequence.held.view().copy())
+
+        kv = self.engine.call(take)
+        return None if kv is None else kv_bytes.pack(kv, self.info)
+
+    def load_kv(self, data: bytes) -> KVCache:
+        """An empty `KVCache` for a conversation whose keys and values `save_kv` gave: what its next prompt shares with them is not computed again.
+        Raises ValueError where they are damaged, or were computed by another model."""
+        kv_cache = KVCache()
+        kv_cache.sequence.parked = kv_bytes.unpack(data, self.info)
+        kv_cache.bind(self.engine)
+        return kv_cache
 
     def _goal(self, inputs, kv_cache: KVCache) -> Prompt:
         """Everything the conversation shall hold before the reply."""

@@ -344,3 +344,19 @@ def test_tokenizing_and_back(model):
         with pytest.raises(ValueError):
             wrong()
     assert model.has_embed and 'NanoLLM' in repr(model)
+
+
+def test_kv_that_was_saved_lets_another_process_go_on_without_prefilling(model):
+    first = model.generate('The capital of Japan is', max_new_tokens=12).wait()
+    data = model.save_kv(first.kv_cache)
+    ids = first.kv_cache.entries.tolist() + model.tokenize(' And the capital of France is', joined=True)
+    expected = model.generate(ids, max_new_tokens=12).wait()
+    with NanoLLM.from_pretrained(max_context_len=1024) as other:
+        reply = other.generate(ids, kv_cache=other.load_kv(data), max_new_tokens=12).wait()
+        assert reply.tokens == expected.tokens and reply.usage['reused_tokens'] == len(first.kv_cache) - 1  # the last id was sampled, not read
+        assert other.save_kv(KVCache()) is None
+    for damaged in (b'', data[:100], data[:-1], data[:200] + bytes([data[200] ^ 1]) + data[201:]):
+        with pytest.raises(ValueError, match='damaged'):
+            model.load_kv(damaged)
+    with NanoLLM.from_pretrained(api='fake') as stranger, pytest.raises(ValueError, match='another model than fake'):
+        stranger.load_kv(data)

@@ -151,6 +151,42 @@ def test_a_changed_system_prompt_wins_over_the_one_on_disk_and_an_unchanged_one_
     assert prompt(start()) == prompt(robot()[0])  # not set any more: the template's own
 
 
+def test_a_robot_that_keeps_its_kv_reads_nothing_again_after_a_restart_and_forgets_it_with_a_reset(robot, tmp_path):
+    class Log:
+        lines = []
+        info = warning = error = staticmethod(lines.append)
+
+    def start(keep_kv=True):
+        return robot(store=RobotState(tmp_path, '/r1/nanochat', Log, keep_kv))[0]
+
+    def saved():  # it is written behind the announcement of the turn
+        until = time.monotonic() + 10
+        while not list(tmp_path.glob('*.kv')) and time.monotonic() < until:
+            time.sleep(0.005)
+        return list(tmp_path.glob('*.kv'))
+
+    first = ask(start(), 'one')
+    file, = saved()
+    kept = file.read_bytes()
+    chat = start()
+    second = ask(chat, 'two')
+    chat.close()
+    assert first.reused_tokens == 0 and second.reused_tokens >= first.prompt_tokens + first.new_tokens - 1 and second.reply == 'You said: two'
+    file.write_bytes(kept[:-1])
+    chat = start()
+    third = ask(chat, 'three')
+    chat.close()
+    assert third.reused_tokens == 0 and third.reply == 'You said: three' and 'damaged' in Log.lines[-1]
+    chat = start()
+    ask(chat, 'four')
+    chat.reset()
+    assert not list(tmp_path.glob('*.kv*'))
+    ask(chat, 'five')
+    assert saved()
+    start(keep_kv=False)
+    assert not list(tmp_path.glob('*.kv*'))
+
+
 class Camera:
     present = True
 

@@ -222,7 +222,7 @@ class ChatNode(LifecycleNodeMixin, Node):
                 if robot not in self._chats:
                     place = f'{self.get_namespace()}/{robot}/{self.get_name()}'.replace('//', '/')
                     log = self.get_logger()
-                    store = RobotState(state_dir, place, log) if state_dir else None
+                    store = RobotState(state_dir, place, log, self.get_parameter('state_kv').value) if state_dir else None
                     self._chats[robot] = RobotChat(robot, self._model, self._settings.robot(robot), _Nobody(), None, store, log, template or None)
                 if robot not in self._ports and (activating or self._state == 'active'):
                     self._ports[robot] = RobotPort(self, self._chats[robot])

@@ -58,6 +58,8 @@ NODE = (
     Option('autostart', True, 'Configure and activate at once; with false somebody else manages the life cycle'),
     Option('robots', [''], "Names of the robots that this node serves, each under /<robot>/<node name>/...; [''] for one, under the node's own name", live=True),
     Option('state_dir', '', 'Folder where each finished turn is written before it is announced, so that a restarted node goes on; empty: nowhere'),
+    Option('state_kv', False, 'Keep the KV of each conversation in state_dir as well, written after each turn, so that a restarted node reads nothing again '
+           '(gguf and hf)'),
 )
 
 MODEL = (

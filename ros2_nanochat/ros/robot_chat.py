@@ -130,6 +130,7 @@ class RobotChat:
             self.history.reset(system_prompt or True)
             self.sight.forget()
             if self._store is not None:
+                self._store.drop_kv()
                 self._save()
 
         stopped, dropped = self.stop_all(then=forget)
@@ -200,6 +201,9 @@ class RobotChat:
             with self._changed:
                 self._current = None
                 self._changed.notify_all()
+                idle = not len(self._waiting)
+            if idle and self._store is not None:
+                self._store.save_kv(self.history)  # announces nothing: it may take as long as copying takes
 
     def _answer(self, turn: Turn) -> None:
         turn.queue_time = time.monotonic() - turn.arrived
@@ -235,6 +239,8 @@ class RobotChat:
             turn.finish_reason = turn.stop_reason or 'deadline'
             return None
         generation = turn.options.generation
+        if self.history.kv_cache is None and self._store is not None:
+            self._store.restore_kv(self.history)
         with self._changed:
             if self.options.system_prompt != self._prompt_in_use:
                 self._prompt_in_use = self.options.system_prompt

@@ -13,19 +13,25 @@ from pathlib import Path
 
 import numpy as np
 
+from ros2_nanochat.backends.base import BackendError
+
 
 class RobotState:
-    """The file of one robot in `folder`. name: of the robot with its node, as on the graph: no two conversations share it. log: as in `RobotChat`."""
+    """The file of one robot in `folder`. name: of the robot with its node, as on the graph: no two conversations share it. log: as in `RobotChat`.
+    keep_kv: beside it, the keys and values of the conversation."""
 
-    def __init__(self, folder: str | os.PathLike, name: str, log):
+    def __init__(self, folder: str | os.PathLike, name: str, log, keep_kv: bool = False):
         self.folder = Path(folder).expanduser()
         self.path = self.folder / (name.strip('/').replace('/', '.') + '.json')
+        self.keep_kv = keep_kv
         self._log = log
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe = self.path.with_suffix('.probe')
             probe.touch()
             probe.unlink()
+            if not keep_kv:
+                self.drop_kv()
         except OSError as error:
             raise ValueError(f'state_dir={str(folder)!r} cannot be written to: {error.strerror}') from error
 
@@ -66,6 +72,41 @@ class RobotState:
             part.rename(self._prompt_file)
         _sync_folder(self.folder)
         self._drop_images(history)
+
+    def save_kv(self, history) -> None:
+        """Put the keys and values of the conversation on disk, where they are to be kept. Not synced: a file that a power cut has damaged is known by its
+        digest, and costs no more than a prefill."""
+        if not self.keep_kv or history.kv_cache is None:
+            return
+        part = self._kv_file.with_suffix('.kv-part')
+        try:
+            data = history.model.save_kv(history.kv_cache)
+            if data is not None:
+                part.write_bytes(data)
+                part.rename(self._kv_file)
+        except (OSError, BackendError, MemoryError) as error:
+            part.unlink(missing_ok=True)
+            self._log.warning(f'the KV of the conversation is not on disk, a restart would read the conversation again: {error}')
+
+    def restore_kv(self, history) -> None:
+        """Let a history that has no KV cache have the one on disk, where there is one of this model."""
+        if not self.keep_kv:
+            return
+        try:
+            history.kv_cache = history.model.load_kv(self._kv_file.read_bytes())
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            self._log.info(f'the KV on disk is not used, the conversation is read again: {error}')
+
+    def drop_kv(self) -> None:
+        """Delete it."""
+        for path in (self._kv_file, self._kv_file.with_suffix('.kv-part')):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _kv_file(self) -> Path:
+        return self.path.with_suffix('.kv')
 
     def keep_image(self, pixels: np.ndarray) -> str:
         """Write an image [h, w, 3] uint8 beside the conversation, once; return its path, which goes into the history."""

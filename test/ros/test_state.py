@@ -83,3 +83,20 @@ def test_reset_is_on_disk_too(start, listen, talk, tmp_path):
     node.stop()
     start(state_dir=str(tmp_path))
     assert talk().history() == [('system', 'Be brief.')]
+
+
+def test_a_restarted_node_that_kept_its_kv_reads_nothing_again(start, listen_new, talk, tmp_path):
+    options = dict(model='', max_new_tokens=20, state_dir=str(tmp_path), state_kv=True)
+    node, turns = start(**options), []
+    for question in ('What is the capital of Japan?', 'And of France?'):
+        ears = listen_new()
+        turns.append(ears.turn(question))
+        ears.close()
+        until = time.monotonic() + 20
+        while not list(tmp_path.glob('*.kv')):
+            assert time.monotonic() < until, node.output
+            time.sleep(0.05)
+        node.stop(signal.SIGKILL)
+        node = start(**options)
+    first, second = turns
+    assert first.reused_tokens == 0 and second.reused_tokens >= first.prompt_tokens + first.new_tokens - 1 and 'Paris' in second.reply

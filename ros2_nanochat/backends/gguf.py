@@ -23,7 +23,8 @@ from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
 _BATCH = 512
 # From 64 rows of one sequence on, flash attention on the CPU goes another way and rounds otherwise. Below that the logits are the same bit for bit
-# however a prompt is cut and whatever else is in the batch, so an edited or shared KV equals a fresh one.
+# however a prompt is cut and whatever else is in the batch, so an edited or shared KV equals a fresh one. One case is left: a row that runs all alone
+# behind more than 256 entries, whose KV llama.cpp then divides among its threads (ggml_compute_forward_flash_attn_ext_f16).
 _EXACT_CHUNK = 63
 _DRAFT_ROWS = 24  # rows of logits a sequence may ask for in one forward, besides the one to sample
 

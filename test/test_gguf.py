@@ -80,7 +80,7 @@ def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logit
     """Bit for bit, also behind more than 256 entries; but there a row that runs all alone is computed in another order by llama.cpp."""
     backend = GGUFBackend(embedded_model(), ModelConfig(max_context_len=512, max_sequences=2))
     backend.open()
-    ids = np.array(backend.tokenize('Tell me about robots and cats. ' * 60)[:400])
+    ids = np.array(backend.tokenize('Tell me about robots and cats. ' * 60)[:300])
 
     def last_row(sizes, others=0):
         seq, beside, at = backend.new_sequence(), [backend.new_sequence() for _ in range(others)], 0
@@ -95,10 +95,10 @@ def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logit
             for each in [seq, *beside]:
                 backend.free(each)
 
-    whole = last_row([50] * 8)
-    for sizes, others in (([16] * 25, 0), ([5] * 80, 0), ([63] * 6 + [22], 0), ([50] * 7 + [1] * 50, 1)):
+    whole = last_row([50] * 6)
+    for sizes, others in (([10] * 30, 0), ([63] * 4 + [48], 0), ([50] * 5 + [40] + [1] * 10, 1)):
         assert np.array_equal(whole, last_row(sizes, others)), sizes
-    alone = last_row([50] * 7 + [1] * 50)
+    alone = last_row([50] * 5 + [40] + [1] * 10)
     assert np.abs(alone - whole).max() < 0.05 * np.ptp(whole)
     backend.close()
 

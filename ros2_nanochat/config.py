@@ -165,7 +165,7 @@ class GenerationConfig:
     """How one reply is generated. Greedy unless `do_sample`.
 
     max_new_tokens: length of the reply at most, in tokens; -1 for as long as the context allows.
-    min_new_tokens: end tokens are not sampled before this many.
+    min_new_tokens: end tokens are not sampled before this many; 0, or -1 as in NanoLLM, for any time.
     temperature, top_p, top_k, min_p: as in transformers, in its order (temperature, top-k, top-p, min-p); top_k 0 and min_p 0 are off.
     repetition_penalty: as in transformers (Keskar et al. 2019, arXiv:1909.05858), over prompt and reply; 1.0 is off.
     seed: None draws one. The same seed gives the same reply whatever else runs in the batch.
@@ -190,7 +190,8 @@ class GenerationConfig:
         _to_native(self)
         _check_types(self, switches=('do_sample',))
         _check(self, 'max_new_tokens', _is_count(self.max_new_tokens, -1), 'a whole number of tokens, or -1 for no limit')
-        _check(self, 'min_new_tokens', _is_count(self.min_new_tokens, 0), 'a whole number of tokens, 0 or more')
+        _check(self, 'min_new_tokens', _is_count(self.min_new_tokens, -1), 'a whole number of tokens, 0 or more, or -1 for none')
+        object.__setattr__(self, 'min_new_tokens', max(0, self.min_new_tokens))
         _check(self, 'temperature', _is_number(self.temperature) and 0 <= self.temperature <= 100, 'a number from 0 (greedy) to 100')
         _check(self, 'top_p', _is_number(self.top_p) and 0 < self.top_p <= 1, 'a number over 0 and up to 1')
         _check(self, 'top_k', _is_count(self.top_k, 0), 'a whole number, 0 for off')

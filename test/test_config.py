@@ -18,7 +18,7 @@ WRONG = {
     EngineConfig: {
         'running_share': [0, 1.1, NAN, 'half'], 'max_step': [0, -1, INF], 'max_queue': [-1, 1.5], 'speculation': ['off', 2], 'park_bytes': [-1, 1e9]},
     GenerationConfig: {
-        'max_new_tokens': [-2, 1.5, 'ten', None, False], 'min_new_tokens': [-1, 0.5], 'do_sample': ['yes', 1, None], 'temperature': [-0.1, 101, NAN, INF, '1', None],
+        'max_new_tokens': [-2, 1.5, 'ten', None, False], 'min_new_tokens': [-2, 0.5], 'do_sample': ['yes', 1, None], 'temperature': [-0.1, 101, NAN, INF, '1', None],
         'top_p': [0, 1.7, -1, NAN, True], 'top_k': [-1, 2.5], 'min_p': [-0.1, 1.1], 'repetition_penalty': [0, -1, 101, INF], 'seed': [-1, 1.5, 'x'],
         'stop_tokens': [5.0, b'ab', [''], [None], [True], [-1], {'a': 1}, np.array([1.5]), [[1]]], 'logits_processors': [3, ['x']], 'functions': ['print', [None]]},
 }
@@ -68,6 +68,10 @@ def test_numbers_of_numpy_become_plain_ones():
 def test_stop_tokens_may_be_one_or_several_ids_or_strings(given, expected):
     stops = GenerationConfig(stop_tokens=given).stop_tokens
     assert stops == expected and all(type(stop) in (int, str) for stop in stops)
+
+
+def test_a_least_length_of_minus_one_is_none_as_in_nano_llm():
+    assert GenerationConfig(min_new_tokens=-1) == GenerationConfig()
 
 
 def test_one_callable_is_a_list_of_one():

@@ -168,6 +168,7 @@ def test_a_robot_that_keeps_its_kv_reads_nothing_again_after_a_restart_and_forge
     first = ask(start(), 'one')
     file, = saved()
     kept = file.read_bytes()
+    assert file.stat().st_mode & 0o077 == 0
     chat = start()
     second = ask(chat, 'two')
     chat.close()

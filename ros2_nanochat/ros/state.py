@@ -82,6 +82,7 @@ class RobotState:
         try:
             data = history.model.save_kv(history.kv_cache)
             if data is not None:
+                part.touch(mode=0o600)  # as the conversation itself
                 part.write_bytes(data)
                 part.rename(self._kv_file)
         except (OSError, BackendError, MemoryError) as error:

@@ -69,23 +69,30 @@ def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int
 
 
 def bench_first_token(repeats: int) -> None:
-    """Time to first token: a first turn, and a later turn of the same new length behind 1,000 tokens of history."""
-    model = NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2)
-    new = 40
+    """Time to first token: a first turn, and a later turn of the same new length behind 1,000 tokens of history; with llama.cpp's flash attention and without."""
+    new, rows = 40, []
+    for flash in (True, False):
+        model = NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2, flash_attention=flash)
+        raw = RawLlama(embedded_model(), 1, 2048, False, flash)
 
-    def first() -> float:
-        return model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1).wait().usage['time_to_first_token']
+        def first() -> float:
+            return model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1).wait().usage['time_to_first_token']
 
-    cache = KVCache()
-    model.generate(prompt_of(model, 1000), max_new_tokens=1, kv_cache=cache).wait()
+        cache = KVCache()
+        model.generate(prompt_of(model, 1000), max_new_tokens=1, kv_cache=cache).wait()
 
-    def later() -> float:
-        cache.pop(len(cache) - 1000)
-        return model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1, kv_cache=cache).wait().usage['time_to_first_token']
+        def later() -> float:
+            cache.pop(len(cache) - 1000)
+            return model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1, kv_cache=cache).wait().usage['time_to_first_token']
 
-    a, b = interleaved(repeats, first, later)
-    table(f'Time to first token of {new} new tokens', ['', 'ms', 'ratio'], [('first turn', a * 1e3, 1.0), ('behind 1,000 tokens', b * 1e3, b / a)])
-    model.close()
+        raw.prefill(prompt_of(model, 1000))
+        raw_later = interleaved(repeats, lambda: raw.first_token(1000, prompt_of(model, new)))[0]
+        raw.prefill(prompt_of(model, new))
+        a, b, raw_first = interleaved(repeats, first, later, lambda: raw.first_token(0, prompt_of(model, new)))
+        rows.append(('on' if flash else 'off', a * 1e3, b * 1e3, b / a, raw_later / raw_first))
+        model.close()
+        raw.close()
+    table(f'Time to first token of {new} new tokens', ['flash attention', 'first turn ms', 'behind 1,000 tokens ms', 'ratio', 'ratio of the raw loop'], rows)
 
 
 def bench_prefill_beside(repeats: int) -> None:

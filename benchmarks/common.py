@@ -56,7 +56,7 @@ def interleaved(repeats: int, *measures: Callable[[], float]) -> list[float]:
 class RawLlama:
     """The ceiling: llama.cpp's own calls with nothing around them, a batch of sequences decoded greedily."""
 
-    def __init__(self, path: str, sequences: int, context: int, unified: bool):
+    def __init__(self, path: str, sequences: int, context: int, unified: bool, flash_attention: bool = True):
         import llama_cpp.llama_cpp as api
         self.api = api
         self._quiet = api.llama_log_callback(lambda level, text, data: None)
@@ -70,6 +70,7 @@ class RawLlama:
         params.n_outputs_max = 64
         params.n_threads = params.n_threads_batch = len(os.sched_getaffinity(0))
         params.kv_unified = unified
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO if flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         self.context = api.llama_init_from_model(self.model, params)
         self.memory = api.llama_get_memory(self.context)
@@ -99,6 +100,13 @@ class RawLlama:
             pointer = self.api.llama_get_logits(self.context)
             tokens = np.ctypeslib.as_array(pointer, (len(tokens), self.vocabulary)).argmax(axis=1).tolist()
         return steps * len(tokens) / (time.perf_counter() - began)
+
+    def first_token(self, position: int, ids: Sequence[int]) -> float:
+        """Seconds that a prompt takes behind the first `position` entries of a sequence."""
+        self.api.llama_memory_seq_rm(self.memory, 0, position, -1)
+        began = time.perf_counter()
+        self._decode([(token, position + i, 0, i == len(ids) - 1) for i, token in enumerate(ids)])
+        return time.perf_counter() - began
 
     def _decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
         batch = self.batch

@@ -97,6 +97,8 @@ class ModelConfig:
     max_context_len: tokens one conversation may hold; None takes the model's own length, at most `DEFAULT_CONTEXT`.
     max_sequences: conversations whose KV cache is kept at once; others are prefilled again on use.
     kv_tokens: tokens of KV cache over all conversations; None gives `max_sequences * max_context_len`.
+    flash_attention: of llama.cpp (gguf), which is its own default. Off, a CPU is several times quicker behind long histories, but rounds a token that was
+        decoded otherwise than one that was prefilled; see docs/engine.md.
     gpu_layers: layers of a GGUF model on the GPU, -1 for all (needs a GPU build of llama-cpp-python).
     threads: CPU threads of the model; None takes the physical cores.
     device: `cuda`, `cuda:1`, `cpu`, `auto` (hf, mlc). dtype of hf comes with `quantization`.
@@ -113,6 +115,7 @@ class ModelConfig:
     max_context_len: int | None = None
     max_sequences: int = 4
     kv_tokens: int | None = None
+    flash_attention: bool = True
     gpu_layers: int = 0
     threads: int | None = None
     device: str = 'auto'
@@ -125,7 +128,7 @@ class ModelConfig:
         _to_native(self)
         if not (self.api_token is None or isinstance(self.api_token, str)):
             raise ValueError('api_token is not valid: text, or none')  # its value is never shown
-        _check_types(self, switches=('compile', 'trust_remote_code'), texts=('model', 'api', 'quantization', 'model_lib', 'vision'))
+        _check_types(self, switches=('flash_attention', 'compile', 'trust_remote_code'), texts=('model', 'api', 'quantization', 'model_lib', 'vision'))
         _check(self, 'device', isinstance(self.device, str) and self.device != '', 'auto, cpu, cuda or cuda:N')
         _check(self, 'api', self.api in (*APIS, None), f'one of {", ".join(APIS)}, or none to infer it from the model')
         for name in ('max_context_len', 'kv_tokens'):

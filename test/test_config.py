@@ -13,7 +13,7 @@ NAN, INF = float('nan'), float('inf')
 WRONG = {
     ModelConfig: {
         'model': [5, ['a']], 'api': ['vllm', 3], 'quantization': [4], 'max_context_len': [0, -5, 1.5, '2048', True, NAN], 'max_sequences': [0, 2.0, None],
-        'kv_tokens': [0, 'many'], 'gpu_layers': [-2, 1.0, 'all'], 'threads': [0, -1, 513, 2.5], 'device': [None, '', 0], 'model_lib': [1],
+        'kv_tokens': [0, 'many'], 'flash_attention': [0, 'off', None], 'gpu_layers': [-2, 1.0, 'all'], 'threads': [0, -1, 513, 2.5], 'device': [None, '', 0], 'model_lib': [1],
         'compile': ['yes', 1], 'trust_remote_code': ['no', 0], 'vision': [1, ['tiny']]},
     EngineConfig: {
         'running_share': [0, 1.1, NAN, 'half'], 'max_step': [0, -1, INF], 'max_queue': [-1, 1.5], 'speculation': ['off', 2], 'park_bytes': [-1, 1e9]},

@@ -69,6 +69,16 @@ def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
         assert model.generate(ids, max_new_tokens=40).wait().tokens == greedy_by_llama_cpp(reference, ids, 40), prompt
 
 
+def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it_however_long_the_prompt_and_whatever_runs_beside_it():
+    reference = llama_cpp.Llama(embedded_model(), n_ctx=1024, n_threads=2, n_threads_batch=2, flash_attn=False, verbose=False)
+    with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=4, flash_attention=False) as model:
+        prompts = [prompt_ids(model, PROMPTS[0]), *(prompt_ids(model, f'{PROMPTS[i]} ' + 'Please answer well. ' * 30 * i) for i in (1, 4))]
+        expected = [greedy_by_llama_cpp(reference, ids, 24) for ids in prompts]
+        assert [model.generate(ids, max_new_tokens=24).wait().tokens for ids in prompts] == expected
+        assert [reply.wait().tokens for reply in [model.generate(ids, max_new_tokens=24) for ids in prompts]] == expected
+    reference.close()
+
+
 def test_sixteen_at_once_answer_as_each_alone(model):
     prompts = [prompt_ids(model, f'{PROMPTS[i % 10]} ' + 'Please answer well. ' * (2 * i)) for i in range(16)]
     alone = [model.generate(ids, max_new_tokens=16).wait().tokens for ids in prompts]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, BackendError, Chunk, Detokenizer, ForwardError, LoadAborted, MemoryEstimate, ModelInfo, require
-from ros2_nanochat.backends.gguf_file import architecture_memory, check_gguf, read_metadata
+from ros2_nanochat.backends.gguf_file import architecture_memory, attention_heads, check_gguf, read_metadata
 from ros2_nanochat.backends.gguf_process import LogLines, interruptible, physical_cores
 from ros2_nanochat.backends.gguf_text import GGUFText
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
@@ -45,8 +45,10 @@ class GGUFBackend(Backend):
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
-        weights = check_gguf(path)
-        kv_per_token, overhead, context = architecture_memory(read_metadata(path), _BATCH)
+        weights, metadata = check_gguf(path), read_metadata(path)
+        kv_per_token, overhead, context = architecture_memory(metadata, _BATCH)
+        if not config.flash_attention:
+            overhead += 4 * _BATCH * min(config.max_context_len or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT) * attention_heads(metadata)
         return MemoryEstimate(weights=weights, kv_per_token=kv_per_token, overhead=overhead, available=None, context_length=context)
 
     # --- opening ---
@@ -106,7 +108,8 @@ class GGUFBackend(Backend):
         params.n_outputs_max = min(_BATCH, max(64, self.max_sequences * (1 + _DRAFT_ROWS)))
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = False
-        if not config.gpu_layers:
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO if config.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if config.flash_attention and not config.gpu_layers:
             self.max_chunk_tokens = _EXACT_CHUNK
         params.swa_full = True  # a window that forgets could not be trimmed to where a conversation was edited
         params.no_perf = True

@@ -106,6 +106,12 @@ def architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int,
         raise BackendError(f'the head of the GGUF file is damaged, its figures make no sense ({ascii(str(error))[:100]}): download it again') from error
 
 
+def attention_heads(metadata: dict[str, Any]) -> int:
+    """Heads of a layer, of the one that has most."""
+    heads = metadata.get(f"{metadata.get('general.architecture', '')}.attention.head_count", 1)
+    return max(heads) if isinstance(heads, list) else heads
+
+
 def _architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int, int]:
     prefix = metadata.get('general.architecture', '')
 
@@ -116,7 +122,7 @@ def _architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int
         return value
 
     layers, width, heads = get('block_count', 0), get('embedding_length', 0), get('attention.head_count', 1)
-    most_heads = max(heads) if isinstance(heads, list) else heads
+    most_heads = attention_heads(metadata)
     kv_heads = get('attention.head_count_kv', heads)
     kv_heads = sum(kv_heads) if isinstance(kv_heads, list) else kv_heads * layers
     head_width = width // max(1, most_heads)

@@ -71,6 +71,7 @@ MODEL = (
     Option('max_sequences', 0, 'Conversations whose KV cache is kept at once; others are prefilled again on use. 0: one for each robot, from 2 to 8',
            low=0, high=4096),
     Option('kv_tokens', 0, 'Tokens of KV cache over all conversations; 0: max_sequences times the context', low=0, high=_MANY),
+    Option('flash_attention', True, "llama.cpp's own default; off, a CPU is several times quicker behind long histories, and rounds otherwise (gguf)"),
     Option('gpu_layers', 0, 'Layers of a GGUF model on the GPU, -1 for all (needs a GPU build of llama-cpp-python)', low=-1, high=100_000),
     Option('threads', 0, 'CPU threads of the model; 0: the physical cores', low=0, high=4096),
     Option('device', 'auto', 'cuda, cuda:1, cpu or auto (hf, mlc)'),

@@ -243,10 +243,18 @@ class NanoLLM:
             raise ValueError(f'{self.info.name} takes no embeddings through {self.info.api}: pass text or ids')
         if (ids := goal.token_ids).size and ids.max() >= self.info.vocab_size:
             raise self._not_in_vocabulary(f'token id {ids.max()}')
-        width = next((span.rows.shape[-1] for _, span in goal.spans if span.rows.shape[-1] != self.info.embedding_size), None)
+        widths = self.info.embedding_size, self.info.embedding_size * (1 + self.info.deepstack)
+        width = next((span.rows.shape[-1] for _, span in goal.spans if span.rows.shape[-1] not in widths), None)
         if width is not None:
             raise ValueError(f'embeddings of width {width} do not fit {self.info.name}, whose width is {self.info.embedding_size}')
-        return goal
+        return self._as_one(goal) if self.info.prefix_attention else goal
+
+    def _as_one(self, goal: Prompt) -> Prompt:
+        """The same prompt as one span, for a model in which all of it attends to itself: what follows is another one, and nothing of it can be kept."""
+        pieces = list(goal.pieces())
+        rows = [piece.rows if isinstance(piece, EmbeddingSpan) else self.backend.embed_tokens(piece) for piece in pieces]
+        num_text = sum(piece.num_text if isinstance(piece, EmbeddingSpan) else len(piece) for piece in pieces)
+        return Prompt.join([EmbeddingSpan(np.concatenate(rows), goal.entries.tobytes(), bidirectional=True, num_text=num_text)], goal.embed)
 
     def _part(self, inputs, before: int | None) -> list[int] | EmbeddingSpan:
         if isinstance(inputs, str):

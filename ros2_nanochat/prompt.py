@@ -15,16 +15,19 @@ import numpy as np
 class EmbeddingSpan:
     """Rows of embeddings that stand in a prompt as one piece, an image say.
 
-    rows: [k, d] float32. digest: names their content, so that equal spans are equal entries.
+    rows: [k, d] float32, wider where a model takes pictures in several layers (`ModelInfo.deepstack`). digest: names their content, so that equal spans are
+        equal entries.
     positions: [k] or [axes, k], relative to the position where the span starts; None counts on by one.
     advance: positions that the span takes (what follows it starts that much later); None takes k.
     bidirectional: the rows attend to one another both ways; the span is then not cut.
+    num_text: rows of these that stand for text.
     """
     rows: np.ndarray
     digest: bytes
     positions: np.ndarray | None = None
     advance: int | None = None
     bidirectional: bool = False
+    num_text: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,8 +95,9 @@ class Prompt:
         if self.embed is None:
             array = self.entries[None]
         else:
-            array = np.concatenate([piece.rows if isinstance(piece, EmbeddingSpan) else np.asarray(self.embed(piece))
-                                    for piece in self.pieces()] or [np.empty((0, self.shape[-1]), np.float32)])[None]
+            width = self.shape[-1]
+            array = np.concatenate([piece.rows[:, :width] if isinstance(piece, EmbeddingSpan) else np.asarray(self.embed(piece))
+                                    for piece in self.pieces()] or [np.empty((0, width), np.float32)])[None]
         return array if dtype is None else array.astype(dtype)
 
     def pieces(self) -> Iterable[np.ndarray | EmbeddingSpan]:

@@ -1,4 +1,5 @@
 """Models that are one piece in transformers, over hf: the first reply about a picture has the ids that `generate` gives."""
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -7,7 +8,6 @@ transformers = pytest.importorskip('transformers')
 import vision_models  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
-from ros2_nanochat.backends.base import BackendError  # noqa: E402
 
 QUESTION = 'What is the thing?'
 
@@ -52,25 +52,37 @@ def test_smolvlm_needs_no_packages_for_videos(tmp_path):
     assert ours(tmp_path) == without_end(out[0, ids.shape[1]:].tolist(), words)
 
 
-def test_a_model_whose_whole_prompt_attends_both_ways_is_refused_in_one_line(tmp_path):
-    vision_models.paligemma(tmp_path)
-    with pytest.raises(BackendError, match='attend to each other') as caught:
-        NanoLLM.from_pretrained(str(tmp_path), api='hf', device='cpu', max_context_len=512)
-    assert '\n' not in str(caught.value)
+@pytest.mark.parametrize('release', [1, 2])
+def test_a_model_whose_whole_prompt_attends_both_ways_answers_as_generate_does_in_a_second_turn_too(tmp_path, release):
+    model = vision_models.paligemma(tmp_path, release)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    words = processor.tokenizer
+
+    def generate(inputs):
+        out = model.generate(**inputs, max_new_tokens=10, do_sample=False, eos_token_id=words.eos_token_id, pad_token_id=0)
+        return without_end(out[0, inputs['input_ids'].shape[1]:].tolist(), words)
+
+    first = processor(text=[f'<image>{QUESTION}'], images=[vision_models.picture(3)], return_tensors='pt')
+    first.pop('labels')
+    with NanoLLM.from_pretrained(str(tmp_path), api='hf', device='cpu', max_context_len=512, threads=1) as ours:
+        history = ChatHistory(ours)
+        replies = []
+        for message in (dict(image=vision_models.picture(3), text=QUESTION), dict(text='And now?')):
+            history.append('user', **message)
+            beside = ours.generate('Something else', max_new_tokens=20)  # runs in the same batch
+            prompt, _ = history.embed_chat()
+            replies.append(ours.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=10).wait())
+            history.append('bot', replies[-1])
+            beside.wait()
+    assert replies[0].tokens == generate(first) and len(replies[0].tokens) > 3
+    more = replies[0].tokens + [words.eos_token_id] + words('And now?\n', add_special_tokens=False)['input_ids']
+    ids = torch.cat([first['input_ids'], torch.tensor([more])], dim=1)
+    assert replies[1].tokens == generate({**first, 'input_ids': ids, 'attention_mask': torch.ones_like(ids), 'token_type_ids': torch.zeros_like(ids)})
+    assert replies[0].usage['image_tokens'] == replies[1].usage['image_tokens'] == 16 and replies[1].usage['reused_tokens'] == 0
 
 
-def test_a_model_that_takes_pictures_in_several_layers_says_so_in_one_line_and_talks(tmp_path):
-    vision_models.qwen2_vl(tmp_path, '3')
-    with NanoLLM.from_pretrained(str(tmp_path), api='hf', device='cpu', max_context_len=512, threads=1) as model:
-        for look in (model.vision.load, lambda: model.embed_image(vision_models.picture(3))):
-            with pytest.raises(BackendError, match='deepstack') as caught:
-                look()
-            assert '\n' not in str(caught.value)
-        assert len(model.generate('What is the thing?', streaming=False, detokenize=False, max_new_tokens=3, min_new_tokens=3)) == 3  # text goes on
-
-
-@pytest.mark.parametrize('release', ['2', '2_5'])
-def test_with_positions_on_three_axes_too(tmp_path, release):
+@pytest.mark.parametrize('release', ['2', '2_5', '3'])
+def test_with_positions_on_three_axes_and_pictures_in_several_layers_too(tmp_path, release):
     model, images, words = vision_models.qwen2_vl(tmp_path, release)
     inputs = images(images=[vision_models.picture(3)], return_tensors='pt')
     rows = int(inputs['image_grid_thw'].prod()) // 4
@@ -78,3 +90,23 @@ def test_with_positions_on_three_axes_too(tmp_path, release):
     out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, max_new_tokens=10, do_sample=False, eos_token_id=words.eos_token_id,
                          pad_token_id=0, mm_token_type_ids=(ids == model.config.image_token_id).int())
     assert ours(tmp_path) == without_end(out[0, ids.shape[1]:].tolist(), words)
+
+
+def test_a_follow_up_about_a_picture_in_several_layers_equals_a_fresh_prompt_beside_other_conversations(tmp_path):
+    vision_models.qwen2_vl(tmp_path, '3')
+    with NanoLLM.from_pretrained(str(tmp_path), api='hf', device='cpu', max_context_len=512, threads=1) as model:
+        histories = [ChatHistory(model) for _ in range(2)]
+        for n, history in enumerate(histories):
+            history.append('user', image=vision_models.picture(3 + n), text=QUESTION)
+        first = [model.generate(history.embed_chat()[0], max_new_tokens=8) for history in histories]
+        for history, reply in zip(histories, first):
+            history.append('bot', reply.wait())
+            history.append('user', 'And now?')
+        beside = model.generate('Something else', max_new_tokens=20)
+        again = [model.generate(history.embed_chat()[0], kv_cache=history.kv_cache, max_new_tokens=8).wait() for history in histories]
+        fresh = [model.generate(history.embed_chat(use_cache=False)[0], max_new_tokens=8).wait() for history in histories]
+        beside.wait()
+        assert [reply.tokens for reply in again] == [reply.tokens for reply in fresh] and again[0].tokens != again[1].tokens
+        assert all(reply.usage['reused_image_tokens'] == reply.usage['image_tokens'] > 0 for reply in again)
+        prompt = histories[0].embed_chat(use_cache=False)[0]
+        assert np.asarray(prompt).shape == prompt.shape

@@ -50,6 +50,8 @@ GOLDEN = {
     # https://ai.google.dev/gemma/docs/core/prompt-structure, without <bos>, which the tokenizer puts
     'gemma': '<start_of_turn>user\nS\n\nHello!<end_of_turn>\n<start_of_turn>model\nHi.<end_of_turn>\n<start_of_turn>user\nHow are you?<end_of_turn>\n'
              '<start_of_turn>model\n',
+    # https://huggingface.co/docs/transformers/model_doc/paligemma: begin of text, question, line break
+    'paligemma': '<s>S\n\nHello!\nHi.</s>How are you?\n',
     # https://docs.mistral.ai/guides/tokenization/
     'mistral': '[INST] S\n\nHello! [/INST] Hi.</s>[INST] How are you? [/INST]',
     # https://huggingface.co/deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
@@ -217,6 +219,17 @@ def test_the_next_prompt_continues_right_behind_what_the_model_wrote(name):
         assert later[:len(asked)] == asked
     else:
         assert later[:len(asked) + len(sampled)] == asked + sampled
+
+
+@pytest.mark.parametrize('user, bot', [('USER: ${MESSAGE}\nASSISTANT: ', '${MESSAGE}\n'), ('[INST] ${MESSAGE} [/INST]', ' ${MESSAGE}'), ('Q: ${MESSAGE}\n', 'A: ${MESSAGE}\n')])
+def test_so_it_does_in_the_form_of_nanollm_where_the_user_ends_with_what_begins_the_reply(user, bot):
+    built = model()
+    template = ChatTemplate(built, {'user': user, 'bot': bot})
+    talk = [ChatMessage('user', text='Who?')]
+    asked = template.prompt(talk).entries.tolist()
+    sampled = built.tokenize(' It is me. ', continues=True)
+    talk += [ChatMessage('bot', text='It is me.', tokens=sampled), ChatMessage('user', text='And?')]
+    assert template.prompt(talk).entries.tolist()[:len(asked) + len(sampled)] == asked + sampled
 
 
 def test_reasoning_is_dropped_from_later_prompts_where_the_template_drops_it():

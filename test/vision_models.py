@@ -124,11 +124,13 @@ def smolvlm(folder):
     return model, images, words
 
 
-def paligemma(folder):
-    """A PaliGemma checkpoint: picture and question attend to one another."""
+def paligemma(folder, release: int = 1):
+    """A PaliGemma checkpoint: picture and question attend to one another. As the real ones, it has no chat template. release: 1 or 2 (Gemma 2 beneath)."""
     words = tokenizer()
+    words.chat_template = None
+    kind = dict(model_type='gemma') if release == 1 else dict(model_type='gemma2', sliding_window=32, query_pre_attn_scalar=16)
     config = transformers.PaliGemmaConfig(
-        text_config=dict(model_type='gemma', **text_settings(head_dim=16)), image_token_index=words.convert_tokens_to_ids('<image>'), projection_dim=64,
+        text_config=dict(**kind, **text_settings(head_dim=16)), image_token_index=words.convert_tokens_to_ids('<image>'), projection_dim=64,
         vision_config=dict(model_type='siglip_vision_model', hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
                            patch_size=8, projection_dim=64))
     images = transformers.SiglipImageProcessor(size={'height': 32, 'width': 32})

@@ -66,6 +66,8 @@ class ModelInfo:
     special_tokens: every token of the vocabulary that tokenizing with `special=True` finds in a text.
     chat_template: Jinja source, or None. weights_bytes, kv_bytes_per_token: memory.
     has_embed: `embed_tokens` works. takes_embeddings: `forward` takes chunks of embeddings.
+    deepstack: how many of the model's first layers take rows of a picture of their own (Qwen3-VL): its rows are then [k, d * (1 + deepstack)], side by side.
+    prefix_attention: all of a prompt attends to itself both ways, the reply alone is causal (PaliGemma).
     """
     name: str
     api: str
@@ -86,6 +88,8 @@ class ModelInfo:
     kv_bytes_per_token: int = 0
     has_embed: bool = False
     takes_embeddings: bool = False
+    deepstack: int = 0
+    prefix_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class MemoryEstimate:
 class Chunk:
     """Entries to append to one sequence: ids or embeddings, not both.
 
-    seq: handle of the sequence. ids: [n] integers. embeddings: [n, d] float32.
+    seq: handle of the sequence. ids: [n] integers. embeddings: [n, d] float32 (wider for pictures where `ModelInfo.deepstack` says so).
     num_logits: how many rows of logits are wanted, of the last positions (0 amid a prefill, 1 to sample, several to verify).
     positions, advance, bidirectional: see `prompt.EmbeddingSpan`.
     """

@@ -38,6 +38,8 @@ class HFBackend(Backend):
     model: the `PreTrainedModel`, whole (with its vision part where it has one). tokenizer: its `Tokenizer`. runner: how its sequences are run;
     `runner.packed` tells whether several go through one forward. device: torch's.
     """
+    max_batch_tokens = 4096  # a picture of Qwen-VL comes whole, and a camera's takes up to 2,700
+    max_chunk_tokens = 512
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
@@ -93,7 +95,8 @@ class HFBackend(Backend):
             special_tokens=self.tokenizer.special_tokens, chat_template=self.tokenizer.chat_template, quantization=held,
             weights_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
             kv_bytes_per_token=kv_bytes_per_token(settings.to_dict(), self.model.dtype.itemsize),
-            has_embed=self.runner.takes_embeddings, takes_embeddings=self.runner.takes_embeddings)
+            has_embed=self.runner.takes_embeddings, takes_embeddings=self.runner.takes_embeddings, deepstack=self.runner.deepstack,
+            prefix_attention=self.runner.prefix_attention)
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:

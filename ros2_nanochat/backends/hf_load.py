@@ -211,9 +211,6 @@ def _model_class(checkpoint: Checkpoint, config: ModelConfig):
     if kind not in transformers.CONFIG_MAPPING:
         raise BackendError(f'{folder}: model_type {kind!r} is unknown to transformers {transformers.__version__}; a newer one may know it '
                            "(pip install -U transformers)")
-    if kind == 'paligemma':
-        raise BackendError(f'{folder}: in {kind} all parts of a prompt, picture and question, attend to each other, so that no conversation '
-                           'can be continued from its KV cache; take a model made for chat, Gemma 3 say')
     settings = transformers.CONFIG_MAPPING[kind]
     architectures = checkpoint.config.get('architectures') or ['']
     image_text = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

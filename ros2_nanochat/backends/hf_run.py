@@ -24,6 +24,7 @@ class Runner:
     """A model and the way its sequences are run.
 
     packed: several sequences go through one forward. takes_embeddings: rows of embeddings give the logits that their ids give.
+    deepstack, prefix_attention: see `ModelInfo`.
     aborted: set from any thread, it ends a forward between two layers.
     """
 
@@ -40,6 +41,11 @@ class Runner:
         for layers in layer_lists(model):
             for layer in layers:
                 layer.register_forward_pre_hook(self._stop_if_aborted)
+        self.deepstack = len(getattr(getattr(model.config, 'vision_config', None), 'deepstack_visual_indexes', None) or ())
+        self._pictures: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # of a forward: which columns [1, n] are of pictures, rows [m, d] for each layer
+        if self.deepstack:
+            model.get_submodule('model.language_model').register_forward_pre_hook(self._add_pictures, with_kwargs=True)
+        self.prefix_attention = model.config.model_type == 'paligemma'
         self.packed = True
         self.takes_embeddings = True
         self._step = 0                         # entries that a forward of one sequence takes at most, 0 for any number
@@ -119,11 +125,14 @@ class Runner:
     # ---- the model
 
     def _inputs(self, chunks: Sequence[Chunk]) -> dict[str, torch.Tensor]:
+        self._pictures = None
         if all(chunk.embeddings is None for chunk in chunks):
             return {'input_ids': torch.as_tensor(np.concatenate([np.asarray(chunk.ids, dtype=np.int64) for chunk in chunks]))[None].to(self.device)}
-        rows = [self.embed(torch.as_tensor(np.asarray(chunk.ids, dtype=np.int64)).to(self.device)) if chunk.embeddings is None
+        rows = [self.embed(torch.as_tensor(np.asarray(chunk.ids, dtype=np.int64)).to(self.device)).to(self.dtype) if chunk.embeddings is None
                 else torch.as_tensor(np.asarray(chunk.embeddings, dtype=np.float32)).to(self.device, self.dtype) for chunk in chunks]
-        return {'inputs_embeds': torch.cat([row.to(self.dtype) for row in rows])[None]}
+        width = self.embed.weight.shape[-1]
+        self._pictures = _split_pictures(rows, width)
+        return {'inputs_embeds': torch.cat([row[:, :width] for row in rows])[None]}
 
     def _call(self, inputs: dict, positions: torch.Tensor, cache, wanted: list[int]) -> torch.Tensor:
         rows = torch.tensor(wanted, device=self.device)
@@ -135,6 +144,13 @@ class Runner:
         logits = self.model(**inputs, **options).logits[0]
         return logits if self._takes_rows else logits[rows]
 
+    def _add_pictures(self, module, args, options: dict):
+        """Hand the rows of pictures to the layers that take them: the model itself does that for pixels alone."""
+        if self._pictures is None:
+            return None
+        columns, rows = self._pictures
+        return args, {**options, 'visual_pos_masks': columns, 'deepstack_visual_embeds': rows}
+
     def _stop_if_aborted(self, *_) -> None:
         if self.aborted.is_set():
             raise LoadAborted('the forward was aborted')
@@ -144,19 +160,19 @@ class Runner:
     def _choose(self, vocab_size: int) -> None:
         """Compare seven ids at once without a cache with the same in chunks, in a batch, and as embeddings."""
         ids = torch.randint(0, vocab_size, (7,), generator=torch.Generator().manual_seed(0)).numpy()
-        expected = self.model(input_ids=torch.as_tensor(ids)[None].to(self.device)).logits[0].float().cpu().numpy()
+        expected = self._expected(torch.as_tensor(ids)[None].to(self.device)).float().cpu().numpy()
         exact = self.dtype == torch.float32 and getattr(self.model, 'hf_quantizer', None) is None  # kernels of quantizers round inside
         tolerance = (1e-3 if exact else 0.1) * max(float(np.abs(expected).max()), 1e-6)
 
         def agrees(**first) -> bool:
             a, b = self.new(), self.new()
             try:
-                self.forward([(a, Chunk(0, **(first or {'ids': ids[:4]})))])
-                rows = self.forward([(a, Chunk(0, ids=ids[4:], num_logits=3)), (b, Chunk(1, ids=ids, num_logits=2))]).float().cpu().numpy()
+                self.forward([(a, Chunk(0, **(first or {'ids': ids[:4]}), bidirectional=self.prefix_attention))])
+                rows = self.forward([(a, Chunk(0, ids=ids[4:], num_logits=3)), (b, Chunk(1, ids=ids, num_logits=2, bidirectional=self.prefix_attention))])
             except (ForwardError, AttributeError, NotImplementedError) as error:
                 log.debug('%s: %s', type(self.model).__name__, error)
                 return False
-            return bool((np.abs(rows - expected[[4, 5, 6, 5, 6]]) <= tolerance).all()) or not np.isfinite(expected).all()
+            return bool((np.abs(rows.float().cpu().numpy() - expected) <= tolerance).all()) or not np.isfinite(expected).all()
 
         before = self.settings._attn_implementation
         recurrent = any(isinstance(layer, hf_cache.LinearAttentionCacheLayerMixin) for layer in StockSequence(self.model.config).cache.layers)
@@ -170,6 +186,14 @@ class Runner:
                 raise BackendError(f'{type(self.model).__name__} does not give the same logits with its cache as without; another version of '
                                    'transformers may')
         self.takes_embeddings = agrees(embeddings=self.embed(torch.as_tensor(ids[:4]).to(self.device)).float().cpu().numpy())
+
+    def _expected(self, ids: torch.Tensor) -> torch.Tensor:
+        """The model's own logits [5, v]: of the last three of seven ids [1, 7] behind the first four, and of the last two of the seven as a prompt."""
+        if not self.prefix_attention:
+            return self.model(input_ids=ids).logits[0][[4, 5, 6, 5, 6]]
+        whole, start = (self.model(input_ids=prompt, token_type_ids=torch.zeros_like(prompt), use_cache=True) for prompt in (ids, ids[:, :4]))
+        steps = [self.model(input_ids=ids[:, i:i + 1], past_key_values=start.past_key_values, use_cache=True).logits[0] for i in (4, 5, 6)]
+        return torch.cat([*steps, whole.logits[0, 5:]])
 
     def _set_attention(self, name: str) -> bool:
         """Exchange the attention of the language model alone; a vision part keeps its own. False where that cannot be."""
@@ -198,6 +222,15 @@ def layer_lists(model) -> list:
     """The language model's list of layers: the longest one that is no part of another."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     return [max(lists, key=len)] if lists else []
+
+
+def _split_pictures(rows: Sequence[torch.Tensor], width: int) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+    """Of rows [n, d] of text and [n, d * (1 + layers)] of pictures: `(which columns are of pictures [1, n], their rows [m, d] for each layer)`."""
+    wide = [row for row in rows if row.shape[-1] > width]
+    if not wide:
+        return None
+    columns = torch.cat([torch.full((len(row),), row.shape[-1] > width, device=row.device) for row in rows])[None]
+    return columns, list(torch.cat(wide)[:, width:].split(width, dim=1))
 
 
 def _join_positions(chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import os
 from collections.abc import Sequence
 
 import jinja2
@@ -137,7 +138,17 @@ class JinjaMarkup:
     def generation_prompt(self) -> str:
         """What is written behind a conversation for the model to begin its reply."""
         without, with_ = self._try(('user', _P1)), self._try(('user', _P1), add_generation_prompt=True)
-        return with_[len(without):] if without is not None and with_ is not None and with_.startswith(without) else ''
+        if without is None or with_ is None:
+            return ''
+        if not with_.startswith(without):  # some write the end of the text behind a conversation that does not go on (Phi 3)
+            without = without.removesuffix(self._variables.get('eos_token', ''))
+        return with_[len(without):] if with_.startswith(without) else ''
+
+    @functools.cached_property
+    def before_reply(self) -> str:
+        """What stands between the user's last words and where the model begins its reply."""
+        text = self._try(('user', _P1), add_generation_prompt=True) or ''
+        return text.partition(_P1)[2]
 
     @functools.cached_property
     def end_of_turn(self) -> str:
@@ -152,10 +163,12 @@ class JinjaMarkup:
         with_, without = self._try(('user', [IMAGE_PART, part])), self._try(('user', [part]))
         if with_ is None or without is None or with_.count(_P1) != 1 or without.count(_P1) != 1 or len(with_) <= len(without):
             return None
-        start = 0
-        while start < len(without) and with_[start] == without[start]:
-            start += 1
-        return with_[start:len(with_) - (len(without) - start)]
+        length = len(with_) - len(without)
+        first = len(without) - len(os.path.commonprefix([with_[::-1], without[::-1]]))
+        last = len(os.path.commonprefix([with_, without]))
+        # where what stands before or behind it begins or ends alike ('<image>' before '<s>'), several cuts give the same text: one that looks like a token is meant
+        cuts = [with_[start:start + length] for start in range(first, last + 1)]
+        return next((cut for cut in cuts if cut.strip()[:1] in ('<', '[') and cut.strip()[-1:] in ('>', ']')), cuts[-1])
 
     @property
     def takes_reasoning(self) -> bool:

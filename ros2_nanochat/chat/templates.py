@@ -82,7 +82,8 @@ class ChatTemplate:
             raise ValueError(f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or a dict')
         wanted = os.fspath(wanted)
         if wanted in BUILTIN:
-            return self._from_pieces(BUILTIN[wanted], wanted)
+            found = BUILTIN[wanted]
+            return JinjaMarkup(found, self._variables, wanted) if isinstance(found, str) else self._from_pieces(found, wanted)
         if '{%' in wanted or '{{' in wanted:
             return JinjaMarkup(wanted, self._variables, where='chat_template')
         if os.path.isfile(wanted):

@@ -1,4 +1,4 @@
-"""The eyes of models that are one piece in transformers (Qwen2-VL, Idefics3 and SmolVLM, Gemma 3, LLaVA itself), which the hf backend holds.
+"""The eyes of models that are one piece in transformers (Qwen-VL, Idefics3 and SmolVLM, Gemma 3, PaliGemma, LLaVA itself), which the hf backend holds.
 
 The model's own processor says what stands in a prompt for a picture, the model gives the embeddings, and where it counts positions in more than one
 axis (M-RoPE, arXiv:2409.12191, section 2.1) its positions. Needs of the backend: `model`, a loaded transformers model, and `path`, its folder.
@@ -20,6 +20,9 @@ from ros2_nanochat.vision.llava import features_of
 _BOTH_WAYS = ('gemma3', 'gemma3n', 'gemma4')
 """`model_type` of models whose rows of one picture attend to one another."""
 
+_WHOLE_PROMPT = ('paligemma',)
+"""`model_type` of models whose processor writes a prompt around a picture, which is the template's business here."""
+
 _TEXT_INPUTS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
 
 
@@ -35,7 +38,7 @@ class OnePieceEncoder(VisionEncoder):
     def __init__(self, backend: Backend, info: ModelInfo):
         super().__init__()
         self._model: Any = backend.model
-        self._name, self._path = info.name, info.path
+        self._path = info.path
         config = self._model.config
         self._kind = config.model_type
         self._row_id = _first(config, 'image_token_id', 'image_token_index')
@@ -45,9 +48,6 @@ class OnePieceEncoder(VisionEncoder):
 
     def _load(self) -> None:
         """The backend has loaded the model; what is left is the processor."""
-        if getattr(getattr(self._model.config, 'vision_config', None), 'deepstack_visual_indexes', None):
-            raise BackendError(f'{self._name} ({self._kind}) adds the picture in several layers (deepstack), which a prompt of embeddings cannot do: '
-                               'use another model')
         self._processor = open_processor(self._path, self._row_id)
         self.image_token = self.image_token or self._processor.image_token
 
@@ -56,7 +56,9 @@ class OnePieceEncoder(VisionEncoder):
         inputs = self._processor(text=[self.image_token], images=[picture], return_tensors='pt')
         ids = inputs['input_ids'][0].tolist()
         with torch.inference_mode():
-            rows = torch.cat(features_of(self._model.get_image_features(**self._pixels(inputs))))
+            output = self._model.get_image_features(**self._pixels(inputs))
+            layers = [features_of(layer) for layer in getattr(output, 'deepstack_features', None) or ()]
+            rows = torch.cat([torch.cat(features) for features in (features_of(output), *layers)], dim=-1)
         if ids.count(self._row_id) != len(rows):
             raise BackendError(f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives {len(rows)}: '
                                f'{self._path} does not hold what belongs together')
@@ -69,7 +71,7 @@ class OnePieceEncoder(VisionEncoder):
                 options = {} if positions is None else self._relative(positions, begin, n)
                 parts.append(self._span(rows[used:used + n], digest, len(parts), bidirectional=self._kind in _BOTH_WAYS, **options))
                 used += n
-            else:
+            elif self._kind not in _WHOLE_PROMPT:
                 markup = [i for i in ids[begin:begin + n] if i != getattr(self._processor.tokenizer, 'bos_token_id', None)]
                 if markup:
                     parts.append(self._processor.tokenizer.decode(markup, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -81,7 +81,7 @@ def test_a_model_whose_whole_prompt_attends_both_ways_answers_as_generate_does_i
     assert replies[0].usage['image_tokens'] == replies[1].usage['image_tokens'] == 16 and replies[1].usage['reused_tokens'] == 0
 
 
-@pytest.mark.parametrize('release', ['2', '2_5', '3'])
+@pytest.mark.parametrize('release', ['2', '2_5', '3', '3_moe'])
 def test_with_positions_on_three_axes_and_pictures_in_several_layers_too(tmp_path, release):
     model, images, words = vision_models.qwen2_vl(tmp_path, release)
     inputs = images(images=[vision_models.picture(3)], return_tensors='pt')

@@ -78,15 +78,17 @@ def picture(seed: int = 0, width: int = 200, height: int = 130):
 
 
 def qwen2_vl(folder, release: str = '2'):
-    """A Qwen2-VL checkpoint: positions on three axes. release: 2, 2_5 (whose tower looks through windows) or 3 (which adds the picture in several layers)."""
+    """A Qwen2-VL checkpoint: positions on three axes. release: 2, 2_5 (whose tower looks through windows), 3 (which adds the picture in several layers)
+    or 3_moe."""
     words = tokenizer('<|vision_start|><|image_pad|><|vision_end|>')
     number = words.convert_tokens_to_ids
     text = text_settings(rope_parameters={'rope_type': 'default', 'mrope_section': [2, 3, 3], 'rope_theta': 10000.0})
     vision = {'depth': 2, 'num_heads': 2, 'patch_size': 8, 'spatial_merge_size': 2, 'temporal_patch_size': 2}
     vision |= {'2': dict(embed_dim=32, hidden_size=64, mlp_ratio=2),
                '2_5': dict(hidden_size=32, out_hidden_size=64, intermediate_size=48, window_size=32, fullatt_block_indexes=[1], tokens_per_second=2),
-               '3': dict(hidden_size=32, out_hidden_size=64, intermediate_size=48, num_position_embeddings=64, deepstack_visual_indexes=[0])}[release]
-    config = getattr(transformers, f'Qwen{release}VLConfig' if release != '2_5' else 'Qwen2_5_VLConfig')(
+               '3': dict(hidden_size=32, out_hidden_size=64, intermediate_size=48, num_position_embeddings=64, deepstack_visual_indexes=[0, 1])}[release.removesuffix('_moe')]
+    text |= {'num_experts': 4, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48} if release == '3_moe' else {}
+    config = getattr(transformers, {'2_5': 'Qwen2_5_VLConfig', '3_moe': 'Qwen3VLMoeConfig'}.get(release, f'Qwen{release}VLConfig'))(
         text_config=text, vision_config=vision,
         image_token_id=number('<|image_pad|>'), video_token_id=number('<|video_pad|>'), vision_start_token_id=number('<|vision_start|>'), vision_end_token_id=number('<|vision_end|>'))
     images = transformers.Qwen2VLImageProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, min_pixels=16 * 16, max_pixels=96 * 96)

@@ -41,16 +41,17 @@ class Runner:
         for layers in layer_lists(model):
             for layer in layers:
                 layer.register_forward_pre_hook(self._stop_if_aborted)
-        self.deepstack = len(getattr(getattr(model.config, 'vision_config', None), 'deepstack_visual_indexes', None) or ())
         self._pictures: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # of a forward: which columns [1, n] are of pictures, rows [m, d] for each layer
-        if self.deepstack:
-            model.get_submodule('model.language_model').register_forward_pre_hook(self._add_pictures, with_kwargs=True)
+        self.deepstack = self._take_pictures_in_layers()
         self.prefix_attention = model.config.model_type == 'paligemma'
         self.packed = True
         self.takes_embeddings = True
         self._step = 0                         # entries that a forward of one sequence takes at most, 0 for any number
         with torch.inference_mode():
             self._choose(vocab_size)
+        if self.prefix_attention and not (self.packed and self.takes_embeddings):
+            raise BackendError(f'{type(model).__name__}: all of its prompt attends to itself, and its attention cannot be exchanged for one that allows that; '
+                               'another version of transformers may')
 
     def new(self) -> PackedSequence | StockSequence:
         return PackedSequence(self.context_length) if self.packed else StockSequence(self.model.config)
@@ -143,6 +144,15 @@ class Runner:
             options['logits_to_keep'] = rows
         logits = self.model(**inputs, **options).logits[0]
         return logits if self._takes_rows else logits[rows]
+
+    def _take_pictures_in_layers(self) -> int:
+        """Find the part of the model that adds rows of pictures in its first layers, and in how many; 0 where none does."""
+        layers = len(getattr(getattr(self.model.config, 'vision_config', None), 'deepstack_visual_indexes', None) or ())
+        part = next((part for part in self.model.modules() if 'deepstack_visual_embeds' in inspect.signature(part.forward).parameters), None)
+        if not layers or part is None:
+            return 0
+        part.register_forward_pre_hook(self._add_pictures, with_kwargs=True)
+        return layers
 
     def _add_pictures(self, module, args, options: dict):
         """Hand the rows of pictures to the layers that take them: the model itself does that for pixels alone."""

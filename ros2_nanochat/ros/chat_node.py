@@ -9,7 +9,6 @@ node's own group, which nothing here blocks; the timer runs beside all. Each rob
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.parameters import OPTIONS, engine_options, model_config, robot_names
 from ros2_nanochat.ros.robot_chat import RobotChat
 from ros2_nanochat.ros.robot_port import RobotPort
+from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.ros.spinning import spin
 from ros2_nanochat.ros.state import RobotState
 
@@ -42,15 +42,16 @@ _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.
 
 
 class ChatNode(LifecycleNodeMixin, Node):
-    """The managed node `nanochat`. `start()` brings it up by itself where `autostart` says so; `close()` ends everything, from any state."""
+    """The managed node `nanochat`. `start()` brings it up by itself where `autostart` says so; `close()` ends everything, from any state.
+    done: is set when the process shall end, here or by a signal."""
 
-    def __init__(self):
+    def __init__(self, done: threading.Event):
         # Not through LifecycleNode, which hands the callback group to Node as well, where there is no such argument.
         Node.__init__(self, 'nanochat')
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.failure: str | None = None
         self.exit_code = 0
-        self.done = threading.Event()
+        self.done = done
         self._model: NanoLLM | None = None
         self._backend = None  # of a model that is being loaded
         self._loaded: float | None = None
@@ -305,15 +306,15 @@ class _Nobody:
 def main(args=None) -> int:
     """Run the node until a signal or a failed start; returns the exit code."""
     # We end the replies that stream and announce their turns before the context goes down, so the signals are ours.
+    done = threading.Event()
+    on_signal(done.set)
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = ChatNode()
+        node = ChatNode(done)
     except (ValueError, InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException, rclpy.exceptions.ROSInterruptException,
             RuntimeError) as error:
         print('nanochat: ' + ' '.join(str(error).split()), file=sys.stderr)
         return 1
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: node.done.set())
     executor = MultiThreadedExecutor(num_threads=max(_THREADS, 16 + 2 * len(node.get_parameter('robots').value or [])))
     executor.add_node(node)
 
@@ -324,18 +325,19 @@ def main(args=None) -> int:
             node.exit_code = 1
             node.get_logger().fatal(f'internal error: {error!r}')
         finally:
-            node.done.set()
+            done.set()
 
     spinning = threading.Thread(target=run, name='executor', daemon=True)
     spinning.start()
     node.start()
-    node.done.wait()
+    done.wait()
     clean = node.close()
     ending = threading.Thread(target=executor.shutdown, kwargs={'timeout_sec': 0.3}, name='shutdown', daemon=True)  # Kilted's waits for every callback
     ending.start()
     ending.join(0.3)
     spinning.join(0.3)
     rclpy.try_shutdown()
+    ignore_signals()
     sys.stdout.flush()
     sys.stderr.flush()
     if not clean or spinning.is_alive() or ending.is_alive():

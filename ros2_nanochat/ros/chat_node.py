@@ -84,9 +84,11 @@ class ChatNode(LifecycleNodeMixin, Node):
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         changed = {parameter.name: parameter.value for parameter in parameters}
         try:
-            for name in changed:
+            for name, value in changed.items():
+                if value is None and self.has_parameter(name):
+                    raise ValueError(f'{name} cannot be deleted, it could not be set again: set it to null, and the robot does as the node')
                 option = OPTIONS.get(name)
-                if option is not None and not option.live and self._state != 'unconfigured':
+                if option is not None and not option.live and self._state != 'unconfigured' and value != self.get_parameter(name).value:
                     raise ValueError(f'{name} takes effect when the model is loaded, and the node is {self._state}: '
                                      'deactivate it and clean it up first (ros2 lifecycle set), then set it and configure again')
             names = robot_names(list(changed['robots'])) if 'robots' in changed else self._settings.robots()

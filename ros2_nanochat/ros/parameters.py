@@ -178,7 +178,7 @@ def goal_options(goal: Any, base: RobotOptions) -> RobotOptions:
         if not getattr(goal, name) < 0:
             changes[name] = getattr(goal, name)
     if goal.stop:
-        changes['stop_tokens'] = (*base.generation.stop_tokens, *goal.stop)
+        changes['stop_tokens'] = (*base.generation.stop_tokens, *(text for text in goal.stop if text))
     options = replace(base, generation=replace(base.generation, **changes), priority=goal.priority or base.priority)
     for name in ('image_mode', 'on_new_query'):
         value = getattr(goal, name)

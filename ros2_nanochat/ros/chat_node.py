@@ -118,7 +118,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         return self._transition('configuring', 'inactive', self._configure)
 
     def on_activate(self, _):
-        return self._transition('activating', 'active', lambda: self._set_robots(activating=True))
+        return self._transition('activating', 'active', self._activate)
 
     def on_deactivate(self, _):
         return self._transition('deactivating', 'inactive', self._close_ports)
@@ -229,6 +229,12 @@ class ChatNode(LifecycleNodeMixin, Node):
                     self._chats[robot] = RobotChat(robot, self._model, self._settings.robot(robot), _Nobody(), None, store, log, template or None)
                 if robot not in self._ports and (activating or self._state == 'active'):
                     self._ports[robot] = RobotPort(self, self._chats[robot])
+
+    def _activate(self) -> None:
+        self._set_robots(activating=True)
+        unused = self._settings.unused_qos()
+        if unused:
+            self.get_logger().warning(f'{", ".join(unused)}: no such topic is open, or no such policy (depth, history, reliability)')
 
     def _close_robot(self, robot: str) -> None:
         port = self._ports.pop(robot, None)

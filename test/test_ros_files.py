@@ -41,6 +41,12 @@ def test_launch_files_are_python_with_a_description(path):
     assert any(isinstance(node, ast.FunctionDef) and node.name == 'generate_launch_description' for node in tree.body)
 
 
+def test_arguments_of_the_launch_file_that_set_parameters_name_some_that_exist():
+    tree = ast.parse((ROOT / 'launch' / 'chat.launch.py').read_text())
+    names = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '_PARAMETERS')
+    assert {'model', 'state_dir', 'gpu_layers', 'vision'} <= set(names) <= set(OPTIONS)
+
+
 def test_every_field_of_the_interfaces_stands_under_a_comment():
     for path in [*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv'), *ROOT.glob('action/*.action')]:
         assert path.read_text().startswith('# ') or path.name == 'Message.msg', path

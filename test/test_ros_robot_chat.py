@@ -249,7 +249,7 @@ def goal(**fields):
 def test_a_goal_without_options_takes_the_robots_and_with_them_its_own():
     base = robot_options({name: option.default for name, option in ROBOT_OPTIONS.items()})
     assert goal_options(goal(), base) == base
-    own = goal_options(goal(temperature=0.5, max_new_tokens=-1, seed=3, stop=['.'], deadline=2.0, on_new_query='queue'), base)
+    own = goal_options(goal(temperature=0.5, max_new_tokens=-1, seed=3, stop=['.', ''], deadline=2.0, on_new_query='queue'), base)
     assert own.generation.do_sample and own.generation.temperature == 0.5 and own.generation.max_new_tokens == -1 and own.generation.seed == 3
     assert own.generation.stop_tokens == ('.',) and own.deadline == 2.0 and own.on_new_query == 'queue'
     assert goal_options(goal(temperature=0.0), base).generation.greedy

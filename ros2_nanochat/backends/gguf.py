@@ -64,7 +64,7 @@ class GGUFBackend(Backend):
         api.llama_backend_init()
         if self.config.gpu_layers and not api.llama_supports_gpu_offload():
             raise BackendError(f'gpu_layers={self.config.gpu_layers} needs a GPU build of llama-cpp-python, and this one has none: '
-                               "reinstall it with  CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary llama-cpp-python --force-reinstall llama-cpp-python")
+                               "set it to 0 for the CPU, or reinstall with  CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary llama-cpp-python --force-reinstall llama-cpp-python")
 
         @api.llama_progress_callback
         def report(share, _):

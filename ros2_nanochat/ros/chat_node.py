@@ -9,7 +9,6 @@ node's own group, which nothing here blocks; the timer runs beside all. Each rob
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
 
 from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.nano_llm import NanoLLM
@@ -34,6 +34,7 @@ from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.parameters import OPTIONS, engine_options, model_config, robot_names
 from ros2_nanochat.ros.robot_chat import RobotChat
 from ros2_nanochat.ros.robot_port import RobotPort
+from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.ros.spinning import spin
 from ros2_nanochat.ros.state import RobotState
 
@@ -42,15 +43,16 @@ _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.
 
 
 class ChatNode(LifecycleNodeMixin, Node):
-    """The managed node `nanochat`. `start()` brings it up by itself where `autostart` says so; `close()` ends everything, from any state."""
+    """The managed node `nanochat`. `start()` brings it up by itself where `autostart` says so; `close()` ends everything, from any state.
+    done: is set when the process shall end, here or by a signal."""
 
-    def __init__(self):
+    def __init__(self, done: threading.Event):
         # Not through LifecycleNode, which hands the callback group to Node as well, where there is no such argument.
         Node.__init__(self, 'nanochat')
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.failure: str | None = None
         self.exit_code = 0
-        self.done = threading.Event()
+        self.done = done
         self._model: NanoLLM | None = None
         self._backend = None  # of a model that is being loaded
         self._loaded: float | None = None
@@ -83,9 +85,11 @@ class ChatNode(LifecycleNodeMixin, Node):
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         changed = {parameter.name: parameter.value for parameter in parameters}
         try:
-            for name in changed:
+            for name, value in changed.items():
+                if value is None and self.has_parameter(name):
+                    raise ValueError(f'{name} cannot be deleted, it could not be set again: set it to null, and the robot does as the node')
                 option = OPTIONS.get(name)
-                if option is not None and not option.live and self._state != 'unconfigured':
+                if option is not None and not option.live and self._state != 'unconfigured' and value != self.get_parameter(name).value:
                     raise ValueError(f'{name} takes effect when the model is loaded, and the node is {self._state}: '
                                      'deactivate it and clean it up first (ros2 lifecycle set), then set it and configure again')
             names = robot_names(list(changed['robots'])) if 'robots' in changed else self._settings.robots()
@@ -115,7 +119,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         return self._transition('configuring', 'inactive', self._configure)
 
     def on_activate(self, _):
-        return self._transition('activating', 'active', lambda: self._set_robots(activating=True))
+        return self._transition('activating', 'active', self._activate)
 
     def on_deactivate(self, _):
         return self._transition('deactivating', 'inactive', self._close_ports)
@@ -227,6 +231,12 @@ class ChatNode(LifecycleNodeMixin, Node):
                 if robot not in self._ports and (activating or self._state == 'active'):
                     self._ports[robot] = RobotPort(self, self._chats[robot])
 
+    def _activate(self) -> None:
+        self._set_robots(activating=True)
+        unused = self._settings.unused_qos()
+        if unused:
+            self.get_logger().warning(f'{", ".join(unused)}: no such topic is open, or no such policy (depth, history, reliability)')
+
     def _close_robot(self, robot: str) -> None:
         port = self._ports.pop(robot, None)
         if port is not None:
@@ -304,16 +314,21 @@ class _Nobody:
 
 def main(args=None) -> int:
     """Run the node until a signal or a failed start; returns the exit code."""
+    unknown = remove_ros_args(sys.argv if args is None else ['chat_node', *args])[1:]
+    if unknown:
+        print(f'nanochat: {" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p model:=/path/to/model.gguf  and so on, '
+              'config/chat.yaml has them all', file=sys.stderr)
+        return 1
     # We end the replies that stream and announce their turns before the context goes down, so the signals are ours.
+    done = threading.Event()
+    on_signal(done.set)
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = ChatNode()
+        node = ChatNode(done)
     except (ValueError, InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException, rclpy.exceptions.ROSInterruptException,
             RuntimeError) as error:
         print('nanochat: ' + ' '.join(str(error).split()), file=sys.stderr)
         return 1
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: node.done.set())
     executor = MultiThreadedExecutor(num_threads=max(_THREADS, 16 + 2 * len(node.get_parameter('robots').value or [])))
     executor.add_node(node)
 
@@ -324,18 +339,19 @@ def main(args=None) -> int:
             node.exit_code = 1
             node.get_logger().fatal(f'internal error: {error!r}')
         finally:
-            node.done.set()
+            done.set()
 
     spinning = threading.Thread(target=run, name='executor', daemon=True)
     spinning.start()
     node.start()
-    node.done.wait()
+    done.wait()
     clean = node.close()
     ending = threading.Thread(target=executor.shutdown, kwargs={'timeout_sec': 0.3}, name='shutdown', daemon=True)  # Kilted's waits for every callback
     ending.start()
     ending.join(0.3)
     spinning.join(0.3)
     rclpy.try_shutdown()
+    ignore_signals()
     sys.stdout.flush()
     sys.stderr.flush()
     if not clean or spinning.is_alive() or ending.is_alive():

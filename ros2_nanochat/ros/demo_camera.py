@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -25,6 +26,8 @@ class DemoCamera(Node):
         self._hold = max(1, round(rate * self.declare_parameter('hold', 15.0).value))
         self._size = self.declare_parameter('width', 320).value, self.declare_parameter('height', 240).value
         seed = self.declare_parameter('seed', -1).value
+        if rate <= 0 or min(self._size) < 1:
+            raise ValueError(f'rate={rate}, width={self._size[0]}, height={self._size[1]}: each has to be over 0')
         self._rng = np.random.default_rng(None if seed < 0 else seed)
         self._shown = 0
         self._message = Image()
@@ -48,7 +51,11 @@ class DemoCamera(Node):
 
 def main(args=None):
     rclpy.init(args=args)
-    node = DemoCamera()
+    try:
+        node = DemoCamera()
+    except (ValueError, ParameterException) as error:
+        print(f'demo_camera: {error}', file=sys.stderr)
+        return 1
     try:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):

@@ -2,11 +2,16 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from ros2_nanochat.ros.parameters import OPTIONS, ROBOT, ROBOT_OPTIONS, Option, RobotOptions, model_config, robot_names, robot_options
+from ros2_nanochat.ros.parameters import OPTIONS, QOS_OPTIONS, ROBOT, ROBOT_OPTIONS, Option, RobotOptions, model_config, robot_names, robot_options
+
+_NOT_SET = ('null', 'None')  # how `ros2 param dump` writes a robot's own that is not set, and how `ros2 param load` and YAML files then give it back
+
+_QOS = 'qos_overrides.'
 
 
 class NodeParameters:
@@ -18,14 +23,22 @@ class NodeParameters:
             node.declare_parameter(option.name, option.default, _descriptor(option))
         names = self.robots()
         self.declare_robots(names)
-        for name in node._parameter_overrides:  # public ways show only what was declared
+        absent: dict[str, list[str]] = {}
+        for name, override in node._parameter_overrides.items():  # public ways show only what was declared
             robot, _, option = name.rpartition('.')
-            if node.has_parameter(name) or name.startswith('qos_overrides.'):
+            if name.startswith(_QOS):
+                if option in QOS_OPTIONS:
+                    QOS_OPTIONS[option].check(override.value, name)
+                continue
+            if node.has_parameter(name):
                 continue
             if option not in ROBOT_OPTIONS or not robot:
                 near = difflib.get_close_matches(name, OPTIONS, n=1)
                 raise ValueError(f'there is no parameter {name!r}' + (f' (did you mean {near[0]!r}?)' if near else '') + f'. Parameters: {", ".join(OPTIONS)}')
-            node.get_logger().warning(f'{name}: {robot!r} is not among the robots yet')
+            if _is_set(override.value):
+                absent.setdefault(robot, []).append(option)
+        for robot, options in absent.items():
+            node.get_logger().warning(f'{robot!r} is not among the robots yet: its {", ".join(options)} will be used when it is')
         model_config(self.values())
         for robot in names:
             self.robot(robot)
@@ -36,7 +49,11 @@ class NodeParameters:
             for option in ROBOT if robot else ():
                 if not self._node.has_parameter(f'{robot}.{option.name}'):
                     self._node.declare_parameter(f'{robot}.{option.name}', None, ParameterDescriptor(
-                        description=f'{option.text}. Of {robot} alone; not set: as {option.name}', dynamic_typing=True))
+                        description=f'{option.text}. Of {robot} alone; not set, or null: as {option.name}', dynamic_typing=True))
+
+    def unused_qos(self) -> list[str]:
+        """What was given of `qos_overrides` and belongs to no topic, or to no policy that can be chosen, as things stand."""
+        return [name for name in self._node._parameter_overrides if name.startswith(_QOS) and not self._node.has_parameter(name)]
 
     def robots(self) -> list[str]:
         """The names in `robots`; [''] where the node serves itself."""
@@ -52,9 +69,13 @@ class NodeParameters:
         for name, option in ROBOT_OPTIONS.items() if robot else ():
             own = f'{robot}.{name}'
             value = changed[own] if own in changed else self._node.get_parameter(own).value if self._node.has_parameter(own) else None
-            if value is not None:
+            if _is_set(value):
                 values[name] = option.check(value, own)
         return robot_options(values)
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str) and value in _NOT_SET)
 
 
 def _descriptor(option: Option) -> ParameterDescriptor:

@@ -108,8 +108,16 @@ ROBOT = (
     Option('stop', [''], 'Strings that end a reply, besides those of the template', live=True),
 )
 
+QOS = (
+    Option('depth', 10, 'Messages kept', low=1, high=_MANY),
+    Option('history', 'keep_last', 'Which messages are kept', choices=('keep_last', 'keep_all', 'system_default')),
+    Option('reliability', 'reliable', 'Whether what is lost is sent again', choices=('reliable', 'best_effort', 'system_default')),
+)
+"""What `qos_overrides.<topic>.publisher.<name>` (or `.subscription.`) takes; rclpy declares these with the topic."""
+
 OPTIONS = {option.name: option for option in (*NODE, *MODEL, *ENGINE, *ROBOT)}
 ROBOT_OPTIONS = {option.name: option for option in ROBOT}
+QOS_OPTIONS = {option.name: option for option in QOS}
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ def goal_options(goal: Any, base: RobotOptions) -> RobotOptions:
         if not getattr(goal, name) < 0:
             changes[name] = getattr(goal, name)
     if goal.stop:
-        changes['stop_tokens'] = (*base.generation.stop_tokens, *goal.stop)
+        changes['stop_tokens'] = (*base.generation.stop_tokens, *(text for text in goal.stop if text))
     options = replace(base, generation=replace(base.generation, **changes), priority=goal.priority or base.priority)
     for name in ('image_mode', 'on_new_query'):
         value = getattr(goal, name)

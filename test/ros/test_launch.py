@@ -8,6 +8,10 @@ import pytest
 
 pytest.importorskip('launch_ros', reason='launch_ros is not installed: it comes with ROS from apt, not with the wheels')
 
+from rcl_interfaces.srv import GetParameters  # noqa: E402
+from rclpy.parameter import parameter_value_to_python  # noqa: E402
+from test_robots import call  # noqa: E402
+
 RUN = '''
 import sys
 from launch import LaunchDescription, LaunchService
@@ -17,7 +21,7 @@ from launch_ros.actions import PushRosNamespace
 arguments = dict(argument.split(':=') for argument in sys.argv[3:])
 include = IncludeLaunchDescription(PythonLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments.items())
 space = [PushRosNamespace(sys.argv[2])] if sys.argv[2] else []
-service = LaunchService()
+service = LaunchService(noninteractive=True)  # sends on what ends it; in a terminal Ctrl-C reaches every process
 service.include_launch_description(LaunchDescription([GroupAction([*space, include])]))
 sys.exit(service.run())
 '''
@@ -30,18 +34,42 @@ def launch():
 
     def launch(name, *arguments, namespace=''):
         path = Path(get_package_share_directory('nanochat'), 'launch', name)
-        running.append(subprocess.Popen([sys.executable, '-c', RUN, str(path), namespace, *arguments]))
+        running.append(subprocess.Popen([sys.executable, '-c', RUN, str(path), namespace, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return running[-1]
 
     yield launch
     for process in running:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(15) in (0, 1, -signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=15)
+        assert process.returncode in (0, 1, -signal.SIGINT) and 'Traceback' not in output and 'failed to terminate' not in output, output
 
 
 def test_chat_launch_takes_its_arguments_and_is_composed_into_a_namespace(launch, listen):
     launch('chat.launch.py', 'api:=fake', 'system_prompt:=Be brief.', namespace='kitchen')
     ears = listen('/kitchen/nanochat')
     assert ears.turn('hello').reply == 'You said: hello'
+
+
+def test_what_is_given_wins_over_the_file_of_parameters_and_reaches_the_node(launch, listen, tmp_path):
+    (tmp_path / 'mine.yaml').write_text("/**/nanochat:\n  ros__parameters: {gpu_layers: 7, max_queue: 3, system_prompt: 'From the file.'}\n")
+    launch('chat.launch.py', 'api:=fake', f'params_file:={tmp_path}/mine.yaml', 'gpu_layers:=-1', f'state_dir:={tmp_path}', 'system_prompt:=42')
+    ears = listen()
+    answer = call(ears, GetParameters, '/nanochat/get_parameters', GetParameters.Request(names=['gpu_layers', 'max_queue', 'system_prompt', 'state_dir']))
+    assert [parameter_value_to_python(value) for value in answer.values] == [-1, 3, '42', str(tmp_path)]
+    ears.turn('hello')
+    assert (tmp_path / 'nanochat.json').exists()
+
+
+@pytest.mark.parametrize('name, argument, told', [
+    ('chat.launch.py', 'gpu_layers:=many', 'gpu_layers:=many is not valid: it has to be a whole number'),
+    ('chat.launch.py', 'params_file:=/no/such.yaml', 'params_file:=/no/such.yaml is no file'),
+    ('voice.launch.py', 'robots:=r1', 'robots:=r1 is not valid here')])
+def test_a_wrong_argument_ends_the_launch_with_one_line(launch, name, argument, told):
+    process = launch(name, 'api:=fake', argument)
+    assert process.wait(30) == 1
+    lines = [line for line in process.stdout if 'ERROR' in line]
+    assert len(lines) == 1 and told in lines[0]
 
 
 def test_fleet_launch_serves_its_robots(launch, listen):

@@ -78,6 +78,16 @@ def test_a_signal_while_a_reply_streams_ends_it_cleanly_and_the_turn_is_told(sta
     assert ears.turns[0][2].finish_reason == 'cancelled'
 
 
+def test_signals_in_a_row_end_it_as_one_does(start):
+    for pause in (0.0, 0.0005, 0.002):  # a terminal and a launch file send one each
+        node = start()
+        for _ in range(4):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                node.process.send_signal(number)
+                time.sleep(pause)
+        assert node.stop() == 0
+
+
 @pytest.mark.parametrize('parameters, told', [
     ({'model': '/no/such.gguf', 'api': ''}, '/no/such.gguf'), ({'model': '/', 'api': 'gguf'}, '/'), ({'api': 'quantum'}, 'quantum'),
     ({'temperature': -1.0}, 'temperature'), ({'top_p': 0.0}, 'top_p'), ({'temprature': 1.0}, 'temperature'), ({'robots': ['a-b']}, 'a-b'),
@@ -90,6 +100,11 @@ def test_a_wrong_start_is_one_line_and_an_exit_code(start, parameters, told):
     node.stop()
     wrong = [line for line in node.output.splitlines() if 'ERROR' in line or line.startswith('nanochat:')]
     assert len(wrong) == 1 and told in wrong[0], node.output
+
+
+def test_an_argument_that_is_no_parameter_is_not_ignored(run_program):
+    code, _, told = run_program('chat_node', 'model:=/no/such.gguf')
+    assert code == 1 and len(told.splitlines()) == 1 and 'model:=/no/such.gguf' in told and '--ros-args -p' in told
 
 
 def test_a_truncated_model_file_is_one_line(start, tmp_path):

@@ -60,6 +60,19 @@ def test_robots_are_added_and_removed_while_the_node_runs_and_take_options_of_th
     wait_gone(ears, '/r1/nanochat/query')
 
 
+def test_a_robot_goes_back_to_what_the_node_does_with_null_as_a_dump_of_parameters_has_it(start, listen, talk):
+    start(robots=['r1'], system_prompt='Of all.', r1__system_prompt='None', r1__on_new_query='null', r1__temperature='null')
+    ears = listen('/r1/nanochat')
+    assert ears.turn('hello').reply == 'You said: hello'
+    assert talk(robot='r1').history()[0] == ('system', 'Of all.')
+    assert set_parameter(ears, 'r1.max_new_tokens', 3).successful
+    assert ears.turn('hello').reply == 'You'
+    deleted = set_parameter(ears, 'r1.max_new_tokens', None)  # ros2 param delete
+    assert not deleted.successful and 'null' in deleted.reason
+    assert set_parameter(ears, 'r1.max_new_tokens', 'null').successful
+    assert ears.turn('hello').reply == 'You said: hello'
+
+
 def test_robots_that_come_and_go_all_the_time_disturb_nobody(start, listen):
     node = start(robots=['r1'])
     ears = listen('/r1/nanochat')

@@ -35,3 +35,15 @@ def test_qos_can_be_overridden_by_parameter(start):
     assert ends[0].qos_profile.reliability.name == 'BEST_EFFORT'
     assert ears.node.get_publishers_info_by_topic('/nanochat/turn')[0].qos_profile.reliability.name == 'RELIABLE'
     ears.close()
+
+
+def test_an_override_of_qos_that_has_no_use_is_told_and_a_wrong_one_ends_the_start(start):
+    node = start(ros_args=['-p', 'qos_overrides./nanochat/tokens.publisher.dept:=7', '-p', 'qos_overrides./nanochat/token.publisher.depth:=7',
+                           '-p', 'qos_overrides./nanochat/turn.publisher.depth:=7'])
+    told = [line for line in node.lines if 'WARN' in line]
+    assert len(told) == 1 and 'tokens.publisher.dept,' in told[0] and '/nanochat/token.publisher.depth:' in told[0] and 'turn' not in told[0]
+    for override in ('reliability:=sometimes', 'depth:=0', 'depth:=many'):
+        node = start(wait=False, ros_args=['-p', f'qos_overrides./nanochat/tokens.publisher.{override}'])
+        assert node.process.wait(60) == 1
+        node.stop()
+        assert len(node.lines) == 1 and f'nanochat: qos_overrides./nanochat/tokens.publisher.{override.partition(":")[0]}=' in node.lines[0], node.output

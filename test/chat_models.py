@@ -81,10 +81,10 @@ DEEPSEEK_R1 = """{{ bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"""
 
-# https://huggingface.co/microsoft/Phi-3-mini-4k-instruct: its tokens take the white space behind them
+# https://huggingface.co/microsoft/Phi-3-mini-4k-instruct: its tokens take the white space behind them; where no reply follows, the text ends
 PHI_3 = """{% for message in messages %}
 {{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}
-{%- endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
+{%- endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
 # https://ai.google.dev/gemma/docs/core/prompt-structure: no system role, roles alternate, contents are trimmed
 GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}

@@ -219,6 +219,17 @@ def test_the_next_prompt_continues_right_behind_what_the_model_wrote(name):
         assert later[:len(asked) + len(sampled)] == asked + sampled
 
 
+@pytest.mark.parametrize('user, bot', [('USER: ${MESSAGE}\nASSISTANT: ', '${MESSAGE}\n'), ('[INST] ${MESSAGE} [/INST]', ' ${MESSAGE}'), ('Q: ${MESSAGE}\n', 'A: ${MESSAGE}\n')])
+def test_so_it_does_in_the_form_of_nanollm_where_the_user_ends_with_what_begins_the_reply(user, bot):
+    built = model()
+    template = ChatTemplate(built, {'user': user, 'bot': bot})
+    talk = [ChatMessage('user', text='Who?')]
+    asked = template.prompt(talk).entries.tolist()
+    sampled = built.tokenize(' It is me. ', continues=True)
+    talk += [ChatMessage('bot', text='It is me.', tokens=sampled), ChatMessage('user', text='And?')]
+    assert template.prompt(talk).entries.tolist()[:len(asked) + len(sampled)] == asked + sampled
+
+
 def test_reasoning_is_dropped_from_later_prompts_where_the_template_drops_it():
     built = family('qwen-3')
     model, template = built.model, ChatTemplate(built.model)

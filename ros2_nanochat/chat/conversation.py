@@ -142,13 +142,10 @@ class Conversation:
         at = text.find(answer)
         if at < 0:
             return text
-        begin = self._markup.generation_prompt
-        if begin:
-            start = text.rfind(begin, 0, at) + len(begin)
-            if start < len(begin):
-                return text
-        else:
-            start = len(text[:at].rstrip())
+        begin = self._markup.generation_prompt or self._markup.before_reply
+        start = text.rfind(begin, 0, at) + len(begin)
+        if start < len(begin):
+            return text
         gap = text[start:at]
         if reasoning is not None and reasoning in gap:
             self.placeholders.objects[answer] = replace(self.placeholders.objects[answer], whole=True)

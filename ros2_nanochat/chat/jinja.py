@@ -137,7 +137,17 @@ class JinjaMarkup:
     def generation_prompt(self) -> str:
         """What is written behind a conversation for the model to begin its reply."""
         without, with_ = self._try(('user', _P1)), self._try(('user', _P1), add_generation_prompt=True)
-        return with_[len(without):] if without is not None and with_ is not None and with_.startswith(without) else ''
+        if without is None or with_ is None:
+            return ''
+        if not with_.startswith(without):  # some write the end of the text behind a conversation that does not go on (Phi 3)
+            without = without.removesuffix(self._variables.get('eos_token', ''))
+        return with_[len(without):] if with_.startswith(without) else ''
+
+    @functools.cached_property
+    def before_reply(self) -> str:
+        """What stands between the user's last words and where the model begins its reply."""
+        text = self._try(('user', _P1), add_generation_prompt=True) or ''
+        return text.partition(_P1)[2]
 
     @functools.cached_property
     def end_of_turn(self) -> str:

@@ -87,6 +87,10 @@ class PiecesMarkup:
         return self._pieces['bot'][0].rstrip(' ')
 
     @property
+    def before_reply(self) -> str:
+        return self._pieces['user'][1] + self.generation_prompt
+
+    @property
     def end_of_turn(self) -> str:
         return self._pieces['bot'][1]
 

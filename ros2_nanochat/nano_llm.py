@@ -190,12 +190,13 @@ class NanoLLM:
         kv_cache.bind(self.engine)
         alive = self.engine.alive
         goal = self._goal(inputs, kv_cache) if alive else kv_cache.content  # the reply of a closed model says so
+        prefix = goal.as_span(self.backend.embed_tokens) if alive and self.info.bidirectional_prompt else None
         end_ids, strings = self._stops(config)
         marks = self.reasoning_marks
         opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
         text = TextStream(self.backend.detokenizer(), strings, marks, opened)
         request = Request(goal, kv_cache.sequence, config, text, end_ids, priority, None if deadline is None else time.monotonic() + deadline,
-                          self._speculate)
+                          self._speculate, prefix)
         reply = StreamingResponse(request, kv_cache, detokenize)
         self._last = weakref.ref(reply)
         self.engine.submit(request)
@@ -241,20 +242,14 @@ class NanoLLM:
             raise ValueError('there is nothing to continue: the prompt is empty')
         if goal.spans and not self.info.takes_embeddings:
             raise ValueError(f'{self.info.name} takes no embeddings through {self.info.api}: pass text or ids')
+        if any(span.deepstack is not None for _, span in goal.spans) and not self.info.takes_deepstack:
+            raise ValueError(f'{self.info.name} takes embeddings in its first layer alone: the picture was embedded for another model')
         if (ids := goal.token_ids).size and ids.max() >= self.info.vocab_size:
             raise self._not_in_vocabulary(f'token id {ids.max()}')
-        widths = self.info.embedding_size, self.info.embedding_size * (1 + self.info.deepstack)
-        width = next((span.rows.shape[-1] for _, span in goal.spans if span.rows.shape[-1] not in widths), None)
+        width = next((span.rows.shape[-1] for _, span in goal.spans if span.rows.shape[-1] != self.info.embedding_size), None)
         if width is not None:
             raise ValueError(f'embeddings of width {width} do not fit {self.info.name}, whose width is {self.info.embedding_size}')
-        return self._as_one(goal) if self.info.prefix_attention else goal
-
-    def _as_one(self, goal: Prompt) -> Prompt:
-        """The same prompt as one span, for a model in which all of it attends to itself: what follows is another one, and nothing of it can be kept."""
-        pieces = list(goal.pieces())
-        rows = [piece.rows if isinstance(piece, EmbeddingSpan) else self.backend.embed_tokens(piece) for piece in pieces]
-        num_text = sum(piece.num_text if isinstance(piece, EmbeddingSpan) else len(piece) for piece in pieces)
-        return Prompt.join([EmbeddingSpan(np.concatenate(rows), goal.entries.tobytes(), bidirectional=True, num_text=num_text)], goal.embed)
+        return goal
 
     def _part(self, inputs, before: int | None) -> list[int] | EmbeddingSpan:
         if isinstance(inputs, str):

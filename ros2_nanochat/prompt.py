@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,27 +15,31 @@ import numpy as np
 class EmbeddingSpan:
     """Rows of embeddings that stand in a prompt as one piece, an image say.
 
-    rows: [k, d] float32, wider where a model takes pictures in several layers (`ModelInfo.deepstack`). digest: names their content, so that equal spans are
-        equal entries.
+    rows: [k, d] float32. digest: names their content, so that equal spans are equal entries.
     positions: [k] or [axes, k], relative to the position where the span starts; None counts on by one.
     advance: positions that the span takes (what follows it starts that much later); None takes k.
     bidirectional: the rows attend to one another both ways; the span is then not cut.
-    num_text: rows of these that stand for text.
+    deepstack: [layers, k, d] float32: what is added to the rows behind each of the model's first layers (arXiv:2406.04334); the span is then not cut.
     """
     rows: np.ndarray
     digest: bytes
     positions: np.ndarray | None = None
     advance: int | None = None
     bidirectional: bool = False
-    num_text: int = 0
+    deepstack: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
+    def nbytes(self) -> int:
+        """Memory that the embeddings take."""
+        return self.rows.nbytes + (0 if self.deepstack is None else self.deepstack.nbytes)
+
+    @property
     def whole(self) -> bool:
         """Whether the span must reach the backend as one chunk."""
-        return self.bidirectional or self.positions is not None
+        return self.bidirectional or self.positions is not None or self.deepstack is not None
 
     @property
     def entries(self) -> np.ndarray:
@@ -95,9 +99,8 @@ class Prompt:
         if self.embed is None:
             array = self.entries[None]
         else:
-            width = self.shape[-1]
-            array = np.concatenate([piece.rows[:, :width] if isinstance(piece, EmbeddingSpan) else np.asarray(self.embed(piece))
-                                    for piece in self.pieces()] or [np.empty((0, width), np.float32)])[None]
+            array = np.concatenate([piece.rows if isinstance(piece, EmbeddingSpan) else np.asarray(self.embed(piece))
+                                    for piece in self.pieces()] or [np.empty((0, self.shape[-1]), np.float32)])[None]
         return array if dtype is None else array.astype(dtype)
 
     def pieces(self) -> Iterable[np.ndarray | EmbeddingSpan]:
@@ -110,6 +113,11 @@ class Prompt:
             end = start + len(span)
         if end < len(self):
             yield self.entries[end:]
+
+    def as_span(self, embed: Callable[[Sequence[int]], np.ndarray]) -> EmbeddingSpan:
+        """All of it as one span whose rows attend to one another both ways. embed: as above."""
+        name = hashlib.blake2b(self.entries.tobytes() + b''.join(span.digest for _, span in self.spans), digest_size=16).digest()
+        return EmbeddingSpan(np.asarray(replace(self, embed=embed))[0], name, bidirectional=True)
 
     def after(self, position: int) -> Prompt:
         """This prompt (which must start at 0) without its first `position` entries, to be put behind them. A span is never cut in two:

@@ -50,8 +50,8 @@ GOLDEN = {
     # https://ai.google.dev/gemma/docs/core/prompt-structure, without <bos>, which the tokenizer puts
     'gemma': '<start_of_turn>user\nS\n\nHello!<end_of_turn>\n<start_of_turn>model\nHi.<end_of_turn>\n<start_of_turn>user\nHow are you?<end_of_turn>\n'
              '<start_of_turn>model\n',
-    # https://huggingface.co/docs/transformers/model_doc/paligemma: begin of text, question, line break
-    'paligemma': '<s>S\n\nHello!\nHi.</s>How are you?\n',
+    # PaliGemmaProcessor of transformers, for the last of these lines; it has no other turns
+    'paligemma': '<s>S\nHello!\nHi.\nHow are you?\n',
     # https://docs.mistral.ai/guides/tokenization/
     'mistral': '[INST] S\n\nHello! [/INST] Hi.</s>[INST] How are you? [/INST]',
     # https://huggingface.co/deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
@@ -98,6 +98,7 @@ def test_named_templates_have_the_ids_of_the_models_own(named, name, words):
     ('phi-2', 'phi', 'phi-2-instruct'), ('Phi-3-mini-4k-instruct', 'phi3', 'phi-3'), ('Phi-4-mini-instruct', 'phi3', 'phi-3'), ('phi-4', 'phi3', 'phi-4'),
     ('gemma-2b-it', 'gemma', 'gemma'), ('Gemma 3 270m', 'gemma3', 'gemma-3'), ('Qwen2.5-0.5B-Instruct', 'qwen2', 'qwen'), ('Qwen3-0.6B', 'qwen3', 'qwen3'),
     ('Mistral-7B-Instruct-v0.2', 'mistral', 'mistral'), ('SmolLM2-135M-Instruct', 'llama', 'smollm'), ('model', 'qwen2', 'qwen'),
+    ('paligemma2-3b-mix-224', 'paligemma', 'paligemma'), ('model', 'paligemma', 'paligemma'),
 ])
 def test_models_without_a_template_get_that_of_their_family(name, architecture, template):
     assert ChatTemplate(model(name=name, architecture=architecture)).name == template

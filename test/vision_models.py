@@ -86,9 +86,12 @@ def qwen2_vl(folder, release: str = '2'):
     vision = {'depth': 2, 'num_heads': 2, 'patch_size': 8, 'spatial_merge_size': 2, 'temporal_patch_size': 2}
     vision |= {'2': dict(embed_dim=32, hidden_size=64, mlp_ratio=2),
                '2_5': dict(hidden_size=32, out_hidden_size=64, intermediate_size=48, window_size=32, fullatt_block_indexes=[1], tokens_per_second=2),
-               '3': dict(hidden_size=32, out_hidden_size=64, intermediate_size=48, num_position_embeddings=64, deepstack_visual_indexes=[0, 1])}[release.removesuffix('_moe')]
-    text |= {'num_experts': 4, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48} if release == '3_moe' else {}
-    config = getattr(transformers, {'2_5': 'Qwen2_5_VLConfig', '3_moe': 'Qwen3VLMoeConfig'}.get(release, f'Qwen{release}VLConfig'))(
+               '3': dict(hidden_size=32, out_hidden_size=64, intermediate_size=48, num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
+               }[release.removesuffix('_moe')]
+    if release == '3_moe':
+        text |= {'num_experts': 4, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48}
+    name = {'2_5': 'Qwen2_5_VLConfig', '3_moe': 'Qwen3VLMoeConfig'}.get(release, f'Qwen{release}VLConfig')
+    config = getattr(transformers, name)(
         text_config=text, vision_config=vision,
         image_token_id=number('<|image_pad|>'), video_token_id=number('<|video_pad|>'), vision_start_token_id=number('<|vision_start|>'), vision_end_token_id=number('<|vision_end|>'))
     images = transformers.Qwen2VLImageProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, min_pixels=16 * 16, max_pixels=96 * 96)
@@ -127,12 +130,12 @@ def smolvlm(folder):
 
 
 def paligemma(folder, release: int = 1):
-    """A PaliGemma checkpoint: picture and question attend to one another. As the real ones, it has no chat template. release: 1 or 2 (Gemma 2 beneath)."""
+    """A PaliGemma checkpoint: picture and question attend to one another. release: 1, or 2 (capped scores, and every other layer looks through a window)."""
     words = tokenizer()
     words.chat_template = None
-    kind = dict(model_type='gemma') if release == 1 else dict(model_type='gemma2', sliding_window=32, query_pre_attn_scalar=16)
     config = transformers.PaliGemmaConfig(
-        text_config=dict(**kind, **text_settings(head_dim=16)), image_token_index=words.convert_tokens_to_ids('<image>'), projection_dim=64,
+        text_config=text_settings(head_dim=16, **{1: dict(model_type='gemma'), 2: dict(model_type='gemma2', query_pre_attn_scalar=16, sliding_window=24)}[release]),
+        image_token_index=words.convert_tokens_to_ids('<image>'), projection_dim=64,
         vision_config=dict(model_type='siglip_vision_model', hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
                            patch_size=8, projection_dim=64))
     images = transformers.SiglipImageProcessor(size={'height': 32, 'width': 32})

@@ -66,8 +66,8 @@ class ModelInfo:
     special_tokens: every token of the vocabulary that tokenizing with `special=True` finds in a text.
     chat_template: Jinja source, or None. weights_bytes, kv_bytes_per_token: memory.
     has_embed: `embed_tokens` works. takes_embeddings: `forward` takes chunks of embeddings.
-    deepstack: how many of the model's first layers take rows of a picture of their own (Qwen3-VL): its rows are then [k, d * (1 + deepstack)], side by side.
-    prefix_attention: all of a prompt attends to itself both ways, the reply alone is causal (PaliGemma).
+    takes_deepstack: such a chunk may say what is added to its rows in later layers.
+    bidirectional_prompt: all that stands before a reply attends to one another both ways (a prefix language model), so it has to come as one such chunk.
     """
     name: str
     api: str
@@ -88,8 +88,8 @@ class ModelInfo:
     kv_bytes_per_token: int = 0
     has_embed: bool = False
     takes_embeddings: bool = False
-    deepstack: int = 0
-    prefix_attention: bool = False
+    takes_deepstack: bool = False
+    bidirectional_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class MemoryEstimate:
 class Chunk:
     """Entries to append to one sequence: ids or embeddings, not both.
 
-    seq: handle of the sequence. ids: [n] integers. embeddings: [n, d] float32 (wider for pictures where `ModelInfo.deepstack` says so).
+    seq: handle of the sequence. ids: [n] integers. embeddings: [n, d] float32.
     num_logits: how many rows of logits are wanted, of the last positions (0 amid a prefill, 1 to sample, several to verify).
-    positions, advance, bidirectional: see `prompt.EmbeddingSpan`.
+    positions, advance, bidirectional, deepstack: see `prompt.EmbeddingSpan`.
     """
     seq: int
     ids: np.ndarray | None = None
@@ -118,6 +118,7 @@ class Chunk:
     positions: np.ndarray | None = None
     advance: int | None = None
     bidirectional: bool = False
+    deepstack: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids) if self.embeddings is None else len(self.embeddings)

@@ -74,6 +74,8 @@ class HFBackend(Backend):
         self.info = self._describe(checkpoint, held, settings, context_length, trained)
         self.max_sequences = self.config.max_sequences
         self.kv_capacity = self.config.kv_tokens or self.max_sequences * context_length
+        if self.info.bidirectional_prompt:     # which comes whole, however long, beside what the others decode
+            self.max_batch_tokens = max(self.max_batch_tokens, context_length + self.max_sequences)
         report(1.0)
 
     def _tokenizer_folder(self, checkpoint: Checkpoint) -> str:
@@ -95,8 +97,8 @@ class HFBackend(Backend):
             special_tokens=self.tokenizer.special_tokens, chat_template=self.tokenizer.chat_template, quantization=held,
             weights_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
             kv_bytes_per_token=kv_bytes_per_token(settings.to_dict(), self.model.dtype.itemsize),
-            has_embed=self.runner.takes_embeddings, takes_embeddings=self.runner.takes_embeddings, deepstack=self.runner.deepstack,
-            prefix_attention=self.runner.prefix_attention)
+            has_embed=self.runner.takes_embeddings, takes_embeddings=self.runner.takes_embeddings,
+            takes_deepstack=self.runner.takes_embeddings and self.runner.takes_deepstack, bidirectional_prompt=self.runner.bidirectional_prompt)
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:

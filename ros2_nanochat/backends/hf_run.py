@@ -19,12 +19,19 @@ from ros2_nanochat.backends.tokenizer import one_line
 
 log = logging.getLogger(__name__)
 
+_DEEPSTACK = {'visual_pos_masks', 'deepstack_visual_embeds'}
+"""What a language model takes that adds the picture in several layers (Qwen3-VL)."""
+
+_PREFIX_MODELS = ('paligemma',)
+"""`model_type` of models whose prompt attends to itself both ways; the positions of this one start at 1."""
+
 
 class Runner:
     """A model and the way its sequences are run.
 
     packed: several sequences go through one forward. takes_embeddings: rows of embeddings give the logits that their ids give.
-    deepstack, prefix_attention: see `ModelInfo`.
+    takes_deepstack: the language model has a place for what is added to rows behind its first layers.
+    bidirectional_prompt: a prompt has to come as one chunk of embeddings that attend to one another both ways.
     aborted: set from any thread, it ends a forward between two layers.
     """
 
@@ -41,17 +48,21 @@ class Runner:
         for layers in layer_lists(model):
             for layer in layers:
                 layer.register_forward_pre_hook(self._stop_if_aborted)
-        self._pictures: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # of a forward: which columns [1, n] are of pictures, rows [m, d] for each layer
-        self.deepstack = self._take_pictures_in_layers()
-        self.prefix_attention = model.config.model_type == 'paligemma'
+        stacked = next((part for part in model.modules() if _DEEPSTACK <= inspect.signature(part.forward).parameters.keys()), None)
+        self.takes_deepstack = stacked is not None
+        self._deepstack: torch.Tensor | None = None
+        if stacked is not None:                # the model around it hands on what it computed of pixels alone
+            stacked.register_forward_pre_hook(self._add_deepstack, with_kwargs=True)
+        self.bidirectional_prompt = model.config.model_type in _PREFIX_MODELS
+        self._first_position = int(self.bidirectional_prompt)
         self.packed = True
         self.takes_embeddings = True
         self._step = 0                         # entries that a forward of one sequence takes at most, 0 for any number
         with torch.inference_mode():
             self._choose(vocab_size)
-        if self.prefix_attention and not (self.packed and self.takes_embeddings):
-            raise BackendError(f'{type(model).__name__}: all of its prompt attends to itself, and its attention cannot be exchanged for one that allows that; '
-                               'another version of transformers may')
+        if self.bidirectional_prompt and not (self.packed and self.takes_embeddings):
+            raise BackendError(f'{type(model).__name__}: its prompt attends to itself both ways, and its attention cannot be exchanged for one that '
+                               'allows it; another version of transformers may do')
 
     def new(self) -> PackedSequence | StockSequence:
         return PackedSequence(self.context_length) if self.packed else StockSequence(self.model.config)
@@ -126,40 +137,34 @@ class Runner:
     # ---- the model
 
     def _inputs(self, chunks: Sequence[Chunk]) -> dict[str, torch.Tensor]:
-        self._pictures = None
         if all(chunk.embeddings is None for chunk in chunks):
             return {'input_ids': torch.as_tensor(np.concatenate([np.asarray(chunk.ids, dtype=np.int64) for chunk in chunks]))[None].to(self.device)}
-        rows = [self.embed(torch.as_tensor(np.asarray(chunk.ids, dtype=np.int64)).to(self.device)).to(self.dtype) if chunk.embeddings is None
+        rows = [self.embed(torch.as_tensor(np.asarray(chunk.ids, dtype=np.int64)).to(self.device)) if chunk.embeddings is None
                 else torch.as_tensor(np.asarray(chunk.embeddings, dtype=np.float32)).to(self.device, self.dtype) for chunk in chunks]
-        width = self.embed.weight.shape[-1]
-        self._pictures = _split_pictures(rows, width)
-        return {'inputs_embeds': torch.cat([row[:, :width] for row in rows])[None]}
+        inputs = {'inputs_embeds': torch.cat([row.to(self.dtype) for row in rows])[None]}
+        layers = next((len(chunk.deepstack) for chunk in chunks if chunk.deepstack is not None), 0)
+        if layers:
+            inputs['deepstack'] = torch.cat([row.new_zeros(layers, *row.shape) if chunk.deepstack is None else torch.as_tensor(chunk.deepstack).to(row)
+                                             for chunk, row in zip(chunks, rows)], dim=1)
+        return inputs
 
     def _call(self, inputs: dict, positions: torch.Tensor, cache, wanted: list[int]) -> torch.Tensor:
         rows = torch.tensor(wanted, device=self.device)
         options = {self._cache_name: cache, 'use_cache': True}
         if self._takes_positions:
-            options['position_ids'] = positions.to(self.device)
+            options['position_ids'] = positions.to(self.device) + self._first_position
         if self._takes_rows:
             options['logits_to_keep'] = rows
+        self._deepstack = inputs.pop('deepstack', None)
         logits = self.model(**inputs, **options).logits[0]
         return logits if self._takes_rows else logits[rows]
 
-    def _take_pictures_in_layers(self) -> int:
-        """Find the part of the model that adds rows of pictures in its first layers, and in how many; 0 where none does."""
-        layers = len(getattr(getattr(self.model.config, 'vision_config', None), 'deepstack_visual_indexes', None) or ())
-        part = next((part for part in self.model.modules() if 'deepstack_visual_embeds' in inspect.signature(part.forward).parameters), None)
-        if not layers or part is None:
-            return 0
-        part.register_forward_pre_hook(self._add_pictures, with_kwargs=True)
-        return layers
-
-    def _add_pictures(self, module, args, options: dict):
-        """Hand the rows of pictures to the layers that take them: the model itself does that for pixels alone."""
-        if self._pictures is None:
+    def _add_deepstack(self, module, args, options: dict) -> tuple | None:
+        """Hand the language model what is added to each row: nothing, where there is none."""
+        rows, self._deepstack = self._deepstack, None
+        if rows is None:
             return None
-        columns, rows = self._pictures
-        return args, {**options, 'visual_pos_masks': columns, 'deepstack_visual_embeds': rows}
+        return args, {**options, 'visual_pos_masks': torch.ones(1, rows.shape[1], dtype=torch.bool, device=rows.device), 'deepstack_visual_embeds': list(rows)}
 
     def _stop_if_aborted(self, *_) -> None:
         if self.aborted.is_set():
@@ -170,19 +175,22 @@ class Runner:
     def _choose(self, vocab_size: int) -> None:
         """Compare seven ids at once without a cache with the same in chunks, in a batch, and as embeddings."""
         ids = torch.randint(0, vocab_size, (7,), generator=torch.Generator().manual_seed(0)).numpy()
-        expected = self._expected(torch.as_tensor(ids)[None].to(self.device)).float().cpu().numpy()
+        inputs = {'input_ids': torch.as_tensor(ids)[None].to(self.device)}
+        if self.bidirectional_prompt:          # type 1 is a reply, which is causal
+            inputs['token_type_ids'] = torch.ones_like(inputs['input_ids'])
+        expected = self.model(**inputs).logits[0].float().cpu().numpy()
         exact = self.dtype == torch.float32 and getattr(self.model, 'hf_quantizer', None) is None  # kernels of quantizers round inside
         tolerance = (1e-3 if exact else 0.1) * max(float(np.abs(expected).max()), 1e-6)
 
         def agrees(**first) -> bool:
             a, b = self.new(), self.new()
             try:
-                self.forward([(a, Chunk(0, **(first or {'ids': ids[:4]}), bidirectional=self.prefix_attention))])
-                rows = self.forward([(a, Chunk(0, ids=ids[4:], num_logits=3)), (b, Chunk(1, ids=ids, num_logits=2, bidirectional=self.prefix_attention))])
+                self.forward([(a, Chunk(0, **(first or {'ids': ids[:4]})))])
+                rows = self.forward([(a, Chunk(0, ids=ids[4:], num_logits=3)), (b, Chunk(1, ids=ids, num_logits=2))]).float().cpu().numpy()
             except (ForwardError, AttributeError, NotImplementedError) as error:
                 log.debug('%s: %s', type(self.model).__name__, error)
                 return False
-            return bool((np.abs(rows.float().cpu().numpy() - expected) <= tolerance).all()) or not np.isfinite(expected).all()
+            return bool((np.abs(rows - expected[[4, 5, 6, 5, 6]]) <= tolerance).all()) or not np.isfinite(expected).all()
 
         before = self.settings._attn_implementation
         recurrent = any(isinstance(layer, hf_cache.LinearAttentionCacheLayerMixin) for layer in StockSequence(self.model.config).cache.layers)
@@ -196,14 +204,6 @@ class Runner:
                 raise BackendError(f'{type(self.model).__name__} does not give the same logits with its cache as without; another version of '
                                    'transformers may')
         self.takes_embeddings = agrees(embeddings=self.embed(torch.as_tensor(ids[:4]).to(self.device)).float().cpu().numpy())
-
-    def _expected(self, ids: torch.Tensor) -> torch.Tensor:
-        """The model's own logits [5, v]: of the last three of seven ids [1, 7] behind the first four, and of the last two of the seven as a prompt."""
-        if not self.prefix_attention:
-            return self.model(input_ids=ids).logits[0][[4, 5, 6, 5, 6]]
-        whole, start = (self.model(input_ids=prompt, token_type_ids=torch.zeros_like(prompt), use_cache=True) for prompt in (ids, ids[:, :4]))
-        steps = [self.model(input_ids=ids[:, i:i + 1], past_key_values=start.past_key_values, use_cache=True).logits[0] for i in (4, 5, 6)]
-        return torch.cat([*steps, whole.logits[0, 5:]])
 
     def _set_attention(self, name: str) -> bool:
         """Exchange the attention of the language model alone; a vision part keeps its own. False where that cannot be."""
@@ -232,15 +232,6 @@ def layer_lists(model) -> list:
     """The language model's list of layers: the longest one that is no part of another."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     return [max(lists, key=len)] if lists else []
-
-
-def _split_pictures(rows: Sequence[torch.Tensor], width: int) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
-    """Of rows [n, d] of text and [n, d * (1 + layers)] of pictures: `(which columns are of pictures [1, n], their rows [m, d] for each layer)`."""
-    wide = [row for row in rows if row.shape[-1] > width]
-    if not wide:
-        return None
-    columns = torch.cat([torch.full((len(row),), row.shape[-1] > width, device=row.device) for row in rows])[None]
-    return columns, list(torch.cat(wide)[:, width:].split(width, dim=1))
 
 
 def _join_positions(chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:

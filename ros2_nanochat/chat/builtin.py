@@ -1,7 +1,7 @@
 """Chat templates by name, written from the documentation of each model's authors, and which model takes which.
 
 Most models carry their own template, which comes first; these are for those that do not, and for choosing by hand. `${bos_token}` stands where an author
-repeats the begin-of-text token within a conversation; at its start it is put wherever the model's tokenizer would. One that this form cannot say is in Jinja.
+repeats the begin-of-text token within a conversation; at its start it is put wherever the model's tokenizer would.
 """
 from __future__ import annotations
 
@@ -133,23 +133,22 @@ BUILTIN: dict[str, dict | str] = {
 }
 BUILTIN['gemma-3'] = BUILTIN['gemma']
 
-# https://huggingface.co/docs/transformers/model_doc/paligemma and PaliGemmaProcessor: pictures, begin of text, question, line break. Not made for a second turn.
-BUILTIN['paligemma'] = """{%- for message in messages %}
-{%- if message['role'] == 'system' %}{{ raise_exception('PaliGemma has no system prompt') }}{% endif %}
-{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string else message['content'] %}
-{%- for part in parts if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}
-{%- if loop.first %}{{ bos_token }}{% endif %}
-{%- for part in parts if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}
-{{- eos_token if message['role'] == 'assistant' else '\\n' }}
-{%- endfor %}"""
+# PaliGemmaProcessor of transformers: all pictures, begin-of-text, the question, a line break; written in Jinja, which can put pictures in front. These models
+# were trained on one question and its answer: that further turns are further lines is ours.
+BUILTIN['paligemma'] = (
+    "{% for m in messages if m['content'] is not string %}{% for part in m['content'] if part['type'] == 'image' %}<image>{% endfor %}{% endfor %}{{ bos_token }}"
+    "{% for m in messages %}{{ '' if loop.first else '\n' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}"
+    "{{ '\n' if add_generation_prompt }}")
 
 # what stands in the name or the architecture of a model, the particular before the general
 _FAMILIES = (
     (r'stablelm.*zephyr', 'stablelm-zephyr'), (r'obsidian', 'nous-obsidian'), (r'sheared[-_]?llama', 'sheared-llama'), (r'tiny[-_]?llama', 'tiny-llama'),
     (r'zephyr', 'tiny-llama'), (r'smollm', 'smollm'), (r'deepseek', 'deepseek'), (r'phi[-_ ]?4(?!.*mini)', 'phi-4'), (r'phi[-_ ]?[34]|phi3', 'phi-3'),
-    (r'phi', 'phi-2-instruct'), (r'paligemma', 'paligemma'), (r'gemma[-_ ]?3', 'gemma-3'), (r'gemma', 'gemma'), (r'qwen[-_ ]?3', 'qwen3'), (r'qwen', 'qwen'), (r'vila', 'vicuna-v1'),
-    (r'llama[-_ ]?3', 'llama-3'), (r'llama[-_ ]?2', 'llama-2'), (r'(?:vicuna|llava).*v?1\.[0-9]', 'vicuna-v1'), (r'(?:vicuna|llava)[-_]v1', 'vicuna-v1'),
-    (r'vicuna|llava', 'vicuna-v0'), (r'mistral|mixtral', 'mistral'), (r'hermes|chatml|yi-', 'chat-ml'),
+    (r'phi', 'phi-2-instruct'), (r'paligemma', 'paligemma'), (r'gemma[-_ ]?3', 'gemma-3'), (r'gemma', 'gemma'),
+    (r'qwen[-_ ]?3', 'qwen3'), (r'qwen', 'qwen'), (r'vila', 'vicuna-v1'), (r'llama[-_ ]?3', 'llama-3'), (r'llama[-_ ]?2', 'llama-2'),
+    (r'(?:vicuna|llava).*v?1\.[0-9]', 'vicuna-v1'), (r'(?:vicuna|llava)[-_]v1', 'vicuna-v1'), (r'vicuna|llava', 'vicuna-v0'),
+    (r'mistral|mixtral', 'mistral'), (r'hermes|chatml|yi-', 'chat-ml'),
 )
 
 

@@ -157,18 +157,15 @@ class JinjaMarkup:
         return text.partition(_P2)[2]
 
     @functools.cached_property
-    def image_marker(self) -> str | None:
-        """What the template writes for an image among the parts of a content, None where it does not take parts."""
+    def image_markers(self) -> list[str]:
+        """What the template writes for an image among the parts of a content, none where it does not take parts. Where what stands in front of it ends as
+        it ends, or what stands behind begins as it begins, it might begin at several places: with the last one first."""
         part = {'type': 'text', 'text': _P1}
         with_, without = self._try(('user', [IMAGE_PART, part])), self._try(('user', [part]))
         if with_ is None or without is None or with_.count(_P1) != 1 or without.count(_P1) != 1 or len(with_) <= len(without):
-            return None
-        length = len(with_) - len(without)
-        first = len(without) - len(os.path.commonprefix([with_[::-1], without[::-1]]))
-        last = len(os.path.commonprefix([with_, without]))
-        # where what stands before or behind it begins or ends alike ('<image>' before '<s>'), several cuts give the same text: one that looks like a token is meant
-        cuts = [with_[start:start + length] for start in range(first, last + 1)]
-        return next((cut for cut in cuts if cut.strip()[:1] in ('<', '[') and cut.strip()[-1:] in ('>', ']')), cuts[-1])
+            return []
+        length, start = len(with_) - len(without), len(os.path.commonprefix([with_, without]))
+        return [with_[at:at + length] for at in range(start, -1, -1) if at == start or with_[at + length:] == without[at:]]
 
     @property
     def takes_reasoning(self) -> bool:

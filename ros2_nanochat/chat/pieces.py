@@ -52,7 +52,7 @@ class PiecesMarkup:
     writes_bos = False
     takes_text = True
     alternates = True  # neighbours of one role are joined: a piece of `user` often begins the reply
-    image_marker = None
+    image_markers = ()
     takes_reasoning = False
 
     def __init__(self, pieces: Mapping, variables: Mapping[str, str] | None = None, ends: Sequence[str] = (), name: str = 'custom'):

@@ -82,8 +82,8 @@ class ChatTemplate:
             raise ValueError(f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or a dict')
         wanted = os.fspath(wanted)
         if wanted in BUILTIN:
-            found = BUILTIN[wanted]
-            return JinjaMarkup(found, self._variables, wanted) if isinstance(found, str) else self._from_pieces(found, wanted)
+            builtin = BUILTIN[wanted]
+            return JinjaMarkup(builtin, self._variables, wanted) if isinstance(builtin, str) else self._from_pieces(builtin, wanted)
         if '{%' in wanted or '{{' in wanted:
             return JinjaMarkup(wanted, self._variables, where='chat_template')
         if os.path.isfile(wanted):
@@ -128,12 +128,13 @@ class ChatTemplate:
 
     def _find_image_token(self) -> str | None:
         """The text in the template's marker of an image for which the image itself goes in."""
-        marker = self.markup.image_marker
-        if not marker:
+        markers = self.markup.image_markers
+        if not markers:
             return None
         known = getattr(getattr(self._model, 'vision', None), 'image_token', None)
-        if known and known in marker:
+        if known and any(known in marker for marker in markers):
             return known
+        marker = max(markers, key=lambda marker: len(list(self._finder.find(marker))))
         specials = [token.text for _, _, token in self._finder.find(marker)]
         likely = [text for text in specials if _IMAGE_TOKEN.search(text) and not _IMAGE_EDGE.search(text)]
         return (likely or [text for text in specials if _IMAGE_TOKEN.search(text)] or [marker.strip()])[0]

@@ -41,7 +41,7 @@ class Placement:
         held = max((self._common(sequence, request) for sequence in self.sequences), default=0)
         for other in active:
             if other.priority >= request.priority and not other.decoding:
-                promised = min(common_prefix(other.entries.view(), entries), len(entries) - 1)
+                promised = request.whole(min(common_prefix(other.entries.view(), entries), len(entries) - 1))
                 if promised >= max(held, len(other.sequence.held)) + _WORTH_SHARING:
                     return True
         return False

@@ -33,19 +33,21 @@ class Request:
     """A prompt to continue.
 
     goal: everything the sequence shall hold before the reply, from its first entry. end_ids: tokens that end the reply.
+    prefix: the goal as one span, where the model takes a prompt only so: then its entries in the KV are those of the span.
     priority: higher goes first. deadline: `time.monotonic()` by which the reply ends with what it has, or None.
     """
 
     def __init__(self, goal: Prompt, sequence: Sequence, config: GenerationConfig, text: TextStream, end_ids: frozenset[int],
-                 priority: int = 0, deadline: float | None = None, speculate: bool = False):
+                 priority: int = 0, deadline: float | None = None, speculate: bool = False, prefix: EmbeddingSpan | None = None):
         self.goal = goal
+        self.spans = goal.spans if prefix is None else ((0, prefix),)
         self.sequence = sequence
         self.config = config
         self.text = text
         self.end_ids = end_ids
         self.priority = priority
         self.deadline = deadline
-        self.entries = EntryBuffer(goal.entries, room=256)
+        self.entries = EntryBuffer(goal.entries if prefix is None else prefix.entries, room=256)
         self.new_ids: list[int] = []
         self.sampler = Sampler(config, end_ids)
         self.draft = NGramDraft() if speculate else None
@@ -96,7 +98,7 @@ class Request:
 
     def span_at(self, position: int) -> tuple[int, EmbeddingSpan | None]:
         """`(where the next span starts or the present one started, span that covers position or None)`; the first is the length without one."""
-        for start, span in self.goal.spans:
+        for start, span in self.spans:
             if position < start:
                 return start, None
             if position < start + len(span):
@@ -108,6 +110,8 @@ class Request:
         start, span = self.span_at(position)
         return start if span is not None and span.whole else position
 
-    def context(self, up_to: int | None = None) -> np.ndarray:
-        """[n] int64: the entries so far."""
-        return self.entries.view() if up_to is None else self.entries.view()[:up_to]
+    def context(self) -> np.ndarray:
+        """[n] int64: the entries so far, those of the goal as the caller knows them."""
+        if self.spans is self.goal.spans:
+            return self.entries.view()
+        return np.concatenate([self.goal.entries, self.entries.view(len(self.goal))])

@@ -68,7 +68,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Take a request, or refuse it where it can never fit or too many wait."""
         longest = self._backend.info.context_length
-        widest = max((len(span) for _, span in request.goal.spans if span.whole), default=0)
+        widest = max((len(span) for _, span in request.spans if span.whole), default=0)
         if len(request.goal) >= longest:
             self._refuse(request, f'the prompt has {len(request.goal)} tokens and the context holds {longest}, of which at least one is for the '
                                   'reply: shorten it, or open the model with a larger max_context_len')
@@ -165,7 +165,7 @@ class Scheduler:
                 return None
             stop = boundary + last
             chunk = Chunk(request.sequence.handle, embeddings=span.rows[first:last], positions=span.positions, advance=span.advance,
-                          bidirectional=span.bidirectional)
+                          bidirectional=span.bidirectional, deepstack=span.deepstack)
         chunk.num_logits = int(stop == request.entries.length)
         return Work(request, chunk, request.decoding, [])
 

@@ -147,9 +147,8 @@ class StreamingResponse:
         new = len(request.new_ids)
         span = (request.last_token or 0) - (request.first_token or 0)
         rows = request.goal.entries < 0
-        num_text = sum(span.num_text for _, span in request.goal.spans)
         return {'prompt_tokens': request.num_prompt, 'reused_tokens': request.reused, 'shared_tokens': request.shared,
-                'image_tokens': int(rows.sum()) - num_text, 'reused_image_tokens': int(rows[:request.reused].sum()), 'new_tokens': new,
+                'image_tokens': int(rows.sum()), 'reused_image_tokens': int(rows[:request.reused].sum()), 'new_tokens': new,
                 'queue_time': request.started - request.submitted if request.started else None,
                 'time_to_first_token': request.first_token - request.submitted if request.first_token else None,
                 'tokens_per_second': (new - 1) / span if new > 1 and span > 0 else None}

@@ -126,7 +126,7 @@ class VisionEncoder(ABC):
 
     def _span(self, rows, digest: bytes, part: int = 0, **options) -> EmbeddingSpan:
         """A span of rows [k, d], a torch tensor or an array, named by the picture, this encoder and which part of the picture it is."""
-        array = np.ascontiguousarray(rows if isinstance(rows, np.ndarray) else rows.detach().float().cpu().numpy())
+        array = np.ascontiguousarray(rows if isinstance(rows, np.ndarray) else to_array(rows))
         name = hashlib.blake2b(digest + self.fingerprint + part.to_bytes(4, 'big'), digest_size=16).digest()
         return EmbeddingSpan(array, name, **options)
 
@@ -143,8 +143,13 @@ class VisionEncoder(ABC):
     def _unload(self) -> None: ...
 
 
+def to_array(rows) -> np.ndarray:
+    """A torch tensor as float32 in host memory."""
+    return rows.detach().float().cpu().numpy()
+
+
 def _size(parts: list) -> int:
-    return sum(part.rows.nbytes for part in parts if isinstance(part, EmbeddingSpan))
+    return sum(part.nbytes for part in parts if isinstance(part, EmbeddingSpan))
 
 
 def read_config(folder: str | Path) -> dict:

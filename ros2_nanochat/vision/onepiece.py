@@ -1,4 +1,4 @@
-"""The eyes of models that are one piece in transformers (Qwen-VL, Idefics3 and SmolVLM, Gemma 3, PaliGemma, LLaVA itself), which the hf backend holds.
+"""The eyes of models that are one piece in transformers (Qwen2-VL, Idefics3 and SmolVLM, Gemma 3, LLaVA itself), which the hf backend holds.
 
 The model's own processor says what stands in a prompt for a picture, the model gives the embeddings, and where it counts positions in more than one
 axis (M-RoPE, arXiv:2409.12191, section 2.1) its positions. Needs of the backend: `model`, a loaded transformers model, and `path`, its folder.
@@ -14,14 +14,14 @@ from typing import Any
 from PIL import Image
 
 from ros2_nanochat.backends.base import Backend, BackendError, ModelInfo, require
-from ros2_nanochat.vision.encoder import VisionEncoder, read_config
+from ros2_nanochat.vision.encoder import VisionEncoder, read_config, to_array
 from ros2_nanochat.vision.llava import features_of
 
 _BOTH_WAYS = ('gemma3', 'gemma3n', 'gemma4')
 """`model_type` of models whose rows of one picture attend to one another."""
 
-_WHOLE_PROMPT = ('paligemma',)
-"""`model_type` of models whose processor writes a prompt around a picture, which is the template's business here."""
+_WRITES_PROMPT = ('paligemma',)
+"""`model_type` of models whose processor puts the prompt's own markup behind the picture; here the template does."""
 
 _TEXT_INPUTS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
 
@@ -38,7 +38,8 @@ class OnePieceEncoder(VisionEncoder):
     def __init__(self, backend: Backend, info: ModelInfo):
         super().__init__()
         self._model: Any = backend.model
-        self._path = info.path
+        self._name, self._path = info.name, info.path
+        self._takes_deepstack = info.takes_deepstack
         config = self._model.config
         self._kind = config.model_type
         self._row_id = _first(config, 'image_token_id', 'image_token_index')
@@ -48,6 +49,9 @@ class OnePieceEncoder(VisionEncoder):
 
     def _load(self) -> None:
         """The backend has loaded the model; what is left is the processor."""
+        config = self._model.config
+        if not self._takes_deepstack and (getattr(config.vision_config, 'deepstack_visual_indexes', None) or getattr(config, 'deepstack_layer_map', None)):
+            raise BackendError(f'{self._name} ({self._kind}) adds the picture in several layers in a way of its own: use another model')
         self._processor = open_processor(self._path, self._row_id)
         self.image_token = self.image_token or self._processor.image_token
 
@@ -56,9 +60,9 @@ class OnePieceEncoder(VisionEncoder):
         inputs = self._processor(text=[self.image_token], images=[picture], return_tensors='pt')
         ids = inputs['input_ids'][0].tolist()
         with torch.inference_mode():
-            output = self._model.get_image_features(**self._pixels(inputs))
-            layers = [features_of(layer) for layer in getattr(output, 'deepstack_features', None) or ()]
-            rows = torch.cat([torch.cat(features) for features in (features_of(output), *layers)], dim=-1)
+            features = self._model.get_image_features(**self._pixels(inputs))
+            rows = torch.cat(features_of(features))
+            deeper = [torch.cat(list(layer)) for layer in getattr(features, 'deepstack_features', None) or ()]
         if ids.count(self._row_id) != len(rows):
             raise BackendError(f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives {len(rows)}: '
                                f'{self._path} does not hold what belongs together')
@@ -69,11 +73,13 @@ class OnePieceEncoder(VisionEncoder):
             n = len(list(group))
             if is_rows:
                 options = {} if positions is None else self._relative(positions, begin, n)
+                if deeper:
+                    options['deepstack'] = to_array(torch.stack([layer[used:used + n] for layer in deeper]))
                 parts.append(self._span(rows[used:used + n], digest, len(parts), bidirectional=self._kind in _BOTH_WAYS, **options))
                 used += n
-            elif self._kind not in _WHOLE_PROMPT:
+            else:
                 markup = [i for i in ids[begin:begin + n] if i != getattr(self._processor.tokenizer, 'bos_token_id', None)]
-                if markup:
+                if markup and self._kind not in _WRITES_PROMPT:
                     parts.append(self._processor.tokenizer.decode(markup, skip_special_tokens=False, clean_up_tokenization_spaces=False))
             begin += n
         return parts

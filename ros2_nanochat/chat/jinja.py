@@ -16,8 +16,15 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from ros2_nanochat.config import REASONING_MARKS
+
 _P1, _P2 = '\U0010fff0', '\U0010fff1'  # stand for contents where a template is asked what it does
 IMAGE_PART = {'type': 'image'}
+
+
+def reasoning_part(text: str) -> dict:
+    """The part of a content for reasoning."""
+    return {'type': 'thinking', 'thinking': text}
 
 
 class TemplateRefusal(ValueError):
@@ -152,9 +159,10 @@ class JinjaMarkup:
 
     @functools.cached_property
     def end_of_turn(self) -> str:
-        """What stands behind a reply."""
-        text = self._try(('user', _P1), ('assistant', _P2)) or ''
-        return text.partition(_P2)[2]
+        """What stands behind a reply; where that is nothing, what the user's next turn begins with (GLM 4)."""
+        asked = ('user', _P1), ('assistant', _P2)
+        end = (self._try(*asked) or '').partition(_P2)[2]
+        return end if end.strip() else (self._try(*asked, ('user', _P1)) or '').partition(_P2)[2].partition(_P1)[0]
 
     @functools.cached_property
     def image_markers(self) -> list[str]:
@@ -165,9 +173,16 @@ class JinjaMarkup:
         if with_ is None or without is None or with_.count(_P1) != 1 or without.count(_P1) != 1 or len(with_) <= len(without):
             return []
         length, start = len(with_) - len(without), len(os.path.commonprefix([with_, without]))
-        return [with_[at:at + length] for at in range(start, -1, -1) if at == start or with_[at + length:] == without[at:]]
+        markers = [with_[at:at + length] for at in range(start, -1, -1) if at == start or with_[at + length:] == without[at:]]
+        return [] if '"type"' in markers[0] else markers  # some write the parts out as JSON
 
     @property
     def takes_reasoning(self) -> bool:
         """Whether the template reads the reasoning of a message from a field of its own."""
         return 'reasoning_content' in self.source or '.thinking' in self.source or "['thinking']" in self.source
+
+    @functools.cached_property
+    def takes_reasoning_part(self) -> bool:
+        """Whether the template reads the reasoning of a message from a part of its content (Magistral, Ministral 3)."""
+        text = self._try(('user', _P1), ('assistant', [reasoning_part(_P2), {'type': 'text', 'text': _P1}]))
+        return text is not None and any(f'{start}{_P2}{end}' in text for start, end in REASONING_MARKS)

@@ -19,6 +19,7 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -212,12 +213,15 @@ class ChatClient:
         silent = time.monotonic() - reply._looked
         if self._closed or reply.future.done():
             return
-        if not self._action.server_is_ready():
-            reply._failed(f'{self.prefix} is not there any more: its process has ended, or it was deactivated')
-        elif reply._goal is None and silent > _ACCEPT:
-            reply._failed(f'{self.prefix} did not take the question within {_ACCEPT:g} s')
-        elif reply._goal is not None and silent > _ASK_AGAIN:
-            self._ask_result(reply)
+        try:
+            if not self._action.server_is_ready():
+                reply._failed(f'{self.prefix} is not there any more: its process has ended, or it was deactivated')
+            elif reply._goal is None and silent > _ACCEPT:
+                reply._failed(f'{self.prefix} did not take the question within {_ACCEPT:g} s')
+            elif reply._goal is not None and silent > _ASK_AGAIN:
+                self._ask_result(reply)
+        except (RuntimeError, InvalidHandle):
+            reply._failed('this program has left the graph itself: rclpy was shut down, or its node was destroyed')
 
     def _ended(self, future, reply: Reply) -> None:
         response = future.result()

@@ -6,12 +6,15 @@ import threading
 import time
 
 import pytest
+import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image
 from test_robots import call, set_parameter
 
 from ros2_nanochat.ros.client import ChatClient, NodeGone
+from ros2_nanochat.ros.spinning import spin
 
 SECONDS = float(os.environ.get('NANOCHAT_CHURN_SECONDS', 6))
 
@@ -105,3 +108,24 @@ def test_a_reply_whose_node_is_killed_is_given_up(start, talk):
     list(pieces)
     with pytest.raises(NodeGone, match='not there any more'):
         reply.result(60)
+
+
+def test_a_reply_does_not_outlive_the_program_that_asked(start):
+    start(model='tokens_per_second=2')
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    executor = SingleThreadedExecutor(context=context)
+    node = rclpy.create_node('leaver', context=context)
+    executor.add_node(node)
+    thread = threading.Thread(target=spin, args=(executor,), daemon=True)
+    thread.start()
+    chat = ChatClient(node=node)
+    assert chat.wait_until_ready(30.0)
+    reply = chat.ask('z' * 100)
+    next(iter(reply))
+    rclpy.shutdown(context=context)  # Ctrl-C in a program that spins a node of its own
+    with pytest.raises(NodeGone, match='this program has left'):
+        for _ in reply:
+            pass
+        reply.result(10)
+    thread.join(10)

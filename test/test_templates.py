@@ -71,6 +71,13 @@ def test_every_named_template_writes_what_its_authors_document(name):
     assert ChatTemplate(model(), name).render(TALK) == GOLDEN[SAME.get(name, name)]
 
 
+@pytest.mark.parametrize('name', ['phi-2-chat', 'phi-2-instruct'])
+def test_phi_2_has_no_end_token_between_turns_though_its_vocabulary_has_one(name):
+    template = ChatTemplate(model('phi-3'), name)
+    assert template.render(TALK) == GOLDEN[name]
+    assert set(template.stop) > model('phi-3').info.eos_token_ids
+
+
 @pytest.mark.parametrize('named, name', [('llama-3', 'llama-3'), ('phi-3', 'phi-3'), ('gemma', 'gemma'), ('gemma-3', 'gemma-3'), ('mistral', 'mistral'),
                                          ('llama-2', 'llama-2'), ('qwen', 'qwen-2'), ('deepseek', 'deepseek')])
 @settings(max_examples=20, deadline=None)
@@ -135,6 +142,23 @@ def test_the_first_message_has_its_own_form_behind_the_system_prompt():
     template = ChatTemplate(model(), {'system': 'SYS ${MESSAGE} ', 'first': '${MESSAGE} END ', 'user': 'U ${MESSAGE} END ', 'bot': '${MESSAGE}. '})
     assert template.render(TALK) == 'SYS S Hello! END Hi.</s>. U How are you? END '
     assert template.render(TALK[1:2]) == 'U Hello! END '
+
+
+def test_the_turn_of_the_bot_may_end_where_that_of_the_user_begins():
+    """As in NanoLLM's template for Gemma."""
+    built = model('gemma')
+    end = next(token.id for token in built.info.special_tokens if token.text == '<end_of_turn>')
+    built.info = dataclasses.replace(built.info, eos_token_ids=built.info.eos_token_ids | {end})
+    user = '<start_of_turn>user\n${MESSAGE}<end_of_turn>\n<start_of_turn>model\n'
+    template = ChatTemplate(built, {'first': user, 'user': '<end_of_turn>\n' + user, 'bot': '${MESSAGE}'})
+    assert template.render(TALK) == GOLDEN['gemma'] and template.stop[0] == end
+
+
+def test_a_reply_ends_where_the_next_turn_would_begin_if_nothing_else_ends_it():
+    """As in GLM 4, whose turns of the bot have no end."""
+    source = "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{{ m.content }}{% endfor %}"
+    built = family('llama-3', with_template=False).model
+    assert ChatTemplate(built, source).stop[0] == next(token.id for token in built.info.special_tokens if token.text == '<|start_header_id|>')
 
 
 def test_a_jinja_file_and_the_file_of_transformers_are_templates(tmp_path):

@@ -86,9 +86,9 @@ BUILTIN: dict[str, dict] = {
         'stop': ['###', '<|im_end|>'],
     },
 
-    # https://huggingface.co/microsoft/phi-2#how-to-use
-    'phi-2-chat': {'user': 'Alice: ${MESSAGE}\n', 'bot': 'Bob: ${MESSAGE}\n', 'stop': ['Alice:', '<|endoftext|>']},
-    'phi-2-instruct': {'user': 'Instruct: ${MESSAGE}\n', 'bot': 'Output: ${MESSAGE}\n', 'stop': ['Instruct:', '<|endoftext|>']},
+    # https://huggingface.co/microsoft/phi-2#how-to-use: one text, with no end token between its turns
+    'phi-2-chat': {'user': 'Alice: ${MESSAGE}\n', 'bot': 'Bob: ${MESSAGE}\n', 'stop': ['Alice:']},
+    'phi-2-instruct': {'user': 'Instruct: ${MESSAGE}\n', 'bot': 'Output: ${MESSAGE}\n', 'stop': ['Instruct:']},
 
     # https://huggingface.co/microsoft/Phi-3-mini-4k-instruct#chat-format
     'phi-3': {

@@ -151,9 +151,10 @@ class JinjaMarkup:
 
     @functools.cached_property
     def end_of_turn(self) -> str:
-        """What stands behind a reply."""
-        text = self._try(('user', _P1), ('assistant', _P2)) or ''
-        return text.partition(_P2)[2]
+        """What stands behind a reply; where that is nothing, what the user's next turn begins with (GLM 4)."""
+        asked = ('user', _P1), ('assistant', _P2)
+        end = (self._try(*asked) or '').partition(_P2)[2]
+        return end if end.strip() else (self._try(*asked, ('user', _P1)) or '').partition(_P2)[2].partition(_P1)[0]
 
     @functools.cached_property
     def image_marker(self) -> str | None:

@@ -2,7 +2,8 @@
 
 Keys: `system_prompt` (the default one), `system`, `first` (the first message of the user, instead of `user`), `user`, `bot`, `tool`, `stop`.
 What stands in `bot` before the message, blanks at its end aside, is written for the model to begin its reply; in many templates it is nothing,
-because `user` ends with it. Where `bot` ends with no token that ends a turn, the model's own is put behind the message, as it stands in what the model produced.
+because `user` ends with it. Where `bot` ends with no token that ends a turn, and `user` begins with none, the model's own is put behind the message, as it
+stands in what the model produced.
 """
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class PiecesMarkup:
                     text = text.replace('${' + variable + '}', variables.get(variable, ''))
                 filled[role] = tuple(text.split(MESSAGE))
         before, after = filled['bot']
-        if not any(end in after for end in (*ends, *(s for s in self.stop or () if isinstance(s, str)))):
+        is_closed = any(end in after for end in (*ends, *(s for s in self.stop or () if isinstance(s, str))))
+        if not is_closed and not any(end in filled['user'][0] for end in ends):  # NanoLLM's for Gemma ends the bot's turn where the user's begins
             wanted = [end for end in ends if self.stop is None or end in self.stop]
             filled['bot'] = before, (wanted[0] if wanted else '') + after
         self._pieces = filled
@@ -92,7 +94,7 @@ class PiecesMarkup:
 
     @property
     def end_of_turn(self) -> str:
-        return self._pieces['bot'][1]
+        return self._pieces['bot'][1] + self._pieces['user'][0]
 
     def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
         """Render messages, dicts as transformers takes them, with contents that are strings."""

@@ -136,11 +136,14 @@ BUILTIN['gemma-3'] = BUILTIN['gemma']
 # what stands in the name or the architecture of a model, the particular before the general
 _FAMILIES = (
     (r'stablelm.*zephyr', 'stablelm-zephyr'), (r'obsidian', 'nous-obsidian'), (r'sheared[-_]?llama', 'sheared-llama'), (r'tiny[-_]?llama', 'tiny-llama'),
-    (r'zephyr', 'tiny-llama'), (r'smollm', 'smollm'), (r'deepseek', 'deepseek'), (r'phi[-_ ]?4(?!.*mini)', 'phi-4'), (r'phi[-_ ]?[34]|phi3', 'phi-3'),
-    (r'phi', 'phi-2-instruct'), (r'gemma[-_ ]?3', 'gemma-3'), (r'gemma', 'gemma'), (r'qwen[-_ ]?3', 'qwen3'), (r'qwen', 'qwen'), (r'vila', 'vicuna-v1'),
-    (r'llama[-_ ]?3', 'llama-3'), (r'llama[-_ ]?2', 'llama-2'), (r'(?:vicuna|llava).*v?1\.[0-9]', 'vicuna-v1'), (r'(?:vicuna|llava)[-_]v1', 'vicuna-v1'),
-    (r'vicuna|llava', 'vicuna-v0'), (r'mistral|mixtral', 'mistral'), (r'hermes|chatml|yi-', 'chat-ml'),
+    (r'zephyr', 'tiny-llama'), (r'smollm', 'smollm'), (r'hermes[-_ ]?[23]|dolphin|chatml', 'chat-ml'), (r'deepseek[-_ ]?(?:r1|v3)', 'deepseek'),
+    (r'(?<![a-z])phi[-_ ]?4(?!.*(?:mini|multimodal))', 'phi-4'), (r'(?<![a-z])phi[-_ ]?[34]', 'phi-3'), (r'(?<![a-z])phi', 'phi-2-instruct'),
+    (r'gemma[-_ ]?3', 'gemma-3'), (r'gemma(?![-_ ]?4(?![\d.]*b))', 'gemma'), (r'qwen[-_ ]?3', 'qwen3'), (r'qwen|nvila', 'qwen'),
+    (r'llama[-_ ]?3(?![\d.]*b)', 'llama-3'), (r'(?:vila|llava).*(?:34|40)b', 'chat-ml'), (r'vila', 'vicuna-v1'), (r'llama[-_ ]?2(?![\d.]*b)', 'llama-2'),
+    (r'mistral|mixtral', 'mistral'), (r'(?:vicuna|llava).*v?1\.[0-9]', 'vicuna-v1'), (r'(?:vicuna|llava)[-_]v1', 'vicuna-v1'), (r'vicuna|llava', 'vicuna-v0'),
+    (r'hermes|yi-', 'chat-ml'),
 )
+"""In a size, such as llama-3b, the number is no version. The models of LLaVA 1.6 and VILA on other language models use the template of these."""
 
 
 def find_name(name: str, architecture: str) -> str | None:

@@ -336,6 +336,14 @@ def test_an_image_stands_before_or_behind_the_text_where_the_template_knows_none
         assert history.embed_chat()[0].entries.tolist().count(900002) == 1
 
 
+def test_a_template_that_writes_parts_out_as_json_knows_no_images(photo):
+    source = "{% for m in messages %}{{ m.role + ': ' + (m.content if m.content is string else m.content | tojson) }}\n{% endfor %}"
+    history = ChatHistory(Seeing('qwen-2', source), system_prompt='')
+    history.append('user', text='Look')
+    history.append('user', photo)
+    assert history.template.render(history.messages) == 'user: Look\n<image>\n'
+
+
 def test_an_image_and_its_question_are_one_turn_where_roles_must_alternate(photo):
     history = ChatHistory(Seeing('gemma-3', GEMMA_3))
     for n in range(3):

@@ -166,7 +166,8 @@ class JinjaMarkup:
         start = 0
         while start < len(without) and with_[start] == without[start]:
             start += 1
-        return with_[start:len(with_) - (len(without) - start)]
+        marker = with_[start:len(with_) - (len(without) - start)]
+        return None if '"type"' in marker else marker  # some write the parts out as JSON
 
     @property
     def takes_reasoning(self) -> bool:

@@ -251,7 +251,8 @@ def test_the_next_prompt_continues_right_behind_what_the_model_wrote(name):
         assert later[:len(asked) + len(sampled)] == asked + sampled
 
 
-@pytest.mark.parametrize('user, bot', [('USER: ${MESSAGE}\nASSISTANT: ', '${MESSAGE}\n'), ('[INST] ${MESSAGE} [/INST]', ' ${MESSAGE}'), ('Q: ${MESSAGE}\n', 'A: ${MESSAGE}\n')])
+@pytest.mark.parametrize('user, bot', [('USER: ${MESSAGE}\nASSISTANT: ', '${MESSAGE}\n'), ('[INST] ${MESSAGE} [/INST]', ' ${MESSAGE}'),
+                                       ('Q: ${MESSAGE}\n', 'A: ${MESSAGE}\n')])
 def test_so_it_does_in_the_form_of_nanollm_where_the_user_ends_with_what_begins_the_reply(user, bot):
     built = model()
     template = ChatTemplate(built, {'user': user, 'bot': bot})
@@ -284,6 +285,43 @@ def test_reasoning_that_was_loaded_goes_where_the_template_looks_for_it(name):
     assert template.prompt([user, bot, user]).entries.tolist()[:20] == reference_ids(built.oracle, reference)[:20]
     if name == 'qwen-3':
         assert template.prompt([user, bot]).entries.tolist() == reference_ids(built.oracle, reference[:2])
+
+
+def test_white_space_around_reasoning_is_left_to_the_template():
+    built = family('qwen-3')
+    user = ChatMessage('user', text='Who?')
+    reference = [{'role': 'user', 'content': 'Who?'}, {'role': 'assistant', 'content': 'It is me.', 'reasoning_content': '\nI wonder.\n'}]
+    talk = [user, ChatMessage('bot', text='It is me.', reasoning='\nI wonder.\n')]
+    assert ChatTemplate(built.model).prompt(talk).entries.tolist() == reference_ids(built.oracle, reference)
+
+
+def test_reasoning_stays_with_the_reply_where_the_template_takes_it_as_a_part_of_the_content():
+    """https://docs.mistral.ai/capabilities/reasoning/: thinking chunks."""
+    source = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}
+{%- if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}
+{%- if part['type'] == 'thinking' %}[THINK]{{ part['thinking'] }}[/THINK]{% else %}{{ part['text'] }}{% endif %}
+{%- endfor %}{% endif %}{{ eos_token }}{% endif %}{% endfor %}"""
+    built = family('mistral', with_template=False).model
+    template, user = ChatTemplate(built, source), ChatMessage('user', text='Who?')
+    assert '[INST]Who?[/INST][THINK]I wonder.[/THINK]It is me.</s>[INST]Who?[/INST]' in template.render(
+        [user, ChatMessage('bot', text='It is me.', reasoning='I wonder.'), user])
+    thought, said = built.tokenize('[THINK]\nI wonder.\n[/THINK]', continues=True), built.tokenize('It is me.', continues=True, joined=True)
+    bot = ChatMessage('bot', text='It is me.', tokens=thought + said, reasoning='\nI wonder.\n', num_reasoning=len(thought))
+    asked = template.prompt([user]).entries.tolist()
+    assert template.prompt([user, bot, user]).entries.tolist()[:len(asked) + len(bot.tokens)] == asked + thought + said
+
+
+def test_markup_that_both_the_template_and_the_model_write_before_an_answer_stands_once():
+    """As in gpt-oss, whose model writes the header of its messages itself."""
+    source = """{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content + '<|eot_id|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>' }}{% endif %}"""
+    built = family('llama-3', with_template=False).model
+    template, user = ChatTemplate(built, source), ChatMessage('user', text='Who?')
+    header, said = built.tokenize('assistant<|end_header_id|>', special=True, continues=True), built.tokenize('It is me.', continues=True)
+    bot = ChatMessage('bot', text='It is me.', tokens=header + said, num_reasoning=len(header))
+    asked = template.prompt([user]).entries.tolist()
+    assert template.prompt([user, bot, user]).entries.tolist()[:len(asked) + len(bot.tokens)] == asked + header + said
+    assert len(template.prompt([user, bot, user])) == len(template.prompt([user, ChatMessage('bot', text='It is me.'), user]))
 
 
 # --- images ---

@@ -1,6 +1,7 @@
 """From ids to text: what is given is certain, joined it is the decode of all, and a stop string is cut off exactly wherever the tokens' borders lie."""
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -231,6 +232,39 @@ def test_what_was_held_back_of_the_answer_stays_in_it_when_reasoning_follows():
     assert not stream.given(taken)[1], 'ids of reasoning lie between those of the answer'
 
 
+THOUGHT = ReasoningMarks('<|channel>', '<channel|>', 1000, 1001, label='thought\n')
+
+
+@MANY
+@given(TEXT, BORDERS)
+def test_the_label_of_reasoning_is_no_reasoning(thought, borders):
+    """As in Gemma 4."""
+    a = cut(f'thought\n{thought}'.encode(), borders)
+    pieces, stream, _ = run(Vocabulary([*a, b'Yes']), [1000, *range(len(a)), 1001, len(a)], marks=THOUGHT)
+    assert (reasoning(pieces), answer(pieces), stream.num_reasoning) == (thought, 'Yes', len(a) + 2)
+
+
+def test_reasoning_without_its_label_is_whole():
+    pieces, _, _ = run(Vocabulary([b'tho', b'ugh it', b'Yes']), [1000, 0, 1, 1001, 2], marks=THOUGHT)
+    assert (reasoning(pieces), answer(pieces)) == ('though it', 'Yes')
+
+
+HARMONY = ReasoningMarks('', '', label='analysis', header_ids=(1000, 1001, 1002), message_id=1003)
+START, CHANNEL, END, MESSAGE = 1000, 1001, 1002, 1003
+
+
+def test_of_several_messages_those_of_the_analysis_are_reasoning():
+    """As in gpt-oss."""
+    vocabulary = Vocabulary([b'analysis', b'assistant', b'final', b'hm', b'Yes', b' final'])
+    to_final = [CHANNEL, 2, MESSAGE]
+    thought = [CHANNEL, 0, MESSAGE, 3, 3, END, START, 1]
+    for ids, expected in (([*thought, *to_final, 4, 5], ('hmhm', 'Yes final', 11)), ([*to_final, 4, 5], ('', 'Yes final', 3)),
+                          ([*thought, *thought[:5]], ('hmhmhmhm', '', 0)), ([4, 5], ('', 'Yes final', 0))):
+        pieces, stream, taken = run(vocabulary, ids, marks=HARMONY)
+        assert (reasoning(pieces), answer(pieces), stream.num_reasoning) == expected
+        assert stream.given(taken) == (taken, True)
+
+
 def info(specials=(), template=None) -> ModelInfo:
     return ModelInfo(name='m', api='fake', architecture='a', path='', context_length=1, train_context_length=1, vocab_size=2000, embedding_size=1,
                      eos_token_ids=frozenset(), special_tokens=tuple(SpecialToken(i, text) for i, text in specials), chat_template=template)
@@ -240,7 +274,10 @@ def info(specials=(), template=None) -> ModelInfo:
     (info(), None), (info([(1000, '<think>'), (1001, '</think>')]), THINK_IDS),
     (info(template="{% if '</think>' in content %}"), THINK), (info([(5, '<think>')]), None),
     (info([(5, '[THINK]'), (6, '[/THINK]')]), ReasoningMarks('[THINK]', '[/THINK]', 5, 6)),
-    (info([(1000, '<think>'), (1001, '</think>')], 'no mark'), THINK_IDS)])
+    (info([(1000, '<think>'), (1001, '</think>')], 'no mark'), THINK_IDS),
+    (info([(1000, '<|channel>'), (1001, '<channel|>')]), THOUGHT),
+    (info([(1000, '<|start|>'), (1001, '<|channel|>'), (1002, '<|end|>'), (1003, '<|message|>')]),
+     dataclasses.replace(HARMONY, start='<|channel|>analysis<|message|>', end='<|end|>'))])
 def test_marks_are_those_the_vocabulary_or_the_template_declares(given_info, expected):
     assert find_reasoning_marks(given_info) == expected
 

@@ -7,13 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ros2_nanochat.chat.jinja import IMAGE_PART
+from ros2_nanochat.chat.jinja import IMAGE_PART, reasoning_part
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.segments import Placeholders
-
-THINKING_MARKS = (('<think>', '</think>'), ('[THINK]', '[/THINK]'), ('<|START_THINKING|>', '<|END_THINKING|>'), ('<thinking>', '</thinking>'),
-                  ('<reasoning>', '</reasoning>'), ('<seed:think>', '</seed:think>'), ('◁think▷', '◁/think▷'))
-"""Pairs between which models write their reasoning."""
+from ros2_nanochat.config import REASONING_MARKS
 
 BETWEEN = '\n'  # between two messages that share one turn
 AFTER_SYSTEM = '\n\n'  # between a system prompt and the first message, where these share one turn (as in Gemma 3's template)
@@ -84,7 +81,10 @@ class Conversation:
                 items.append((entry,))
             if entry.text is not None:
                 items.append(self._bot_text(entry, message) if role == 'bot' else self._hide(entry.text))
-        message['content'] = self._content(items)
+        content = self._content(items)
+        if thoughts := message.pop('parts', None):
+            content = thoughts + (content if isinstance(content, list) else [{'type': 'text', 'text': content}])
+        message['content'] = content
         return message
 
     def _content(self, items: list[Any]) -> str | list[dict]:
@@ -109,15 +109,19 @@ class Conversation:
     def _bot_text(self, entry: ChatMessage, message: dict) -> str:
         """The content of a message of the bot; its reasoning goes where the template looks for it, which may be the content."""
         source = self._markup.source
-        marks = next((pair for pair in THINKING_MARKS if pair[1] in source), None)
-        apart = bool(entry.reasoning) and (self._markup.takes_reasoning or marks is not None)
+        marks = next((pair for pair in REASONING_MARKS if pair[1] in source), None)
+        thought = entry.reasoning.strip()
+        apart = bool(thought) and (self._markup.takes_reasoning or marks is not None)
         text = self._hide(entry.text)
         if entry.tokens:
             text = self.placeholders.for_object(Written(entry, whole=not apart))
-            self._written.append((text, self.placeholders.for_text(entry.reasoning) if apart else None))
+            self._written.append((text, self.placeholders.for_text(thought) if apart else None))
         if not apart:
             return text
-        reasoning = self.placeholders.for_text(entry.reasoning)
+        reasoning = self.placeholders.for_text(thought)
+        if self._markup.takes_reasoning_part:
+            message.setdefault('parts', []).append(reasoning_part(reasoning))
+            return text
         if self._markup.takes_reasoning:
             message['reasoning_content'] = message['thinking'] = reasoning
             return text
@@ -147,8 +151,7 @@ class Conversation:
         if start < len(begin):
             return text
         gap = text[start:at]
-        if reasoning is not None and reasoning in gap:
-            self.placeholders.objects[answer] = replace(self.placeholders.objects[answer], whole=True)
-        elif gap.strip():
-            return text
-        return text[:start] + text[at:]
+        kept = reasoning is not None and reasoning in gap
+        if kept or gap.strip():  # the template writes there what is among the ids, too
+            self.placeholders.objects[answer] = replace(self.placeholders.objects[answer], whole=kept)
+        return text[:start] + text[at:] if kept or not gap.strip() else text

@@ -15,8 +15,15 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from ros2_nanochat.config import REASONING_MARKS
+
 _P1, _P2 = '\U0010fff0', '\U0010fff1'  # stand for contents where a template is asked what it does
 IMAGE_PART = {'type': 'image'}
+
+
+def reasoning_part(text: str) -> dict:
+    """The part of a content for reasoning."""
+    return {'type': 'thinking', 'thinking': text}
 
 
 class TemplateRefusal(ValueError):
@@ -173,3 +180,9 @@ class JinjaMarkup:
     def takes_reasoning(self) -> bool:
         """Whether the template reads the reasoning of a message from a field of its own."""
         return 'reasoning_content' in self.source or '.thinking' in self.source or "['thinking']" in self.source
+
+    @functools.cached_property
+    def takes_reasoning_part(self) -> bool:
+        """Whether the template reads the reasoning of a message from a part of its content (Magistral, Ministral 3)."""
+        text = self._try(('user', _P1), ('assistant', [reasoning_part(_P2), {'type': 'text', 'text': _P1}]))
+        return text is not None and any(f'{start}{_P2}{end}' in text for start, end in REASONING_MARKS)

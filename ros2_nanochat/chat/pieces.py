@@ -54,7 +54,7 @@ class PiecesMarkup:
     takes_text = True
     alternates = True  # neighbours of one role are joined: a piece of `user` often begins the reply
     image_marker = None
-    takes_reasoning = False
+    takes_reasoning = takes_reasoning_part = False
 
     def __init__(self, pieces: Mapping, variables: Mapping[str, str] | None = None, ends: Sequence[str] = (), name: str = 'custom'):
         self.name = pieces.get('name', name)

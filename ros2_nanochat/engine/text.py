@@ -10,28 +10,39 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ros2_nanochat.backends.base import Detokenizer, ModelInfo
+from ros2_nanochat.config import REASONING_MARKS
 
-REASONING_MARKS = (('<think>', '</think>'), ('[THINK]', '[/THINK]'), ('<|START_THINKING|>', '<|END_THINKING|>'), ('<seed:think>', '</seed:think>'),
-                   ('<thought>', '</thought>'), ('<reasoning>', '</reasoning>'))
-"""Marks around reasoning that models in use declare, in their vocabulary or their chat template (Qwen 3 and DeepSeek R1, Magistral, Command A,
-Seed-OSS, and fine-tunes)."""
+_LABELS = {'<|channel>': 'thought\n'}
+"""What stands between a mark and the reasoning (https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4)."""
+
+_HARMONY = ('<|start|>', '<|channel|>', '<|end|>', '<|message|>')
+"""Around messages in the format of gpt-oss (https://cookbook.openai.com/articles/openai-harmony), of which one reply has several."""
 
 
 @dataclass(frozen=True)
 class ReasoningMarks:
-    """Texts around the reasoning, and their ids where each is one token of the vocabulary."""
+    """Texts around the reasoning, and their ids where each is one token of the vocabulary. label: text behind the start that is no reasoning.
+
+    header_ids, message_id: of a model that writes several messages (gpt-oss). One of the former begins a header, the latter what it is the header of,
+    which is reasoning where the header ends with the label."""
     start: str
     end: str
     start_id: int | None = None
     end_id: int | None = None
+    label: str = ''
+    header_ids: tuple[int, ...] = ()
+    message_id: int | None = None
 
 
 def find_reasoning_marks(info: ModelInfo) -> ReasoningMarks | None:
     """The marks that a model declares, in its vocabulary or its template; None where it declares none."""
     ids = {token.text: token.id for token in info.special_tokens}
+    if all(text in ids for text in _HARMONY):
+        *headers, message = (ids[text] for text in _HARMONY)
+        return ReasoningMarks('<|channel|>analysis<|message|>', '<|end|>', label='analysis', header_ids=tuple(headers), message_id=message)
     for start, end in REASONING_MARKS:
         if (start in ids and end in ids) or (info.chat_template and end in info.chat_template):
-            return ReasoningMarks(start, end, ids.get(start), ids.get(end))
+            return ReasoningMarks(start, end, ids.get(start), ids.get(end), _LABELS.get(start, ''))
     return None
 
 
@@ -55,9 +66,11 @@ class TextStream:
         self._detokenizer = detokenizer
         self._marks = marks
         self._reasoning = reasoning
+        self._label = self._label_held = ''  # of the reasoning: where it is still to come, and what of it came
+        self._header: str | None = None  # of the next message, while it comes
         self._trim = False  # white space between the reasoning and the answer belongs to neither
         self._stops = _HeldBack(stop_strings)
-        self._switches = {inside: _HeldBack([marks.end if inside else marks.start] if marks else []) for inside in (False, True)}
+        self._switches = {inside: _HeldBack([marks.end if inside else marks.start] if marks and not marks.header_ids else []) for inside in (False, True)}
         self._answer: list[str] = []
         self._last: Piece | None = None
         self._ends: list[int] = []  # after each id: characters that the ids so far spell
@@ -71,12 +84,15 @@ class TextStream:
 
     def add(self, token_id: int) -> list[Piece]:
         """Take one id; return what became certain."""
+        begins_header = self._marks is not None and token_id in self._marks.header_ids
         is_mark = self._marks is not None and token_id == (self._marks.end_id if self._reasoning else self._marks.start_id)
-        text = self._detokenizer.flush() if is_mark else self._detokenizer.add(token_id)
+        text = self._detokenizer.flush() if is_mark or begins_header else self._detokenizer.add(token_id)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
         self._whole.append(not self._detokenizer.pending)
         pieces: list[Piece] = []
-        if is_mark:
+        if begins_header or self._header is not None:
+            self._add_to_header(token_id, text, pieces)
+        elif is_mark:
             self._emit(self._switches[self._reasoning].flush(text), 0, pieces)
             self._switch(0, pieces)
         else:
@@ -108,12 +124,27 @@ class TextStream:
             return num_tokens, not self._mixed
         return (self._last.num_tokens, self._last.exact) if self._last else (0, True)
 
+    def _add_to_header(self, token_id: int, text: str, pieces: list[Piece]) -> None:
+        if self._header is None:
+            self._emit(text, 0, pieces)
+            self._header = ''
+        elif token_id != self._marks.message_id:
+            self._header += text
+        else:
+            if self._header.strip().endswith(self._marks.label) != self._reasoning:
+                self._switch(0, pieces)
+                self._label = ''
+            if not self._reasoning and not self._begun:
+                self.num_reasoning = len(self._ends)
+            self._header = None
+
     def _switch(self, behind: int, pieces: list[Piece]) -> None:
         """Begin or end the reasoning with a mark, at whose beginning the ids spell `behind` more characters."""
         if self._reasoning:
             self._trim = True
             self.num_reasoning = len(self._ends)
         else:
+            self._label, self._label_held = self._marks.label, ''
             self._mixed = self._begun
             if not self.stopped and (rest := self._stops.flush()):
                 pieces.append(self._piece(rest, behind))
@@ -142,7 +173,13 @@ class TextStream:
         if not text or self.stopped:
             return
         if self._reasoning:
-            pieces.append(self._piece(text, behind))
+            text = self._label_held + text
+            if len(text) < len(self._label) and self._label.startswith(text):
+                self._label_held = text
+                return
+            text, self._label, self._label_held = text.removeprefix(self._label), '', ''
+            if text:
+                pieces.append(self._piece(text, behind))
             return
         self._begun = self._begun or bool(text.strip())
         text = self._stops.pending + text

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
 
 import numpy as np
 import pytest
@@ -327,3 +329,27 @@ def test_four_bit_weights_run_and_stay_near_what_they_stand_for(checkpoint, tmp_
         assert np.abs(embedded[0] - wanted[-1]).max() < 0.04 * spread
     finally:
         backend.close()
+
+
+def test_a_context_of_one_token_opens(folder, checkpoint):
+    backend = open_backend(folder, max_context_len=1, max_sequences=1)
+    try:
+        np.testing.assert_allclose(run(backend, backend.new_sequence(), [9])[0], expected(checkpoint, [9])[-1], atol=2e-4)
+    finally:
+        backend.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux') or platform.libc_ver()[0] != 'glibc', reason='is about the heap of glibc')
+def test_a_model_that_is_closed_gives_its_memory_back_to_the_system(folder):
+    backend = open_backend(folder)
+    pieces = [np.ones(5000) for _ in range(1600)]                 # 64 MB that the heap keeps once they are freed, behind the last of them
+    end = pieces.pop()
+    del pieces
+    before = resident()
+    backend.close()
+    assert resident() < before - (40 << 20) and end.all()
+
+
+def resident():
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')

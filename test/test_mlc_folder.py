@@ -13,7 +13,7 @@ tvm = pytest.importorskip('tvm')
 pytest.importorskip('torch')
 import mlc_model  # noqa: E402
 
-from ros2_nanochat.backends.base import BackendError  # noqa: E402
+from ros2_nanochat.backends.base import BackendError, MissingDependency, require  # noqa: E402
 from ros2_nanochat.backends.mlc import MLCBackend  # noqa: E402
 from ros2_nanochat.backends.mlc_arrays import DeviceLogits, to_bfloat16  # noqa: E402
 from ros2_nanochat.backends.mlc_folder import MLCFolder, parse_metadata  # noqa: E402
@@ -112,6 +112,14 @@ def test_what_is_no_library_for_this_machine_is_told_and_does_not_crash(folder):
 def test_a_device_that_the_library_was_not_compiled_for_is_refused(folder):
     said = refusal(folder, device='cuda')
     assert 'was compiled for cpu' in said and "device='cuda'" in said and '--target cuda' in said
+
+
+def test_a_tvm_whose_own_libraries_do_not_load_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / 'half_a_tvm.py').write_text("raise OSError('libtvm_runtime.so: undefined symbol: Stringify\\n  in tvm_ffi')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependency) as caught:
+        require('half_a_tvm', 'mlc')
+    assert str(caught.value).startswith('half_a_tvm cannot be imported (libtvm_runtime.so: undefined symbol: Stringify in tvm_ffi): run  pip install')
 
 
 def test_a_library_that_lacks_a_function_is_told(tmp_path):

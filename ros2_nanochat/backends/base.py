@@ -39,9 +39,9 @@ def require(module: str, extra: str):
     """Import `module` and return it, or raise a `MissingDependency` that names the command which installs it."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:    # OSError: its shared libraries do not load
         package = module.partition('.')[0]
-        reason = f'{package} is not installed' if getattr(error, 'name', None) == package else f'{package} cannot be imported ({error})'
+        reason = f'{package} is not installed' if getattr(error, 'name', None) == package else f'{package} cannot be imported ({" ".join(str(error).split())})'
         raise MissingDependency(f"{reason}: run  pip install 'ros2_nanochat[{extra}]'  with the Python that runs this") from error
 
 

@@ -19,7 +19,7 @@ from ros2_nanochat.backends.mlc_compile import prepare  # noqa: F401 - what open
 from ros2_nanochat.backends.mlc_folder import MLCFolder, cache_folder, parse_metadata
 from ros2_nanochat.backends.mlc_images import image_sizes
 from ros2_nanochat.backends.mlc_kv import PagedKV
-from ros2_nanochat.backends.mlc_runtime import Runtime, free_memory
+from ros2_nanochat.backends.mlc_runtime import Runtime, free_memory, give_back_memory
 from ros2_nanochat.backends.mlc_template import chat_template, end_ids
 from ros2_nanochat.backends.mlc_weights import load_parameters, match_parameters
 from ros2_nanochat.backends.tokenizer import Tokenizer, one_line
@@ -118,7 +118,7 @@ class MLCBackend(Backend):
         """Run a prompt and one token, so that kernels which do not run here show now, and buffers exist."""
         seq = self.new_sequence()
         try:
-            for n in (2 if self._context_length > 2 else 1, 1):
+            for n in ((2, 1) if self._context_length > 2 else (1,) * self._context_length):
                 rows = self._forward([Chunk(seq, ids=np.zeros(n, np.int64), num_logits=1)], [0])
             if not isinstance(rows, np.ndarray):
                 self._try_sampler(rows)
@@ -344,5 +344,6 @@ class MLCBackend(Backend):
 
     def close(self) -> None:
         with self._lock:
-            self._kv = self._params = self._machine = None
+            self._kv = self._params = self._machine = self._prefill = self._extend = self._sampler = None
             self._functions, self._device_ids = {}, None
+        give_back_memory()

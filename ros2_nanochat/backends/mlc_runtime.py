@@ -5,6 +5,7 @@ Since 0.21 arrays are `tvm.runtime.Tensor`, shapes `tvm_ffi.Shape`; before, as i
 """
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -163,6 +164,13 @@ def free_memory(device) -> int | None:
         return device.available_global_memory or None
     except Exception:                          # not there in older versions, nor for every device
         return None
+
+
+def give_back_memory() -> None:
+    """Have glibc return to the system what was freed: pieces of weights stay in its heap otherwise, behind what lies at its end."""
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+        trim(0)
 
 
 def check_elf(path: str) -> None:

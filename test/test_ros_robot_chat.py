@@ -182,10 +182,24 @@ def test_a_robot_that_keeps_its_kv_reads_nothing_again_after_a_restart_and_forge
     ask(chat, 'four')
     chat.reset()
     assert not list(tmp_path.glob('*.kv*'))
+    ask(chat, '')
+    chat.stop_all()  # behind what follows a turn
+    assert not list(tmp_path.glob('*.kv*')), 'a turn that did not run brings nothing back'
     ask(chat, 'five')
     assert saved()
     start(keep_kv=False)
     assert not list(tmp_path.glob('*.kv*'))
+
+
+def test_a_kv_file_that_cannot_be_deleted_is_said_and_the_robot_goes_on(robot, tmp_path):
+    class Log:
+        lines = []
+        info = warning = error = staticmethod(lines.append)
+
+    chat, _ = robot(store=RobotState(tmp_path, '/r1/nanochat', Log, True))
+    (tmp_path / 'r1.nanochat.kv').mkdir()
+    assert 'forgotten' in chat.reset() and any('cannot be deleted' in line for line in Log.lines)
+    assert ask(chat, 'one').reply == 'You said: one'
 
 
 class Camera:

@@ -83,7 +83,7 @@ class _Terminal:
             _say(self._chat.reset(rest.strip()))
         elif command == '/history':
             for role, text in self._chat.history():
-                _say(f'{role}: {text or "(an image)"}')
+                _say(f'{role}: {text or ("(an image)" if role == "user" else "")}')
         elif command == '/stats' and self._last is not None:
             turn = self._last
             images = ''

@@ -202,7 +202,7 @@ class RobotChat:
                 self._current = None
                 self._changed.notify_all()
                 idle = not len(self._waiting)
-            if idle and self._store is not None:
+            if turn.new_tokens and idle and self._store is not None:  # else the KV is that of the turns before, which a reset may have forgotten
                 self._store.save_kv(self.history)  # announces nothing: it may take as long as copying takes
 
     def _answer(self, turn: Turn) -> None:

@@ -30,10 +30,10 @@ class RobotState:
             probe = self.path.with_suffix('.probe')
             probe.touch()
             probe.unlink()
-            if not keep_kv:
-                self.drop_kv()
         except OSError as error:
             raise ValueError(f'state_dir={str(folder)!r} cannot be written to: {error.strerror}') from error
+        if not keep_kv:
+            self.drop_kv()
 
     def restore(self, history, system_prompt: str | None) -> None:
         """Fill a new history with what is on disk; the file is set aside where that is damaged.
@@ -101,9 +101,12 @@ class RobotState:
             self._log.info(f'the KV on disk is not used, the conversation is read again: {error}')
 
     def drop_kv(self) -> None:
-        """Delete it."""
+        """Delete it; what cannot be deleted is said."""
         for path in (self._kv_file, self._kv_file.with_suffix('.kv-part')):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                self._log.error(f'{path} holds the KV of a conversation and cannot be deleted: {error.strerror}')
 
     @property
     def _kv_file(self) -> Path:

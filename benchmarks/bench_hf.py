@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.common import machine
 
 from ros2_nanochat.backends.base import Chunk
-from ros2_nanochat.backends.hf import HFBackend
+from ros2_nanochat.backends.hf.backend import HFBackend
 from ros2_nanochat.config import ModelConfig
 
 SHAPES = {'llama-7b': dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),

@@ -8,7 +8,7 @@ _HOMES = {
     'NanoLLM': 'nano_llm',
     'ChatHistory': 'chat.history',
     'ChatMessage': 'chat.message',
-    'ChatTemplate': 'chat.templates',
+    'ChatTemplate': 'chat.template.chat_template',
     'GenerationConfig': 'config',
     'KVCache': 'engine.sequence',
     'ModelConfig': 'config',

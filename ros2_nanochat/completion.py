@@ -1,55 +1,7 @@
-"""Completes plain text, without a template: `python3 -m ros2_nanochat.completion --prompt 'Once upon a time,'`."""
-from __future__ import annotations
-
+"""`python3 -m ros2_nanochat.completion`: plain completion in the terminal, under the name that NanoLLM gave it."""
 import sys
-from collections.abc import Iterable, Sequence
 
-from ros2_nanochat.chat.options import make_parser
-from ros2_nanochat.chat.screen import LineReader, Screen
-from ros2_nanochat.chat.start import start
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Complete each prompt, or each line that is typed; return the exit status: 0, 1 where something failed, 130 after Ctrl-C."""
-    options = make_parser('nanochat-completion', 'Complete plain text.').parse_args(args)
-    screen = Screen()
-
-    def run(model, config, prompts) -> int:
-        failed = False
-        for prompt in typed(screen) if prompts is None else prompts:
-            try:
-                reply = model.generate(prompt, **vars(config))
-                screen.replies.out(prompt, end='', highlight=False)
-                for piece in reply.pieces():
-                    screen.piece(piece.text)
-                screen.end()
-                if reply.error:
-                    raise ValueError(reply.error)
-            except ValueError as error:
-                failed = True
-                screen.error(str(error))
-            except KeyboardInterrupt:
-                screen.end()
-                return 130
-            else:
-                if not options.disable_stats and reply.usage['tokens_per_second']:
-                    screen.note(f'({reply.usage["new_tokens"]} tokens, {reply.usage["tokens_per_second"]:.1f} tokens/s)')
-        return int(failed)
-
-    return start(options, screen, run)
-
-
-def typed(screen: Screen) -> Iterable[str]:
-    """Lines as they are typed, until the end or Ctrl-C."""
-    reader = LineReader({}, screen.interactive)
-    while True:
-        try:
-            line = reader.read()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if line.strip():
-            yield line
-
+from ros2_nanochat.terminal.completion import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -14,16 +14,16 @@ from ros2_nanochat import hub, memory
 from ros2_nanochat.backends.base import Backend, BackendError
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names, reject_unknown
 from ros2_nanochat.engine import kv_bytes
-from ros2_nanochat.engine.engine import Engine
+from ros2_nanochat.engine.loop import Engine
 from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.sequence import KVCache, Parked, concatenate, head
 from ros2_nanochat.engine.stream import StreamingResponse
-from ros2_nanochat.engine.text import TextStream, find_reasoning_marks, reasoning_is_open
+from ros2_nanochat.engine.reply_text import ReplyText, find_reasoning_marks, reasoning_is_open
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt
 from ros2_nanochat.vision import open_vision
 
-_BACKENDS = {'gguf': ('gguf', 'GGUFBackend'), 'mlc': ('mlc', 'MLCBackend'), 'hf': ('hf', 'HFBackend'), 'awq': ('hf', 'HFBackend'),
-             'fake': ('fake', 'FakeBackend')}
+_BACKENDS = {'gguf': ('gguf.backend', 'GGUFBackend'), 'mlc': ('mlc.backend', 'MLCBackend'), 'hf': ('hf.backend', 'HFBackend'),
+             'awq': ('hf.backend', 'HFBackend'), 'fake': ('fake', 'FakeBackend')}
 
 
 class NanoLLM:
@@ -194,7 +194,7 @@ class NanoLLM:
         end_ids, strings = self._stops(config)
         marks = self.reasoning_marks
         opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
-        text = TextStream(self.backend.detokenizer(), strings, marks, opened)
+        text = ReplyText(self.backend.detokenizer(), strings, marks, opened)
         request = Request(goal, kv_cache.sequence, config, text, end_ids, priority, None if deadline is None else time.monotonic() + deadline,
                           self._speculate, prefix)
         reply = StreamingResponse(request, kv_cache, detokenize)

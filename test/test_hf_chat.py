@@ -11,7 +11,7 @@ from nano_llm_way import ask  # noqa: E402
 from test_hf_architectures import make_model, save_model  # noqa: E402
 
 from ros2_nanochat.backends.base import Chunk  # noqa: E402
-from ros2_nanochat.backends.hf import HFBackend  # noqa: E402
+from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
 from ros2_nanochat.chat.history import ChatHistory  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 from ros2_nanochat.nano_llm import NanoLLM  # noqa: E402

@@ -19,9 +19,9 @@ import safetensors.torch  # noqa: E402
 from test_hf_architectures import SMALL, VOCAB, close, expected, feed, make_model, rng, save_model  # noqa: E402
 
 from ros2_nanochat import NanoLLM  # noqa: E402
-from ros2_nanochat.backends import hf_load  # noqa: E402
+from ros2_nanochat.backends.hf import loading as hf_load  # noqa: E402
 from ros2_nanochat.backends.base import BackendError, Chunk, ForwardError, LoadAborted  # noqa: E402
-from ros2_nanochat.backends.hf import HFBackend  # noqa: E402
+from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 
 
@@ -173,7 +173,7 @@ def test_a_quantizer_whose_package_is_missing_names_the_command(llama, monkeypat
 
 def test_a_quantizer_that_needs_cuda_says_so(llama, monkeypatch):
     import importlib.util
-    monkeypatch.setattr('ros2_nanochat.backends.hf_load.importlib.util.find_spec', lambda name, *rest: importlib.machinery.ModuleSpec(name, None))
+    monkeypatch.setattr('ros2_nanochat.backends.hf.loading.importlib.util.find_spec', lambda name, *rest: importlib.machinery.ModuleSpec(name, None))
     with pytest.raises(BackendError, match='CUDA'):
         opened(llama, quantization='torchao-int4', device='cpu')
 

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.backends.base import Chunk  # noqa: E402
-from ros2_nanochat.backends.gguf import GGUFBackend  # noqa: E402
+from ros2_nanochat.backends.gguf.backend import GGUFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 
 CONTEXT = 256  # behind more entries a row that runs alone rounds otherwise, see docs/engine.md

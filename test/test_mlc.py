@@ -13,7 +13,7 @@ torch = pytest.importorskip('torch')
 import mlc_model  # noqa: E402
 
 from ros2_nanochat.backends.base import Chunk, ForwardError  # noqa: E402
-from ros2_nanochat.backends.mlc import MLCBackend  # noqa: E402
+from ros2_nanochat.backends.mlc.backend import MLCBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 
 os.environ.setdefault('TVM_NUM_THREADS', '2')

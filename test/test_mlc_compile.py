@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from ros2_nanochat.backends import mlc_compile
+from ros2_nanochat.backends.mlc import compiling as mlc_compile
 from ros2_nanochat.backends.base import BackendError
-from ros2_nanochat.backends.mlc_checkpoint import older_config
-from ros2_nanochat.backends.mlc_compile import prepare
-from ros2_nanochat.backends.mlc_folder import MLCFolder
+from ros2_nanochat.backends.mlc.checkpoint import older_config
+from ros2_nanochat.backends.mlc.compiling import prepare
+from ros2_nanochat.backends.mlc.folder import MLCFolder
 from ros2_nanochat.config import ModelConfig
 
 STAND_IN = os.path.join(os.path.dirname(__file__), 'mlc_stand_in.py')
@@ -55,7 +55,7 @@ def left(place):
 
 
 def tool(*arguments):
-    return [sys.executable, '-m', 'ros2_nanochat.tools.mlc', *arguments]
+    return [sys.executable, '-m', 'ros2_nanochat.terminal.compile_mlc', *arguments]
 
 
 def test_mlc_llm_is_told_what_its_parser_takes_and_the_folder_is_found_again(place):
@@ -164,7 +164,7 @@ def test_without_mlc_llm_one_line_says_how_to_get_it_and_what_to_name_instead(pl
     made = prepare(str(place / 'Martian-1B'), ModelConfig(quantization='q4f16_1', device='cpu'), print)
     monkeypatch.setenv('PATH', '/nowhere')
     capsys.readouterr()
-    from ros2_nanochat.tools.mlc import main
+    from ros2_nanochat.terminal.compile_mlc import main
     assert main([str(place / 'Martian-1B'), '--target', 'cuda']) == 1
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and 'mlc_llm is not installed' in said and 'Jetson' in said and 'model_lib' in said
@@ -182,7 +182,7 @@ def test_a_disk_without_the_room_is_told_before_anything_is_made(place, monkeypa
 
 def test_a_disk_that_takes_no_more_while_compiling_is_one_line_and_leaves_nothing(place):
     """A limit on the size of files stands in for the disk: what is written beyond it fails in the same place."""
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); from ros2_nanochat.tools.mlc import main; sys.exit(main())"
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); from ros2_nanochat.terminal.compile_mlc import main; sys.exit(main())"
     process = subprocess.run([sys.executable, '-c', limited, str(place / 'Martian-1B'), '--target', 'llvm'], capture_output=True, text=True, timeout=60)
     said = process.stderr.strip().splitlines()
     assert process.returncode == 1 and 'Traceback' not in process.stderr

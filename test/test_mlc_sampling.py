@@ -8,8 +8,8 @@ tvm = pytest.importorskip('tvm')
 pytest.importorskip('torch')
 import mlc_model  # noqa: E402
 
-from ros2_nanochat.backends.mlc_arrays import DeviceLogits  # noqa: E402
-from ros2_nanochat.backends.mlc_sampling import DeviceSampler  # noqa: E402
+from ros2_nanochat.backends.mlc.arrays import DeviceLogits  # noqa: E402
+from ros2_nanochat.backends.mlc.sampling import DeviceSampler  # noqa: E402
 from ros2_nanochat.config import GenerationConfig  # noqa: E402
 from ros2_nanochat.engine.sampler import Sampler, choose_there  # noqa: E402
 from ros2_nanochat.nano_llm import NanoLLM  # noqa: E402

@@ -130,7 +130,7 @@ def test_small_models_have_transformers_ids(name):
         pytest.skip(f'the package with {name} is not installed')
     import transformers
 
-    from ros2_nanochat.backends.gguf import GGUFBackend
+    from ros2_nanochat.backends.gguf.backend import GGUFBackend
     from ros2_nanochat.config import ModelConfig
     path = small_models()[name]
     backend = GGUFBackend(path, ModelConfig(max_context_len=512, max_sequences=1, kv_tokens=512))
@@ -163,7 +163,7 @@ def test_small_models_have_transformers_ids(name):
 
 
 def test_runs_of_earlier_prompts_are_forgotten_and_those_of_the_last_one_are_not_tokenized_again():
-    from ros2_nanochat.chat.segments import Runs
+    from ros2_nanochat.chat.template.markup import Runs
     asked = []
     runs = Runs(lambda text, **_: asked.append(text) or [1], lambda i: False, str)
     for turn in range(200):

@@ -112,14 +112,14 @@ def test_what_is_wrong_is_said_in_one_line(args, says):
 
 
 def test_prompts_with_the_name_of_a_file_in_them_are_no_files(tmp_path):
-    from ros2_nanochat.chat.options import load_prompts
+    from ros2_nanochat.terminal.arguments import load_prompts
     (tmp_path / 'two words.txt').write_text('one\n\ntwo\n')
     assert load_prompts([['/save /tmp/talk.json'], ['What is in notes/all.txt']]) == ['/save /tmp/talk.json', 'What is in notes/all.txt']
     assert load_prompts([[str(tmp_path / 'two words.txt')]]) == ['one', 'two']
 
 
 def test_a_stop_token_with_half_an_escape_is_refused_by_its_name():
-    from ros2_nanochat.chat.options import generation_config, make_parser
+    from ros2_nanochat.terminal.arguments import generation_config, make_parser
     parser = make_parser('test', '')
     assert generation_config(parser.parse_args(['--stop-tokens', r'\n', '7', 'ü'])).stop_tokens == ('\n', 7, 'ü')
     with pytest.raises(ValueError, match=r'--stop-tokens \\x is not valid'):
@@ -128,8 +128,8 @@ def test_a_stop_token_with_half_an_escape_is_refused_by_its_name():
 
 def test_replies_without_a_limit_of_length_have_room_in_a_full_context():
     from ros2_nanochat import ChatHistory, NanoLLM
-    from ros2_nanochat.chat.screen import Screen
-    from ros2_nanochat.chat.session import Session
+    from ros2_nanochat.terminal.screen import Screen
+    from ros2_nanochat.terminal.session import Session
     from ros2_nanochat.config import GenerationConfig
     with NanoLLM.from_pretrained(api='fake', max_context_len=400) as model:
         session = Session(model, ChatHistory(model), Screen(), GenerationConfig(max_new_tokens=-1), stats=False)

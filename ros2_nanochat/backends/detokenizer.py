@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ros2_nanochat.backends.base import Detokenizer
-from ros2_nanochat.backends.bytes_text import Utf8Detokenizer
+from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 
 if TYPE_CHECKING:
     import tokenizers

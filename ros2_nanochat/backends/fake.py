@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer, ForwardError, LoadAborted, MemoryEstimate, ModelInfo, SpecialToken
-from ros2_nanochat.backends.bytes_text import Utf8Detokenizer
+from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.config import ModelConfig, reject_unknown
 
 _START, _END = 256, 257

@@ -1,44 +1,7 @@
-"""The terminal chat: `python3 -m ros2_nanochat.chat --api ... --model ... --quantization ...`, also installed as `nanochat-chat`."""
-from __future__ import annotations
-
-import logging
+"""`python3 -m ros2_nanochat.chat`: the terminal chat, under the name that NanoLLM gave it."""
 import sys
-from collections.abc import Sequence
 
-from ros2_nanochat.chat.history import ChatHistory
-from ros2_nanochat.chat.options import make_parser
-from ros2_nanochat.chat.screen import Screen
-from ros2_nanochat.chat.session import COMMANDS, Session
-from ros2_nanochat.chat.start import start
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the chat; return the exit status: 0, 1 where something failed, 130 after Ctrl-C while loading."""
-    parser = make_parser('nanochat-chat', 'Chat with a model. Commands: ' + ', '.join(COMMANDS) + '.')
-    chat = parser.add_argument_group('the conversation')
-    chat.add_argument('--chat-template', metavar='NAME|FILE', help="a template's name, or a JSON or Jinja file; the model's own where not given")
-    chat.add_argument('--system-prompt', metavar='TEXT', help="instead of the template's own; '' for none")
-    chat.add_argument('--wrap-tokens', type=int, metavar='TOKENS', help='tokens of the latest turns that are kept when the context is full (half of it)')
-    options = parser.parse_args(args)
-    logging.getLogger('ros2_nanochat').setLevel(logging.ERROR)  # the screen tells of a full context
-    screen = Screen()
-
-    def run(model, config, prompts) -> int:
-        try:
-            history = ChatHistory(model, options.chat_template, options.system_prompt)
-            session = Session(model, history, screen, config, options.wrap_tokens, stats=not options.disable_stats)
-        except ValueError as error:
-            screen.error(str(error))
-            return 1
-        if screen.interactive and prompts is None:
-            screen.note(f'{model.info.name}, context of {model.info.context_length} tokens. /help shows the commands.')
-            if options.model is None:
-                screen.note('This is the small model that comes along: quick, and often wrong. --model names a better one.')
-        session.run(prompts)
-        return int(session.failed and not screen.interactive)
-
-    return start(options, screen, run)
-
+from ros2_nanochat.terminal.chat import main
 
 if __name__ == '__main__':
     sys.exit(main())

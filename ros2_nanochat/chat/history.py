@@ -12,7 +12,7 @@ from typing import Any
 
 from ros2_nanochat.chat import storage
 from ros2_nanochat.chat.message import ChatMessage, check_role
-from ros2_nanochat.chat.templates import ChatTemplate
+from ros2_nanochat.chat.template.chat_template import ChatTemplate
 from ros2_nanochat.prompt import Prompt, common_prefix
 
 _log = logging.getLogger(__name__)

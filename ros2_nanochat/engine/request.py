@@ -15,7 +15,7 @@ from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.sampler import Sampler
 from ros2_nanochat.engine.sequence import EntryBuffer, Sequence
 from ros2_nanochat.engine.speculation import NGramDraft
-from ros2_nanochat.engine.text import Piece, TextStream
+from ros2_nanochat.engine.reply_text import Piece, ReplyText
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt
 
 
@@ -37,7 +37,7 @@ class Request:
     priority: higher goes first. deadline: `time.monotonic()` by which the reply ends with what it has, or None.
     """
 
-    def __init__(self, goal: Prompt, sequence: Sequence, config: GenerationConfig, text: TextStream, end_ids: frozenset[int],
+    def __init__(self, goal: Prompt, sequence: Sequence, config: GenerationConfig, text: ReplyText, end_ids: frozenset[int],
                  priority: int = 0, deadline: float | None = None, speculate: bool = False, prefix: EmbeddingSpan | None = None):
         self.goal = goal
         self.spans = goal.spans if prefix is None else ((0, prefix),)

@@ -14,7 +14,7 @@ from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.config import EngineConfig
 from ros2_nanochat.engine.cost import StepCost
 from ros2_nanochat.engine.metrics import Metrics
-from ros2_nanochat.engine.placement import Placement
+from ros2_nanochat.engine.residency import Residency
 from ros2_nanochat.engine.request import Request
 
 _FIRST_CHUNK = 32  # entries of a prefill before its cost is known
@@ -46,7 +46,7 @@ class Scheduler:
         self._config = config
         self._metrics = metrics
         self._refuse = refuse
-        self._placement = Placement(backend, config, metrics, self.prefill_seconds)
+        self._placement = Residency(backend, config, metrics, self.prefill_seconds)
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
         self._credit = 0.0  # seconds by which running replies may still be slowed for a prefill
 

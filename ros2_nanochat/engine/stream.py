@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ros2_nanochat.config import FINISH_REASONS
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.sequence import KVCache, Reply, concatenate
-from ros2_nanochat.engine.text import Piece
+from ros2_nanochat.engine.reply_text import Piece
 from ros2_nanochat.prompt import Prompt
 
 

@@ -13,8 +13,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
-from ros2_nanochat.ros.conversions import compressed_to_rgb, image_to_rgb, stamp_of
-from ros2_nanochat.ros.turns import Picture
+from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb, stamp_of
+from ros2_nanochat.robot.turn import Picture
 
 
 class _Never(CallbackGroup):

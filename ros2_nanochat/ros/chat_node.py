@@ -29,14 +29,14 @@ from rclpy.utilities import remove_ros_args
 
 from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.nano_llm import NanoLLM
-from ros2_nanochat.ros import diagnostics
+from ros2_nanochat.robot import health as diagnostics
 from ros2_nanochat.ros.node_parameters import NodeParameters
-from ros2_nanochat.ros.parameters import OPTIONS, engine_options, model_config, robot_names
-from ros2_nanochat.ros.robot_chat import RobotChat
+from ros2_nanochat.robot.options import OPTIONS, engine_options, model_config, robot_names
+from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.ros.spinning import spin
-from ros2_nanochat.ros.state import RobotState
+from ros2_nanochat.robot.store import ConversationStore
 
 _THREADS = 64  # of the executor, at least: a goal that runs holds one. Its pool loses count of the idle ones and so grows to this in time
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -57,7 +57,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._backend = None  # of a model that is being loaded
         self._loaded: float | None = None
         self._opening_eyes = False
-        self._chats: dict[str, RobotChat] = {}
+        self._chats: dict[str, RobotConversation] = {}
         self._ports: dict[str, RobotPort] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
         self._state = 'unconfigured'
@@ -226,8 +226,8 @@ class ChatNode(LifecycleNodeMixin, Node):
                 if robot not in self._chats:
                     place = f'{self.get_namespace()}/{robot}/{self.get_name()}'.replace('//', '/')
                     log = self.get_logger()
-                    store = RobotState(state_dir, place, log, self.get_parameter('state_kv').value) if state_dir else None
-                    self._chats[robot] = RobotChat(robot, self._model, self._settings.robot(robot), _Nobody(), None, store, log, template or None)
+                    store = ConversationStore(state_dir, place, log, self.get_parameter('state_kv').value) if state_dir else None
+                    self._chats[robot] = RobotConversation(robot, self._model, self._settings.robot(robot), _Nobody(), None, store, log, template or None)
                 if robot not in self._ports and (activating or self._state == 'active'):
                     self._ports[robot] = RobotPort(self, self._chats[robot])
 

@@ -1,4 +1,4 @@
-"""One robot's topics, services and action, wired to its `RobotChat`. Which names and types: docs/interface.md.
+"""One robot's topics, services and action, wired to its `RobotConversation`. Which names and types: docs/interface.md.
 
 Who runs when: queries come one after another, and so do goals (their order is that of the conversation); services may run beside everything, so that
 `cancel` is heard while `reset` waits. No callback waits for the model, but for the one that holds an action's goal open, on a thread of its own.
@@ -22,11 +22,11 @@ from nanochat.msg import Message, Token
 from nanochat.msg import Turn as TurnMessage
 from nanochat.srv import GetHistory, Reset
 from ros2_nanochat.ros.camera import Camera
-from ros2_nanochat.ros.conversions import compressed_to_rgb, image_to_rgb, stamp_of
-from ros2_nanochat.ros.parameters import goal_options
-from ros2_nanochat.ros.robot_chat import RobotChat
+from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb, stamp_of
+from ros2_nanochat.robot.options import goal_options
+from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.ros.spinning import close_action
-from ros2_nanochat.ros.turns import Picture, Turn
+from ros2_nanochat.robot.turn import Picture, Turn
 
 _TOKENS_KEPT = 1000
 _LAST_WORDS = Duration(seconds=0.1)  # that listeners get for what they have not acknowledged; one of them may be dead
@@ -38,7 +38,7 @@ _SUCCEEDED = ('stop', 'length', 'deadline')
 class RobotPort:
     """Opens the names of a robot on the graph, and is the `Output` of its conversation. `close()` takes them off."""
 
-    def __init__(self, node, chat: RobotChat):
+    def __init__(self, node, chat: RobotConversation):
         self._node, self._chat = node, chat
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
         in_turn, goals, beside = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
@@ -153,7 +153,7 @@ class RobotPort:
             for turn in list(self._turn_of_goal.values()):
                 self._chat.cancel_turn(turn)
 
-    # --- out: the Output of RobotChat ---
+    # --- out: the Output of RobotConversation ---
 
     def started(self, turn: Turn) -> None:
         if turn.goal is not None:

@@ -170,7 +170,7 @@ def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: Mod
     path: a LLaVA-form checkpoint, a folder or `owner/name` of the hub, `tiny` for the one that comes with the package, or None: what the model's own checkpoint holds,
     and for the embedded default model the tiny one, if torch and transformers are there.
     """
-    from ros2_nanochat.vision.library import LibraryEncoder
+    from ros2_nanochat.vision.backend_encoder import BackendEncoder
     from ros2_nanochat.vision.llava import FAMILIES, LlavaEncoder
     from ros2_nanochat.vision.onepiece import OnePieceEncoder, holds_vision
     if path:
@@ -182,7 +182,7 @@ def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: Mod
         return encoder
     kind = read_config(info.path).get('model_type') if os.path.isdir(info.path) else None
     if backend.embeds_images:
-        return LibraryEncoder(backend, info)
+        return BackendEncoder(backend, info)
     if holds_vision(backend):
         return LlavaEncoder(Path(info.path), info, config, backend.model) if kind in FAMILIES else OnePieceEncoder(backend, info)
     if info.takes_embeddings and kind in FAMILIES:

@@ -1,0 +1,109 @@
+"""The vocabulary of a GGUF model on llama.cpp: text to ids and back, special tokens, where a reply ends. Any thread, also while the model is closed."""
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+from ros2_nanochat.backends.base import BackendError, SpecialToken
+from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
+
+
+_JOINT = '\U0010fffd'
+"""A character that is part of no token, so that nothing merges across it."""
+
+
+class GGUFText:
+    """api: llama_cpp.llama_cpp. model: its llama_model. metadata: of the file, as `gguf_file.read_metadata` gives it."""
+
+    def __init__(self, api, model, metadata: dict[str, Any]):
+        self._api = api
+        self._vocab = vocab = api.llama_model_get_vocab(model)
+        self._lock = threading.RLock()  # text is asked for on any thread, while the engine's may close the model
+        self._pieces: dict[int, bytes] = {}
+        self.size: int = api.llama_vocab_n_tokens(vocab)
+        template = api.llama_model_chat_template(model, None)
+        self.chat_template: str | None = template.decode('utf-8', 'replace') if template else None
+        markup = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED
+        all_attributes = [api.llama_vocab_get_attr(vocab, i) for i in range(self.size)]
+        attributes = {i: a for i, a in enumerate(all_attributes) if a & markup}
+        self.special_tokens: list[SpecialToken] = []
+        self._protected: dict[int, str] = {}
+        for token_id, attribute in attributes.items():
+            text = self._text(token_id)
+            if not text:
+                continue
+            self.special_tokens.append(SpecialToken(token_id, text, bool(attribute & api.LLAMA_TOKEN_ATTR_LSTRIP),
+                                                    bool(attribute & api.LLAMA_TOKEN_ATTR_RSTRIP)))
+            if attribute & api.LLAMA_TOKEN_ATTR_CONTROL or (self.chat_template and text.strip() and text in self.chat_template):
+                self._protected[token_id] = text
+        named = {'bos_token': api.llama_vocab_bos(vocab), 'eos_token': api.llama_vocab_eos(vocab), 'pad_token': api.llama_vocab_pad(vocab)}
+        named = {name: token_id for name, token_id in named.items() if token_id >= 0}
+        self.named_tokens = {name: self._text(token_id) for name, token_id in named.items()}
+        self.bos_token_id: int | None = named.get('bos_token')
+        self.add_bos = bool(api.llama_vocab_get_add_bos(vocab))
+        ends = {i for i in attributes if api.llama_vocab_is_eog(vocab, i)}
+        self.eos_token_ids = frozenset(ends | {named['eos_token']} if 'eos_token' in named else ends)
+        self._strip_first_space = metadata.get('tokenizer.ggml.model') == 'llama' and metadata.get('tokenizer.ggml.add_space_prefix', True)
+        self._num_joint = 0  # ids of `_JOINT`, where text that joins other text is tokenized behind it
+        if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):
+            self._num_joint = len(self._tokenize(_JOINT, False))
+
+    def _text(self, token_id: int) -> str:
+        return self._api.llama_vocab_get_text(self._vocab, token_id).decode('utf-8', 'replace')
+
+    def tokenize(self, text: str, special: bool, joined: bool = False) -> list[int]:
+        """Ids of a text. special: whether the text of a special token stands for its id. joined: it stands right behind other text; elsewhere llama.cpp
+        puts the space of SentencePiece before it, at the start and behind special tokens alike. Adds no begin of text."""
+        ids = self._tokenize(text, special, joined)
+        if special or self._protected.keys().isdisjoint(ids):
+            return ids
+        # llama.cpp finds user-defined tokens in plain text too, and some SentencePiece merges spell a control token: cut inside them
+        cuts = sorted({at + 1 for mark in self._protected.values() for at in _occurrences(text, mark)})
+        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
+        return [i for n, piece in enumerate(pieces) for i in self._tokenize(piece, False, joined or n > 0) if i not in self._protected]
+
+    def _tokenize(self, text: str, special: bool, joined: bool = False) -> list[int]:
+        if joined and text and self._num_joint:
+            return self._tokenize(_JOINT + text, special)[self._num_joint:]
+        data = text.encode('utf-8', 'replace')
+        buffer = (ctypes.c_int32 * (len(data) + 8))()
+        with self._lock:
+            self._check_open()
+            count = self._api.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
+            if count < 0:
+                buffer = (ctypes.c_int32 * -count)()
+                count = self._api.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
+        return buffer[:count]
+
+    def detokenizer(self) -> Utf8Detokenizer:
+        return Utf8Detokenizer(self._piece, self._strip_first_space)
+
+    def _piece(self, token_id: int) -> bytes:
+        piece = self._pieces.get(token_id)
+        if piece is not None:
+            return piece
+        buffer = ctypes.create_string_buffer(64)
+        with self._lock:
+            self._check_open()
+            size = self._api.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, False)
+            if size < 0:
+                buffer = ctypes.create_string_buffer(-size)
+                size = self._api.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, False)
+        return self._pieces.setdefault(token_id, buffer.raw[:size])
+
+    def _check_open(self) -> None:
+        if not self._vocab:
+            raise BackendError('the model is closed')
+
+    def close(self) -> None:
+        """To be called before the model is freed."""
+        with self._lock:
+            self._vocab = None
+
+
+def _occurrences(text: str, mark: str):
+    at = text.find(mark)
+    while at >= 0:
+        yield at
+        at = text.find(mark, at + 1)

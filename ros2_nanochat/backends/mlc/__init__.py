@@ -1,0 +1,1 @@
+"""Model libraries compiled by MLC-LLM, on the TVM runtime."""

@@ -1,0 +1,69 @@
+"""What a folder of MLC-LLM says of conversations, in the words of the others: end ids, and a chat template in Jinja.
+
+The form of `conv_template` is told by python/mlc_llm/protocol/conversation_protocol.py of mlc-llm.
+"""
+from __future__ import annotations
+
+from ros2_nanochat.backends.mlc.folder import MLCFolder
+from ros2_nanochat.backends.tokenizer import Tokenizer
+
+
+def end_ids(folder: MLCFolder, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end a reply: the tokenizer's, and those of the configuration that are special tokens. (Where a model says nothing, mlc_llm writes 2,
+    which is a plain word in many vocabularies.)"""
+    special = {token.id for token in tokenizer.special_tokens}
+    by_text = {token.text: token.id for token in tokenizer.special_tokens}
+    conversation = _conversation(folder)
+    named = folder.config.get('eos_token_id')
+    ids = [*(named if isinstance(named, list) else [named]), *(conversation.get('stop_token_ids') or ())]
+    ids += [by_text.get(text) for text in conversation.get('stop_str') or ()]
+    return frozenset(tokenizer.eos_token_ids) | {i for i in ids if i in special}
+
+
+def chat_template(folder: MLCFolder, tokenizer: Tokenizer) -> str | None:
+    """Jinja source: the tokenizer's own, else made of `conv_template`; None where that is for plain completion."""
+    if tokenizer.chat_template:
+        return tokenizer.chat_template
+    conversation = _conversation(folder)
+    roles = conversation.get('roles') or {}
+    if not any(roles.values()):
+        return None
+    separators = list(conversation.get('seps') or [''])
+    by_id = {token.id: token.text for token in tokenizer.special_tokens}
+    start = ''.join(by_id.get(i, '') for i in conversation.get('system_prefix_token_ids') or ())
+    system = conversation.get('system_template', '{system_message}').replace('{function_string}', '')
+    default = conversation.get('system_message') or ''
+    before, placed, after = system.partition('{system_message}')
+    bare = conversation.get('add_role_after_system_message', True) is False
+    lines = [
+        "{% if messages and messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
+        f'{{% else %}}{{% set system = {_literal(default)} %}}{{% set turns = messages %}}{{% endif %}}',
+        _text(start),
+        # an empty system message leaves an empty template out, and no other
+        f'{{% set opened = system or {"true" if before + after else "false"} %}}',
+        f'{{% if opened %}}{_text(before)}{"{{ system }}" if placed else ""}{_text(after)}{{% endif %}}',
+        '{% for turn in turns %}',
+    ]
+    for word, (role, separator) in zip(('if', 'elif'), (('user', separators[0]), ('assistant', separators[-1]))):
+        prefix = _text((roles.get(role) or '') + (conversation.get('role_content_sep') or ''))
+        if bare:                               # the system prompt stands inside the first message, [INST] style
+            prefix = f'{{% if not (loop.first and opened) %}}{prefix}{{% endif %}}' if prefix else ''
+        form = ((conversation.get('role_templates') or {}).get(role) or f'{{{role}_message}}').replace('{function_string}', '')
+        head, _, tail = form.partition(f'{{{role}_message}}')
+        lines.append(f"{{% {word} turn['role'] == '{role}' %}}{prefix}{_text(head)}{{{{ turn['content'] }}}}{_text(tail + separator)}")
+    answer = (roles.get('assistant') or '') + (conversation.get('role_empty_sep') or '')
+    lines.append(f'{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{_text(answer)}{{% endif %}}')
+    return ''.join(lines)
+
+
+def _conversation(folder: MLCFolder) -> dict:
+    conversation = folder.config.get('conv_template')
+    return conversation if isinstance(conversation, dict) else {}
+
+
+def _literal(text: str) -> str:
+    return '"' + text.encode('unicode_escape').decode('ascii').replace('"', '\\"') + '"'
+
+
+def _text(text: str) -> str:
+    return f'{{{{ {_literal(text)} }}}}' if text else ''

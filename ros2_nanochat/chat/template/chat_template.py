@@ -1,0 +1,227 @@
+"""Chat templates: messages become one text by the model's markup, and that text a `Prompt`, in which special tokens come from markup alone.
+
+Finds the template: what is asked for (a name, a file, a dict), else the model's own Jinja source, else by the model's name.
+Rendering is the business of `jinja` and `pieces`, ids are that of `segments`.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ros2_nanochat.chat.template.builtin import BUILTIN, find_name
+from ros2_nanochat.chat.template.turns import Conversation, Written
+from ros2_nanochat.chat.template.jinja import JinjaMarkup
+from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
+from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder, SpecialText
+from ros2_nanochat.prompt import Prompt
+
+_IMAGE_TOKEN = re.compile(r'image|img|pad', re.IGNORECASE)
+_IMAGE_EDGE = re.compile(r'start|end|begin|break|newline|vision_', re.IGNORECASE)
+
+
+class ChatTemplate:
+    """The template of one model's conversations.
+
+    chat_template: a name (`ChatTemplate.names()`), a JSON file in the form of `pieces`, a Jinja file, Jinja source, a dict, or None: the
+    model's own, else one found by its name and type.
+
+    name, system_prompt (the default one, or None), stop (ids and strings that end a reply).
+    """
+
+    def __init__(self, model, chat_template: str | Mapping | None = None):
+        info = model.info
+        self._model = model
+        self._variables = dict(info.named_tokens)
+        texts = {token.id: token.text for token in info.special_tokens}
+        if info.bos_token_id is not None:
+            self._variables.setdefault('bos_token', texts.get(info.bos_token_id, ''))
+        ends = [self._variables['eos_token']] if 'eos_token' in self._variables else []
+        ends += [texts[i] for i in sorted(info.eos_token_ids) if i in texts and texts[i] not in ends]
+        self._variables.setdefault('eos_token', ends[0] if ends else '')
+        self._ends = ends
+        self.markup = self._find(chat_template)
+        self.name = self.markup.name
+        self.system_prompt = self.markup.system_prompt
+        self._by_id = {token.id: token for token in info.special_tokens}
+        self._by_text = {token.text: token for token in info.special_tokens}
+        self._ordinary: dict[int, bool] = {}
+        self._finder = SpecialFinder(info.special_tokens)
+        self.image_token = self._find_image_token()
+        extra = [SpecialText(-1, self.image_token)] if self.image_token and self.image_token not in self._by_text else []
+        self._protected = SpecialFinder([*info.special_tokens, *extra], ignore_case=True)
+        self._runs = Runs(model.tokenize, self._is_protected, lambda i: self._by_id[i].text)
+        self.stop = self._find_stop()
+
+    @staticmethod
+    def names() -> list[str]:
+        """The templates that can be named."""
+        return sorted(BUILTIN)
+
+    # --- finding ---
+
+    def _find(self, wanted) -> JinjaMarkup | NanoLLMFormat:
+        info = self._model.info
+        if wanted is None or wanted == 'auto':
+            if info.chat_template:
+                return JinjaMarkup(info.chat_template, self._variables, name=f'of {info.name}')
+            wanted = find_name(info.name, info.architecture) or find_name(os.path.basename(info.path), '')
+            if wanted is None and {'<|im_start|>', '<|im_end|>'} <= {token.text for token in info.special_tokens}:
+                wanted = 'chat-ml'
+            if wanted is None:
+                raise ValueError(f'{info.name} (type {info.architecture}) has no chat template, and none is known for it: '
+                                 f'set chat_template to one of {", ".join(self.names())}, or to a JSON or Jinja file')
+        if isinstance(wanted, Mapping):
+            return self._from_pieces(check_nanollm_format(wanted, 'chat_template'), 'custom')
+        if not isinstance(wanted, (str, os.PathLike)):
+            raise ValueError(f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or a dict')
+        wanted = os.fspath(wanted)
+        if wanted in BUILTIN:
+            builtin = BUILTIN[wanted]
+            return JinjaMarkup(builtin, self._variables, wanted) if isinstance(builtin, str) else self._from_pieces(builtin, wanted)
+        if '{%' in wanted or '{{' in wanted:
+            return JinjaMarkup(wanted, self._variables, where='chat_template')
+        if os.path.isfile(wanted):
+            return self._from_file(wanted)
+        raise ValueError(f'there is no chat template {wanted!r}: neither a file nor one of {", ".join(self.names())}')
+
+    def _from_pieces(self, pieces: Mapping, name: str) -> NanoLLMFormat:
+        return NanoLLMFormat(pieces, self._variables, self._ends, name)
+
+    def _from_file(self, path: str) -> JinjaMarkup | NanoLLMFormat:
+        try:
+            with open(path, encoding='utf-8') as file:
+                source = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f'chat template {path} cannot be read: {error}') from error
+        name = os.path.splitext(os.path.basename(path))[0]
+        if not path.lower().endswith('.json'):
+            return JinjaMarkup(source, self._variables, name, where=path)
+        try:
+            pieces = json.loads(source)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
+        except RecursionError:
+            raise ValueError(f'{path} is nested too deep') from None
+        if isinstance(pieces, dict) and isinstance(pieces.get('chat_template'), str):  # the file in which transformers keeps one
+            return JinjaMarkup(pieces['chat_template'], self._variables, name, where=path)
+
+        def line_of(key):
+            at = re.search(rf'"{re.escape(key)}"\s*:', source)
+            return f', line {source.count(chr(10), 0, at.start()) + 1}' if at else ''
+
+        return self._from_pieces(check_nanollm_format(pieces, path, line_of), name)
+
+    def _find_stop(self) -> list[int | str]:
+        info = self._model.info
+        stops = self.markup.stop
+        if stops is None:
+            end = next((token.text for _, _, token in self._finder.find(self.markup.end_of_turn)), None)
+            stops = [end] if end is not None and end != self._variables.get('bos_token') else []
+        found = [self._by_text[s].id if s in self._by_text else s for s in stops]
+        return [*found, *sorted(i for i in info.eos_token_ids if i not in found)]
+
+    def _find_image_token(self) -> str | None:
+        """The text in the template's marker of an image for which the image itself goes in."""
+        markers = self.markup.image_markers
+        if not markers:
+            return None
+        known = getattr(getattr(self._model, 'vision', None), 'image_token', None)
+        if known and any(known in marker for marker in markers):
+            return known
+        marker = max(markers, key=lambda marker: len(list(self._finder.find(marker))))
+        specials = [token.text for _, _, token in self._finder.find(marker)]
+        likely = [text for text in specials if _IMAGE_TOKEN.search(text) and not _IMAGE_EDGE.search(text)]
+        return (likely or [text for text in specials if _IMAGE_TOKEN.search(text)] or [marker.strip()])[0]
+
+    # --- what only markup may produce ---
+
+    def _is_protected(self, token_id: int) -> bool:
+        """Whether an id is a special token, or one that the markup is made of; vocabularies also have tokens of their own for plain words."""
+        token = self._by_id.get(token_id)
+        if token is None:
+            return False
+        if token_id not in self._ordinary:
+            self._ordinary[token_id] = not token.text.strip() or (
+                token.text not in self.markup.source and list(self._model.tokenize(token.text, special=False, continues=True)) == [token_id])
+        return not self._ordinary[token_id]
+
+    def _hide(self, text: str, placeholders: Placeholders) -> str:
+        return placeholders.hide(text, self._protected, lambda token: token.id < 0 or self._is_protected(token.id))
+
+    # --- rendering ---
+
+    def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None = None) -> str:
+        """The text of a conversation, with the contents in their places, to look at; `prompt` makes the entries."""
+        conversation = Conversation(messages, self.markup, self._hide, self.image_token)
+        text = conversation.render(self._generation(messages, add_generation_prompt))
+        for character, value in conversation.placeholders.objects.items():
+            text = text.replace(character, value.message.text if isinstance(value, Written) else '<image>')
+        return conversation.placeholders.restore(text)
+
+    def prompt(self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None = None) -> Prompt:
+        """The entries of a conversation, from position 0. add_generation_prompt: let the model begin a reply; None: unless the bot spoke last.
+
+        ValueError where the template does not take such a conversation.
+        """
+        if not messages:
+            return self._join([])
+        conversation = Conversation(messages, self.markup, self._hide, self.image_token)
+        text = conversation.render(self._generation(messages, add_generation_prompt))
+        return self._join(self._parts(self._place_images(text, conversation.placeholders), conversation.placeholders))
+
+    @staticmethod
+    def _generation(messages: Sequence[ChatMessage], wanted: bool | None) -> bool:
+        return messages[-1].role != 'bot' if wanted is None else wanted
+
+    def _place_images(self, text: str, placeholders: Placeholders) -> str:
+        """The text with the markup that a model has around an image written out, and a character for each span of embeddings."""
+        pieces, end = [], 0
+        for at in placeholders.find_objects(text):
+            value = placeholders.objects[text[at]]
+            if not isinstance(value, Written):
+                pieces.append(text[end:at])
+                pieces += [part if isinstance(part, str) else placeholders.for_object(part) for part in value.embed(self._model)]
+                end = at + 1
+        return ''.join([*pieces, text[end:]])
+
+    def _parts(self, text: str, placeholders: Placeholders) -> list[Any]:
+        special = [(start, end, [token.id]) for start, end, token in self._finder.find(text)]
+        objects = [(at, at + 1, placeholders.objects[text[at]]) for at in placeholders.find_objects(text)]
+        parts, position, joined = [], 0, False
+        for start, end, value in sorted(special + objects, key=lambda item: item[0]) if objects else special:
+            if start > position:
+                parts.append(self._runs(placeholders.restore(text[position:start]), bool(parts), joined))
+                joined = True
+            parts.append(value.ids(self._model) if isinstance(value, Written) else value)
+            if not isinstance(value, Written):
+                joined = False
+            elif parts[-1]:
+                joined = parts[-1][-1] not in self._by_id
+            position = end
+        if position < len(text):
+            parts.append(self._runs(placeholders.restore(text[position:]), bool(parts), joined))
+        self._runs.trim()
+        return parts
+
+    def _join(self, parts: list[Any]) -> Prompt:
+        info, embed = self._model.info, None
+        if not self.markup.writes_bos and info.add_bos and info.bos_token_id is not None:
+            if not (parts and isinstance(parts[0], (list, tuple)) and parts[0][:1] in ([info.bos_token_id], (info.bos_token_id,))):
+                parts = [[info.bos_token_id], *parts]
+        if self._model.has_embed:
+            def embed(ids):
+                rows = np.asarray(self._model.embed_tokens(ids))
+                return rows.reshape(-1, rows.shape[-1])
+        merged: list[Any] = []
+        for part in parts:  # one list of ids between two images: quicker to join
+            if isinstance(part, (list, tuple)) and merged and isinstance(merged[-1], list):
+                merged[-1] += part
+            else:
+                merged.append(list(part) if isinstance(part, (list, tuple)) else part)
+        return Prompt.join(merged, embed)

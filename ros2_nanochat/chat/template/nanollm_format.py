@@ -1,0 +1,113 @@
+"""Chat templates in the form of NanoLLM: a string for each role, with `${MESSAGE}` where the message goes.
+
+Keys: `system_prompt` (the default one), `system`, `first` (the first message of the user, instead of `user`), `user`, `bot`, `tool`, `stop`.
+What stands in `bot` before the message, blanks at its end aside, is written for the model to begin its reply; in many templates it is nothing,
+because `user` ends with it. Where `bot` ends with no token that ends a turn, and `user` begins with none, the model's own is put behind the message, as it
+stands in what the model produced.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+MESSAGE = '${MESSAGE}'
+_TEXTS = ('system', 'first', 'user', 'bot', 'tool')
+KEYS = ('name', 'system_prompt', *_TEXTS, 'stop')
+_RENAMED = {'tool_response': 'tool'}
+_IGNORED = ('tool_call', 'tool_spec')  # for NanoLLM's function calling
+
+
+def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') -> dict:
+    """Return the pieces with today's names; a ValueError says which key is wrong. line_of: gives `, line n` for a key."""
+    if not isinstance(pieces, Mapping):
+        raise ValueError(f'{where}: a chat template is an object with the keys {", ".join(KEYS)}, not a {type(pieces).__name__}')
+    checked = {}
+    for key, value in pieces.items():
+        name = _RENAMED.get(key, key)
+        if key in _IGNORED:
+            continue
+        if name not in KEYS:
+            raise ValueError(f'{where}{line_of(key)}: a chat template has no {key!r}; it has {", ".join(KEYS)}')
+        if name == 'stop':
+            value = [value] if isinstance(value, (str, int)) else value
+            if not isinstance(value, Sequence) or not all(isinstance(s, (str, int)) and not isinstance(s, bool) and s != '' for s in value):
+                raise ValueError(f'{where}{line_of(key)}: stop is a list of strings or token ids, not {value!r}')
+            value = list(value)
+        elif value is None and name in ('system', 'first', 'tool', 'system_prompt'):
+            continue
+        elif not isinstance(value, str):
+            raise ValueError(f'{where}{line_of(key)}: {key} is a string, not {value!r}')
+        elif name in _TEXTS and value.count(MESSAGE) != 1:
+            raise ValueError(f'{where}{line_of(key)}: {key} has to hold {MESSAGE} once, where the message goes; it is {value!r}')
+        checked[name] = value
+    for name in ('user', 'bot'):
+        if name not in checked:
+            raise ValueError(f'{where}: a chat template needs {name!r}, a string that holds {MESSAGE}')
+    return checked
+
+
+class NanoLLMFormat:
+    """One template in that form.
+
+    variables: texts for `${bos_token}` and `${eos_token}`. ends: texts of tokens that end a turn, the likeliest first.
+    """
+    writes_bos = False
+    takes_text = True
+    alternates = True  # neighbours of one role are joined: a piece of `user` often begins the reply
+    image_markers = ()
+    takes_reasoning = takes_reasoning_part = False
+
+    def __init__(self, pieces: Mapping, variables: Mapping[str, str] | None = None, ends: Sequence[str] = (), name: str = 'custom'):
+        self.name = pieces.get('name', name)
+        self.system_prompt = pieces.get('system_prompt')
+        self.stop = pieces.get('stop')
+        variables = variables or {}
+        filled = {}
+        for role in _TEXTS:
+            if role in pieces:
+                text = pieces[role]
+                for variable in ('bos_token', 'eos_token'):
+                    text = text.replace('${' + variable + '}', variables.get(variable, ''))
+                filled[role] = tuple(text.split(MESSAGE))
+        before, after = filled['bot']
+        is_closed = any(end in after for end in (*ends, *(s for s in self.stop or () if isinstance(s, str))))
+        if not is_closed and not any(end in filled['user'][0] for end in ends):  # NanoLLM's for Gemma ends the bot's turn where the user's begins
+            wanted = [end for end in ends if self.stop is None or end in self.stop]
+            filled['bot'] = before, (wanted[0] if wanted else '') + after
+        self._pieces = filled
+        self.source = ''.join(map(''.join, filled.values()))
+
+    @property
+    def takes_system(self) -> bool:
+        return 'system' in self._pieces
+
+    @property
+    def takes_tool(self) -> bool:
+        return 'tool' in self._pieces
+
+    @property
+    def generation_prompt(self) -> str:
+        return self._pieces['bot'][0].rstrip(' ')
+
+    @property
+    def before_reply(self) -> str:
+        return self._pieces['user'][1] + self.generation_prompt
+
+    @property
+    def end_of_turn(self) -> str:
+        return self._pieces['bot'][1] + self._pieces['user'][0]
+
+    def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
+        """Render messages, dicts as transformers takes them, with contents that are strings."""
+        texts, seen_user = [], False
+        for n, message in enumerate(messages):
+            role = {'assistant': 'bot'}.get(message['role'], message['role'])
+            if role == 'user' and not seen_user:
+                seen_user = True
+                behind_system = n > 0 and messages[n - 1]['role'] == 'system'
+                if 'first' in self._pieces and (behind_system or not self.takes_system):
+                    role = 'first'
+            before, after = self._pieces[role]
+            texts += [before, message['content'], after]
+        if add_generation_prompt:
+            texts.append(self.generation_prompt)
+        return ''.join(texts)

@@ -1,0 +1,157 @@
+"""From the messages of a history to the text of a template: who follows whom, where the system prompt, images and reasoning go, and which
+parts keep the ids that the model sampled. In the text, contents that must not be read as markup are characters that stand for them.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ros2_nanochat.chat.template.jinja import IMAGE_PART, reasoning_part
+from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.chat.template.markup import Placeholders
+from ros2_nanochat.config import REASONING_MARKS
+
+BETWEEN = '\n'  # between two messages that share one turn
+AFTER_SYSTEM = '\n\n'  # between a system prompt and the first message, where these share one turn (as in Gemma 3's template)
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What the model wrote itself: the message, and whether all that it sampled goes into the prompt, or the ids of the answer alone."""
+    message: ChatMessage
+    whole: bool
+
+    def ids(self, model) -> tuple[int, ...]:
+        """The ids that go in. White space between the reasoning and the answer goes with the reasoning."""
+        ids = self.message.tokens
+        if self.whole:
+            return ids
+        start = self.message.num_reasoning
+        while start < len(ids) and not model.detokenize([ids[start]]).strip():
+            start += 1
+        return ids[start:]
+
+
+class Conversation:
+    """Messages made ready for a template.
+
+    markup: the template (`jinja.JinjaMarkup`, `pieces.NanoLLMFormat`). hide: replaces what could be markup in a content.
+    image_token: for what in the rendered text an image goes in, where the template takes images among the parts of a content.
+    """
+
+    def __init__(self, messages: Sequence[ChatMessage], markup, hide: Callable[[str, Placeholders], str], image_token: str | None):
+        self.placeholders = Placeholders()
+        self._markup = markup
+        self._image_token = image_token
+        self._hide = lambda text: hide(text, self.placeholders)
+        self._images: list[ChatMessage] = []
+        self._written: list[tuple[str, str | None]] = []  # characters of an answer that has ids, and of its reasoning
+        if any(message.role == 'tool' for message in messages) and not markup.takes_tool:
+            raise ValueError(f'chat template {markup.name} has no place for the answer of a tool')
+        self._messages = [self._message(turn) for turn in self._turns(messages)]
+
+    def _turns(self, messages: Sequence[ChatMessage]) -> list[list[ChatMessage | str]]:
+        """Messages that go into one turn together: an image and what is said about it; neighbours of one role where the template wants
+        roles to alternate; a system prompt and the first message where the template has no place for it."""
+        turns: list[list] = []
+        for message in messages:
+            before = turns[-1][-1] if turns else None
+            if before is not None and before.role == message.role and (
+                    'image' in (before.type, message.type) or (self._markup.alternates and message.role != 'tool')):
+                turns[-1].append(message)
+            else:
+                turns.append([message])
+        if turns and turns[0][0].role == 'system' and not self._markup.takes_system:
+            system = BETWEEN.join(message.text for message in turns.pop(0) if message.text)
+            if turns and turns[0][0].role == 'user':
+                turns[0].insert(0, system)
+            else:
+                turns.insert(0, [ChatMessage('user', text=system)])
+        return turns
+
+    def _message(self, turn: list[ChatMessage | str]) -> dict:
+        role = turn[-1].role
+        message = {'role': 'assistant' if role == 'bot' else role}
+        items: list[Any] = []  # texts, ready, and messages with images
+        if isinstance(turn[0], str):
+            items.append(self._hide(turn.pop(0)) + AFTER_SYSTEM)
+        for entry in turn:
+            if entry.image is not None:
+                items.append((entry,))
+            if entry.text is not None:
+                items.append(self._bot_text(entry, message) if role == 'bot' else self._hide(entry.text))
+        content = self._content(items)
+        if thoughts := message.pop('parts', None):
+            content = thoughts + (content if isinstance(content, list) else [{'type': 'text', 'text': content}])
+        message['content'] = content
+        return message
+
+    def _content(self, items: list[Any]) -> str | list[dict]:
+        """Parts where the template takes images so, else one string in which a character stands for each image."""
+        as_parts = self._image_token is not None and any(isinstance(item, tuple) for item in items)
+        parts: list[dict] = []
+        for item in items:
+            if isinstance(item, tuple) and as_parts:
+                self._images.append(item[0])
+                parts.append(dict(IMAGE_PART))
+                continue
+            text = self.placeholders.for_object(item[0]) if isinstance(item, tuple) else item
+            if parts and parts[-1]['type'] == 'text':
+                between = '' if parts[-1]['text'].endswith(AFTER_SYSTEM) else BETWEEN
+                parts[-1]['text'] += between + text
+            else:
+                parts.append({'type': 'text', 'text': text})
+        if as_parts or not self._markup.takes_text:
+            return parts
+        return ''.join(part['text'] for part in parts)
+
+    def _bot_text(self, entry: ChatMessage, message: dict) -> str:
+        """The content of a message of the bot; its reasoning goes where the template looks for it, which may be the content."""
+        source = self._markup.source
+        marks = next((pair for pair in REASONING_MARKS if pair[1] in source), None)
+        thought = entry.reasoning.strip()
+        apart = bool(thought) and (self._markup.takes_reasoning or marks is not None)
+        text = self._hide(entry.text)
+        if entry.tokens:
+            text = self.placeholders.for_object(Written(entry, whole=not apart))
+            self._written.append((text, self.placeholders.for_text(thought) if apart else None))
+        if not apart:
+            return text
+        reasoning = self.placeholders.for_text(thought)
+        if self._markup.takes_reasoning_part:
+            message.setdefault('parts', []).append(reasoning_part(reasoning))
+            return text
+        if self._markup.takes_reasoning:
+            message['reasoning_content'] = message['thinking'] = reasoning
+            return text
+        return f'{marks[0]}\n{reasoning}\n{marks[1]}\n\n{text}'
+
+    def render(self, add_generation_prompt: bool) -> str:
+        """The text of the template, with characters for images and for what the model wrote."""
+        text = self._markup.render(self._messages, add_generation_prompt)
+        if self._images:
+            pieces = text.split(self._image_token)
+            if len(pieces) != len(self._images) + 1:
+                raise ValueError(f'chat template {self._markup.name} places {len(pieces) - 1} of {len(self._images)} images')
+            objects = [self.placeholders.for_object(image) for image in self._images]
+            text = ''.join(piece + character for piece, character in zip(pieces, [*objects, '']))
+        for answer, reasoning in self._written:
+            text = self._join_reply(text, answer, reasoning)
+        return text
+
+    def _join_reply(self, text: str, answer: str, reasoning: str | None) -> str:
+        """Let what the model sampled stand just where it began to sample: white space that the template writes before a reply is not in
+        the KV cache, and the thinking marks around its reasoning are among its ids."""
+        at = text.find(answer)
+        if at < 0:
+            return text
+        begin = self._markup.generation_prompt or self._markup.before_reply
+        start = text.rfind(begin, 0, at) + len(begin)
+        if start < len(begin):
+            return text
+        gap = text[start:at]
+        kept = reasoning is not None and reasoning in gap
+        if kept or gap.strip():  # the template writes there what is among the ids, too
+            self.placeholders.objects[answer] = replace(self.placeholders.objects[answer], whole=kept)
+        return text[:start] + text[at:] if kept or not gap.strip() else text

@@ -1,0 +1,236 @@
+"""From ids to certain text: detokenized, the reasoning told from the answer, cut exactly where a stop string begins.
+
+Knows nothing of threads or models; one `ReplyText` serves one reply.
+"""
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ros2_nanochat.backends.base import Detokenizer, ModelInfo
+from ros2_nanochat.config import REASONING_MARKS
+
+_LABELS = {'<|channel>': 'thought\n'}
+"""What stands between a mark and the reasoning (https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4)."""
+
+_HARMONY = ('<|start|>', '<|channel|>', '<|end|>', '<|message|>')
+"""Around messages in the format of gpt-oss (https://cookbook.openai.com/articles/openai-harmony), of which one reply has several."""
+
+
+@dataclass(frozen=True)
+class ReasoningMarks:
+    """Texts around the reasoning, and their ids where each is one token of the vocabulary. label: text behind the start that is no reasoning.
+
+    header_ids, message_id: of a model that writes several messages (gpt-oss). One of the former begins a header, the latter what it is the header of,
+    which is reasoning where the header ends with the label."""
+    start: str
+    end: str
+    start_id: int | None = None
+    end_id: int | None = None
+    label: str = ''
+    header_ids: tuple[int, ...] = ()
+    message_id: int | None = None
+
+
+def find_reasoning_marks(info: ModelInfo) -> ReasoningMarks | None:
+    """The marks that a model declares, in its vocabulary or its template; None where it declares none."""
+    ids = {token.text: token.id for token in info.special_tokens}
+    if all(text in ids for text in _HARMONY):
+        *headers, message = (ids[text] for text in _HARMONY)
+        return ReasoningMarks('<|channel|>analysis<|message|>', '<|end|>', label='analysis', header_ids=tuple(headers), message_id=message)
+    for start, end in REASONING_MARKS:
+        if (start in ids and end in ids) or (info.chat_template and end in info.chat_template):
+            return ReasoningMarks(start, end, ids.get(start), ids.get(end), _LABELS.get(start, ''))
+    return None
+
+
+class Piece(NamedTuple):
+    """A bit of a reply. text: certain text, not empty. num_tokens: ids of the reply whose text has been given with it, from the start.
+    exact: whether those ids spell just that text (a token may be given in part, where a stop string might begin in it).
+    reasoning: written before the answer, between the model's marks."""
+    text: str
+    num_tokens: int
+    exact: bool = True
+    reasoning: bool = False
+
+
+class ReplyText:
+    """Takes the ids of a reply, gives its pieces.
+
+    marks: of the reasoning, or None. reasoning: whether the prompt ended inside it. stop_strings: end the answer where one begins.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stop_strings: Sequence[str] = (), marks: ReasoningMarks | None = None, reasoning: bool = False):
+        self._detokenizer = detokenizer
+        self._marks = marks
+        self._reasoning = reasoning
+        self._label = self._label_held = ''  # of the reasoning: where it is still to come, and what of it came
+        self._header: str | None = None  # of the next message, while it comes
+        self._trim = False  # white space between the reasoning and the answer belongs to neither
+        self._stops = _HeldBack(stop_strings)
+        self._switches = {inside: _HeldBack([marks.end if inside else marks.start] if marks and not marks.header_ids else []) for inside in (False, True)}
+        self._answer: list[str] = []
+        self._last: Piece | None = None
+        self._ends: list[int] = []  # after each id: characters that the ids so far spell
+        self._whole: list[bool] = []  # after each id: whether they end with a whole character
+        self._begun = False  # whether the answer has, after which a mark that is spelled out belongs to it
+        self._mixed = False  # whether reasoning came amid the answer
+        self.stopped = False
+        """Whether a stop string was found; the text before it is all that there is."""
+        self.num_reasoning = 0
+        """Ids up to the end of the reasoning, its marks among them."""
+
+    def add(self, token_id: int) -> list[Piece]:
+        """Take one id; return what became certain."""
+        begins_header = self._marks is not None and token_id in self._marks.header_ids
+        is_mark = self._marks is not None and token_id == (self._marks.end_id if self._reasoning else self._marks.start_id)
+        text = self._detokenizer.flush() if is_mark or begins_header else self._detokenizer.add(token_id)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
+        self._whole.append(not self._detokenizer.pending)
+        pieces: list[Piece] = []
+        if begins_header or self._header is not None:
+            self._add_to_header(token_id, text, pieces)
+        elif is_mark:
+            self._emit(self._switches[self._reasoning].flush(text), 0, pieces)
+            self._switch(0, pieces)
+        else:
+            self._emit_marked(text, pieces)
+        return pieces
+
+    def flush(self) -> list[Piece]:
+        """End; return what was held back."""
+        pieces: list[Piece] = []
+        if not self.stopped:
+            rest = self._detokenizer.flush()
+            if self._ends:
+                self._ends[-1] += len(rest)
+                self._whole[-1] = True
+            self._emit(self._switches[self._reasoning].flush(rest), 0, pieces)
+            rest = '' if self.stopped else self._stops.flush()
+            if rest:
+                pieces.append(self._piece(rest, 0))
+        return pieces
+
+    @property
+    def answer(self) -> str:
+        """The answer so far."""
+        return ''.join(self._answer)
+
+    def given(self, num_tokens: int) -> tuple[int, bool]:
+        """`(ids whose text was given, whether they spell just that)` at the end of a reply of so many ids."""
+        if not self.stopped:
+            return num_tokens, not self._mixed
+        return (self._last.num_tokens, self._last.exact) if self._last else (0, True)
+
+    def _add_to_header(self, token_id: int, text: str, pieces: list[Piece]) -> None:
+        if self._header is None:
+            self._emit(text, 0, pieces)
+            self._header = ''
+        elif token_id != self._marks.message_id:
+            self._header += text
+        else:
+            if self._header.strip().endswith(self._marks.label) != self._reasoning:
+                self._switch(0, pieces)
+                self._label = ''
+            if not self._reasoning and not self._begun:
+                self.num_reasoning = len(self._ends)
+            self._header = None
+
+    def _switch(self, behind: int, pieces: list[Piece]) -> None:
+        """Begin or end the reasoning with a mark, at whose beginning the ids spell `behind` more characters."""
+        if self._reasoning:
+            self._trim = True
+            self.num_reasoning = len(self._ends)
+        else:
+            self._label, self._label_held = self._marks.label, ''
+            self._mixed = self._begun
+            if not self.stopped and (rest := self._stops.flush()):
+                pieces.append(self._piece(rest, behind))
+        self._reasoning = not self._reasoning
+
+    def _emit_marked(self, text: str, pieces: list[Piece]) -> None:
+        while text and not self.stopped:
+            held = self._switches[self._reasoning]
+            text = held.pending + text
+            before, match, behind = held.split(text)
+            if not self._reasoning and (self._begun or before.strip()):
+                held.pending = ''
+                self._emit(text, 0, pieces)
+                return
+            self._emit(before, len(text) - len(before), pieces)
+            if not match:
+                return
+            self._switch(len(text) - len(before), pieces)
+            text = behind
+
+    def _emit(self, text: str, behind: int, pieces: list[Piece]) -> None:
+        """Give out a text; `behind` characters that the ids spell stand behind it."""
+        if self._trim and not self._reasoning:
+            text = text.lstrip()
+            self._trim = not text
+        if not text or self.stopped:
+            return
+        if self._reasoning:
+            text = self._label_held + text
+            if len(text) < len(self._label) and self._label.startswith(text):
+                self._label_held = text
+                return
+            text, self._label, self._label_held = text.removeprefix(self._label), '', ''
+            if text:
+                pieces.append(self._piece(text, behind))
+            return
+        self._begun = self._begun or bool(text.strip())
+        text = self._stops.pending + text
+        before, self.stopped, _ = self._stops.split(text)
+        if before:
+            pieces.append(self._piece(before, behind + len(text) - len(before)))
+
+    def _piece(self, text: str, behind: int) -> Piece:
+        """A piece behind which the ids spell so many more characters."""
+        if not self._reasoning:
+            self._answer.append(text)
+        given = self._ends[-1] - behind
+        index = bisect.bisect_left(self._ends, given)
+        exact = self._ends[index] == given and self._whole[index] and not self._mixed
+        self._last = Piece(text, index + 1 if exact else index, exact, self._reasoning)
+        return self._last
+
+
+class _HeldBack:
+    """Looks for strings in a text that comes in pieces; holds back an end that may be the beginning of one."""
+
+    def __init__(self, needles: Sequence[str]):
+        self._needles = tuple(needles)
+        self._beginnings = {needle[:n] for needle in needles for n in range(1, len(needle))}
+        self._longest = max(map(len, needles), default=1) - 1
+        self.pending = ''
+
+    def split(self, text: str) -> tuple[str, bool, str]:
+        """`(text that is certain, whether a needle came behind it, text behind the needle)` of a text that begins with what was pending."""
+        if not self._needles:
+            return text, False, ''
+        self.pending = ''
+        found = [(at + len(needle), at) for needle in self._needles if (at := text.find(needle)) >= 0]
+        if found:  # the one that was complete first, as if the text had come letter by letter
+            end, start = min(found)
+            return text[:start], True, text[end:]
+        for n in range(min(self._longest, len(text)), 0, -1):
+            if text[-n:] in self._beginnings:
+                self.pending = text[-n:]
+                return text[:-n], False, ''
+        return text, False, ''
+
+    def flush(self, text: str = '') -> str:
+        """The end of the text: what is certain now is all of it."""
+        text, self.pending = self.pending + text, ''
+        return text
+
+
+def reasoning_is_open(prompt_ids: Sequence[int], marks: ReasoningMarks, text_of: Callable[[Sequence[int]], str]) -> bool:
+    """Whether a prompt ends inside the reasoning (some templates open it for the model)."""
+    tail = [int(i) for i in prompt_ids[-8:]]
+    if marks.start_id is not None:
+        return next((i == marks.start_id for i in reversed(tail) if i in (marks.start_id, marks.end_id)), False)
+    return text_of([i for i in tail if i >= 0]).rstrip().endswith(marks.start)

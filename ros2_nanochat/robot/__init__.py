@@ -1,0 +1,1 @@
+"""One robot, without ROS: its conversation, its camera frames, what it keeps on disk."""

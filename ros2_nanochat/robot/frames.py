@@ -1,0 +1,100 @@
+"""Which image goes with a question: those that came with it, or the camera's newest where it shows something new. Decodes it; knows nothing of models."""
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Protocol
+
+import numpy as np
+
+from ros2_nanochat.robot.turn import Picture, Turn
+
+_FIRST_FRAME = 1.0  # seconds to wait for it where a camera is there
+_SAME_VIEW = 6.0  # mean difference of two small grey pictures, of 255; camera noise stays well under it
+
+
+class NewestFrame(Protocol):
+    """Where frames come from; any thread."""
+    present: bool
+
+    def newest(self) -> Picture | None: ...
+
+
+class CameraFrames:
+    """One robot's. camera: may be exchanged at any time. age: of the camera's frame when it was last looked at, in seconds."""
+
+    def __init__(self, camera: NewestFrame | None = None):
+        self.camera = camera
+        self.age: float | None = None
+        self._seen: tuple[object, Picture, np.ndarray, bytes] | None = None  # the message of the last camera image, the image, its thumbnail and digest
+
+    def forget(self) -> None:
+        """Take the next image as new."""
+        self._seen = None
+
+    def shown(self, message, picture: Picture, pixels: np.ndarray) -> None:
+        """Tell which message of the conversation shows the camera's image."""
+        self._seen = message, picture, thumbnail(pixels), _digest(pixels)
+
+    def pictures(self, turn: Turn, history, unable: str | None) -> list[tuple[Picture, np.ndarray]]:
+        """The images that go with a question, decoded. ValueError where one that came with it cannot be.
+
+        history: messages so far. unable: why the model cannot use images, None where it can.
+        """
+        if turn.pictures:
+            if unable is not None:
+                raise ValueError(f'{unable}: ask without an image, or load a model that sees')
+            turn.picture = turn.pictures[-1]
+            return [(picture, picture.decode()) for picture in turn.pictures]
+        mode, camera = turn.options.image_mode, self.camera
+        if mode == 'off' or camera is None or not camera.present:
+            return []
+        if unable is not None:
+            turn.remark(f'the camera image was not used: {unable}')
+            return []
+        picture, until = camera.newest(), time.monotonic() + _FIRST_FRAME
+        while picture is None and time.monotonic() < until and turn.stop_reason is None:
+            time.sleep(0.02)  # of the robot's own thread; the camera has only just been found
+            picture = camera.newest()
+        if picture is None:
+            turn.remark('no image has come from the camera yet')
+            return []
+        self.age = picture.age
+        limit = turn.options.max_image_age
+        if limit is not None and picture.age is not None and picture.age > limit:
+            turn.remark(f'the image was not used: it is {picture.age:.1f} s old (max_image_age: {limit:g})')
+            return []
+        try:
+            return self._if_new(turn, picture, mode, history)
+        except ValueError as error:
+            raise ValueError(f'the camera image cannot be used: {error}') from error
+
+    def _if_new(self, turn: Turn, picture: Picture, mode: str, history) -> list[tuple[Picture, np.ndarray]]:
+        """Nothing where the conversation already shows this image: the question is then about that one."""
+        seen = self._seen if self._seen is not None and any(message is self._seen[0] for message in history) else None
+        turn.picture = picture
+        if seen is not None and picture.stamp and (picture.stamp, picture.frame_id) == (seen[1].stamp, seen[1].frame_id):
+            return []
+        pixels = picture.decode()
+        if seen is not None and _digest(pixels) == seen[3]:
+            return []  # a camera that shows a still picture, or a driver that repeats a frame under new stamps
+        if seen is not None and mode == 'changed' and np.abs(thumbnail(pixels) - seen[2]).mean() < _SAME_VIEW:
+            turn.picture = seen[1]
+            return []
+        return [(picture, pixels)]
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.digest()
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """[16, 16] float32 grey: the mean of blocks, which camera noise hardly moves."""
+    small = pixels[::max(1, pixels.shape[0] // 128), ::max(1, pixels.shape[1] // 128)].astype(np.float32).mean(axis=2)
+    rows = np.minimum(np.linspace(0, small.shape[0], 17).astype(int)[:-1], small.shape[0] - 1)
+    columns = np.minimum(np.linspace(0, small.shape[1], 17).astype(int)[:-1], small.shape[1] - 1)
+    sums = np.add.reduceat(np.add.reduceat(small, rows, axis=0), columns, axis=1)
+    counts = np.add.reduceat(np.add.reduceat(np.ones_like(small), rows, axis=0), columns, axis=1)
+    return sums / counts

@@ -1,0 +1,163 @@
+"""Conversations that survive the process: after each finished turn a robot's history is on disk, whole, before the turn is announced.
+
+The file is replaced at once (written beside, synced, renamed), so that a crash or a power cut at any moment leaves the old one or the new one.
+A file that cannot be read is set aside under another name, and the robot begins anew.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ros2_nanochat.backends.base import BackendError
+
+
+class ConversationStore:
+    """The file of one robot in `folder`. name: of the robot with its node, as on the graph: no two conversations share it. log: as in `RobotConversation`.
+    keep_kv: beside it, the keys and values of the conversation."""
+
+    def __init__(self, folder: str | os.PathLike, name: str, log, keep_kv: bool = False):
+        self.folder = Path(folder).expanduser()
+        self.path = self.folder / (name.strip('/').replace('/', '.') + '.json')
+        self.keep_kv = keep_kv
+        self._log = log
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path.with_suffix('.probe')
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(f'state_dir={str(folder)!r} cannot be written to: {error.strerror}') from error
+        if not keep_kv:
+            self.drop_kv()
+
+    def restore(self, history, system_prompt: str | None) -> None:
+        """Fill a new history with what is on disk; the file is set aside where that is damaged.
+
+        system_prompt: the parameter, None where it is not set. One that has changed since the conversation was saved takes the place of the old one; one that
+        has not leaves the conversation the prompt that it has, which a reset may have given it.
+        """
+        if not self.path.exists():
+            return
+        try:
+            history.load(self.path)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            aside = self.path.with_name(f'{self.path.name}.damaged-{time.strftime("%Y%m%d-%H%M%S")}')
+            self.path.rename(aside)
+            self._log.error(f'the saved conversation is damaged and was set aside as {aside}; beginning anew ({error})')
+            return
+        self._log.info(f'continuing the conversation in {self.path}: {len(history)} messages')
+        wanted = history.template.system_prompt if system_prompt is None else system_prompt
+        if (wanted or '') == history.system_prompt:
+            return
+        if self._saved_prompt() not in (None, system_prompt or ''):
+            history.system_prompt = wanted
+            self._log.info(f'system_prompt has changed since the conversation was saved: it goes on with {_short(wanted)}')
+        else:
+            self._log.info(f'the conversation keeps its system prompt, {_short(history.system_prompt)}: reset it, or change system_prompt, to replace that')
+
+    def save(self, history, system_prompt: str | None) -> None:
+        """Put the history on disk, and which system_prompt the parameter held; OSError where that fails, and the old file stays."""
+        history.save(self.path)
+        if self._saved_prompt() != (system_prompt or ''):  # after the history: a crash between them has the new prompt put in again
+            part = self._prompt_file.with_suffix('.part')
+            with open(part, 'w', encoding='utf-8') as file:
+                json.dump(system_prompt or '', file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(self._prompt_file)
+        _sync_folder(self.folder)
+        self._drop_images(history)
+
+    def save_kv(self, history) -> None:
+        """Put the keys and values of the conversation on disk, where they are to be kept. Not synced: a file that a power cut has damaged is known by its
+        digest, and costs no more than a prefill."""
+        if not self.keep_kv or history.kv_cache is None:
+            return
+        part = self._kv_file.with_suffix('.kv-part')
+        try:
+            data = history.model.save_kv(history.kv_cache)
+            if data is not None:
+                part.touch(mode=0o600)  # as the conversation itself
+                part.write_bytes(data)
+                part.rename(self._kv_file)
+        except (OSError, BackendError, MemoryError) as error:
+            part.unlink(missing_ok=True)
+            self._log.warning(f'the KV of the conversation is not on disk, a restart would read the conversation again: {error}')
+
+    def restore_kv(self, history) -> None:
+        """Let a history that has no KV cache have the one on disk, where there is one of this model."""
+        if not self.keep_kv:
+            return
+        try:
+            history.kv_cache = history.model.load_kv(self._kv_file.read_bytes())
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            self._log.info(f'the KV on disk is not used, the conversation is read again: {error}')
+
+    def drop_kv(self) -> None:
+        """Delete it; what cannot be deleted is said."""
+        for path in (self._kv_file, self._kv_file.with_suffix('.kv-part')):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                self._log.error(f'{path} holds the KV of a conversation and cannot be deleted: {error.strerror}')
+
+    @property
+    def _kv_file(self) -> Path:
+        return self.path.with_suffix('.kv')
+
+    def keep_image(self, pixels: np.ndarray) -> str:
+        """Write an image [h, w, 3] uint8 beside the conversation, once; return its path, which goes into the history."""
+        from PIL import Image
+        folder = self._images
+        folder.mkdir(exist_ok=True)
+        path = folder / (hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + '.png')
+        if not path.exists():
+            part = path.with_suffix('.part')
+            with open(part, 'wb') as file:
+                Image.fromarray(pixels).save(file, 'PNG', compress_level=1)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+        return str(path)
+
+    @property
+    def _prompt_file(self) -> Path:
+        return self.path.with_suffix('.prompt')
+
+    def _saved_prompt(self) -> str | None:
+        try:
+            return json.loads(self._prompt_file.read_text(encoding='utf-8'))
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def _images(self) -> Path:
+        return self.path.with_name(self.path.name + '.images')
+
+    def _drop_images(self, history) -> None:
+        """Delete those that no message shows any more."""
+        if not self._images.is_dir():
+            return
+        shown = {os.path.basename(message.image) for message in history if isinstance(message.image, str)}
+        for path in self._images.iterdir():
+            if path.name not in shown:
+                path.unlink(missing_ok=True)
+
+
+def _short(text: str | None) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + '...') if text else 'none'
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,120 @@
+"""One turn on its way: what was asked, what came of it. And the order in which turns wait for a robot. Knows nothing of models or ROS."""
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ros2_nanochat.robot.options import RobotOptions
+
+_arrivals = itertools.count()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is not decoded yet. decode: gives [h, w, 3] uint8 RGB, or raises ValueError. age: seconds when it was taken, None where its
+    stamp is not set. stamp: nanoseconds."""
+    decode: Callable[[], np.ndarray]
+    stamp: int = 0
+    frame_id: str = ''
+    age: float | None = None
+
+
+@dataclass(eq=False)
+class Turn:
+    """A question and, once `ended` is set, its answer. options: of this turn. goal: whatever the caller wants to find again in the output's calls.
+
+    Times are of `time.monotonic()`, durations seconds. The rest is as in nanochat/msg/Turn.
+    """
+    query: str
+    options: RobotOptions
+    pictures: Sequence[Picture] = ()
+    goal: Any = None
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    arrival: int = field(default_factory=lambda: next(_arrivals))
+    arrived: float = field(default_factory=time.monotonic)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    reply: str = ''
+    reasoning: str = ''
+    finish_reason: str = ''
+    error: str = ''
+    note: str = ''
+    picture: Picture | None = None
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    image_tokens: int = 0
+    reused_image_tokens: int = 0
+    encode_time: float = 0.0
+    new_tokens: int = 0
+    dropped_turns: int = 0
+    queue_time: float = 0.0
+    time_to_first_token: float = 0.0
+    tokens_per_second: float = 0.0
+    num_pieces: int = 0
+    begun: bool = False
+
+    def __post_init__(self):
+        self._lock = threading.Lock()
+        self._stream = None
+        self.stop_reason: str | None = None
+
+    @property
+    def due(self) -> float:
+        """When its deadline passes; infinity where there is none."""
+        return math.inf if self.options.deadline is None else self.arrived + self.options.deadline
+
+    @property
+    def order(self) -> tuple:
+        """Sorts those that wait: by priority, deadline, and arrival; one that interrupts goes before those that wait in line."""
+        return (-self.options.priority, self.due, self.options.on_new_query != 'interrupt', self.arrival)
+
+    def stop(self, reason: str) -> None:
+        """End it at what was delivered, whether it has begun or not. The first reason holds."""
+        with self._lock:
+            self.stop_reason = self.stop_reason or reason
+            if self._stream is not None:
+                self._stream.stop(self.stop_reason)
+
+    def attach(self, stream) -> None:
+        """Note the stream that a stop has to reach; one that came before ends it now."""
+        with self._lock:
+            self._stream = stream
+            if self.stop_reason:
+                stream.stop(self.stop_reason)
+
+    def remark(self, note: str) -> None:
+        """Add to `note`."""
+        self.note = f'{self.note}; {note}' if self.note else note
+
+
+class Waiting:
+    """Turns that wait for one robot. Not thread-safe: its owner holds a lock."""
+
+    def __init__(self):
+        self._turns: list[Turn] = []
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def add(self, turn: Turn) -> None:
+        self._turns.append(turn)
+        self._turns.sort(key=lambda turn: turn.order)
+
+    def take(self) -> Turn | None:
+        """The one whose turn it is, or None."""
+        return self._turns.pop(0) if self._turns else None
+
+    def remove(self, condition: Callable[[Turn], bool]) -> list[Turn]:
+        """Take out those that meet a condition."""
+        out = [turn for turn in self._turns if condition(turn)]
+        self._turns = [turn for turn in self._turns if not condition(turn)]
+        return out

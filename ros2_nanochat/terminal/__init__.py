@@ -1,0 +1,1 @@
+"""Programs for a terminal: the chat, plain completion, compiling a model for MLC."""

@@ -1,0 +1,43 @@
+"""`nanochat-mlc MODEL`: quantize a checkpoint and compile it with mlc_llm, once, so that `api=mlc` opens it at once ever after."""
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+from ros2_nanochat import hub
+from ros2_nanochat.backends.base import BackendError, MissingDependency
+from ros2_nanochat.backends.mlc.compiling import prepare
+from ros2_nanochat.config import ModelConfig
+
+_DEVICES = {'llvm': 'cpu'}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the model, print the folder that holds it, and return the exit code."""
+    parser = argparse.ArgumentParser(prog='nanochat-mlc', description='Quantize a model and compile it for the GPU, with the mlc_llm command, into '
+                                     'the cache folder ($XDG_CACHE_HOME/nanochat/mlc). Prints the folder that was made.')
+    parser.add_argument('model', help='folder of a checkpoint, or owner/name of a hub repository; or MLC weights that lack a library')
+    parser.add_argument('--quantization', metavar='METHOD', help='a method of MLC-LLM: q4f16_1 (default), q4f16_ft, q8f16_0, q0f16, ...')
+    parser.add_argument('--target', default='auto', metavar='KIND',
+                        help='cuda, llvm (the CPU), vulkan, metal; default: a GPU of NVIDIA where there is one')
+    parser.add_argument('--max-context-len', type=int, metavar='N', help="tokens of one conversation (default: the model's own)")
+    parser.add_argument('--max-sequences', type=int, default=4, metavar='N', help='conversations that run at once (default: 4)')
+    options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started, as Ctrl-C does
+    try:
+        config = ModelConfig(model=options.model, api='mlc', quantization=options.quantization, max_context_len=options.max_context_len,
+                             max_sequences=options.max_sequences, device=_DEVICES.get(options.target, options.target))
+        path, _ = hub.resolve(config)
+        print(prepare(path, config, lambda line: print(line, file=sys.stderr, flush=True)))
+        return 0
+    except (BackendError, MissingDependency, ValueError) as error:
+        print(f'nanochat-mlc: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('nanochat-mlc: stopped; nothing that was begun is left', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The course of a terminal chat: questions, commands, replies that Ctrl-C stops. Uses a model and a history, shows through a `Screen`."""
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+
+from ros2_nanochat.chat.history import ChatHistory
+from ros2_nanochat.chat.message import is_image
+from ros2_nanochat.terminal.screen import LineReader, Screen
+from ros2_nanochat.config import GenerationConfig
+
+COMMANDS = {
+    '/help': 'show the commands',
+    '/reset': 'forget the conversation',
+    '/system': '/system TEXT sets the system prompt, /system alone shows it',
+    '/undo': 'take back the last question and its reply',
+    '/save': '/save FILE writes the conversation',
+    '/load': '/load FILE goes on with a saved one',
+    '/stats': 'figures of the model and the conversation',
+    '/quit': 'leave (so do Ctrl-D, and Ctrl-C twice)',
+}
+_KEYS = 'Image file names or addresses may stand before a question. Ctrl-C stops a reply.'
+
+
+class Leave(Exception):
+    """The user wants to leave."""
+
+
+class Session:
+    """One conversation at a terminal or in a script.
+
+    wrap_tokens: tokens that are kept when the context is full, None for half of it.
+    """
+
+    def __init__(self, model, history: ChatHistory, screen: Screen, config: GenerationConfig, wrap_tokens: int | None = None, stats: bool = True):
+        self.model = model
+        self.history = history
+        self.screen = screen
+        self._options = {name: value for name, value in vars(config).items() if name != 'stop_tokens'}
+        self._stop = [*history.template.stop, *config.stop_tokens]
+        self._wrap_tokens = wrap_tokens
+        self._stats = stats
+        self._interrupts = 0
+        self.failed = False
+
+    def run(self, prompts: Iterable[str] | None = None) -> None:
+        """Ask the prompts, or read lines until the user leaves."""
+        try:
+            if prompts is not None:
+                for prompt in prompts:
+                    self.screen.question(prompt)
+                    self.line(prompt)
+                return
+            reader = LineReader(COMMANDS, self.screen.interactive)
+            while True:
+                self._read(reader)
+        except (Leave, EOFError):
+            pass
+
+    def _read(self, reader: LineReader) -> None:
+        try:
+            line = reader.read()
+        except KeyboardInterrupt:
+            self._interrupt()
+            return
+        self._interrupts = 0
+        self.line(line)
+
+    def _interrupt(self) -> None:
+        self._interrupts += 1
+        if self._interrupts > 1:
+            raise Leave
+        self.screen.note('Ctrl-C again leaves.')
+
+    def line(self, line: str) -> None:
+        """Take a command or a question; what is wrong with it is shown, and the conversation stays as it was."""
+        line = line.strip()
+        if not line:
+            return
+        try:
+            name, _, rest = line.partition(' ')
+            if name in COMMANDS:
+                getattr(self, f'_do_{name[1:]}')(rest.strip())
+            elif re.fullmatch(r'/\w+', name) and not is_image(name):
+                raise ValueError(f'there is no command {name}: {" ".join(COMMANDS)}')
+            else:
+                self.ask(line)
+        except (ValueError, OSError) as error:
+            self.failed = True
+            self.screen.error(str(error))
+        except KeyboardInterrupt:
+            self._interrupt()
+
+    # --- questions ---
+
+    def ask(self, line: str) -> None:
+        """Put a question, with the images that stand before it, and show the reply. Images alone wait for their question."""
+        images, text = _split_images(line)
+        before = list(self.history.messages)
+        try:
+            for image in images:
+                self.history.append('user', image=image)
+            if not text:
+                return
+            self.history.append('user', text=text)
+            longest = self._options['max_new_tokens']
+            room = self.model.info.context_length - max(longest, 1) if longest >= 0 else 0
+            prompt, _ = self.history.embed_chat(max_tokens=room if room > 0 else None, wrap_tokens=self._wrap_tokens)
+            if self.history.num_dropped:
+                self.screen.note(f'The context is full: the oldest {self.history.num_dropped} messages were dropped.')
+            reply = self.model.generate(prompt, kv_cache=self.history.kv_cache, stop_tokens=self._stop, **self._options)
+            self._show(reply)
+            if reply.finish_reason in ('error', 'refused'):
+                raise ValueError(reply.error)
+        except BaseException:
+            self.history.messages[:] = before
+            raise
+        self.history.append('bot', reply)
+        if self._stats:
+            self.screen.note(_figures(reply))
+
+    def _show(self, reply) -> None:
+        """Show a reply as it comes. Ctrl-C stops it where it is; once more, where it does not end, leaves."""
+        def interrupt(*_):
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise Leave
+            reply.stop()
+
+        reasoning = False
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            for piece in reply.pieces():
+                if reasoning and not piece.reasoning:
+                    self.screen.piece('\n\n', reasoning=True)
+                reasoning = piece.reasoning
+                self.screen.piece(piece.text, piece.reasoning)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self.screen.end()
+
+    # --- commands ---
+
+    def _do_help(self, _: str) -> None:
+        for name, meaning in COMMANDS.items():
+            self.screen.note(f'{name:9}{meaning}')
+        self.screen.note(_KEYS)
+
+    def _do_reset(self, _: str) -> None:
+        self.history.reset()
+        self.screen.note('The conversation is forgotten.')
+
+    def _do_system(self, text: str) -> None:
+        if text:
+            self.history.system_prompt = text
+        self.screen.note(f'System prompt: {self.history.system_prompt or "(none)"}')
+
+    def _do_undo(self, _: str) -> None:
+        last = max((i for i, message in enumerate(self.history) if message.role == 'user'), default=None)
+        if last is None:
+            raise ValueError('there is no question to take back')
+        while last > 0 and self.history[last - 1].role == 'user':
+            last -= 1
+        removed = self.history.pop(len(self.history) - last)
+        text = ' '.join(message.text for message in removed if message.role == 'user' and message.text)
+        self.screen.note(f'Taken back: {text}')
+
+    def _do_save(self, path: str) -> None:
+        if not path:
+            raise ValueError('/save needs the name of a file')
+        self.history.save(path)
+        self.screen.note(f'Saved {len(self.history)} messages to {path}.')
+
+    def _do_load(self, path: str) -> None:
+        if not path:
+            raise ValueError('/load needs the name of a file')
+        self.history.load(path)
+        self.screen.note(f'Loaded {len(self.history)} messages from {path}.')
+
+    def _stats_lines(self):
+        info, last = self.model.info, self.model.stats.get('last') or {}
+        yield f'model                {info.name} ({info.api}{", " + info.quantization if info.quantization else ""})'
+        yield f'context              {self.history.num_tokens if len(self.history) else 0} of {info.context_length} tokens'
+        yield f'template             {self.history.template.name}'
+        for name, value in [*self.model.stats.items(), *last.items()]:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                yield f'{name:21}{value:,.3f}' if isinstance(value, float) else f'{name:21}{value:,}'
+
+    def _do_stats(self, _: str) -> None:
+        for line in self._stats_lines():
+            self.screen.note(line)
+
+    def _do_quit(self, _: str) -> None:
+        raise Leave
+
+
+def _split_images(line: str) -> tuple[list[str], str]:
+    """Image names at the beginning of a line, and the question behind them. A name with blanks stands in quotes."""
+    images, rest = [], line
+    while rest:
+        match = re.match(r'"([^"]+)"|\'([^\']+)\'|(\S+)', rest)
+        name = next((part for part in match.groups() if part), '') if match else ''
+        if not is_image(name):
+            break
+        images.append(name)
+        rest = rest[match.end():].strip()
+    return images, rest
+
+
+def _figures(reply) -> str:
+    usage = reply.usage
+    figures = [f'{usage["prompt_tokens"]} tokens in', f'{usage["reused_tokens"]} of them known', f'{usage["new_tokens"]} out']
+    if usage['image_tokens']:
+        figures.insert(2, f'{usage["image_tokens"]} for images')
+    if usage['time_to_first_token'] is not None:
+        figures.append(f'first after {usage["time_to_first_token"]:.2f} s')
+    if usage['tokens_per_second'] is not None:
+        figures.append(f'{usage["tokens_per_second"]:.1f} tokens/s')
+    return f'({", ".join(figures)}{"" if reply.finish_reason == "stop" else ", ended by " + reply.finish_reason})'

@@ -1,0 +1,29 @@
+"""The eyes of models whose backend embeds pictures itself, as model libraries of MLC-LLM do (`image_embed`)."""
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from ros2_nanochat.backends.base import Backend, ModelInfo
+from ros2_nanochat.vision.encoder import VisionEncoder
+
+
+class BackendEncoder(VisionEncoder):
+    """Pictures through `Backend.embed_image`, which sizes them as its model wants them."""
+    image_token = '<image>'
+
+    def __init__(self, backend: Backend, info: ModelInfo):
+        super().__init__()
+        self._backend = backend
+        self.fingerprint = hashlib.blake2b(info.path.encode(), digest_size=16).digest()
+
+    def _load(self) -> None:
+        """The backend has loaded it."""
+
+    def _encode(self, picture: Image.Image, digest: bytes) -> list:
+        return [self._span(self._backend.embed_image(np.asarray(picture, np.uint8)), digest)]
+
+    def _unload(self) -> None:
+        self._backend = None

@@ -9,10 +9,10 @@ import statistics
 import time
 
 import numpy as np
-from benchmarks.common import RawLlama, interleaved, machine, table
 
+from benchmarks.common import RawLlama, interleaved, machine, table
 from ros2_nanochat import ChatHistory, KVCache, NanoLLM
-from ros2_nanochat.hub import embedded_model
+from ros2_nanochat.locate import embedded_model
 
 _STORY = 'Once upon a time there was a robot that lived in a warehouse at the edge of a small town, and every night it counted the crates. '
 

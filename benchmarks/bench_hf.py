@@ -16,8 +16,8 @@ import tempfile
 import time
 
 import numpy as np
-from benchmarks.common import machine
 
+from benchmarks.common import machine
 from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.hf.backend import HFBackend
 from ros2_nanochat.config import ModelConfig

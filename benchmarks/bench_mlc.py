@@ -18,6 +18,7 @@ import sys
 import time
 
 import numpy as np
+
 from benchmarks.common import interleaved, machine, table
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'test'))

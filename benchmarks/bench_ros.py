@@ -28,10 +28,10 @@ def bare(steps: int) -> None:
     """A raw loop, and publishers, nothing else. A line on standard input, the number of sequences, starts a run; the end of the input ends it."""
     import numpy as np
     import rclpy
+    from nanochat.msg import Token
     from rclpy.qos import QoSProfile
 
     from benchmarks.common import RawLlama
-    from nanochat.msg import Token
     from ros2_nanochat import ChatHistory, NanoLLM
 
     with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1) as model:

@@ -27,10 +27,10 @@ class Robot:
     """Asks one robot of the node in every way there is, and keeps account. name: of the robot. node: spun by somebody. pause: seconds at most between questions."""
 
     def __init__(self, name: str, node, pause: float, seed: int):
+        from nanochat.msg import Turn
         from rclpy.qos import QoSProfile
         from std_msgs.msg import String
 
-        from nanochat.msg import Turn
         from ros2_nanochat.ros.client import ChatClient
         self.name, self.pause, self._string = name, pause, String
         self.chat = ChatClient(robot=name, node=node)

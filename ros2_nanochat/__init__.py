@@ -10,7 +10,7 @@ _HOMES = {
     'ChatMessage': 'chat.message',
     'ChatTemplate': 'chat.template.chat_template',
     'GenerationConfig': 'config',
-    'KVCache': 'engine.sequence',
+    'KVCache': 'engine.kv_cache',
     'ModelConfig': 'config',
     'StreamingResponse': 'engine.stream',
 }

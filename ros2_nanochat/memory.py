@@ -5,8 +5,9 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 
-from ros2_nanochat.backends.base import BackendError, MemoryEstimate
+from ros2_nanochat.backends.base import MemoryEstimate
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
+from ros2_nanochat.errors import BackendError
 
 _log = logging.getLogger(__name__)
 _LEAST_CONTEXT = 512

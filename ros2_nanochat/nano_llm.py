@@ -11,15 +11,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ros2_nanochat import hub, memory
-from ros2_nanochat.backends.base import Backend, BackendError
+from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names, reject_unknown
 from ros2_nanochat.engine import kv_bytes
+from ros2_nanochat.engine.kv_cache import KVCache
 from ros2_nanochat.engine.loop import Engine
+from ros2_nanochat.engine.reply_text import ReplyText
 from ros2_nanochat.engine.request import Request
-from ros2_nanochat.engine.sequence import KVCache, Parked, concatenate, head
+from ros2_nanochat.engine.sequence import Parked
 from ros2_nanochat.engine.stream import StreamingResponse
-from ros2_nanochat.engine.reply_text import ReplyText, find_reasoning_marks, reasoning_is_open
-from ros2_nanochat.prompt import EmbeddingSpan, Prompt
+from ros2_nanochat.errors import BackendError
+from ros2_nanochat.prompt import EmbeddingSpan, Prompt, concatenate, head
+from ros2_nanochat.reasoning import find_reasoning_marks, reasoning_is_open
 from ros2_nanochat.vision import open_vision
 
 _BACKENDS = {'gguf': ('gguf.backend', 'GGUFBackend'), 'mlc': ('mlc.backend', 'MLCBackend'), 'hf': ('hf.backend', 'HFBackend'),

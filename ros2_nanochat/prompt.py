@@ -134,3 +134,25 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
+
+
+def head(prompt: Prompt, stop: int) -> Prompt:
+    """The first `stop` entries. A span is not cut in two: where `stop` falls inside one, it is left out."""
+    for start, span in prompt.spans:
+        if start < stop < start + len(span):
+            stop = start
+    return Prompt(prompt.entries[:stop], tuple(s for s in prompt.spans if s[0] < stop), 0, prompt.embed)
+
+
+def tail(prompt: Prompt, start: int) -> Prompt:
+    """The entries from `start` on; a span that is cut in two is left out."""
+    for at, span in prompt.spans:
+        if at < start < at + len(span):
+            start = at + len(span)
+    return Prompt(prompt.entries[start:], tuple((at - start, span) for at, span in prompt.spans if at >= start), 0, prompt.embed)
+
+
+def concatenate(a: Prompt, b: Prompt) -> Prompt:
+    """Both prompts in a row, at position 0."""
+    spans = a.spans + tuple((start + len(a), span) for start, span in b.spans)
+    return Prompt(np.concatenate([a.entries, b.entries]), spans, 0, a.embed or b.embed)

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 
 import tokenizers
 import transformers
+from small_vocabularies import train_sentencepiece_kind
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from small_vocabularies import train_sentencepiece_kind
-
-from ros2_nanochat.backends.base import ModelInfo
 from ros2_nanochat.backends.tokenizer import Tokenizer
+from ros2_nanochat.model_info import ModelInfo
 
 CORPUS = ['The robot drives to the kitchen and says: hello, how are you today?', 'What is the capital of Japan? It is Tokyo.', 'Grüße aus Köln!',
           'def main():\n    print("naïve café", 1 + 2)\n', '東京は日本の首都です。', 'user system assistant model im start end s inst INST tool | eot id think',

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ros2_nanochat import KVCache, NanoLLM
-from ros2_nanochat.backends.base import ForwardError
 from ros2_nanochat.backends.fake import FakeBackend
 from ros2_nanochat.engine.scheduler import Scheduler
+from ros2_nanochat.errors import ForwardError
 
 
 def open_fake(setup='', **options):

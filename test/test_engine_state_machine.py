@@ -2,10 +2,10 @@
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from test_engine import chat, idle
 
 from ros2_nanochat import KVCache, NanoLLM
 from ros2_nanochat.backends.fake import FakeBackend
-from test_engine import chat, idle
 
 _TEXTS = st.text('abc', max_size=60)
 _SHARED = 'the rules of this house are the same for everyone. '

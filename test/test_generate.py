@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ros2_nanochat import KVCache, NanoLLM
-from ros2_nanochat.backends.base import BackendError
+from ros2_nanochat.errors import BackendError
 from ros2_nanochat.prompt import Prompt
 
 TEXT = 'The capital of Japan is'

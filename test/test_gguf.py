@@ -10,7 +10,7 @@ from ros2_nanochat import ChatHistory, KVCache, NanoLLM
 from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.gguf.backend import GGUFBackend
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.hub import embedded_model
+from ros2_nanochat.locate import embedded_model
 
 PROMPTS = ['What is the capital of Japan?', 'Name three colors.', 'Tell me a story about a robot.', 'How do birds fly?', 'Why is the sky blue?',
            'Write a short poem about the sea.', 'Was ist die Hauptstadt von Frankreich?', 'List the planets.', 'What is 12 times 7?', 'Say hello 😀 to 世界.']

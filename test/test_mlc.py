@@ -12,9 +12,10 @@ tvm = pytest.importorskip('tvm')
 torch = pytest.importorskip('torch')
 import mlc_model  # noqa: E402
 
-from ros2_nanochat.backends.base import Chunk, ForwardError  # noqa: E402
+from ros2_nanochat.backends.base import Chunk  # noqa: E402
 from ros2_nanochat.backends.mlc.backend import MLCBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
+from ros2_nanochat.errors import ForwardError  # noqa: E402
 
 os.environ.setdefault('TVM_NUM_THREADS', '2')
 RNG = np.random.default_rng(7)
@@ -288,7 +289,7 @@ def test_facts_of_the_model_are_those_of_its_files(backend, folder):
 
 
 def test_progress_is_told_and_a_load_can_be_stopped(folder):
-    from ros2_nanochat.backends.base import LoadAborted
+    from ros2_nanochat.errors import LoadAborted
     shares = []
     backend = MLCBackend(folder, ModelConfig(max_context_len=64))
     backend.open(shares.append)

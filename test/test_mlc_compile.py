@@ -12,11 +12,11 @@ import time
 import pytest
 
 from ros2_nanochat.backends.mlc import compiling as mlc_compile
-from ros2_nanochat.backends.base import BackendError
 from ros2_nanochat.backends.mlc.checkpoint import older_config
 from ros2_nanochat.backends.mlc.compiling import prepare
 from ros2_nanochat.backends.mlc.folder import MLCFolder
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError
 
 STAND_IN = os.path.join(os.path.dirname(__file__), 'mlc_stand_in.py')
 CONFIG = {'model_type': 'llama', 'vocab_size': 8, 'dtype': 'float16', 'rope_parameters': {'rope_type': 'default', 'rope_theta': 123456.0}}

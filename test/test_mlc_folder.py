@@ -13,16 +13,16 @@ tvm = pytest.importorskip('tvm')
 pytest.importorskip('torch')
 import mlc_model  # noqa: E402
 
-from ros2_nanochat.backends.base import BackendError, MissingDependency, require  # noqa: E402
-from ros2_nanochat.backends.mlc.backend import MLCBackend  # noqa: E402
 from ros2_nanochat.backends.mlc.arrays import DeviceLogits, to_bfloat16  # noqa: E402
-from ros2_nanochat.backends.mlc.folder import MLCFolder, parse_metadata  # noqa: E402
-from ros2_nanochat.backends.mlc.tvm_runtime import Runtime, check_elf  # noqa: E402
-from ros2_nanochat.backends.mlc.sampling import DeviceSampler  # noqa: E402
+from ros2_nanochat.backends.mlc.backend import MLCBackend  # noqa: E402
 from ros2_nanochat.backends.mlc.chat_template import chat_template, end_ids  # noqa: E402
+from ros2_nanochat.backends.mlc.folder import MLCFolder, parse_metadata  # noqa: E402
+from ros2_nanochat.backends.mlc.sampling import DeviceSampler  # noqa: E402
+from ros2_nanochat.backends.mlc.tvm_runtime import Runtime, check_elf  # noqa: E402
 from ros2_nanochat.backends.mlc.weights import load_parameters  # noqa: E402
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
+from ros2_nanochat.errors import BackendError, MissingDependency, require  # noqa: E402
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import mlc_model  # noqa: E402
 import vision_models  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
-from ros2_nanochat.backends.base import BackendError  # noqa: E402
 from ros2_nanochat.backends.mlc.image_sizes import image_sizes  # noqa: E402
+from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.prompt import EmbeddingSpan  # noqa: E402
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 90, 3), np.uint8))

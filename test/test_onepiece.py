@@ -10,7 +10,7 @@ transformers = pytest.importorskip('transformers')
 import vision_models  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
-from ros2_nanochat.backends.base import BackendError  # noqa: E402
+from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt  # noqa: E402
 from ros2_nanochat.vision.onepiece import OnePieceEncoder  # noqa: E402
 

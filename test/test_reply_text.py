@@ -5,11 +5,13 @@ import dataclasses
 import re
 
 import pytest
-from hypothesis import assume, example, given, settings, strategies as st
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
-from ros2_nanochat.backends.base import ModelInfo, SpecialToken
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
-from ros2_nanochat.engine.reply_text import Piece, ReasoningMarks, ReplyText, find_reasoning_marks, reasoning_is_open
+from ros2_nanochat.engine.reply_text import Piece, ReplyText
+from ros2_nanochat.model_info import ModelInfo, SpecialToken
+from ros2_nanochat.reasoning import ReasoningMarks, find_reasoning_marks, reasoning_is_open
 
 THINK = ReasoningMarks('<think>', '</think>')
 THINK_IDS = ReasoningMarks('<think>', '</think>', 1000, 1001)

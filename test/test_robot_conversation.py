@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ros2_nanochat import NanoLLM
-from ros2_nanochat.robot.options import ROBOT_OPTIONS, RobotOptions, goal_options, robot_names, robot_options
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.frames import CameraFrames, thumbnail
+from ros2_nanochat.robot.options import ROBOT_OPTIONS, RobotOptions, goal_options, robot_names, robot_options
 from ros2_nanochat.robot.sentences import SentenceSplitter
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.turn import Picture, Turn

@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.sampler import Sampler, choose_largest

@@ -9,11 +9,12 @@ import pytest
 pytest.importorskip('transformers')
 
 from chat_models import FAMILIES, GEMMA_3, QWEN_3, family, reference_ids  # noqa: E402
-from hypothesis import given, settings, strategies as st  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st
 
-from ros2_nanochat.chat.template.builtin import find_name  # noqa: E402
 from ros2_nanochat.chat.history import ChatHistory  # noqa: E402
 from ros2_nanochat.chat.message import ChatMessage, is_image  # noqa: E402
+from ros2_nanochat.chat.template.builtin import find_name  # noqa: E402
 from ros2_nanochat.chat.template.chat_template import ChatTemplate  # noqa: E402
 
 TALK = [ChatMessage('system', text='S'), ChatMessage('user', text='Hello!'), ChatMessage('bot', text='Hi.'), ChatMessage('user', text='How are you?')]

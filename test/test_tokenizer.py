@@ -11,15 +11,15 @@ import sys
 import tempfile
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 tokenizers = pytest.importorskip('tokenizers')
+from small_vocabularies import train_sentencepiece_kind  # noqa: E402
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
-from small_vocabularies import train_sentencepiece_kind  # noqa: E402
-
-from ros2_nanochat.backends.base import BackendError  # noqa: E402
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
+from ros2_nanochat.errors import BackendError  # noqa: E402
 
 CORPUS = ['The robot drives to the kitchen and says: hello, how are you today?', 'What is the capital of Japan? It is Tokyo.',
           'def main():\n    print("naïve café", 1 + 2)\n', 'Grüße aus Köln, schöne Straße!', '東京は日本の首都です。', 'привет мир',

@@ -12,8 +12,8 @@ import vision_models  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
-from ros2_nanochat.backends.base import BackendError  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
+from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.prompt import EmbeddingSpan  # noqa: E402
 from ros2_nanochat.vision import encoder as encoder_module  # noqa: E402
 from ros2_nanochat.vision.llava import LlavaEncoder  # noqa: E402

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import gguf
 import numpy as np
-
 from small_vocabularies import train_sentencepiece_kind
 
 

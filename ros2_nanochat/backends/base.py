@@ -5,91 +5,15 @@ Shapes: n tokens, d embedding width, v vocabulary, k rows of logits.
 """
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ros2_nanochat.config import ModelConfig
-
-
-class BackendError(RuntimeError):
-    """A model that cannot be opened or run; the message is one line that says what was wrong and what to do."""
-
-
-class LoadAborted(BackendError):
-    """A load or forward that `abort()` ended."""
-
-
-class ForwardError(BackendError):
-    """A forward that failed. committed: for each chunk, how many of its entries its sequence holds now."""
-
-    def __init__(self, message: str, committed: Sequence[int]):
-        super().__init__(message)
-        self.committed = list(committed)
-
-
-class MissingDependency(ImportError):
-    """A package that an extra would have installed."""
-
-
-def require(module: str, extra: str):
-    """Import `module` and return it, or raise a `MissingDependency` that names the command which installs it."""
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError) as error:    # OSError: its shared libraries do not load
-        package = module.partition('.')[0]
-        reason = f'{package} is not installed' if getattr(error, 'name', None) == package else f'{package} cannot be imported ({" ".join(str(error).split())})'
-        raise MissingDependency(f"{reason}: run  pip install 'ros2_nanochat[{extra}]'  with the Python that runs this") from error
-
-
-@dataclass(frozen=True)
-class SpecialToken:
-    """A token that only markup may produce. lstrip, rstrip: white space on that side in the text belongs to it."""
-    id: int
-    text: str
-    lstrip: bool = False
-    rstrip: bool = False
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Facts about an opened model.
-
-    name: as people call it. architecture: `model_type` of transformers or `general.architecture` of GGUF. path: where it lies.
-    context_length: tokens one sequence may hold as opened. train_context_length: tokens it was trained for.
-    embedding_size: d. eos_token_ids: any of them ends a reply.
-    bos_token_id: begin-of-text of the vocabulary, None where it has none. add_bos: the tokenizer puts it before a text of its own accord.
-    named_tokens: texts of the special tokens that Jinja templates refer to by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`).
-    special_tokens: every token of the vocabulary that tokenizing with `special=True` finds in a text.
-    chat_template: Jinja source, or None. weights_bytes, kv_bytes_per_token: memory.
-    has_embed: `embed_tokens` works. takes_embeddings: `forward` takes chunks of embeddings.
-    takes_deepstack: such a chunk may say what is added to its rows in later layers.
-    bidirectional_prompt: all that stands before a reply attends to one another both ways (a prefix language model), so it has to come as one such chunk.
-    """
-    name: str
-    api: str
-    architecture: str
-    path: str
-    context_length: int
-    train_context_length: int
-    vocab_size: int
-    embedding_size: int
-    eos_token_ids: frozenset[int]
-    bos_token_id: int | None = None
-    add_bos: bool = False
-    named_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
-    special_tokens: tuple[SpecialToken, ...] = ()
-    chat_template: str | None = field(default=None, repr=False)
-    quantization: str | None = None
-    weights_bytes: int = 0
-    kv_bytes_per_token: int = 0
-    has_embed: bool = False
-    takes_embeddings: bool = False
-    takes_deepstack: bool = False
-    bidirectional_prompt: bool = False
+from ros2_nanochat.errors import BackendError
+from ros2_nanochat.model_info import ModelInfo
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 
-from ros2_nanochat.backends.base import BackendError, Detokenizer, MissingDependency, SpecialToken
+from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.backends.detokenizer import make_detokenizer
+from ros2_nanochat.errors import BackendError, MissingDependency, one_line
+from ros2_nanochat.files import read_json
+from ros2_nanochat.model_info import SpecialToken
 
 try:
     import tokenizers
@@ -208,28 +211,6 @@ def _without_first_space(data: dict) -> tuple[dict, bool]:
 
     plain_data = {**data, 'normalizer': plain(data.get('normalizer')), 'pre_tokenizer': plain(data.get('pre_tokenizer'))}
     return plain_data, did
-
-
-def one_line(error: object, limit: int = 300) -> str:
-    """The first line of an error's text that says something, shortened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= limit else text[:limit] + '...'
-
-
-def read_json(path: str, name: str) -> dict:
-    """The object in the file `name` of a folder, or {} where there is none. A `BackendError` where it is broken."""
-    file = os.path.join(path, name)
-    if not os.path.isfile(file):
-        return {}
-    try:
-        with open(file, encoding='utf-8') as stream:
-            data = json.load(stream)
-    except (OSError, ValueError) as error:
-        raise BackendError(f'{file} cannot be read ({one_line(error)}); copy it again') from error
-    if not isinstance(data, dict):
-        raise BackendError(f'{file} holds no JSON object; copy it again')
-    return data
 
 
 def read_eos_ids(path: str) -> frozenset[int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from ros2_nanochat.chat.message import ChatMessage, is_url
+from ros2_nanochat.files import write_whole
 
 FORMAT = 'nanochat-history'
 VERSION = 1
@@ -32,27 +32,6 @@ def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str
         entries.append(entry)
     data = json.dumps({'format': FORMAT, 'version': VERSION, 'model': model, 'template': template, 'messages': entries}, ensure_ascii=False, indent=1)
     write_whole(path, data.encode())
-
-
-def write_whole(path: str, data: bytes) -> None:
-    """Write a file through a neighbour that takes its place, so that a crash leaves the old or the new one. OSError with the name of the file."""
-    try:
-        _write_through_neighbour(path, data)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, path) from error
-
-
-def _write_through_neighbour(path: str, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix='.nanochat-', dir=os.path.dirname(path))
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _reference(image: Any, path: str) -> str:

@@ -8,8 +8,8 @@ import os
 
 import numpy as np
 
-from ros2_nanochat.backends.base import ModelInfo
 from ros2_nanochat.engine.sequence import Parked
+from ros2_nanochat.model_info import ModelInfo
 
 _MAGIC = b'nanochat-kv 1\n'
 _DIGEST = 16  # bytes, of the content and of the model each

@@ -15,12 +15,13 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from ros2_nanochat.backends.base import Backend, BackendError, ForwardError
+from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import EngineConfig
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.sampler import choose_largest, choose_there, host
 from ros2_nanochat.engine.scheduler import Scheduler, Work
+from ros2_nanochat.errors import BackendError, ForwardError
 
 _log = logging.getLogger(__name__)
 

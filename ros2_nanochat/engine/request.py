@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.engine.reply_text import Piece, ReplyText
 from ros2_nanochat.engine.sampler import Sampler
 from ros2_nanochat.engine.sequence import EntryBuffer, Sequence
 from ros2_nanochat.engine.speculation import NGramDraft
-from ros2_nanochat.engine.reply_text import Piece, ReplyText
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt
 
 

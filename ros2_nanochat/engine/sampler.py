@@ -11,7 +11,6 @@ import numpy as np
 
 from ros2_nanochat.config import GenerationConfig
 
-
 _LEAST_TEMPERATURE = 1e-30  # under it numbers of 32 bits run out; what is sampled has long been the likeliest
 
 

@@ -14,8 +14,8 @@ from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.config import EngineConfig
 from ros2_nanochat.engine.cost import StepCost
 from ros2_nanochat.engine.metrics import Metrics
-from ros2_nanochat.engine.residency import Residency
 from ros2_nanochat.engine.request import Request
+from ros2_nanochat.engine.residency import Residency
 
 _FIRST_CHUNK = 32  # entries of a prefill before its cost is known
 _CAUTION = 0.9  # part of the time allowed for a prefill that is planned: a step may take longer than was thought

@@ -8,10 +8,10 @@ import weakref
 from collections.abc import Iterator
 
 from ros2_nanochat.config import FINISH_REASONS
-from ros2_nanochat.engine.request import End, Request
-from ros2_nanochat.engine.sequence import KVCache, Reply, concatenate
+from ros2_nanochat.engine.kv_cache import KVCache, Reply
 from ros2_nanochat.engine.reply_text import Piece
-from ros2_nanochat.prompt import Prompt
+from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.prompt import Prompt, concatenate
 
 
 class StreamingResponse:

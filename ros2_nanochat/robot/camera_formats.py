@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from ros2_nanochat.backends.base import require
+from ros2_nanochat.errors import require
 
 MAX_PIXELS = 64_000_000
 _COLOR = re.compile(r'(rgb|bgr|rgba|bgra)(8|16)\Z')

@@ -12,12 +12,12 @@ from typing import Protocol
 
 import numpy as np
 
-from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.errors import BackendError, MissingDependency
+from ros2_nanochat.robot.frames import CameraFrames
 from ros2_nanochat.robot.options import RobotOptions
 from ros2_nanochat.robot.sentences import SentenceSplitter
-from ros2_nanochat.robot.frames import CameraFrames
 from ros2_nanochat.robot.turn import Turn, Waiting
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ros2_nanochat.backends.base import BackendError
+from ros2_nanochat.errors import BackendError
 
 
 class ConversationStore:

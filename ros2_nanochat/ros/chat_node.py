@@ -18,7 +18,11 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.exceptions import (
+    InvalidParameterException,
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+)
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNodeMixin, TransitionCallbackReturn
 from rclpy.node import Node
@@ -27,16 +31,16 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
-from ros2_nanochat.backends.base import BackendError, MissingDependency
+from ros2_nanochat.errors import BackendError, MissingDependency
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.robot import health as diagnostics
-from ros2_nanochat.ros.node_parameters import NodeParameters
-from ros2_nanochat.robot.options import OPTIONS, engine_options, model_config, robot_names
 from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.robot.options import OPTIONS, engine_options, model_config, robot_names
+from ros2_nanochat.robot.store import ConversationStore
+from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.ros.spinning import spin
-from ros2_nanochat.robot.store import ConversationStore
 
 _THREADS = 64  # of the executor, at least: a goal that runs holds one. Its pool loses count of the idle ones and so grows to this in time
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE

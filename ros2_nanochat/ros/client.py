@@ -17,6 +17,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 import numpy as np
 import rclpy
 from action_msgs.msg import GoalStatus
+from nanochat.action import Chat
+from nanochat.msg import Turn
+from nanochat.srv import GetHistory, Reset
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import InvalidHandle
@@ -26,9 +29,6 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from nanochat.action import Chat
-from nanochat.msg import Turn
-from nanochat.srv import GetHistory, Reset
 from ros2_nanochat.ros.spinning import close_action, spin
 
 _SILENCE = 1.0  # seconds without a token after which a reply is looked after

@@ -7,7 +7,17 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from ros2_nanochat.robot.options import OPTIONS, QOS_OPTIONS, ROBOT, ROBOT_OPTIONS, Option, RobotOptions, model_config, robot_names, robot_options
+from ros2_nanochat.robot.options import (
+    OPTIONS,
+    QOS_OPTIONS,
+    ROBOT,
+    ROBOT_OPTIONS,
+    Option,
+    RobotOptions,
+    model_config,
+    robot_names,
+    robot_options,
+)
 
 _NOT_SET = ('null', 'None')  # how `ros2 param dump` writes a robot's own that is not set, and how `ros2 param load` and YAML files then give it back
 

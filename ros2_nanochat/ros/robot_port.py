@@ -9,6 +9,10 @@ import threading
 import time
 
 from builtin_interfaces.msg import Time
+from nanochat.action import Chat
+from nanochat.msg import Message, Token
+from nanochat.msg import Turn as TurnMessage
+from nanochat.srv import GetHistory, Reset
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.duration import Duration
@@ -17,16 +21,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from nanochat.action import Chat
-from nanochat.msg import Message, Token
-from nanochat.msg import Turn as TurnMessage
-from nanochat.srv import GetHistory, Reset
-from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb, stamp_of
-from ros2_nanochat.robot.options import goal_options
 from ros2_nanochat.robot.conversation import RobotConversation
-from ros2_nanochat.ros.spinning import close_action
+from ros2_nanochat.robot.options import goal_options
 from ros2_nanochat.robot.turn import Picture, Turn
+from ros2_nanochat.ros.camera import Camera
+from ros2_nanochat.ros.spinning import close_action
 
 _TOKENS_KEPT = 1000
 _LAST_WORDS = Duration(seconds=0.1)  # that listeners get for what they have not acknowledged; one of them may be dead

@@ -6,9 +6,9 @@ import signal
 import sys
 
 from ros2_nanochat import hub
-from ros2_nanochat.backends.base import BackendError, MissingDependency
 from ros2_nanochat.backends.mlc.compiling import prepare
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError, MissingDependency
 
 _DEVICES = {'llvm': 'cpu'}
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import is_image
-from ros2_nanochat.terminal.screen import LineReader, Screen
 from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.terminal.screen import LineReader, Screen
 
 COMMANDS = {
     '/help': 'show the commands',

@@ -4,11 +4,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ros2_nanochat.backends.base import BackendError, MissingDependency
+from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.errors import BackendError, MissingDependency
+from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.terminal.arguments import generation_config, load_prompts, model_options
 from ros2_nanochat.terminal.screen import Screen
-from ros2_nanochat.config import GenerationConfig
-from ros2_nanochat.nano_llm import NanoLLM
 
 
 def start(options: argparse.Namespace, screen: Screen, run: Callable[[NanoLLM, GenerationConfig, list[str] | None], int]) -> int:

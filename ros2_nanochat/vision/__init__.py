@@ -4,7 +4,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 
-from ros2_nanochat.backends.base import require
+from ros2_nanochat.errors import require
 
 
 def open_vision(path, info, backend, config):

@@ -6,7 +6,8 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from ros2_nanochat.backends.base import Backend, ModelInfo
+from ros2_nanochat.backends.base import Backend
+from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.encoder import VisionEncoder
 
 

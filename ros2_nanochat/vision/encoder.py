@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ros2_nanochat.backends.base import Backend, BackendError, ModelInfo
+from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError
 from ros2_nanochat.hub import REPOSITORY, download
+from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import EmbeddingSpan
 from ros2_nanochat.vision.images import image_digest, open_image
 

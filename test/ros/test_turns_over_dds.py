@@ -2,9 +2,8 @@
 import time
 
 import pytest
-from std_msgs.msg import String
-
 from nanochat.action import Chat
+from std_msgs.msg import String
 
 SLOW = 'tokens_per_second=100'
 LONG = 'x' * 150  # the fake model says it back: some 1.6 s at 100 tokens a second

@@ -10,7 +10,7 @@ import re
 import struct
 from typing import Any
 
-from ros2_nanochat.backends.base import BackendError
+from ros2_nanochat.errors import BackendError
 
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 _STRING, _ARRAY = 8, 9

@@ -5,9 +5,9 @@ import ctypes
 import threading
 from typing import Any
 
-from ros2_nanochat.backends.base import BackendError, SpecialToken
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
-
+from ros2_nanochat.errors import BackendError
+from ros2_nanochat.model_info import SpecialToken
 
 _JOINT = '\U0010fffd'
 """A character that is part of no token, so that nothing merges across it."""

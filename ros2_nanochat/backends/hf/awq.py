@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from safetensors import safe_open
 
-from ros2_nanochat.backends.base import BackendError
 from ros2_nanochat.backends.hf.checkpoint import Checkpoint
+from ros2_nanochat.errors import BackendError
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 SUFFIXES = ('qweight', 'qzeros', 'scales')

@@ -12,10 +12,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.base import Backend, BackendError, Chunk, Detokenizer, ForwardError, MemoryEstimate, ModelInfo, require
-from ros2_nanochat.backends.hf.checkpoint import Checkpoint, kv_bytes_per_token, open_checkpoint, read_gguf, train_context_length
+from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer, MemoryEstimate
+from ros2_nanochat.backends.hf.checkpoint import (
+    Checkpoint,
+    kv_bytes_per_token,
+    open_checkpoint,
+    read_gguf,
+    train_context_length,
+)
 from ros2_nanochat.backends.tokenizer import Tokenizer
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
+from ros2_nanochat.errors import BackendError, ForwardError, require
+from ros2_nanochat.model_info import ModelInfo
 
 
 class DeviceLogits:

@@ -17,10 +17,9 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from ros2_nanochat.backends.hf import awq as hf_awq
-from ros2_nanochat.backends.base import BackendError, LoadAborted
 from ros2_nanochat.backends.hf.checkpoint import DTYPES, Checkpoint
-from ros2_nanochat.backends.tokenizer import one_line
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError, LoadAborted, one_line
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +269,7 @@ def _report(step: Callable[[float], None]):
     def hook(factory, args, options):
         return Bar(*args, **options) if threading.get_ident() == thread else factory(*args, **options)
 
-    from transformers import modeling_gguf_pytorch_utils as of_gguf    # makes its bar without the hook
+    from transformers import modeling_gguf_pytorch_utils as of_gguf  # makes its bar without the hook
     makes_bar = getattr(of_gguf, 'tqdm', None)
     previous = transformers_logging.set_tqdm_hook(hook)
     verbosity = transformers_logging.get_verbosity()

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.hf import packed_cache as hf_cache
-from ros2_nanochat.backends.base import BackendError, Chunk, ForwardError, LoadAborted
 from ros2_nanochat.backends.hf.packed_cache import PackedCache, PackedSequence, Part, Positions, StockSequence
-from ros2_nanochat.backends.tokenizer import one_line
+from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, one_line
 
 log = logging.getLogger(__name__)
 

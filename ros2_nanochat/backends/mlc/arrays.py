@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 from ros2_nanochat.backends.mlc.sampling import DeviceSampler
-
+from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 
 _KEPT = 64  # arrays for up to so many ids are kept
 

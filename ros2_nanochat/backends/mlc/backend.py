@@ -11,19 +11,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer, MemoryEstimate
 from ros2_nanochat.backends.mlc import sampling as mlc_sampling
-from ros2_nanochat.backends.base import Backend, BackendError, Chunk, Detokenizer, ForwardError, MemoryEstimate, ModelInfo, require
 from ros2_nanochat.backends.mlc.arrays import DeviceLogits, IdArrays, to_bfloat16
 from ros2_nanochat.backends.mlc.calls import Piece, split
+from ros2_nanochat.backends.mlc.chat_template import chat_template, end_ids
 from ros2_nanochat.backends.mlc.compiling import prepare  # noqa: F401 - what opens a model calls it first
 from ros2_nanochat.backends.mlc.folder import MLCFolder, cache_folder, parse_metadata
 from ros2_nanochat.backends.mlc.image_sizes import image_sizes
 from ros2_nanochat.backends.mlc.paged_kv import PagedKV
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime, free_memory, give_back_memory
-from ros2_nanochat.backends.mlc.chat_template import chat_template, end_ids
 from ros2_nanochat.backends.mlc.weights import load_parameters, match_parameters
-from ros2_nanochat.backends.tokenizer import Tokenizer, one_line
+from ros2_nanochat.backends.tokenizer import Tokenizer
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
+from ros2_nanochat.errors import BackendError, ForwardError, one_line, require
+from ros2_nanochat.model_info import ModelInfo
 
 _log = logging.getLogger(__name__)
 _MOST_TOKENS = 2048  # of one call: the KV cache keeps buffers for so many

@@ -9,8 +9,8 @@ import glob
 import json
 import os
 
-from ros2_nanochat.backends.base import BackendError
-from ros2_nanochat.backends.tokenizer import read_json
+from ros2_nanochat.errors import BackendError
+from ros2_nanochat.files import read_json
 
 WEIGHTS = ('*.safetensors', 'pytorch_model*.bin')
 _BESIDE = ('chat_template.jinja', 'chat_template.json', 'generation_config.json', 'special_tokens_map.json')

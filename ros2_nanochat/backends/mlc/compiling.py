@@ -22,11 +22,17 @@ from collections.abc import Callable, Iterator
 
 import filelock
 
-from ros2_nanochat.backends.base import BackendError
-from ros2_nanochat.backends.mlc.checkpoint import beside_tokenizer, check_checkpoint, conversation_name, make_view, size_of_weights
+from ros2_nanochat.backends.mlc.checkpoint import (
+    beside_tokenizer,
+    check_checkpoint,
+    conversation_name,
+    make_view,
+    size_of_weights,
+)
 from ros2_nanochat.backends.mlc.folder import CONFIG, MLCFolder, cache_folder, is_mlc_folder, target_of
-from ros2_nanochat.backends.tokenizer import read_json
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError
+from ros2_nanochat.files import read_json
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1024      # tokens of a prefill at once: buffers are planned for it, and a Jetson has little memory

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 
-from ros2_nanochat.backends.base import BackendError
+from ros2_nanochat.errors import BackendError
 
 _TILE, _MOST_TILES = 336, 4  # pixels of a tile's side, tiles of a picture, as mlc-llm runs Phi-3-vision
 

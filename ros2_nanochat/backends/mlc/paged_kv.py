@@ -7,9 +7,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ros2_nanochat.backends.base import BackendError
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
-from ros2_nanochat.backends.tokenizer import one_line
+from ros2_nanochat.errors import BackendError, one_line
 
 PAGE = 16
 """Tokens of a page, as mlc-llm's engine has it; FlashInfer and the TIR kernels take it."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.base import BackendError, require
+from ros2_nanochat.errors import BackendError, require
 
 _POOLED = 2  # AllocatorType of tvm/runtime/memory/memory_manager.h
 _CPU = 1     # DLDeviceType of DLPack

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ros2_nanochat.backends.base import BackendError, LoadAborted
 from ros2_nanochat.backends.mlc.folder import MLCFolder, Record, Shard
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
+from ros2_nanochat.errors import BackendError, LoadAborted
 
 
 def match_parameters(folder: MLCFolder, shards: list[Shard], parameters: list[tuple], library: str) -> int | None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ros2_nanochat.chat.template.builtin import BUILTIN, find_name
-from ros2_nanochat.chat.template.turns import Conversation, Written
-from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.message import ChatMessage
-from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
+from ros2_nanochat.chat.template.builtin import BUILTIN, find_name
+from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder, SpecialText
+from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
+from ros2_nanochat.chat.template.turns import Conversation, Written
 from ros2_nanochat.prompt import Prompt
 
 _IMAGE_TOKEN = re.compile(r'image|img|pad', re.IGNORECASE)

@@ -16,7 +16,7 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from ros2_nanochat.config import REASONING_MARKS
+from ros2_nanochat.reasoning import REASONING_MARKS
 
 _P1, _P2 = '\U0010fff0', '\U0010fff1'  # stand for contents where a template is asked what it does
 IMAGE_PART = {'type': 'image'}

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ros2_nanochat.chat.template.jinja import IMAGE_PART, reasoning_part
 from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.chat.template.jinja import IMAGE_PART, reasoning_part
 from ros2_nanochat.chat.template.markup import Placeholders
-from ros2_nanochat.config import REASONING_MARKS
+from ros2_nanochat.reasoning import REASONING_MARKS
 
 BETWEEN = '\n'  # between two messages that share one turn
 AFTER_SYSTEM = '\n\n'  # between a system prompt and the first message, where these share one turn (as in Gemma 3's template)

@@ -1,0 +1,44 @@
+"""Files: written whole or not at all, and JSON read with an error of one line."""
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+
+from ros2_nanochat.errors import BackendError, one_line
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file through a neighbour that takes its place, so that a crash leaves the old or the new one. OSError with the name of the file."""
+    try:
+        _write_through_neighbour(path, data)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, path) from error
+
+
+def _write_through_neighbour(path: str, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix='.nanochat-', dir=os.path.dirname(path))
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_json(path: str, name: str) -> dict:
+    """The object in the file `name` of a folder, or {} where there is none. A `BackendError` where it is broken."""
+    file = os.path.join(path, name)
+    if not os.path.isfile(file):
+        return {}
+    try:
+        with open(file, encoding='utf-8') as stream:
+            data = json.load(stream)
+    except (OSError, ValueError) as error:
+        raise BackendError(f'{file} cannot be read ({one_line(error)}); copy it again') from error
+    if not isinstance(data, dict):
+        raise BackendError(f'{file} holds no JSON object; copy it again')
+    return data

@@ -1,6 +1,7 @@
 """All benchmarks, one after the other: `make bench`, or `python -m benchmarks [--quick] [NAME ...]` (engine, hf, mlc, ros, vision).
 
 `python -m benchmarks soak [--minutes 30]` runs for half an hour and looks for leaks and lost turns; see soak.py."""
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +18,9 @@ def main() -> int:
         return subprocess.run([sys.executable, '-m', 'benchmarks.soak', *sys.argv[2:]]).returncode
     available = {path.stem.removeprefix('bench_'): path for path in sorted(_HERE.glob('bench_*.py'))}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--quick', action='store_true', help='fewer sizes and repeats, where a benchmark has them')
+    parser.add_argument(
+        '--quick', action='store_true', help='fewer sizes and repeats, where a benchmark has them'
+    )
     parser.add_argument('names', nargs='*', metavar='NAME', help=f'{", ".join(available)}; none for all')
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in available]
@@ -28,7 +31,9 @@ def main() -> int:
         print(f'\n=== {name} ===', flush=True)
         arguments = ['--plot', str(_HERE / 'engine.png')] if name == 'engine' else []
         quick = ['--quick'] if options.quick and '--quick' in available[name].read_text() else []
-        if subprocess.run([sys.executable, '-m', f'benchmarks.{available[name].stem}', *arguments, *quick]).returncode:
+        if subprocess.run(
+            [sys.executable, '-m', f'benchmarks.{available[name].stem}', *arguments, *quick]
+        ).returncode:
             failed.append(name)
     if failed:
         print(f'failed: {", ".join(failed)}', file=sys.stderr)

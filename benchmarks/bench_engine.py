@@ -2,6 +2,7 @@
 
 Run with `make bench`, or `python -m benchmarks.bench_engine [--quick] [--plot FILE]`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,7 +29,9 @@ def keep_going(model: NanoLLM):
     model.info.__dict__['eos_token_ids'] = frozenset()
 
 
-def decode_rate(model: NanoLLM, caches: list[KVCache], length: int, steps: int, fairness: list[float]) -> float:
+def decode_rate(
+    model: NanoLLM, caches: list[KVCache], length: int, steps: int, fairness: list[float]
+) -> float:
     """Tokens/s in sum of conversations that go on together behind `length` entries of history each. fairness: gets Jain's index of their speeds."""
     for cache in caches:
         cache.pop(len(cache) - length)
@@ -36,7 +39,7 @@ def decode_rate(model: NanoLLM, caches: list[KVCache], length: int, steps: int, 
     for reply in replies:
         reply.wait()
     rates = [(steps - 1) / (reply._request.last_token - reply._request.submitted) for reply in replies]
-    fairness.append(sum(rates) ** 2 / (len(rates) * sum(rate ** 2 for rate in rates)))
+    fairness.append(sum(rates) ** 2 / (len(rates) * sum(rate**2 for rate in rates)))
     first = max(reply._request.first_token for reply in replies)
     return len(replies) * (steps - 1) / (max(reply._request.last_token for reply in replies) - first)
 
@@ -49,22 +52,51 @@ def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int
         for size in sizes:
             model = NanoLLM.from_pretrained(max_context_len=context, max_sequences=size, speculation=False)
             keep_going(model)
-            raws = {unified: RawLlama(embedded_model(), size, -(-context // 256) * 256, unified) for unified in ((False, True) if size > 1 else (False,))}
+            raws = {
+                unified: RawLlama(embedded_model(), size, -(-context // 256) * 256, unified)
+                for unified in ((False, True) if size > 1 else (False,))
+            }
             caches = [KVCache() for _ in range(size)]
             for cache in caches:
                 model.generate(prompt_of(model, length), max_new_tokens=0, kv_cache=cache).wait()
             for raw in raws.values():
                 raw.prefill(prompt_of(model, length))
             fairness: list[float] = []
-            figures = interleaved(repeats, lambda: decode_rate(model, caches, length, steps, fairness),
-                                  *[lambda raw=raw: raw.decode([500] * size, length, steps) for raw in raws.values()])
+            figures = interleaved(
+                repeats,
+                lambda: decode_rate(model, caches, length, steps, fairness),
+                *[lambda raw=raw: raw.decode([500] * size, length, steps) for raw in raws.values()],
+            )
             engine, same, best = figures[0], figures[1], max(figures[1:])
             overhead = model.stats['overhead']['p50'] * 1e3
-            rows.append((f'{size} x {length}', engine, same, best, engine / same, engine / best, overhead, min(fairness)))
+            rows.append(
+                (
+                    f'{size} x {length}',
+                    engine,
+                    same,
+                    best,
+                    engine / same,
+                    engine / best,
+                    overhead,
+                    min(fairness),
+                )
+            )
             model.close()
             [r.close() for r in raws.values()]
-    table('Decoding, tokens/s in sum (conversations x tokens of history)',
-          ['', 'engine', 'raw, same layout', 'raw, better layout', 'ratio', 'ratio to better', 'overhead ms/step', 'fairness'], rows)
+    table(
+        'Decoding, tokens/s in sum (conversations x tokens of history)',
+        [
+            '',
+            'engine',
+            'raw, same layout',
+            'raw, better layout',
+            'ratio',
+            'ratio to better',
+            'overhead ms/step',
+            'fairness',
+        ],
+        rows,
+    )
     return rows
 
 
@@ -76,23 +108,37 @@ def bench_first_token(repeats: int) -> None:
         raw = RawLlama(embedded_model(), 1, 2048, False, flash)
 
         def first() -> float:
-            return model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1).wait().usage['time_to_first_token']
+            return (
+                model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1)
+                .wait()
+                .usage['time_to_first_token']
+            )
 
         cache = KVCache()
         model.generate(prompt_of(model, 1000), max_new_tokens=1, kv_cache=cache).wait()
 
         def later() -> float:
             cache.pop(len(cache) - 1000)
-            return model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1, kv_cache=cache).wait().usage['time_to_first_token']
+            return (
+                model.generate(prompt_of(model, new, time.monotonic_ns()), max_new_tokens=1, kv_cache=cache)
+                .wait()
+                .usage['time_to_first_token']
+            )
 
         raw.prefill(prompt_of(model, 1000))
         raw_later = interleaved(repeats, lambda: raw.first_token(1000, prompt_of(model, new)))[0]
         raw.prefill(prompt_of(model, new))
-        a, b, raw_first = interleaved(repeats, first, later, lambda: raw.first_token(0, prompt_of(model, new)))
+        a, b, raw_first = interleaved(
+            repeats, first, later, lambda: raw.first_token(0, prompt_of(model, new))
+        )
         rows.append(('on' if flash else 'off', a * 1e3, b * 1e3, b / a, raw_later / raw_first))
         model.close()
         raw.close()
-    table(f'Time to first token of {new} new tokens', ['flash attention', 'first turn ms', 'behind 1,000 tokens ms', 'ratio', 'ratio of the raw loop'], rows)
+    table(
+        f'Time to first token of {new} new tokens',
+        ['flash attention', 'first turn ms', 'behind 1,000 tokens ms', 'ratio', 'ratio of the raw loop'],
+        rows,
+    )
 
 
 def bench_prefill_beside(repeats: int) -> None:
@@ -112,8 +158,14 @@ def bench_prefill_beside(repeats: int) -> None:
         if repeat:  # the first run teaches the engine what a step costs
             ratios.append(statistics.mean(alone) / statistics.mean(beside))
             longest.append(max(beside) / statistics.median(alone))
-    table('A stream while 1,000 tokens are prefilled beside it', ['', 'median', 'least'],
-          [('speed kept', statistics.median(ratios), min(ratios)), ('longest step / step alone', statistics.median(longest), max(longest))])
+    table(
+        'A stream while 1,000 tokens are prefilled beside it',
+        ['', 'median', 'least'],
+        [
+            ('speed kept', statistics.median(ratios), min(ratios)),
+            ('longest step / step alone', statistics.median(longest), max(longest)),
+        ],
+    )
     model.close()
 
 
@@ -139,8 +191,14 @@ def bench_stop(repeats: int) -> None:
         while model.engine.stats()['active']:
             time.sleep(0.0002)
         beyond.append(time.perf_counter() - began)
-    table('stop() to idle, ms', ['', 'median', 'longest'], [('stop to idle', statistics.median(beyond) * 1e3, max(beyond) * 1e3),
-                                                           ('a step', statistics.median(steps) * 1e3, max(steps) * 1e3)])
+    table(
+        'stop() to idle, ms',
+        ['', 'median', 'longest'],
+        [
+            ('stop to idle', statistics.median(beyond) * 1e3, max(beyond) * 1e3),
+            ('a step', statistics.median(steps) * 1e3, max(steps) * 1e3),
+        ],
+    )
     model.close()
 
 
@@ -157,8 +215,11 @@ def bench_sharing(repeats: int) -> None:
         return max(reply.wait()._request.first_token for reply in replies) - began
 
     with_sharing, without = interleaved(repeats, lambda: together(True), lambda: together(False))
-    table('16 conversations, system prompt of 500 tokens: all first tokens', ['', 's', 'ratio'],
-          [('each computes it', without, 1.0), ('shared', with_sharing, with_sharing / without)])
+    table(
+        '16 conversations, system prompt of 500 tokens: all first tokens',
+        ['', 's', 'ratio'],
+        [('each computes it', without, 1.0), ('shared', with_sharing, with_sharing / without)],
+    )
     model.close()
 
 
@@ -166,15 +227,19 @@ def bench_speculation(repeats: int) -> None:
     """Replies that repeat their context, and replies that do not, with and without speculation."""
     tasks = {
         'say back': 'Repeat this text word for word: The red crate stands in hall B beside the ladder. The drill and the saw are in hall C under the '
-                    'table. The keys hang at the door of hall A. Nobody may enter hall D before nine in the morning. '
-                    'The red crate stands in hall B beside the ladder. The drill and the saw are in hall C under the table.',
+        'table. The keys hang at the door of hall A. Nobody may enter hall D before nine in the morning. '
+        'The red crate stands in hall B beside the ladder. The drill and the saw are in hall C under the table.',
         'list what I told you': 'I told you: apples are in box 1, pears are in box 2, plums are in box 3, nails are in box 4, screws are in box 5, '
-                                'cables are in box 6. List again everything that I told you, box by box, in the same words.',
+        'cables are in box 6. List again everything that I told you, box by box, in the same words.',
         'a story': 'Tell me a story about the sea and a young sailor.',
     }
-    models = [NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, speculation=speculation) for speculation in (False, True)]
+    models = [
+        NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, speculation=speculation)
+        for speculation in (False, True)
+    ]
     rows = []
     for name, task in tasks.items():
+
         def rate(model, task=task) -> float:
             history = ChatHistory(model, system_prompt='')
             history.append('user', task)
@@ -192,15 +257,28 @@ def bench_speculation(repeats: int) -> None:
 def plot(rows: list[tuple], path: str) -> None:
     """Draw tokens/s by batch size."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for length in sorted({row[0].split(' x ')[1] for row in rows}, key=int):
         chosen = [row for row in rows if row[0].endswith(f' x {length}')]
         sizes = [int(row[0].split(' x ')[0]) for row in chosen]
-        line, = axes.plot(sizes, [row[1] for row in chosen], 'o-', label=f'engine, {length} tokens of history')
-        axes.plot(sizes, [row[3] for row in chosen], 's--', color=line.get_color(), alpha=0.5, label=f'raw llama.cpp, {length}')
-    axes.set(xlabel='conversations at once', ylabel='tokens/s in sum', xscale='log', title='Decoding in one batch')
+        (line,) = axes.plot(
+            sizes, [row[1] for row in chosen], 'o-', label=f'engine, {length} tokens of history'
+        )
+        axes.plot(
+            sizes,
+            [row[3] for row in chosen],
+            's--',
+            color=line.get_color(),
+            alpha=0.5,
+            label=f'raw llama.cpp, {length}',
+        )
+    axes.set(
+        xlabel='conversations at once', ylabel='tokens/s in sum', xscale='log', title='Decoding in one batch'
+    )
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches='tight')
@@ -215,9 +293,16 @@ def main() -> None:
     options = parser.parse_args()
     print(machine())
     repeats = 3 if options.quick else 7
-    parts = {'batches': lambda: bench_batches([1, 16] if options.quick else [1, 2, 4, 8, 16], [40, 500], 48, repeats),
-             'first': lambda: bench_first_token(repeats), 'beside': lambda: bench_prefill_beside(min(3, repeats)), 'stop': lambda: bench_stop(20),
-             'sharing': lambda: bench_sharing(1 if options.quick else 3), 'speculation': lambda: bench_speculation(repeats)}
+    parts = {
+        'batches': lambda: bench_batches(
+            [1, 16] if options.quick else [1, 2, 4, 8, 16], [40, 500], 48, repeats
+        ),
+        'first': lambda: bench_first_token(repeats),
+        'beside': lambda: bench_prefill_beside(min(3, repeats)),
+        'stop': lambda: bench_stop(20),
+        'sharing': lambda: bench_sharing(1 if options.quick else 3),
+        'speculation': lambda: bench_speculation(repeats),
+    }
     for name, part in parts.items():
         if options.only in (None, name):
             rows = part()

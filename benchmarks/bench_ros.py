@@ -3,6 +3,7 @@
 Both sides publish nanochat/msg/Token to the same subscriber (this process), taking turns, at one robot and at eight. Then what a 1080p camera costs that nobody
 asks about, and how soon a reply ends that is cancelled. Run in the built workspace: `python -m benchmarks ros`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,11 +19,14 @@ from pathlib import Path
 
 from benchmarks.common import machine, table
 
-STORY = 'Write a long story about a robot who learns to cook, with every detail of what it did in the kitchen.'
+STORY = (
+    'Write a long story about a robot who learns to cook, with every detail of what it did in the kitchen.'
+)
 FLEET = 8
 
 
 # --- children ---
+
 
 def bare(steps: int) -> None:
     """A raw loop, and publishers, nothing else. A line on standard input, the number of sequences, starts a run; the end of the input ends it."""
@@ -38,11 +42,16 @@ def bare(steps: int) -> None:
         history = ChatHistory(model)
         history.append('user', text=STORY)
         ids = history.embed_chat()[0].token_ids.tolist()
-        path, pieces = model.info.path, [model.backend.token_text(i) for i in range(min(1000, model.info.vocab_size))]
+        path, pieces = (
+            model.info.path,
+            [model.backend.token_text(i) for i in range(min(1000, model.info.vocab_size))],
+        )
     raws = {count: RawLlama(path, count, 1024, False) for count in (1, FLEET)}
     rclpy.init()
     node = rclpy.create_node('bare')
-    publishers = [node.create_publisher(Token, f'/bare/r{i}/tokens', QoSProfile(depth=1000)) for i in range(FLEET)]
+    publishers = [
+        node.create_publisher(Token, f'/bare/r{i}/tokens', QoSProfile(depth=1000)) for i in range(FLEET)
+    ]
     print('ready', flush=True)
     for line in sys.stdin:
         count = int(line)
@@ -51,10 +60,22 @@ def bare(steps: int) -> None:
         tokens, position = [ids[-1]] * count, len(ids) - 1
         for index in range(steps):
             raw._decode([(token, position + index, seq, True) for seq, token in enumerate(tokens)])
-            tokens = np.ctypeslib.as_array(raw.api.llama_get_logits(raw.context), (count, raw.vocabulary)).argmax(axis=1).tolist()
+            tokens = (
+                np.ctypeslib.as_array(raw.api.llama_get_logits(raw.context), (count, raw.vocabulary))
+                .argmax(axis=1)
+                .tolist()
+            )
             for publisher, token in zip(publishers, tokens):
-                publisher.publish(Token(stamp=node.get_clock().now().to_msg(), turn_id=line.strip(), index=index, text=pieces[token % len(pieces)], num_tokens=1,
-                                        last=index == steps - 1))
+                publisher.publish(
+                    Token(
+                        stamp=node.get_clock().now().to_msg(),
+                        turn_id=line.strip(),
+                        index=index,
+                        text=pieces[token % len(pieces)],
+                        num_tokens=1,
+                        last=index == steps - 1,
+                    )
+                )
 
 
 def camera(topic: str) -> None:
@@ -63,9 +84,12 @@ def camera(topic: str) -> None:
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
     from sensor_msgs.msg import Image
+
     rclpy.init()
     node = rclpy.create_node('bench_camera')
-    publisher = node.create_publisher(Image, topic, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    publisher = node.create_publisher(
+        Image, topic, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    )
     frame = Image(height=1080, width=1920, encoding='rgb8', step=5760)
     frame.data.frombytes(np.random.default_rng(0).integers(0, 256, 1080 * 5760, dtype=np.uint8).tobytes())
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
@@ -78,7 +102,12 @@ def camera(topic: str) -> None:
 
 @contextmanager
 def child(*arguments: str):
-    process = subprocess.Popen([sys.executable, '-m', 'benchmarks.bench_ros', *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'benchmarks.bench_ros', *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         yield process
     finally:
@@ -88,10 +117,21 @@ def child(*arguments: str):
 
 @contextmanager
 def chat_node(**parameters):
-    program = next(path for prefix in os.environ['AMENT_PREFIX_PATH'].split(':') if (path := Path(prefix, 'lib/nanochat/chat_node')).exists())
+    program = next(
+        path
+        for prefix in os.environ['AMENT_PREFIX_PATH'].split(':')
+        if (path := Path(prefix, 'lib/nanochat/chat_node')).exists()
+    )
     parameters = {'speculation': 'false', 'max_context_len': 1024, **parameters}
-    process = subprocess.Popen([str(program), '--ros-args', *(part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')),
-                                '--log-level', 'warn'])
+    process = subprocess.Popen(
+        [
+            str(program),
+            '--ros-args',
+            *(part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')),
+            '--log-level',
+            'warn',
+        ]
+    )
     try:
         yield process
     finally:
@@ -106,21 +146,28 @@ def resident(process) -> float:
 
 # --- the subscriber ---
 
+
 class Listener:
     """Hears the tokens of several robots; notes when each came, and how old it was (ms)."""
 
     def __init__(self, node, topics):
         from nanochat.msg import Token
         from rclpy.qos import QoSProfile
+
         self.node, self.times, self.ages, self.last = node, [[] for _ in topics], [], 0.0
         self._ended, self._done = set(), threading.Event()
-        self._subscriptions = [node.create_subscription(Token, topic, lambda token, i=i: self._note(i, token), QoSProfile(depth=1000)) for i, topic in enumerate(topics)]
+        self._subscriptions = [
+            node.create_subscription(
+                Token, topic, lambda token, i=i: self._note(i, token), QoSProfile(depth=1000)
+            )
+            for i, topic in enumerate(topics)
+        ]
 
     def _note(self, robot: int, token) -> None:
         now = self.node.get_clock().now().nanoseconds
         self.times[robot] += [time.perf_counter()] * token.num_tokens
         if token.num_tokens:
-            self.ages.append((now - token.stamp.sec * 10 ** 9 - token.stamp.nanosec) / 1e6)
+            self.ages.append((now - token.stamp.sec * 10**9 - token.stamp.nanosec) / 1e6)
         if token.last:
             self.last = time.perf_counter()
             self._ended.add(robot)
@@ -154,19 +201,31 @@ def beside_bare(title: str, repeats: int, listeners, begins) -> None:
             rates[i].append(listeners[i].run(begins[i]))
     medians = [statistics.median(values) for values in rates]
     ratio = statistics.median(ours / theirs for theirs, ours in zip(*rates))
-    table(title, ('', 'tokens/s', 'of bare', 'token to callback ms p50', 'p99'),
-          [(name, rate, share, *_quantiles(listener.ages)) for name, rate, share, listener in
-           zip(('raw loop + bare publisher', 'chat node'), medians, (1.0, ratio), listeners)])
+    table(
+        title,
+        ('', 'tokens/s', 'of bare', 'token to callback ms p50', 'p99'),
+        [
+            (name, rate, share, *_quantiles(listener.ages))
+            for name, rate, share, listener in zip(
+                ('raw loop + bare publisher', 'chat node'), medians, (1.0, ratio), listeners
+            )
+        ],
+    )
 
 
 # --- the measurements ---
+
 
 def one_robot(node, options, raw) -> None:
     from std_msgs.msg import String
 
     from ros2_nanochat.ros.client import ChatClient
+
     began = time.perf_counter()
-    with chat_node(max_new_tokens=options.tokens, image_mode="'off'") as process, ChatClient(node=node) as chat:
+    with (
+        chat_node(max_new_tokens=options.tokens, image_mode="'off'") as process,
+        ChatClient(node=node) as chat,
+    ):
         ours = Listener(node, ['/nanochat/tokens'])
         if not chat.wait_until_ready(60):
             raise SystemExit('the node did not start')
@@ -189,10 +248,21 @@ def one_robot(node, options, raw) -> None:
                 time.sleep(0.001)
             firsts.append(time.perf_counter() - asked)
 
-        beside_bare(f'one robot, {options.tokens} tokens, medians of {options.repeats} runs that take turns', options.repeats, (theirs, ours),
-                    (lambda: raw(1), ask_anew))
-        table('the node', ('', ''), [('process start to first token, s', start), ('first token of a turn, s', statistics.median(firsts)),
-                                     ('resident memory, MB', resident(process))])
+        beside_bare(
+            f'one robot, {options.tokens} tokens, medians of {options.repeats} runs that take turns',
+            options.repeats,
+            (theirs, ours),
+            (lambda: raw(1), ask_anew),
+        )
+        table(
+            'the node',
+            ('', ''),
+            [
+                ('process start to first token, s', start),
+                ('first token of a turn, s', statistics.median(firsts)),
+                ('resident memory, MB', resident(process)),
+            ],
+        )
         cancelled(ours, chat, ask)
         camera_beside(node, options, process, ours, lambda: (chat.reset(), ask()))
 
@@ -211,12 +281,19 @@ def cancelled(ours: Listener, chat, ask) -> None:
         ours.wait()
         waits.append(1000 * (ours.last - called))
         steps.append(1000 * statistics.median(b - a for a, b in zip(ours.times[0][5:], ours.times[0][6:])))
-    table('cancel called to end of the reply heard', ('', 'ms p50', 'ms max'), [('cancel', statistics.median(waits), max(waits)),
-                                                                      ('a step, for comparison', statistics.median(steps), max(steps))])
+    table(
+        'cancel called to end of the reply heard',
+        ('', 'ms p50', 'ms max'),
+        [
+            ('cancel', statistics.median(waits), max(waits)),
+            ('a step, for comparison', statistics.median(steps), max(steps)),
+        ],
+    )
 
 
 def camera_beside(node, options, process, ours: Listener, ask) -> None:
     from ros2_nanochat.ros.camera import Camera
+
     rates, memory = ([], []), resident(process)
     for _ in range(options.repeats):
         rates[0].append(ours.run(ask))
@@ -238,20 +315,33 @@ def camera_beside(node, options, process, ours: Listener, ask) -> None:
                 ages.append(1000 * picture.age)
             time.sleep(0.005)
     camera.close()
-    table('a 1080p camera at 30 Hz in another process, that no question uses', ('', ''), [
-        ('tokens/s without', statistics.median(rates[0])), ('tokens/s with', statistics.median(rates[1])),
-        ('with, of without', statistics.median(b / a for a, b in zip(*rates))), ('memory growth of the node, MB', growth),
-        ('frames a second that arrive', len(stamps) / 4.0), ('age of a frame when taken, ms p50', _quantiles(ages)[0]), ('p99', _quantiles(ages)[1])])
+    table(
+        'a 1080p camera at 30 Hz in another process, that no question uses',
+        ('', ''),
+        [
+            ('tokens/s without', statistics.median(rates[0])),
+            ('tokens/s with', statistics.median(rates[1])),
+            ('with, of without', statistics.median(b / a for a, b in zip(*rates))),
+            ('memory growth of the node, MB', growth),
+            ('frames a second that arrive', len(stamps) / 4.0),
+            ('age of a frame when taken, ms p50', _quantiles(ages)[0]),
+            ('p99', _quantiles(ages)[1]),
+        ],
+    )
 
 
 def fleet(node, options, raw) -> None:
     from std_msgs.msg import String
 
     from ros2_nanochat.ros.client import ChatClient
+
     names = [f'r{i}' for i in range(FLEET)]
     with chat_node(max_new_tokens=options.tokens, robots=f'[{", ".join(names)}]', max_sequences=FLEET):
         chats = [ChatClient(robot=name, node=node) for name in names]
-        ours, theirs = Listener(node, [f'/{name}/nanochat/tokens' for name in names]), Listener(node, [f'/bare/{name}/tokens' for name in names])
+        ours, theirs = (
+            Listener(node, [f'/{name}/nanochat/tokens' for name in names]),
+            Listener(node, [f'/bare/{name}/tokens' for name in names]),
+        )
         askers = [node.create_publisher(String, f'/{name}/nanochat/query', 10) for name in names]
         for chat in chats:
             chat.wait_until_ready(60)
@@ -263,8 +353,12 @@ def fleet(node, options, raw) -> None:
             for name, asker in zip(names, askers):
                 asker.publish(String(data=f'{name}: {STORY}'))
 
-        beside_bare(f'{FLEET} robots, {options.tokens} tokens each, tokens/s of all while all stream', max(2, options.repeats - 2), (theirs, ours),
-                    (lambda: raw(FLEET), ask))
+        beside_bare(
+            f'{FLEET} robots, {options.tokens} tokens each, tokens/s of all while all stream',
+            max(2, options.repeats - 2),
+            (theirs, ours),
+            (lambda: raw(FLEET), ask),
+        )
         for chat in chats:
             chat.close()
 
@@ -288,6 +382,7 @@ def main() -> None:
     from rclpy.executors import SingleThreadedExecutor
 
     from ros2_nanochat.ros.spinning import spin
+
     print(machine())
     rclpy.init()
     node = rclpy.create_node('bench')

@@ -3,6 +3,7 @@ camera of 1080p at 30 Hz (in the built workspace).
 
     python -m benchmarks.bench_vision [--rounds 20] [--seconds 60] [--accuracy 300]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,7 +30,9 @@ def first_token(model, history) -> tuple[float, int]:
     """Seconds from the question to the first token, and how many entries were computed for it; the reply goes into the history."""
     begin = time.perf_counter()
     prompt, _ = history.embed_chat()
-    reply = model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=4, stop_tokens=history.template.stop)
+    reply = model.generate(
+        prompt, kv_cache=history.kv_cache, max_new_tokens=4, stop_tokens=history.template.stop
+    )
     next(iter(reply), None)
     seconds = time.perf_counter() - begin
     history.append('bot', reply.wait())
@@ -50,7 +53,10 @@ def raw_prefill(model, n: int) -> float:
 
 def bench(rounds: int) -> None:
     """Through the library: a first question about a frame, a follow-up about it, the same follow-up in a conversation without picture."""
-    with NanoLLM.from_pretrained(max_context_len=1024) as model, NanoLLM.from_pretrained(max_context_len=1024) as bare:
+    with (
+        NanoLLM.from_pretrained(max_context_len=1024) as model,
+        NanoLLM.from_pretrained(max_context_len=1024) as bare,
+    ):
         model.vision.load()
         names = ('frame to first token', 'raw prefill of as many', 'encoding', 'follow-up', 'text-only turn')
         times: dict[str, list[float]] = {name: [] for name in names}
@@ -76,26 +82,73 @@ def bench(rounds: int) -> None:
             text.append('user', f'{n}: {QUESTION}')  # or what an earlier round has read would be reused
             first_token(model, text)
             # in turn the one and the other first, so that what else the machine does slows them alike
-            follow, plain = (follow_up(each) for each in (history, text)) if n % 2 else reversed([follow_up(each) for each in (text, history)])
+            follow, plain = (
+                (follow_up(each) for each in (history, text))
+                if n % 2
+                else reversed([follow_up(each) for each in (text, history)])
+            )
             if n:  # the first warms up
                 for name, value in zip(times, (opened + asked, raw, encode, follow, plain)):
                     times[name].append(value)
-        table(f'1920x1080 through the library, {entries} entries to prefill, then {"/".join(map(str, sorted(follow_entries)))}; {rounds} rounds',
-              ('', 'ms median', 'least', 'most'), [(name, *(1e3 * f(values) for f in (statistics.median, min, max))) for name, values in times.items()])
-        beyond = statistics.median(a - b for a, b in zip(times['frame to first token'], times['raw prefill of as many']))
+        table(
+            f'1920x1080 through the library, {entries} entries to prefill, then {"/".join(map(str, sorted(follow_entries)))}; {rounds} rounds',
+            ('', 'ms median', 'least', 'most'),
+            [
+                (name, *(1e3 * f(values) for f in (statistics.median, min, max)))
+                for name, values in times.items()
+            ],
+        )
+        beyond = statistics.median(
+            a - b for a, b in zip(times['frame to first token'], times['raw prefill of as many'])
+        )
         ratio = statistics.median(a / b for a, b in zip(times['follow-up'], times['text-only turn']))
-        table('against the limits', ('', 'measured', 'limit'),
-              [('frame to first token beyond the raw prefill, ms', 1e3 * beyond, 60), ('follow-up / text-only turn', ratio, 1.1)])
+        table(
+            'against the limits',
+            ('', 'measured', 'limit'),
+            [
+                ('frame to first token beyond the raw prefill, ms', 1e3 * beyond, 60),
+                ('follow-up / text-only turn', ratio, 1.1),
+            ],
+        )
 
 
 def bench_node(seconds: float) -> None:
     """A node, a camera of 1920x1080 at 30 Hz and a question every two seconds, each a process of its own (the questions come from this one)."""
     os.environ.update(ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST', ROS_DOMAIN_ID=str(random.randint(1, 100)))
     from ros2_nanochat.ros.client import ChatClient
-    folder = next(path for prefix in os.environ['AMENT_PREFIX_PATH'].split(':') if (path := Path(prefix, 'lib/nanochat')).is_dir())
-    node = subprocess.Popen([str(folder / 'chat_node'), '--ros-args', '-p', 'vision:=tiny', '-p', 'max_context_len:=1024', '--log-level', 'warn'])
-    camera = subprocess.Popen([str(folder / 'demo_camera'), '--ros-args', '-p', 'rate:=30.0', '-p', 'hold:=1.0', '-p', 'width:=1920', '-p', 'height:=1080'],
-                              stdout=subprocess.DEVNULL)
+
+    folder = next(
+        path
+        for prefix in os.environ['AMENT_PREFIX_PATH'].split(':')
+        if (path := Path(prefix, 'lib/nanochat')).is_dir()
+    )
+    node = subprocess.Popen(
+        [
+            str(folder / 'chat_node'),
+            '--ros-args',
+            '-p',
+            'vision:=tiny',
+            '-p',
+            'max_context_len:=1024',
+            '--log-level',
+            'warn',
+        ]
+    )
+    camera = subprocess.Popen(
+        [
+            str(folder / 'demo_camera'),
+            '--ros-args',
+            '-p',
+            'rate:=30.0',
+            '-p',
+            'hold:=1.0',
+            '-p',
+            'width:=1920',
+            '-p',
+            'height:=1080',
+        ],
+        stdout=subprocess.DEVNULL,
+    )
     turns, memory, refused = [], [], 0
     try:
         with ChatClient() as chat:
@@ -109,7 +162,11 @@ def bench_node(seconds: float) -> None:
                 turn = chat.ask(QUESTION if n % 2 else FOLLOW_UP).result(60)
                 refused += turn.finish_reason not in ('stop', 'length')
                 turns.append(turn)
-                memory.append(int(Path(f'/proc/{node.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6)
+                memory.append(
+                    int(Path(f'/proc/{node.pid}/statm').read_text().split()[1])
+                    * os.sysconf('SC_PAGE_SIZE')
+                    / 1e6
+                )
     finally:
         for process in (camera, node):
             process.send_signal(signal.SIGINT)
@@ -118,15 +175,29 @@ def bench_node(seconds: float) -> None:
     third = len(turns) // 3
     ages = [_seconds(turn.header.stamp) - _seconds(turn.image.stamp) for turn in turns]
     frames = {(t.image.stamp.sec, t.image.stamp.nanosec) for t in turns if t.image_used}
-    rows = [('answered', len(turns) - refused, len(turns)), ('with a frame of their own', len(frames), ''),
-            ('first token, ms (median, most)', *(1e3 * f(t.time_to_first_token for t in turns) for f in (statistics.median, max))),
-            ('of it waiting, ms', *(1e3 * f(t.queue_time for t in turns) for f in (statistics.median, max))),
-            ('of it encoding, ms', *(1e3 * f(t.encode_time for t in turns) for f in (statistics.median, max))),
-            ('age of the frame at the end of the turn, s', statistics.median(ages), max(ages)),
-            ('turns dropped from the context', sum(t.dropped_turns for t in turns), ''),
-            ('memory, MB: second third, last third', statistics.median(memory[third:2 * third]), statistics.median(memory[2 * third:])),
-            ('memory, MB: first turn, most', memory[0], max(memory))]
-    table(f'a node, a camera of 1920x1080 at 30 Hz and a question every 2 s for {seconds:.0f} s', ('', '', ''), rows)
+    rows = [
+        ('answered', len(turns) - refused, len(turns)),
+        ('with a frame of their own', len(frames), ''),
+        (
+            'first token, ms (median, most)',
+            *(1e3 * f(t.time_to_first_token for t in turns) for f in (statistics.median, max)),
+        ),
+        ('of it waiting, ms', *(1e3 * f(t.queue_time for t in turns) for f in (statistics.median, max))),
+        ('of it encoding, ms', *(1e3 * f(t.encode_time for t in turns) for f in (statistics.median, max))),
+        ('age of the frame at the end of the turn, s', statistics.median(ages), max(ages)),
+        ('turns dropped from the context', sum(t.dropped_turns for t in turns), ''),
+        (
+            'memory, MB: second third, last third',
+            statistics.median(memory[third : 2 * third]),
+            statistics.median(memory[2 * third :]),
+        ),
+        ('memory, MB: first turn, most', memory[0], max(memory)),
+    ]
+    table(
+        f'a node, a camera of 1920x1080 at 30 Hz and a question every 2 s for {seconds:.0f} s',
+        ('', '', ''),
+        rows,
+    )
 
 
 def _seconds(stamp) -> float:
@@ -136,18 +207,30 @@ def _seconds(stamp) -> float:
 def accuracy(count: int, vision: str) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test'))
     from tiny_vision import FACTS, count_right
+
     with NanoLLM.from_pretrained(max_context_len=1024, vision=vision) as model:
         right = count_right(model, count, seed=3, tell=print)
-        print(f'right on {count} fresh pictures: ' + ', '.join(f'{fact} {100 * n / count:.1f} %' for fact, n in zip(FACTS, right)))
+        print(
+            f'right on {count} fresh pictures: '
+            + ', '.join(f'{fact} {100 * n / count:.1f} %' for fact, n in zip(FACTS, right))
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=20)
-    parser.add_argument('--seconds', type=float, default=60.0, help='how long the node is asked; 0: not at all')
+    parser.add_argument(
+        '--seconds', type=float, default=60.0, help='how long the node is asked; 0: not at all'
+    )
     parser.add_argument('--quick', action='store_true', help='5 rounds, 20 seconds')
-    parser.add_argument('--accuracy', type=int, default=0, metavar='N', help='ask about N fresh pictures instead')
-    parser.add_argument('--vision', default='tiny', help='eyes to ask about: a folder that tools/train_tiny_vision.py has written, say (default: %(default)s)')
+    parser.add_argument(
+        '--accuracy', type=int, default=0, metavar='N', help='ask about N fresh pictures instead'
+    )
+    parser.add_argument(
+        '--vision',
+        default='tiny',
+        help='eyes to ask about: a folder that tools/train_tiny_vision.py has written, say (default: %(default)s)',
+    )
     options = parser.parse_args()
     if options.accuracy:
         accuracy(options.accuracy, options.vision)

@@ -1,4 +1,5 @@
 """What the benchmarks share: the machine in words, a table, a raw llama.cpp loop as the ceiling, and medians of interleaved runs."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -14,17 +15,34 @@ import numpy as np
 def machine() -> str:
     """The machine and the versions a figure was measured with, on a few lines."""
     with open('/proc/cpuinfo') as file:
-        cpu = next((line.partition(':')[2].strip() for line in file if line.startswith('model name')), platform.processor())
+        cpu = next(
+            (line.partition(':')[2].strip() for line in file if line.startswith('model name')),
+            platform.processor(),
+        )
     packages = []
-    for name in ('ros2_nanochat', 'llama_cpp_python', 'numpy', 'torch', 'transformers', 'apache-tvm', 'ros-rclpy'):
+    for name in (
+        'ros2_nanochat',
+        'llama_cpp_python',
+        'numpy',
+        'torch',
+        'transformers',
+        'apache-tvm',
+        'ros-rclpy',
+    ):
         try:
             packages.append(f'{name} {importlib.metadata.version(name)}')
         except importlib.metadata.PackageNotFoundError:
             pass
-    mode = _read('/etc/nvpmodel.conf') and os.popen('nvpmodel -q 2>/dev/null').read().replace('\n', ' ').strip()
+    mode = (
+        _read('/etc/nvpmodel.conf') and os.popen('nvpmodel -q 2>/dev/null').read().replace('\n', ' ').strip()
+    )
     load = os.getloadavg()[0]
-    return (f'{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}, load {load:.1f} at the start'
-            + (f', {mode}' if mode else '') + f'\nPython {platform.python_version()}, ' + ', '.join(packages))
+    return (
+        f'{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}, load {load:.1f} at the start'
+        + (f', {mode}' if mode else '')
+        + f'\nPython {platform.python_version()}, '
+        + ', '.join(packages)
+    )
 
 
 def _read(path: str) -> str:
@@ -37,11 +55,23 @@ def _read(path: str) -> str:
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table."""
-    cells = [[cell if isinstance(cell, str) else f'{cell:.3g}' if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    cells = [
+        [
+            cell if isinstance(cell, str) else f'{cell:.3g}' if isinstance(cell, float) else str(cell)
+            for cell in row
+        ]
+        for row in rows
+    ]
     widths = [max(len(row[i]) for row in [list(head), *cells]) for i in range(len(head))]
     print(f'\n{title}')
     for row in [list(head), *cells]:
-        print('  ' + '  '.join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))))
+        print(
+            '  '
+            + '  '.join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths))
+            )
+        )
 
 
 def interleaved(repeats: int, *measures: Callable[[], float]) -> list[float]:
@@ -58,6 +88,7 @@ class RawLlama:
 
     def __init__(self, path: str, sequences: int, context: int, unified: bool, flash_attention: bool = True):
         import llama_cpp.llama_cpp as api
+
         self.api = api
         self._quiet = api.llama_log_callback(lambda level, text, data: None)
         api.llama_log_set(self._quiet, None)
@@ -70,7 +101,9 @@ class RawLlama:
         params.n_outputs_max = 64
         params.n_threads = params.n_threads_batch = len(os.sched_getaffinity(0))
         params.kv_unified = unified
-        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO if flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = (
+            api.LLAMA_FLASH_ATTN_TYPE_AUTO if flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         params.no_perf = True
         self.context = api.llama_init_from_model(self.model, params)
         self.memory = api.llama_get_memory(self.context)
@@ -82,11 +115,13 @@ class RawLlama:
         """Put the same prompt into every sequence anew."""
         self.api.llama_memory_clear(self.memory, False)
         for seq in range(self.sequences):
-            if seq and not self.unified:  # in one stream for all, a copy would share cells and spare attention its work
+            if (
+                seq and not self.unified
+            ):  # in one stream for all, a copy would share cells and spare attention its work
                 self.api.llama_memory_seq_cp(self.memory, 0, seq, -1, -1)
                 continue
             for start in range(0, len(ids), 512):
-                part = ids[start:start + 512]
+                part = ids[start : start + 512]
                 self._decode([(token, start + i, seq, False) for i, token in enumerate(part)])
 
     def decode(self, first: Sequence[int], position: int, steps: int) -> float:
@@ -112,7 +147,13 @@ class RawLlama:
         batch = self.batch
         batch.n_tokens = len(entries)
         for i, (token, position, seq, wanted) in enumerate(entries):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, position, 1, seq, wanted
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
+                token,
+                position,
+                1,
+                seq,
+                wanted,
+            )
         if self.api.llama_decode(self.context, batch):
             raise RuntimeError('llama_decode failed')
 

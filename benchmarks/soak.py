@@ -3,6 +3,7 @@
 Run in the built workspace: `python -m benchmarks soak --minutes 30`; `--api fake --model tokens_per_second=100` is the same at next to no load.
 The exit code is 1 where a turn was lost, the node ended, or its memory grew by a hundredth or more after the first minutes.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,7 +20,14 @@ from pathlib import Path
 
 from benchmarks.common import machine, table
 
-QUESTIONS = ('What is the capital of Japan?', 'And of France?', 'Tell me a story about a robot.', 'Count to ten.', 'What do you see?', 'Why is the sky blue?')
+QUESTIONS = (
+    'What is the capital of Japan?',
+    'And of France?',
+    'Tell me a story about a robot.',
+    'Count to ten.',
+    'What do you see?',
+    'Why is the sky blue?',
+)
 GROWTH = 0.01
 
 
@@ -32,10 +40,13 @@ class Robot:
         from std_msgs.msg import String
 
         from ros2_nanochat.ros.client import ChatClient
+
         self.name, self.pause, self._string = name, pause, String
         self.chat = ChatClient(robot=name, node=node)
         self._asker = node.create_publisher(String, f'{self.chat.prefix}/query', 100)
-        self._turns = node.create_subscription(Turn, f'{self.chat.prefix}/turn', self._note, QoSProfile(depth=1000))
+        self._turns = node.create_subscription(
+            Turn, f'{self.chat.prefix}/turn', self._note, QoSProfile(depth=1000)
+        )
         self._random = random.Random(seed)
         self._asked = 0
         self.open: set[str] = set()  # queries that no turn has answered yet
@@ -53,11 +64,16 @@ class Robot:
     def run(self, until: float) -> None:
         """Ask until `until` (of time.monotonic)."""
         while time.monotonic() < until:
-            getattr(self, self._random.choices(('goal', 'query', 'barge_in', 'cancel', 'reset'), (5, 3, 1, 1, 0.5))[0])()
+            getattr(
+                self,
+                self._random.choices(('goal', 'query', 'barge_in', 'cancel', 'reset'), (5, 3, 1, 1, 0.5))[0],
+            )()
             time.sleep(self._random.uniform(0, self.pause))
 
     def goal(self, cancel: bool = False) -> None:
-        reply = self.chat.ask(self._question(), max_new_tokens=self._random.randint(5, 80), on_new_query='queue')
+        reply = self.chat.ask(
+            self._question(), max_new_tokens=self._random.randint(5, 80), on_new_query='queue'
+        )
         if cancel:
             time.sleep(self._random.uniform(0, 0.5))
             reply.cancel()
@@ -107,7 +123,9 @@ def main() -> int:
     parser.add_argument('--minutes', type=float, default=30.0)
     parser.add_argument('--settle', type=float, default=5.0, help='minutes until memory is compared with')
     parser.add_argument('--robots', type=int, default=8)
-    parser.add_argument('--pause', type=float, default=1.0, help='seconds at most between two questions of a robot')
+    parser.add_argument(
+        '--pause', type=float, default=1.0, help='seconds at most between two questions of a robot'
+    )
     parser.add_argument('--api', default='')
     parser.add_argument('--model', default='', help='as the parameter; the embedded one by default')
     options = parser.parse_args()
@@ -118,20 +136,46 @@ def main() -> int:
     from sensor_msgs.msg import Image
 
     from ros2_nanochat.ros.spinning import spin
+
     print(machine(), flush=True)
     rclpy.init()
     node = rclpy.create_node('soak')
     names = [f'r{i}' for i in range(options.robots)]
-    program = next(path for prefix in os.environ['AMENT_PREFIX_PATH'].split(':') if (path := Path(prefix, 'lib/nanochat/chat_node')).exists())
-    parameters = {'robots': f'[{", ".join(names)}]', 'max_context_len': 1024, 'max_sequences': options.robots, 'image_mode': 'latest'}
-    parameters.update({name: value for name, value in (('api', options.api), ('model', options.model)) if value})
+    program = next(
+        path
+        for prefix in os.environ['AMENT_PREFIX_PATH'].split(':')
+        if (path := Path(prefix, 'lib/nanochat/chat_node')).exists()
+    )
+    parameters = {
+        'robots': f'[{", ".join(names)}]',
+        'max_context_len': 1024,
+        'max_sequences': options.robots,
+        'image_mode': 'latest',
+    }
+    parameters.update(
+        {name: value for name, value in (('api', options.api), ('model', options.model)) if value}
+    )
     log = tempfile.TemporaryFile()  # noqa: SIM115  what the node says, shown where it ends
-    chat_node = subprocess.Popen([str(program), '--ros-args', *(part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')),
-                                  '--log-level', 'error'], stderr=log)
+    chat_node = subprocess.Popen(
+        [
+            str(program),
+            '--ros-args',
+            *(part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')),
+            '--log-level',
+            'error',
+        ],
+        stderr=log,
+    )
     robots = [Robot(name, node, options.pause, seed) for seed, name in enumerate(names)]
-    camera = node.create_publisher(Image, f'{robots[0].chat.prefix}/image', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    camera = node.create_publisher(
+        Image,
+        f'{robots[0].chat.prefix}/image',
+        QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT),
+    )
     frame = Image(height=480, width=640, step=1920, encoding='rgb8', data=bytes(480 * 1920))
-    node.create_timer(0.2, lambda: (setattr(frame.header, 'stamp', node.get_clock().now().to_msg()), camera.publish(frame)))
+    node.create_timer(
+        0.2, lambda: (setattr(frame.header, 'stamp', node.get_clock().now().to_msg()), camera.publish(frame))
+    )
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     spinning = threading.Thread(target=spin, args=(executor, node.get_logger()), daemon=True)
@@ -142,13 +186,25 @@ def main() -> int:
             raise SystemExit('the node did not start')
         time.sleep(2.0)
         began = time.monotonic()
-        threads = [threading.Thread(target=robot.run, args=(began + 60 * options.minutes,), daemon=True) for robot in robots]
+        threads = [
+            threading.Thread(target=robot.run, args=(began + 60 * options.minutes,), daemon=True)
+            for robot in robots
+        ]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads) and chat_node.poll() is None:
-            samples.append(((time.monotonic() - began) / 60, int(Path(f'/proc/{chat_node.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')))
+            samples.append(
+                (
+                    (time.monotonic() - began) / 60,
+                    int(Path(f'/proc/{chat_node.pid}/statm').read_text().split()[1])
+                    * os.sysconf('SC_PAGE_SIZE'),
+                )
+            )
             if len(samples) % 12 == 1:
-                print(f'  {samples[-1][0]:5.1f} min  {samples[-1][1] / 1e6:7.2f} MB  {sum(sum(robot.ended.values()) for robot in robots)} turns', flush=True)
+                print(
+                    f'  {samples[-1][0]:5.1f} min  {samples[-1][1] / 1e6:7.2f} MB  {sum(sum(robot.ended.values()) for robot in robots)} turns',
+                    flush=True,
+                )
             time.sleep(5.0)
         alive = chat_node.poll() is None
         if not alive:
@@ -161,14 +217,25 @@ def main() -> int:
         spinning.join(2.0)
         rclpy.try_shutdown()
     window = max(0.5, options.minutes / 10)
-    before = statistics.median(size for minute, size in samples if options.settle <= minute < options.settle + window)
+    before = statistics.median(
+        size for minute, size in samples if options.settle <= minute < options.settle + window
+    )
     after = statistics.median(size for minute, size in samples if minute >= options.minutes - window)
     ended = sum((robot.ended for robot in robots), Counter())
     lost = sum(robot.lost for robot in robots)
-    table(f'{options.robots} robots, {options.minutes:g} minutes', ('', ''), [
-        *((f'turns that ended with {reason}', count) for reason, count in sorted(ended.items())), ('resets', sum(robot.resets for robot in robots)),
-        ('lost', lost), (f'resident memory after {options.settle:g} min, MB', before / 1e6), ('at the end, MB', after / 1e6),
-        ('growth, %', 100 * (after / before - 1)), ('the node', 'up' if alive else 'ended')])
+    table(
+        f'{options.robots} robots, {options.minutes:g} minutes',
+        ('', ''),
+        [
+            *((f'turns that ended with {reason}', count) for reason, count in sorted(ended.items())),
+            ('resets', sum(robot.resets for robot in robots)),
+            ('lost', lost),
+            (f'resident memory after {options.settle:g} min, MB', before / 1e6),
+            ('at the end, MB', after / 1e6),
+            ('growth, %', 100 * (after / before - 1)),
+            ('the node', 'up' if alive else 'ended'),
+        ],
+    )
     return int(lost > 0 or not alive or after / before - 1 >= GROWTH)
 
 

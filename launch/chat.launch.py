@@ -2,6 +2,7 @@
 
 Arguments that are given win over `params_file`, and that over config/chat.yaml. Can be included in other launch files, and pushed into a namespace.
 """
+
 import os
 
 from ament_index_python.packages import get_package_share_directory
@@ -23,7 +24,10 @@ _PARAMETERS = {
 
 
 def _start(context):
-    value = {name: LaunchConfiguration(name).perform(context) for name in (*_PARAMETERS, 'robots', 'namespace', 'image_topic', 'params_file', 'log_level')}
+    value = {
+        name: LaunchConfiguration(name).perform(context)
+        for name in (*_PARAMETERS, 'robots', 'namespace', 'image_topic', 'params_file', 'log_level')
+    }
     share = get_package_share_directory('nanochat')
     parameters = [os.path.join(share, 'config', 'chat.yaml')]
     if value['params_file']:
@@ -39,13 +43,30 @@ def _start(context):
     # Every robot looks at the same camera then; else each has its own, <robot>/nanochat/image.
     images = [f'{robot}/nanochat/image' for robot in robots] or ['~/image']
     topic = value['image_topic']
-    remappings = [(name + suffix, topic + suffix) for name in images for suffix in ('', '/compressed')] if topic else []
+    remappings = (
+        [(name + suffix, topic + suffix) for name in images for suffix in ('', '/compressed')]
+        if topic
+        else []
+    )
     # Room for camera frames in shared memory; see config/fastdds.xml. Fast DDS 2 knows the variable under its old name.
     profile = os.path.join(share, 'config', 'fastdds.xml')
-    variable = 'FASTRTPS_DEFAULT_PROFILES_FILE' if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy') else 'FASTDDS_DEFAULT_PROFILES_FILE'
+    variable = (
+        'FASTRTPS_DEFAULT_PROFILES_FILE'
+        if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')
+        else 'FASTDDS_DEFAULT_PROFILES_FILE'
+    )
     environment = [] if os.environ.get(variable) else [SetEnvironmentVariable(variable, profile)]
-    node = Node(package='nanochat', executable='chat_node', name='nanochat', namespace=value['namespace'], output='screen', emulate_tty=True,
-                parameters=parameters, remappings=remappings, arguments=['--ros-args', '--log-level', value['log_level']])
+    node = Node(
+        package='nanochat',
+        executable='chat_node',
+        name='nanochat',
+        namespace=value['namespace'],
+        output='screen',
+        emulate_tty=True,
+        parameters=parameters,
+        remappings=remappings,
+        arguments=['--ros-args', '--log-level', value['log_level']],
+    )
     return [*environment, node]
 
 
@@ -64,12 +85,29 @@ def _whole_number(name, text):
 
 
 def generate_launch_description():
-    return LaunchDescription([
-        *(DeclareLaunchArgument(name, default_value='', description=text) for name, text in _PARAMETERS.items()),
-        DeclareLaunchArgument('robots', default_value='', description='names of the robots to serve, with commas or spaces between; empty: the node itself'),
-        DeclareLaunchArgument('namespace', default_value='', description='namespace of the node'),
-        DeclareLaunchArgument('image_topic', default_value='', description='camera topic, beside which <topic>/compressed is heard as well; empty: <robot>/nanochat/image'),
-        DeclareLaunchArgument('params_file', default_value='', description='YAML file with parameters; config/ of this package has presets'),
-        DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
-        OpaqueFunction(function=_start),
-    ])
+    return LaunchDescription(
+        [
+            *(
+                DeclareLaunchArgument(name, default_value='', description=text)
+                for name, text in _PARAMETERS.items()
+            ),
+            DeclareLaunchArgument(
+                'robots',
+                default_value='',
+                description='names of the robots to serve, with commas or spaces between; empty: the node itself',
+            ),
+            DeclareLaunchArgument('namespace', default_value='', description='namespace of the node'),
+            DeclareLaunchArgument(
+                'image_topic',
+                default_value='',
+                description='camera topic, beside which <topic>/compressed is heard as well; empty: <robot>/nanochat/image',
+            ),
+            DeclareLaunchArgument(
+                'params_file',
+                default_value='',
+                description='YAML file with parameters; config/ of this package has presets',
+            ),
+            DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
+            OpaqueFunction(function=_start),
+        ]
+    )

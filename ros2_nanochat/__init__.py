@@ -2,6 +2,7 @@
 
 The names below are imported on first use, so that `import ros2_nanochat` is quick and needs neither ROS nor the runtime of a model.
 """
+
 import importlib
 
 _HOMES = {

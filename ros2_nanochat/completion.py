@@ -1,4 +1,5 @@
 """`python3 -m ros2_nanochat.completion`: plain completion in the terminal, under the name that NanoLLM gave it."""
+
 import sys
 
 from ros2_nanochat.terminal.completion import main

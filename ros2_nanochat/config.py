@@ -2,6 +2,7 @@
 
 Knows nothing of backends, templates or ROS. A wrong value is a `ValueError` that names the option, the value and what is allowed.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -33,7 +34,9 @@ _CALLABLES = 'callables'
 def _check(config, name: str, valid: bool, allowed: str) -> None:
     if not valid:
         value = ' '.join(repr(getattr(config, name)).split())
-        raise ValueError(f'{name}={value if len(value) <= 200 else value[:200] + "..."} is not valid: {allowed}')
+        raise ValueError(
+            f'{name}={value if len(value) <= 200 else value[:200] + "..."} is not valid: {allowed}'
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -59,7 +62,12 @@ def _check_types(config, switches: Sequence[str] = (), texts: Sequence[str] = ()
     for name in switches:
         _check(config, name, isinstance(getattr(config, name), bool), 'true or false')
     for name in texts:
-        _check(config, name, getattr(config, name) is None or isinstance(getattr(config, name), str), 'text, or none')
+        _check(
+            config,
+            name,
+            getattr(config, name) is None or isinstance(getattr(config, name), str),
+            'text, or none',
+        )
 
 
 def _as_tuple(config, name: str, allowed: str) -> tuple:
@@ -69,7 +77,9 @@ def _as_tuple(config, name: str, allowed: str) -> tuple:
         return ()
     if isinstance(value, (str, numbers.Integral)) or callable(value):
         return (value,)
-    _check(config, name, isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, dict)), allowed)
+    _check(
+        config, name, isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, dict)), allowed
+    )
     return tuple(value.reshape(-1).tolist() if hasattr(value, 'reshape') else value)
 
 
@@ -84,7 +94,9 @@ def reject_unknown(options: dict, allowed: Sequence[str], where: str) -> None:
     if unknown:
         near = difflib.get_close_matches(unknown[0], allowed, n=1)
         hint = f' (did you mean {near[0]!r}?)' if near else ''
-        raise ValueError(f'{where} has no option {", ".join(map(repr, unknown))}{hint}. Options: {", ".join(sorted(allowed))}')
+        raise ValueError(
+            f'{where} has no option {", ".join(map(repr, unknown))}{hint}. Options: {", ".join(sorted(allowed))}'
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,7 @@ class ModelConfig:
     vision: a LLaVA-form checkpoint (folder or hub repository) whose vision tower and projector stand beside the model, or `tiny` for the one that
         comes with the package; None for what the model's own checkpoint holds, which for the embedded default is the tiny one.
     """
+
     model: str | None = None
     api: str | None = None
     quantization: str | None = None
@@ -129,12 +142,33 @@ class ModelConfig:
         _to_native(self)
         if not (self.api_token is None or isinstance(self.api_token, str)):
             raise ValueError('api_token is not valid: text, or none')  # its value is never shown
-        _check_types(self, switches=('flash_attention', 'compile', 'trust_remote_code'), texts=('model', 'api', 'quantization', 'model_lib', 'vision'))
-        _check(self, 'device', isinstance(self.device, str) and self.device != '', 'auto, cpu, cuda or cuda:N')
-        _check(self, 'api', self.api in (*APIS, None), f'one of {", ".join(APIS)}, or none to infer it from the model')
+        _check_types(
+            self,
+            switches=('flash_attention', 'compile', 'trust_remote_code'),
+            texts=('model', 'api', 'quantization', 'model_lib', 'vision'),
+        )
+        _check(
+            self, 'device', isinstance(self.device, str) and self.device != '', 'auto, cpu, cuda or cuda:N'
+        )
+        _check(
+            self,
+            'api',
+            self.api in (*APIS, None),
+            f'one of {", ".join(APIS)}, or none to infer it from the model',
+        )
         for name in ('max_context_len', 'kv_tokens'):
-            _check(self, name, getattr(self, name) is None or _is_count(getattr(self, name), 1), 'a whole number of at least 1')
-        _check(self, 'threads', self.threads is None or _is_count(self.threads, 1) and self.threads <= MAX_THREADS, f'a whole number from 1 to {MAX_THREADS}')
+            _check(
+                self,
+                name,
+                getattr(self, name) is None or _is_count(getattr(self, name), 1),
+                'a whole number of at least 1',
+            )
+        _check(
+            self,
+            'threads',
+            self.threads is None or _is_count(self.threads, 1) and self.threads <= MAX_THREADS,
+            f'a whole number from 1 to {MAX_THREADS}',
+        )
         _check(self, 'max_sequences', _is_count(self.max_sequences, 1), 'a whole number of at least 1')
         _check(self, 'gpu_layers', _is_count(self.gpu_layers, -1), 'a whole number of layers, or -1 for all')
 
@@ -149,6 +183,7 @@ class EngineConfig:
     speculation: guess the next tokens from what stands in the context, several a step, where that pays; the reply stays the same.
     park_bytes: host memory for KV that idle conversations gave up; used where bringing it back is quicker than prefilling. 0 is off.
     """
+
     running_share: float = 0.5
     max_step: float = 0.2
     max_queue: int = 256
@@ -158,7 +193,12 @@ class EngineConfig:
     def __post_init__(self):
         _to_native(self)
         _check_types(self, switches=('speculation',))
-        _check(self, 'running_share', _is_number(self.running_share) and 0 < self.running_share <= 1, 'a number over 0 and up to 1')
+        _check(
+            self,
+            'running_share',
+            _is_number(self.running_share) and 0 < self.running_share <= 1,
+            'a number over 0 and up to 1',
+        )
         _check(self, 'max_step', _is_number(self.max_step) and self.max_step > 0, 'seconds, more than 0')
         for name in ('max_queue', 'park_bytes'):
             _check(self, name, _is_count(getattr(self, name), 0), 'a whole number of 0 or more')
@@ -177,6 +217,7 @@ class GenerationConfig:
     logits_processors: callables `(token_ids [n], logits [v]) -> logits [v]`, applied before sampling, in order.
     functions: callables `(text so far) -> str | None`, seen after each piece; text returned is put into the reply and read by the model.
     """
+
     max_new_tokens: int = 128
     min_new_tokens: int = 0
     do_sample: bool = False
@@ -193,18 +234,47 @@ class GenerationConfig:
     def __post_init__(self):
         _to_native(self)
         _check_types(self, switches=('do_sample',))
-        _check(self, 'max_new_tokens', _is_count(self.max_new_tokens, -1), 'a whole number of tokens, or -1 for no limit')
-        _check(self, 'min_new_tokens', _is_count(self.min_new_tokens, -1), 'a whole number of tokens, 0 or more, or -1 for none')
+        _check(
+            self,
+            'max_new_tokens',
+            _is_count(self.max_new_tokens, -1),
+            'a whole number of tokens, or -1 for no limit',
+        )
+        _check(
+            self,
+            'min_new_tokens',
+            _is_count(self.min_new_tokens, -1),
+            'a whole number of tokens, 0 or more, or -1 for none',
+        )
         object.__setattr__(self, 'min_new_tokens', max(0, self.min_new_tokens))
-        _check(self, 'temperature', _is_number(self.temperature) and 0 <= self.temperature <= 100, 'a number from 0 (greedy) to 100')
+        _check(
+            self,
+            'temperature',
+            _is_number(self.temperature) and 0 <= self.temperature <= 100,
+            'a number from 0 (greedy) to 100',
+        )
         _check(self, 'top_p', _is_number(self.top_p) and 0 < self.top_p <= 1, 'a number over 0 and up to 1')
         _check(self, 'top_k', _is_count(self.top_k, 0), 'a whole number, 0 for off')
         _check(self, 'min_p', _is_number(self.min_p) and 0 <= self.min_p <= 1, 'a number from 0 to 1')
-        _check(self, 'repetition_penalty', _is_number(self.repetition_penalty) and 0 < self.repetition_penalty <= 100, 'a number over 0 and up to 100')
-        _check(self, 'seed', self.seed is None or _is_count(self.seed, 0), 'a whole number of 0 or more, or none')
+        _check(
+            self,
+            'repetition_penalty',
+            _is_number(self.repetition_penalty) and 0 < self.repetition_penalty <= 100,
+            'a number over 0 and up to 100',
+        )
+        _check(
+            self, 'seed', self.seed is None or _is_count(self.seed, 0), 'a whole number of 0 or more, or none'
+        )
         object.__setattr__(self, 'stop_tokens', _as_tuple(self, 'stop_tokens', _STOP_TOKENS))
-        _check(self, 'stop_tokens', all(t != '' if isinstance(t, str) else _is_count(t, 0) for t in self.stop_tokens), _STOP_TOKENS)
-        object.__setattr__(self, 'stop_tokens', tuple(t if isinstance(t, str) else int(t) for t in self.stop_tokens))
+        _check(
+            self,
+            'stop_tokens',
+            all(t != '' if isinstance(t, str) else _is_count(t, 0) for t in self.stop_tokens),
+            _STOP_TOKENS,
+        )
+        object.__setattr__(
+            self, 'stop_tokens', tuple(t if isinstance(t, str) else int(t) for t in self.stop_tokens)
+        )
         for name in ('logits_processors', 'functions'):
             object.__setattr__(self, name, _as_tuple(self, name, _CALLABLES))
             _check(self, name, all(callable(f) for f in getattr(self, name)), _CALLABLES)

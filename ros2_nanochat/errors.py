@@ -1,4 +1,5 @@
 """What can go wrong, as exceptions whose message is one line, and how any error becomes one line."""
+
 from __future__ import annotations
 
 import importlib
@@ -29,10 +30,16 @@ def require(module: str, extra: str):
     """Import `module` and return it, or raise a `MissingDependency` that names the command which installs it."""
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError) as error:    # OSError: its shared libraries do not load
+    except (ImportError, OSError) as error:  # OSError: its shared libraries do not load
         package = module.partition('.')[0]
-        reason = f'{package} is not installed' if getattr(error, 'name', None) == package else f'{package} cannot be imported ({" ".join(str(error).split())})'
-        raise MissingDependency(f"{reason}: run  pip install 'ros2_nanochat[{extra}]'  with the Python that runs this") from error
+        reason = (
+            f'{package} is not installed'
+            if getattr(error, 'name', None) == package
+            else f'{package} cannot be imported ({" ".join(str(error).split())})'
+        )
+        raise MissingDependency(
+            f"{reason}: run  pip install 'ros2_nanochat[{extra}]'  with the Python that runs this"
+        ) from error
 
 
 def one_line(error: object, limit: int = 300) -> str:

@@ -1,4 +1,5 @@
 """Files: written whole or not at all, and JSON read with an error of one line."""
+
 from __future__ import annotations
 
 import json

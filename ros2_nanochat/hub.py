@@ -2,6 +2,7 @@
 
 Knows files and names; nothing of how a model is run.
 """
+
 from __future__ import annotations
 
 import logging
@@ -14,8 +15,22 @@ from ros2_nanochat.locate import agree_on_api, choose_gguf, embedded_model, loca
 
 _log = logging.getLogger(__name__)
 REPOSITORY = re.compile(r'[\w.-]+/[\w.-]+(:.+)?')
-_PATIENCE = 10.0  # seconds for the hub's first answer: a robot out of reach of the net has its copy in the cache
-_NEVER_NEEDED = ['*.bin', '*.pt', '*.pth', '*.h5', '*.msgpack', '*.onnx', '*.tflite', '*.ot', 'original/*', 'consolidated*', '*.gguf']
+_PATIENCE = (
+    10.0  # seconds for the hub's first answer: a robot out of reach of the net has its copy in the cache
+)
+_NEVER_NEEDED = [
+    '*.bin',
+    '*.pt',
+    '*.pth',
+    '*.h5',
+    '*.msgpack',
+    '*.onnx',
+    '*.tflite',
+    '*.ot',
+    'original/*',
+    'consolidated*',
+    '*.gguf',
+]
 
 
 def resolve(config: ModelConfig) -> tuple[str, str]:
@@ -29,13 +44,21 @@ def resolve(config: ModelConfig) -> tuple[str, str]:
         return embedded_model(), agree_on_api(config, 'gguf')
     path = os.path.expanduser(config.model)
     if not os.path.exists(path):
-        if os.path.isabs(path) or path.startswith('.') or not REPOSITORY.fullmatch(config.model) or (path.endswith('.gguf') and ':' not in path):
-            raise ValueError(f'model={config.model!r} does not exist: it is no file or folder here, nor the owner/name of a hub repository')
+        if (
+            os.path.isabs(path)
+            or path.startswith('.')
+            or not REPOSITORY.fullmatch(config.model)
+            or (path.endswith('.gguf') and ':' not in path)
+        ):
+            raise ValueError(
+                f'model={config.model!r} does not exist: it is no file or folder here, nor the owner/name of a hub repository'
+            )
         path = download(config)
     return locate(path, config)
 
 
 # --- the hub ---
+
 
 def hub_token(config: ModelConfig) -> str | None:
     """The account token: as passed, else from `$HUGGINGFACE_TOKEN` or `$HF_TOKEN`."""
@@ -69,7 +92,9 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
     if isinstance(error, errors.HFValidationError):
         raise ValueError(f'model={repository!r} is not valid: {_first_line(error)}') from error
     if isinstance(error, errors.GatedRepoError):
-        raise BackendError(f'{repository} is gated: accept its terms on its page at the hub, and give your token in $HF_TOKEN') from error
+        raise BackendError(
+            f'{repository} is gated: accept its terms on its page at the hub, and give your token in $HF_TOKEN'
+        ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         said = 'with this token' if token else 'without a token (set $HF_TOKEN for a private or gated one)'
         raise BackendError(f'the hub has no repository {repository!r}, or does not show it {said}') from error
@@ -78,33 +103,54 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
         if status in (401, 403):
-            raise BackendError(f'the hub refused the token for {repository} (HTTP {status}): check api_token, $HUGGINGFACE_TOKEN or $HF_TOKEN') from error
+            raise BackendError(
+                f'the hub refused the token for {repository} (HTTP {status}): check api_token, $HUGGINGFACE_TOKEN or $HF_TOKEN'
+            ) from error
         return f'the hub answered HTTP {status}'
-    return f'the hub cannot be reached, or the download broke off ({type(error).__name__}: {_first_line(error)})'
+    return (
+        f'the hub cannot be reached, or the download broke off ({type(error).__name__}: {_first_line(error)})'
+    )
 
 
 def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str) -> tuple[str | None, dict]:
     """`(the one file to open or None for the folder, patterns of what to fetch)` of a repository with these files."""
     ggufs = sorted(name for name in files if name.endswith('.gguf') and 'mmproj' not in name.lower())
-    if wanted or config.api == 'gguf' or (ggufs and config.api is None and not any(name.endswith('.safetensors') for name in files)):
+    if (
+        wanted
+        or config.api == 'gguf'
+        or (ggufs and config.api is None and not any(name.endswith('.safetensors') for name in files))
+    ):
         chosen = choose_gguf(ggufs, wanted or config.quantization, repository)
-        return chosen, {'allow_patterns': [re.sub(r'-00001-of-', '-*-of-', re.sub(r'([*?[])', r'[\1]', chosen))]}
+        return chosen, {
+            'allow_patterns': [re.sub(r'-00001-of-', '-*-of-', re.sub(r'([*?[])', r'[\1]', chosen))]
+        }
     if 'mlc-chat-config.json' in files:
         return None, {}
     if not any(name.endswith('.safetensors') for name in files):
-        raise ValueError(f'{repository} holds no .gguf file, no MLC model and no weights in .safetensors (pickled ones are never opened)')
+        raise ValueError(
+            f'{repository} holds no .gguf file, no MLC model and no weights in .safetensors (pickled ones are never opened)'
+        )
     return None, {'ignore_patterns': _NEVER_NEEDED}
 
 
 def _cached(repository: str, wanted: str, config: ModelConfig, reason: str) -> str:
     import huggingface_hub
+
     try:
         folder = huggingface_hub.snapshot_download(repository, local_files_only=True, allow_patterns=[])
-        files = [os.path.relpath(os.path.join(root, name), folder) for root, _, found in os.walk(folder) for name in found]
+        files = [
+            os.path.relpath(os.path.join(root, name), folder)
+            for root, _, found in os.walk(folder)
+            for name in found
+        ]
         chosen, patterns = _needed(files, wanted, config, repository)
-        huggingface_hub.snapshot_download(repository, local_files_only=True, **patterns)  # fails where a part is missing
+        huggingface_hub.snapshot_download(
+            repository, local_files_only=True, **patterns
+        )  # fails where a part is missing
     except Exception as error:
-        raise BackendError(f'{repository} cannot be fetched: {reason}, and no whole copy of it is cached') from error
+        raise BackendError(
+            f'{repository} cannot be fetched: {reason}, and no whole copy of it is cached'
+        ) from error
     _log.warning('%s: the cached copy of %s is used', reason, repository)
     return os.path.join(folder, chosen) if chosen else folder
 

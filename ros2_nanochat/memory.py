@@ -1,4 +1,5 @@
 """Whether a model fits: compares what it will take with what is free, before it is loaded, and cuts what can be cut."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -34,16 +35,23 @@ def _left_by_groups(proc: str, groups: str) -> Iterator[int]:
         if number == '0':
             limit, usage, prefix, base = 'memory.max', 'memory.current', '', groups
         elif 'memory' in controllers.split(','):
-            limit, usage, prefix, base = 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_', f'{groups}/memory'
+            limit, usage, prefix, base = (
+                'memory.limit_in_bytes',
+                'memory.usage_in_bytes',
+                'total_',
+                f'{groups}/memory',
+            )
         else:
             continue
         # a container sees its own group as the root, whatever its name outside
-        for folder in {base + group[:i] for i in range(len(group) + 1) if group[i:i + 1] in ('', '/')}:
+        for folder in {base + group[:i] for i in range(len(group) + 1) if group[i : i + 1] in ('', '/')}:
             try:
                 most = _read(f'{folder}/{limit}')
                 if most.isdigit():
                     stat = dict(pair.split()[:2] for pair in _read(f'{folder}/memory.stat').splitlines())
-                    files = sum(int(stat.get(f'{prefix}{kind}_file', 0)) for kind in ('active', 'inactive'))  # cached, and make way
+                    files = sum(
+                        int(stat.get(f'{prefix}{kind}_file', 0)) for kind in ('active', 'inactive')
+                    )  # cached, and make way
                     yield int(most) - int(_read(f'{folder}/{usage}')) + files
             except (OSError, ValueError):
                 continue
@@ -63,12 +71,16 @@ def fill_in(config: ModelConfig, estimate: MemoryEstimate) -> ModelConfig:
     trained = estimate.context_length or DEFAULT_CONTEXT
     asked = config.max_context_len
     if asked is not None and estimate.context_length and asked > estimate.context_length:
-        raise ValueError(f'max_context_len={asked} is not valid: the model was trained for {estimate.context_length} tokens')
+        raise ValueError(
+            f'max_context_len={asked} is not valid: the model was trained for {estimate.context_length} tokens'
+        )
     context = asked or min(trained, DEFAULT_CONTEXT)
     sequences = config.max_sequences
     if config.kv_tokens is not None and config.kv_tokens < context:
         if asked is not None:
-            raise ValueError(f'kv_tokens={config.kv_tokens} is not valid: one conversation alone may take max_context_len={asked}')
+            raise ValueError(
+                f'kv_tokens={config.kv_tokens} is not valid: one conversation alone may take max_context_len={asked}'
+            )
         context = config.kv_tokens
     tokens = config.kv_tokens or context * sequences
     free = estimate.available if estimate.available is not None else available_memory()
@@ -86,9 +98,19 @@ def fill_in(config: ModelConfig, estimate: MemoryEstimate) -> ModelConfig:
             raise BackendError(
                 f'the model does not fit: weights take {_mib(estimate.weights)}, buffers {_mib(estimate.overhead)}, {tokens} tokens of KV cache '
                 f'{_mib(estimate.kv_per_token * tokens)}, and {_mib(free)} are free: '
-                + (f'ask for {option}={fits} or less' if fits >= _LEAST_CONTEXT else 'free memory or use a smaller model'))
+                + (
+                    f'ask for {option}={fits} or less'
+                    if fits >= _LEAST_CONTEXT
+                    else 'free memory or use a smaller model'
+                )
+            )
         if cut:
-            _log.warning('memory is short (%s free): the context is cut to %d tokens, for %d conversation(s) at once', _mib(free), context, sequences)
+            _log.warning(
+                'memory is short (%s free): the context is cut to %d tokens, for %d conversation(s) at once',
+                _mib(free),
+                context,
+                sequences,
+            )
     return dataclasses.replace(config, max_context_len=context, max_sequences=sequences, kv_tokens=tokens)
 
 

@@ -1,4 +1,5 @@
 """Facts about an opened model. Knows nothing of how it is run."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class SpecialToken:
     """A token that only markup may produce. lstrip, rstrip: white space on that side in the text belongs to it."""
+
     id: int
     text: str
     lstrip: bool = False
@@ -29,6 +31,7 @@ class ModelInfo:
     takes_deepstack: such a chunk may say what is added to its rows in later layers.
     bidirectional_prompt: all that stands before a reply attends to one another both ways (a prefix language model), so it has to come as one such chunk.
     """
+
     name: str
     api: str
     architecture: str

@@ -1,4 +1,5 @@
 """`NanoLLM`: an opened model with the interface of NanoLLM's chat. Ties together what finds a model, the backend that runs it, and the engine."""
+
 from __future__ import annotations
 
 import importlib
@@ -25,14 +26,21 @@ from ros2_nanochat.prompt import EmbeddingSpan, Prompt, concatenate, head
 from ros2_nanochat.reasoning import find_reasoning_marks, reasoning_is_open
 from ros2_nanochat.vision import open_vision
 
-_BACKENDS = {'gguf': ('gguf.backend', 'GGUFBackend'), 'mlc': ('mlc.backend', 'MLCBackend'), 'hf': ('hf.backend', 'HFBackend'),
-             'awq': ('hf.backend', 'HFBackend'), 'fake': ('fake', 'FakeBackend')}
+_BACKENDS = {
+    'gguf': ('gguf.backend', 'GGUFBackend'),
+    'mlc': ('mlc.backend', 'MLCBackend'),
+    'hf': ('hf.backend', 'HFBackend'),
+    'awq': ('hf.backend', 'HFBackend'),
+    'fake': ('fake', 'FakeBackend'),
+}
 
 
 class NanoLLM:
     """A language model that is ready to generate. Make one with `from_pretrained`; `close()` gives its memory back, as does the end of a `with`."""
 
-    def __init__(self, backend: Backend, config: ModelConfig, engine_config: EngineConfig = EngineConfig(), vision=None):
+    def __init__(
+        self, backend: Backend, config: ModelConfig, engine_config: EngineConfig = EngineConfig(), vision=None
+    ):
         self.backend = backend
         self.config = config
         self.info = backend.info
@@ -45,9 +53,18 @@ class NanoLLM:
         weakref.finalize(self, self.engine.close).atexit = False
 
     @classmethod
-    def from_pretrained(cls, model: str | None = None, api: str | None = None, quantization: str | None = None, api_token: str | None = None,
-                        max_context_len: int | None = None, *, progress: Callable[[float], None] | None = None,
-                        opening: Callable[[Backend], None] | None = None, **options) -> NanoLLM:
+    def from_pretrained(
+        cls,
+        model: str | None = None,
+        api: str | None = None,
+        quantization: str | None = None,
+        api_token: str | None = None,
+        max_context_len: int | None = None,
+        *,
+        progress: Callable[[float], None] | None = None,
+        opening: Callable[[Backend], None] | None = None,
+        **options,
+    ) -> NanoLLM:
         """Open a model.
 
         model: a file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one file of several), or None for the embedded default.
@@ -59,8 +76,17 @@ class NanoLLM:
         `MissingDependency` for a package that is not installed; each is one line.
         """
         reject_unknown(options, names(ModelConfig) + names(EngineConfig), 'from_pretrained()')
-        engine_config = EngineConfig(**{name: options.pop(name) for name in names(EngineConfig) if name in options})
-        config = ModelConfig(model=model, api=api, quantization=quantization, api_token=api_token, max_context_len=max_context_len, **options)
+        engine_config = EngineConfig(
+            **{name: options.pop(name) for name in names(EngineConfig) if name in options}
+        )
+        config = ModelConfig(
+            model=model,
+            api=api,
+            quantization=quantization,
+            api_token=api_token,
+            max_context_len=max_context_len,
+            **options,
+        )
         path, api = hub.resolve(config)
         module, class_name = _BACKENDS[api]
         home = importlib.import_module(f'ros2_nanochat.backends.{module}')
@@ -115,7 +141,9 @@ class NanoLLM:
 
     # --- text and embeddings ---
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
+    ) -> list[int]:
         """Ids of a text; no begin-of-text is added. special, continues, joined: see `Backend.tokenize`."""
         if not isinstance(text, str):
             raise ValueError(f'text has to be a string, not {type(text).__name__} {str(text)[:40]!r}')
@@ -162,14 +190,29 @@ class NanoLLM:
 
     def _eyes(self):
         if self.vision is None:
-            raise ValueError(f"{self.info.name} has no vision: open it with vision= a LLaVA-form checkpoint made for it, or take a model that sees"
-                             + (", or run  pip install 'ros2_nanochat[vision]'  for the small one that comes with it" if self.config.model is None else ''))
+            raise ValueError(
+                f'{self.info.name} has no vision: open it with vision= a LLaVA-form checkpoint made for it, or take a model that sees'
+                + (
+                    ", or run  pip install 'ros2_nanochat[vision]'  for the small one that comes with it"
+                    if self.config.model is None
+                    else ''
+                )
+            )
         return self.vision
 
     # --- generating ---
 
-    def generate(self, inputs, streaming: bool = True, kv_cache: KVCache | None = None, stop_tokens=None, detokenize: bool = True,
-                 priority: int = 0, deadline: float | None = None, **options) -> StreamingResponse | str | list[int]:
+    def generate(
+        self,
+        inputs,
+        streaming: bool = True,
+        kv_cache: KVCache | None = None,
+        stop_tokens=None,
+        detokenize: bool = True,
+        priority: int = 0,
+        deadline: float | None = None,
+        **options,
+    ) -> StreamingResponse | str | list[int]:
         """Continue a prompt.
 
         inputs: a string, ids [n] or [1, n], embeddings [n, d] or [1, n, d], or the Prompt of `ChatHistory.embed_chat`.
@@ -187,19 +230,32 @@ class NanoLLM:
         if not isinstance(priority, numbers.Integral):
             raise ValueError(f'priority={priority!r} is not valid: a whole number')
         if not isinstance(kv_cache, KVCache | None):
-            raise ValueError(f'kv_cache of type {type(kv_cache).__name__} is not valid: the kv_cache of an earlier reply, or none')
+            raise ValueError(
+                f'kv_cache of type {type(kv_cache).__name__} is not valid: the kv_cache of an earlier reply, or none'
+            )
         kv_cache = KVCache() if kv_cache is None else kv_cache
         kv_cache.check_idle()
         kv_cache.bind(self.engine)
         alive = self.engine.alive
-        goal = self._goal(inputs, kv_cache) if alive else kv_cache.content  # the reply of a closed model says so
+        goal = (
+            self._goal(inputs, kv_cache) if alive else kv_cache.content
+        )  # the reply of a closed model says so
         prefix = goal.as_span(self.backend.embed_tokens) if alive and self.info.bidirectional_prompt else None
         end_ids, strings = self._stops(config)
         marks = self.reasoning_marks
         opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
         text = ReplyText(self.backend.detokenizer(), strings, marks, opened)
-        request = Request(goal, kv_cache.sequence, config, text, end_ids, priority, None if deadline is None else time.monotonic() + deadline,
-                          self._speculate, prefix)
+        request = Request(
+            goal,
+            kv_cache.sequence,
+            config,
+            text,
+            end_ids,
+            priority,
+            None if deadline is None else time.monotonic() + deadline,
+            self._speculate,
+            prefix,
+        )
         reply = StreamingResponse(request, kv_cache, detokenize)
         self._last = weakref.ref(reply)
         self.engine.submit(request)
@@ -237,26 +293,48 @@ class NanoLLM:
         """Everything the conversation shall hold before the reply."""
         if isinstance(inputs, Prompt):
             if inputs.position > len(kv_cache):
-                raise ValueError(f'the prompt continues at entry {inputs.position}, and the KV cache holds {len(kv_cache)}: pass the kv_cache it was made for')
+                raise ValueError(
+                    f'the prompt continues at entry {inputs.position}, and the KV cache holds {len(kv_cache)}: pass the kv_cache it was made for'
+                )
             goal = concatenate(head(kv_cache.content, inputs.position), inputs)
         else:
-            goal = concatenate(kv_cache.content, Prompt.join([self._part(inputs, kv_cache.entries[-1] if len(kv_cache) else None)]))
+            goal = concatenate(
+                kv_cache.content,
+                Prompt.join([self._part(inputs, kv_cache.entries[-1] if len(kv_cache) else None)]),
+            )
         if not len(goal):
             raise ValueError('there is nothing to continue: the prompt is empty')
         if goal.spans and not self.info.takes_embeddings:
-            raise ValueError(f'{self.info.name} takes no embeddings through {self.info.api}: pass text or ids')
+            raise ValueError(
+                f'{self.info.name} takes no embeddings through {self.info.api}: pass text or ids'
+            )
         if any(span.deepstack is not None for _, span in goal.spans) and not self.info.takes_deepstack:
-            raise ValueError(f'{self.info.name} takes embeddings in its first layer alone: the picture was embedded for another model')
+            raise ValueError(
+                f'{self.info.name} takes embeddings in its first layer alone: the picture was embedded for another model'
+            )
         if (ids := goal.token_ids).size and ids.max() >= self.info.vocab_size:
             raise self._not_in_vocabulary(f'token id {ids.max()}')
-        width = next((span.rows.shape[-1] for _, span in goal.spans if span.rows.shape[-1] != self.info.embedding_size), None)
+        width = next(
+            (
+                span.rows.shape[-1]
+                for _, span in goal.spans
+                if span.rows.shape[-1] != self.info.embedding_size
+            ),
+            None,
+        )
         if width is not None:
-            raise ValueError(f'embeddings of width {width} do not fit {self.info.name}, whose width is {self.info.embedding_size}')
+            raise ValueError(
+                f'embeddings of width {width} do not fit {self.info.name}, whose width is {self.info.embedding_size}'
+            )
         return goal
 
     def _part(self, inputs, before: int | None) -> list[int] | EmbeddingSpan:
         if isinstance(inputs, str):
-            start = [self.info.bos_token_id] if before is None and self.info.add_bos and self.info.bos_token_id is not None else []
+            start = (
+                [self.info.bos_token_id]
+                if before is None and self.info.add_bos and self.info.bos_token_id is not None
+                else []
+            )
             behind_text = before is not None and before >= 0 and before not in self._special_ids.values()
             return start + self.tokenize(inputs, continues=before is not None, joined=behind_text)
         try:
@@ -275,8 +353,10 @@ class NanoLLM:
                 raise ValueError('the embeddings hold values that are not finite')
             rows = np.ascontiguousarray(array, np.float32)
             return EmbeddingSpan(rows, rows.tobytes())
-        raise ValueError(f'inputs of shape {array.shape} and type {array.dtype if array.ndim else type(inputs).__name__} are not valid: '
-                         'text, ids [n] or [1, n], or embeddings [n, d] or [1, n, d]')
+        raise ValueError(
+            f'inputs of shape {array.shape} and type {array.dtype if array.ndim else type(inputs).__name__} are not valid: '
+            'text, ids [n] or [1, n], or embeddings [n, d] or [1, n, d]'
+        )
 
     def _stops(self, config: GenerationConfig) -> tuple[frozenset[int], list[str]]:
         ids, strings = set(self.info.eos_token_ids), []
@@ -303,7 +383,14 @@ class _Bar:
         if not sys.stderr.isatty():
             return lambda share: None
         from tqdm import tqdm
-        self._bar = tqdm(total=100, desc=f'loading {self._path.rpartition("/")[2]}', unit='%', leave=False, bar_format='{desc} {bar} {percentage:3.0f}%')
+
+        self._bar = tqdm(
+            total=100,
+            desc=f'loading {self._path.rpartition("/")[2]}',
+            unit='%',
+            leave=False,
+            bar_format='{desc} {bar} {percentage:3.0f}%',
+        )
         return lambda share: self._bar.update(100 * share - self._bar.n)
 
     def __exit__(self, *_) -> None:

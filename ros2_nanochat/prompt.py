@@ -2,6 +2,7 @@
 
 Shared by `chat` (which makes prompts) and `engine` (which runs them); knows neither.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -21,6 +22,7 @@ class EmbeddingSpan:
     bidirectional: the rows attend to one another both ways; the span is then not cut.
     deepstack: [layers, k, d] float32: what is added to the rows behind each of the model's first layers (arXiv:2406.04334); the span is then not cut.
     """
+
     rows: np.ndarray
     digest: bytes
     positions: np.ndarray | None = None
@@ -58,6 +60,7 @@ class Prompt:
     position: how many entries of the cache stay; what the cache holds behind them is trimmed.
     embed: turns ids into embeddings [n, d], where the model has that; then the prompt looks like `[1, n, d]`, else like `[1, n]`.
     """
+
     entries: np.ndarray
     spans: tuple[tuple[int, EmbeddingSpan], ...] = ()
     position: int = 0
@@ -99,8 +102,13 @@ class Prompt:
         if self.embed is None:
             array = self.entries[None]
         else:
-            array = np.concatenate([piece.rows if isinstance(piece, EmbeddingSpan) else np.asarray(self.embed(piece))
-                                    for piece in self.pieces()] or [np.empty((0, self.shape[-1]), np.float32)])[None]
+            array = np.concatenate(
+                [
+                    piece.rows if isinstance(piece, EmbeddingSpan) else np.asarray(self.embed(piece))
+                    for piece in self.pieces()
+                ]
+                or [np.empty((0, self.shape[-1]), np.float32)]
+            )[None]
         return array if dtype is None else array.astype(dtype)
 
     def pieces(self) -> Iterable[np.ndarray | EmbeddingSpan]:
@@ -116,7 +124,9 @@ class Prompt:
 
     def as_span(self, embed: Callable[[Sequence[int]], np.ndarray]) -> EmbeddingSpan:
         """All of it as one span whose rows attend to one another both ways. embed: as above."""
-        name = hashlib.blake2b(self.entries.tobytes() + b''.join(span.digest for _, span in self.spans), digest_size=16).digest()
+        name = hashlib.blake2b(
+            self.entries.tobytes() + b''.join(span.digest for _, span in self.spans), digest_size=16
+        ).digest()
         return EmbeddingSpan(np.asarray(replace(self, embed=embed))[0], name, bidirectional=True)
 
     def after(self, position: int) -> Prompt:
@@ -149,7 +159,12 @@ def tail(prompt: Prompt, start: int) -> Prompt:
     for at, span in prompt.spans:
         if at < start < at + len(span):
             start = at + len(span)
-    return Prompt(prompt.entries[start:], tuple((at - start, span) for at, span in prompt.spans if at >= start), 0, prompt.embed)
+    return Prompt(
+        prompt.entries[start:],
+        tuple((at - start, span) for at, span in prompt.spans if at >= start),
+        0,
+        prompt.embed,
+    )
 
 
 def concatenate(a: Prompt, b: Prompt) -> Prompt:

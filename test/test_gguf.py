@@ -1,4 +1,5 @@
 """The embedded model on llama.cpp: against llama.cpp's own loop, and one conversation against another."""
+
 import os
 import signal
 
@@ -12,8 +13,18 @@ from ros2_nanochat.backends.gguf.backend import GGUFBackend
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.locate import embedded_model
 
-PROMPTS = ['What is the capital of Japan?', 'Name three colors.', 'Tell me a story about a robot.', 'How do birds fly?', 'Why is the sky blue?',
-           'Write a short poem about the sea.', 'Was ist die Hauptstadt von Frankreich?', 'List the planets.', 'What is 12 times 7?', 'Say hello 😀 to 世界.']
+PROMPTS = [
+    'What is the capital of Japan?',
+    'Name three colors.',
+    'Tell me a story about a robot.',
+    'How do birds fly?',
+    'Why is the sky blue?',
+    'Write a short poem about the sea.',
+    'Was ist die Hauptstadt von Frankreich?',
+    'List the planets.',
+    'What is 12 times 7?',
+    'Say hello 😀 to 世界.',
+]
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +37,9 @@ def model():
 def reference():
     """llama.cpp through the high-level class of llama-cpp-python: a loop that we did not write."""
     # flash attention is what llama.cpp itself chooses where it is not told; this class switches it off, which rounds differently
-    llama = llama_cpp.Llama(embedded_model(), n_ctx=2048, n_threads=2, n_threads_batch=2, flash_attn=True, verbose=False)
+    llama = llama_cpp.Llama(
+        embedded_model(), n_ctx=2048, n_threads=2, n_threads_batch=2, flash_attn=True, verbose=False
+    )
     yield llama
     llama.close()
 
@@ -52,7 +65,9 @@ def test_ctrl_c_while_a_model_loads_ends_the_load(capfd):
             os.kill(os.getpid(), signal.SIGINT)
         shares.append(share)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs this in the background has it ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell that runs this in the background has it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
             NanoLLM.from_pretrained(progress=progress)
@@ -65,24 +80,43 @@ def test_ctrl_c_while_a_model_loads_ends_the_load(capfd):
 def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
     for prompt in PROMPTS:
         ids = prompt_ids(model, prompt)
-        assert reference.tokenize(f'<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n'.encode(), add_bos=False, special=True) == ids
-        assert model.generate(ids, max_new_tokens=40).wait().tokens == greedy_by_llama_cpp(reference, ids, 40), prompt
+        assert (
+            reference.tokenize(
+                f'<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n'.encode(),
+                add_bos=False,
+                special=True,
+            )
+            == ids
+        )
+        assert model.generate(ids, max_new_tokens=40).wait().tokens == greedy_by_llama_cpp(
+            reference, ids, 40
+        ), prompt
 
 
 def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it_however_long_the_prompt_and_whatever_runs_beside_it():
-    reference = llama_cpp.Llama(embedded_model(), n_ctx=1024, n_threads=2, n_threads_batch=2, flash_attn=False, verbose=False)
+    reference = llama_cpp.Llama(
+        embedded_model(), n_ctx=1024, n_threads=2, n_threads_batch=2, flash_attn=False, verbose=False
+    )
     with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=4, flash_attention=False) as model:
-        prompts = [prompt_ids(model, PROMPTS[0]), *(prompt_ids(model, f'{PROMPTS[i]} ' + 'Please answer well. ' * 30 * i) for i in (1, 4))]
+        prompts = [
+            prompt_ids(model, PROMPTS[0]),
+            *(prompt_ids(model, f'{PROMPTS[i]} ' + 'Please answer well. ' * 30 * i) for i in (1, 4)),
+        ]
         expected = [greedy_by_llama_cpp(reference, ids, 24) for ids in prompts]
         assert [model.generate(ids, max_new_tokens=24).wait().tokens for ids in prompts] == expected
-        assert [reply.wait().tokens for reply in [model.generate(ids, max_new_tokens=24) for ids in prompts]] == expected
+        assert [
+            reply.wait().tokens for reply in [model.generate(ids, max_new_tokens=24) for ids in prompts]
+        ] == expected
     reference.close()
 
 
 def test_sixteen_at_once_answer_as_each_alone(model):
     prompts = [prompt_ids(model, f'{PROMPTS[i % 10]} ' + 'Please answer well. ' * (2 * i)) for i in range(16)]
     alone = [model.generate(ids, max_new_tokens=16).wait().tokens for ids in prompts]
-    together = [reply.wait().tokens for reply in [model.generate(ids, max_new_tokens=16, kv_cache=KVCache()) for ids in prompts]]
+    together = [
+        reply.wait().tokens
+        for reply in [model.generate(ids, max_new_tokens=16, kv_cache=KVCache()) for ids in prompts]
+    ]
     assert together == alone
 
 
@@ -96,7 +130,10 @@ def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logit
         seq, beside, at = backend.new_sequence(), [backend.new_sequence() for _ in range(others)], 0
         try:
             for n in sizes:
-                chunks = [Chunk(seq, ids=ids[at:at + n], num_logits=1), *(Chunk(other, ids=ids[:n]) for other in beside)]
+                chunks = [
+                    Chunk(seq, ids=ids[at : at + n], num_logits=1),
+                    *(Chunk(other, ids=ids[:n]) for other in beside),
+                ]
                 at += n
                 row = np.array(backend.forward(chunks)[0])
             assert at == len(ids)
@@ -117,7 +154,16 @@ def test_a_sampled_reply_is_that_of_its_seed_whatever_else_runs_in_the_batch(mod
     ids = prompt_ids(model, 'Tell me a story.')
 
     def draw(seed):
-        return model.generate(ids, max_new_tokens=16, do_sample=True, temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=seed, kv_cache=KVCache())
+        return model.generate(
+            ids,
+            max_new_tokens=16,
+            do_sample=True,
+            temperature=1.0,
+            top_p=0.9,
+            repetition_penalty=1.1,
+            seed=seed,
+            kv_cache=KVCache(),
+        )
 
     alone = [draw(seed).wait().tokens for seed in range(3)]
     together = [draw(seed) for seed in range(3)]
@@ -150,7 +196,9 @@ def test_trimming_and_forking_leave_the_logits_of_a_fresh_prefill():
         assert backend.trim(edited, 9) == 9
         fork, kept = backend.fork(edited, 7)
         assert kept == 7
-        rows = backend.forward([Chunk(edited, ids=ids[9:], num_logits=1), Chunk(fork, ids=ids[7:], num_logits=1)]).copy()
+        rows = backend.forward(
+            [Chunk(edited, ids=ids[9:], num_logits=1), Chunk(fork, ids=ids[7:], num_logits=1)]
+        ).copy()
         backend.free(edited)
         backend.free(fork)
         return expected, rows
@@ -198,4 +246,6 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
             edited.append(answers(model, cache, cut))
             assert edited[-1].usage['reused_tokens'] == cut
     with NanoLLM.from_pretrained(str(package.assemble()), max_context_len=768, max_sequences=1) as model:
-        assert [answers(model, None, cut).tokens for cut in (60, 560)] == [reply.tokens for reply in reversed(edited)]
+        assert [answers(model, None, cut).tokens for cut in (60, 560)] == [
+            reply.tokens for reply in reversed(edited)
+        ]

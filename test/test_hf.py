@@ -1,4 +1,5 @@
 """The backend `hf` on the embedded model's weights in float32. Oracle: `generate` of transformers on the same weights."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -17,8 +18,28 @@ from ros2_nanochat.backends.base import Chunk  # noqa: E402
 from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 
-SUBJECTS = ['the moon', 'Tokyo', 'a wheel', 'bread', 'the sea', 'robots', 'winter', 'a clock', 'gold', 'music', 'horses', 'paper', 'maps', 'salt', 'rain',
-            'a bridge', 'glass', 'the heart', 'chess', 'wind']
+SUBJECTS = [
+    'the moon',
+    'Tokyo',
+    'a wheel',
+    'bread',
+    'the sea',
+    'robots',
+    'winter',
+    'a clock',
+    'gold',
+    'music',
+    'horses',
+    'paper',
+    'maps',
+    'salt',
+    'rain',
+    'a bridge',
+    'glass',
+    'the heart',
+    'chess',
+    'wind',
+]
 NEW = 8
 
 
@@ -33,7 +54,9 @@ def backend():
 
 
 def prompt(backend, text: str) -> np.ndarray:
-    return np.array(backend.tokenize(f'<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n', special=True))
+    return np.array(
+        backend.tokenize(f'<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n', special=True)
+    )
 
 
 def generate(backend, prompts, n) -> list[list[int]]:
@@ -42,7 +65,9 @@ def generate(backend, prompts, n) -> list[list[int]]:
     ids = torch.tensor([[2] * (longest - len(p)) + p.tolist() for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     with torch.inference_mode():
-        return backend.model.generate(ids, attention_mask=mask, max_new_tokens=n, do_sample=False, eos_token_id=None)[:, longest:].tolist()
+        return backend.model.generate(
+            ids, attention_mask=mask, max_new_tokens=n, do_sample=False, eos_token_id=None
+        )[:, longest:].tolist()
 
 
 def greedy(backend, seqs, rows, n) -> list[list[int]]:
@@ -53,14 +78,23 @@ def greedy(backend, seqs, rows, n) -> list[list[int]]:
         for reply, token in zip(replies, chosen):
             reply.append(int(token))
         if step < n - 1:
-            rows = backend.forward([Chunk(seq, ids=np.array([token]), num_logits=1) for seq, token in zip(seqs, chosen)])
+            rows = backend.forward(
+                [Chunk(seq, ids=np.array([token]), num_logits=1) for seq, token in zip(seqs, chosen)]
+            )
     return replies
 
 
 def test_twenty_prompts_in_one_batch_equal_generate(backend):
     prompts = [prompt(backend, f'What is {subject} for?') for subject in SUBJECTS]
     seqs = [backend.new_sequence() for _ in prompts]
-    rows = np.concatenate([backend.forward([Chunk(seq, ids=ids, num_logits=1) for seq, ids in zip(seqs[i:i + 5], prompts[i:i + 5])]) for i in (0, 5, 10, 15)])
+    rows = np.concatenate(
+        [
+            backend.forward(
+                [Chunk(seq, ids=ids, num_logits=1) for seq, ids in zip(seqs[i : i + 5], prompts[i : i + 5])]
+            )
+            for i in (0, 5, 10, 15)
+        ]
+    )
     assert backend.runner.packed
     assert greedy(backend, seqs, rows, NEW) == generate(backend, prompts, NEW)
     for seq in seqs:
@@ -68,7 +102,7 @@ def test_twenty_prompts_in_one_batch_equal_generate(backend):
 
 
 def test_a_batch_of_eight_equals_each_alone(backend):
-    prompts = [prompt(backend, 'Tell me about ' + ' and '.join(SUBJECTS[:i + 1])) for i in range(8)]
+    prompts = [prompt(backend, 'Tell me about ' + ' and '.join(SUBJECTS[: i + 1])) for i in range(8)]
     alone = []
     for ids in prompts[::3]:
         seq = backend.new_sequence()
@@ -89,7 +123,7 @@ def test_a_second_turn_on_kept_kv_equals_a_fresh_prefill(backend):
     end = reply.index(2) if 2 in reply else len(reply)
     assert 'Tokyo' in backend.tokenizer.detokenize(reply)
     kept = backend.trim(seq, len(first) + min(end, NEW - 1))
-    history = np.concatenate([first, reply[:kept - len(first)]])
+    history = np.concatenate([first, reply[: kept - len(first)]])
     rows = backend.forward([Chunk(seq, ids=second, num_logits=1)])
     fresh = backend.new_sequence()
     wanted = backend.forward([Chunk(fresh, ids=np.concatenate([history, second]), num_logits=1)])
@@ -102,17 +136,30 @@ def test_a_second_turn_on_kept_kv_equals_a_fresh_prefill(backend):
 
 def test_facts_of_the_embedded_model(backend):
     info = backend.info
-    assert info.architecture == 'llama' and info.eos_token_ids == {2} and info.chat_template and info.train_context_length == 8192
-    assert backend.token_text(2) == '<|im_end|>' and {token.text for token in info.special_tokens} >= {'<|im_start|>', '<|im_end|>', '<|endoftext|>'}
+    assert (
+        info.architecture == 'llama'
+        and info.eos_token_ids == {2}
+        and info.chat_template
+        and info.train_context_length == 8192
+    )
+    assert backend.token_text(2) == '<|im_end|>' and {token.text for token in info.special_tokens} >= {
+        '<|im_start|>',
+        '<|im_end|>',
+        '<|endoftext|>',
+    }
     estimate = HFBackend.estimate(info.path, ModelConfig())
-    assert estimate.weights == info.weights_bytes and estimate.kv_per_token == info.kv_bytes_per_token == 46080
+    assert (
+        estimate.weights == info.weights_bytes and estimate.kv_per_token == info.kv_bytes_per_token == 46080
+    )
 
 
 # --- through the library: the same engine and history as any backend
 
+
 @pytest.fixture(scope='module')
 def llm(backend):
     from ros2_nanochat.nano_llm import NanoLLM
+
     for seq in list(backend._sequences):
         backend.free(seq)
     llm = NanoLLM(backend, backend.config)
@@ -133,6 +180,7 @@ def ask(llm, history, text, **options):
 
 def test_a_conversation_remembers_and_reuses_its_kv(llm):
     from ros2_nanochat import ChatHistory
+
     history = ChatHistory(llm)
     first = ask(llm, history, 'What is the capital of Japan?', max_new_tokens=24)
     second = ask(llm, history, 'And of France?', max_new_tokens=12)
@@ -143,6 +191,7 @@ def test_a_conversation_remembers_and_reuses_its_kv(llm):
 
 def test_a_stopped_reply_leaves_what_was_delivered(llm):
     from ros2_nanochat import ChatHistory
+
     history = ChatHistory(llm)
     history.append('user', 'Count from one to one hundred.')
     reply = llm.generate(history.embed_chat()[0], kv_cache=history.kv_cache, max_new_tokens=200)
@@ -168,10 +217,15 @@ def test_several_conversations_at_once_say_what_each_says_alone(llm):
 
 def test_embeddings_are_answered_like_their_text(llm):
     ids = prompt(llm.backend, 'What is the capital of Japan?')
-    assert llm.generate(llm.embed_tokens(ids), streaming=False, max_new_tokens=8) == llm.generate(ids, streaming=False, max_new_tokens=8)
+    assert llm.generate(llm.embed_tokens(ids), streaming=False, max_new_tokens=8) == llm.generate(
+        ids, streaming=False, max_new_tokens=8
+    )
 
 
 def test_a_prompt_longer_than_the_context_is_refused_and_the_model_goes_on(llm):
     reply = llm.generate(np.full(1100, 500), max_new_tokens=4).wait()
     assert reply.finish_reason == 'refused' and '1024' in reply.error
-    assert llm.generate(prompt(llm.backend, 'Hi'), max_new_tokens=3).wait().finish_reason in ('length', 'stop')
+    assert llm.generate(prompt(llm.backend, 'Hi'), max_new_tokens=3).wait().finish_reason in (
+        'length',
+        'stop',
+    )

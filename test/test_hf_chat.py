@@ -1,5 +1,6 @@
 """Conversations on `hf` through the library and the engine, on small random models: a packed one, one with a sliding window, a recurrent one and a
 hybrid. Oracle: `generate` of transformers on all that the KV cache held."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -16,7 +17,7 @@ from ros2_nanochat.chat.history import ChatHistory  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 from ros2_nanochat.nano_llm import NanoLLM  # noqa: E402
 
-TEMPLATE = ("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}")
+TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 CONTEXT = 160
 
 
@@ -27,16 +28,25 @@ def opened(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     save_model(folder, reference)
     (folder / 'chat_template.jinja').write_text(TEMPLATE)
-    with NanoLLM.from_pretrained(str(folder), api='hf', max_context_len=CONTEXT, max_sequences=3, park_bytes=1 << 26) as model:
+    with NanoLLM.from_pretrained(
+        str(folder), api='hf', max_context_len=CONTEXT, max_sequences=3, park_bytes=1 << 26
+    ) as model:
         yield model, reference
 
 
 def by_transformers(reference, reply) -> list[int]:
     """What transformers says after all that the KV cache held when the reply began."""
-    ids = torch.as_tensor(reply.kv_cache.entries[:len(reply.kv_cache) - len(reply.tokens)])[None]
+    ids = torch.as_tensor(reply.kv_cache.entries[: len(reply.kv_cache) - len(reply.tokens)])[None]
     n = len(reply.tokens)
-    out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n, do_sample=False, eos_token_id=1)
-    return out[0, ids.shape[1]:].tolist()
+    out = reference.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=n,
+        min_new_tokens=n,
+        do_sample=False,
+        eos_token_id=1,
+    )
+    return out[0, ids.shape[1] :].tolist()
 
 
 def test_turns_and_edits_give_what_a_fresh_prefill_gives(opened):
@@ -65,7 +75,10 @@ def test_a_conversation_longer_than_the_context_goes_on(opened):
 def test_eight_conversations_at_once_each_get_what_they_get_alone(opened):
     model, _ = opened
     prompts = [np.random.default_rng(i).integers(3, 300, 6 + 5 * i) for i in range(8)]
-    alone = [model.generate(ids, max_new_tokens=7, min_new_tokens=7, detokenize=False).wait(60).tokens for ids in prompts]
+    alone = [
+        model.generate(ids, max_new_tokens=7, min_new_tokens=7, detokenize=False).wait(60).tokens
+        for ids in prompts
+    ]
     together = [model.generate(ids, max_new_tokens=7, min_new_tokens=7, detokenize=False) for ids in prompts]
     assert [reply.wait(60).tokens for reply in together] == alone
 
@@ -85,8 +98,12 @@ def test_what_is_saved_goes_on_as_if_it_had_never_been_away(opened):
     backend.free(seq)
     again = backend.load(data)
     assert backend.kv_used == 30
-    np.testing.assert_allclose(backend.forward([Chunk(again, ids=ids[30:33], num_logits=3)]), wanted[:3], atol=1e-5)
+    np.testing.assert_allclose(
+        backend.forward([Chunk(again, ids=ids[30:33], num_logits=3)]), wanted[:3], atol=1e-5
+    )
     assert backend.trim(again, 20) == 20
-    np.testing.assert_allclose(backend.forward([Chunk(again, ids=ids[20:], num_logits=10)]), wanted, atol=1e-3 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        backend.forward([Chunk(again, ids=ids[20:], num_logits=10)]), wanted, atol=1e-3 * np.abs(wanted).max()
+    )
     assert backend.load(data.replace(backend._fingerprint, bytes(16))) is None, 'it is of another model'
     backend.close()

@@ -1,4 +1,5 @@
 """Opening checkpoints with `hf` and `awq`: dtypes, AWQ, image-text models, what is missing or broken, progress and abort."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -53,15 +54,23 @@ def test_the_limit_of_a_control_group_counts_for_it_too(llama, monkeypatch):
 
 # --- AWQ: written here as AutoAWQ documents it, and read back by transformers as a dense twin
 
+
 def quantize(weight: np.ndarray, group: int):
     """[out, in] -> (packed weights, packed zeros, scales, the dense weight that they stand for)."""
     columns = weight.T.reshape(weight.shape[1] // group, group, weight.shape[0])
     low, high = columns.min(1), columns.max(1)
     scales = np.maximum((high - low) / 15, 1e-5).astype(np.float16)
     zeros = np.clip(np.round(-low / scales.astype(np.float32)), 0, 15).astype(np.int64)
-    levels = np.clip(np.round(columns / scales[:, None].astype(np.float32)) + zeros[:, None], 0, 15).astype(np.int64)
+    levels = np.clip(np.round(columns / scales[:, None].astype(np.float32)) + zeros[:, None], 0, 15).astype(
+        np.int64
+    )
     dense = ((levels - zeros[:, None]) * scales[:, None].astype(np.float32)).reshape(weight.shape[1], -1).T
-    return pack(levels.reshape(weight.shape[1], -1)), pack(zeros), np.ascontiguousarray(scales), np.ascontiguousarray(dense)
+    return (
+        pack(levels.reshape(weight.shape[1], -1)),
+        pack(zeros),
+        np.ascontiguousarray(scales),
+        np.ascontiguousarray(dense),
+    )
 
 
 def pack(numbers: np.ndarray) -> np.ndarray:
@@ -88,12 +97,22 @@ def make_awq(folder, model, group: int):
             layer = name.removesuffix('.weight')
             qweight, qzeros, scales, dense = quantize(value.numpy(), group)
             value.copy_(torch.from_numpy(dense))
-            tensors |= {f'{layer}.qweight': torch.from_numpy(qweight), f'{layer}.qzeros': torch.from_numpy(qzeros), f'{layer}.scales': torch.from_numpy(scales)}
+            tensors |= {
+                f'{layer}.qweight': torch.from_numpy(qweight),
+                f'{layer}.qzeros': torch.from_numpy(qzeros),
+                f'{layer}.scales': torch.from_numpy(scales),
+            }
         else:
             tensors[name] = value.clone()
     safetensors.torch.save_file(tensors, folder / 'model.safetensors', {'format': 'pt'})
     config = json.loads((folder / 'config.json').read_text())
-    config['quantization_config'] = {'quant_method': 'awq', 'bits': 4, 'group_size': group, 'version': 'gemm', 'zero_point': True}
+    config['quantization_config'] = {
+        'quant_method': 'awq',
+        'bits': 4,
+        'group_size': group,
+        'version': 'gemm',
+        'zero_point': True,
+    }
     (folder / 'config.json').write_text(json.dumps(config))
     return model
 
@@ -103,7 +122,11 @@ def test_an_awq_checkpoint_gives_the_logits_of_its_dense_twin(awq, caplog):
     ids = rng().integers(3, VOCAB, 20)
     with caplog.at_level(logging.WARNING):
         backend = opened(folder, api='awq')
-    assert 'unpacked' in caplog.text and backend.info.api == 'awq' and backend.info.quantization == 'awq as float32'
+    assert (
+        'unpacked' in caplog.text
+        and backend.info.api == 'awq'
+        and backend.info.quantization == 'awq as float32'
+    )
     assert close(feed(backend, backend.new_sequence(), ids, 20), expected(twin, ids))
     if not importlib.util.find_spec('gptqmodel'):
         assert HFBackend.estimate(str(folder), ModelConfig(api='awq')).weights == backend.info.weights_bytes
@@ -111,7 +134,9 @@ def test_an_awq_checkpoint_gives_the_logits_of_its_dense_twin(awq, caplog):
 
 def test_awq_is_unpacked_where_its_kernels_do_not_take_it(awq, caplog, monkeypatch):
     folder, twin = awq
-    monkeypatch.setattr(hf_load, '_has_awq_kernels', lambda device: True)   # it may be there, but does not run groups of 16
+    monkeypatch.setattr(
+        hf_load, '_has_awq_kernels', lambda device: True
+    )  # it may be there, but does not run groups of 16
     with caplog.at_level(logging.WARNING):
         backend = opened(folder, api='awq')
     assert 'gptqmodel does not run it here' in caplog.text and backend.info.quantization == 'awq as float32'
@@ -127,7 +152,7 @@ def test_with_gptqmodel_the_weights_stay_at_four_bits_on_a_cpu_too(tmp_path):
     ids = rng().integers(3, VOCAB, 20)
     wanted = expected(dense, ids)
     rows = feed(backend, backend.new_sequence(), ids, 20)
-    assert np.abs(rows - wanted).max() < 0.05 * np.abs(wanted).max()        # its kernels round sums to bfloat16
+    assert np.abs(rows - wanted).max() < 0.05 * np.abs(wanted).max()  # its kernels round sums to bfloat16
 
 
 def test_awq_weights_beside_a_model_are_taken(awq, llama):
@@ -137,7 +162,10 @@ def test_awq_weights_beside_a_model_are_taken(awq, llama):
     assert close(feed(backend, backend.new_sequence(), ids, 20), expected(twin, ids))
 
 
-@pytest.mark.parametrize('change, said', [({'version': 'gemv'}, 'gemv'), ({'bits': 3}, '3 bits'), ({'quant_method': 'gptq'}, 'no AWQ checkpoint')])
+@pytest.mark.parametrize(
+    'change, said',
+    [({'version': 'gemv'}, 'gemv'), ({'bits': 3}, '3 bits'), ({'quant_method': 'gptq'}, 'no AWQ checkpoint')],
+)
 def test_another_kind_of_awq_is_refused_clearly(awq, tmp_path, change, said):
     copy_of(awq[0], tmp_path)
     config = json.loads((tmp_path / 'config.json').read_text())
@@ -149,6 +177,7 @@ def test_another_kind_of_awq_is_refused_clearly(awq, tmp_path, change, said):
 
 
 # --- dtypes and quantizers
+
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_a_dtype_is_taken_from_quantization(llama, dtype):
@@ -166,15 +195,22 @@ def test_an_unknown_quantization_is_refused_with_the_list(llama):
 
 def test_a_quantizer_whose_package_is_missing_names_the_command(llama, monkeypatch):
     import importlib.util
+
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'bitsandbytes' else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name, *rest: None if name == 'bitsandbytes' else find(name, *rest)
+    )
     with pytest.raises(BackendError, match='pip install bitsandbytes'):
         opened(llama, quantization='bitsandbytes-4bit')
 
 
 def test_a_quantizer_that_needs_cuda_says_so(llama, monkeypatch):
     import importlib.util
-    monkeypatch.setattr('ros2_nanochat.backends.hf.loading.importlib.util.find_spec', lambda name, *rest: importlib.machinery.ModuleSpec(name, None))
+
+    monkeypatch.setattr(
+        'ros2_nanochat.backends.hf.loading.importlib.util.find_spec',
+        lambda name, *rest: importlib.machinery.ModuleSpec(name, None),
+    )
     with pytest.raises(BackendError, match='CUDA'):
         opened(llama, quantization='torchao-int4', device='cpu')
 
@@ -190,13 +226,22 @@ def test_a_quantized_model_stays_near_the_dense_one(llama, quantizer):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
-@pytest.mark.parametrize('device, said', [('cuda', 'sees 0 CUDA devices'), ('cuda:1', 'CUDA devices'), ('tpu', 'not valid'), ('cpu:x', 'not valid')])
+@pytest.mark.parametrize(
+    'device, said',
+    [
+        ('cuda', 'sees 0 CUDA devices'),
+        ('cuda:1', 'CUDA devices'),
+        ('tpu', 'not valid'),
+        ('cpu:x', 'not valid'),
+    ],
+)
 def test_a_device_that_is_not_there_is_named(llama, device, said):
     with pytest.raises(BackendError, match=said):
         opened(llama, device=device)
 
 
 # --- what is missing or broken
+
 
 def broken(tmp_path, llama, how):
     if how == 'no weights':
@@ -208,7 +253,7 @@ def broken(tmp_path, llama, how):
         (tmp_path / 'readme.txt').write_text('x')
     elif how == 'cut short':
         data = open(os.path.join(copy_of(llama, tmp_path), 'model.safetensors'), 'rb').read()
-        (tmp_path / 'model.safetensors').write_bytes(data[:len(data) // 2])
+        (tmp_path / 'model.safetensors').write_bytes(data[: len(data) // 2])
     elif how == 'no header':
         copy_of(llama, tmp_path)
         (tmp_path / 'model.safetensors').write_bytes(b'\xff' * 20)
@@ -222,20 +267,41 @@ def broken(tmp_path, llama, how):
         (tmp_path / 'config.json').write_text(json.dumps({**config, 'num_hidden_layers': 5}))
     elif how == 'a missing shard':
         copy_of(llama, tmp_path)
-        (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': 'model.safetensors', 'b': 'other.safetensors'}}))
+        (tmp_path / 'model.safetensors.index.json').write_text(
+            json.dumps({'weight_map': {'a': 'model.safetensors', 'b': 'other.safetensors'}})
+        )
     else:
         copy_of(llama, tmp_path)
         config = json.loads((tmp_path / 'config.json').read_text())
-        config.update({'unknown': {'model_type': 'nosuchmodel'}, 'own code': {'model_type': 'mine', 'auto_map': {'AutoModelForCausalLM': 'm.M'}},
-                       'encoder': {'model_type': 'vit', 'architectures': ['ViTModel']}, 'nonsense': {'num_attention_heads': 'many'}}[how])
+        config.update(
+            {
+                'unknown': {'model_type': 'nosuchmodel'},
+                'own code': {'model_type': 'mine', 'auto_map': {'AutoModelForCausalLM': 'm.M'}},
+                'encoder': {'model_type': 'vit', 'architectures': ['ViTModel']},
+                'nonsense': {'num_attention_heads': 'many'},
+            }[how]
+        )
         (tmp_path / 'config.json').write_text(json.dumps(config))
     return tmp_path
 
 
-@pytest.mark.parametrize('how, said', [
-    ('no weights', r'has no \*\.safetensors'), ('only .bin', 'can run code'), ('wrong folder', 'no config.json'), ('cut short', 'cut short'),
-    ('no header', 'no valid safetensors'), ('other shapes', 'transformers|lacks'), ('more layers', 'lacks .* tensors'), ('a missing shard', 'lacks other.safetensors'),
-    ('unknown', 'nosuchmodel'), ('own code', 'trust_remote_code=True'), ('encoder', 'no causal language model'), ('nonsense', 'cannot open')])
+@pytest.mark.parametrize(
+    'how, said',
+    [
+        ('no weights', r'has no \*\.safetensors'),
+        ('only .bin', 'can run code'),
+        ('wrong folder', 'no config.json'),
+        ('cut short', 'cut short'),
+        ('no header', 'no valid safetensors'),
+        ('other shapes', 'transformers|lacks'),
+        ('more layers', 'lacks .* tensors'),
+        ('a missing shard', 'lacks other.safetensors'),
+        ('unknown', 'nosuchmodel'),
+        ('own code', 'trust_remote_code=True'),
+        ('encoder', 'no causal language model'),
+        ('nonsense', 'cannot open'),
+    ],
+)
 def test_what_cannot_be_opened_is_one_clear_line(tmp_path, llama, how, said):
     folder = broken(tmp_path, llama, how)
     with pytest.raises(BackendError, match=said) as error:
@@ -257,6 +323,7 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
 
 # --- progress, abort, limits
 
+
 def test_progress_goes_from_start_to_one_and_never_back(llama):
     shares = []
     backend = HFBackend(llama, ModelConfig())
@@ -274,8 +341,18 @@ def test_an_abort_ends_a_load(llama):
 
 def test_an_abort_ends_a_forward_and_leaves_the_sequence_as_it_was(tmp_path):
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{**SMALL, 'hidden_size': 256, 'intermediate_size': 2048, 'num_hidden_layers': 12, 'max_position_embeddings': 4096})
-    backend = HFBackend(save_model(tmp_path, transformers.LlamaForCausalLM(config)), ModelConfig(max_context_len=4096))
+    config = transformers.LlamaConfig(
+        **{
+            **SMALL,
+            'hidden_size': 256,
+            'intermediate_size': 2048,
+            'num_hidden_layers': 12,
+            'max_position_embeddings': 4096,
+        }
+    )
+    backend = HFBackend(
+        save_model(tmp_path, transformers.LlamaForCausalLM(config)), ModelConfig(max_context_len=4096)
+    )
     backend.open()
     seq = backend.new_sequence()
     feed(backend, seq, [5, 6, 7])
@@ -307,10 +384,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_committed(llama):
 
 # --- image-text models, positions, attention both ways
 
+
 def save_qwen_vl(folder):
-    text = {**SMALL, 'rope_parameters': {'rope_type': 'default', 'mrope_section': [2, 1, 1], 'rope_theta': 10000.0}}
+    text = {
+        **SMALL,
+        'rope_parameters': {'rope_type': 'default', 'mrope_section': [2, 1, 1], 'rope_theta': 10000.0},
+    }
     vision = dict(depth=1, embed_dim=16, hidden_size=32, num_heads=2, mlp_ratio=2)
-    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=3, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6)
+    config = transformers.Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=3,
+        video_token_id=4,
+        vision_start_token_id=5,
+        vision_end_token_id=6,
+    )
     torch.manual_seed(0)
     return save_model(folder, transformers.Qwen2VLForConditionalGeneration(config).eval())
 
@@ -318,13 +406,19 @@ def save_qwen_vl(folder):
 def test_positions_on_three_axes_give_what_transformers_gives_and_trim_knows_them(tmp_path):
     backend = opened(save_qwen_vl(tmp_path))
     assert backend.runner.packed and backend.info.architecture == 'qwen2_vl'
-    before, image, after = rng(1).integers(7, VOCAB, 6), rng(2).normal(size=(9, 32)).astype(np.float32), rng(3).integers(7, VOCAB, 5)
+    before, image, after = (
+        rng(1).integers(7, VOCAB, 6),
+        rng(2).normal(size=(9, 32)).astype(np.float32),
+        rng(3).integers(7, VOCAB, 5),
+    )
     grid = np.stack([np.zeros(9), np.repeat(np.arange(3), 3), np.tile(np.arange(3), 3)]).astype(np.int64)
     embed = backend.embed_tokens
     whole = torch.from_numpy(np.concatenate([embed(before), image, embed(after)]))[None]
     axes = np.concatenate([np.tile(np.arange(6), (3, 1)), 6 + grid, np.tile(9 + np.arange(5), (3, 1))], 1)
     with torch.inference_mode():
-        wanted = backend.model(inputs_embeds=whole, position_ids=torch.from_numpy(axes)[:, None]).logits[0].numpy()
+        wanted = (
+            backend.model(inputs_embeds=whole, position_ids=torch.from_numpy(axes)[:, None]).logits[0].numpy()
+        )
     seq = backend.new_sequence()
 
     def feed_image():
@@ -335,24 +429,50 @@ def test_positions_on_three_axes_give_what_transformers_gives_and_trim_knows_the
     assert close(feed_image(), wanted[-5:])
     assert backend.trim(seq, 17) == 17
     assert close(feed(backend, seq, after[2:], 3), wanted[-3:])
-    assert backend.trim(seq, 10) == 6          # an image is not cut
+    assert backend.trim(seq, 10) == 6  # an image is not cut
     assert close(feed_image(), wanted[-5:])
     copy, kept = backend.fork(seq, 15)
     assert kept == 15 and close(feed(backend, copy, after, 5), wanted[-5:])
 
 
 def test_attention_both_ways_within_a_chunk_is_that_of_gemma3(tmp_path):
-    text = {**SMALL, 'head_dim': 16, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention']}
-    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    text = {
+        **SMALL,
+        'head_dim': 16,
+        'sliding_window': 8,
+        'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention'],
+    }
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
     torch.manual_seed(0)
-    model = transformers.Gemma3ForConditionalGeneration(transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=3))
+    model = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(
+            text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=3
+        )
+    )
     backend = opened(save_model(tmp_path, model.eval()))
     assert backend.runner.packed and backend.info.context_length == 128
-    before, image, after = rng(1).integers(7, VOCAB, 11), rng(2).normal(size=(5, 32)).astype(np.float32), rng(3).integers(7, VOCAB, 5)
-    whole = torch.from_numpy(np.concatenate([backend.embed_tokens(before), image, backend.embed_tokens(after)]))[None]
+    before, image, after = (
+        rng(1).integers(7, VOCAB, 11),
+        rng(2).normal(size=(5, 32)).astype(np.float32),
+        rng(3).integers(7, VOCAB, 5),
+    )
+    whole = torch.from_numpy(
+        np.concatenate([backend.embed_tokens(before), image, backend.embed_tokens(after)])
+    )[None]
     kinds = torch.tensor([[0] * 11 + [1] * 5 + [0] * 5])
     with torch.inference_mode():
-        wanted = model(inputs_embeds=whole, token_type_ids=kinds, attention_mask=torch.ones_like(kinds)).logits[0].numpy()
+        wanted = (
+            model(inputs_embeds=whole, token_type_ids=kinds, attention_mask=torch.ones_like(kinds))
+            .logits[0]
+            .numpy()
+        )
         plain = model(inputs_embeds=whole).logits[0].numpy()
     assert not close(plain[-1], wanted[-1])
     seq, other = backend.new_sequence(), backend.new_sequence()
@@ -363,8 +483,19 @@ def test_attention_both_ways_within_a_chunk_is_that_of_gemma3(tmp_path):
 
 
 def test_a_llava_is_opened_whole(tmp_path):
-    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
-    config = transformers.LlavaConfig(text_config=transformers.LlamaConfig(**SMALL), vision_config=transformers.CLIPVisionConfig(**vision), image_token_index=3)
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**SMALL),
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        image_token_index=3,
+    )
     torch.manual_seed(0)
     model = transformers.LlavaForConditionalGeneration(config).eval()
     backend = opened(save_model(tmp_path, model))
@@ -375,20 +506,30 @@ def test_a_llava_is_opened_whole(tmp_path):
 
 # --- what is not installed, and what is off by default
 
+
 def test_without_torch_the_command_that_installs_it_is_named(llama):
-    code = ('import sys; sys.modules["torch"] = None\n'
-            'from ros2_nanochat import NanoLLM\n'
-            f'NanoLLM.from_pretrained({llama!r}, api="hf")')
+    code = (
+        'import sys; sys.modules["torch"] = None\n'
+        'from ros2_nanochat import NanoLLM\n'
+        f'NanoLLM.from_pretrained({llama!r}, api="hf")'
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "pip install 'ros2_nanochat[hf]'" in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == 1 and "pip install 'ros2_nanochat[hf]'" in done.stderr.splitlines()[-1], (
+        done.stderr
+    )
 
 
 def test_code_of_a_checkpoint_runs_only_where_it_is_trusted(llama, tmp_path):
     copy_of(llama, tmp_path)
-    (tmp_path / 'mine.py').write_text('import transformers\nclass MineConfig(transformers.LlamaConfig):\n    model_type = "mine"\n'
-                                      'class MineForCausalLM(transformers.LlamaForCausalLM):\n    config_class = MineConfig\n')
+    (tmp_path / 'mine.py').write_text(
+        'import transformers\nclass MineConfig(transformers.LlamaConfig):\n    model_type = "mine"\n'
+        'class MineForCausalLM(transformers.LlamaForCausalLM):\n    config_class = MineConfig\n'
+    )
     config = json.loads((tmp_path / 'config.json').read_text())
-    config.update(model_type='mine', auto_map={'AutoConfig': 'mine.MineConfig', 'AutoModelForCausalLM': 'mine.MineForCausalLM'})
+    config.update(
+        model_type='mine',
+        auto_map={'AutoConfig': 'mine.MineConfig', 'AutoModelForCausalLM': 'mine.MineForCausalLM'},
+    )
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(BackendError, match='trust_remote_code=True'):
         opened(tmp_path)
@@ -407,5 +548,10 @@ def test_a_compiled_model_gives_the_same_logits(kind, tmp_path):
     seq, other = backend.new_sequence(), backend.new_sequence()
     feed(backend, seq, ids[:12])
     for i in range(12, 24):
-        rows = backend.forward([Chunk(seq, ids=ids[i:i + 1], num_logits=1), Chunk(other, ids=ids[i - 12:i - 11], num_logits=1)])
-        assert close(rows[0], expected(model, ids[:i + 1])[-1])
+        rows = backend.forward(
+            [
+                Chunk(seq, ids=ids[i : i + 1], num_logits=1),
+                Chunk(other, ids=ids[i - 12 : i - 11], num_logits=1),
+            ]
+        )
+        assert close(rows[0], expected(model, ids[: i + 1])[-1])

@@ -1,4 +1,5 @@
 """`ChatHistory` as the seed document has it, on the embedded model where replies matter."""
+
 from __future__ import annotations
 
 import json
@@ -30,7 +31,12 @@ def history(model):
 def ask(history, text, **options):
     history.append('user', text)
     prompt, _ = history.embed_chat()
-    reply = history.model.generate(prompt, kv_cache=history.kv_cache, stop_tokens=history.template.stop, **{'max_new_tokens': 24, **options})
+    reply = history.model.generate(
+        prompt,
+        kv_cache=history.kv_cache,
+        stop_tokens=history.template.stop,
+        **{'max_new_tokens': 24, **options},
+    )
     history.append('bot', reply.wait())
     return reply
 
@@ -40,7 +46,9 @@ def test_the_seeds_loop_and_appending_the_reply_come_to_the_same(model, history)
     by_hand = ChatHistory(model, system_prompt=history.system_prompt)
     by_hand.append(role='user', msg='What is the capital of Japan?')
     embedding, position = by_hand.embed_chat()
-    reply = model.generate(embedding, kv_cache=by_hand.kv_cache, stop_tokens=by_hand.template.stop, max_new_tokens=24)
+    reply = model.generate(
+        embedding, kv_cache=by_hand.kv_cache, stop_tokens=by_hand.template.stop, max_new_tokens=24
+    )
     bot_reply = by_hand.append(role='bot', text='')
     for token in reply:
         bot_reply.text += token
@@ -53,7 +61,11 @@ def test_the_seeds_loop_and_appending_the_reply_come_to_the_same(model, history)
 def test_the_prompt_looks_like_the_array_that_the_seed_promises(model, history):
     history.append('user', 'Hi')
     prompt, _ = history.embed_chat()
-    assert prompt.shape == np.asarray(prompt).shape == ((1, len(prompt), model.info.embedding_size) if model.has_embed else (1, len(prompt)))
+    assert (
+        prompt.shape
+        == np.asarray(prompt).shape
+        == ((1, len(prompt), model.info.embedding_size) if model.has_embed else (1, len(prompt)))
+    )
 
 
 def test_ten_turns_compute_no_token_twice(history):
@@ -61,7 +73,11 @@ def test_ten_turns_compute_no_token_twice(history):
     for n in range(10):
         reply = ask(history, f'Name an animal with the letter {"abcdefghij"[n]}.', max_new_tokens=8)
         computed += reply.usage['prompt_tokens'] - reply.usage['reused_tokens'] + reply.usage['new_tokens']
-        assert n == 0 or reply.usage['reused_tokens'] >= len(history.template.prompt(history[:-2], add_generation_prompt=False)) - 3
+        assert (
+            n == 0
+            or reply.usage['reused_tokens']
+            >= len(history.template.prompt(history[:-2], add_generation_prompt=False)) - 3
+        )
     # an end token that was sampled is not fed back; it is computed with the next prompt
     assert computed <= history.num_tokens + 10
 
@@ -87,7 +103,9 @@ def test_a_stopped_reply_stays_as_far_as_it_was_delivered(history):
     said = next(reply) + next(reply)
     reply.stop()
     history.append('bot', reply)
-    assert history[-1].text == said and history.kv_cache.entries[len(prompt):].tolist() == list(history[-1].tokens)
+    assert history[-1].text == said and history.kv_cache.entries[len(prompt) :].tolist() == list(
+        history[-1].tokens
+    )
     before = len(history.kv_cache)
     history.append('user', 'Stop.')
     assert history.embed_chat()[1] == before
@@ -108,7 +126,11 @@ def test_a_history_is_a_list(history):
     assert isinstance(message, ChatMessage) and message.role == 'bot' and history[-1] is message
     history.append('user', 'c')
     assert len(history) == 4 and [m.text for m in history[1:]] == ['a', 'b', 'c']
-    assert history.to_list()[1:] == [{'role': 'user', 'text': 'a'}, {'role': 'bot', 'text': 'b'}, {'role': 'user', 'text': 'c'}]
+    assert history.to_list()[1:] == [
+        {'role': 'user', 'text': 'a'},
+        {'role': 'bot', 'text': 'b'},
+        {'role': 'user', 'text': 'c'},
+    ]
     del history[-1]
     history.remove(1)
     assert [m.text for m in history[1:]] == ['b']
@@ -137,21 +159,30 @@ def test_a_reset_keeps_or_replaces_the_system_prompt(history):
     assert history.system_prompt == 'Be brief.'
 
 
-@pytest.mark.parametrize('wrong, says', [
-    (lambda h: h.append('robot', 'x'), "role='robot' is not valid: one of system, user, bot, tool"),
-    (lambda h: h.append('user', 'missing.png'), "there is no image file 'missing.png'"),
-    (lambda h: h.append('user', 17), 'a message is text'),
-    (lambda h: h.append('user'), 'needs text or an image'),
-    (lambda h: h.append({'role': 'user', 'text': 'x'}), r"role=\{'role': 'user', 'text': 'x'\} is not valid: one of system"),
-    (lambda h: h.embed_chat(max_tokens='9'), "max_tokens='9' is not valid: a whole number"),
-    (lambda h: h.embed_chat(wrap_tokens=1.5), 'wrap_tokens=1.5 is not valid: a whole number'),
-    (lambda h: ChatHistory(h.model, chat_template=5), 'chat_template of type int is not valid: a name'),
-    (lambda h: h.model.tokenize(5), "text has to be a string, not int '5'"),
-    (lambda h: h.pop(9), 'the history has 2 messages'),
-    (lambda h: h.remove(5), 'the history has 2 messages'),
-    (lambda h: h.load('/nowhere.json'), '/nowhere.json cannot be read'),
-    (lambda h: (h.append('user', 'x ' * 3000), h.embed_chat()), r'takes \d+ tokens with the system prompt, and at most 1792 fit'),
-])
+@pytest.mark.parametrize(
+    'wrong, says',
+    [
+        (lambda h: h.append('robot', 'x'), "role='robot' is not valid: one of system, user, bot, tool"),
+        (lambda h: h.append('user', 'missing.png'), "there is no image file 'missing.png'"),
+        (lambda h: h.append('user', 17), 'a message is text'),
+        (lambda h: h.append('user'), 'needs text or an image'),
+        (
+            lambda h: h.append({'role': 'user', 'text': 'x'}),
+            r"role=\{'role': 'user', 'text': 'x'\} is not valid: one of system",
+        ),
+        (lambda h: h.embed_chat(max_tokens='9'), "max_tokens='9' is not valid: a whole number"),
+        (lambda h: h.embed_chat(wrap_tokens=1.5), 'wrap_tokens=1.5 is not valid: a whole number'),
+        (lambda h: ChatHistory(h.model, chat_template=5), 'chat_template of type int is not valid: a name'),
+        (lambda h: h.model.tokenize(5), "text has to be a string, not int '5'"),
+        (lambda h: h.pop(9), 'the history has 2 messages'),
+        (lambda h: h.remove(5), 'the history has 2 messages'),
+        (lambda h: h.load('/nowhere.json'), '/nowhere.json cannot be read'),
+        (
+            lambda h: (h.append('user', 'x ' * 3000), h.embed_chat()),
+            r'takes \d+ tokens with the system prompt, and at most 1792 fit',
+        ),
+    ],
+)
 def test_what_is_wrong_is_said_and_leaves_the_history(history, wrong, says):
     history.append('user', 'a')
     before = history.to_list()
@@ -183,16 +214,22 @@ def test_an_image_stays_what_it_was_when_it_was_shown(model, history, tmp_path):
     history.append('user', image=image.new('RGB', (64, 64), 'red'))
     history.append('user', 'And this?')
     after = history.embed_chat()[0]
-    assert len(before.spans) == 1 and len(after.spans) == 2 and np.array_equal(after.entries[:len(before)], before.entries)
+    assert (
+        len(before.spans) == 1
+        and len(after.spans) == 2
+        and np.array_equal(after.entries[: len(before)], before.entries)
+    )
     first, second = (span.entries for _, span in after.spans)
-    assert np.array_equal(first, second)   # red both times
+    assert np.array_equal(first, second)  # red both times
     with pytest.raises(ValueError):
         broken = tmp_path / 'broken.png'
         broken.write_bytes(b'nonsense')
         history.append('user', str(broken))
     assert len(history) == 6
     history.save(tmp_path / 'talk.json')
-    assert [m.get('image') for m in json.loads((tmp_path / 'talk.json').read_text())['messages']][1] == 'camera.png'
+    assert [m.get('image') for m in json.loads((tmp_path / 'talk.json').read_text())['messages']][
+        1
+    ] == 'camera.png'
 
 
 def test_a_saved_conversation_goes_on_where_it_was(model, history, tmp_path):
@@ -228,12 +265,23 @@ def test_a_place_that_cannot_be_written_is_named(history, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('text, says', [
-    ('{"format": ', 'line 1'), ('[]', 'not a saved conversation'), ('{"format": "nanochat-history", "version": 9, "messages": []}', 'version 9'),
-    ('{"format": "nanochat-history", "version": 1, "messages": [{"role": "user", "text": "a"}, {"role": "x", "text": "b"}]}', "message 1: role='x'"),
-    ('{"format": "nanochat-history", "version": 1, "messages": [{"role": ["user"], "text": "a"}]}', r"message 0: role=\['user'\] is not valid"),
-    ('[' * 100000, 'nested too deep'),
-])
+@pytest.mark.parametrize(
+    'text, says',
+    [
+        ('{"format": ', 'line 1'),
+        ('[]', 'not a saved conversation'),
+        ('{"format": "nanochat-history", "version": 9, "messages": []}', 'version 9'),
+        (
+            '{"format": "nanochat-history", "version": 1, "messages": [{"role": "user", "text": "a"}, {"role": "x", "text": "b"}]}',
+            "message 1: role='x'",
+        ),
+        (
+            '{"format": "nanochat-history", "version": 1, "messages": [{"role": ["user"], "text": "a"}]}',
+            r"message 0: role=\['user'\] is not valid",
+        ),
+        ('[' * 100000, 'nested too deep'),
+    ],
+)
 def test_a_broken_file_is_refused_with_the_place(history, tmp_path, text, says):
     path = tmp_path / 'talk.json'
     path.write_text(text)
@@ -250,7 +298,9 @@ def test_a_full_context_drops_the_oldest_turns_and_keeps_the_system_prompt(histo
     history.append('user', 'The last question')
     history.embed_chat(max_tokens=1000, wrap_tokens=500)
     assert history.num_dropped > 60 and 'dropped the oldest' in caplog.text
-    assert history[0].role == 'system' and history[1].role == 'user' and history[-1].text == 'The last question'
+    assert (
+        history[0].role == 'system' and history[1].role == 'user' and history[-1].text == 'The last question'
+    )
     assert history.num_tokens <= 500
     history.embed_chat(max_tokens=1000, wrap_tokens=500)
     assert history.num_dropped == 0
@@ -258,8 +308,13 @@ def test_a_full_context_drops_the_oldest_turns_and_keeps_the_system_prompt(histo
 
 def test_templating_fifty_turns_takes_under_five_milliseconds_a_turn(history):
     for n in range(50):
-        history.append('user', f'Question {n}: what is the name of the {n}th robot that drives through the kitchen?')
-        history.append('bot', text=f'It is number {n}, and it has driven for {n * 10} minutes since it was started this morning.')
+        history.append(
+            'user', f'Question {n}: what is the name of the {n}th robot that drives through the kitchen?'
+        )
+        history.append(
+            'bot',
+            text=f'It is number {n}, and it has driven for {n * 10} minutes since it was started this morning.',
+        )
     times = []
     for n in range(20):
         history.append('user', f'And the next one? {n}')
@@ -267,12 +322,14 @@ def test_templating_fifty_turns_takes_under_five_milliseconds_a_turn(history):
         history.template.prompt(history.messages)
         times.append((time.perf_counter() - start) * 1000)
         history.append('bot', text='Unknown.')
-    assert min(times[1:]) < 5, times   # the quickest: other programs may be running
+    assert min(times[1:]) < 5, times  # the quickest: other programs may be running
 
 
 @pytest.mark.long
 def test_two_hundred_turns_go_through_a_context_of_2048_tokens():
-    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2, threads=2, flash_attention=False) as model:  # minutes less
+    with NanoLLM.from_pretrained(
+        max_context_len=2048, max_sequences=2, threads=2, flash_attention=False
+    ) as model:  # minutes less
         history = ChatHistory(model, system_prompt='You are a helpful and friendly AI assistant.')
         for n in range(200):
             reply = ask(history, f'Tell me a fact about the number {n}.', max_new_tokens=16)

@@ -1,5 +1,6 @@
 """Whatever is done to a history, the KV cache holds just what a fresh prefill of the same messages would, and predicts the same next token.
 On the embedded model; the oracle is a second llama.cpp context that is given the whole prompt."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -25,7 +26,15 @@ from ros2_nanochat.config import ModelConfig  # noqa: E402
 
 CONTEXT = 256  # behind more entries a row that runs alone rounds otherwise, see docs/engine.md
 CHUNK = 48  # llama.cpp computes the attention of 64 rows and more in another order, which rounds otherwise; below that, chunks make no difference at all
-TEXTS = st.sampled_from(['Hi', 'What is the capital of Japan?', 'Name  three <|im_end|> colours.', '東京 🤖', 'Go on, and be brief.\n'])
+TEXTS = st.sampled_from(
+    [
+        'Hi',
+        'What is the capital of Japan?',
+        'Name  three <|im_end|> colours.',
+        '東京 🤖',
+        'Go on, and be brief.\n',
+    ]
+)
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +46,9 @@ def model():
 
 @pytest.fixture(scope='module')
 def oracle(model):
-    backend = GGUFBackend(model.info.path, ModelConfig(max_context_len=CONTEXT, max_sequences=1, kv_tokens=CONTEXT, threads=2))
+    backend = GGUFBackend(
+        model.info.path, ModelConfig(max_context_len=CONTEXT, max_sequences=1, kv_tokens=CONTEXT, threads=2)
+    )
     backend.open()
     yield backend
     backend.close()
@@ -49,7 +60,12 @@ def test_random_edits_leave_the_kv_cache_of_a_fresh_prefill(model, oracle):
             super().__init__()
             self.history = ChatHistory(model, system_prompt='You are a robot.')
 
-        @rule(text=TEXTS, max_new_tokens=st.integers(1, 8), stop_after=st.none() | st.integers(0, 3), by_hand=st.booleans())
+        @rule(
+            text=TEXTS,
+            max_new_tokens=st.integers(1, 8),
+            stop_after=st.none() | st.integers(0, 3),
+            by_hand=st.booleans(),
+        )
         def ask(self, text, max_new_tokens, stop_after, by_hand):
             history = self.history
             history.append('user', text)
@@ -62,8 +78,13 @@ def test_random_edits_leave_the_kv_cache_of_a_fresh_prefill(model, oracle):
                     rows.append(np.array(logits, np.float32))
                 return logits
 
-            reply = model.generate(prompt, kv_cache=history.kv_cache, stop_tokens=history.template.stop, max_new_tokens=max_new_tokens,
-                                   logits_processors=[first_logits])
+            reply = model.generate(
+                prompt,
+                kv_cache=history.kv_cache,
+                stop_tokens=history.template.stop,
+                max_new_tokens=max_new_tokens,
+                logits_processors=[first_logits],
+            )
             if by_hand:
                 message = history.append('bot', text='')
             for n, piece in enumerate(reply):
@@ -82,12 +103,14 @@ def test_random_edits_leave_the_kv_cache_of_a_fresh_prefill(model, oracle):
             """What was sampled from, and what stands in the cache now, against all of it at once."""
             history = self.history
             asked = model_prompt(history, history[:-1])
-            assert np.array_equal(history.kv_cache.entries[:len(asked)], asked)
-            assert history.kv_cache.entries[len(asked):].tolist() == list(history[-1].tokens or ())
+            assert np.array_equal(history.kv_cache.entries[: len(asked)], asked)
+            assert history.kv_cache.entries[len(asked) :].tolist() == list(history[-1].tokens or ())
             sequence = oracle.new_sequence()
             try:
                 for start in range(0, len(asked), CHUNK):
-                    fresh = np.array(oracle.forward([Chunk(sequence, ids=asked[start:start + CHUNK], num_logits=1)]))[0]
+                    fresh = np.array(
+                        oracle.forward([Chunk(sequence, ids=asked[start : start + CHUNK], num_logits=1)])
+                    )[0]
             finally:
                 oracle.free(sequence)
             assert np.array_equal(fresh, logits)
@@ -129,4 +152,9 @@ def test_random_edits_leave_the_kv_cache_of_a_fresh_prefill(model, oracle):
     def model_prompt(history, messages):
         return history.template.prompt(messages).entries
 
-    run_state_machine_as_test(Edits, settings=settings(max_examples=15, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)))
+    run_state_machine_as_test(
+        Edits,
+        settings=settings(
+            max_examples=15, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -1,4 +1,5 @@
 """Finding models: what lies at a path, and repositories of the hub by the real huggingface_hub against a stand-in server."""
+
 from __future__ import annotations
 
 import json
@@ -31,8 +32,10 @@ def resolve(model, **options):
 @pytest.fixture
 def no_network(monkeypatch):
     """A request is a failure of the test."""
+
     def refuse(config):
         raise AssertionError(f'the hub was asked for {config.model}')
+
     monkeypatch.setattr(hub, 'download', refuse)
 
 
@@ -55,20 +58,31 @@ def test_without_its_package_the_message_says_what_to_install(monkeypatch):
         resolve(None)
 
 
-@pytest.mark.parametrize('files, options, expected', [
-    ({'a.gguf': b'GGUF'}, {}, ('a.gguf', 'gguf')),
-    ({'mlc-chat-config.json': b'{}', 'params_shard_0.bin': b''}, {}, ('', 'mlc')),
-    ({'config.json': CONFIG, 'model.safetensors': b''}, {}, ('', 'hf')),
-    ({'config.json': AWQ, 'model.safetensors': b''}, {}, ('', 'awq')),
-    ({'config.json': CONFIG, 'model.safetensors': b'', 'a.gguf': b'GGUF'}, {}, ('', 'hf')),
-    ({'config.json': CONFIG, 'model.safetensors': b'', 'a.gguf': b'GGUF'}, {'api': 'gguf'}, ('a.gguf', 'gguf')),
-    ({'config.json': CONFIG, 'model.safetensors': b''}, {'api': 'awq'}, ('', 'awq')),
-    ({'a-Q4_0.gguf': b'', 'a-Q8_0.gguf': b''}, {'quantization': 'q8_0'}, ('a-Q8_0.gguf', 'gguf')),
-    ({'a.gguf': b'', 'mmproj-a.gguf': b''}, {}, ('a.gguf', 'gguf')),
-    ({'a-00001-of-00002.gguf': b'', 'a-00002-of-00002.gguf': b''}, {}, ('a-00001-of-00002.gguf', 'gguf'))])
+@pytest.mark.parametrize(
+    'files, options, expected',
+    [
+        ({'a.gguf': b'GGUF'}, {}, ('a.gguf', 'gguf')),
+        ({'mlc-chat-config.json': b'{}', 'params_shard_0.bin': b''}, {}, ('', 'mlc')),
+        ({'config.json': CONFIG, 'model.safetensors': b''}, {}, ('', 'hf')),
+        ({'config.json': AWQ, 'model.safetensors': b''}, {}, ('', 'awq')),
+        ({'config.json': CONFIG, 'model.safetensors': b'', 'a.gguf': b'GGUF'}, {}, ('', 'hf')),
+        (
+            {'config.json': CONFIG, 'model.safetensors': b'', 'a.gguf': b'GGUF'},
+            {'api': 'gguf'},
+            ('a.gguf', 'gguf'),
+        ),
+        ({'config.json': CONFIG, 'model.safetensors': b''}, {'api': 'awq'}, ('', 'awq')),
+        ({'a-Q4_0.gguf': b'', 'a-Q8_0.gguf': b''}, {'quantization': 'q8_0'}, ('a-Q8_0.gguf', 'gguf')),
+        ({'a.gguf': b'', 'mmproj-a.gguf': b''}, {}, ('a.gguf', 'gguf')),
+        ({'a-00001-of-00002.gguf': b'', 'a-00002-of-00002.gguf': b''}, {}, ('a-00001-of-00002.gguf', 'gguf')),
+    ],
+)
 def test_the_api_is_told_from_what_lies_in_a_folder(tmp_path, no_network, files, options, expected):
     where = folder(tmp_path, files)
-    assert resolve(where, **options) == (os.path.join(where, expected[0]) if expected[0] else where, expected[1])
+    assert resolve(where, **options) == (
+        os.path.join(where, expected[0]) if expected[0] else where,
+        expected[1],
+    )
 
 
 def test_a_file_is_known_by_its_first_bytes_and_not_by_its_name(tmp_path, no_network):
@@ -76,7 +90,10 @@ def test_a_file_is_known_by_its_first_bytes_and_not_by_its_name(tmp_path, no_net
     assert resolve(f'{where}/model.bin') == (f'{where}/model.bin', 'gguf')
     with pytest.raises(BackendError, match='is not a model'):
         resolve(f'{where}/other.bin')
-    assert resolve(f'{where}/model.bin', api='hf') == (f'{where}/model.bin', 'hf')  # transformers reads GGUF too
+    assert resolve(f'{where}/model.bin', api='hf') == (
+        f'{where}/model.bin',
+        'hf',
+    )  # transformers reads GGUF too
     for api, name in (('mlc', 'model'), ('awq', 'model'), ('hf', 'other')):
         with pytest.raises(ValueError, match='takes a folder'):
             resolve(f'{where}/{name}.bin', api=api)
@@ -91,19 +108,44 @@ def test_paths_may_be_relative_of_the_home_or_path_objects(tmp_path, no_network,
     assert resolve(tmp_path / 'models' / 'a.gguf')[1] == 'gguf'
 
 
-@pytest.mark.parametrize('model', ['/none/here', './none', '../none/x', '~/none/x', 'none.gguf', 'models/none.gguf', 'models/sub/none', 'models/', 'none',
-                                   'a b/c', 'a\0b/c'])
+@pytest.mark.parametrize(
+    'model',
+    [
+        '/none/here',
+        './none',
+        '../none/x',
+        '~/none/x',
+        'none.gguf',
+        'models/none.gguf',
+        'models/sub/none',
+        'models/',
+        'none',
+        'a b/c',
+        'a\0b/c',
+    ],
+)
 def test_a_local_path_that_is_not_there_asks_nobody(no_network, model):
     with pytest.raises(ValueError, match='does not exist') as caught:
         resolve(model)
     assert '\n' not in str(caught.value) and 'model=' in str(caught.value)
 
 
-@pytest.mark.parametrize('files, options, expected', [
-    ({}, {}, 'holds no model'), ({'readme.md': b''}, {}, 'holds no model'), ({'config.json': b'{'}, {}, 'config.json is not'),
-    ({'config.json': b'[]'}, {}, 'config.json is not'), ({'config.json': CONFIG}, {'api': 'gguf'}, 'without a .gguf file'),
-    ({'a.gguf': b'', 'b.gguf': b''}, {}, 'has 2 files; name one of: a.gguf, b.gguf'),
-    ({'a.gguf': b'', 'b.gguf': b''}, {'quantization': 'q9'}, "has no file like 'q9'; name one of: a.gguf, b.gguf")])
+@pytest.mark.parametrize(
+    'files, options, expected',
+    [
+        ({}, {}, 'holds no model'),
+        ({'readme.md': b''}, {}, 'holds no model'),
+        ({'config.json': b'{'}, {}, 'config.json is not'),
+        ({'config.json': b'[]'}, {}, 'config.json is not'),
+        ({'config.json': CONFIG}, {'api': 'gguf'}, 'without a .gguf file'),
+        ({'a.gguf': b'', 'b.gguf': b''}, {}, 'has 2 files; name one of: a.gguf, b.gguf'),
+        (
+            {'a.gguf': b'', 'b.gguf': b''},
+            {'quantization': 'q9'},
+            "has no file like 'q9'; name one of: a.gguf, b.gguf",
+        ),
+    ],
+)
 def test_a_folder_without_a_model_is_one_line(tmp_path, no_network, files, options, expected):
     with pytest.raises((ValueError, BackendError)) as caught:
         resolve(folder(tmp_path, files), **options)
@@ -116,8 +158,7 @@ def test_what_is_neither_file_nor_folder_is_one_line(tmp_path, no_network):
         resolve(tmp_path / 'pipe')
 
 
-@pytest.mark.parametrize('config, expected', [
-    ({'api_token': 'a'}, 'a'), ({}, 'b')])
+@pytest.mark.parametrize('config, expected', [({'api_token': 'a'}, 'a'), ({}, 'b')])
 def test_the_token_passed_comes_before_those_of_the_environment(monkeypatch, config, expected):
     monkeypatch.setenv('HUGGINGFACE_TOKEN', 'b')
     monkeypatch.setenv('HF_TOKEN', 'c')
@@ -130,11 +171,29 @@ def test_the_token_passed_comes_before_those_of_the_environment(monkeypatch, con
 
 REPOSITORIES = {
     'o/one': {'README.md': b'r', 'one-Q4.gguf': b'GGUF one'},
-    'o/many': {'m-Q4_0.gguf': b'GGUF q4', 'm-Q8_0.gguf': b'GGUF q8', 'sub/m-F16.gguf': b'GGUF f16', 'mmproj-m.gguf': b'GGUF p'},
-    'o/split': {'m-Q4-00001-of-00002.gguf': b'GGUF 1', 'm-Q4-00002-of-00002.gguf': b'GGUF 2', 'm-Q8-00001-of-00002.gguf': b'GGUF 3',
-                'm-Q8-00002-of-00002.gguf': b'GGUF 4'},
-    'o/tensors': {'config.json': CONFIG, 'model.safetensors': b'weights', 'pytorch_model.bin': b'pickle', 'model.pt': b'pickle', 'original/params.pth': b'p',
-                  'consolidated.safetensors': b'twice', 'tokenizer.json': b'{}', 'model-f16.gguf': b'GGUF', 'onnx/model.onnx': b'o'},
+    'o/many': {
+        'm-Q4_0.gguf': b'GGUF q4',
+        'm-Q8_0.gguf': b'GGUF q8',
+        'sub/m-F16.gguf': b'GGUF f16',
+        'mmproj-m.gguf': b'GGUF p',
+    },
+    'o/split': {
+        'm-Q4-00001-of-00002.gguf': b'GGUF 1',
+        'm-Q4-00002-of-00002.gguf': b'GGUF 2',
+        'm-Q8-00001-of-00002.gguf': b'GGUF 3',
+        'm-Q8-00002-of-00002.gguf': b'GGUF 4',
+    },
+    'o/tensors': {
+        'config.json': CONFIG,
+        'model.safetensors': b'weights',
+        'pytorch_model.bin': b'pickle',
+        'model.pt': b'pickle',
+        'original/params.pth': b'p',
+        'consolidated.safetensors': b'twice',
+        'tokenizer.json': b'{}',
+        'model-f16.gguf': b'GGUF',
+        'onnx/model.onnx': b'o',
+    },
     'o/awq': {'config.json': AWQ, 'model.safetensors': b'weights'},
     'o/mlc': {'mlc-chat-config.json': b'{}', 'params_shard_0.bin': b'weights', 'ndarray-cache.json': b'[]'},
     'o/pickles': {'config.json': CONFIG, 'pytorch_model.bin': b'pickle'},
@@ -164,17 +223,36 @@ def server():
 @pytest.fixture
 def ask(tmp_path, server):
     """Resolve models in a process of its own, whose hub is the stand-in: `(answers, log)`. (huggingface_hub reads its environment once.)"""
+
     def run(*models, endpoint=None, environment=None, **options):
         configs = [{'model': model, **options} for model in models]
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGINGFACE_')) and not key.lower().endswith('_proxy')}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(('HF_', 'HUGGINGFACE_')) and not key.lower().endswith('_proxy')
+        }
         done = subprocess.run(
-            [sys.executable, '-c', ASK, json.dumps(configs)], capture_output=True, text=True, timeout=60,
-            env={**kept, 'HF_HOME': str(tmp_path / 'cache'), 'HF_ENDPOINT': endpoint or server.endpoint, 'HF_HUB_DISABLE_TELEMETRY': '1',
-                 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p), 'HF_HUB_DISABLE_XET': '1', **(environment or {})})
+            [sys.executable, '-c', ASK, json.dumps(configs)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={
+                **kept,
+                'HF_HOME': str(tmp_path / 'cache'),
+                'HF_ENDPOINT': endpoint or server.endpoint,
+                'HF_HUB_DISABLE_TELEMETRY': '1',
+                'PYTHONPATH': os.pathsep.join(p for p in sys.path if p),
+                'HF_HUB_DISABLE_XET': '1',
+                **(environment or {}),
+            },
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         answers = [json.loads(line) for line in done.stdout.splitlines()]
-        assert len(answers) == len(models) and not any('\n' in answer for answer in answers if isinstance(answer, str)), answers
+        assert len(answers) == len(models) and not any(
+            '\n' in answer for answer in answers if isinstance(answer, str)
+        ), answers
         return (answers[0] if len(answers) == 1 else answers), done.stderr
+
     return run
 
 
@@ -188,19 +266,45 @@ def test_repositories_are_fetched_and_their_api_is_told(ask, server):
     assert one[1] == 'gguf' and content(one[0]) == b'GGUF one'
     assert tensors[1] == 'hf' and content(tensors[0] + '/model.safetensors') == b'weights'
     assert (awq[1], mlc[1]) == ('awq', 'mlc') and content(mlc[0] + '/params_shard_0.bin') == b'weights'
-    assert server.fetched == {'one-Q4.gguf', 'config.json', 'model.safetensors', 'tokenizer.json', 'mlc-chat-config.json', 'params_shard_0.bin',
-                              'ndarray-cache.json'}, 'no pickled, no doubled and no unused weights'
+    assert server.fetched == {
+        'one-Q4.gguf',
+        'config.json',
+        'model.safetensors',
+        'tokenizer.json',
+        'mlc-chat-config.json',
+        'params_shard_0.bin',
+        'ndarray-cache.json',
+    }, 'no pickled, no doubled and no unused weights'
     asked = len(server.requests)
     ask('o/one')
-    assert not any(method == 'GET' and '/resolve/' in path for method, path, _ in server.requests[asked:]), 'the second time nothing is fetched'
+    assert not any(method == 'GET' and '/resolve/' in path for method, path, _ in server.requests[asked:]), (
+        'the second time nothing is fetched'
+    )
 
 
 def test_one_gguf_file_of_several_is_named_by_name_pattern_or_quantization(ask, server):
-    names = ['o/many:m-Q8_0.gguf', 'o/many:q8_0', 'o/many:*Q8*', 'o/many:sub/m-F16.gguf', 'o/many:f16', 'o/tensors:model-f16.gguf', 'o/split:Q8']
+    names = [
+        'o/many:m-Q8_0.gguf',
+        'o/many:q8_0',
+        'o/many:*Q8*',
+        'o/many:sub/m-F16.gguf',
+        'o/many:f16',
+        'o/tensors:model-f16.gguf',
+        'o/split:Q8',
+    ]
     answers, _ = ask(*names)
-    assert [content(path) for path, _ in answers] == [b'GGUF q8'] * 3 + [b'GGUF f16'] * 2 + [b'GGUF', b'GGUF 3']
+    assert [content(path) for path, _ in answers] == [b'GGUF q8'] * 3 + [b'GGUF f16'] * 2 + [
+        b'GGUF',
+        b'GGUF 3',
+    ]
     assert {api for _, api in answers} == {'gguf'}
-    assert server.fetched == {'m-Q8_0.gguf', 'sub/m-F16.gguf', 'model-f16.gguf', 'm-Q8-00001-of-00002.gguf', 'm-Q8-00002-of-00002.gguf'}
+    assert server.fetched == {
+        'm-Q8_0.gguf',
+        'sub/m-F16.gguf',
+        'model-f16.gguf',
+        'm-Q8-00001-of-00002.gguf',
+        'm-Q8-00002-of-00002.gguf',
+    }
     (path, _), _ = ask('o/many', quantization='q4_0')
     assert content(path) == b'GGUF q4'
 
@@ -208,7 +312,10 @@ def test_one_gguf_file_of_several_is_named_by_name_pattern_or_quantization(ask, 
 def test_several_gguf_files_and_none_named_shows_the_list(ask, server):
     (unnamed, unknown, no_ggufs), _ = ask('o/many', 'o/many:q5', 'o/awq:q4')
     assert unnamed == 'ValueError: o/many has 3 files; name one of: m-Q4_0.gguf, m-Q8_0.gguf, sub/m-F16.gguf'
-    assert unknown == "ValueError: o/many has no file like 'q5'; name one of: m-Q4_0.gguf, m-Q8_0.gguf, sub/m-F16.gguf"
+    assert (
+        unknown
+        == "ValueError: o/many has no file like 'q5'; name one of: m-Q4_0.gguf, m-Q8_0.gguf, sub/m-F16.gguf"
+    )
     assert no_ggufs == "ValueError: o/awq has no file like 'q4'; it has no .gguf file at all"
     assert not server.fetched
 
@@ -218,13 +325,23 @@ def test_repositories_without_weights_that_can_be_opened_are_refused_before_anyt
     assert all('pickled ones are never opened' in answer for answer in answers) and not server.fetched
 
 
-@pytest.mark.parametrize('given, environment', [({'api_token': 'tok-a'}, {'HF_TOKEN': 'tok-x'}), ({}, {'HUGGINGFACE_TOKEN': 'tok-a', 'HF_TOKEN': 'tok-x'}),
-                                                ({}, {'HF_TOKEN': 'tok-a'})])
+@pytest.mark.parametrize(
+    'given, environment',
+    [
+        ({'api_token': 'tok-a'}, {'HF_TOKEN': 'tok-x'}),
+        ({}, {'HUGGINGFACE_TOKEN': 'tok-a', 'HF_TOKEN': 'tok-x'}),
+        ({}, {'HF_TOKEN': 'tok-a'}),
+    ],
+)
 def test_the_token_is_sent_with_every_request(ask, server, given, environment):
     server.private.add('o/one')
     server.tokens = {'tok-a'}
     (path, _), log = ask('o/one', environment=environment, **given)
-    assert content(path) == b'GGUF one' and {token for _, _, token in server.requests} == {'tok-a'} and 'tok-a' not in log
+    assert (
+        content(path) == b'GGUF one'
+        and {token for _, _, token in server.requests} == {'tok-a'}
+        and 'tok-a' not in log
+    )
 
 
 def test_a_missing_private_or_gated_repository_and_a_refused_token_are_one_line_each(ask, server):
@@ -232,11 +349,16 @@ def test_a_missing_private_or_gated_repository_and_a_refused_token_are_one_line_
     server.gated.add('o/tensors')
     (missing, private, gated), _ = ask('o/none', 'o/one', 'o/tensors')
     assert missing.startswith("BackendError: the hub has no repository 'o/none'") and 'HF_TOKEN' in missing
-    assert private.startswith("BackendError: the hub has no repository 'o/one', or does not show it without a token")
+    assert private.startswith(
+        "BackendError: the hub has no repository 'o/one', or does not show it without a token"
+    )
     assert gated.startswith('BackendError: o/tensors is gated: accept its terms')
     server.tokens = {'right'}
     refused, _ = ask('o/awq', api_token='wrong')
-    assert refused.startswith('BackendError: the hub refused the token for o/awq (HTTP 401): check api_token') and 'wrong' not in refused
+    assert (
+        refused.startswith('BackendError: the hub refused the token for o/awq (HTTP 401): check api_token')
+        and 'wrong' not in refused
+    )
 
 
 def test_a_name_the_hub_would_not_take_is_one_line(ask):
@@ -259,10 +381,15 @@ def test_when_the_hub_cannot_be_had_the_cached_copy_is_used_and_that_is_said(ask
     after, log = ask(*names, 'o/awq', **options)
     assert after[:4] == before
     assert [line for line in log.splitlines() if 'the cached copy of o/tensors is used' in line], log
-    assert after[4].startswith('BackendError: o/awq cannot be fetched: ') and 'no whole copy of it is cached' in after[4]
+    assert (
+        after[4].startswith('BackendError: o/awq cannot be fetched: ')
+        and 'no whole copy of it is cached' in after[4]
+    )
     assert trouble != 'offline' or len(server.requests) == asked
     other, _ = ask('o/many:q4_0', **options)
-    assert other.startswith('BackendError: o/many cannot be fetched'), 'the file that is cached is not the one that was named'
+    assert other.startswith('BackendError: o/many cannot be fetched'), (
+        'the file that is cached is not the one that was named'
+    )
 
 
 def test_a_download_that_broke_off_is_not_taken_for_a_copy(ask, server):

@@ -1,4 +1,5 @@
 """Opening images: whatever comes in, an upright RGB picture or one ValueError line."""
+
 import base64
 import http.server
 import io
@@ -37,17 +38,38 @@ def refused(source, **options) -> str:
     return message
 
 
-@pytest.mark.parametrize('source', [
-    RGB, RGB[None], RGB.transpose(2, 0, 1), RGB / 255, RGB.astype(np.float32), RGB.astype(np.int64), RGB.astype(np.uint16) * 257,
-    Image.fromarray(RGB), encoded(), bytearray(encoded()), memoryview(encoded()), encoded(form='BMP'), encoded(form='TIFF'), encoded(form='PPM'),
-    'data:image/png;base64,' + base64.b64encode(encoded()).decode(), np.dstack([RGB, np.full((20, 30), 255, np.uint8)])])
+@pytest.mark.parametrize(
+    'source',
+    [
+        RGB,
+        RGB[None],
+        RGB.transpose(2, 0, 1),
+        RGB / 255,
+        RGB.astype(np.float32),
+        RGB.astype(np.int64),
+        RGB.astype(np.uint16) * 257,
+        Image.fromarray(RGB),
+        encoded(),
+        bytearray(encoded()),
+        memoryview(encoded()),
+        encoded(form='BMP'),
+        encoded(form='TIFF'),
+        encoded(form='PPM'),
+        'data:image/png;base64,' + base64.b64encode(encoded()).decode(),
+        np.dstack([RGB, np.full((20, 30), 255, np.uint8)]),
+    ],
+)
 def test_the_same_picture_comes_out_of_every_form(source):
     assert np.array_equal(opened(source), RGB)
 
 
 def test_tensors_are_taken_in_either_order():
     torch = pytest.importorskip('torch')
-    for tensor in (torch.from_numpy(RGB), torch.from_numpy(RGB).permute(2, 0, 1)[None], torch.from_numpy(RGB).float() / 255):
+    for tensor in (
+        torch.from_numpy(RGB),
+        torch.from_numpy(RGB).permute(2, 0, 1)[None],
+        torch.from_numpy(RGB).float() / 255,
+    ):
         assert np.array_equal(opened(tensor), RGB)
     assert abs(opened((torch.from_numpy(RGB).float() / 255).to(torch.bfloat16)).astype(int) - RGB).max() <= 1
 
@@ -70,11 +92,18 @@ def test_exif_orientation_turns_the_picture_as_pillow_does(orientation):
     assert np.array_equal(opened(open_image(data)), expected)  # once
 
 
-@pytest.mark.parametrize('mode', ['1', 'L', 'P', 'LA', 'PA', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F', 'I;16'])
+@pytest.mark.parametrize(
+    'mode', ['1', 'L', 'P', 'LA', 'PA', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F', 'I;16']
+)
 def test_every_mode_of_pillow_becomes_rgb(mode):
     grey = Image.fromarray(RGB[..., 0])
-    picture = Image.fromarray(RGB[..., 0].astype(np.uint16) * 257) if mode == 'I;16' else \
-        grey.convert('L').convert(mode) if mode in ('I', 'F', 'PA') else Image.fromarray(RGB).convert(mode)
+    picture = (
+        Image.fromarray(RGB[..., 0].astype(np.uint16) * 257)
+        if mode == 'I;16'
+        else grey.convert('L').convert(mode)
+        if mode in ('I', 'F', 'PA')
+        else Image.fromarray(RGB).convert(mode)
+    )
     assert opened(picture).shape == RGB.shape
     if mode in ('L', 'I', 'F', 'I;16', 'LA'):
         expected = np.asarray(Image.fromarray(RGB).convert('L') if mode in ('L', 'LA') else grey)
@@ -100,18 +129,41 @@ def test_of_an_animation_the_first_frame_is_taken():
     assert opened(data)[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize(('source', 'says'), [
-    (b'', 'empty'), (b'not an image', 'not an image'), (np.zeros((0, 5, 3), np.uint8), 'empty'), (np.zeros((5, 5, 7), np.uint8), 'shape'),
-    (np.zeros(5, np.uint8), 'shape'), (np.full((4, 4), np.nan), 'nan'), (np.full((4, 4), -1), '-1'), (np.full((4, 4), 1e9), 'values'),
-    (np.full((4, 4), 'x'), 'not an image'), (3, 'int'), (None, 'NoneType'), ('/no/such/file.png', 'no image file'), ('/tmp', 'director'), ('a\0b.png', 'null'),
-    ('x' * 5000 + '.png', 'long'), ('data:image/png;base64,@', 'base64'), ('data:text/html,hello', 'data URL'), ('ftp://a/b.png', 'http://'),
-    ('gopher://a/b.png', 'http://'), ('http://[::1', 'http://'), ('http:///x.png', 'http://'), (RGB[:1].repeat(100, 1), 'narrow'), ('', 'no image file')])
+@pytest.mark.parametrize(
+    ('source', 'says'),
+    [
+        (b'', 'empty'),
+        (b'not an image', 'not an image'),
+        (np.zeros((0, 5, 3), np.uint8), 'empty'),
+        (np.zeros((5, 5, 7), np.uint8), 'shape'),
+        (np.zeros(5, np.uint8), 'shape'),
+        (np.full((4, 4), np.nan), 'nan'),
+        (np.full((4, 4), -1), '-1'),
+        (np.full((4, 4), 1e9), 'values'),
+        (np.full((4, 4), 'x'), 'not an image'),
+        (3, 'int'),
+        (None, 'NoneType'),
+        ('/no/such/file.png', 'no image file'),
+        ('/tmp', 'director'),
+        ('a\0b.png', 'null'),
+        ('x' * 5000 + '.png', 'long'),
+        ('data:image/png;base64,@', 'base64'),
+        ('data:text/html,hello', 'data URL'),
+        ('ftp://a/b.png', 'http://'),
+        ('gopher://a/b.png', 'http://'),
+        ('http://[::1', 'http://'),
+        ('http:///x.png', 'http://'),
+        (RGB[:1].repeat(100, 1), 'narrow'),
+        ('', 'no image file'),
+    ],
+)
 def test_what_is_no_image_is_refused_in_one_line(source, says):
     assert says in refused(source)
 
 
 def test_a_device_or_pipe_is_refused_at_once(tmp_path):
     import os
+
     os.mkfifo(tmp_path / 'pipe.png')
     for path in ('/dev/zero', str(tmp_path / 'pipe.png')):
         assert 'not a file' in refused(path)
@@ -137,12 +189,16 @@ FORMS = {form: encoded(form=form) for form in ('PNG', 'JPEG', 'GIF', 'WEBP', 'BM
 FORMS['EXIF'] = encoded(form='JPEG', exif=(lambda e: (e.__setitem__(0x112, 6), e)[1])(Image.Exif()))
 
 
-@given(form=st.sampled_from(sorted(FORMS)), end=st.floats(0, 1), flips=st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), max_size=8))
+@given(
+    form=st.sampled_from(sorted(FORMS)),
+    end=st.floats(0, 1),
+    flips=st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), max_size=8),
+)
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @example('PNG', 0.5, [])
 @example('JPEG', 0.7, [])
 def test_files_that_were_cut_and_flipped_open_or_are_refused_in_one_line(form, end, flips):
-    data = bytearray(FORMS[form][:max(1, int(end * len(FORMS[form])))])
+    data = bytearray(FORMS[form][: max(1, int(end * len(FORMS[form])))])
     for place, change in flips:
         data[int(place * len(data))] ^= change
     try:
@@ -183,15 +239,31 @@ def test_what_is_done_to_an_array_later_does_not_change_the_picture():
     assert open_image(picture) is picture
 
 
-@pytest.mark.parametrize(('text', 'image'), [
-    ('cat.jpg', True), ('/data/a/CAT.JPEG', True), ('https://x.org/cat.png', True), ('https://x.org/cat.png?size=3#top', True), ('file:///a/b.webp', True),
-    ('data:image/png;base64,AAAA', True), ('What is in cat.jpg', False), ('https://x.org/', False), ('hello', False), ('', False), ('a.png\nb.png', False),
-    ('jpg', False), ('look at https://x.org/cat.png', False), ('http://[::1', False)])
+@pytest.mark.parametrize(
+    ('text', 'image'),
+    [
+        ('cat.jpg', True),
+        ('/data/a/CAT.JPEG', True),
+        ('https://x.org/cat.png', True),
+        ('https://x.org/cat.png?size=3#top', True),
+        ('file:///a/b.webp', True),
+        ('data:image/png;base64,AAAA', True),
+        ('What is in cat.jpg', False),
+        ('https://x.org/', False),
+        ('hello', False),
+        ('', False),
+        ('a.png\nb.png', False),
+        ('jpg', False),
+        ('look at https://x.org/cat.png', False),
+        ('http://[::1', False),
+    ],
+)
 def test_names_of_images_are_told_from_text(text, image):
     assert is_image_reference(text) is image
 
 
 # --- over http ---
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -221,7 +293,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 pass
         else:
             self.send_response(200)
-            self.send_header('Content-Length', str(len(body) + (100 if self.path == '/short.png' else MAX_BYTES if self.path == '/large.png' else 0)))
+            self.send_header(
+                'Content-Length',
+                str(
+                    len(body)
+                    + (100 if self.path == '/short.png' else MAX_BYTES if self.path == '/large.png' else 0)
+                ),
+            )
             self.end_headers()
             self.wfile.write(body if self.path != '/page.png' else b'<html>' + body[6:])
 
@@ -248,9 +326,19 @@ def test_an_image_is_fetched_over_http_and_redirects_are_followed(server):
     assert np.array_equal(opened(f'{server}/to?/cat.png'), RGB)
 
 
-@pytest.mark.parametrize(('path', 'says'), [('/missing.png', '404'), ('/page.png', 'not an image'), ('/short.png', 'ended after'), ('/large.png', 'too large'),
-                                            ('/endless.png', 'too large'), ('/to?file:///etc/passwd', 'file'), ('/to?ftp://127.0.0.1/a.png', 'ftp'),
-                                            ('/to?data:image/png,AAAA', 'data')])
+@pytest.mark.parametrize(
+    ('path', 'says'),
+    [
+        ('/missing.png', '404'),
+        ('/page.png', 'not an image'),
+        ('/short.png', 'ended after'),
+        ('/large.png', 'too large'),
+        ('/endless.png', 'too large'),
+        ('/to?file:///etc/passwd', 'file'),
+        ('/to?ftp://127.0.0.1/a.png', 'ftp'),
+        ('/to?data:image/png,AAAA', 'data'),
+    ],
+)
 def test_what_cannot_be_fetched_is_refused_in_one_line(server, path, says):
     assert says in refused(server + path)
 

@@ -1,4 +1,5 @@
 """Who may import whom, read from the sources; and what `import ros2_nanochat` does not pull in."""
+
 from __future__ import annotations
 
 import ast
@@ -12,9 +13,25 @@ import ros2_nanochat
 
 PACKAGE = Path(ros2_nanochat.__file__).parent
 NAME = 'ros2_nanochat'
-MODULES = {'.'.join((NAME, *path.relative_to(PACKAGE).with_suffix('').parts)).removesuffix('.__init__'): path
-           for path in sorted(PACKAGE.rglob('*.py')) if '__pycache__' not in path.parts}
-RUNTIMES = {'torch', 'tvm', 'llama_cpp', 'transformers', 'tokenizers', 'safetensors', 'cv2', 'PIL', 'rclpy', 'nanochat', 'gguf', 'huggingface_hub'}
+MODULES = {
+    '.'.join((NAME, *path.relative_to(PACKAGE).with_suffix('').parts)).removesuffix('.__init__'): path
+    for path in sorted(PACKAGE.rglob('*.py'))
+    if '__pycache__' not in path.parts
+}
+RUNTIMES = {
+    'torch',
+    'tvm',
+    'llama_cpp',
+    'transformers',
+    'tokenizers',
+    'safetensors',
+    'cv2',
+    'PIL',
+    'rclpy',
+    'nanochat',
+    'gguf',
+    'huggingface_hub',
+}
 
 
 def imports(path: Path, module: str) -> set[str]:
@@ -28,9 +45,19 @@ def imports(path: Path, module: str) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             package = module.split('.') if path.name == '__init__.py' else module.split('.')[:-1]
-            base = '.'.join(package[:len(package) - node.level + 1] + [node.module] * bool(node.module)) if node.level else node.module
-            found.update(f'{base}.{alias.name}' if f'{base}.{alias.name}' in MODULES else base for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2] in ('import_module', 'require', '__import__'):
+            base = (
+                '.'.join(package[: len(package) - node.level + 1] + [node.module] * bool(node.module))
+                if node.level
+                else node.module
+            )
+            found.update(
+                f'{base}.{alias.name}' if f'{base}.{alias.name}' in MODULES else base for alias in node.names
+            )
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2] in (
+            'import_module',
+            'require',
+            '__import__',
+        ):
             found.update(argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant))
         for child in ast.iter_child_nodes(node):
             visit(child)
@@ -52,7 +79,10 @@ def room(module: str) -> str:
     return parts[0] if parts else 'package'
 
 
-OURS = {module: {(room(other), other) for other in found if other.partition('.')[0] == NAME and other != NAME} for module, found in IMPORTS.items()}
+OURS = {
+    module: {(room(other), other) for other in found if other.partition('.')[0] == NAME and other != NAME}
+    for module, found in IMPORTS.items()
+}
 ROOMS = {room(module) for module in MODULES}
 
 
@@ -61,7 +91,18 @@ def members(*rooms: str) -> list[str]:
 
 
 def test_the_layout_is_the_one_that_the_rules_are_about():
-    assert {'config', 'prompt', 'nano_llm', 'hub', 'memory', 'chat', 'engine', 'backends', 'vision', 'ros'} <= ROOMS
+    assert {
+        'config',
+        'prompt',
+        'nano_llm',
+        'hub',
+        'memory',
+        'chat',
+        'engine',
+        'backends',
+        'vision',
+        'ros',
+    } <= ROOMS
     assert any(OURS.values()) and 'llama_cpp' in IMPORTS[f'{NAME}.backends.gguf'], 'imports are found'
 
 
@@ -71,17 +112,25 @@ def test_config_and_prompt_import_nobody():
 
 @pytest.mark.parametrize('module', members('chat', 'engine', 'vision', 'backends', 'hub', 'memory'))
 def test_a_part_imports_config_prompt_and_what_is_below_it(module):
-    allowed = {'config', 'prompt', room(module)} | ({'backends'} if room(module) in ('engine', 'hub', 'memory') else set())
+    allowed = {'config', 'prompt', room(module)} | (
+        {'backends'} if room(module) in ('engine', 'hub', 'memory') else set()
+    )
     if room(module) == 'chat':
         allowed |= {'engine', 'vision'}  # the stream of a reply that is appended, the KV cache; images
-        strangers = {other for where, other in OURS[module] if where == 'engine'} - {f'{NAME}.engine.stream', f'{NAME}.engine.sequence', f'{NAME}.engine.text'}
+        strangers = {other for where, other in OURS[module] if where == 'engine'} - {
+            f'{NAME}.engine.stream',
+            f'{NAME}.engine.sequence',
+            f'{NAME}.engine.text',
+        }
         assert not strangers, f'{module} imports {strangers}'
     if room(module) == 'vision':
         allowed |= {'backends', 'hub'}
     assert not {other for where, other in OURS[module] if where not in allowed}
     if room(module) != 'backends':
         backends = {other for where, other in OURS[module] if where == 'backends'}
-        assert backends <= {f'{NAME}.backends.base', f'{NAME}.backends'}, 'of the backends only their contract is known'
+        assert backends <= {f'{NAME}.backends.base', f'{NAME}.backends'}, (
+            'of the backends only their contract is known'
+        )
 
 
 def kind(module: str) -> str:
@@ -92,7 +141,9 @@ def kind(module: str) -> str:
 @pytest.mark.parametrize('module', members('backends'))
 def test_a_backend_imports_no_other_backend(module):
     shared = {'base', 'tokenizer', 'detokenizer', 'bytes', 'checkpoint'}
-    others = {kind(other) for where, other in OURS[module] if where == 'backends'} - shared - {kind(module), ''}
+    others = (
+        {kind(other) for where, other in OURS[module] if where == 'backends'} - shared - {kind(module), ''}
+    )
     assert not others
 
 
@@ -100,7 +151,11 @@ def test_nothing_imports_ros_and_the_library_knows_no_ros():
     for module in MODULES:
         if room(module) != 'ros':
             assert not {other for where, other in OURS[module] if where == 'ros'}, module
-            assert not {name for name in IMPORTS[module] if name.partition('.')[0] in ('rclpy', 'nanochat', 'std_msgs', 'sensor_msgs')}, module
+            assert not {
+                name
+                for name in IMPORTS[module]
+                if name.partition('.')[0] in ('rclpy', 'nanochat', 'std_msgs', 'sensor_msgs')
+            }, module
 
 
 @pytest.mark.parametrize('module', members('engine', 'chat', 'config', 'prompt', 'memory', 'nano_llm'))
@@ -110,17 +165,29 @@ def test_the_engine_and_the_chat_need_no_runtime_of_a_model(module):
 
 def loaded_by(code: str) -> set[str]:
     listing = f'{code}\nimport sys; print(*(name.partition(".")[0] for name in sys.modules))'
-    return set(subprocess.run([sys.executable, '-c', listing], capture_output=True, text=True, check=True, timeout=60,
-                              env={'PYTHONPATH': str(PACKAGE.parent), 'PATH': '/usr/bin:/bin'}).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, '-c', listing],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+            env={'PYTHONPATH': str(PACKAGE.parent), 'PATH': '/usr/bin:/bin'},
+        ).stdout.split()
+    )
 
 
 def test_import_pulls_in_nothing_but_the_standard_library():
     base = loaded_by('import importlib')
-    assert not loaded_by('import ros2_nanochat; dir(ros2_nanochat); ros2_nanochat.__version__') - base - {NAME}
+    assert (
+        not loaded_by('import ros2_nanochat; dir(ros2_nanochat); ros2_nanochat.__version__') - base - {NAME}
+    )
 
 
 def test_the_public_names_need_no_runtime_and_no_ros():
-    loaded = loaded_by('import ros2_nanochat; [getattr(ros2_nanochat, name) for name in ros2_nanochat.__all__]')
+    loaded = loaded_by(
+        'import ros2_nanochat; [getattr(ros2_nanochat, name) for name in ros2_nanochat.__all__]'
+    )
     assert NAME in loaded and not loaded & (RUNTIMES - {'PIL'})
 
 

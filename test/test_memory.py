@@ -1,4 +1,5 @@
 """Whether a model fits: what is cut, what is refused, with which figures; and how much memory a process is said to have."""
+
 from __future__ import annotations
 
 import logging
@@ -14,7 +15,9 @@ from ros2_nanochat.errors import BackendError
 MIB = 1 << 20
 
 
-def estimate(available: int | None, weights=100 * MIB, kv_per_token=1024, overhead=50 * MIB, context_length=8192) -> MemoryEstimate:
+def estimate(
+    available: int | None, weights=100 * MIB, kv_per_token=1024, overhead=50 * MIB, context_length=8192
+) -> MemoryEstimate:
     return MemoryEstimate(weights, kv_per_token, overhead, available, context_length)
 
 
@@ -27,7 +30,11 @@ def with_room_for(tokens: int) -> MemoryEstimate:
 
 
 def test_with_memory_enough_the_defaults_hold():
-    assert limits(memory.fill_in(ModelConfig(), estimate(1 << 40))) == (DEFAULT_CONTEXT, 4, 4 * DEFAULT_CONTEXT)
+    assert limits(memory.fill_in(ModelConfig(), estimate(1 << 40))) == (
+        DEFAULT_CONTEXT,
+        4,
+        4 * DEFAULT_CONTEXT,
+    )
 
 
 def test_a_model_of_a_shorter_context_is_opened_with_that():
@@ -45,7 +52,11 @@ def test_kv_tokens_below_the_default_context_make_it_shorter():
 
 def test_sequences_beside_the_first_are_cut_before_the_context(caplog):
     with caplog.at_level(logging.WARNING):
-        assert limits(memory.fill_in(ModelConfig(), with_room_for(2 * DEFAULT_CONTEXT + 7))) == (DEFAULT_CONTEXT, 2, 2 * DEFAULT_CONTEXT)
+        assert limits(memory.fill_in(ModelConfig(), with_room_for(2 * DEFAULT_CONTEXT + 7))) == (
+            DEFAULT_CONTEXT,
+            2,
+            2 * DEFAULT_CONTEXT,
+        )
     assert '2 conversation(s)' in caplog.text
 
 
@@ -56,17 +67,29 @@ def test_then_the_context_is_cut_and_said(caplog):
 
 
 def test_ten_million_conversations_are_cut_at_once():
-    assert memory.fill_in(ModelConfig(max_sequences=10_000_000), with_room_for(2 * DEFAULT_CONTEXT)).max_sequences == 2
+    assert (
+        memory.fill_in(
+            ModelConfig(max_sequences=10_000_000), with_room_for(2 * DEFAULT_CONTEXT)
+        ).max_sequences
+        == 2
+    )
 
 
 def test_a_context_that_was_asked_for_is_refused_with_the_figures():
     with pytest.raises(BackendError) as caught:
         memory.fill_in(ModelConfig(max_context_len=8000), with_room_for(3000))
     message = str(caught.value)
-    assert '\n' not in message and 'weights take 100 MiB' in message and 'buffers 50 MiB' in message and '8000 tokens of KV cache 8 MiB' in message
+    assert (
+        '\n' not in message
+        and 'weights take 100 MiB' in message
+        and 'buffers 50 MiB' in message
+        and '8000 tokens of KV cache 8 MiB' in message
+    )
     assert f'{(150 * MIB + memory._SPARE + 3000 * 1024) / MIB:,.0f} MiB are free' in message
     advised = int(re.search(r'max_context_len=(\d+)', message)[1])
-    assert memory.fill_in(ModelConfig(max_context_len=advised), with_room_for(3000)).max_context_len == advised
+    assert (
+        memory.fill_in(ModelConfig(max_context_len=advised), with_room_for(3000)).max_context_len == advised
+    )
 
 
 def test_kv_tokens_that_were_asked_for_are_refused_with_what_would_fit():
@@ -84,7 +107,9 @@ def test_weights_that_do_not_fit_are_refused(available):
 
 
 def test_a_context_the_model_was_not_trained_for_is_refused():
-    with pytest.raises(ValueError, match=r'max_context_len=9000 is not valid: the model was trained for 8192 tokens'):
+    with pytest.raises(
+        ValueError, match=r'max_context_len=9000 is not valid: the model was trained for 8192 tokens'
+    ):
         memory.fill_in(ModelConfig(max_context_len=9000), estimate(1 << 40))
 
 
@@ -100,8 +125,12 @@ def test_where_free_memory_is_not_known_the_host_is_asked():
 
 # --- what a process is said to have, on trees like those of Linux ---
 
+
 def tree(folder, files: dict[str, str]) -> tuple[str, str]:
-    for name, text in {'proc/meminfo': 'MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable:    4000000 kB\n', **files}.items():
+    for name, text in {
+        'proc/meminfo': 'MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable:    4000000 kB\n',
+        **files,
+    }.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -109,22 +138,49 @@ def tree(folder, files: dict[str, str]) -> tuple[str, str]:
 
 
 def group(folder: str, limit: str, usage: int, v1: bool = False, cached: int = 0) -> dict[str, str]:
-    names = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_') if v1 else ('memory.max', 'memory.current', '')
-    return {f'cgroup{folder}/{names[0]}': limit + '\n', f'cgroup{folder}/{names[1]}': f'{usage}\n',
-            f'cgroup{folder}/memory.stat': f'anon 5\n{names[2]}inactive_file {cached}\n{names[2]}active_file 0\n'}
+    names = (
+        ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_')
+        if v1
+        else ('memory.max', 'memory.current', '')
+    )
+    return {
+        f'cgroup{folder}/{names[0]}': limit + '\n',
+        f'cgroup{folder}/{names[1]}': f'{usage}\n',
+        f'cgroup{folder}/memory.stat': f'anon 5\n{names[2]}inactive_file {cached}\n{names[2]}active_file 0\n',
+    }
 
 
-@pytest.mark.parametrize('files, expected', [
-    ({}, 4000000 * 1024),
-    ({'proc/self/cgroup': '0::/\n', **group('', 'max', 7)}, 4000000 * 1024),
-    ({'proc/self/cgroup': '0::/\n', **group('', '1000000', 300000)}, 700000),
-    ({'proc/self/cgroup': '0::/\n', **group('', '1000000', 900000, cached=500000)}, 600000),
-    ({'proc/self/cgroup': '0::/a/b\n', **group('/a', '1000000', 900000), **group('/a/b', 'max', 5)}, 100000),
-    ({'proc/self/cgroup': '0::/a/b\n', **group('/a', '1000000', 900000), **group('/a/b', '50000', 5000)}, 45000),
-    ({'proc/self/cgroup': '0::/outside/name\n', **group('', '1000000', 300000)}, 700000),
-    ({'proc/self/cgroup': '9:cpu,cpuacct:/x\n4:memory:/x\n0::/\n', **group('/memory/x', '2000000', 500000, v1=True, cached=100000)}, 1600000),
-    ({'proc/self/cgroup': '4:memory:/x\n', **group('/memory/x', '1000', 5000, v1=True)}, 0),
-    ({'proc/self/cgroup': 'nonsense'}, 4000000 * 1024)])
+@pytest.mark.parametrize(
+    'files, expected',
+    [
+        ({}, 4000000 * 1024),
+        ({'proc/self/cgroup': '0::/\n', **group('', 'max', 7)}, 4000000 * 1024),
+        ({'proc/self/cgroup': '0::/\n', **group('', '1000000', 300000)}, 700000),
+        ({'proc/self/cgroup': '0::/\n', **group('', '1000000', 900000, cached=500000)}, 600000),
+        (
+            {'proc/self/cgroup': '0::/a/b\n', **group('/a', '1000000', 900000), **group('/a/b', 'max', 5)},
+            100000,
+        ),
+        (
+            {
+                'proc/self/cgroup': '0::/a/b\n',
+                **group('/a', '1000000', 900000),
+                **group('/a/b', '50000', 5000),
+            },
+            45000,
+        ),
+        ({'proc/self/cgroup': '0::/outside/name\n', **group('', '1000000', 300000)}, 700000),
+        (
+            {
+                'proc/self/cgroup': '9:cpu,cpuacct:/x\n4:memory:/x\n0::/\n',
+                **group('/memory/x', '2000000', 500000, v1=True, cached=100000),
+            },
+            1600000,
+        ),
+        ({'proc/self/cgroup': '4:memory:/x\n', **group('/memory/x', '1000', 5000, v1=True)}, 0),
+        ({'proc/self/cgroup': 'nonsense'}, 4000000 * 1024),
+    ],
+)
 def test_the_tightest_control_group_counts_and_its_cached_files_make_way(tmp_path, files, expected):
     assert memory.available_memory(*tree(tmp_path, files)) == expected
 
@@ -135,6 +191,7 @@ def test_without_proc_nothing_is_known(tmp_path):
 
 # --- the real model ---
 
+
 def test_the_estimate_is_what_the_runtime_takes(model):
     """Oracle: the bytes llama.cpp saves of a sequence, and its own count of the weights."""
     estimated = model.backend.estimate(model.info.path, model.config)
@@ -143,7 +200,12 @@ def test_the_estimate_is_what_the_runtime_takes(model):
     for n in (16, 80):
         reply = model.generate(list(range(100, 100 + n)), max_new_tokens=1).wait()
         sequence = reply.kv_cache.sequence
-        sizes.append((len(sequence.held), model.engine.call(lambda: len(model.backend.save(sequence.handle)))))
+        sizes.append(
+            (len(sequence.held), model.engine.call(lambda: len(model.backend.save(sequence.handle))))
+        )
     per_token = (sizes[1][1] - sizes[0][1]) / (sizes[1][0] - sizes[0][0])
-    assert per_token == pytest.approx(estimated.kv_per_token, rel=0.01) and estimated.kv_per_token == model.info.kv_bytes_per_token
+    assert (
+        per_token == pytest.approx(estimated.kv_per_token, rel=0.01)
+        and estimated.kv_per_token == model.info.kv_bytes_per_token
+    )
     assert estimated.context_length == model.info.train_context_length

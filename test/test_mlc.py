@@ -1,4 +1,5 @@
 """`mlc` on a small Llama that is compiled here for the CPU; transformers runs the same weights beside it."""
+
 from __future__ import annotations
 
 import os
@@ -86,13 +87,19 @@ def test_ids_equal_those_of_transformers(backend, checkpoint):
     ids = some_ids(21)
     with torch.no_grad():
         tensor = torch.as_tensor(ids)[None]
-        reference = checkpoint[1].generate(tensor, attention_mask=torch.ones_like(tensor), max_new_tokens=60, min_new_tokens=60, do_sample=False)
-    reference = reference[0, len(ids):].tolist()
+        reference = checkpoint[1].generate(
+            tensor,
+            attention_mask=torch.ones_like(tensor),
+            max_new_tokens=60,
+            min_new_tokens=60,
+            do_sample=False,
+        )
+    reference = reference[0, len(ids) :].tolist()
     seq = backend.new_sequence()
     out = []
     for _ in range(60):
         row = run(backend, seq, ids if not out else out[-1:])[0]
-        row[2] = -np.inf                       # as min_new_tokens does there
+        row[2] = -np.inf  # as min_new_tokens does there
         out.append(int(row.argmax()))
     assert out == reference
 
@@ -103,19 +110,21 @@ def test_logits_of_all_positions_equal_those_of_transformers_however_they_are_ch
     for sizes in ([100], [7, 93], [1] * 20 + [80], [32, 32, 32, 4], [33, 67]):
         seq, at, rows = backend.new_sequence(), 0, []
         for size in sizes:
-            rows.append(run(backend, seq, ids[at:at + size], num_logits=size))
+            rows.append(run(backend, seq, ids[at : at + size], num_logits=size))
             at += size
         np.testing.assert_allclose(np.concatenate(rows), reference, atol=2e-4)
 
 
-def test_a_chunk_longer_than_the_library_takes_is_split_and_gives_the_rows_that_were_asked_for(backend, checkpoint):
+def test_a_chunk_longer_than_the_library_takes_is_split_and_gives_the_rows_that_were_asked_for(
+    backend, checkpoint
+):
     ids = some_ids(150)
     assert len(ids) > backend.max_batch_tokens
     reference = expected(checkpoint, ids)
     for wanted in (0, 1, 5, 8, 9, 40):
         rows = run(backend, backend.new_sequence(), ids, wanted)
         assert rows.shape == (wanted, 320)
-        np.testing.assert_allclose(rows, reference[len(ids) - wanted:], atol=2e-4)
+        np.testing.assert_allclose(rows, reference[len(ids) - wanted :], atol=2e-4)
 
 
 def test_eight_sequences_in_one_batch_give_what_each_gives_alone(backend, checkpoint):
@@ -127,7 +136,9 @@ def test_eight_sequences_in_one_batch_give_what_each_gives_alone(backend, checkp
             np.testing.assert_allclose(row, expected(checkpoint, prompt)[-1], atol=2e-4)
         tokens = rows.argmax(axis=1)
         prompts = [np.append(p, t) for p, t in zip(prompts, tokens)]
-        rows = np.array(host(backend.forward([Chunk(s, ids=np.array([t]), num_logits=1) for s, t in zip(seqs, tokens)])))
+        rows = np.array(
+            host(backend.forward([Chunk(s, ids=np.array([t]), num_logits=1) for s, t in zip(seqs, tokens)]))
+        )
 
 
 def test_prefill_decode_and_verification_run_in_one_batch(backend, checkpoint):
@@ -136,7 +147,15 @@ def test_prefill_decode_and_verification_run_in_one_batch(backend, checkpoint):
     for seq in (a, c):
         run(backend, seq, base, 0)
     fresh, draft, token = some_ids(40), some_ids(4), some_ids(1)
-    rows = host(backend.forward([Chunk(a, ids=token, num_logits=1), Chunk(b, ids=fresh, num_logits=0), Chunk(c, ids=draft, num_logits=4)]))
+    rows = host(
+        backend.forward(
+            [
+                Chunk(a, ids=token, num_logits=1),
+                Chunk(b, ids=fresh, num_logits=0),
+                Chunk(c, ids=draft, num_logits=4),
+            ]
+        )
+    )
     np.testing.assert_allclose(rows[0], expected(checkpoint, [*base, *token])[-1], atol=2e-4)
     np.testing.assert_allclose(rows[1:], expected(checkpoint, [*base, *draft])[-4:], atol=2e-4)
     np.testing.assert_allclose(run(backend, b, [5])[0], expected(checkpoint, [*fresh, 5])[-1], atol=2e-4)
@@ -150,11 +169,17 @@ def test_a_fork_shares_pages_and_goes_its_own_way(backend, checkpoint, n):
     child, kept = backend.fork(parent, n)
     assert kept == n
     whole = n // 16 * 16
-    assert backend.kv_used == 48 + n - whole   # whole pages are stored once
-    np.testing.assert_allclose(run(backend, child, one)[0], expected(checkpoint, [*ids[:n], *one])[-1], atol=2e-4)
-    np.testing.assert_allclose(run(backend, parent, two)[0], expected(checkpoint, [*ids, *two])[-1], atol=2e-4)
+    assert backend.kv_used == 48 + n - whole  # whole pages are stored once
+    np.testing.assert_allclose(
+        run(backend, child, one)[0], expected(checkpoint, [*ids[:n], *one])[-1], atol=2e-4
+    )
+    np.testing.assert_allclose(
+        run(backend, parent, two)[0], expected(checkpoint, [*ids, *two])[-1], atol=2e-4
+    )
     backend.free(parent)
-    np.testing.assert_allclose(run(backend, child, two)[0], expected(checkpoint, [*ids[:n], *one, *two])[-1], atol=2e-4)
+    np.testing.assert_allclose(
+        run(backend, child, two)[0], expected(checkpoint, [*ids[:n], *one, *two])[-1], atol=2e-4
+    )
 
 
 @pytest.mark.parametrize('n', [0, 1, 16, 23, 32, 39, 40])
@@ -163,7 +188,9 @@ def test_what_follows_a_trim_equals_a_fresh_prefill(backend, checkpoint, n):
     seq = backend.new_sequence()
     run(backend, seq, ids)
     assert backend.trim(seq, n) == n and backend.kv_used == n
-    np.testing.assert_allclose(run(backend, seq, more)[0], expected(checkpoint, [*ids[:n], *more])[-1], atol=2e-4)
+    np.testing.assert_allclose(
+        run(backend, seq, more)[0], expected(checkpoint, [*ids[:n], *more])[-1], atol=2e-4
+    )
 
 
 def test_forks_of_forks_trims_and_frees_at_random_stay_right_and_leave_no_page_behind(backend, checkpoint):
@@ -183,14 +210,16 @@ def test_forks_of_forks_trims_and_frees_at_random_stay_right_and_leave_no_page_b
                 child, kept = backend.fork(seq, n)
                 held[child] = held[seq][:kept]
             elif act == 'trim':
-                held[seq] = held[seq][:backend.trim(seq, n)]
+                held[seq] = held[seq][: backend.trim(seq, n)]
             elif act == 'free':
                 backend.free(seq)
                 del held[seq]
             elif act == 'append' and len(held[seq]) < 100:
                 ids = some_ids(int(rng.integers(1, 40)))
                 held[seq] = [*held[seq], *ids.tolist()]
-                np.testing.assert_allclose(run(backend, seq, ids)[0], expected(checkpoint, held[seq])[-1], atol=3e-4)
+                np.testing.assert_allclose(
+                    run(backend, seq, ids)[0], expected(checkpoint, held[seq])[-1], atol=3e-4
+                )
         assert backend.kv_used <= sum(map(len, held.values()))
 
 
@@ -201,7 +230,9 @@ def test_embeddings_in_place_of_ids_give_the_same_and_both_go_into_one_batch(bac
     weight = checkpoint[1].get_input_embeddings().weight.detach().numpy()
     np.testing.assert_array_equal(rows, weight[ids])
     a, b = backend.new_sequence(), backend.new_sequence()
-    logits = host(backend.forward([Chunk(a, embeddings=rows, num_logits=2), Chunk(b, ids=other, num_logits=1)]))
+    logits = host(
+        backend.forward([Chunk(a, embeddings=rows, num_logits=2), Chunk(b, ids=other, num_logits=1)])
+    )
     np.testing.assert_allclose(logits[:2], expected(checkpoint, ids)[-2:], atol=2e-4)
     np.testing.assert_allclose(logits[2], expected(checkpoint, other)[-1], atol=2e-4)
 
@@ -215,10 +246,12 @@ def test_kv_that_runs_out_is_an_error_that_leaves_every_sequence_as_it_was(folde
         run(backend, a, ids)
         run(backend, b, some_ids(60))
         for _ in range(3):
-            with pytest.raises(ForwardError, match='no room: 30 tokens are to go in, and 8 of 128 are free; raise kv_tokens') as caught:
+            with pytest.raises(
+                ForwardError, match='no room: 30 tokens are to go in, and 8 of 128 are free; raise kv_tokens'
+            ) as caught:
                 run(backend, c, some_ids(30))
             assert caught.value.committed == [0] and backend.kv_used == 120
-        with pytest.raises(ForwardError, match="no room"):
+        with pytest.raises(ForwardError, match='no room'):
             run(backend, c, some_ids(40))
         np.testing.assert_allclose(run(backend, a, [9])[0], expected(checkpoint, [*ids, 9])[-1], atol=2e-4)
         with pytest.raises(ForwardError, match='do not fit behind 61: the context holds 64'):
@@ -237,7 +270,7 @@ def test_the_capacity_that_is_told_can_be_filled_to_the_last_token_whatever_the_
         backend.close()
 
 
-@pytest.mark.parametrize('bad', [-1, 320, 10 ** 9])
+@pytest.mark.parametrize('bad', [-1, 320, 10**9])
 def test_an_id_outside_the_vocabulary_is_an_error_and_not_a_crash(backend, bad):
     seq = backend.new_sequence()
     run(backend, seq, [5, 6])
@@ -261,7 +294,9 @@ def test_threads_are_as_asked_and_nothing_to_run_gives_no_rows(folder, checkpoin
     backend = open_backend(folder, threads=1)
     try:
         ids = some_ids(12)
-        np.testing.assert_allclose(run(backend, backend.new_sequence(), ids)[0], expected(checkpoint, ids)[-1], atol=2e-4)
+        np.testing.assert_allclose(
+            run(backend, backend.new_sequence(), ids)[0], expected(checkpoint, ids)[-1], atol=2e-4
+        )
         assert host(backend.forward([])).shape == (0, 320)
     finally:
         backend.close()
@@ -273,12 +308,18 @@ def test_an_abort_ends_a_forward_between_calls_and_says_what_was_done(backend):
     with pytest.raises(ForwardError, match='stopped') as caught:
         run(backend, seq, some_ids(100))
     assert caught.value.committed == [0]
-    run(backend, seq, some_ids(5))             # and the next one runs
+    run(backend, seq, some_ids(5))  # and the next one runs
 
 
 def test_facts_of_the_model_are_those_of_its_files(backend, folder):
     info = backend.info
-    assert (info.api, info.architecture, info.quantization, info.vocab_size, info.embedding_size) == ('mlc', 'llama', 'q0f32', 320, 64)
+    assert (info.api, info.architecture, info.quantization, info.vocab_size, info.embedding_size) == (
+        'mlc',
+        'llama',
+        'q0f32',
+        320,
+        64,
+    )
     assert (info.context_length, info.train_context_length) == (512, 512)
     assert info.eos_token_ids == {2} and info.bos_token_id == 1 and not info.add_bos
     assert info.has_embed and info.takes_embeddings and info.chat_template == mlc_model.TEMPLATE
@@ -290,6 +331,7 @@ def test_facts_of_the_model_are_those_of_its_files(backend, folder):
 
 def test_progress_is_told_and_a_load_can_be_stopped(folder):
     from ros2_nanochat.errors import LoadAborted
+
     shares = []
     backend = MLCBackend(folder, ModelConfig(max_context_len=64))
     backend.open(shares.append)
@@ -304,8 +346,14 @@ def test_progress_is_told_and_a_load_can_be_stopped(folder):
 
 def test_four_bit_weights_run_and_stay_near_what_they_stand_for(checkpoint, tmp_path):
     path, model = checkpoint
-    folder = mlc_model.make_folder(str(tmp_path / 'tiny-q4f16_2-MLC'), model, path, 'q4f16_2', index='ndarray-cache.json',
-                                   only=('embed', 'prefill', 'decode', 'create_tir_paged_kv_cache'))
+    folder = mlc_model.make_folder(
+        str(tmp_path / 'tiny-q4f16_2-MLC'),
+        model,
+        path,
+        'q4f16_2',
+        index='ndarray-cache.json',
+        only=('embed', 'prefill', 'decode', 'create_tir_paged_kv_cache'),
+    )
     state = {k: v.clone() for k, v in model.state_dict().items()}
     for name, tensor in state.items():
         if name.endswith('proj.weight'):
@@ -326,7 +374,11 @@ def test_four_bit_weights_run_and_stay_near_what_they_stand_for(checkpoint, tmp_
         assert np.abs(both[0] - wanted[-1]).max() < 0.04 * spread
         more = np.array(host(backend.forward([Chunk(s, ids=np.array([9]), num_logits=1) for s in seqs])))
         assert more.shape == (3, 320)
-        embedded = host(backend.forward([Chunk(backend.new_sequence(), embeddings=backend.embed_tokens(ids), num_logits=1)]))
+        embedded = host(
+            backend.forward(
+                [Chunk(backend.new_sequence(), embeddings=backend.embed_tokens(ids), num_logits=1)]
+            )
+        )
         assert np.abs(embedded[0] - wanted[-1]).max() < 0.04 * spread
     finally:
         backend.close()
@@ -335,15 +387,22 @@ def test_four_bit_weights_run_and_stay_near_what_they_stand_for(checkpoint, tmp_
 def test_a_context_of_one_token_opens(folder, checkpoint):
     backend = open_backend(folder, max_context_len=1, max_sequences=1)
     try:
-        np.testing.assert_allclose(run(backend, backend.new_sequence(), [9])[0], expected(checkpoint, [9])[-1], atol=2e-4)
+        np.testing.assert_allclose(
+            run(backend, backend.new_sequence(), [9])[0], expected(checkpoint, [9])[-1], atol=2e-4
+        )
     finally:
         backend.close()
 
 
-@pytest.mark.skipif(not sys.platform.startswith('linux') or platform.libc_ver()[0] != 'glibc', reason='is about the heap of glibc')
+@pytest.mark.skipif(
+    not sys.platform.startswith('linux') or platform.libc_ver()[0] != 'glibc',
+    reason='is about the heap of glibc',
+)
 def test_a_model_that_is_closed_gives_its_memory_back_to_the_system(folder):
     backend = open_backend(folder)
-    pieces = [np.ones(5000) for _ in range(1600)]                 # 64 MB that the heap keeps once they are freed, behind the last of them
+    pieces = [
+        np.ones(5000) for _ in range(1600)
+    ]  # 64 MB that the heap keeps once they are freed, behind the last of them
     end = pieces.pop()
     del pieces
     before = resident()

@@ -1,4 +1,5 @@
 """Conversations on `mlc` through the library and the engine: reuse, edits, several at once, and a context that overflows."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,13 +23,19 @@ def model():
 def by_transformers(ids, n):
     tensor = torch.as_tensor(np.asarray(ids))[None]
     with torch.no_grad():
-        out = mlc_model.tiny()[1].generate(tensor, attention_mask=torch.ones_like(tensor), max_new_tokens=n, min_new_tokens=n, do_sample=False)
-    return out[0, len(ids):].tolist()
+        out = mlc_model.tiny()[1].generate(
+            tensor,
+            attention_mask=torch.ones_like(tensor),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+        )
+    return out[0, len(ids) :].tolist()
 
 
 def prompt_of(reply):
     """All that the KV cache held when the reply began."""
-    return reply.kv_cache.entries[:len(reply.kv_cache) - len(reply.tokens)].tolist()
+    return reply.kv_cache.entries[: len(reply.kv_cache) - len(reply.tokens)].tolist()
 
 
 def test_a_folder_is_known_as_mlc_and_turns_reuse_what_the_kv_cache_holds(model):
@@ -52,8 +59,14 @@ def test_after_edits_and_removals_the_ids_are_those_of_a_fresh_prefill(model):
 
 
 def test_more_conversations_than_sequences_at_once_each_get_what_they_get_alone(model):
-    prompts = [f'please tell me what {word} sees' for word in ('the robot', 'a ball', 'the box', 'you', 'the table', 'a kitchen', 'blue')]
-    alone = [model.generate(p, max_new_tokens=15, min_new_tokens=15, detokenize=False).wait(60).tokens for p in prompts]
+    prompts = [
+        f'please tell me what {word} sees'
+        for word in ('the robot', 'a ball', 'the box', 'you', 'the table', 'a kitchen', 'blue')
+    ]
+    alone = [
+        model.generate(p, max_new_tokens=15, min_new_tokens=15, detokenize=False).wait(60).tokens
+        for p in prompts
+    ]
     together = [model.generate(p, max_new_tokens=15, min_new_tokens=15, detokenize=False) for p in prompts]
     assert [reply.wait(60).tokens for reply in together] == alone
     assert alone[0] == by_transformers(model.tokenize(prompts[0]), 15)
@@ -70,5 +83,9 @@ def test_a_conversation_longer_than_the_context_goes_on(model):
 def test_embeddings_in_place_of_a_prompt_give_the_same_ids(model):
     ids = model.tokenize('the robot sees a red ball')
     from_ids = model.generate(ids, max_new_tokens=10, min_new_tokens=10, detokenize=False).wait(60).tokens
-    from_rows = model.generate(model.embed_tokens(ids), max_new_tokens=10, min_new_tokens=10, detokenize=False).wait(60).tokens
+    from_rows = (
+        model.generate(model.embed_tokens(ids), max_new_tokens=10, min_new_tokens=10, detokenize=False)
+        .wait(60)
+        .tokens
+    )
     assert from_rows == from_ids == by_transformers(ids, 10)

@@ -1,4 +1,5 @@
 """Making a model for `mlc`: the command lines that mlc_llm is given, and what is left when it fails, is stopped, or runs twice."""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +20,12 @@ from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 
 STAND_IN = os.path.join(os.path.dirname(__file__), 'mlc_stand_in.py')
-CONFIG = {'model_type': 'llama', 'vocab_size': 8, 'dtype': 'float16', 'rope_parameters': {'rope_type': 'default', 'rope_theta': 123456.0}}
+CONFIG = {
+    'model_type': 'llama',
+    'vocab_size': 8,
+    'dtype': 'float16',
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 123456.0},
+}
 
 
 @pytest.fixture
@@ -64,11 +70,20 @@ def test_mlc_llm_is_told_what_its_parser_takes_and_the_folder_is_found_again(pla
     made = prepare(str(place / 'Martian-1B'), config, said.append)
     first, second, third = steps(place)
     assert (first['step'], second['step'], third['step']) == ('gen_config', 'convert_weight', 'compile')
-    assert first['quantization'] == second['quantization'] == third['chat_config']['quantization'] == 'q4f16_1'
-    assert (first['conv_template'], first['context_window_size'], first['prefill_chunk_size'], first['max_batch_size']) == ('chatml', None, 1024, 20)
+    assert (
+        first['quantization'] == second['quantization'] == third['chat_config']['quantization'] == 'q4f16_1'
+    )
+    assert (
+        first['conv_template'],
+        first['context_window_size'],
+        first['prefill_chunk_size'],
+        first['max_batch_size'],
+    ) == ('chatml', None, 1024, 20)
     assert second['device'] == third['device'] == 'cuda'
     assert first['config_json']['rope_theta'] == 123456.0 and 'model.safetensors' in second['files']
-    assert json.loads((place / 'Martian-1B' / 'config.json').read_text()) == CONFIG      # the original is as it was
+    assert (
+        json.loads((place / 'Martian-1B' / 'config.json').read_text()) == CONFIG
+    )  # the original is as it was
     folder = MLCFolder(made)
     assert os.path.exists(folder.find_library(ModelConfig()))
     assert 'chat_template.jinja' in os.listdir(made) and left(place) == [os.path.basename(made)]
@@ -87,16 +102,25 @@ def test_another_method_a_context_or_new_weights_make_another_folder(place):
     made.append(prepare(path, ModelConfig(quantization='q0f16', device='cpu'), print))
     assert len(set(made)) == 4 and len(left(place)) == 4
     # one that was made for the whole context serves a shorter one too
-    assert prepare(path, ModelConfig(quantization='q0f16', device='cpu', max_context_len=99), print) == made[-1]
+    assert (
+        prepare(path, ModelConfig(quantization='q0f16', device='cpu', max_context_len=99), print) == made[-1]
+    )
 
 
 @pytest.mark.parametrize('step', ['gen_config', 'convert_weight', 'compile'])
-@pytest.mark.parametrize('act, said', [('fail', 'ValueError: Unknown model type: martian'), ('full', 'the disk is full; free some room')])
+@pytest.mark.parametrize(
+    'act, said',
+    [('fail', 'ValueError: Unknown model type: martian'), ('full', 'the disk is full; free some room')],
+)
 def test_a_step_that_fails_is_one_line_and_leaves_nothing(place, monkeypatch, step, act, said):
     monkeypatch.setenv('STAND_IN', f'{act} {step}')
     with pytest.raises(BackendError) as caught:
         prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
-    assert said in str(caught.value) and f'mlc_llm {step} failed' in str(caught.value) and '\n' not in str(caught.value)
+    assert (
+        said in str(caught.value)
+        and f'mlc_llm {step} failed' in str(caught.value)
+        and '\n' not in str(caught.value)
+    )
     assert left(place) == []
     monkeypatch.delenv('STAND_IN')
     prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
@@ -105,8 +129,13 @@ def test_a_step_that_fails_is_one_line_and_leaves_nothing(place, monkeypatch, st
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_what_was_started_and_leaves_nothing(place, number):
-    process = subprocess.Popen(tool(str(place / 'Martian-1B'), '--target', 'llvm'), env={**os.environ, 'STAND_IN': 'sleep convert_weight'},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        tool(str(place / 'Martian-1B'), '--target', 'llvm'),
+        env={**os.environ, 'STAND_IN': 'sleep convert_weight'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     pid = place / 'record.pid'
     wait_for(lambda: pid.exists() and pid.read_text())
     process.send_signal(number)
@@ -118,8 +147,12 @@ def test_ctrl_c_ends_what_was_started_and_leaves_nothing(place, number):
 
 
 def test_what_a_killed_run_left_looks_unfinished_and_is_cleared_by_the_next(place):
-    process = subprocess.Popen(tool(str(place / 'Martian-1B'), '--target', 'llvm'), env={**os.environ, 'STAND_IN': 'sleep compile'},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        tool(str(place / 'Martian-1B'), '--target', 'llvm'),
+        env={**os.environ, 'STAND_IN': 'sleep compile'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     pid = place / 'record.pid'
     wait_for(lambda: pid.exists() and pid.read_text())
     process.kill()
@@ -133,7 +166,10 @@ def test_what_a_killed_run_left_looks_unfinished_and_is_cleared_by_the_next(plac
 def test_two_processes_at_once_do_it_once(place):
     command = tool(str(place / 'Martian-1B'), '--target', 'llvm', '--quantization', 'q0f16')
     environment = {**os.environ, 'STAND_IN': 'slow convert_weight'}
-    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0] and os.path.isdir(outputs[0][0].strip())
@@ -146,7 +182,9 @@ def test_weights_that_lack_a_library_get_one_in_the_cache(place):
     shutil.copytree(made, weights, ignore=shutil.ignore_patterns('*.so'))
     assert prepare(weights, ModelConfig(device='cpu'), print) == weights
     library = MLCFolder(weights).find_library(ModelConfig(device='cpu'))
-    assert os.path.basename(library) == 'Martian-1B-q4f16_1-cpu.so' and steps(place)[-1]['model'].startswith(weights)
+    assert os.path.basename(library) == 'Martian-1B-q4f16_1-cpu.so' and steps(place)[-1]['model'].startswith(
+        weights
+    )
     count = len(steps(place))
     assert prepare(weights, ModelConfig(), print) == weights and len(steps(place)) == count
 
@@ -165,16 +203,24 @@ def test_without_mlc_llm_one_line_says_how_to_get_it_and_what_to_name_instead(pl
     monkeypatch.setenv('PATH', '/nowhere')
     capsys.readouterr()
     from ros2_nanochat.terminal.compile_mlc import main
+
     assert main([str(place / 'Martian-1B'), '--target', 'cuda']) == 1
     said = capsys.readouterr().err
-    assert said.count('\n') == 1 and 'mlc_llm is not installed' in said and 'Jetson' in said and 'model_lib' in said
+    assert (
+        said.count('\n') == 1
+        and 'mlc_llm is not installed' in said
+        and 'Jetson' in said
+        and 'model_lib' in said
+    )
     os.remove(MLCFolder(made).find_library(ModelConfig()))
     with pytest.raises(BackendError, match='has no model library.*mlc_llm is not installed'):
         prepare(made, ModelConfig())
 
 
 def test_a_disk_without_the_room_is_told_before_anything_is_made(place, monkeypatch):
-    monkeypatch.setattr(mlc_compile.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10 ** 9, 10 ** 9 - 2 ** 20, 2 ** 20))
+    monkeypatch.setattr(
+        mlc_compile.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 2**20, 2**20)
+    )
     with pytest.raises(BackendError, match='has 1 MiB free, and Martian-1B in q4f16_1 takes about 64 MiB'):
         prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
     assert left(place) == [] and steps(place) == []
@@ -182,8 +228,13 @@ def test_a_disk_without_the_room_is_told_before_anything_is_made(place, monkeypa
 
 def test_a_disk_that_takes_no_more_while_compiling_is_one_line_and_leaves_nothing(place):
     """A limit on the size of files stands in for the disk: what is written beyond it fails in the same place."""
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); from ros2_nanochat.terminal.compile_mlc import main; sys.exit(main())"
-    process = subprocess.run([sys.executable, '-c', limited, str(place / 'Martian-1B'), '--target', 'llvm'], capture_output=True, text=True, timeout=60)
+    limited = 'import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); from ros2_nanochat.terminal.compile_mlc import main; sys.exit(main())'
+    process = subprocess.run(
+        [sys.executable, '-c', limited, str(place / 'Martian-1B'), '--target', 'llvm'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     said = process.stderr.strip().splitlines()
     assert process.returncode == 1 and 'Traceback' not in process.stderr
     assert 'File too large' in said[-1] and 'set XDG_CACHE_HOME' in said[-1], said
@@ -204,11 +255,27 @@ def test_configurations_of_transformers_5_get_the_names_of_before():
     assert older_config(CONFIG) == {**CONFIG, 'rope_theta': 123456.0, 'torch_dtype': 'float16'}
     llama3 = {'rope_type': 'llama3', 'rope_theta': 5e5, 'factor': 32.0, 'low_freq_factor': 1.0}
     old = older_config({'rope_parameters': llama3})
-    assert old['rope_theta'] == 5e5 and old['rope_scaling'] == {'rope_type': 'llama3', 'factor': 32.0, 'low_freq_factor': 1.0}
-    gemma = older_config({'text_config': {'rope_parameters': {'full_attention': {'rope_type': 'default', 'rope_theta': 1e6},
-                                                              'sliding_attention': {'rope_type': 'default', 'rope_theta': 1e4}}}})['text_config']
+    assert old['rope_theta'] == 5e5 and old['rope_scaling'] == {
+        'rope_type': 'llama3',
+        'factor': 32.0,
+        'low_freq_factor': 1.0,
+    }
+    gemma = older_config(
+        {
+            'text_config': {
+                'rope_parameters': {
+                    'full_attention': {'rope_type': 'default', 'rope_theta': 1e6},
+                    'sliding_attention': {'rope_type': 'default', 'rope_theta': 1e4},
+                }
+            }
+        }
+    )['text_config']
     assert gemma['rope_theta'] == 1e6 and gemma['rope_local_base_freq'] == 1e4
-    before = {'rope_theta': 1e4, 'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}, 'torch_dtype': 'float16'}
+    before = {
+        'rope_theta': 1e4,
+        'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
+        'torch_dtype': 'float16',
+    }
     assert older_config(before) == before
 
 

@@ -1,4 +1,5 @@
 """Choosing ids on the device with the functions of a library. Oracle: the sampler in NumPy, with the same random numbers; arrays lie on the CPU."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,7 +20,9 @@ PROMPTS = ['the robot sees', 'a red ball', 'please drive to the kitchen']
 
 @pytest.fixture(scope='module')
 def model():
-    with NanoLLM.from_pretrained(mlc_model.tiny()[2], max_context_len=256, max_sequences=4, speculation=False) as model:
+    with NanoLLM.from_pretrained(
+        mlc_model.tiny()[2], max_context_len=256, max_sequences=4, speculation=False
+    ) as model:
         yield model
 
 
@@ -39,10 +42,15 @@ def on_device(model, rows: np.ndarray) -> DeviceLogits:
 
 
 def samplers(options: list[dict], seed: int) -> list[Sampler]:
-    return [Sampler(GenerationConfig(**{'do_sample': True, 'seed': seed + i, **each}), frozenset()) for i, each in enumerate(options)]
+    return [
+        Sampler(GenerationConfig(**{'do_sample': True, 'seed': seed + i, **each}), frozenset())
+        for i, each in enumerate(options)
+    ]
 
 
-def is_on_a_border(row: np.ndarray, first: int, second: int, config: GenerationConfig, uniform: float) -> bool:
+def is_on_a_border(
+    row: np.ndarray, first: int, second: int, config: GenerationConfig, uniform: float
+) -> bool:
     """Whether a number lies so near the end of one id's share that rounding may take either."""
     weights = np.exp((row.astype(np.float64) - row.max()) / config.temperature)
     order = np.argsort(-weights, kind='stable') if config.top_p < 1 else np.arange(len(row))
@@ -72,15 +80,23 @@ def test_a_row_is_drawn_in_one_way_whatever_else_is_in_the_batch(model):
     together = choose_there(samplers(mixed, 9), on_device(model, rows))
     assert together[3] is None and together[2] == rows[2].argmax()
     for i in range(3):
-        assert choose_there([samplers(mixed, 9)[i]], on_device(model, rows[i:i + 1])) == [together[i]]
+        assert choose_there([samplers(mixed, 9)[i]], on_device(model, rows[i : i + 1])) == [together[i]]
 
 
 def test_replies_by_seed_are_those_of_the_host_and_no_logits_are_copied(model, copies, monkeypatch):
-    options = [{'do_sample': True, 'temperature': 0.8, 'top_p': 0.9, 'seed': 1}, {'do_sample': True, 'temperature': 1.2, 'top_p': 1.0, 'seed': 2}, {}]
+    options = [
+        {'do_sample': True, 'temperature': 0.8, 'top_p': 0.9, 'seed': 1},
+        {'do_sample': True, 'temperature': 1.2, 'top_p': 1.0, 'seed': 2},
+        {},
+    ]
 
     def replies():
-        running = [model.generate(prompt, max_new_tokens=20, detokenize=False, **each) for prompt, each in zip(PROMPTS, options)]
+        running = [
+            model.generate(prompt, max_new_tokens=20, detokenize=False, **each)
+            for prompt, each in zip(PROMPTS, options)
+        ]
         return [reply.wait(60).tokens for reply in running]
+
     there = replies()
     assert copies == []
     monkeypatch.setattr(model.backend._runtime, 'on_cpu', True)
@@ -91,9 +107,11 @@ def test_options_beyond_temperature_and_top_p_take_one_copy_a_step(model, copies
     plain = {'do_sample': True, 'temperature': 1.0, 'seed': 4}
     alone = model.generate(PROMPTS[0], max_new_tokens=12, detokenize=False, **plain).wait(60).tokens
     assert copies == []
-    running = [model.generate(PROMPTS[0], max_new_tokens=12, detokenize=False, **plain),
-               model.generate(PROMPTS[1], max_new_tokens=12, detokenize=False, top_k=7, **plain),
-               model.generate(PROMPTS[2], max_new_tokens=12, detokenize=False, repetition_penalty=1.2)]
+    running = [
+        model.generate(PROMPTS[0], max_new_tokens=12, detokenize=False, **plain),
+        model.generate(PROMPTS[1], max_new_tokens=12, detokenize=False, top_k=7, **plain),
+        model.generate(PROMPTS[2], max_new_tokens=12, detokenize=False, repetition_penalty=1.2),
+    ]
     steps = model.stats['steps']
     assert running[0].wait(60).tokens == alone
     for reply in running:
@@ -102,14 +120,23 @@ def test_options_beyond_temperature_and_top_p_take_one_copy_a_step(model, copies
     assert 12 <= len(copies) <= model.stats['steps'] - steps + 40
 
 
-def test_a_library_without_these_functions_or_with_broken_ones_has_its_logits_copied(model, copies, monkeypatch, caplog):
+def test_a_library_without_these_functions_or_with_broken_ones_has_its_logits_copied(
+    model, copies, monkeypatch, caplog
+):
     def broken(*arguments):
         raise RuntimeError('no such kernel')
+
     backend, prompt = model.backend, {'max_new_tokens': 8, 'detokenize': False, 'do_sample': True, 'seed': 8}
     wanted = model.generate(PROMPTS[0], **prompt).wait(60).tokens
-    monkeypatch.setattr(backend, '_sampler', DeviceSampler(backend._runtime, {**backend._functions, 'argsort_probs': broken}))
+    monkeypatch.setattr(
+        backend, '_sampler', DeviceSampler(backend._runtime, {**backend._functions, 'argsort_probs': broken})
+    )
     model.engine.call(lambda: backend._warm_up('its.so'))
-    assert 'do not work (no such kernel)' in caplog.text and not backend._sampler.draws and not backend._sampler.takes_largest
+    assert (
+        'do not work (no such kernel)' in caplog.text
+        and not backend._sampler.draws
+        and not backend._sampler.takes_largest
+    )
     copies.clear()
     assert model.generate(PROMPTS[0], **prompt).wait(60).tokens == wanted and len(copies) == 8
 
@@ -117,12 +144,20 @@ def test_a_library_without_these_functions_or_with_broken_ones_has_its_logits_co
 def test_logits_that_are_no_numbers_end_the_reply_and_not_the_model(model, copies, monkeypatch):
     runtime = model.backend._runtime
 
-    def nothing(probs, uniform, indices):      # as kernels do that find no id: what was in memory before
+    def nothing(probs, uniform, indices):  # as kernels do that find no id: what was in memory before
         return runtime.from_numpy(np.full(len(indices.numpy()), 1 << 20, np.int32))
+
     functions = model.backend._functions
     for options in ({}, {'do_sample': True, 'top_p': 1.0}):
-        monkeypatch.setattr(model.backend, '_sampler', DeviceSampler(runtime, {**functions, 'multinomial_from_uniform': nothing}))
+        monkeypatch.setattr(
+            model.backend,
+            '_sampler',
+            DeviceSampler(runtime, {**functions, 'multinomial_from_uniform': nothing}),
+        )
         reply = model.generate(PROMPTS[0], max_new_tokens=5, **options).wait(60)
         assert reply.finish_reason == 'error' and 'the model failed' in reply.error
         monkeypatch.setattr(model.backend, '_sampler', DeviceSampler(runtime, functions))
-        assert model.generate(PROMPTS[0], max_new_tokens=5, **options).wait(60).finish_reason in ('length', 'stop')
+        assert model.generate(PROMPTS[0], max_new_tokens=5, **options).wait(60).finish_reason in (
+            'length',
+            'stop',
+        )

@@ -1,4 +1,5 @@
 """What the package ships for ROS agrees with itself: parameters and their files, launch files, the XML profile, interfaces and their documentation."""
+
 import ast
 import re
 import xml.etree.ElementTree as ElementTree
@@ -17,9 +18,13 @@ def parameters(path):
 
 
 def test_chat_yaml_holds_every_parameter_with_its_default_and_a_comment():
-    assert parameters(ROOT / 'config' / 'chat.yaml') == {name: option.default for name, option in OPTIONS.items()}
+    assert parameters(ROOT / 'config' / 'chat.yaml') == {
+        name: option.default for name, option in OPTIONS.items()
+    }
     for name in OPTIONS:
-        assert re.search(rf'^    {name}: .*#.{{10,}}', (ROOT / 'config' / 'chat.yaml').read_text(), re.M), name
+        assert re.search(rf'^    {name}: .*#.{{10,}}', (ROOT / 'config' / 'chat.yaml').read_text(), re.M), (
+            name
+        )
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.yaml')), ids=lambda path: path.name)
@@ -31,19 +36,25 @@ def test_presets_name_parameters_that_exist_with_values_that_are_allowed(path):
 def test_the_transport_profile_is_xml_with_room_for_camera_frames():
     root = ElementTree.parse(ROOT / 'config' / 'fastdds.xml')
     sizes = [int(element.text) for element in root.iter() if element.tag.endswith('segment_size')]
-    assert sizes == [64 * 2 ** 20]
+    assert sizes == [64 * 2**20]
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'launch').glob('*.launch.py')), ids=lambda path: path.name)
 def test_launch_files_are_python_with_a_description(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
-    assert any(isinstance(node, ast.FunctionDef) and node.name == 'generate_launch_description' for node in tree.body)
+    assert any(
+        isinstance(node, ast.FunctionDef) and node.name == 'generate_launch_description' for node in tree.body
+    )
 
 
 def test_arguments_of_the_launch_file_that_set_parameters_name_some_that_exist():
     tree = ast.parse((ROOT / 'launch' / 'chat.launch.py').read_text())
-    names = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '_PARAMETERS')
+    names = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_PARAMETERS'
+    )
     assert {'model', 'state_dir', 'gpu_layers', 'vision'} <= set(names) <= set(OPTIONS)
 
 
@@ -54,15 +65,21 @@ def test_every_field_of_the_interfaces_stands_under_a_comment():
 
 def test_the_version_is_the_same_everywhere():
     import ros2_nanochat
+
     assert ElementTree.parse(ROOT / 'package.xml').find('version').text == ros2_nanochat.__version__
 
 
 def test_what_the_distribution_requires_is_a_rosdep_key_or_named_as_coming_by_pip():
     import configparser
+
     setup = configparser.ConfigParser()
     setup.read(ROOT / 'setup.cfg')
     text = (ROOT / 'package.xml').read_text()
-    keys = {element.text for element in ElementTree.fromstring(text.encode()).iter() if element.tag.endswith('depend')}
+    keys = {
+        element.text
+        for element in ElementTree.fromstring(text.encode()).iter()
+        if element.tag.endswith('depend')
+    }
     by_pip = ' '.join(re.findall(r'<!--.*?-->', text, re.S))
     for name in re.findall(r'^[A-Za-z0-9_-]+', setup['options']['install_requires'].strip(), re.M):
         assert 'python3-' + name.replace('_', '-') in keys or re.search(rf'\b{name}\b', by_pip), name
@@ -70,7 +87,20 @@ def test_what_the_distribution_requires_is_a_rosdep_key_or_named_as_coming_by_pi
 
 def test_every_ros_package_that_is_imported_is_a_dependency():
     text = (ROOT / 'package.xml').read_text()
-    keys = {element.text for element in ElementTree.fromstring(text.encode()).iter() if element.tag.endswith('depend')}
-    sources = ''.join(path.read_text() for path in [*(ROOT / 'ros2_nanochat').rglob('*.py'), *(ROOT / 'launch').glob('*.py')])
-    imported = set(re.findall(r'^\s*(?:from|import) (\w+_msgs|\w+_srvs|rcl\w+|launch\w*|cv_bridge|ament_\w+|builtin_interfaces)\b', sources, re.M))
+    keys = {
+        element.text
+        for element in ElementTree.fromstring(text.encode()).iter()
+        if element.tag.endswith('depend')
+    }
+    sources = ''.join(
+        path.read_text()
+        for path in [*(ROOT / 'ros2_nanochat').rglob('*.py'), *(ROOT / 'launch').glob('*.py')]
+    )
+    imported = set(
+        re.findall(
+            r'^\s*(?:from|import) (\w+_msgs|\w+_srvs|rcl\w+|launch\w*|cv_bridge|ament_\w+|builtin_interfaces)\b',
+            sources,
+            re.M,
+        )
+    )
     assert imported <= keys, imported - keys

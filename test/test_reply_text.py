@@ -1,4 +1,5 @@
 """From ids to text: what is given is certain, joined it is the decode of all, and a stop string is cut off exactly wherever the tokens' borders lie."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -64,6 +65,7 @@ def reasoning(pieces: list[Piece]) -> str:
 
 # --- joined pieces ---
 
+
 @MANY
 @given(TEXT, BORDERS)
 def test_joined_pieces_are_the_text_and_none_holds_half_a_character(text, borders):
@@ -112,12 +114,13 @@ def test_a_token_with_a_word_and_half_a_character_is_not_said_to_spell_the_word(
 
 # --- stop strings ---
 
+
 def expected_cut(text: str, stops: list[str]) -> str:
     """Letter by letter: the text before the first stop string that is complete (the longest of those that end there)."""
     for end in range(len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
-            return text[:end - max(map(len, found))]
+            return text[: end - max(map(len, found))]
     return text
 
 
@@ -130,7 +133,9 @@ STOPS = st.lists(st.text('abc', min_size=1, max_size=5), min_size=1, max_size=4)
 @example('xabcde', [], ['bcd', 'abcde'])
 @example('aab', [1, 2], ['ab', 'aab'])
 @example('abab', [2], ['abb', 'bab'])
-def test_the_text_ends_where_the_first_complete_stop_string_begins_wherever_tokens_are_cut(text, borders, stops):
+def test_the_text_ends_where_the_first_complete_stop_string_begins_wherever_tokens_are_cut(
+    text, borders, stops
+):
     vocabulary = Vocabulary(cut(text.encode(), borders))
     pieces, stream, taken = run(vocabulary, stop_strings=stops)
     expected = expected_cut(text, stops)
@@ -138,7 +143,9 @@ def test_the_text_ends_where_the_first_complete_stop_string_begins_wherever_toke
     assert stream.stopped == any(stop in text for stop in stops)
     if stream.stopped:
         complete = min(text.find(stop) + len(stop) for stop in stops if stop in text)
-        assert len(vocabulary.decode(range(taken - 1))) < complete, 'the model is stopped by the token that completes it'
+        assert len(vocabulary.decode(range(taken - 1))) < complete, (
+            'the model is stopped by the token that completes it'
+        )
 
 
 @MANY
@@ -152,7 +159,7 @@ def test_only_what_may_begin_a_stop_string_is_held_back(text, borders, stops):
         given_text += ''.join(piece.text for piece in stream.add(token_id))
         if stream.stopped:
             break
-        held = seen[len(given_text):]
+        held = seen[len(given_text) :]
         assert seen == given_text + held
         assert held == '' or any(stop.startswith(held) for stop in stops)
 
@@ -165,11 +172,12 @@ def test_a_stop_string_at_the_very_start_leaves_nothing():
 def test_a_stop_string_of_many_characters_of_many_bytes_is_found():
     data = '東京は<終わり>日本'.encode()
     for size in range(1, 8):
-        vocabulary = Vocabulary([data[i:i + size] for i in range(0, len(data), size)])
+        vocabulary = Vocabulary([data[i : i + size] for i in range(0, len(data), size)])
         assert answer(run(vocabulary, stop_strings=['<終わり>'])[0]) == '東京は'
 
 
 # --- reasoning ---
+
 
 @MANY
 @given(TEXT, TEXT, BORDERS)
@@ -218,7 +226,7 @@ def test_a_model_that_does_not_think_answers_at_once():
 @pytest.mark.parametrize('size', [1, 2, 3, 5, 100])
 def test_an_answer_about_the_marks_is_an_answer(marks, size):
     data = b'Put it between <think> and </think>, please.'
-    pieces, _, _ = run(Vocabulary([data[i:i + size] for i in range(0, len(data), size)]), marks=marks)
+    pieces, _, _ = run(Vocabulary([data[i : i + size] for i in range(0, len(data), size)]), marks=marks)
     assert answer(pieces) == data.decode() and not reasoning(pieces)
 
 
@@ -229,7 +237,9 @@ def test_a_stop_string_counts_in_the_answer_alone():
 
 
 def test_what_was_held_back_of_the_answer_stays_in_it_when_reasoning_follows():
-    pieces, stream, taken = run(Vocabulary([b'A', b'E', b'N', b'thought']), [0, 1, 2, 1000, 3], marks=THINK_IDS, stop_strings=['END'])
+    pieces, stream, taken = run(
+        Vocabulary([b'A', b'E', b'N', b'thought']), [0, 1, 2, 1000, 3], marks=THINK_IDS, stop_strings=['END']
+    )
     assert (answer(pieces), reasoning(pieces)) == ('AEN', 'thought')
     assert not stream.given(taken)[1], 'ids of reasoning lie between those of the answer'
 
@@ -260,44 +270,79 @@ def test_of_several_messages_those_of_the_analysis_are_reasoning():
     vocabulary = Vocabulary([b'analysis', b'assistant', b'final', b'hm', b'Yes', b' final'])
     to_final = [CHANNEL, 2, MESSAGE]
     thought = [CHANNEL, 0, MESSAGE, 3, 3, END, START, 1]
-    for ids, expected in (([*thought, *to_final, 4, 5], ('hmhm', 'Yes final', 11)), ([*to_final, 4, 5], ('', 'Yes final', 3)),
-                          ([*thought, *thought[:5]], ('hmhmhmhm', '', 0)), ([4, 5], ('', 'Yes final', 0))):
+    for ids, expected in (
+        ([*thought, *to_final, 4, 5], ('hmhm', 'Yes final', 11)),
+        ([*to_final, 4, 5], ('', 'Yes final', 3)),
+        ([*thought, *thought[:5]], ('hmhmhmhm', '', 0)),
+        ([4, 5], ('', 'Yes final', 0)),
+    ):
         pieces, stream, taken = run(vocabulary, ids, marks=HARMONY)
         assert (reasoning(pieces), answer(pieces), stream.num_reasoning) == expected
         assert stream.given(taken) == (taken, True)
 
 
 def info(specials=(), template=None) -> ModelInfo:
-    return ModelInfo(name='m', api='fake', architecture='a', path='', context_length=1, train_context_length=1, vocab_size=2000, embedding_size=1,
-                     eos_token_ids=frozenset(), special_tokens=tuple(SpecialToken(i, text) for i, text in specials), chat_template=template)
+    return ModelInfo(
+        name='m',
+        api='fake',
+        architecture='a',
+        path='',
+        context_length=1,
+        train_context_length=1,
+        vocab_size=2000,
+        embedding_size=1,
+        eos_token_ids=frozenset(),
+        special_tokens=tuple(SpecialToken(i, text) for i, text in specials),
+        chat_template=template,
+    )
 
 
-@pytest.mark.parametrize('given_info, expected', [
-    (info(), None), (info([(1000, '<think>'), (1001, '</think>')]), THINK_IDS),
-    (info(template="{% if '</think>' in content %}"), THINK), (info([(5, '<think>')]), None),
-    (info([(5, '[THINK]'), (6, '[/THINK]')]), ReasoningMarks('[THINK]', '[/THINK]', 5, 6)),
-    (info([(1000, '<think>'), (1001, '</think>')], 'no mark'), THINK_IDS),
-    (info([(1000, '<|channel>'), (1001, '<channel|>')]), THOUGHT),
-    (info([(1000, '<|start|>'), (1001, '<|channel|>'), (1002, '<|end|>'), (1003, '<|message|>')]),
-     dataclasses.replace(HARMONY, start='<|channel|>analysis<|message|>', end='<|end|>'))])
+@pytest.mark.parametrize(
+    'given_info, expected',
+    [
+        (info(), None),
+        (info([(1000, '<think>'), (1001, '</think>')]), THINK_IDS),
+        (info(template="{% if '</think>' in content %}"), THINK),
+        (info([(5, '<think>')]), None),
+        (info([(5, '[THINK]'), (6, '[/THINK]')]), ReasoningMarks('[THINK]', '[/THINK]', 5, 6)),
+        (info([(1000, '<think>'), (1001, '</think>')], 'no mark'), THINK_IDS),
+        (info([(1000, '<|channel>'), (1001, '<channel|>')]), THOUGHT),
+        (
+            info([(1000, '<|start|>'), (1001, '<|channel|>'), (1002, '<|end|>'), (1003, '<|message|>')]),
+            dataclasses.replace(HARMONY, start='<|channel|>analysis<|message|>', end='<|end|>'),
+        ),
+    ],
+)
 def test_marks_are_those_the_vocabulary_or_the_template_declares(given_info, expected):
     assert find_reasoning_marks(given_info) == expected
 
 
-@pytest.mark.parametrize('ids, marks, expected', [
-    ([5, 1000], THINK_IDS, True), ([5, 1000, 7], THINK_IDS, True), ([1000, 7, 1001, 8], THINK_IDS, False), ([5], THINK_IDS, False),
-    ([1000, 1001, 1000], THINK_IDS, True), ([1000, *range(20)], THINK_IDS, False),
-    (list(b'x<think>\n'), THINK, True), (list(b'<think>x'), THINK, False), (list(b'<think></think>\n'), THINK, False)])
+@pytest.mark.parametrize(
+    'ids, marks, expected',
+    [
+        ([5, 1000], THINK_IDS, True),
+        ([5, 1000, 7], THINK_IDS, True),
+        ([1000, 7, 1001, 8], THINK_IDS, False),
+        ([5], THINK_IDS, False),
+        ([1000, 1001, 1000], THINK_IDS, True),
+        ([1000, *range(20)], THINK_IDS, False),
+        (list(b'x<think>\n'), THINK, True),
+        (list(b'<think>x'), THINK, False),
+        (list(b'<think></think>\n'), THINK, False),
+    ],
+)
 def test_a_prompt_is_seen_to_open_the_reasoning(ids, marks, expected):
     assert reasoning_is_open(ids, marks, lambda some: bytes(i for i in some if i < 256).decode()) == expected
 
 
 # --- vocabularies of models ---
 
+
 @pytest.fixture(scope='module')
 def backends(model):
     from ros2_nanochat.backends.fake import FakeBackend
     from ros2_nanochat.config import ModelConfig
+
     fake = FakeBackend('', ModelConfig(api='fake', max_context_len=64, kv_tokens=64))
     fake.open()
     return {'gguf': model.backend, 'fake': fake}
@@ -328,7 +373,10 @@ def whole_decode(backend, ids: list[int]) -> str:
     if backend.info.api == 'fake':
         return bytes(i for i in ids if i < 256).decode('utf-8', 'replace')
     import ctypes
+
     tokens = (ctypes.c_int32 * len(ids))(*ids)
     buffer = ctypes.create_string_buffer(100 * len(ids))
-    size = backend._api.llama_detokenize(backend._text._vocab, tokens, len(ids), buffer, len(buffer), False, False)
+    size = backend._api.llama_detokenize(
+        backend._text._vocab, tokens, len(ids), buffer, len(buffer), False, False
+    )
     return buffer.raw[:size].decode('utf-8', 'replace')

@@ -1,4 +1,5 @@
 """One robot's conversation without ROS, on the fake model."""
+
 import threading
 import time
 
@@ -127,7 +128,9 @@ def test_what_is_on_disk_is_what_a_new_process_would_continue(robot, tmp_path):
     assert [message.text for message in again.history] == ['one', 'You said: one']
 
 
-def test_a_changed_system_prompt_wins_over_the_one_on_disk_and_an_unchanged_one_leaves_what_a_reset_gave(robot, tmp_path):
+def test_a_changed_system_prompt_wins_over_the_one_on_disk_and_an_unchanged_one_leaves_what_a_reset_gave(
+    robot, tmp_path
+):
     class Log:
         lines = []
         info = warning = error = staticmethod(lines.append)
@@ -142,16 +145,25 @@ def test_a_changed_system_prompt_wins_over_the_one_on_disk_and_an_unchanged_one_
     ask(chat, 'one')
     chat.reset('You are a cat.')
     ask(chat, 'two')
-    assert prompt(start(system_prompt='You are a robot.')) == ['You are a cat.'] and 'keeps its system prompt' in Log.lines[-1]
+    assert (
+        prompt(start(system_prompt='You are a robot.')) == ['You are a cat.']
+        and 'keeps its system prompt' in Log.lines[-1]
+    )
     chat = start(system_prompt='You are a dog.')
-    assert prompt(chat) == ['You are a dog.'] and "has changed since" in Log.lines[-1] and 'dog' in Log.lines[-1]
+    assert (
+        prompt(chat) == ['You are a dog.'] and 'has changed since' in Log.lines[-1] and 'dog' in Log.lines[-1]
+    )
     assert [message.text for message in chat.history][1:] == ['two', 'You said: two']
     ask(chat, 'three')
-    assert prompt(start(system_prompt='You are a dog.')) == ['You are a dog.'] and 'continuing' in Log.lines[-1]
+    assert (
+        prompt(start(system_prompt='You are a dog.')) == ['You are a dog.'] and 'continuing' in Log.lines[-1]
+    )
     assert prompt(start()) == prompt(robot()[0])  # not set any more: the template's own
 
 
-def test_a_robot_that_keeps_its_kv_reads_nothing_again_after_a_restart_and_forgets_it_with_a_reset(robot, tmp_path):
+def test_a_robot_that_keeps_its_kv_reads_nothing_again_after_a_restart_and_forgets_it_with_a_reset(
+    robot, tmp_path
+):
     class Log:
         lines = []
         info = warning = error = staticmethod(lines.append)
@@ -166,13 +178,17 @@ def test_a_robot_that_keeps_its_kv_reads_nothing_again_after_a_restart_and_forge
         return list(tmp_path.glob('*.kv'))
 
     first = ask(start(), 'one')
-    file, = saved()
+    (file,) = saved()
     kept = file.read_bytes()
     assert file.stat().st_mode & 0o077 == 0
     chat = start()
     second = ask(chat, 'two')
     chat.close()
-    assert first.reused_tokens == 0 and second.reused_tokens >= first.prompt_tokens + first.new_tokens - 1 and second.reply == 'You said: two'
+    assert (
+        first.reused_tokens == 0
+        and second.reused_tokens >= first.prompt_tokens + first.new_tokens - 1
+        and second.reply == 'You said: two'
+    )
     file.write_bytes(kept[:-1])
     chat = start()
     third = ask(chat, 'three')
@@ -238,7 +254,13 @@ def test_a_picture_that_the_conversation_shows_already_does_not_go_in_again_what
             sight.shown(history[0], picture, pixels)
         return len(pictures), turn.picture.stamp
 
-    assert [shown(1, 7), shown(2, 7), shown(3, 8), shown(3, 8), shown(4, 7)] == [(1, 1), (0, 2), (1, 3), (0, 3), (1, 4)]
+    assert [shown(1, 7), shown(2, 7), shown(3, 8), shown(3, 8), shown(4, 7)] == [
+        (1, 1),
+        (0, 2),
+        (1, 3),
+        (0, 3),
+        (1, 4),
+    ]
     history.clear()
     history.append(object())
     assert shown(5, 7) == (1, 5)  # the message that showed it is gone
@@ -256,20 +278,48 @@ def test_a_view_is_the_same_under_noise_and_another_where_something_moved():
 
 def goal(**fields):
     from types import SimpleNamespace
-    return SimpleNamespace(**{'query': 'q', 'image_mode': '', 'max_new_tokens': 0, 'temperature': -1.0, 'top_p': 0.0, 'top_k': -1, 'min_p': -1.0,
-                              'repetition_penalty': 0.0, 'seed': -1, 'stop': [], 'priority': 0, 'deadline': 0.0, 'on_new_query': '', **fields})
+
+    return SimpleNamespace(
+        **{
+            'query': 'q',
+            'image_mode': '',
+            'max_new_tokens': 0,
+            'temperature': -1.0,
+            'top_p': 0.0,
+            'top_k': -1,
+            'min_p': -1.0,
+            'repetition_penalty': 0.0,
+            'seed': -1,
+            'stop': [],
+            'priority': 0,
+            'deadline': 0.0,
+            'on_new_query': '',
+            **fields,
+        }
+    )
 
 
 def test_a_goal_without_options_takes_the_robots_and_with_them_its_own():
     base = robot_options({name: option.default for name, option in ROBOT_OPTIONS.items()})
     assert goal_options(goal(), base) == base
-    own = goal_options(goal(temperature=0.5, max_new_tokens=-1, seed=3, stop=['.', ''], deadline=2.0, on_new_query='queue'), base)
-    assert own.generation.do_sample and own.generation.temperature == 0.5 and own.generation.max_new_tokens == -1 and own.generation.seed == 3
+    own = goal_options(
+        goal(temperature=0.5, max_new_tokens=-1, seed=3, stop=['.', ''], deadline=2.0, on_new_query='queue'),
+        base,
+    )
+    assert (
+        own.generation.do_sample
+        and own.generation.temperature == 0.5
+        and own.generation.max_new_tokens == -1
+        and own.generation.seed == 3
+    )
     assert own.generation.stop_tokens == ('.',) and own.deadline == 2.0 and own.on_new_query == 'queue'
     assert goal_options(goal(temperature=0.0), base).generation.greedy
 
 
-@pytest.mark.parametrize('names, told', [(['a b'], 'ROS name'), (['1a'], 'ROS name'), (['a', 'a'], 'twice'), (['temperature'], 'parameter')])
+@pytest.mark.parametrize(
+    'names, told',
+    [(['a b'], 'ROS name'), (['1a'], 'ROS name'), (['a', 'a'], 'twice'), (['temperature'], 'parameter')],
+)
 def test_robot_names_are_names_of_ros(names, told):
     with pytest.raises(ValueError, match=told):
         robot_names(names)
@@ -279,14 +329,24 @@ def test_no_robots_is_the_node_itself():
     assert robot_names(['']) == robot_names([]) == ['']
 
 
-@pytest.mark.parametrize('text, sentences', [
-    ('Hello. How are you? Fine!', ['Hello.', 'How are you?', 'Fine!']), ('It is 3.14 m, e.g. here. Yes.', ['It is 3.14 m, e.g. here.', 'Yes.']),
-    ('Dr. Who said "Go." Then left', ['Dr. Who said "Go."', 'Then left']), ('\u4f60\u597d\u3002\u518d\u89c1\uff01', ['\u4f60\u597d\u3002', '\u518d\u89c1\uff01']),
-    ('Two:\n\nparagraphs', ['Two:', 'paragraphs']), ('List\n- one\n- two', ['List', '- one', '- two']), ('', [])])
+@pytest.mark.parametrize(
+    'text, sentences',
+    [
+        ('Hello. How are you? Fine!', ['Hello.', 'How are you?', 'Fine!']),
+        ('It is 3.14 m, e.g. here. Yes.', ['It is 3.14 m, e.g. here.', 'Yes.']),
+        ('Dr. Who said "Go." Then left', ['Dr. Who said "Go."', 'Then left']),
+        ('\u4f60\u597d\u3002\u518d\u89c1\uff01', ['\u4f60\u597d\u3002', '\u518d\u89c1\uff01']),
+        ('Two:\n\nparagraphs', ['Two:', 'paragraphs']),
+        ('List\n- one\n- two', ['List', '- one', '- two']),
+        ('', []),
+    ],
+)
 def test_sentences_come_out_whole_however_the_text_is_cut(text, sentences):
     for size in (1, 2, 5, 100):
         splitter = SentenceSplitter()
-        got = [s for i in range(0, len(text), size) for s in splitter.add(text[i:i + size])] + splitter.flush()
+        got = [
+            s for i in range(0, len(text), size) for s in splitter.add(text[i : i + size])
+        ] + splitter.flush()
         assert got == sentences
 
 

@@ -1,4 +1,5 @@
 """What can be sampled, and how often. Oracle: the logits processors of transformers."""
+
 from __future__ import annotations
 
 import time
@@ -31,7 +32,11 @@ def expected(logits: np.ndarray, num_new: int, **options) -> np.ndarray:
     if config.repetition_penalty != 1.0:
         steps.append(process.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
     if config.min_new_tokens:
-        steps.append(process.MinNewTokensLengthLogitsProcessor(ids.shape[1] - num_new, config.min_new_tokens, sorted(ENDS), device='cpu'))
+        steps.append(
+            process.MinNewTokensLengthLogitsProcessor(
+                ids.shape[1] - num_new, config.min_new_tokens, sorted(ENDS), device='cpu'
+            )
+        )
     steps.append(process.TemperatureLogitsWarper(config.temperature))
     if config.top_k:
         steps.append(process.TopKLogitsWarper(config.top_k))
@@ -47,13 +52,26 @@ def expected(logits: np.ndarray, num_new: int, **options) -> np.ndarray:
 
 def draws(logits: np.ndarray, count: int, num_new: int, **options) -> np.ndarray:
     sampler = Sampler(GenerationConfig(do_sample=True, seed=7, **options), ENDS)
-    return np.bincount([sampler.choose(logits, CONTEXT, num_new) for _ in range(count)], minlength=len(logits))
+    return np.bincount(
+        [sampler.choose(logits, CONTEXT, num_new) for _ in range(count)], minlength=len(logits)
+    )
 
 
-CASES = [{'top_p': 1.0, 'temperature': 1.0}, {'top_p': 1.0, 'temperature': 0.5}, {'top_p': 0.8, 'temperature': 1.3}, {'top_p': 0.05, 'temperature': 2.0},
-         {'top_p': 1.0, 'top_k': 5}, {'top_k': 1}, {'top_k': 1000, 'top_p': 1.0}, {'top_p': 1.0, 'min_p': 0.1}, {'top_p': 0.9, 'top_k': 20, 'min_p': 0.02},
-         {'top_p': 1.0, 'repetition_penalty': 1.5, 'temperature': 1.0}, {'top_p': 1.0, 'repetition_penalty': 0.5, 'temperature': 1.0},
-         {'top_p': 1.0, 'min_new_tokens': 5, 'temperature': 3.0}, {'top_p': 0.95, 'top_k': 50, 'min_p': 0.01, 'repetition_penalty': 1.2, 'min_new_tokens': 9}]
+CASES = [
+    {'top_p': 1.0, 'temperature': 1.0},
+    {'top_p': 1.0, 'temperature': 0.5},
+    {'top_p': 0.8, 'temperature': 1.3},
+    {'top_p': 0.05, 'temperature': 2.0},
+    {'top_p': 1.0, 'top_k': 5},
+    {'top_k': 1},
+    {'top_k': 1000, 'top_p': 1.0},
+    {'top_p': 1.0, 'min_p': 0.1},
+    {'top_p': 0.9, 'top_k': 20, 'min_p': 0.02},
+    {'top_p': 1.0, 'repetition_penalty': 1.5, 'temperature': 1.0},
+    {'top_p': 1.0, 'repetition_penalty': 0.5, 'temperature': 1.0},
+    {'top_p': 1.0, 'min_new_tokens': 5, 'temperature': 3.0},
+    {'top_p': 0.95, 'top_k': 50, 'min_p': 0.01, 'repetition_penalty': 1.2, 'min_new_tokens': 9},
+]
 
 
 @pytest.mark.parametrize('options', CASES, ids=str)
@@ -68,7 +86,7 @@ def test_the_ids_that_can_be_sampled_and_their_shares_are_those_of_transformers(
     wanted, seen = count * shares[order], counts[order]
     edges = [0]
     for i in range(len(wanted)):
-        if wanted[edges[-1]:i + 1].sum() >= 20 and wanted[i + 1:].sum() >= 20:
+        if wanted[edges[-1] : i + 1].sum() >= 20 and wanted[i + 1 :].sum() >= 20:
             edges.append(i + 1)
     wanted, seen = np.add.reduceat(wanted, edges), np.add.reduceat(seen, edges)
     degrees = len(edges) - 1
@@ -77,10 +95,26 @@ def test_the_ids_that_can_be_sampled_and_their_shares_are_those_of_transformers(
 
 
 @settings(max_examples=60, deadline=None, database=None)
-@given(st.integers(0, 1 << 30), st.floats(0.05, 5), st.floats(0.01, 1), st.integers(0, 40), st.floats(0, 0.9), st.floats(0.3, 3), st.integers(2, 400))
-def test_whatever_the_options_no_id_is_drawn_that_transformers_rules_out(seed, temperature, top_p, top_k, min_p, penalty, size):
+@given(
+    st.integers(0, 1 << 30),
+    st.floats(0.05, 5),
+    st.floats(0.01, 1),
+    st.integers(0, 40),
+    st.floats(0, 0.9),
+    st.floats(0.3, 3),
+    st.integers(2, 400),
+)
+def test_whatever_the_options_no_id_is_drawn_that_transformers_rules_out(
+    seed, temperature, top_p, top_k, min_p, penalty, size
+):
     logits = logits_of(seed, max(size, 260))
-    options = {'temperature': temperature, 'top_p': top_p, 'top_k': top_k, 'min_p': min_p, 'repetition_penalty': penalty}
+    options = {
+        'temperature': temperature,
+        'top_p': top_p,
+        'top_k': top_k,
+        'min_p': min_p,
+        'repetition_penalty': penalty,
+    }
     shares = expected(logits, num_new=2, **options)
     counts = draws(logits, 40, num_new=2, **options)
     outside = np.flatnonzero((counts > 0) & (shares == 0))
@@ -89,12 +123,24 @@ def test_whatever_the_options_no_id_is_drawn_that_transformers_rules_out(seed, t
         assert (expected(logits, 2, **wider)[outside] > 0).all(), outside
 
 
-@pytest.mark.parametrize('options', [{}, {'repetition_penalty': 1.7}, {'min_new_tokens': 3}, {'repetition_penalty': 0.6, 'min_new_tokens': 9}], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'repetition_penalty': 1.7},
+        {'min_new_tokens': 3},
+        {'repetition_penalty': 0.6, 'min_new_tokens': 9},
+    ],
+    ids=str,
+)
 def test_greedy_takes_the_likeliest_of_what_transformers_leaves(options):
     for seed in range(40):
         logits = logits_of(seed)
         logits[3] = logits.max() + 0.5  # an end token
-        assert Sampler(GenerationConfig(**options), ENDS).choose(logits, CONTEXT, 2) == expected(logits, 2, top_p=1.0, **options).argmax()
+        assert (
+            Sampler(GenerationConfig(**options), ENDS).choose(logits, CONTEXT, 2)
+            == expected(logits, 2, top_p=1.0, **options).argmax()
+        )
 
 
 def test_ties_at_the_border_of_top_k_all_stay_as_in_transformers():
@@ -145,15 +191,27 @@ def test_logits_processors_see_the_ids_and_change_the_logits_in_order():
     before = logits.copy(), CONTEXT.copy()
     assert Sampler(GenerationConfig(logits_processors=[first]), ENDS).choose(logits, CONTEXT, 0) == 9
     assert seen == [CONTEXT.tolist()]
-    assert (logits == before[0]).all() and (CONTEXT == before[1]).all(), 'the logits of the backend are not written to'
+    assert (logits == before[0]).all() and (CONTEXT == before[1]).all(), (
+        'the logits of the backend are not written to'
+    )
 
 
-@pytest.mark.parametrize('processor', [lambda ids, logits: logits * 0 - np.inf, lambda ids, logits: logits * np.nan, lambda ids, logits: None,
-                                       lambda ids, logits: logits[:5], lambda ids, logits: np.full_like(logits, -np.inf)])
+@pytest.mark.parametrize(
+    'processor',
+    [
+        lambda ids, logits: logits * 0 - np.inf,
+        lambda ids, logits: logits * np.nan,
+        lambda ids, logits: None,
+        lambda ids, logits: logits[:5],
+        lambda ids, logits: np.full_like(logits, -np.inf),
+    ],
+)
 @pytest.mark.parametrize('sampling', [True, False])
 def test_a_processor_that_leaves_nothing_to_choose_is_an_error(processor, sampling):
     with np.errstate(all='ignore'), pytest.raises(ValueError, match='largest logit|returned logits of shape'):
-        Sampler(GenerationConfig(do_sample=sampling, logits_processors=[processor]), ENDS).choose(logits_of(4), CONTEXT, 0)
+        Sampler(GenerationConfig(do_sample=sampling, logits_processors=[processor]), ENDS).choose(
+            logits_of(4), CONTEXT, 0
+        )
 
 
 def test_logits_that_are_not_numbers_are_an_error_when_sampling():
@@ -168,7 +226,10 @@ def test_logits_that_are_not_numbers_are_an_error_when_sampling():
 def test_a_tiny_temperature_is_greedy_and_overflows_nothing(temperature):
     logits = logits_of(6)
     logits[100] = -np.inf
-    assert Sampler(GenerationConfig(do_sample=True, temperature=temperature), ENDS).choose(logits, CONTEXT, 0) == logits.argmax()
+    assert (
+        Sampler(GenerationConfig(do_sample=True, temperature=temperature), ENDS).choose(logits, CONTEXT, 0)
+        == logits.argmax()
+    )
 
 
 def test_without_end_tokens_or_context_nothing_breaks():
@@ -180,7 +241,9 @@ def test_a_vocabulary_of_49152_is_sampled_in_a_few_milliseconds():
     """A tenth of what the smallest model takes for a token is about 1 ms; the bound leaves room for a busy machine."""
     logits = logits_of(8, 49152)
     context = np.random.default_rng(0).integers(0, 49152, 2000)
-    sampler = Sampler(GenerationConfig(do_sample=True, repetition_penalty=1.1, top_k=50, min_p=0.01, seed=1), ENDS)
+    sampler = Sampler(
+        GenerationConfig(do_sample=True, repetition_penalty=1.1, top_k=50, min_p=0.01, seed=1), ENDS
+    )
     times = []
     for _ in range(30):
         began = time.perf_counter()

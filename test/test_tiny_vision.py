@@ -1,4 +1,5 @@
 """The tiny eyes of the embedded model: what they tell of pictures nobody has seen, in conversations through the library."""
+
 import json
 
 import numpy as np
@@ -25,11 +26,17 @@ def model():
 def test_rows_equal_those_of_the_checkpoint_in_transformers(model):
     config = transformers.AutoConfig.from_pretrained(TINY)
     config.text_config.num_hidden_layers = 1
-    reference = transformers.LlavaForConditionalGeneration.from_pretrained(TINY, config=config, dtype=torch.float32).eval()
+    reference = transformers.LlavaForConditionalGeneration.from_pretrained(
+        TINY, config=config, dtype=torch.float32
+    ).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(TINY)
     picture, _ = random_picture(np.random.default_rng(5))
     with torch.no_grad():
-        wanted = reference.get_image_features(**processor(images=picture, return_tensors='pt')).pooler_output[0].numpy()
+        wanted = (
+            reference.get_image_features(**processor(images=picture, return_tensors='pt'))
+            .pooler_output[0]
+            .numpy()
+        )
     parts = model.embed_image(picture)
     assert parts.num_tokens == 16
     assert np.abs(parts[0].rows - wanted).max() <= 1e-4 * np.abs(wanted).max()
@@ -38,8 +45,11 @@ def test_rows_equal_those_of_the_checkpoint_in_transformers(model):
 def test_nothing_of_torch_is_loaded_before_the_first_picture():
     import subprocess
     import sys
-    code = ('import sys; from ros2_nanochat import NanoLLM; model = NanoLLM.from_pretrained(max_context_len=256); assert model.has_vision; '
-            'assert "torch" not in sys.modules and "transformers" not in sys.modules; model.close()')
+
+    code = (
+        'import sys; from ros2_nanochat import NanoLLM; model = NanoLLM.from_pretrained(max_context_len=256); assert model.has_vision; '
+        'assert "torch" not in sys.modules and "transformers" not in sys.modules; model.close()'
+    )
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
@@ -61,27 +71,47 @@ def test_at_least_95_of_100_are_right_on_300_fresh_pictures(model):
 def test_over_hf_the_float_weights_read_the_same_rows_alike(model):
     """The logits after a picture and a question: the likeliest id is the same, and llama.cpp, which rounds its activations to 8 bits, differs from the
     float weights no more than twice as much as it does behind text alone."""
+
     def logits(each, **message):
         history = ChatHistory(each, chat_template='chat-ml')
         history.append('user', **message)
         seen = []
-        each.generate(history.embed_chat()[0], max_new_tokens=1, logits_processors=[lambda ids, row: (seen.append(np.array(row)), row)[1]]).wait()
+        each.generate(
+            history.embed_chat()[0],
+            max_new_tokens=1,
+            logits_processors=[lambda ids, row: (seen.append(np.array(row)), row)[1]],
+        ).wait()
         return seen[0]
 
-    with NanoLLM.from_pretrained(model.info.path, api='hf', vision='tiny', device='cpu', max_context_len=256) as other:
+    with NanoLLM.from_pretrained(
+        model.info.path, api='hf', vision='tiny', device='cpu', max_context_len=256
+    ) as other:
+
         def compare(**message):
             a, b = logits(model, **message), logits(other, **message)
             return np.abs(a - b).max() / np.ptp(b), a.argmax() == b.argmax()
 
-        texts = ['What color is grass?', 'What shape is a wheel?', 'Where is the object? It is on the left.', 'Name a color.', 'What is the capital of Japan?']
+        texts = [
+            'What color is grass?',
+            'What shape is a wheel?',
+            'Where is the object? It is on the left.',
+            'Name a color.',
+            'What is the capital of Japan?',
+        ]
         rounding = max(compare(text=text)[0] for text in texts)
         for n in range(5):
-            difference, same = compare(image=random_picture(np.random.default_rng(n))[0], text='What color is the object?')
+            difference, same = compare(
+                image=random_picture(np.random.default_rng(n))[0], text='What color is the object?'
+            )
             assert same
             assert difference <= 2 * rounding, (difference, rounding)
+
+
 def say(model, history, **options):
     prompt, position = history.embed_chat()
-    reply = model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=16, stop_tokens=history.template.stop, **options).wait()
+    reply = model.generate(
+        prompt, kv_cache=history.kv_cache, max_new_tokens=16, stop_tokens=history.template.stop, **options
+    ).wait()
     history.append('bot', reply)
     return reply
 
@@ -94,7 +124,11 @@ def scene_picture(seed, **wanted):
 
 def test_questions_that_follow_use_what_is_known_of_the_picture(model):
     history = ChatHistory(model)
-    history.append('user', image=scene_picture(1, color='red', shape='circle', place='left'), text='What color is the object?')
+    history.append(
+        'user',
+        image=scene_picture(1, color='red', shape='circle', place='left'),
+        text='What color is the object?',
+    )
     encoded = model.vision.stats['encoded']
     first = say(model, history)
     assert 'red' in first.text and model.vision.stats['encoded'] == encoded + 1
@@ -103,7 +137,10 @@ def test_questions_that_follow_use_what_is_known_of_the_picture(model):
         reply = say(model, history)
         assert word in reply.text
         assert model.vision.stats['encoded'] == encoded + 1
-        assert reply.usage['reused_tokens'] > 40 and reply.usage['prompt_tokens'] - reply.usage['reused_tokens'] < 30
+        assert (
+            reply.usage['reused_tokens'] > 40
+            and reply.usage['prompt_tokens'] - reply.usage['reused_tokens'] < 30
+        )
 
 
 def test_with_several_pictures_in_a_conversation_nearly_all_answers_are_about_the_latest(model):
@@ -111,7 +148,9 @@ def test_with_several_pictures_in_a_conversation_nearly_all_answers_are_about_th
     for n in range(4):
         history = ChatHistory(model)
         for turn in range(3):
-            picture, scene = random_picture(np.random.default_rng(tiny_vision.FRESH + 500 + 10 * n + turn), 200, 150)
+            picture, scene = random_picture(
+                np.random.default_rng(tiny_vision.FRESH + 500 + 10 * n + turn), 200, 150
+            )
             fact = (n + turn) % 3
             history.append('user', image=picture, text=tiny_vision.QUESTIONS[fact])
             right += tiny_vision.is_right(say(model, history).text, fact, scene)
@@ -139,7 +178,11 @@ def test_the_image_may_stand_behind_the_text(model):
 
 def test_editing_the_picture_of_an_old_message_changes_the_answer(model):
     history = ChatHistory(model)
-    history.append('user', image=scene_picture(5, color='red', shape='square', place='left'), text='What color is the object?')
+    history.append(
+        'user',
+        image=scene_picture(5, color='red', shape='square', place='left'),
+        text='What color is the object?',
+    )
     assert 'red' in say(model, history).text
     history.messages[-2].image = scene_picture(5, color='white', shape='square', place='left')
     del history.messages[-1]
@@ -157,7 +200,11 @@ def test_a_broken_image_leaves_the_conversation_as_it_was(model, tmp_path):
 
 def test_a_conversation_with_pictures_is_saved_and_continued(model, tmp_path):
     history = ChatHistory(model)
-    history.append('user', image=scene_picture(6, color='yellow', shape='triangle', place='top'), text='What color is the object?')
+    history.append(
+        'user',
+        image=scene_picture(6, color='yellow', shape='triangle', place='top'),
+        text='What color is the object?',
+    )
     say(model, history)
     history.save(tmp_path / 'talk.json')
     other = ChatHistory(model)
@@ -186,5 +233,8 @@ def test_every_label_can_be_drawn():
 
 
 def test_parts_are_spans_named_by_the_picture(model):
-    a, b = (model.embed_image(scene_picture(7, color=color, shape='circle', place='left')) for color in ('red', 'blue'))
+    a, b = (
+        model.embed_image(scene_picture(7, color=color, shape='circle', place='left'))
+        for color in ('red', 'blue')
+    )
     assert isinstance(a[0], EmbeddingSpan) and a.digest != b.digest and a[0].digest != b[0].digest

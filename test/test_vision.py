@@ -1,4 +1,5 @@
 """Encoders of pictures against transformers' own models: embeddings, ids of conversations; what is remembered; checkpoints that do not fit."""
+
 import json
 import types
 
@@ -18,14 +19,18 @@ from ros2_nanochat.prompt import EmbeddingSpan  # noqa: E402
 from ros2_nanochat.vision import encoder as encoder_module  # noqa: E402
 from ros2_nanochat.vision.llava import LlavaEncoder  # noqa: E402
 
-INFO = types.SimpleNamespace(takes_embeddings=True, embedding_size=64, name='a model', api='gguf', path='/nowhere')
+INFO = types.SimpleNamespace(
+    takes_embeddings=True, embedding_size=64, name='a model', api='gguf', path='/nowhere'
+)
 CPU = ModelConfig(device='cpu')
 CASES = {
     'clip': dict(),
     'clip with its class token': dict(vision_feature_select_strategy='full', vision_feature_layer=-1),
     'clip, three layers': dict(vision_feature_layer=[-2, -3, 1]),
     'siglip': dict(kind='siglip', vision_feature_select_strategy='full', vision_feature_layer=-1),
-    'siglip, a layer from the front': dict(kind='siglip', vision_feature_select_strategy='full', vision_feature_layer=2),
+    'siglip, a layer from the front': dict(
+        kind='siglip', vision_feature_select_strategy='full', vision_feature_layer=2
+    ),
     'next': None,
 }
 
@@ -37,9 +42,14 @@ def checkpoints(tmp_path_factory):
     def make(name):
         if name not in made:
             folder = tmp_path_factory.mktemp('llava')
-            model = vision_models.llava_next(folder) if CASES[name] is None else vision_models.llava(folder, **CASES[name])
+            model = (
+                vision_models.llava_next(folder)
+                if CASES[name] is None
+                else vision_models.llava(folder, **CASES[name])
+            )
             made[name] = folder, model
         return made[name]
+
     return make
 
 
@@ -66,16 +76,25 @@ def test_only_tower_and_projector_are_loaded(checkpoints):
     encoder = LlavaEncoder(folder, INFO, CPU)
     encoder.load()
     held = sum(p.numel() for p in encoder._model.parameters() if p.device.type != 'meta')
-    assert held == sum(p.numel() for name, p in model.named_parameters() if 'language_model' not in name and 'lm_head' not in name)
+    assert held == sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if 'language_model' not in name and 'lm_head' not in name
+    )
 
 
 def test_names_of_weights_of_older_releases_are_understood(checkpoints, tmp_path):
     folder, model = checkpoints('clip')
     for name in ('config.json', 'processor_config.json'):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    old = {('vision_tower.vision_model.' if 'vision_tower' in name else 'multi_modal_projector.') + name.rpartition('vision_tower.' if 'vision_tower' in name else
-            'multi_modal_projector.')[2].replace('vision_model.', ''): tensor for name, tensor in load_file(folder / 'model.safetensors').items()
-           if 'vision_tower' in name or 'multi_modal_projector' in name}
+    old = {
+        ('vision_tower.vision_model.' if 'vision_tower' in name else 'multi_modal_projector.')
+        + name.rpartition('vision_tower.' if 'vision_tower' in name else 'multi_modal_projector.')[2].replace(
+            'vision_model.', ''
+        ): tensor
+        for name, tensor in load_file(folder / 'model.safetensors').items()
+        if 'vision_tower' in name or 'multi_modal_projector' in name
+    }
     save_file(old, tmp_path / 'model-00001-of-00001.safetensors')
     picture = vision_models.picture()
     rows = LlavaEncoder(tmp_path, INFO, CPU).encode(picture)[0].rows
@@ -139,15 +158,24 @@ def _config(**settings):
     def change(folder):
         config = json.loads((folder / 'config.json').read_text())
         (folder / 'config.json').write_text(json.dumps({**config, **settings}))
+
     return change
 
 
-@pytest.mark.parametrize(('change', 'says'), [
-    (lambda folder: (folder / 'config.json').unlink(), 'no config.json'), (lambda folder: (folder / 'config.json').write_text('{'), 'config.json'),
-    (_config(model_type='bert'), "'bert'"), (_config(text_config={'model_type': 'llama', 'hidden_size': 80}), 'embeddings of 80'),
-    (lambda folder: (folder / 'model.safetensors').unlink(), 'no .safetensors'), (_without_weight, 'linear_2'), (_of_another_shape, 'shape'),
-    (lambda folder: (folder / 'model.safetensors').write_bytes(b'x' * 100), 'cannot be read'),
-    (lambda folder: (folder / 'processor_config.json').unlink(), 'image processor')])
+@pytest.mark.parametrize(
+    ('change', 'says'),
+    [
+        (lambda folder: (folder / 'config.json').unlink(), 'no config.json'),
+        (lambda folder: (folder / 'config.json').write_text('{'), 'config.json'),
+        (_config(model_type='bert'), "'bert'"),
+        (_config(text_config={'model_type': 'llama', 'hidden_size': 80}), 'embeddings of 80'),
+        (lambda folder: (folder / 'model.safetensors').unlink(), 'no .safetensors'),
+        (_without_weight, 'linear_2'),
+        (_of_another_shape, 'shape'),
+        (lambda folder: (folder / 'model.safetensors').write_bytes(b'x' * 100), 'cannot be read'),
+        (lambda folder: (folder / 'processor_config.json').unlink(), 'image processor'),
+    ],
+)
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(checkpoints, tmp_path, change, says):
     folder = broken(checkpoints('clip')[0], tmp_path, change)
     with pytest.raises(BackendError) as caught:
@@ -162,15 +190,23 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 # --- conversations over hf, against generate ---
 
-CONVERSATION = [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'What is the thing?'}]}]
+CONVERSATION = [
+    {'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'What is the thing?'}]}
+]
 
 
 def generated(folder, model, messages, pictures, new=12) -> list[int]:
     processor = transformers.AutoProcessor.from_pretrained(folder)
     text = processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = processor(text=[text], images=pictures, return_tensors='pt', add_special_tokens=False)
-    out = model.generate(**inputs, max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=processor.tokenizer.eos_token_id)
-    return out[0, inputs['input_ids'].shape[1]:].tolist()
+    out = model.generate(
+        **inputs,
+        max_new_tokens=new,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=processor.tokenizer.eos_token_id,
+    )
+    return out[0, inputs['input_ids'].shape[1] :].tolist()
 
 
 def ended(model, ids):
@@ -181,7 +217,9 @@ def ended(model, ids):
 def test_over_hf_the_ids_of_a_conversation_equal_those_of_generate(checkpoints, name):
     folder, reference = checkpoints(name)
     pictures = [vision_models.picture(3), vision_models.picture(4, 90, 160)]
-    with NanoLLM.from_pretrained(str(folder), api='hf', device='cpu', max_context_len=1024, threads=1) as model:
+    with NanoLLM.from_pretrained(
+        str(folder), api='hf', device='cpu', max_context_len=1024, threads=1
+    ) as model:
         assert model.has_vision
         history = ChatHistory(model)
         history.append('user', image=pictures[0])
@@ -190,14 +228,19 @@ def test_over_hf_the_ids_of_a_conversation_equal_those_of_generate(checkpoints, 
         for turn in range(2):
             prompt, _ = history.embed_chat()
             reply = model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=12).wait()
-            wanted = generated(folder, reference, messages, pictures[:turn + 1])
+            wanted = generated(folder, reference, messages, pictures[: turn + 1])
             assert list(reply.tokens) == ended(model, wanted)
             if turn == 0:
                 text = reply.text
                 history.append('bot', reply)
                 history.append('user', image=pictures[1], text='And now?')
-                messages += [{'role': 'assistant', 'content': text}, {'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'And now?'}]}]
-                tokenized = transformers.AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)['input_ids']
+                messages += [
+                    {'role': 'assistant', 'content': text},
+                    {'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'And now?'}]},
+                ]
+                tokenized = transformers.AutoTokenizer.from_pretrained(folder)(
+                    text, add_special_tokens=False
+                )['input_ids']
                 if tokenized != list(reply.tokens):
                     return  # the reply does not tokenize back to its ids, which we keep and generate cannot
         assert model.vision.stats['encoded'] == 2
@@ -205,7 +248,9 @@ def test_over_hf_the_ids_of_a_conversation_equal_those_of_generate(checkpoints, 
 
 def test_a_follow_up_about_the_same_picture_computes_its_own_words_alone(checkpoints):
     folder, _ = checkpoints('clip')
-    with NanoLLM.from_pretrained(str(folder), api='hf', device='cpu', max_context_len=1024, threads=1) as model:
+    with NanoLLM.from_pretrained(
+        str(folder), api='hf', device='cpu', max_context_len=1024, threads=1
+    ) as model:
         history = ChatHistory(model)
         history.append('user', image=vision_models.picture(), text='What is it?')
         prompt, _ = history.embed_chat()

@@ -1,4 +1,5 @@
 """A tiny random GGUF model of Llama's form with a vocabulary of SentencePiece's kind, written here: what no package has small."""
+
 from __future__ import annotations
 
 import gguf
@@ -6,14 +7,33 @@ import numpy as np
 from small_vocabularies import train_sentencepiece_kind
 
 
-def write_tiny_llama(path, corpus, chat_template: str | None = None, control: tuple[str, ...] = (), user_defined: tuple[str, ...] = (),
-                     add_space_prefix: bool = True) -> None:
+def write_tiny_llama(
+    path,
+    corpus,
+    chat_template: str | None = None,
+    control: tuple[str, ...] = (),
+    user_defined: tuple[str, ...] = (),
+    add_space_prefix: bool = True,
+) -> None:
     """control, user_defined: texts of further tokens, at the end of the vocabulary."""
     vocabulary = train_sentencepiece_kind('prepend', corpus)
-    texts = [vocabulary.id_to_token(i) for i in range(vocabulary.get_vocab_size())] + [*control, *user_defined]
+    texts = [vocabulary.id_to_token(i) for i in range(vocabulary.get_vocab_size())] + [
+        *control,
+        *user_defined,
+    ]
     kind = gguf.TokenType
-    types = [kind.UNKNOWN if text == '<unk>' else kind.CONTROL if text in ('<s>', '</s>', *control) else kind.USER_DEFINED if text in user_defined else
-             kind.BYTE if len(text) == 6 and text.startswith('<0x') else kind.NORMAL for text in texts]
+    types = [
+        kind.UNKNOWN
+        if text == '<unk>'
+        else kind.CONTROL
+        if text in ('<s>', '</s>', *control)
+        else kind.USER_DEFINED
+        if text in user_defined
+        else kind.BYTE
+        if len(text) == 6 and text.startswith('<0x')
+        else kind.NORMAL
+        for text in texts
+    ]
     width, heads, hidden, count = 32, 2, 64, len(texts)
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, 'llama')
@@ -49,7 +69,11 @@ def write_tiny_llama(path, corpus, chat_template: str | None = None, control: tu
         writer.add_tensor(f'{name}.weight', np.ones(width, np.float32))
     for name in ('attn_q', 'attn_k', 'attn_v', 'attn_output'):
         writer.add_tensor(f'blk.0.{name}.weight', matrix(width, width))
-    for name, shape in (('ffn_gate', (hidden, width)), ('ffn_up', (hidden, width)), ('ffn_down', (width, hidden))):
+    for name, shape in (
+        ('ffn_gate', (hidden, width)),
+        ('ffn_up', (hidden, width)),
+        ('ffn_down', (width, hidden)),
+    ):
         writer.add_tensor(f'blk.0.{name}.weight', matrix(*shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,4 +1,5 @@
 """Asks the tiny model about pictures it has never seen, and counts."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -36,5 +37,7 @@ def count_right(model, count: int, seed: int = 0, tell=None, **options) -> np.nd
             reply = ask(model, picture, question, **options)
             right[fact] += is_right(reply, fact, scene)
             if tell and not is_right(reply, fact, scene):
-                tell(f'{n} {picture.size} {scene} size {scene.size:.2f} at {scene.x:.2f},{scene.y:.2f}: {reply!r}')
+                tell(
+                    f'{n} {picture.size} {scene} size {scene.size:.2f} at {scene.x:.2f},{scene.y:.2f}: {reply!r}'
+                )
     return right

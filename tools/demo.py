@@ -2,6 +2,7 @@
 
 --vision adds a small model that sees, and a camera that shows it drawn pictures (IMAGE: that file instead).
 """
+
 import argparse
 import os
 import random
@@ -26,7 +27,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--vision', action='store_true')
     options = parser.parse_args()
-    os.environ.update(ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST', ROS_DOMAIN_ID=os.environ.get('ROS_DOMAIN_ID') or str(random.randint(1, 100)))
+    os.environ.update(
+        ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST',
+        ROS_DOMAIN_ID=os.environ.get('ROS_DOMAIN_ID') or str(random.randint(1, 100)),
+    )
     prompt, model, image = (os.environ.get(name, '') for name in ('PROMPT', 'MODEL', 'IMAGE'))
     log = tempfile.NamedTemporaryFile('w+', prefix='nanochat-demo-', suffix='.log', delete=False)
     started = []
@@ -39,14 +43,23 @@ def main() -> int:
     parameters = {'model': model, **({'vision': 'tiny'} if options.vision and not model else {})}
     arguments = [part for name, value in parameters.items() if value for part in ('-p', f'{name}:={value}')]
     try:
-        print(f'[demo] chat node on ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}, its log: {log.name}', file=sys.stderr)
+        print(
+            f'[demo] chat node on ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}, its log: {log.name}',
+            file=sys.stderr,
+        )
         node = start([program('chat_node'), '--ros-args', *arguments], stdout=log, stderr=log)
         if options.vision and not image:
             start([program('demo_camera')], stdout=sys.stderr)
             while ': active' not in Path(log.name).read_text() and node.poll() is None:
                 time.sleep(0.1)
             time.sleep(2.0)  # the node and the camera find each other
-        client = subprocess.Popen([program('chat_client'), *(['--prompt', prompt] if prompt else []), *(['--image', image] if image else [])])
+        client = subprocess.Popen(
+            [
+                program('chat_client'),
+                *(['--prompt', prompt] if prompt else []),
+                *(['--image', image] if image else []),
+            ]
+        )
         while True:
             try:
                 while client.poll() is None and node.poll() is None:

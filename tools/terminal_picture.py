@@ -1,8 +1,9 @@
 """Makes the picture in docs/terminal.md: a session of the terminal chat on the embedded model, as a terminal shows it.
 
-    pip install pexpect pyte
-    python3 tools/terminal_picture.py docs/images/terminal.svg
+pip install pexpect pyte
+python3 tools/terminal_picture.py docs/images/terminal.svg
 """
+
 from __future__ import annotations
 
 import itertools
@@ -33,9 +34,25 @@ def record() -> pyte.Screen:
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.Stream(screen)
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, 'TERM': 'xterm-256color', 'PROMPT_TOOLKIT_NO_CPR': '1', 'XDG_STATE_HOME': folder, 'PYTHONPATH': os.getcwd()}
-        chat = pexpect.spawn(sys.executable, ['-m', 'ros2_nanochat.chat'], env=environment, cwd=folder, encoding='utf-8', timeout=300, dimensions=(ROWS, COLUMNS))
-        chat.logfile_read = type('Feed', (), {'write': staticmethod(stream.feed), 'flush': staticmethod(lambda: None)})
+        environment = {
+            **os.environ,
+            'TERM': 'xterm-256color',
+            'PROMPT_TOOLKIT_NO_CPR': '1',
+            'XDG_STATE_HOME': folder,
+            'PYTHONPATH': os.getcwd(),
+        }
+        chat = pexpect.spawn(
+            sys.executable,
+            ['-m', 'ros2_nanochat.chat'],
+            env=environment,
+            cwd=folder,
+            encoding='utf-8',
+            timeout=300,
+            dimensions=(ROWS, COLUMNS),
+        )
+        chat.logfile_read = type(
+            'Feed', (), {'write': staticmethod(stream.feed), 'flush': staticmethod(lambda: None)}
+        )
         for line, answer in STEPS:
             chat.expect('>> ')
             chat.send(line + '\r')
@@ -50,15 +67,24 @@ def record() -> pyte.Screen:
 
 def draw(screen: pyte.Screen) -> str:
     """The screen as SVG."""
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, 'w'), force_terminal=True, color_system='truecolor')
+    console = Console(
+        record=True, width=COLUMNS, file=open(os.devnull, 'w'), force_terminal=True, color_system='truecolor'
+    )
     for row in range(max(row for row, line in enumerate(screen.display) if line.strip()) + 1):
         text = Text()
         cells = (screen.buffer[row][column] for column in range(COLUMNS))
-        for (color, bold, italic), run in itertools.groupby(cells, lambda cell: (cell.fg, cell.bold, cell.italics)):
-            text.append(''.join(cell.data for cell in run), Style(color=None if color == 'default' else color, bold=bold, italic=italic))
+        for (color, bold, italic), run in itertools.groupby(
+            cells, lambda cell: (cell.fg, cell.bold, cell.italics)
+        ):
+            text.append(
+                ''.join(cell.data for cell in run),
+                Style(color=None if color == 'default' else color, bold=bold, italic=italic),
+            )
         console.print(text, no_wrap=True)
     svg = console.export_svg(title='python3 -m ros2_nanochat.chat')
-    return re.sub(r'@font-face \{.*?\}\s*', '', svg, flags=re.DOTALL).replace('Fira Code', 'DejaVu Sans Mono')  # no fonts from elsewhere
+    return re.sub(r'@font-face \{.*?\}\s*', '', svg, flags=re.DOTALL).replace(
+        'Fira Code', 'DejaVu Sans Mono'
+    )  # no fonts from elsewhere
 
 
 if __name__ == '__main__':

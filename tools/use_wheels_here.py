@@ -4,6 +4,7 @@ The CMake files inside the wheels name the folders of the Python they were built
 whose include folders do not exist. This puts the folders of this Python in their place. To be repeated after each install of a ROS wheel;
 repeating it changes nothing.
 """
+
 import pathlib
 import re
 import sys

@@ -3,6 +3,7 @@ streaming, templates and vision stand outside, once.
 
 Shapes: n tokens, d embedding width, v vocabulary, k rows of logits.
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -20,6 +21,7 @@ from ros2_nanochat.model_info import ModelInfo
 class MemoryEstimate:
     """Bytes that a model will take: weights, KV cache per token, and the rest (compute buffers). available: bytes that are free where it
     will lie, or None where that cannot be told. context_length: the model's own, in tokens."""
+
     weights: int
     kv_per_token: int
     overhead: int
@@ -35,6 +37,7 @@ class Chunk:
     num_logits: how many rows of logits are wanted, of the last positions (0 amid a prefill, 1 to sample, several to verify).
     positions, advance, bidirectional, deepstack: see `prompt.EmbeddingSpan`.
     """
+
     seq: int
     ids: np.ndarray | None = None
     embeddings: np.ndarray | None = None
@@ -98,7 +101,9 @@ class Backend(ABC):
         """Tell the memory a model will take, from its files, without loading it."""
 
     @abstractmethod
-    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
+    ) -> list[int]:
         """Turn text into ids; no begin-of-text is added.
 
         special: find special tokens in the text (markup); otherwise they are plain characters (content).

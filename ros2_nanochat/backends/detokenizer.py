@@ -3,6 +3,7 @@
 Two families cover the vocabularies of language models, byte-level BPE (a token is a run of bytes) and SentencePiece (a token is text, with `<0xE2>` for
 single bytes); their rules are followed here token by token. Other decoders go through `tokenizers` itself. Knows nothing of models or templates.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,13 +31,15 @@ def _byte_of_char() -> dict[str, int]:
 _BYTES = _byte_of_char()
 
 
-def make_detokenizer(tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]) -> Callable[[], Detokenizer]:
+def make_detokenizer(
+    tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]
+) -> Callable[[], Detokenizer]:
     """Return what makes a detokenizer for this tokenizer's decoder; ids in `special_ids` give no text."""
     decoder = json.loads(tokenizer.to_str())['decoder']
     steps = decoder['decoders'] if decoder and decoder['type'] == 'Sequence' else [decoder] if decoder else []
     kinds = [step['type'] for step in steps]
     if kinds == ['ByteLevel']:
-        known: dict[int, bytes] = {}           # of the ids that replies have had, for all of them
+        known: dict[int, bytes] = {}  # of the ids that replies have had, for all of them
         return lambda: ByteLevelDetokenizer(tokenizer, special_ids, known)
     if SentencePieceDetokenizer.follows(steps):
         return lambda: SentencePieceDetokenizer(tokenizer, special_ids, steps)
@@ -62,7 +65,7 @@ class ByteLevelDetokenizer(Utf8Detokenizer):
         token = '' if token_id in self._special_ids else self._token(token_id) or ''
         try:
             return bytes([_BYTES[char] for char in token])
-        except KeyError:                       # an added token that is written as itself
+        except KeyError:  # an added token that is written as itself
             return token.encode()
 
 
@@ -80,12 +83,18 @@ class SentencePieceDetokenizer(Detokenizer):
             return False
         if 'Replace' in kinds and 'String' not in steps[kinds.index('Replace')]['pattern']:
             return False
-        if 'Strip' in kinds:                   # of the fused text, on the left: the space before the first word
+        if 'Strip' in kinds:  # of the fused text, on the left: the space before the first word
             strip = steps[kinds.index('Strip')]
             if kinds[-2:] != ['Fuse', 'Strip'] or strip['stop'] or len(strip['content']) != 1:
                 return False
         order = [kind for kind in kinds if kind not in ('Fuse', 'Strip')]
-        return order in (['Replace'], ['Metaspace'], ['Replace', 'ByteFallback'], ['Metaspace', 'ByteFallback'], ['ByteFallback'])
+        return order in (
+            ['Replace'],
+            ['Metaspace'],
+            ['Replace', 'ByteFallback'],
+            ['Metaspace', 'ByteFallback'],
+            ['ByteFallback'],
+        )
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], steps: list[dict]):
         self._token = tokenizer.id_to_token
@@ -156,7 +165,7 @@ class WindowDetokenizer(Detokenizer):
         self._tokenizer = tokenizer
         self._special_ids = special_ids
         self._ids: list[int] = []
-        self._given = ''                       # of what the ids decode to, this was handed out
+        self._given = ''  # of what the ids decode to, this was handed out
         self._waiting = 0
 
     def add(self, token_id: int) -> str:
@@ -167,15 +176,15 @@ class WindowDetokenizer(Detokenizer):
         text = self._decode(self._ids)
         if text.endswith(REPLACEMENT) and self._waiting < self.PATIENCE:
             return ''
-        piece = text[len(self._given):]
+        piece = text[len(self._given) :]
         self._waiting, self._given = 0, text
         if len(self._ids) > 2 * self.WINDOW:
-            self._ids = self._ids[-self.WINDOW:]
+            self._ids = self._ids[-self.WINDOW :]
             self._given = self._decode(self._ids)
         return piece
 
     def flush(self) -> str:
-        piece = self._decode(self._ids)[len(self._given):]
+        piece = self._decode(self._ids)[len(self._given) :]
         self._ids, self._given, self._waiting = [], '', 0
         return piece
 

@@ -5,6 +5,7 @@ is computed from the entries of its KV alone, so that a KV cache which was handl
 
 `model` may set it up: `tokens_per_second=50,prefill_per_second=1000,step_overhead=0.002,context=4096,reply=Some text`.
 """
+
 from __future__ import annotations
 
 import threading
@@ -22,9 +23,18 @@ from ros2_nanochat.model_info import ModelInfo, SpecialToken
 _START, _END = 256, 257
 _VOCABULARY = 258
 _WIDTH = 8
-_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-_OPTIONS = {'tokens_per_second': 0.0, 'prefill_per_second': 0.0, 'step_overhead': 0.0, 'load_seconds': 0.0, 'context': 8192.0, 'reply': ''}
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
+_OPTIONS = {
+    'tokens_per_second': 0.0,
+    'prefill_per_second': 0.0,
+    'step_overhead': 0.0,
+    'load_seconds': 0.0,
+    'context': 8192.0,
+    'reply': '',
+}
 
 
 class FakeBackend(Backend):
@@ -38,7 +48,9 @@ class FakeBackend(Backend):
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
-        return MemoryEstimate(weights=0, kv_per_token=8, overhead=0, available=None, context_length=int(_parse(path)['context']))
+        return MemoryEstimate(
+            weights=0, kv_per_token=8, overhead=0, available=None, context_length=int(_parse(path)['context'])
+        )
 
     def open(self, progress: Callable[[float], None] | None = None) -> None:
         if self._stop.wait(self._options['load_seconds']):
@@ -47,16 +59,30 @@ class FakeBackend(Backend):
         self.kv_capacity = self.config.kv_tokens
         marks = (SpecialToken(_START, '<|im_start|>'), SpecialToken(_END, '<|im_end|>'))
         self.info = ModelInfo(
-            name='fake', api='fake', architecture='fake', path=self.path, context_length=self.config.max_context_len,
-            train_context_length=int(self._options['context']), vocab_size=_VOCABULARY, embedding_size=_WIDTH, eos_token_ids=frozenset({_END}),
-            named_tokens={'eos_token': '<|im_end|>'}, special_tokens=marks, chat_template=_TEMPLATE, kv_bytes_per_token=8,
-            has_embed=True, takes_embeddings=True)
+            name='fake',
+            api='fake',
+            architecture='fake',
+            path=self.path,
+            context_length=self.config.max_context_len,
+            train_context_length=int(self._options['context']),
+            vocab_size=_VOCABULARY,
+            embedding_size=_WIDTH,
+            eos_token_ids=frozenset({_END}),
+            named_tokens={'eos_token': '<|im_end|>'},
+            special_tokens=marks,
+            chat_template=_TEMPLATE,
+            kv_bytes_per_token=8,
+            has_embed=True,
+            takes_embeddings=True,
+        )
         if progress:
             progress(1.0)
 
     # --- text ---
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
+    ) -> list[int]:
         if not special:
             return list(text.encode('utf-8', 'replace'))
         ids: list[int] = []
@@ -110,21 +136,30 @@ class FakeBackend(Backend):
     def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
         added = sum(map(len, chunks))
         if self.kv_used + added > self.kv_capacity:
-            raise ForwardError(f'{self.kv_used} + {added} tokens do not fit a KV cache of {self.kv_capacity}', [0] * len(chunks))
+            raise ForwardError(
+                f'{self.kv_used} + {added} tokens do not fit a KV cache of {self.kv_capacity}',
+                [0] * len(chunks),
+            )
         self._take_time(added, len(chunks))
         rows = np.zeros((sum(chunk.num_logits for chunk in chunks), _VOCABULARY), np.float32)
         row = 0
         for chunk in chunks:
             kv = self._kv[chunk.seq]
-            kv.extend(int(i) for i in chunk.ids) if chunk.embeddings is None else kv.extend(-1 for _ in chunk.embeddings)
+            kv.extend(int(i) for i in chunk.ids) if chunk.embeddings is None else kv.extend(
+                -1 for _ in chunk.embeddings
+            )
             for position in range(len(kv) - chunk.num_logits, len(kv)):
-                rows[row, self._next(kv[:position + 1])] = 10.0
+                rows[row, self._next(kv[: position + 1])] = 10.0
                 row += 1
         return rows
 
     def _take_time(self, entries: int, chunks: int) -> None:
         prefill, decode = self._options['prefill_per_second'], self._options['tokens_per_second']
-        seconds = self._options['step_overhead'] + (1 / decode if decode else 0.0) + ((entries - chunks) / prefill if prefill else 0.0)
+        seconds = (
+            self._options['step_overhead']
+            + (1 / decode if decode else 0.0)
+            + ((entries - chunks) / prefill if prefill else 0.0)
+        )
         until = time.perf_counter() + seconds
         if seconds and self._stop.wait(max(0.0, until - time.perf_counter())):
             raise ForwardError('the forward was stopped', [0] * chunks)
@@ -133,12 +168,14 @@ class FakeBackend(Backend):
         if _START in kv:
             turn = len(kv) - kv[::-1].index(_START)
             head = turn + len('assistant\n')
-            before = kv[:turn - 1]
+            before = kv[: turn - 1]
             if len(kv) < head or _START not in before:
                 return 0
-            asked = before[len(before) - before[::-1].index(_START) + len('user\n'):]
-            asked = asked[:asked.index(_END)] if _END in asked else asked
-            reply = list((self._options['reply'] or 'You said: ').encode()) + ([] if self._options['reply'] else [b for b in asked if 0 <= b < 256])
+            asked = before[len(before) - before[::-1].index(_START) + len('user\n') :]
+            asked = asked[: asked.index(_END)] if _END in asked else asked
+            reply = list((self._options['reply'] or 'You said: ').encode()) + (
+                [] if self._options['reply'] else [b for b in asked if 0 <= b < 256]
+            )
             said = len(kv) - head
             return reply[said] if said < len(reply) else _END
         period = kv.index(0) if 0 in kv else len(kv)
@@ -155,6 +192,9 @@ def _parse(text: str) -> dict:
     given = dict(part.partition('=')[::2] for part in text.split(',') if part)
     reject_unknown(given, list(_OPTIONS), 'the fake model')
     try:
-        return {name: given.get(name, default) if isinstance(default, str) else float(given.get(name, default)) for name, default in _OPTIONS.items()}
+        return {
+            name: given.get(name, default) if isinstance(default, str) else float(given.get(name, default))
+            for name, default in _OPTIONS.items()
+        }
     except ValueError as error:
         raise ValueError(f'the fake model cannot be set up with {text!r}: {error}') from error

@@ -3,6 +3,7 @@
 Builds on the light package `tokenizers`; `transformers` is used where a caller asks for it, or where a vocabulary exists as `tokenizer.model` alone.
 Knows nothing of models, conversations or templates, but that a template's source lies beside the vocabulary.
 """
+
 from __future__ import annotations
 
 import functools
@@ -21,7 +22,9 @@ from ros2_nanochat.model_info import SpecialToken
 try:
     import tokenizers
 except ImportError as error:
-    raise MissingDependency(f'tokenizers cannot be imported ({error}): run  pip install tokenizers  with the Python that runs this') from error
+    raise MissingDependency(
+        f'tokenizers cannot be imported ({error}): run  pip install tokenizers  with the Python that runs this'
+    ) from error
 
 NAMES = ('bos_token', 'eos_token', 'unk_token', 'pad_token', 'sep_token', 'cls_token', 'mask_token')
 _MARKUP = re.compile(r'<[|｜].*[|｜]>', re.DOTALL)
@@ -37,8 +40,13 @@ class Tokenizer:
     special_tokens: tokens that `tokenize` finds with `special=True` alone: those flagged so, and what the template writes (`<think>`, `<tool_call>`).
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, named: dict[str, str] | None = None, chat_template: str | None = None,
-                 eos_token_ids: Iterable[int] = ()):
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        named: dict[str, str] | None = None,
+        chat_template: str | None = None,
+        eos_token_ids: Iterable[int] = (),
+    ):
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -46,13 +54,17 @@ class Tokenizer:
         self.chat_template = chat_template
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         ids = {name: self._tokenizer.token_to_id(text) for name, text in self.named.items()}
-        self.eos_token_ids = frozenset(int(i) for i in eos_token_ids) | ({ids['eos_token']} if ids.get('eos_token') is not None else frozenset())
+        self.eos_token_ids = frozenset(int(i) for i in eos_token_ids) | (
+            {ids['eos_token']} if ids.get('eos_token') is not None else frozenset()
+        )
         self.special_tokens = self._special_tokens(set(ids.values()) | self.eos_token_ids)
         self.bos_token_id = ids.get('bos_token')
         first = self._tokenizer.encode('a', add_special_tokens=True).ids[:1]
         self.add_bos = self.bos_token_id is not None and first == [self.bos_token_id]
 
-        flagged = frozenset(id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+        flagged = frozenset(
+            id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        )
         self._make_detokenizer = make_detokenizer(self._tokenizer, flagged)
         # A text that continues is tokenized behind this token, which no text can hold by chance.
         self._anchor = f'\x01{secrets.token_hex(16)}\x01'
@@ -77,29 +89,42 @@ class Tokenizer:
             return cls._from_sentencepiece(path)
         try:
             tokenizer = tokenizers.Tokenizer.from_file(file)
-        except Exception as error:             # the binding raises plain Exception
-            raise BackendError(f'{file} cannot be read as a tokenizer ({error}); copy it again, or update the package tokenizers') from error
+        except Exception as error:  # the binding raises plain Exception
+            raise BackendError(
+                f'{file} cannot be read as a tokenizer ({error}); copy it again, or update the package tokenizers'
+            ) from error
         config = read_json(path, 'tokenizer_config.json')
         named = _named_tokens(config, read_json(path, 'special_tokens_map.json'))
         _add_missing(tokenizer, config, named)
         return cls(tokenizer, named, read_chat_template(path, config), read_eos_ids(path))
 
     @classmethod
-    def from_transformers(cls, path: str, gguf_file: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+    def from_transformers(
+        cls, path: str, gguf_file: str | None = None, trust_remote_code: bool = False
+    ) -> Tokenizer:
         """Open a folder as `transformers.AutoTokenizer` does, so that ids are the same as with it; `gguf_file` names a GGUF file in the folder."""
         import transformers
+
         options = {'gguf_file': gguf_file} if gguf_file else {}
         try:
-            auto = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code, **options)
+            auto = transformers.AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=trust_remote_code, **options
+            )
         except Exception as error:
             if not gguf_file and os.path.isfile(os.path.join(path, 'tokenizer.json')):
-                return cls.from_folder(path)   # a class of its own that transformers does not have: its file says enough
-            raise BackendError(f'{path} has no tokenizer that transformers {transformers.__version__} can open ({one_line(error)})') from error
+                return cls.from_folder(
+                    path
+                )  # a class of its own that transformers does not have: its file says enough
+            raise BackendError(
+                f'{path} has no tokenizer that transformers {transformers.__version__} can open ({one_line(error)})'
+            ) from error
         tokenizer = getattr(auto, 'backend_tokenizer', None)
         if not isinstance(tokenizer, tokenizers.Tokenizer):
             if not gguf_file and os.path.isfile(os.path.join(path, 'tokenizer.json')):
                 return cls.from_folder(path)
-            raise BackendError(f'{path}: {type(auto).__name__} cannot be turned into a tokenizer.json; save one beside the model')
+            raise BackendError(
+                f'{path}: {type(auto).__name__} cannot be turned into a tokenizer.json; save one beside the model'
+            )
         return cls.from_auto(auto, '' if gguf_file else path)
 
     @classmethod
@@ -121,11 +146,15 @@ class Tokenizer:
         try:
             import transformers  # noqa: F401
         except ImportError:
-            raise BackendError(f'{path} has tokenizer.model but no tokenizer.json: copy the tokenizer.json of the original model into it, or let '
-                               "transformers convert it:  pip install 'ros2_nanochat[hf]' sentencepiece protobuf") from None
+            raise BackendError(
+                f'{path} has tokenizer.model but no tokenizer.json: copy the tokenizer.json of the original model into it, or let '
+                "transformers convert it:  pip install 'ros2_nanochat[hf]' sentencepiece protobuf"
+            ) from None
         return cls.from_transformers(path)
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
+    ) -> list[int]:
         """See `Backend.tokenize`. Without `special`, no id of `special_tokens` comes out (but the unknown token, for characters that the
         vocabulary lacks). Raises ValueError for text that is no Unicode."""
         if joined and self._puts_space:
@@ -145,7 +174,9 @@ class Tokenizer:
 
     @functools.cached_property
     def _joined_content(self) -> tokenizers.Tokenizer:
-        return self._with_anchor(json.dumps(_without_first_space(self._without_special(json.loads(self._tokenizer.to_str())))[0]))
+        return self._with_anchor(
+            json.dumps(_without_first_space(self._without_special(json.loads(self._tokenizer.to_str())))[0])
+        )
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -158,8 +189,14 @@ class Tokenizer:
     def _special_tokens(self, ids: set) -> tuple[SpecialToken, ...]:
         added = self._tokenizer.get_added_tokens_decoder()
         template = self.chat_template or ''
-        return tuple(SpecialToken(id, token.content, token.lstrip, token.rstrip) for id, token in sorted(added.items())
-                     if token.special or id in ids or _MARKUP.fullmatch(token.content) or (token.content.strip() and token.content in template))
+        return tuple(
+            SpecialToken(id, token.content, token.lstrip, token.rstrip)
+            for id, token in sorted(added.items())
+            if token.special
+            or id in ids
+            or _MARKUP.fullmatch(token.content)
+            or (token.content.strip() and token.content in template)
+        )
 
     def _with_anchor(self, source: str) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(source)
@@ -171,7 +208,13 @@ class Tokenizer:
         hidden = {token.text: f'\x01{secrets.token_hex(16)}\x01' for token in self.special_tokens}
         for token in data['added_tokens']:
             if token['content'] in hidden:
-                token.update(content=hidden[token['content']], lstrip=False, rstrip=False, single_word=False, normalized=False)
+                token.update(
+                    content=hidden[token['content']],
+                    lstrip=False,
+                    rstrip=False,
+                    single_word=False,
+                    normalized=False,
+                )
         data['post_processor'] = None
         model = data['model']
         if isinstance(model['vocab'], dict):
@@ -180,7 +223,9 @@ class Tokenizer:
             model['vocab'] = [[hidden.get(text, text), score] for text, score in model['vocab']]
         if 'merges' in model:
             pairs = (merge.split(' ', 1) if isinstance(merge, str) else merge for merge in model['merges'])
-            model['merges'] = [[a, b] for a, b in pairs if a not in hidden and b not in hidden and a + b not in hidden]
+            model['merges'] = [
+                [a, b] for a, b in pairs if a not in hidden and b not in hidden and a + b not in hidden
+            ]
         if model.get('unk_token') in hidden:
             model['unk_token'] = hidden[model['unk_token']]
         return data
@@ -209,7 +254,11 @@ def _without_first_space(data: dict) -> tuple[dict, bool]:
             return {**step, 'add_prefix_space': False}
         return step
 
-    plain_data = {**data, 'normalizer': plain(data.get('normalizer')), 'pre_tokenizer': plain(data.get('pre_tokenizer'))}
+    plain_data = {
+        **data,
+        'normalizer': plain(data.get('normalizer')),
+        'pre_tokenizer': plain(data.get('pre_tokenizer')),
+    }
     return plain_data, did
 
 
@@ -230,10 +279,16 @@ def read_chat_template(path: str, tokenizer_config: dict) -> str | None:
     if os.path.isfile(file):
         with open(file, encoding='utf-8') as stream:
             return stream.read()
-    for config in (tokenizer_config, read_json(path, 'chat_template.json'), read_json(path, 'processor_config.json')):
+    for config in (
+        tokenizer_config,
+        read_json(path, 'chat_template.json'),
+        read_json(path, 'processor_config.json'),
+    ):
         template = config.get('chat_template')
         if isinstance(template, list):
-            template = {entry.get('name'): entry.get('template') for entry in template if isinstance(entry, dict)}
+            template = {
+                entry.get('name'): entry.get('template') for entry in template if isinstance(entry, dict)
+            }
         if isinstance(template, dict):
             template = template.get('default') or next(iter(template.values()), None)
         if template:
@@ -262,7 +317,9 @@ def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str,
             continue
         flags = {name: bool(token.get(name, False)) for name in ('single_word', 'lstrip', 'rstrip')}
         special = bool(token.get('special', False))
-        added = tokenizers.AddedToken(token['content'], normalized=bool(token.get('normalized', not special)), special=special, **flags)
+        added = tokenizers.AddedToken(
+            token['content'], normalized=bool(token.get('normalized', not special)), special=special, **flags
+        )
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     extra = config.get('additional_special_tokens') or config.get('extra_special_tokens') or []

@@ -1,4 +1,5 @@
 """Detokenizing where every token is a run of bytes of UTF-8."""
+
 from __future__ import annotations
 
 import codecs

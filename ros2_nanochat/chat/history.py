@@ -2,6 +2,7 @@
 
 Whatever is edited, the next prompt says how much of the KV cache still holds: the longest common prefix of its entries and the new ones.
 """
+
 from __future__ import annotations
 
 import logging
@@ -59,7 +60,9 @@ class ChatHistory:
                 raise ValueError('this message is not in the history')
         del self.messages[key]
 
-    def append(self, role: str = 'user', msg: Any = None, *, text: str | None = None, image: Any = None, **options) -> ChatMessage:
+    def append(
+        self, role: str = 'user', msg: Any = None, *, text: str | None = None, image: Any = None, **options
+    ) -> ChatMessage:
         """Add a message and return it.
 
         msg: text or an image, told apart as `is_image` does; a `ChatMessage`; or the `StreamingResponse` of the model, whose text, ids and KV cache
@@ -108,13 +111,25 @@ class ChatHistory:
         if role == 'system':
             return last is None
         asked = last is not None and (last.role == 'tool' or (last.role == 'user' and last.type == 'text'))
-        return asked if role == 'bot' else last is not None and last.role == 'bot' if role == 'tool' else not asked
+        return (
+            asked
+            if role == 'bot'
+            else last is not None and last.role == 'bot'
+            if role == 'tool'
+            else not asked
+        )
 
     def to_list(self) -> list[dict]:
         """The messages as dicts: role, text and image where there is one, reasoning where there is any."""
-        return [{'role': message.role, **({'image': message.image} if message.image is not None else {}),
-                 **({'text': message.text} if message.text is not None else {}),
-                 **({'reasoning': message.reasoning} if message.reasoning else {})} for message in self.messages]
+        return [
+            {
+                'role': message.role,
+                **({'image': message.image} if message.image is not None else {}),
+                **({'text': message.text} if message.text is not None else {}),
+                **({'reasoning': message.reasoning} if message.reasoning else {}),
+            }
+            for message in self.messages
+        ]
 
     # --- the system prompt ---
 
@@ -126,16 +141,22 @@ class ChatHistory:
     @system_prompt.setter
     def system_prompt(self, instruction: str | None) -> None:
         messages = [ChatMessage('system', text=instruction)] if instruction else []
-        self.messages[:int(bool(self.system_prompt))] = messages
+        self.messages[: int(bool(self.system_prompt))] = messages
         self._default_prompt = instruction
 
     def reset(self, system_prompt: bool | str | None = True, wrap_tokens: int | None = None) -> None:
         """Forget the conversation. system_prompt: True keeps it, a string replaces it, False or None leaves none.
         wrap_tokens: keep the latest turns that fit into as many tokens, system prompt included."""
-        prompt = system_prompt if isinstance(system_prompt, str) else (self.system_prompt or self._default_prompt) if system_prompt else ''
+        prompt = (
+            system_prompt
+            if isinstance(system_prompt, str)
+            else (self.system_prompt or self._default_prompt)
+            if system_prompt
+            else ''
+        )
         messages = [ChatMessage('system', text=prompt)] if prompt else []
         if wrap_tokens is not None:
-            rest = self.messages[int(bool(self.system_prompt)):]
+            rest = self.messages[int(bool(self.system_prompt)) :]
             kept = self._latest_turns(messages, rest, wrap_tokens, at_least_one=False)
             messages += kept
         self.messages = messages
@@ -155,7 +176,12 @@ class ChatHistory:
         self._kv_cache = kv_cache
         reply = getattr(kv_cache, 'reply', None)
         message = next((m for m in reversed(self.messages) if m.role == 'bot'), None)
-        if reply is not None and message is not None and message.tokens is None and message.text == reply.text:
+        if (
+            reply is not None
+            and message is not None
+            and message.tokens is None
+            and message.text == reply.text
+        ):
             message.adopt(reply.tokens, reply.reasoning, reply.num_reasoning)
 
     @property
@@ -172,7 +198,9 @@ class ChatHistory:
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
         return self.template.prompt(messages)
 
-    def embed_chat(self, use_cache: bool = True, max_tokens: int | None = None, wrap_tokens: int | None = None) -> tuple[Prompt, int]:
+    def embed_chat(
+        self, use_cache: bool = True, max_tokens: int | None = None, wrap_tokens: int | None = None
+    ) -> tuple[Prompt, int]:
         """Make the prompt for the next reply: `(what the KV cache does not hold yet, its position)`.
 
         The first looks like an array, embeddings [1, n, d] where the model gives those, else ids [1, n]. use_cache=False gives the whole conversation at 0.
@@ -186,19 +214,33 @@ class ChatHistory:
         limit = context - min(_REPLY_ROOM, context // 4) if max_tokens is None else min(max_tokens, context)
         wrap = limit // 2 if wrap_tokens is None else min(wrap_tokens, limit)
         if limit < 1 or wrap < 1:
-            raise ValueError(f'max_tokens={max_tokens}, wrap_tokens={wrap_tokens} leave no room for a conversation')
-        new = [message for message in self.messages if message.image is not None and not message.is_embedded(self.model)]
+            raise ValueError(
+                f'max_tokens={max_tokens}, wrap_tokens={wrap_tokens} leave no room for a conversation'
+            )
+        new = [
+            message
+            for message in self.messages
+            if message.image is not None and not message.is_embedded(self.model)
+        ]
         whole, dropped = self._whole(), 0
         self.encode_seconds = sum(getattr(message.embed(self.model), 'seconds', 0.0) for message in new)
         if len(whole) > limit:
-            system = self.messages[:int(bool(self.system_prompt))]
-            kept = [*system, *self._latest_turns(system, self.messages[len(system):], wrap)]
+            system = self.messages[: int(bool(self.system_prompt))]
+            kept = [*system, *self._latest_turns(system, self.messages[len(system) :], wrap)]
             shorter = self._prompt(kept)
             if len(shorter) > limit:
-                raise ValueError(f'the last message takes {len(shorter)} tokens with the system prompt, and at most {limit} fit '
-                                 f'(a context of {context}): shorten it, or raise max_context_len')
+                raise ValueError(
+                    f'the last message takes {len(shorter)} tokens with the system prompt, and at most {limit} fit '
+                    f'(a context of {context}): shorten it, or raise max_context_len'
+                )
             dropped = len(self.messages) - len(kept)
-            _log.warning('the context is full: %d of %d tokens; dropped the oldest %d messages, %d tokens are left', len(whole), limit, dropped, len(shorter))
+            _log.warning(
+                'the context is full: %d of %d tokens; dropped the oldest %d messages, %d tokens are left',
+                len(whole),
+                limit,
+                dropped,
+                len(shorter),
+            )
             self.messages, whole = kept, shorter
             self._last = None
         self.num_dropped = dropped
@@ -209,19 +251,29 @@ class ChatHistory:
         rest = whole.after(position)
         return rest, rest.position
 
-    def _latest_turns(self, system: list[ChatMessage], messages: list[ChatMessage], wrap_tokens: int, at_least_one: bool = True) -> list[ChatMessage]:
+    def _latest_turns(
+        self,
+        system: list[ChatMessage],
+        messages: list[ChatMessage],
+        wrap_tokens: int,
+        at_least_one: bool = True,
+    ) -> list[ChatMessage]:
         """The longest end of the messages that begins with the user and fits, behind the system prompt, into `wrap_tokens`."""
-        starts = [i for i, message in enumerate(messages) if message.role == 'user' and (i == 0 or messages[i - 1].role != 'user')]
+        starts = [
+            i
+            for i, message in enumerate(messages)
+            if message.role == 'user' and (i == 0 or messages[i - 1].role != 'user')
+        ]
         low, high = 0, len(starts)
         while low < high:
             middle = (low + high) // 2
-            if len(self._prompt([*system, *messages[starts[middle]:]])) <= wrap_tokens:
+            if len(self._prompt([*system, *messages[starts[middle] :]])) <= wrap_tokens:
                 high = middle
             else:
                 low = middle + 1
         if low == len(starts) and (not at_least_one or not starts):
             return messages if at_least_one else []
-        return messages[starts[min(low, len(starts) - 1)]:]
+        return messages[starts[min(low, len(starts) - 1)] :]
 
     # --- files ---
 
@@ -234,9 +286,13 @@ class ChatHistory:
         messages = storage.load(path, self.model.info.name)
         if not self.model.has_vision and any(message.image is not None for message in messages):
             raise ValueError(f'{path} holds images, and {self.model.info.name} has no vision')
-        unknown = next((t for message in messages for t in message.tokens or () if t >= self.model.info.vocab_size), None)
+        unknown = next(
+            (t for message in messages for t in message.tokens or () if t >= self.model.info.vocab_size), None
+        )
         if unknown is not None:
-            raise ValueError(f'{path} holds the token id {unknown}, and the vocabulary of {self.model.info.name} ends at {self.model.info.vocab_size - 1}')
+            raise ValueError(
+                f'{path} holds the token id {unknown}, and the vocabulary of {self.model.info.name} ends at {self.model.info.vocab_size - 1}'
+            )
         for message in messages:
             if message.image is not None:
                 message.picture = self.model.open_image(message.image)

@@ -1,4 +1,5 @@
 """One message of a conversation: who speaks, and what: text or an image. Tells images from text. Knows no template."""
+
 from __future__ import annotations
 
 import os
@@ -18,13 +19,17 @@ def check_role(role: str) -> str:
     """Return the role as one of `ROLES`; any other is a ValueError."""
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f'role={role!r} is not valid: one of {", ".join(ROLES)} (assistant is accepted for bot)')
+        raise ValueError(
+            f'role={role!r} is not valid: one of {", ".join(ROLES)} (assistant is accepted for bot)'
+        )
     return role
 
 
 def is_url(text: str) -> bool:
     """Whether the text is one web address or data URL, and nothing besides."""
-    return text.startswith(('http://', 'https://', 'data:image/', 'file://')) and not any(c.isspace() for c in text)
+    return text.startswith(('http://', 'https://', 'data:image/', 'file://')) and not any(
+        c.isspace() for c in text
+    )
 
 
 def is_image(content: Any) -> bool:
@@ -35,8 +40,14 @@ def is_image(content: Any) -> bool:
         if name.startswith('data:image/'):
             return is_url(name)
         path = urlsplit(name).path if is_url(name) else name
-        return path.lower().endswith(IMAGE_EXTENSIONS) and (not any(c.isspace() for c in name) or os.path.isfile(name))
-    if isinstance(content, np.ndarray) or hasattr(content, '__array_interface__') or type(content).__module__.startswith('torch'):
+        return path.lower().endswith(IMAGE_EXTENSIONS) and (
+            not any(c.isspace() for c in name) or os.path.isfile(name)
+        )
+    if (
+        isinstance(content, np.ndarray)
+        or hasattr(content, '__array_interface__')
+        or type(content).__module__.startswith('torch')
+    ):
         return getattr(content, 'ndim', 2) in (2, 3)
     return type(content).__module__.startswith('PIL.')
 
@@ -66,8 +77,17 @@ class ChatMessage:
     reasoning: what the model wrote between its thinking marks.
     """
 
-    def __init__(self, role: str = 'user', msg: Any = None, *, text: str | None = None, image: Any = None, tokens=None, reasoning: str = '',
-                 num_reasoning: int = 0):
+    def __init__(
+        self,
+        role: str = 'user',
+        msg: Any = None,
+        *,
+        text: str | None = None,
+        image: Any = None,
+        tokens=None,
+        reasoning: str = '',
+        num_reasoning: int = 0,
+    ):
         self.role = check_role(role)
         if msg is not None:
             if text is not None or image is not None:
@@ -77,7 +97,9 @@ class ChatMessage:
             elif isinstance(msg, str):
                 text = msg
             else:
-                raise ValueError(f'a message is text (str), or an image (path, URL, PIL image, array), not {type(msg).__name__}')
+                raise ValueError(
+                    f'a message is text (str), or an image (path, URL, PIL image, array), not {type(msg).__name__}'
+                )
         if text is None and image is None:
             raise ValueError('a message needs text or an image')
         if isinstance(image, os.PathLike):
@@ -148,7 +170,13 @@ class ChatMessage:
 
     def state(self) -> tuple:
         """What decides how the message goes into a prompt: equal states, equal entries."""
-        return self.role, self._text, self.reasoning, self.tokens, id(self._image) if self._image is not None else None
+        return (
+            self.role,
+            self._text,
+            self.reasoning,
+            self.tokens,
+            id(self._image) if self._image is not None else None,
+        )
 
     def __repr__(self) -> str:
         content = repr(self._text) if self._text is not None else '<image>'

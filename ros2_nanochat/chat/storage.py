@@ -1,4 +1,5 @@
 """Conversations as JSON files. An image is a reference: a path relative to the file, or an address. Knows no templates and no model."""
+
 from __future__ import annotations
 
 import hashlib
@@ -30,7 +31,11 @@ def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str
             entry['tokens'] = list(message.tokens)
             entry['num_reasoning'] = message.num_reasoning
         entries.append(entry)
-    data = json.dumps({'format': FORMAT, 'version': VERSION, 'model': model, 'template': template, 'messages': entries}, ensure_ascii=False, indent=1)
+    data = json.dumps(
+        {'format': FORMAT, 'version': VERSION, 'model': model, 'template': template, 'messages': entries},
+        ensure_ascii=False,
+        indent=1,
+    )
     write_whole(path, data.encode())
 
 
@@ -46,6 +51,7 @@ def _write_image(image: Any, path: str) -> str:
 
     import numpy as np
     from PIL import Image
+
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
         if array.dtype != np.uint8:
@@ -73,10 +79,18 @@ def load(path: str | os.PathLike, model: str) -> list[ChatMessage]:
         raise ValueError(f'{path} is nested too deep') from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
-    if not isinstance(data, dict) or data.get('format') != FORMAT or not isinstance(data.get('messages'), list):
-        raise ValueError(f'{path} is not a saved conversation: it has no "format": "{FORMAT}" with "messages"')
+    if (
+        not isinstance(data, dict)
+        or data.get('format') != FORMAT
+        or not isinstance(data.get('messages'), list)
+    ):
+        raise ValueError(
+            f'{path} is not a saved conversation: it has no "format": "{FORMAT}" with "messages"'
+        )
     if data.get('version') != VERSION:
-        raise ValueError(f'{path} has version {data.get("version")!r} of the format; this program reads {VERSION}')
+        raise ValueError(
+            f'{path} has version {data.get("version")!r} of the format; this program reads {VERSION}'
+        )
     return [_message(entry, path, n, data.get('model') == model) for n, entry in enumerate(data['messages'])]
 
 
@@ -89,12 +103,20 @@ def _message(entry: Any, path: str, n: int, same_model: bool) -> ChatMessage:
             raise ValueError(f'image is a path or address, not {image!r}')
         if image is not None and not is_url(image):
             image = os.path.join(os.path.dirname(path), image)
-        if tokens is not None and not (isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)):
+        if tokens is not None and not (
+            isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)
+        ):
             raise ValueError('tokens is a list of ids')
         num_reasoning = entry.get('num_reasoning', 0)
         if not isinstance(num_reasoning, int) or not 0 <= num_reasoning <= len(tokens or ()):
             raise ValueError(f'num_reasoning={num_reasoning!r} is not a number of ids')
-        return ChatMessage(entry.get('role'), text=entry.get('text'), image=image, reasoning=entry.get('reasoning', ''),
-                           tokens=tokens if same_model else None, num_reasoning=num_reasoning if same_model else 0)
+        return ChatMessage(
+            entry.get('role'),
+            text=entry.get('text'),
+            image=image,
+            reasoning=entry.get('reasoning', ''),
+            tokens=tokens if same_model else None,
+            num_reasoning=num_reasoning if same_model else 0,
+        )
     except ValueError as error:
         raise ValueError(f'{path}, message {n}: {error}') from error

@@ -1,4 +1,5 @@
 """What a step costs, learnt while running: seconds by number of entries in the batch."""
+
 from __future__ import annotations
 
 import bisect
@@ -47,7 +48,9 @@ class StepCost:
         (low_n, low_t), (high_n, high_t) = curve[at - 1], curve[at]
         return low_t + (high_t - low_t) * (entries - low_n) / (high_n - low_n)
 
-    def most(self, base: int, budget: float, limit: int, unknown: int, least: tuple[int, float] | None = None) -> int:
+    def most(
+        self, base: int, budget: float, limit: int, unknown: int, least: tuple[int, float] | None = None
+    ) -> int:
         """How many entries fit beside `base` others within `budget` seconds, 0 to `limit`; `unknown` before the first measurement.
         least: see `seconds`."""
         if not self._curve:

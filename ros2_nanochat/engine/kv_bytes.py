@@ -1,6 +1,7 @@
 """The keys and values of one conversation as bytes that outlive the process: which entries they belong to, which model computed them, and a digest over all,
 so that a damaged or foreign file is told from one that can be used. Nothing in it is executed or unpickled.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -17,25 +18,44 @@ _DIGEST = 16  # bytes, of the content and of the model each
 
 def pack(kv: Parked, info: ModelInfo) -> bytes:
     """Magic, digest of what follows, digest of the model, the number of entries (8 bytes), the entries (int64), what `Backend.save` gave; little-endian."""
-    content = b''.join([_model_digest(info), len(kv.entries).to_bytes(8, 'little'), kv.entries.astype('<i8').tobytes(), kv.data])
+    content = b''.join(
+        [
+            _model_digest(info),
+            len(kv.entries).to_bytes(8, 'little'),
+            kv.entries.astype('<i8').tobytes(),
+            kv.data,
+        ]
+    )
     return _MAGIC + _digest(content) + content
 
 
 def unpack(data: bytes, info: ModelInfo) -> Parked:
     """What `pack` was given. ValueError where the bytes are damaged, or of another model."""
-    content = memoryview(data)[len(_MAGIC) + _DIGEST:]
-    if data[:len(_MAGIC)] != _MAGIC or _digest(content) != data[len(_MAGIC):len(_MAGIC) + _DIGEST]:
+    content = memoryview(data)[len(_MAGIC) + _DIGEST :]
+    if data[: len(_MAGIC)] != _MAGIC or _digest(content) != data[len(_MAGIC) : len(_MAGIC) + _DIGEST]:
         raise ValueError(f'these {len(data)} bytes are no saved KV cache, or a damaged one')
     if content[:_DIGEST] != _model_digest(info):
-        raise ValueError(f'the KV cache was saved with another model than {info.name}, or another state of its files')
+        raise ValueError(
+            f'the KV cache was saved with another model than {info.name}, or another state of its files'
+        )
     start = _DIGEST + 8
     count = int.from_bytes(content[_DIGEST:start], 'little')
-    return Parked(bytes(content[start + 8 * count:]), np.frombuffer(content, '<i8', count, start).astype(np.int64))
+    return Parked(
+        bytes(content[start + 8 * count :]), np.frombuffer(content, '<i8', count, start).astype(np.int64)
+    )
 
 
 def _model_digest(info: ModelInfo) -> bytes:
     """Names the model that is open: what it says of itself, and size and time of its files."""
-    facts = [info.api, info.name, info.architecture, info.quantization, info.weights_bytes, info.vocab_size, info.kv_bytes_per_token]
+    facts = [
+        info.api,
+        info.name,
+        info.architecture,
+        info.quantization,
+        info.weights_bytes,
+        info.vocab_size,
+        info.kv_bytes_per_token,
+    ]
     if os.path.isdir(info.path):
         paths = sorted(entry.path for entry in os.scandir(info.path) if entry.is_file())
     else:

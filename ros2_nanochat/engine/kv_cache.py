@@ -1,4 +1,5 @@
 """`KVCache`: what a model remembers of one conversation, as the caller holds it."""
+
 from __future__ import annotations
 
 import threading
@@ -15,6 +16,7 @@ from ros2_nanochat.prompt import Prompt, concatenate, head, tail
 class Reply:
     """The last reply that was put into a cache: the text of the answer, the reasoning before it, and the ids of both, end token left out.
     num_reasoning: how many of the ids belong to the reasoning and its marks."""
+
     text: str
     reasoning: str
     tokens: tuple[int, ...]
@@ -63,7 +65,9 @@ class KVCache:
     def remove(self, start: int, stop: int) -> int:
         """Forget the entries from `start` up to `stop`; what follows moves up and is computed again on use. Return how many are left."""
         if not 0 <= start <= stop <= len(self):
-            raise ValueError(f'remove({start}, {stop}) is not possible: the KV cache holds {len(self)} entries')
+            raise ValueError(
+                f'remove({start}, {stop}) is not possible: the KV cache holds {len(self)} entries'
+            )
         self.check_idle()
         self._content = concatenate(head(self._content, start), tail(self._content, stop))
         self.reply = None
@@ -88,7 +92,9 @@ class KVCache:
         """Raise a ValueError while a reply is being written into this cache."""
         writer = self._writer() if self._writer else None
         if writer is not None and not writer.eos:
-            raise ValueError('the reply that fills this KV cache has not ended: iterate it to its end, wait() for it or stop() it first')
+            raise ValueError(
+                'the reply that fills this KV cache has not ended: iterate it to its end, wait() for it or stop() it first'
+            )
 
     def claim(self, goal: Prompt, writer) -> tuple[Prompt, Reply | None]:
         """Let one stream write what follows `goal`, for the engine's streams; return what was held. ValueError where another one writes."""
@@ -106,4 +112,6 @@ class KVCache:
 
 
 def _abandon(sequence: Sequence) -> None:
-    sequence.abandoned = True  # the engine takes it first when it needs room; until then it serves as a prefix for others
+    sequence.abandoned = (
+        True  # the engine takes it first when it needs room; until then it serves as a prefix for others
+    )

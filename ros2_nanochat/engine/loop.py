@@ -2,6 +2,7 @@
 
 Callers submit requests from any thread and read streams; nothing they do, and no failure of a forward, ends the loop.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -68,9 +69,15 @@ class Engine:
     def stats(self) -> dict:
         """Counters, histograms and the present state as one dictionary; see `metrics.Metrics`. Besides: `active`, `waiting`, `sequences`,
         `max_sequences`, `kv_tokens` in use and their bound `kv_capacity`."""
-        return {**self.metrics.snapshot(), 'active': len(self._scheduler.active), 'waiting': len(self._scheduler.waiting) + self._inbox.qsize(),
-                'sequences': len(self._scheduler.sequences), 'max_sequences': self.backend.max_sequences,
-                'kv_tokens': self.backend.kv_used, 'kv_capacity': self.backend.kv_capacity}
+        return {
+            **self.metrics.snapshot(),
+            'active': len(self._scheduler.active),
+            'waiting': len(self._scheduler.waiting) + self._inbox.qsize(),
+            'sequences': len(self._scheduler.sequences),
+            'max_sequences': self.backend.max_sequences,
+            'kv_tokens': self.backend.kv_used,
+            'kv_capacity': self.backend.kv_capacity,
+        }
 
     @property
     def alive(self) -> bool:
@@ -97,7 +104,9 @@ class Engine:
                     self._step()
                 except Exception as error:  # a defect of ours: the requests it met end, the robots that come later are served
                     _log.exception('a step of the engine failed')
-                    self._fail(self._scheduler.active or self._scheduler.waiting, f'internal error: {error!r}')
+                    self._fail(
+                        self._scheduler.active or self._scheduler.waiting, f'internal error: {error!r}'
+                    )
         finally:
             for request in [*self._scheduler.active, *self._scheduler.waiting]:
                 self._finish(request, 'cancelled')
@@ -175,7 +184,7 @@ class Engine:
         """Note what a failed forward left in the KV; guesses go out again."""
         sequence = work.request.sequence
         known = work.num_entries - len(work.draft)
-        sequence.held.extend(work.request.entries.view()[len(sequence.held):][:min(count, known)])
+        sequence.held.extend(work.request.entries.view()[len(sequence.held) :][: min(count, known)])
         if count > known:
             sequence.held.cut(self.backend.trim(sequence.handle, len(sequence.held)))
 
@@ -188,7 +197,7 @@ class Engine:
             if work.num_entries == 1:
                 held.append(request.entries.view(held.length)[0])
             else:
-                held.extend(request.entries.view(held.length)[:work.num_entries])
+                held.extend(request.entries.view(held.length)[: work.num_entries])
             request.solo = False
             if not request.new_ids:
                 self.metrics.count('prefilled_tokens', work.num_entries)
@@ -202,7 +211,7 @@ class Engine:
             return
         rows, at = host(logits), 0
         for work in batch:
-            self._verify(work, rows[at:at + work.chunk.num_logits])
+            self._verify(work, rows[at : at + work.chunk.num_logits])
             at += work.chunk.num_logits
 
     def _choose(self, requests: list[Request], rows) -> list[int | None]:
@@ -213,9 +222,12 @@ class Engine:
         except Exception as error:
             self._fail(requests, f'choosing the next token failed: {error}')
             return [None] * len(requests)
-        if None in chosen:                     # one copy for all of them
+        if None in chosen:  # one copy for all of them
             here = host(rows)
-            chosen = [self._choose_alone(request, here[i]) if token_id is None else token_id for i, (request, token_id) in enumerate(zip(requests, chosen))]
+            chosen = [
+                self._choose_alone(request, here[i]) if token_id is None else token_id
+                for i, (request, token_id) in enumerate(zip(requests, chosen))
+            ]
         return chosen
 
     def _choose_alone(self, request: Request, row: np.ndarray) -> int | None:
@@ -267,7 +279,11 @@ class Engine:
             self._call_functions(request)
         if request.text.stopped:
             self._finish(request, 'stop')
-        elif request.config.max_new_tokens >= 0 and len(request.new_ids) >= request.config.max_new_tokens or request.entries.length >= self._scheduler.room:
+        elif (
+            request.config.max_new_tokens >= 0
+            and len(request.new_ids) >= request.config.max_new_tokens
+            or request.entries.length >= self._scheduler.room
+        ):
             self._finish(request, 'length')
         return not request.ended.is_set()
 
@@ -284,9 +300,11 @@ class Engine:
                 added = function(request.text.answer)
                 ids = self.backend.tokenize(added, continues=True, joined=True) if added else []
             except Exception as error:
-                self._fail([request], f'{getattr(function, "__name__", function)!r} in functions failed: {error!r}')
+                self._fail(
+                    [request], f'{getattr(function, "__name__", function)!r} in functions failed: {error!r}'
+                )
                 return
-            for token_id in ids[:self._scheduler.room - len(request.entries)]:
+            for token_id in ids[: self._scheduler.room - len(request.entries)]:
                 self._put(request, token_id)
 
     # --- ending ---

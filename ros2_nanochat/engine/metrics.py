@@ -1,4 +1,5 @@
 """Counters and histograms of the engine, readable as one snapshot from any thread."""
+
 from __future__ import annotations
 
 import bisect
@@ -6,7 +7,9 @@ from collections import Counter
 
 from ros2_nanochat.config import FINISH_REASONS
 
-_BOUNDS = tuple(10 ** (exponent / 8) for exponent in range(-48, 33))  # 1 microsecond to 10,000 seconds, eight steps a decade
+_BOUNDS = tuple(
+    10 ** (exponent / 8) for exponent in range(-48, 33)
+)  # 1 microsecond to 10,000 seconds, eight steps a decade
 _COUNT_BOUNDS = tuple(float(n) for n in (*range(1, 17), 20, 24, 32, 48, 64, 96, 128, 256, 512, 1024))
 
 
@@ -37,12 +40,32 @@ class Histogram:
 
     def snapshot(self) -> dict:
         """`count`, `sum`, `mean`, `p50`, `p99`."""
-        return {'count': self.count, 'sum': self.sum, 'mean': self.sum / self.count if self.count else None,
-                'p50': self.quantile(0.5), 'p99': self.quantile(0.99)}
+        return {
+            'count': self.count,
+            'sum': self.sum,
+            'mean': self.sum / self.count if self.count else None,
+            'p50': self.quantile(0.5),
+            'p99': self.quantile(0.99),
+        }
 
 
-_COUNTERS = ('requests', *(f'finished_{reason}' for reason in FINISH_REASONS), 'prompt_tokens', 'prefilled_tokens', 'reused_tokens', 'shared_tokens',
-             'generated_tokens', 'drafted_tokens', 'accepted_tokens', 'evictions', 'preemptions', 'parked', 'unparked', 'steps', 'failures')
+_COUNTERS = (
+    'requests',
+    *(f'finished_{reason}' for reason in FINISH_REASONS),
+    'prompt_tokens',
+    'prefilled_tokens',
+    'reused_tokens',
+    'shared_tokens',
+    'generated_tokens',
+    'drafted_tokens',
+    'accepted_tokens',
+    'evictions',
+    'preemptions',
+    'parked',
+    'unparked',
+    'steps',
+    'failures',
+)
 
 
 class Metrics:
@@ -56,8 +79,17 @@ class Metrics:
 
     def __init__(self):
         self.counters: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
-        self.histograms = {name: Histogram() for name in
-                           ('time_to_first_token', 'time_per_token', 'queue_wait', 'step', 'overhead', 'stop_to_idle')}
+        self.histograms = {
+            name: Histogram()
+            for name in (
+                'time_to_first_token',
+                'time_per_token',
+                'queue_wait',
+                'step',
+                'overhead',
+                'stop_to_idle',
+            )
+        }
         self.histograms['batch_size'] = Histogram(_COUNT_BOUNDS)
 
     def count(self, name: str, by: int = 1) -> None:
@@ -70,4 +102,7 @@ class Metrics:
 
     def snapshot(self) -> dict:
         """All counters and histograms as one dictionary."""
-        return {**dict(self.counters.copy()), **{name: histogram.snapshot() for name, histogram in self.histograms.items()}}
+        return {
+            **dict(self.counters.copy()),
+            **{name: histogram.snapshot() for name, histogram in self.histograms.items()},
+        }

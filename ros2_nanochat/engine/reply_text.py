@@ -2,6 +2,7 @@
 
 Knows nothing of threads or models; one `ReplyText` serves one reply.
 """
+
 from __future__ import annotations
 
 import bisect
@@ -16,6 +17,7 @@ class Piece(NamedTuple):
     """A bit of a reply. text: certain text, not empty. num_tokens: ids of the reply whose text has been given with it, from the start.
     exact: whether those ids spell just that text (a token may be given in part, where a stop string might begin in it).
     reasoning: written before the answer, between the model's marks."""
+
     text: str
     num_tokens: int
     exact: bool = True
@@ -28,15 +30,28 @@ class ReplyText:
     marks: of the reasoning, or None. reasoning: whether the prompt ended inside it. stop_strings: end the answer where one begins.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stop_strings: Sequence[str] = (), marks: ReasoningMarks | None = None, reasoning: bool = False):
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stop_strings: Sequence[str] = (),
+        marks: ReasoningMarks | None = None,
+        reasoning: bool = False,
+    ):
         self._detokenizer = detokenizer
         self._marks = marks
         self._reasoning = reasoning
-        self._label = self._label_held = ''  # of the reasoning: where it is still to come, and what of it came
+        self._label = self._label_held = (
+            ''  # of the reasoning: where it is still to come, and what of it came
+        )
         self._header: str | None = None  # of the next message, while it comes
         self._trim = False  # white space between the reasoning and the answer belongs to neither
         self._stops = _HeldBack(stop_strings)
-        self._switches = {inside: _HeldBack([marks.end if inside else marks.start] if marks and not marks.header_ids else []) for inside in (False, True)}
+        self._switches = {
+            inside: _HeldBack(
+                [marks.end if inside else marks.start] if marks and not marks.header_ids else []
+            )
+            for inside in (False, True)
+        }
         self._answer: list[str] = []
         self._last: Piece | None = None
         self._ends: list[int] = []  # after each id: characters that the ids so far spell
@@ -51,7 +66,9 @@ class ReplyText:
     def add(self, token_id: int) -> list[Piece]:
         """Take one id; return what became certain."""
         begins_header = self._marks is not None and token_id in self._marks.header_ids
-        is_mark = self._marks is not None and token_id == (self._marks.end_id if self._reasoning else self._marks.start_id)
+        is_mark = self._marks is not None and token_id == (
+            self._marks.end_id if self._reasoning else self._marks.start_id
+        )
         text = self._detokenizer.flush() if is_mark or begins_header else self._detokenizer.add(token_id)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
         self._whole.append(not self._detokenizer.pending)
@@ -192,5 +209,3 @@ class _HeldBack:
         """The end of the text: what is certain now is all of it."""
         text, self.pending = self.pending + text, ''
         return text
-
-

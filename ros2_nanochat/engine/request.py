@@ -1,4 +1,5 @@
 """One reply on its way: what it shall continue, what has been produced, how it may end. Made by the caller, driven by the engine's thread."""
+
 from __future__ import annotations
 
 import functools
@@ -23,6 +24,7 @@ from ros2_nanochat.prompt import EmbeddingSpan, Prompt
 class End:
     """The last thing a request puts out. num_tokens: ids that the reply has in the end. exact: whether they spell its text.
     detail: what was wrong and what to do, where something was."""
+
     reason: str
     num_tokens: int
     exact: bool = True
@@ -37,8 +39,18 @@ class Request:
     priority: higher goes first. deadline: `time.monotonic()` by which the reply ends with what it has, or None.
     """
 
-    def __init__(self, goal: Prompt, sequence: Sequence, config: GenerationConfig, text: ReplyText, end_ids: frozenset[int],
-                 priority: int = 0, deadline: float | None = None, speculate: bool = False, prefix: EmbeddingSpan | None = None):
+    def __init__(
+        self,
+        goal: Prompt,
+        sequence: Sequence,
+        config: GenerationConfig,
+        text: ReplyText,
+        end_ids: frozenset[int],
+        priority: int = 0,
+        deadline: float | None = None,
+        speculate: bool = False,
+        prefix: EmbeddingSpan | None = None,
+    ):
         self.goal = goal
         self.spans = goal.spans if prefix is None else ((0, prefix),)
         self.sequence = sequence
@@ -94,7 +106,12 @@ class Request:
     @functools.cached_property
     def order(self) -> tuple:
         """Sorts requests: by priority, then by deadline, then by arrival."""
-        return (-self.priority, self.deadline if self.deadline is not None else math.inf, self.submitted, self.sequence.serial)
+        return (
+            -self.priority,
+            self.deadline if self.deadline is not None else math.inf,
+            self.submitted,
+            self.sequence.serial,
+        )
 
     def span_at(self, position: int) -> tuple[int, EmbeddingSpan | None]:
         """`(where the next span starts or the present one started, span that covers position or None)`; the first is the length without one."""

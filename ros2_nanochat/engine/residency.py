@@ -2,6 +2,7 @@
 
 Runs on the engine's thread. Knows sequences and the backend; nothing of batches.
 """
+
 from __future__ import annotations
 
 import logging
@@ -22,7 +23,13 @@ _WORTH_SHARING = 16  # entries by which another conversation's prefix must be lo
 class Residency:
     """The sequences that have a handle in the backend, in no order."""
 
-    def __init__(self, backend: Backend, config: EngineConfig, metrics: Metrics, prefill_seconds: Callable[[int], float | None]):
+    def __init__(
+        self,
+        backend: Backend,
+        config: EngineConfig,
+        metrics: Metrics,
+        prefill_seconds: Callable[[int], float | None],
+    ):
         self.sequences: list[Sequence] = []
         self.room = min(backend.info.context_length, backend.kv_capacity)
         """Entries that one sequence may hold."""
@@ -173,7 +180,9 @@ class Residency:
                 try:
                     sequence.held.cut(self._backend.trim(sequence.handle, wanted))
                 except Exception:
-                    _log.exception('what was not delivered could not be cut off: the conversation is computed again')
+                    _log.exception(
+                        'what was not delivered could not be cut off: the conversation is computed again'
+                    )
                     self._forget(sequence)
 
     # --- parking ---

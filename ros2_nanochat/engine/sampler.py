@@ -3,6 +3,7 @@
 The order of steps and their meaning are those of transformers (`generation/logits_process.py`): repetition penalty, end tokens held off for
 `min_new_tokens`, processors of the caller, temperature, top-k, top-p, min-p.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,10 +25,22 @@ class Sampler:
         self.config = config
         self._end_ids = np.fromiter(sorted(end_ids), np.int64)
         self._random = None if config.greedy else np.random.Generator(np.random.PCG64(config.seed))
-        self.plain = config.greedy and config.repetition_penalty == 1.0 and not config.min_new_tokens and not config.logits_processors
+        self.plain = (
+            config.greedy
+            and config.repetition_penalty == 1.0
+            and not config.min_new_tokens
+            and not config.logits_processors
+        )
         """Whether the id is simply that of the largest logit."""
-        self.simple = not (self.plain or config.greedy or config.top_k or config.min_p or config.min_new_tokens or config.logits_processors
-                           or config.repetition_penalty != 1.0)
+        self.simple = not (
+            self.plain
+            or config.greedy
+            or config.top_k
+            or config.min_p
+            or config.min_new_tokens
+            or config.logits_processors
+            or config.repetition_penalty != 1.0
+        )
         """Whether it is drawn by temperature and top-p alone."""
 
     def draw(self) -> float:
@@ -51,14 +64,18 @@ class Sampler:
         if config.repetition_penalty != 1.0:
             seen = np.unique(context[context >= 0])
             scores = logits[seen]
-            logits[seen] = np.where(scores < 0, scores * config.repetition_penalty, scores / config.repetition_penalty)
+            logits[seen] = np.where(
+                scores < 0, scores * config.repetition_penalty, scores / config.repetition_penalty
+            )
         if num_new < config.min_new_tokens:
             logits[self._end_ids] = -np.inf
         for processor in config.logits_processors:
             shape = logits.shape
             logits = np.asarray(processor(context.copy(), logits), dtype=np.float32)
             if logits.shape != shape:
-                raise ValueError(f'{getattr(processor, "__name__", processor)!r} returned logits of shape {logits.shape}, not {shape}')
+                raise ValueError(
+                    f'{getattr(processor, "__name__", processor)!r} returned logits of shape {logits.shape}, not {shape}'
+                )
         return logits
 
     def _draw(self, logits: np.ndarray) -> int:
@@ -67,7 +84,9 @@ class Sampler:
         most = logits.max()
         _check(most)
         if config.top_k and config.top_k < len(logits):
-            ids = np.flatnonzero(logits >= np.partition(logits, -config.top_k)[-config.top_k])  # all that tie with the last one
+            ids = np.flatnonzero(
+                logits >= np.partition(logits, -config.top_k)[-config.top_k]
+            )  # all that tie with the last one
             logits = logits[ids]
         scores = (logits - most) * np.float32(1 / max(config.temperature, _LEAST_TEMPERATURE))
         weights = np.exp(scores, dtype=np.float32).astype(np.float64)
@@ -76,7 +95,9 @@ class Sampler:
         if config.min_p:
             weights = np.where(weights >= config.min_p * weights.max(), weights, 0)
         cumulative = np.cumsum(weights)
-        point = min(self.draw() * cumulative[-1], np.nextafter(cumulative[-1], 0))  # under the sum, which rounding might reach
+        point = min(
+            self.draw() * cumulative[-1], np.nextafter(cumulative[-1], 0)
+        )  # under the sum, which rounding might reach
         index = int(np.searchsorted(cumulative, point, side='right'))
         return int(index if ids is None else ids[index])
 
@@ -84,7 +105,9 @@ class Sampler:
 def _check(largest: float) -> None:
     """Raise a ValueError where the largest logit says that there is nothing to choose from."""
     if not np.isfinite(largest):
-        raise ValueError(f'the largest logit is {largest}: the model failed, or logits_processors ruled out every token')
+        raise ValueError(
+            f'the largest logit is {largest}: the model failed, or logits_processors ruled out every token'
+        )
 
 
 def _nucleus(weights: np.ndarray, ids: np.ndarray | None, top_p: float) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +116,7 @@ def _nucleus(weights: np.ndarray, ids: np.ndarray | None, top_p: float) -> tuple
     # all the weights under this one together are less than what is left out: sort no more than it takes
     likely = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
     largest = likely[np.argsort(-weights[likely], kind='stable')]
-    keep = largest[:int(np.searchsorted(np.cumsum(weights[largest]), top_p * total)) + 1]
+    keep = largest[: int(np.searchsorted(np.cumsum(weights[largest]), top_p * total)) + 1]
     return weights[keep], (keep if ids is None else ids[keep])
 
 
@@ -108,9 +131,18 @@ def choose_there(samplers: Sequence[Sampler], rows) -> list[int | None]:
 
     Who else is in the batch makes no difference to a reply: each draws one number from its own stream, and both ways turn it into the same id."""
     chosen: list[int | None] = [None] * len(samplers)
-    there = [i for i, sampler in enumerate(samplers) if sampler.simple or sampler.plain] if getattr(rows, 'can_sample', False) else []
+    there = (
+        [i for i, sampler in enumerate(samplers) if sampler.simple or sampler.plain]
+        if getattr(rows, 'can_sample', False)
+        else []
+    )
     if there:
-        how = [(0.0, 1.0, 0.0) if samplers[i].plain else (samplers[i].config.temperature, samplers[i].config.top_p, samplers[i].draw()) for i in there]
+        how = [
+            (0.0, 1.0, 0.0)
+            if samplers[i].plain
+            else (samplers[i].config.temperature, samplers[i].config.top_p, samplers[i].draw())
+            for i in there
+        ]
         for i, token_id in zip(there, rows.sample(there, *zip(*how))):
             chosen[i] = int(token_id)
     return chosen

@@ -2,6 +2,7 @@
 
 Runs on the engine's thread. Knows the backend's sequences and limits; nothing of logits, text or streams.
 """
+
 from __future__ import annotations
 
 import functools
@@ -18,13 +19,16 @@ from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.residency import Residency
 
 _FIRST_CHUNK = 32  # entries of a prefill before its cost is known
-_CAUTION = 0.9  # part of the time allowed for a prefill that is planned: a step may take longer than was thought
+_CAUTION = (
+    0.9  # part of the time allowed for a prefill that is planned: a step may take longer than was thought
+)
 _DRAFTING_SEQUENCES = 4  # with more in the batch a forward is busy enough without guesses
 
 
 @dataclass(eq=False)
 class Work:
     """What one request gets in a forward. decoding: it continues its reply. draft: ids at the chunk's end that are guesses."""
+
     request: Request
     chunk: Chunk
     decoding: bool
@@ -38,7 +42,9 @@ class Work:
 class Scheduler:
     """Keeps the requests that wait and those that run, and puts together the next batch."""
 
-    def __init__(self, backend: Backend, config: EngineConfig, metrics: Metrics, refuse: Callable[[Request, str], None]):
+    def __init__(
+        self, backend: Backend, config: EngineConfig, metrics: Metrics, refuse: Callable[[Request, str], None]
+    ):
         self.waiting: list[Request] = []
         self.active: list[Request] = []
         self.decode_cost, self.mixed_cost, self.verify_cost = StepCost(), StepCost(), StepCost()
@@ -70,14 +76,26 @@ class Scheduler:
         longest = self._backend.info.context_length
         widest = max((len(span) for _, span in request.spans if span.whole), default=0)
         if len(request.goal) >= longest:
-            self._refuse(request, f'the prompt has {len(request.goal)} tokens and the context holds {longest}, of which at least one is for the '
-                                  'reply: shorten it, or open the model with a larger max_context_len')
+            self._refuse(
+                request,
+                f'the prompt has {len(request.goal)} tokens and the context holds {longest}, of which at least one is for the '
+                'reply: shorten it, or open the model with a larger max_context_len',
+            )
         elif len(request.goal) >= self._backend.kv_capacity:
-            self._refuse(request, f'the prompt has {len(request.goal)} tokens and the KV cache holds {self._backend.kv_capacity}: raise kv_tokens')
+            self._refuse(
+                request,
+                f'the prompt has {len(request.goal)} tokens and the KV cache holds {self._backend.kv_capacity}: raise kv_tokens',
+            )
         elif widest > self._backend.max_batch_tokens:
-            self._refuse(request, f'an image takes {widest} tokens in one piece and a batch holds {self._backend.max_batch_tokens}: use a smaller image')
+            self._refuse(
+                request,
+                f'an image takes {widest} tokens in one piece and a batch holds {self._backend.max_batch_tokens}: use a smaller image',
+            )
         elif len(self.waiting) >= self._config.max_queue:
-            self._refuse(request, f'{len(self.waiting)} requests wait already and max_queue is {self._config.max_queue}: try again later')
+            self._refuse(
+                request,
+                f'{len(self.waiting)} requests wait already and max_queue is {self._config.max_queue}: try again later',
+            )
         else:
             self.waiting.append(request)
 
@@ -93,13 +111,20 @@ class Scheduler:
         """Give waiting requests a sequence, the most urgent first."""
         self.waiting.sort(key=lambda request: request.order)
         for request in list(self.waiting):
-            if request.sequence.request is not None:  # an earlier reply of the same conversation is still being ended
+            if (
+                request.sequence.request is not None
+            ):  # an earlier reply of the same conversation is still being ended
                 continue
             if self._placement.prefix_is_coming(request, self.active):
                 continue
             try:
                 placed = self._placement.place(request, self.active)
-                while not placed and self.active and (victim := max(self.active, key=lambda other: other.order)).priority < request.priority:
+                while (
+                    not placed
+                    and self.active
+                    and (victim := max(self.active, key=lambda other: other.order)).priority
+                    < request.priority
+                ):
                     self._swap_out(victim)
                     placed = self._placement.place(request, self.active)
             except Exception as error:
@@ -164,8 +189,14 @@ class Scheduler:
             if last - first > most:
                 return None
             stop = boundary + last
-            chunk = Chunk(request.sequence.handle, embeddings=span.rows[first:last], positions=span.positions, advance=span.advance,
-                          bidirectional=span.bidirectional, deepstack=span.deepstack)
+            chunk = Chunk(
+                request.sequence.handle,
+                embeddings=span.rows[first:last],
+                positions=span.positions,
+                advance=span.advance,
+                bidirectional=span.bidirectional,
+                deepstack=span.deepstack,
+            )
         chunk.num_logits = int(stop == request.entries.length)
         return Work(request, chunk, request.decoding, [])
 

@@ -3,6 +3,7 @@
 `KVCache` is the user's end: a list of entries that can be cut and continued. `Sequence` is the engine's end: the handle in the backend and the
 entries computed under it. They may differ at any time (an edit, an eviction); the common prefix says what of the KV is still good.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -16,7 +17,7 @@ class EntryBuffer:
 
     def __init__(self, entries: np.ndarray = np.empty(0, np.int64), room: int = 64):
         self._data = np.empty(len(entries) + room, np.int64)
-        self._data[:len(entries)] = entries
+        self._data[: len(entries)] = entries
         self.length = len(entries)
 
     def __len__(self) -> int:
@@ -26,9 +27,9 @@ class EntryBuffer:
         end = self.length + len(entries)
         if end > len(self._data):
             grown = np.empty(2 * end, np.int64)
-            grown[:self.length] = self.view()
+            grown[: self.length] = self.view()
             self._data = grown
-        self._data[self.length:end] = entries
+        self._data[self.length : end] = entries
         self.length = end
 
     def append(self, entry: int) -> None:
@@ -45,12 +46,13 @@ class EntryBuffer:
 
     def view(self, start: int = 0) -> np.ndarray:
         """[n] int64 without copying; valid until the next change."""
-        return self._data[start:self.length]
+        return self._data[start : self.length]
 
 
 @dataclass(frozen=True)
 class Parked:
     """KV in host memory: what `Backend.save` gave for these entries."""
+
     data: bytes
     entries: np.ndarray
 
@@ -68,5 +70,3 @@ class Sequence:
         self.request = None
         self.last_used = 0.0
         self.abandoned = False
-
-

@@ -3,6 +3,7 @@
 The guesses are verified by the model, several in one forward, so the reply is the same with and without. (Prompt lookup decoding: A. Saxena,
 github.com/apoorvumang/prompt-lookup-decoding.) Knows costs only as a function that tells them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,7 +14,10 @@ _MATCH = 3  # ids that must agree before a guess is made
 _LONG_MATCH = 8  # agreement of this many is a class of its own: such guesses mostly hold
 _MAX_DRAFT = 24
 _GAIN = 1.05  # a draft must promise this much to be worth its risk
-_PRIOR = {False: 0.5, True: 0.9}  # chance that a drafted id holds, before any experience, by whether the match is long
+_PRIOR = {
+    False: 0.5,
+    True: 0.9,
+}  # chance that a drafted id holds, before any experience, by whether the match is long
 _MEMORY = 0.85  # weight that the past keeps at each new experience
 _RECOVERY = 0.01  # per step without a draft, so that a text which begins to repeat is noticed
 
@@ -27,7 +31,9 @@ class NGramDraft:
         self._chance = dict(_PRIOR)
         self._long = False
 
-    def propose(self, entries: np.ndarray, most: int, rows: int, seconds: Callable[[int], float | None]) -> list[int]:
+    def propose(
+        self, entries: np.ndarray, most: int, rows: int, seconds: Callable[[int], float | None]
+    ) -> list[int]:
         """Ids that may follow `entries` [n]; none where they would not pay.
 
         most: room for them. rows: sequences that decode in this step. seconds: cost of a step by number of entries in its batch.
@@ -37,9 +43,9 @@ class NGramDraft:
             return []
         self._long = self._match_length(entries, at) >= _LONG_MATCH
         count = self._worthwhile(min(most, _MAX_DRAFT), rows, seconds)
-        draft = entries[at:at + count].tolist()
+        draft = entries[at : at + count].tolist()
         if -1 in np.sign(draft):
-            draft = draft[:next(i for i, entry in enumerate(draft) if entry < 0)]
+            draft = draft[: next(i for i, entry in enumerate(draft) if entry < 0)]
         if not draft:
             chance = self._chance[self._long]
             self._chance[self._long] = chance + _RECOVERY * max(0.0, _PRIOR[self._long] - chance)
@@ -56,18 +62,18 @@ class NGramDraft:
         """Index behind the last earlier place of the context's last ids."""
         if len(entries) <= _MATCH:
             return None
-        recent = entries[max(0, self._indexed - _MATCH):].tolist()
+        recent = entries[max(0, self._indexed - _MATCH) :].tolist()
         offset = max(0, self._indexed - _MATCH)
         # every run but the last one, which is what is looked for
         for end in range(max(self._indexed, _MATCH), len(entries)):
-            self._last[tuple(recent[end - _MATCH - offset:end - offset])] = end
+            self._last[tuple(recent[end - _MATCH - offset : end - offset])] = end
         self._indexed = len(entries)
         return self._last.get(tuple(recent[-_MATCH:]))
 
     @staticmethod
     def _match_length(entries: np.ndarray, at: int) -> int:
         n = min(at, _LONG_MATCH)
-        same = entries[at - n:at] == entries[len(entries) - n:]
+        same = entries[at - n : at] == entries[len(entries) - n :]
         return n if same.all() else n - 1 - int(np.flatnonzero(~same)[-1])
 
     def _worthwhile(self, most: int, rows: int, seconds: Callable[[int], float | None]) -> int:
@@ -76,7 +82,7 @@ class NGramDraft:
             return 0
         chance, expected, best, best_rate = self._chance[self._long], 0.0, 0, _GAIN * rows / alone
         for count in range(1, most + 1):
-            expected += chance ** count
+            expected += chance**count
             cost = seconds(rows + count)
             if cost is None:
                 break

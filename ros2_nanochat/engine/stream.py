@@ -1,4 +1,5 @@
 """The caller's end of a reply: pieces of text as they come, and a stop that is exact. Any thread; knows nothing of models."""
+
 from __future__ import annotations
 
 import queue
@@ -52,7 +53,9 @@ class StreamingResponse:
         raise StopIteration
 
     def _next_id(self) -> int:
-        while self._num_ids_given >= self._taken.num_tokens:  # a piece may stand for several ids, the end for some without text
+        while (
+            self._num_ids_given >= self._taken.num_tokens
+        ):  # a piece may stand for several ids, the end for some without text
             if self._take(None) is None and self._num_ids_given >= self._taken.num_tokens:
                 raise StopIteration
         with self._lock:
@@ -78,7 +81,11 @@ class StreamingResponse:
                     self._taken.add(item)
                     return item
                 if isinstance(item, End):
-                    self._taken.num_tokens, self._taken.exact, self.error = item.num_tokens, item.exact, item.detail
+                    self._taken.num_tokens, self._taken.exact, self.error = (
+                        item.num_tokens,
+                        item.exact,
+                        item.detail,
+                    )
                     self._end(item.reason)
                     self._request.output.put(None)
         return None
@@ -112,7 +119,9 @@ class StreamingResponse:
         self.finish_reason = reason
         self._drop.detach()
         if reason in ('refused', 'error') and not self._taken.num_tokens:
-            self.kv_cache.settle(*self._before)  # the prompt was not taken: what is said next does not stand behind it
+            self.kv_cache.settle(
+                *self._before
+            )  # the prompt was not taken: what is said next does not stand behind it
         else:
             self._taken.settle(self._request, self.kv_cache)
 
@@ -131,7 +140,7 @@ class StreamingResponse:
     @property
     def tokens(self) -> list[int]:
         """The ids that were handed out, reasoning and its marks included, the end token left out."""
-        return self._request.new_ids[:self._taken.num_tokens]
+        return self._request.new_ids[: self._taken.num_tokens]
 
     @property
     def eos(self) -> bool:
@@ -147,11 +156,17 @@ class StreamingResponse:
         new = len(request.new_ids)
         span = (request.last_token or 0) - (request.first_token or 0)
         rows = request.goal.entries < 0
-        return {'prompt_tokens': request.num_prompt, 'reused_tokens': request.reused, 'shared_tokens': request.shared,
-                'image_tokens': int(rows.sum()), 'reused_image_tokens': int(rows[:request.reused].sum()), 'new_tokens': new,
-                'queue_time': request.started - request.submitted if request.started else None,
-                'time_to_first_token': request.first_token - request.submitted if request.first_token else None,
-                'tokens_per_second': (new - 1) / span if new > 1 and span > 0 else None}
+        return {
+            'prompt_tokens': request.num_prompt,
+            'reused_tokens': request.reused,
+            'shared_tokens': request.shared,
+            'image_tokens': int(rows.sum()),
+            'reused_image_tokens': int(rows[: request.reused].sum()),
+            'new_tokens': new,
+            'queue_time': request.started - request.submitted if request.started else None,
+            'time_to_first_token': request.first_token - request.submitted if request.first_token else None,
+            'tokens_per_second': (new - 1) / span if new > 1 and span > 0 else None,
+        }
 
     @property
     def trace(self) -> list[tuple[str, float]]:
@@ -196,7 +211,7 @@ class _Taken:
 
     def settle(self, request: Request, kv_cache: KVCache) -> None:
         """Let a conversation hold its prompt and what was handed out."""
-        ids = request.new_ids[:self.num_tokens]
+        ids = request.new_ids[: self.num_tokens]
         text, reasoning = self.text, self.reasoning
         num_reasoning = len(ids) if reasoning and not text else min(request.text.num_reasoning, len(ids))
         reply = Reply(text, reasoning, tuple(ids), num_reasoning) if self.exact else None

@@ -4,6 +4,7 @@ Knows only the fields of the messages, so it needs no ROS. Where cv_bridge is in
 gives the same pixels (encodings: sensor_msgs/image_encodings.hpp; what converts to what: cv_bridge.cpp of vision_opencv).
 Depth (16UC1, 32FC1) has no colours: it becomes grey from its nearest to its farthest value.
 """
+
 from __future__ import annotations
 
 import io
@@ -18,10 +19,42 @@ _COLOR = re.compile(r'(rgb|bgr|rgba|bgra)(8|16)\Z')
 _BAYER = re.compile(r'bayer_(rggb|bggr|gbrg|grbg)(8|16)\Z')
 _GENERIC = re.compile(r'8UC([134])\Z')
 # OpenCV names a Bayer pattern by the second row's second and third pixel, ROS by the first row's first two.
-_BAYER_CODES = {'rggb': 'COLOR_BayerBG2RGB', 'bggr': 'COLOR_BayerRG2RGB', 'gbrg': 'COLOR_BayerGR2RGB', 'grbg': 'COLOR_BayerGB2RGB'}
-_YUV_CODES = {'yuv422': 'COLOR_YUV2RGB_UYVY', 'uyvy': 'COLOR_YUV2RGB_UYVY', 'yuv422_yuy2': 'COLOR_YUV2RGB_YUY2', 'yuyv': 'COLOR_YUV2RGB_YUY2'}
-ENCODINGS = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'rgb16', 'bgr16', 'rgba16', 'bgra16', 'mono8', 'mono16', '8UC1', '8UC3', '8UC4', '16UC1', '32FC1',
-             'yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv', 'nv21', 'nv24', *(f'bayer_{p}{b}' for p in _BAYER_CODES for b in (8, 16)))
+_BAYER_CODES = {
+    'rggb': 'COLOR_BayerBG2RGB',
+    'bggr': 'COLOR_BayerRG2RGB',
+    'gbrg': 'COLOR_BayerGR2RGB',
+    'grbg': 'COLOR_BayerGB2RGB',
+}
+_YUV_CODES = {
+    'yuv422': 'COLOR_YUV2RGB_UYVY',
+    'uyvy': 'COLOR_YUV2RGB_UYVY',
+    'yuv422_yuy2': 'COLOR_YUV2RGB_YUY2',
+    'yuyv': 'COLOR_YUV2RGB_YUY2',
+}
+ENCODINGS = (
+    'rgb8',
+    'bgr8',
+    'rgba8',
+    'bgra8',
+    'rgb16',
+    'bgr16',
+    'rgba16',
+    'bgra16',
+    'mono8',
+    'mono16',
+    '8UC1',
+    '8UC3',
+    '8UC4',
+    '16UC1',
+    '32FC1',
+    'yuv422',
+    'uyvy',
+    'yuv422_yuy2',
+    'yuyv',
+    'nv21',
+    'nv24',
+    *(f'bayer_{p}{b}' for p in _BAYER_CODES for b in (8, 16)),
+)
 """Encodings of Image that `image_to_rgb` takes. 8UC3 and 8UC4 are read as bgr8 and bgra8, which is what OpenCV makes."""
 
 
@@ -43,7 +76,9 @@ def compressed_to_rgb(message) -> np.ndarray:
     if not data:
         raise ValueError('the compressed image is empty')
     if 'compressedDepth' in message.format:
-        raise ValueError('compressedDepth is not supported: send the depth as an Image, or as "16UC1; png compressed"')
+        raise ValueError(
+            'compressedDepth is not supported: send the depth as an Image, or as "16UC1; png compressed"'
+        )
     image_class = require('PIL.Image', 'vision')
     try:
         picture = image_class.open(io.BytesIO(data), formats=('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF'))
@@ -52,11 +87,19 @@ def compressed_to_rgb(message) -> np.ndarray:
     except ValueError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        reason = 'it is no JPEG or PNG' if type(error).__name__ == 'UnidentifiedImageError' else str(error)[:120]
-        raise ValueError(f'the compressed image (format {message.format[:40]!r}, {len(data)} bytes) cannot be decoded: {reason}') from error
+        reason = (
+            'it is no JPEG or PNG' if type(error).__name__ == 'UnidentifiedImageError' else str(error)[:120]
+        )
+        raise ValueError(
+            f'the compressed image (format {message.format[:40]!r}, {len(data)} bytes) cannot be decoded: {reason}'
+        ) from error
     if picture.mode.startswith('I') or picture.mode == 'F':
         grey = np.asarray(picture)
-        return _grey_to_rgb(_depth_to_8_bits(grey) if message.format.startswith(('16UC1', '32FC1')) else _to_8_bits(grey.astype(np.uint16)))
+        return _grey_to_rgb(
+            _depth_to_8_bits(grey)
+            if message.format.startswith(('16UC1', '32FC1'))
+            else _to_8_bits(grey.astype(np.uint16))
+        )
     return np.asarray(picture.convert('RGB'))
 
 
@@ -69,7 +112,9 @@ def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise ValueError(f'the image has no pixels: {width} x {height}')
     if width * height > MAX_PIXELS:
-        raise ValueError(f'the image is too large: {width} x {height}, at most {MAX_PIXELS // 1_000_000} megapixels')
+        raise ValueError(
+            f'the image is too large: {width} x {height}, at most {MAX_PIXELS // 1_000_000} megapixels'
+        )
 
 
 def _kind(encoding: str) -> str:
@@ -79,7 +124,9 @@ def _kind(encoding: str) -> str:
         return 'bayer'
     if encoding in _YUV_CODES:
         return 'yuv'
-    return {'mono8': 'grey', 'mono16': 'grey', '8UC1': 'grey', '16UC1': 'depth', '32FC1': 'depth'}.get(encoding, encoding)
+    return {'mono8': 'grey', 'mono16': 'grey', '8UC1': 'grey', '16UC1': 'depth', '32FC1': 'depth'}.get(
+        encoding, encoding
+    )
 
 
 def _through_cv_bridge(message) -> np.ndarray | None:
@@ -100,11 +147,15 @@ def _rows(message, width: int, height: int, channels: int, dtype=np.uint8) -> np
     dtype = np.dtype(dtype)
     used, step = width * channels * dtype.itemsize, int(message.step)
     if step < used:
-        raise ValueError(f'the image does not fit itself: step {step} is less than the {used} bytes of a row of {width} pixels in {message.encoding}')
+        raise ValueError(
+            f'the image does not fit itself: step {step} is less than the {used} bytes of a row of {width} pixels in {message.encoding}'
+        )
     data = np.frombuffer(message.data, np.uint8)
     if len(data) < step * height:
-        raise ValueError(f'the image does not fit itself: {len(data)} bytes, and {height} rows of {step} are {step * height}')
-    rows = np.ascontiguousarray(data[:step * height].reshape(height, step)[:, :used])
+        raise ValueError(
+            f'the image does not fit itself: {len(data)} bytes, and {height} rows of {step} are {step * height}'
+        )
+    rows = np.ascontiguousarray(data[: step * height].reshape(height, step)[:, :used])
     if dtype.itemsize > 1:
         rows = rows.view(dtype.newbyteorder('>' if message.is_bigendian else '<')).astype(dtype)
     return rows.reshape(height, width, channels)
@@ -137,11 +188,17 @@ def _color(message, width: int, height: int) -> np.ndarray:
 
 
 def _grey(message, width: int, height: int) -> np.ndarray:
-    return _grey_to_rgb(_to_8_bits(_rows(message, width, height, 1, np.uint16 if message.encoding == 'mono16' else np.uint8)))
+    return _grey_to_rgb(
+        _to_8_bits(_rows(message, width, height, 1, np.uint16 if message.encoding == 'mono16' else np.uint8))
+    )
 
 
 def _depth(message, width: int, height: int) -> np.ndarray:
-    return _grey_to_rgb(_depth_to_8_bits(_rows(message, width, height, 1, np.uint16 if message.encoding == '16UC1' else np.float32)))
+    return _grey_to_rgb(
+        _depth_to_8_bits(
+            _rows(message, width, height, 1, np.uint16 if message.encoding == '16UC1' else np.float32)
+        )
+    )
 
 
 def _bayer(message, width: int, height: int) -> np.ndarray:
@@ -160,25 +217,33 @@ def _yuv(message, width: int, height: int) -> np.ndarray:
     return cv2.cvtColor(_rows(message, width, height, 2), getattr(cv2, _YUV_CODES[message.encoding]))
 
 
-def _planes(message, width: int, height: int, chroma_rows: int, chroma_step: int) -> tuple[np.ndarray, np.ndarray]:
+def _planes(
+    message, width: int, height: int, chroma_rows: int, chroma_step: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The plane of brightness [h, w], and that of colours [chroma_rows, used]; a camera says the step of the first."""
     step = int(message.step) or width
     if step < width:
-        raise ValueError(f'the image does not fit itself: step {step} is less than its width of {width} in {message.encoding}')
+        raise ValueError(
+            f'the image does not fit itself: step {step} is less than its width of {width} in {message.encoding}'
+        )
     scale = chroma_step // width
     needed = step * height + step * scale * chroma_rows
     data = np.frombuffer(message.data, np.uint8)
     if len(data) < needed:
-        raise ValueError(f'the image does not fit itself: {len(data)} bytes, and {width} x {height} in {message.encoding} with a step of {step} are {needed}')
-    brightness = data[:step * height].reshape(height, step)[:, :width]
-    return brightness, data[step * height:needed].reshape(chroma_rows, step * scale)[:, :chroma_step]
+        raise ValueError(
+            f'the image does not fit itself: {len(data)} bytes, and {width} x {height} in {message.encoding} with a step of {step} are {needed}'
+        )
+    brightness = data[: step * height].reshape(height, step)[:, :width]
+    return brightness, data[step * height : needed].reshape(chroma_rows, step * scale)[:, :chroma_step]
 
 
 def _nv21(message, width: int, height: int) -> np.ndarray:
     if width % 2 or height % 2:
         raise ValueError(f'nv21 needs an even width and height, not {width} x {height}')
     cv2 = require('cv2', 'vision')
-    return cv2.cvtColor(np.concatenate(_planes(message, width, height, height // 2, width)), cv2.COLOR_YUV2RGB_NV21)
+    return cv2.cvtColor(
+        np.concatenate(_planes(message, width, height, height // 2, width)), cv2.COLOR_YUV2RGB_NV21
+    )
 
 
 def _nv24(message, width: int, height: int) -> np.ndarray:
@@ -193,4 +258,12 @@ def _nv24(message, width: int, height: int) -> np.ndarray:
     return np.ascontiguousarray(cv2.cvtColor(packed, cv2.COLOR_YUV2RGB_YUY2)[:, ::2])
 
 
-_CONVERTERS = {'color': _color, 'grey': _grey, 'depth': _depth, 'bayer': _bayer, 'yuv': _yuv, 'nv21': _nv21, 'nv24': _nv24}
+_CONVERTERS = {
+    'color': _color,
+    'grey': _grey,
+    'depth': _depth,
+    'bayer': _bayer,
+    'yuv': _yuv,
+    'nv21': _nv21,
+    'nv24': _nv24,
+}

@@ -2,6 +2,7 @@
 
 A plain class on a thread of its own, tested without ROS; robot_port.py puts it on topics. It knows models only as `NanoLLM` and `ChatHistory` show them.
 """
+
 from __future__ import annotations
 
 import logging
@@ -37,7 +38,17 @@ class RobotConversation:
     """name: for messages. model: a `NanoLLM`. output: an `Output`, may be exchanged while nothing runs. camera: gives `newest() -> Picture | None` and
     `present`, or None. store: a `state.ConversationStore` or None. log: anything with info, warning and error. options: may be exchanged at any time."""
 
-    def __init__(self, name: str, model, options: RobotOptions, output: Output, camera=None, store=None, log=_log, chat_template: str | None = None):
+    def __init__(
+        self,
+        name: str,
+        model,
+        options: RobotOptions,
+        output: Output,
+        camera=None,
+        store=None,
+        log=_log,
+        chat_template: str | None = None,
+    ):
         self.name = name
         self.model = model
         self.options = options
@@ -67,16 +78,33 @@ class RobotConversation:
             busy = self._current is not None or len(self._waiting) > 0
             policy, priority = turn.options.on_new_query, turn.options.priority
             if self._closed:
-                turn.finish_reason, turn.error = 'refused', 'the node is being deactivated: ask again when it is active'
+                turn.finish_reason, turn.error = (
+                    'refused',
+                    'the node is being deactivated: ask again when it is active',
+                )
             elif busy and policy == 'reject':
-                turn.finish_reason, turn.error = 'refused', 'another reply streams (on_new_query: reject): ask again when it has ended'
+                turn.finish_reason, turn.error = (
+                    'refused',
+                    'another reply streams (on_new_query: reject): ask again when it has ended',
+                )
             else:
                 if policy == 'interrupt':
-                    gone = self._waiting.remove(lambda other: other.options.on_new_query == 'interrupt' and other.options.priority <= priority)
+                    gone = self._waiting.remove(
+                        lambda other: (
+                            other.options.on_new_query == 'interrupt' and other.options.priority <= priority
+                        )
+                    )
                 if len(self._waiting) >= max(turn.options.max_queue, policy == 'interrupt'):
-                    turn.finish_reason, turn.error = 'refused', f'{len(self._waiting)} turns wait already (max_queue): ask again later'
+                    turn.finish_reason, turn.error = (
+                        'refused',
+                        f'{len(self._waiting)} turns wait already (max_queue): ask again later',
+                    )
                 else:
-                    if policy == 'interrupt' and self._current is not None and self._current.options.priority <= priority:
+                    if (
+                        policy == 'interrupt'
+                        and self._current is not None
+                        and self._current.options.priority <= priority
+                    ):
                         self._current.stop('interrupted')
                     self._waiting.add(turn)
                     self._changed.notify_all()
@@ -126,6 +154,7 @@ class RobotConversation:
 
     def reset(self, system_prompt: str = '') -> str:
         """Stop and drop everything, forget the conversation; returns what was done. RuntimeError as `stop_all`."""
+
         def forget():
             self.history.reset(system_prompt or True)
             self.sight.forget()
@@ -134,7 +163,13 @@ class RobotConversation:
                 self._save()
 
         stopped, dropped = self.stop_all(then=forget)
-        return ', '.join(['the conversation is forgotten', *['a reply was stopped'] * stopped, *[f'{dropped} waiting turns were dropped'] * bool(dropped)])
+        return ', '.join(
+            [
+                'the conversation is forgotten',
+                *['a reply was stopped'] * stopped,
+                *[f'{dropped} waiting turns were dropped'] * bool(dropped),
+            ]
+        )
 
     def expire(self) -> None:
         """End those that wait past their deadline. To be called now and then."""
@@ -147,7 +182,9 @@ class RobotConversation:
     def messages(self) -> tuple[list[tuple[str, str, int]], int]:
         """The conversation as (role, text, number of images), and the tokens it takes."""
         with self._changed:
-            messages = [(message.role, message.text or '', int(message.image is not None)) for message in self.history]
+            messages = [
+                (message.role, message.text or '', int(message.image is not None)) for message in self.history
+            ]
             return messages, self.history.num_tokens if messages else 0
 
     @property
@@ -202,7 +239,9 @@ class RobotConversation:
                 self._current = None
                 self._changed.notify_all()
                 idle = not len(self._waiting)
-            if turn.new_tokens and idle and self._store is not None:  # else the KV is that of the turns before, which a reset may have forgotten
+            if (
+                turn.new_tokens and idle and self._store is not None
+            ):  # else the KV is that of the turns before, which a reset may have forgotten
                 self._store.save_kv(self.history)  # announces nothing: it may take as long as copying takes
 
     def _answer(self, turn: Turn) -> None:
@@ -233,7 +272,9 @@ class RobotConversation:
             raise ValueError('the query is empty: say something')
         unable = None if self.model.has_vision else f'{self.model.info.name} has no vision'
         pictures = self.sight.pictures(turn, self.history, unable)
-        shown = [self._encoded(turn, pixels) for _, pixels in pictures]  # without the lock: whoever asks or cancels does not wait for it
+        shown = [
+            self._encoded(turn, pixels) for _, pixels in pictures
+        ]  # without the lock: whoever asks or cancels does not wait for it
         left = turn.due - time.monotonic()
         if turn.stop_reason or left <= 0:
             turn.finish_reason = turn.stop_reason or 'deadline'
@@ -244,7 +285,11 @@ class RobotConversation:
         with self._changed:
             if self.options.system_prompt != self._prompt_in_use:
                 self._prompt_in_use = self.options.system_prompt
-                self.history.system_prompt = self.history.template.system_prompt if self._prompt_in_use is None else self._prompt_in_use
+                self.history.system_prompt = (
+                    self.history.template.system_prompt
+                    if self._prompt_in_use is None
+                    else self._prompt_in_use
+                )
             users = sum(message.role == 'user' and message.text is not None for message in self.history)
             for message, (picture, pixels) in zip(shown, pictures):
                 self.history.append('user', message)
@@ -255,17 +300,42 @@ class RobotConversation:
                 users += 1
             context = self.model.info.context_length
             room = min(generation.max_new_tokens, context // 2)
-            prompt, _ = self.history.embed_chat(max_tokens=context - room if room > 256 else None, wrap_tokens=turn.options.wrap_tokens)
+            prompt, _ = self.history.embed_chat(
+                max_tokens=context - room if room > 256 else None, wrap_tokens=turn.options.wrap_tokens
+            )
             turn.encode_time += self.history.encode_seconds
-            turn.dropped_turns = users - sum(message.role == 'user' and message.text is not None for message in self.history)
-            options = {name: getattr(generation, name) for name in
-                       ('max_new_tokens', 'min_new_tokens', 'do_sample', 'temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'seed')}
-            return self.model.generate(prompt, streaming=True, kv_cache=self.history.kv_cache, stop_tokens=[*self.history.template.stop, *generation.stop_tokens],
-                                       priority=turn.options.priority, deadline=None if turn.options.deadline is None else left, **options)
+            turn.dropped_turns = users - sum(
+                message.role == 'user' and message.text is not None for message in self.history
+            )
+            options = {
+                name: getattr(generation, name)
+                for name in (
+                    'max_new_tokens',
+                    'min_new_tokens',
+                    'do_sample',
+                    'temperature',
+                    'top_p',
+                    'top_k',
+                    'min_p',
+                    'repetition_penalty',
+                    'seed',
+                )
+            }
+            return self.model.generate(
+                prompt,
+                streaming=True,
+                kv_cache=self.history.kv_cache,
+                stop_tokens=[*self.history.template.stop, *generation.stop_tokens],
+                priority=turn.options.priority,
+                deadline=None if turn.options.deadline is None else left,
+                **options,
+            )
 
     def _encoded(self, turn: Turn, pixels: np.ndarray) -> ChatMessage:
         """The message that shows an image, which the model has seen."""
-        message = ChatMessage('user', image=self._store.keep_image(pixels) if self._store is not None else pixels)
+        message = ChatMessage(
+            'user', image=self._store.keep_image(pixels) if self._store is not None else pixels
+        )
         turn.encode_time += getattr(message.embed(self.model), 'seconds', 0.0)
         if self._store is None:
             message.let_go()  # 6 MB for each frame of 1080p that the conversation has shown

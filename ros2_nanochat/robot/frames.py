@@ -1,4 +1,5 @@
 """Which image goes with a question: those that came with it, or the camera's newest where it shows something new. Decodes it; knows nothing of models."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,6 +16,7 @@ _SAME_VIEW = 6.0  # mean difference of two small grey pictures, of 255; camera n
 
 class NewestFrame(Protocol):
     """Where frames come from; any thread."""
+
     present: bool
 
     def newest(self) -> Picture | None: ...
@@ -26,7 +28,9 @@ class CameraFrames:
     def __init__(self, camera: NewestFrame | None = None):
         self.camera = camera
         self.age: float | None = None
-        self._seen: tuple[object, Picture, np.ndarray, bytes] | None = None  # the message of the last camera image, the image, its thumbnail and digest
+        self._seen: tuple[object, Picture, np.ndarray, bytes] | None = (
+            None  # the message of the last camera image, the image, its thumbnail and digest
+        )
 
     def forget(self) -> None:
         """Take the next image as new."""
@@ -71,9 +75,17 @@ class CameraFrames:
 
     def _if_new(self, turn: Turn, picture: Picture, mode: str, history) -> list[tuple[Picture, np.ndarray]]:
         """Nothing where the conversation already shows this image: the question is then about that one."""
-        seen = self._seen if self._seen is not None and any(message is self._seen[0] for message in history) else None
+        seen = (
+            self._seen
+            if self._seen is not None and any(message is self._seen[0] for message in history)
+            else None
+        )
         turn.picture = picture
-        if seen is not None and picture.stamp and (picture.stamp, picture.frame_id) == (seen[1].stamp, seen[1].frame_id):
+        if (
+            seen is not None
+            and picture.stamp
+            and (picture.stamp, picture.frame_id) == (seen[1].stamp, seen[1].frame_id)
+        ):
             return []
         pixels = picture.decode()
         if seen is not None and _digest(pixels) == seen[3]:
@@ -92,7 +104,11 @@ def _digest(pixels: np.ndarray) -> bytes:
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
     """[16, 16] float32 grey: the mean of blocks, which camera noise hardly moves."""
-    small = pixels[::max(1, pixels.shape[0] // 128), ::max(1, pixels.shape[1] // 128)].astype(np.float32).mean(axis=2)
+    small = (
+        pixels[:: max(1, pixels.shape[0] // 128), :: max(1, pixels.shape[1] // 128)]
+        .astype(np.float32)
+        .mean(axis=2)
+    )
     rows = np.minimum(np.linspace(0, small.shape[0], 17).astype(int)[:-1], small.shape[0] - 1)
     columns = np.minimum(np.linspace(0, small.shape[1], 17).astype(int)[:-1], small.shape[1] - 1)
     sums = np.add.reduceat(np.add.reduceat(small, rows, axis=0), columns, axis=1)

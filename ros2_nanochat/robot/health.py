@@ -1,4 +1,5 @@
 """The state of the node as diagnostics: what is said, and when it is a warning. Plain values; the node makes messages of them."""
+
 from __future__ import annotations
 
 import os
@@ -15,6 +16,7 @@ _QUEUE_FULL = 0.8
 @dataclass
 class Status:
     """One entry. name: what it is about; level: of the worst thing; messages: what is wrong, else the state; values: all figures."""
+
     name: str
     level: int = OK
     messages: list[str] = field(default_factory=list)
@@ -45,21 +47,42 @@ def node_status(state: str, failure: str | None, loaded: float | None) -> Status
 def engine_status(state: str, model) -> Status:
     """Of the engine under a `NanoLLM`."""
     stats, engine, info = model.stats, model.engine, model.info
-    status = Status('engine', values={
-        'state': state, 'model': info.name, 'api': info.api, 'context_length': info.context_length,
-        'sequences': f'{stats["sequences"]} of {stats["max_sequences"]}', 'kv_tokens': f'{stats["kv_tokens"]} of {stats["kv_capacity"]}',
-        'active': stats['active'], 'waiting': stats['waiting'], 'generated_tokens': stats.get('generated_tokens', 0),
-        'prefilled_tokens': stats.get('prefilled_tokens', 0), 'reused_tokens': stats.get('reused_tokens', 0), 'evictions': stats.get('evictions', 0),
-        'time_per_token_p50': _seconds(stats['time_per_token']['p50']), 'time_to_first_token_p50': _seconds(stats['time_to_first_token']['p50']),
-        'memory': f'{resident_bytes() / 2 ** 20:.0f} MiB'})
+    status = Status(
+        'engine',
+        values={
+            'state': state,
+            'model': info.name,
+            'api': info.api,
+            'context_length': info.context_length,
+            'sequences': f'{stats["sequences"]} of {stats["max_sequences"]}',
+            'kv_tokens': f'{stats["kv_tokens"]} of {stats["kv_capacity"]}',
+            'active': stats['active'],
+            'waiting': stats['waiting'],
+            'generated_tokens': stats.get('generated_tokens', 0),
+            'prefilled_tokens': stats.get('prefilled_tokens', 0),
+            'reused_tokens': stats.get('reused_tokens', 0),
+            'evictions': stats.get('evictions', 0),
+            'time_per_token_p50': _seconds(stats['time_per_token']['p50']),
+            'time_to_first_token_p50': _seconds(stats['time_to_first_token']['p50']),
+            'memory': f'{resident_bytes() / 2**20:.0f} MiB',
+        },
+    )
     if model.vision is not None:
         seen = model.vision.stats
-        status.values.update({'images_encoded': seen['encoded'], 'images_reused': seen['reused'],
-                              'encode_time_mean': _seconds(seen['seconds'] / seen['encoded'] if seen['encoded'] else None)})
+        status.values.update(
+            {
+                'images_encoded': seen['encoded'],
+                'images_reused': seen['reused'],
+                'encode_time_mean': _seconds(seen['seconds'] / seen['encoded'] if seen['encoded'] else None),
+            }
+        )
     if not engine.alive:
         status.raise_to(ERROR, 'the loop of the engine has stopped')
     if stats['kv_tokens'] > _KV_FULL * stats['kv_capacity']:
-        status.raise_to(WARN, f'the KV cache is nearly full: {stats["kv_tokens"]} of {stats["kv_capacity"]} tokens (kv_tokens, max_sequences)')
+        status.raise_to(
+            WARN,
+            f'the KV cache is nearly full: {stats["kv_tokens"]} of {stats["kv_capacity"]} tokens (kv_tokens, max_sequences)',
+        )
     if not status.messages:
         status.messages.append(f'{info.name}, {state}')
     return status
@@ -68,23 +91,50 @@ def engine_status(state: str, model) -> Status:
 def robot_status(chat) -> Status:
     """Of one robot's `RobotConversation`."""
     last, options = chat.last, chat.options
-    status = Status(f'robot {chat.name}' if chat.name else 'chat', values={'state': chat.state, 'queue': f'{chat.num_waiting} of {options.max_queue}',
-                                                                        'messages': len(chat.history)})
+    status = Status(
+        f'robot {chat.name}' if chat.name else 'chat',
+        values={
+            'state': chat.state,
+            'queue': f'{chat.num_waiting} of {options.max_queue}',
+            'messages': len(chat.history),
+        },
+    )
     if last is not None:
-        status.values.update({
-            'finish_reason': last.finish_reason, 'tokens_per_second': f'{last.tokens_per_second:.1f}', 'time_to_first_token': _seconds(last.time_to_first_token),
-            'prompt_tokens': last.prompt_tokens, 'reused_tokens': last.reused_tokens})
+        status.values.update(
+            {
+                'finish_reason': last.finish_reason,
+                'tokens_per_second': f'{last.tokens_per_second:.1f}',
+                'time_to_first_token': _seconds(last.time_to_first_token),
+                'prompt_tokens': last.prompt_tokens,
+                'reused_tokens': last.reused_tokens,
+            }
+        )
         if last.image_tokens:
-            status.values.update({'image_tokens': last.image_tokens, 'reused_image_tokens': last.reused_image_tokens,
-                                  'encode_time': _seconds(last.encode_time)})
+            status.values.update(
+                {
+                    'image_tokens': last.image_tokens,
+                    'reused_image_tokens': last.reused_image_tokens,
+                    'encode_time': _seconds(last.encode_time),
+                }
+            )
     if chat.sight.age is not None:
         status.values['image_age'] = _seconds(chat.sight.age)
-        if options.max_image_age is not None and chat.sight.age > options.max_image_age and options.image_mode != 'off':
-            status.raise_to(WARN, f'the camera image is stale: {chat.sight.age:.1f} s (max_image_age: {options.max_image_age:g})')
+        if (
+            options.max_image_age is not None
+            and chat.sight.age > options.max_image_age
+            and options.image_mode != 'off'
+        ):
+            status.raise_to(
+                WARN,
+                f'the camera image is stale: {chat.sight.age:.1f} s (max_image_age: {options.max_image_age:g})',
+            )
     if options.max_queue and chat.num_waiting >= _QUEUE_FULL * options.max_queue:
         status.raise_to(WARN, f'the queue is nearly full: {chat.num_waiting} of {options.max_queue} turns')
     if chat.slow:
-        status.raise_to(WARN, f'slower than its own record: {last.tokens_per_second:.1f} of {chat.record:.1f} tokens a second')
+        status.raise_to(
+            WARN,
+            f'slower than its own record: {last.tokens_per_second:.1f} of {chat.record:.1f} tokens a second',
+        )
     if not status.messages:
         status.messages.append(chat.state)
     return status

@@ -3,6 +3,7 @@
 The file is replaced at once (written beside, synced, renamed), so that a crash or a power cut at any moment leaves the old one or the new one.
 A file that cannot be read is set aside under another name, and the robot begins anew.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -48,7 +49,9 @@ class ConversationStore:
         except (ValueError, OSError, KeyError, TypeError) as error:
             aside = self.path.with_name(f'{self.path.name}.damaged-{time.strftime("%Y%m%d-%H%M%S")}')
             self.path.rename(aside)
-            self._log.error(f'the saved conversation is damaged and was set aside as {aside}; beginning anew ({error})')
+            self._log.error(
+                f'the saved conversation is damaged and was set aside as {aside}; beginning anew ({error})'
+            )
             return
         self._log.info(f'continuing the conversation in {self.path}: {len(history)} messages')
         wanted = history.template.system_prompt if system_prompt is None else system_prompt
@@ -56,14 +59,20 @@ class ConversationStore:
             return
         if self._saved_prompt() not in (None, system_prompt or ''):
             history.system_prompt = wanted
-            self._log.info(f'system_prompt has changed since the conversation was saved: it goes on with {_short(wanted)}')
+            self._log.info(
+                f'system_prompt has changed since the conversation was saved: it goes on with {_short(wanted)}'
+            )
         else:
-            self._log.info(f'the conversation keeps its system prompt, {_short(history.system_prompt)}: reset it, or change system_prompt, to replace that')
+            self._log.info(
+                f'the conversation keeps its system prompt, {_short(history.system_prompt)}: reset it, or change system_prompt, to replace that'
+            )
 
     def save(self, history, system_prompt: str | None) -> None:
         """Put the history on disk, and which system_prompt the parameter held; OSError where that fails, and the old file stays."""
         history.save(self.path)
-        if self._saved_prompt() != (system_prompt or ''):  # after the history: a crash between them has the new prompt put in again
+        if self._saved_prompt() != (
+            system_prompt or ''
+        ):  # after the history: a crash between them has the new prompt put in again
             part = self._prompt_file.with_suffix('.part')
             with open(part, 'w', encoding='utf-8') as file:
                 json.dump(system_prompt or '', file)
@@ -87,7 +96,9 @@ class ConversationStore:
                 part.rename(self._kv_file)
         except (OSError, BackendError, MemoryError) as error:
             part.unlink(missing_ok=True)
-            self._log.warning(f'the KV of the conversation is not on disk, a restart would read the conversation again: {error}')
+            self._log.warning(
+                f'the KV of the conversation is not on disk, a restart would read the conversation again: {error}'
+            )
 
     def restore_kv(self, history) -> None:
         """Let a history that has no KV cache have the one on disk, where there is one of this model."""
@@ -106,7 +117,9 @@ class ConversationStore:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                self._log.error(f'{path} holds the KV of a conversation and cannot be deleted: {error.strerror}')
+                self._log.error(
+                    f'{path} holds the KV of a conversation and cannot be deleted: {error.strerror}'
+                )
 
     @property
     def _kv_file(self) -> Path:
@@ -115,6 +128,7 @@ class ConversationStore:
     def keep_image(self, pixels: np.ndarray) -> str:
         """Write an image [h, w, 3] uint8 beside the conversation, once; return its path, which goes into the history."""
         from PIL import Image
+
         folder = self._images
         folder.mkdir(exist_ok=True)
         path = folder / (hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + '.png')

@@ -1,4 +1,5 @@
 """One turn on its way: what was asked, what came of it. And the order in which turns wait for a robot. Knows nothing of models or ROS."""
+
 from __future__ import annotations
 
 import itertools
@@ -21,6 +22,7 @@ _arrivals = itertools.count()
 class Picture:
     """An image that is not decoded yet. decode: gives [h, w, 3] uint8 RGB, or raises ValueError. age: seconds when it was taken, None where its
     stamp is not set. stamp: nanoseconds."""
+
     decode: Callable[[], np.ndarray]
     stamp: int = 0
     frame_id: str = ''
@@ -33,6 +35,7 @@ class Turn:
 
     Times are of `time.monotonic()`, durations seconds. The rest is as in nanochat/msg/Turn.
     """
+
     query: str
     options: RobotOptions
     pictures: Sequence[Picture] = ()

@@ -3,6 +3,7 @@
 A callback would copy every frame into Python, which costs a whole core at 1080p. Here the executor never touches the subscription: the transport
 keeps the newest frame (depth 1), and `newest()` takes it.
 """
+
 from __future__ import annotations
 
 import threading
@@ -41,9 +42,23 @@ class Camera:
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         group = _Never()
         self._subscriptions = [
-            (node.create_subscription(kind, prefix + name, self._unused, qos, callback_group=group,
-                                      qos_overriding_options=QoSOverridingOptions.with_default_policies()), kind, convert)
-            for kind, name, convert in ((Image, 'image', image_to_rgb), (CompressedImage, 'image/compressed', compressed_to_rgb))]
+            (
+                node.create_subscription(
+                    kind,
+                    prefix + name,
+                    self._unused,
+                    qos,
+                    callback_group=group,
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                ),
+                kind,
+                convert,
+            )
+            for kind, name, convert in (
+                (Image, 'image', image_to_rgb),
+                (CompressedImage, 'image/compressed', compressed_to_rgb),
+            )
+        ]
         self._topics = [subscription.topic_name for subscription, _, _ in self._subscriptions]
 
     def _unused(self, message):
@@ -68,7 +83,11 @@ class Camera:
                     if self._kept is None or picture.stamp >= self._kept.stamp or self._kept.stamp == 0:
                         self._kept = picture
             kept = self._kept
-            return None if kept is None else Picture(kept.decode, kept.stamp, kept.frame_id, self._age(kept.stamp))
+            return (
+                None
+                if kept is None
+                else Picture(kept.decode, kept.stamp, kept.frame_id, self._age(kept.stamp))
+            )
 
     def _picture(self, message, info, convert) -> Picture:
         # A camera without a clock sends no stamp; the time of arrival then stands for it.

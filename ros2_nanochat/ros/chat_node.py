@@ -6,6 +6,7 @@ model and conversations, `cleanup` gives the memory back.
 Who runs when: the transitions' services are reentrant, so that `get_state` answers while a transition waits for the model; parameters are in the
 node's own group, which nothing here blocks; the timer runs beside all. Each robot's callbacks: robot_port.py.
 """
+
 from __future__ import annotations
 
 import os
@@ -68,10 +69,20 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._settings = NodeParameters(self)
         self._wanted = self._settings.robots()  # as last set
         self.add_on_set_parameters_callback(self._on_set)
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10, qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray,
+            '/diagnostics',
+            10,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
         self._ticks = 0
         # Of the wall: deadlines and diagnostics go on while a simulation stands still.
-        self._timer = self.create_timer(0.25, self._tick, callback_group=MutuallyExclusiveCallbackGroup(), clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer = self.create_timer(
+            0.25,
+            self._tick,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
 
     def start(self) -> None:
         """Configure and activate where `autostart` is set, on a thread of its own; a failure ends the process."""
@@ -91,11 +102,20 @@ class ChatNode(LifecycleNodeMixin, Node):
         try:
             for name, value in changed.items():
                 if value is None and self.has_parameter(name):
-                    raise ValueError(f'{name} cannot be deleted, it could not be set again: set it to null, and the robot does as the node')
+                    raise ValueError(
+                        f'{name} cannot be deleted, it could not be set again: set it to null, and the robot does as the node'
+                    )
                 option = OPTIONS.get(name)
-                if option is not None and not option.live and self._state != 'unconfigured' and value != self.get_parameter(name).value:
-                    raise ValueError(f'{name} takes effect when the model is loaded, and the node is {self._state}: '
-                                     'deactivate it and clean it up first (ros2 lifecycle set), then set it and configure again')
+                if (
+                    option is not None
+                    and not option.live
+                    and self._state != 'unconfigured'
+                    and value != self.get_parameter(name).value
+                ):
+                    raise ValueError(
+                        f'{name} takes effect when the model is loaded, and the node is {self._state}: '
+                        'deactivate it and clean it up first (ros2 lifecycle set), then set it and configure again'
+                    )
             names = robot_names(list(changed['robots'])) if 'robots' in changed else self._settings.robots()
             options = {robot: self._settings.robot(robot, changed) for robot in names}
             model_config(self._settings.values(changed))
@@ -145,7 +165,9 @@ class ChatNode(LifecycleNodeMixin, Node):
             self.failure = f'internal error: {error!r}'
         else:
             self.failure, self._state = None, after
-            self.get_logger().info(f'{after}' + (f': {self._model.info.name}' if self._model is not None else ''))
+            self.get_logger().info(
+                f'{after}' + (f': {self._model.info.name}' if self._model is not None else '')
+            )
             return _SUCCESS
         self._state = before
         if not self.done.is_set():
@@ -158,8 +180,12 @@ class ChatNode(LifecycleNodeMixin, Node):
 
         def load():
             try:
-                model = NanoLLM.from_pretrained(progress=self._show_progress, opening=self._opening, **engine_options(values),
-                                                **{name: getattr(config, name) for name in config.__dataclass_fields__})
+                model = NanoLLM.from_pretrained(
+                    progress=self._show_progress,
+                    opening=self._opening,
+                    **engine_options(values),
+                    **{name: getattr(config, name) for name in config.__dataclass_fields__},
+                )
                 try:
                     self._open_eyes(model, config)
                 except BaseException:
@@ -196,7 +222,11 @@ class ChatNode(LifecycleNodeMixin, Node):
         """Load what encodes images now, not with the first one, unless no robot is to use a camera. The small eyes that come with the embedded model wait
         for one to be there: a robot that only talks needs no torch."""
         vision = model.vision
-        if vision is None or (config.model is None and config.vision is None) or all(self._settings.robot(robot).image_mode == 'off' for robot in self._settings.robots()):
+        if (
+            vision is None
+            or (config.model is None and config.vision is None)
+            or all(self._settings.robot(robot).image_mode == 'off' for robot in self._settings.robots())
+        ):
             return
         if vision.load_seconds is None:
             self.get_logger().info('loading the vision encoder')
@@ -206,7 +236,9 @@ class ChatNode(LifecycleNodeMixin, Node):
     def _open_small_eyes(self, vision) -> None:
         try:
             vision.load()
-            self.get_logger().info(f'there is a camera: the vision encoder is ready, {vision.load_seconds:.1f} s')
+            self.get_logger().info(
+                f'there is a camera: the vision encoder is ready, {vision.load_seconds:.1f} s'
+            )
         except Exception as error:  # the node talks all the same; a question with an image tells it again
             self.get_logger().warning(f'the vision encoder cannot be loaded: {" ".join(str(error).split())}')
 
@@ -225,13 +257,29 @@ class ChatNode(LifecycleNodeMixin, Node):
                 return
             for robot in [robot for robot in self._chats if robot not in names]:
                 self._close_robot(robot)
-            state_dir, template = self.get_parameter('state_dir').value, self.get_parameter('chat_template').value
+            state_dir, template = (
+                self.get_parameter('state_dir').value,
+                self.get_parameter('chat_template').value,
+            )
             for robot in names:
                 if robot not in self._chats:
                     place = f'{self.get_namespace()}/{robot}/{self.get_name()}'.replace('//', '/')
                     log = self.get_logger()
-                    store = ConversationStore(state_dir, place, log, self.get_parameter('state_kv').value) if state_dir else None
-                    self._chats[robot] = RobotConversation(robot, self._model, self._settings.robot(robot), _Nobody(), None, store, log, template or None)
+                    store = (
+                        ConversationStore(state_dir, place, log, self.get_parameter('state_kv').value)
+                        if state_dir
+                        else None
+                    )
+                    self._chats[robot] = RobotConversation(
+                        robot,
+                        self._model,
+                        self._settings.robot(robot),
+                        _Nobody(),
+                        None,
+                        store,
+                        log,
+                        template or None,
+                    )
                 if robot not in self._ports and (activating or self._state == 'active'):
                     self._ports[robot] = RobotPort(self, self._chats[robot])
 
@@ -239,7 +287,9 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._set_robots(activating=True)
         unused = self._settings.unused_qos()
         if unused:
-            self.get_logger().warning(f'{", ".join(unused)}: no such topic is open, or no such policy (depth, history, reliability)')
+            self.get_logger().warning(
+                f'{", ".join(unused)}: no such topic is open, or no such policy (depth, history, reliability)'
+            )
 
     def _close_robot(self, robot: str) -> None:
         port = self._ports.pop(robot, None)
@@ -290,7 +340,12 @@ class ChatNode(LifecycleNodeMixin, Node):
         for port in list(self._ports.values()):
             port.cancel_unheard()
         vision = getattr(self._model, 'vision', None)
-        if vision is not None and vision.load_seconds is None and not self._opening_eyes and any(port.has_camera for port in list(self._ports.values())):
+        if (
+            vision is not None
+            and vision.load_seconds is None
+            and not self._opening_eyes
+            and any(port.has_camera for port in list(self._ports.values()))
+        ):
             self._opening_eyes = True
             threading.Thread(target=self._open_small_eyes, args=(vision,), name='eyes', daemon=True).start()
         self._ticks += 1
@@ -299,12 +354,25 @@ class ChatNode(LifecycleNodeMixin, Node):
 
     def _publish_diagnostics(self) -> None:
         model = self._model
-        statuses = [diagnostics.engine_status(self._state, model) if model is not None else diagnostics.node_status(self._state, self.failure, self._loaded),
-                    *(diagnostics.robot_status(chat) for chat in list(self._chats.values()))]
+        statuses = [
+            diagnostics.engine_status(self._state, model)
+            if model is not None
+            else diagnostics.node_status(self._state, self.failure, self._loaded),
+            *(diagnostics.robot_status(chat) for chat in list(self._chats.values())),
+        ]
         name = self.get_fully_qualified_name()
-        array = DiagnosticArray(status=[DiagnosticStatus(
-            level=bytes([status.level]), name=f'{name.lstrip("/")}: {status.name}', message=status.message, hardware_id=name,
-            values=[KeyValue(key=key, value=str(value)) for key, value in status.values.items()]) for status in statuses])
+        array = DiagnosticArray(
+            status=[
+                DiagnosticStatus(
+                    level=bytes([status.level]),
+                    name=f'{name.lstrip("/")}: {status.name}',
+                    message=status.message,
+                    hardware_id=name,
+                    values=[KeyValue(key=key, value=str(value)) for key, value in status.values.items()],
+                )
+                for status in statuses
+            ]
+        )
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 
@@ -320,8 +388,11 @@ def main(args=None) -> int:
     """Run the node until a signal or a failed start; returns the exit code."""
     unknown = remove_ros_args(sys.argv if args is None else ['chat_node', *args])[1:]
     if unknown:
-        print(f'nanochat: {" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p model:=/path/to/model.gguf  and so on, '
-              'config/chat.yaml has them all', file=sys.stderr)
+        print(
+            f'nanochat: {" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p model:=/path/to/model.gguf  and so on, '
+            'config/chat.yaml has them all',
+            file=sys.stderr,
+        )
         return 1
     # We end the replies that stream and announce their turns before the context goes down, so the signals are ours.
     done = threading.Event()
@@ -329,11 +400,19 @@ def main(args=None) -> int:
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = ChatNode(done)
-    except (ValueError, InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException, rclpy.exceptions.ROSInterruptException,
-            RuntimeError) as error:
+    except (
+        ValueError,
+        InvalidParameterException,
+        InvalidParameterTypeException,
+        InvalidParameterValueException,
+        rclpy.exceptions.ROSInterruptException,
+        RuntimeError,
+    ) as error:
         print('nanochat: ' + ' '.join(str(error).split()), file=sys.stderr)
         return 1
-    executor = MultiThreadedExecutor(num_threads=max(_THREADS, 16 + 2 * len(node.get_parameter('robots').value or [])))
+    executor = MultiThreadedExecutor(
+        num_threads=max(_THREADS, 16 + 2 * len(node.get_parameter('robots').value or []))
+    )
     executor.add_node(node)
 
     def run():
@@ -350,7 +429,9 @@ def main(args=None) -> int:
     node.start()
     done.wait()
     clean = node.close()
-    ending = threading.Thread(target=executor.shutdown, kwargs={'timeout_sec': 0.3}, name='shutdown', daemon=True)  # Kilted's waits for every callback
+    ending = threading.Thread(
+        target=executor.shutdown, kwargs={'timeout_sec': 0.3}, name='shutdown', daemon=True
+    )  # Kilted's waits for every callback
     ending.start()
     ending.join(0.3)
     spinning.join(0.3)

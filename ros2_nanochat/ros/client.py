@@ -1,9 +1,10 @@
 """`ChatClient`: ask a chat node from Python, one robot of it, through its action and services.
 
-    with ChatClient() as chat:
-        for piece in chat.ask('What is the capital of Japan?'):
-            print(piece, end='', flush=True)
+with ChatClient() as chat:
+    for piece in chat.ask('What is the capital of Japan?'):
+        print(piece, end='', flush=True)
 """
+
 from __future__ import annotations
 
 import math
@@ -119,7 +120,7 @@ class Reply:
         if self.future.done():
             return
         if len(turn.reply) > self._length:
-            self._pieces.put(turn.reply[self._length:])  # feedback that came late or was lost
+            self._pieces.put(turn.reply[self._length :])  # feedback that came late or was lost
         self.future.set_result(turn)
         self._pieces.put(None)
 
@@ -135,20 +136,32 @@ class ChatClient:
 
     def __init__(self, name: str = '/nanochat', robot: str = '', node=None):
         space, _, leaf = ('/' + name.strip('/')).rpartition('/')
-        self.prefix = '/'.join([space, robot.strip('/'), leaf]).replace('//', '/') if robot else f'{space}/{leaf}'
+        self.prefix = (
+            '/'.join([space, robot.strip('/'), leaf]).replace('//', '/') if robot else f'{space}/{leaf}'
+        )
         self._own = node is None
         if self._own:
             if not rclpy.ok():
                 rclpy.init()
             # rclpy destroys the service for type descriptions twice, which now and then crashes the process that closes a client
-            node = rclpy.create_node('chat_client_' + str(threading.get_native_id()),
-                                     parameter_overrides=[Parameter('start_type_description_service', value=False)])
+            node = rclpy.create_node(
+                'chat_client_' + str(threading.get_native_id()),
+                parameter_overrides=[Parameter('start_type_description_service', value=False)],
+            )
             self._executor = SingleThreadedExecutor()
             self._executor.add_node(node)
-            self._thread = threading.Thread(target=spin, args=(self._executor, node.get_logger()), name='chat_client', daemon=True)
+            self._thread = threading.Thread(
+                target=spin, args=(self._executor, node.get_logger()), name='chat_client', daemon=True
+            )
         self.node = node
         group = ReentrantCallbackGroup()
-        self._action = _Action(node, Chat, self.prefix + '/chat', callback_group=group, feedback_sub_qos_profile=QoSProfile(depth=1000))
+        self._action = _Action(
+            node,
+            Chat,
+            self.prefix + '/chat',
+            callback_group=group,
+            feedback_sub_qos_profile=QoSProfile(depth=1000),
+        )
         self._reset = node.create_client(Reset, self.prefix + '/reset', callback_group=group)
         self._cancel = node.create_client(Trigger, self.prefix + '/cancel', callback_group=group)
         self._history = node.create_client(GetHistory, self.prefix + '/history', callback_group=group)
@@ -215,13 +228,17 @@ class ChatClient:
             return
         try:
             if not self._action.server_is_ready():
-                reply._failed(f'{self.prefix} is not there any more: its process has ended, or it was deactivated')
+                reply._failed(
+                    f'{self.prefix} is not there any more: its process has ended, or it was deactivated'
+                )
             elif reply._goal is None and silent > _ACCEPT:
                 reply._failed(f'{self.prefix} did not take the question within {_ACCEPT:g} s')
             elif reply._goal is not None and silent > _ASK_AGAIN:
                 self._ask_result(reply)
         except (RuntimeError, InvalidHandle):
-            reply._failed('this program has left the graph itself: rclpy was shut down, or its node was destroyed')
+            reply._failed(
+                'this program has left the graph itself: rclpy was shut down, or its node was destroyed'
+            )
 
     def _ended(self, future, reply: Reply) -> None:
         response = future.result()
@@ -243,7 +260,10 @@ class ChatClient:
 
     def history(self, timeout: float = 5.0) -> list[tuple[str, str]]:
         """The conversation as (role, text)."""
-        return [(message.role, message.text) for message in self._call(self._history, GetHistory.Request(), timeout).messages]
+        return [
+            (message.role, message.text)
+            for message in self._call(self._history, GetHistory.Request(), timeout).messages
+        ]
 
     def _call(self, client, request, timeout: float):
         done = threading.Event()
@@ -291,7 +311,9 @@ def to_message(image):
         return CompressedImage(format='png' if image[:4] == b'\x89PNG' else 'jpeg', data=bytes(image))
     pixels = np.ascontiguousarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f'an image is [h, w, 3] uint8 RGB, a message, or bytes of a JPEG or PNG; not {pixels.dtype} {list(pixels.shape)}')
+        raise ValueError(
+            f'an image is [h, w, 3] uint8 RGB, a message, or bytes of a JPEG or PNG; not {pixels.dtype} {list(pixels.shape)}'
+        )
     message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding='rgb8', step=3 * pixels.shape[1])
     message.data.frombytes(pixels.tobytes())
     return message

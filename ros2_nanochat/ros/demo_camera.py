@@ -2,6 +2,7 @@
 
 Parameters: rate (Hz), hold (seconds that each picture is shown), width, height (pixels), seed (-1: another each time).
 """
+
 from __future__ import annotations
 
 import sys
@@ -27,11 +28,15 @@ class DemoCamera(Node):
         self._size = self.declare_parameter('width', 320).value, self.declare_parameter('height', 240).value
         seed = self.declare_parameter('seed', -1).value
         if rate <= 0 or min(self._size) < 1:
-            raise ValueError(f'rate={rate}, width={self._size[0]}, height={self._size[1]}: each has to be over 0')
+            raise ValueError(
+                f'rate={rate}, width={self._size[0]}, height={self._size[1]}: each has to be over 0'
+            )
         self._rng = np.random.default_rng(None if seed < 0 else seed)
         self._shown = 0
         self._message = Image()
-        self._publisher = self.create_publisher(Image, 'nanochat/image', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+        self._publisher = self.create_publisher(
+            Image, 'nanochat/image', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        )
         self.create_timer(1 / rate, self._publish)
 
     def _publish(self):
@@ -44,7 +49,9 @@ class DemoCamera(Node):
     def _next(self):
         picture, scene = random_picture(self._rng, *self._size)
         width, height = picture.size
-        self._message = Image(height=height, width=width, encoding='rgb8', step=3 * width, data=picture.tobytes())
+        self._message = Image(
+            height=height, width=width, encoding='rgb8', step=3 * width, data=picture.tobytes()
+        )
         self._message.header.frame_id = 'demo_camera'
         print(f'[camera] {scene}', flush=True)
 

@@ -1,4 +1,5 @@
 """The parameters of the node and of each robot, declared on a node and read from it. What they are: parameters.py."""
+
 from __future__ import annotations
 
 import difflib
@@ -19,7 +20,10 @@ from ros2_nanochat.robot.options import (
     robot_options,
 )
 
-_NOT_SET = ('null', 'None')  # how `ros2 param dump` writes a robot's own that is not set, and how `ros2 param load` and YAML files then give it back
+_NOT_SET = (
+    'null',
+    'None',
+)  # how `ros2 param dump` writes a robot's own that is not set, and how `ros2 param load` and YAML files then give it back
 
 _QOS = 'qos_overrides.'
 
@@ -44,11 +48,17 @@ class NodeParameters:
                 continue
             if option not in ROBOT_OPTIONS or not robot:
                 near = difflib.get_close_matches(name, OPTIONS, n=1)
-                raise ValueError(f'there is no parameter {name!r}' + (f' (did you mean {near[0]!r}?)' if near else '') + f'. Parameters: {", ".join(OPTIONS)}')
+                raise ValueError(
+                    f'there is no parameter {name!r}'
+                    + (f' (did you mean {near[0]!r}?)' if near else '')
+                    + f'. Parameters: {", ".join(OPTIONS)}'
+                )
             if _is_set(override.value):
                 absent.setdefault(robot, []).append(option)
         for robot, options in absent.items():
-            node.get_logger().warning(f'{robot!r} is not among the robots yet: its {", ".join(options)} will be used when it is')
+            node.get_logger().warning(
+                f'{robot!r} is not among the robots yet: its {", ".join(options)} will be used when it is'
+            )
         model_config(self.values())
         for robot in names:
             self.robot(robot)
@@ -58,12 +68,22 @@ class NodeParameters:
         for robot in names:
             for option in ROBOT if robot else ():
                 if not self._node.has_parameter(f'{robot}.{option.name}'):
-                    self._node.declare_parameter(f'{robot}.{option.name}', None, ParameterDescriptor(
-                        description=f'{option.text}. Of {robot} alone; not set, or null: as {option.name}', dynamic_typing=True))
+                    self._node.declare_parameter(
+                        f'{robot}.{option.name}',
+                        None,
+                        ParameterDescriptor(
+                            description=f'{option.text}. Of {robot} alone; not set, or null: as {option.name}',
+                            dynamic_typing=True,
+                        ),
+                    )
 
     def unused_qos(self) -> list[str]:
         """What was given of `qos_overrides` and belongs to no topic, or to no policy that can be chosen, as things stand."""
-        return [name for name in self._node._parameter_overrides if name.startswith(_QOS) and not self._node.has_parameter(name)]
+        return [
+            name
+            for name in self._node._parameter_overrides
+            if name.startswith(_QOS) and not self._node.has_parameter(name)
+        ]
 
     def robots(self) -> list[str]:
         """The names in `robots`; [''] where the node serves itself."""
@@ -71,14 +91,23 @@ class NodeParameters:
 
     def values(self, changed: dict | None = None) -> dict:
         """The node's parameters, checked, as they would be with what changed. ValueError for a wrong one."""
-        return {name: option.check((changed or {}).get(name, self._node.get_parameter(name).value)) for name, option in OPTIONS.items()}
+        return {
+            name: option.check((changed or {}).get(name, self._node.get_parameter(name).value))
+            for name, option in OPTIONS.items()
+        }
 
     def robot(self, robot: str, changed: dict | None = None) -> RobotOptions:
         """A robot's options: the node's, and over them its own. ValueError for a wrong one."""
         values, changed = self.values(changed), changed or {}
         for name, option in ROBOT_OPTIONS.items() if robot else ():
             own = f'{robot}.{name}'
-            value = changed[own] if own in changed else self._node.get_parameter(own).value if self._node.has_parameter(own) else None
+            value = (
+                changed[own]
+                if own in changed
+                else self._node.get_parameter(own).value
+                if self._node.has_parameter(own)
+                else None
+            )
             if _is_set(value):
                 values[name] = option.check(value, own)
         return robot_options(values)
@@ -89,11 +118,15 @@ def _is_set(value: Any) -> bool:
 
 
 def _descriptor(option: Option) -> ParameterDescriptor:
-    allowed = f' One of: {", ".join(choice or "(empty)" for choice in option.choices)}.' if option.choices else ''
+    allowed = (
+        f' One of: {", ".join(choice or "(empty)" for choice in option.choices)}.' if option.choices else ''
+    )
     when = '' if option.live else ' Read when the model is loaded.'
     descriptor = ParameterDescriptor(description=f'{option.text}.{allowed}{when}')
     if isinstance(option.default, int) and not isinstance(option.default, bool):
         descriptor.integer_range = [IntegerRange(from_value=option.low, to_value=option.high, step=1)]
     elif isinstance(option.default, float):
-        descriptor.floating_point_range = [FloatingPointRange(from_value=option.low, to_value=option.high, step=0.0)]
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=option.low, to_value=option.high, step=0.0)
+        ]
     return descriptor

@@ -3,6 +3,7 @@
 Who runs when: queries come one after another, and so do goals (their order is that of the conversation); services may run beside everything, so that
 `cancel` is heard while `reset` waits. No callback waits for the model, but for the one that holds an action's goal open, on a thread of its own.
 """
+
 from __future__ import annotations
 
 import threading
@@ -29,7 +30,9 @@ from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.spinning import close_action
 
 _TOKENS_KEPT = 1000
-_LAST_WORDS = Duration(seconds=0.1)  # that listeners get for what they have not acknowledged; one of them may be dead
+_LAST_WORDS = Duration(
+    seconds=0.1
+)  # that listeners get for what they have not acknowledged; one of them may be dead
 _CLOSING = 0.5  # seconds that the executor gets at most for what is still on its way
 _RESULT_KEPT = 10  # seconds; Jazzy's default is 900, and with each result rclpy keeps the goal's images
 _SUCCEEDED = ('stop', 'length', 'deadline')
@@ -41,25 +44,48 @@ class RobotPort:
     def __init__(self, node, chat: RobotConversation):
         self._node, self._chat = node, chat
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
-        in_turn, goals, beside = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
+        in_turn, goals, beside = (
+            MutuallyExclusiveCallbackGroup(),
+            MutuallyExclusiveCallbackGroup(),
+            ReentrantCallbackGroup(),
+        )
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
-        self._tokens = node.create_publisher(Token, prefix + 'tokens', QoSProfile(depth=_TOKENS_KEPT), **override)
+        self._tokens = node.create_publisher(
+            Token, prefix + 'tokens', QoSProfile(depth=_TOKENS_KEPT), **override
+        )
         self._sentences = node.create_publisher(String, prefix + 'sentence', 10, **override)
         self._replies = node.create_publisher(String, prefix + 'reply', 10, **override)
         self._turns = node.create_publisher(TurnMessage, prefix + 'turn', 10, **override)
         self._camera = Camera(node, prefix)
         chat.output, chat.sight.camera = self, self._camera
-        self._services = [node.create_service(kind, prefix + name, callback, callback_group=beside) for kind, name, callback in
-                          ((Reset, 'reset', self._reset), (Trigger, 'cancel', self._cancel), (GetHistory, 'history', self._history))]
+        self._services = [
+            node.create_service(kind, prefix + name, callback, callback_group=beside)
+            for kind, name, callback in (
+                (Reset, 'reset', self._reset),
+                (Trigger, 'cancel', self._cancel),
+                (GetHistory, 'history', self._history),
+            )
+        ]
         self._turn_of_goal: dict[bytes, Turn] = {}
         self._cancelled: set[bytes] = set()  # goals whose client cancels them
         self._goals_changed = threading.Condition()
         self._heard = self._muted = self._closed = False
-        self._action = ActionServer(node, Chat, prefix + 'chat', self._hold, callback_group=goals, handle_accepted_callback=self._accept,
-                                    cancel_callback=self._cancel_goal, feedback_pub_qos_profile=QoSProfile(depth=_TOKENS_KEPT), result_timeout=_RESULT_KEPT)
+        self._action = ActionServer(
+            node,
+            Chat,
+            prefix + 'chat',
+            self._hold,
+            callback_group=goals,
+            handle_accepted_callback=self._accept,
+            cancel_callback=self._cancel_goal,
+            feedback_pub_qos_profile=QoSProfile(depth=_TOKENS_KEPT),
+            result_timeout=_RESULT_KEPT,
+        )
         self._feedback_topic = node.resolve_topic_name(prefix + 'chat/_action/feedback')
         # Last, when all the rest can answer.
-        self._queries = node.create_subscription(String, prefix + 'query', self._query, 10, callback_group=in_turn, **override)
+        self._queries = node.create_subscription(
+            String, prefix + 'query', self._query, 10, callback_group=in_turn, **override
+        )
 
     # --- in ---
 
@@ -82,19 +108,27 @@ class RobotPort:
     def _history(self, _, response):
         messages, response.num_tokens = self._chat.messages()
         response.max_tokens = self._chat.model.info.context_length
-        response.messages = [Message(role=role, text=text, num_images=images) for role, text, images in messages]
+        response.messages = [
+            Message(role=role, text=text, num_images=images) for role, text, images in messages
+        ]
         return response
 
     # --- goals ---
 
     def _accept(self, goal) -> None:
-        request, options, wrong = goal.request, self._chat.options, 'the node is being deactivated: ask again when it is active' if self._muted else ''
+        request, options, wrong = (
+            goal.request,
+            self._chat.options,
+            'the node is being deactivated: ask again when it is active' if self._muted else '',
+        )
         try:
             options = goal_options(request, options)
         except ValueError as error:
             wrong = wrong or str(error)
-        pictures = [*(_picture(message, image_to_rgb) for message in request.images),
-                    *(_picture(message, compressed_to_rgb) for message in request.compressed_images)]
+        pictures = [
+            *(_picture(message, image_to_rgb) for message in request.images),
+            *(_picture(message, compressed_to_rgb) for message in request.compressed_images),
+        ]
         turn = Turn(request.query, options, pictures, goal)
         with self._goals_changed:
             self._turn_of_goal[bytes(goal.goal_id.uuid)] = turn
@@ -160,13 +194,32 @@ class RobotPort:
             self._execute(turn.goal)
 
     def piece(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None:
-        self._publish_token(turn, Token(stamp=self._now(), turn_id=turn.id, index=index, text=text, num_tokens=num_tokens, reasoning=reasoning))
+        self._publish_token(
+            turn,
+            Token(
+                stamp=self._now(),
+                turn_id=turn.id,
+                index=index,
+                text=text,
+                num_tokens=num_tokens,
+                reasoning=reasoning,
+            ),
+        )
 
     def sentence(self, turn: Turn, text: str) -> None:
         self._publish(self._sentences, String(data=text))
 
     def ended(self, turn: Turn) -> None:
-        self._publish_token(turn, Token(stamp=self._now(), turn_id=turn.id, index=turn.num_pieces, last=True, finish_reason=turn.finish_reason))
+        self._publish_token(
+            turn,
+            Token(
+                stamp=self._now(),
+                turn_id=turn.id,
+                index=turn.num_pieces,
+                last=True,
+                finish_reason=turn.finish_reason,
+            ),
+        )
         self._publish(self._replies, String(data=turn.reply))
         self._publish(self._turns, self._turn_message(turn))
         if turn.goal is not None and not turn.begun:
@@ -184,7 +237,9 @@ class RobotPort:
         try:
             goal.execute()
         except RuntimeError:
-            self._unless_closed(goal.execute)  # its client cancelled it just now: the second time rclpy sees that
+            self._unless_closed(
+                goal.execute
+            )  # its client cancelled it just now: the second time rclpy sees that
 
     def _unless_closed(self, call, *arguments) -> None:
         """A reply that did not end in time speaks on while its names go off the graph."""
@@ -196,14 +251,29 @@ class RobotPort:
 
     def _turn_message(self, turn: Turn) -> TurnMessage:
         message = TurnMessage(
-            turn_id=turn.id, robot=self._chat.name, query=turn.query, reply=turn.reply, reasoning=turn.reasoning, finish_reason=turn.finish_reason,
-            error=turn.error, note=turn.note, image_used=turn.picture is not None, prompt_tokens=turn.prompt_tokens, reused_tokens=turn.reused_tokens,
-            image_tokens=turn.image_tokens, reused_image_tokens=turn.reused_image_tokens, encode_time=turn.encode_time, new_tokens=turn.new_tokens,
-            dropped_turns=turn.dropped_turns, queue_time=turn.queue_time, time_to_first_token=turn.time_to_first_token,
-            tokens_per_second=turn.tokens_per_second)
+            turn_id=turn.id,
+            robot=self._chat.name,
+            query=turn.query,
+            reply=turn.reply,
+            reasoning=turn.reasoning,
+            finish_reason=turn.finish_reason,
+            error=turn.error,
+            note=turn.note,
+            image_used=turn.picture is not None,
+            prompt_tokens=turn.prompt_tokens,
+            reused_tokens=turn.reused_tokens,
+            image_tokens=turn.image_tokens,
+            reused_image_tokens=turn.reused_image_tokens,
+            encode_time=turn.encode_time,
+            new_tokens=turn.new_tokens,
+            dropped_turns=turn.dropped_turns,
+            queue_time=turn.queue_time,
+            time_to_first_token=turn.time_to_first_token,
+            tokens_per_second=turn.tokens_per_second,
+        )
         message.header.stamp = self._now()
         if turn.picture is not None:
-            message.image.stamp = Time(sec=turn.picture.stamp // 10 ** 9, nanosec=turn.picture.stamp % 10 ** 9)
+            message.image.stamp = Time(sec=turn.picture.stamp // 10**9, nanosec=turn.picture.stamp % 10**9)
             message.header.frame_id = message.image.frame_id = turn.picture.frame_id
         return message
 
@@ -219,14 +289,18 @@ class RobotPort:
         """Take the names off the graph. Turns that are still going on are not heard any more."""
         self.mute()
         with self._goals_changed:  # those whose turn has ended still have a result to send
-            self._goals_changed.wait_for(lambda: all(not turn.ended.is_set() for turn in self._turn_of_goal.values()), _CLOSING)
+            self._goals_changed.wait_for(
+                lambda: all(not turn.ended.is_set() for turn in self._turn_of_goal.values()), _CLOSING
+            )
         self._closed = True
         for service in self._services:
             self._node.destroy_service(service)
         close_action(self._node, self._action, _CLOSING)
         self._camera.close()
         for publisher in (self._tokens, self._sentences, self._replies, self._turns):
-            publisher.wait_for_all_acked(_LAST_WORDS)  # what was published a moment ago would else be dropped with the publisher
+            publisher.wait_for_all_acked(
+                _LAST_WORDS
+            )  # what was published a moment ago would else be dropped with the publisher
             self._node.destroy_publisher(publisher)
 
 

@@ -1,4 +1,5 @@
 """Ctrl-C and SIGTERM for a program that has threads and something to bring to an end."""
+
 from __future__ import annotations
 
 import os

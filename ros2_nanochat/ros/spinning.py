@@ -1,4 +1,5 @@
 """Spinning an executor while other threads close what it waits for, and closing an action's end so that the executor notices nothing."""
+
 from __future__ import annotations
 
 import threading
@@ -29,7 +30,9 @@ def spin(executor: Executor, log=None) -> None:
                 # rclpy waits for and calls what another thread destroyed just now: an InvalidHandle or, from an action, another RuntimeError of the C
                 # library. That round of waiting is lost, and nothing with it: what came is still there in the next one.
                 if log is not None and not isinstance(error, InvalidHandle):
-                    log.warning(f'a call failed: {error}') if isinstance(error, RuntimeError) else log.error(f'internal error: {error!r}')
+                    log.warning(f'a call failed: {error}') if isinstance(error, RuntimeError) else log.error(
+                        f'internal error: {error!r}'
+                    )
                 continue
         return
 

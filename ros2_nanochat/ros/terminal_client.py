@@ -3,6 +3,7 @@
 The reply goes to standard output, all else to standard error, so that `chat_client --prompt ... > file` gives the reply alone.
 Ctrl-C stops the reply; a second one, or one at the prompt, leaves.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,11 +22,21 @@ def main(args=None) -> int:
     """Run the terminal; returns the exit code."""
     args = sys.argv if args is None else ['chat_client', *args]
     parser = argparse.ArgumentParser(prog='chat_client', description=__doc__.split('\n')[0])
-    parser.add_argument('--node', default='/nanochat', help='name of the chat node, with its namespace (default: %(default)s)')
+    parser.add_argument(
+        '--node', default='/nanochat', help='name of the chat node, with its namespace (default: %(default)s)'
+    )
     parser.add_argument('--robot', default='', help='which of its robots, where it serves several')
-    parser.add_argument('--prompt', action='append', help='ask this, print the reply and leave; may be repeated')
+    parser.add_argument(
+        '--prompt', action='append', help='ask this, print the reply and leave; may be repeated'
+    )
     parser.add_argument('--image', help='image file (JPEG, PNG) that goes with the first question')
-    parser.add_argument('--wait', type=float, default=60.0, metavar='SECONDS', help='how long to wait for the node (default: %(default)s)')
+    parser.add_argument(
+        '--wait',
+        type=float,
+        default=60.0,
+        metavar='SECONDS',
+        help='how long to wait for the node (default: %(default)s)',
+    )
     options = parser.parse_args(remove_ros_args(args)[1:])
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     chat = ChatClient(options.node, options.robot)
@@ -58,7 +69,9 @@ class _Terminal:
                 return 1
         _say(f'waiting for {self._chat.prefix} ...')
         if not self._chat.wait_until_ready(self._options.wait):
-            _say(f'chat_client: {self._chat.prefix} is not there: start it with  ros2 run nanochat chat_node  and see that ROS_DOMAIN_ID is the same')
+            _say(
+                f'chat_client: {self._chat.prefix} is not there: start it with  ros2 run nanochat chat_node  and see that ROS_DOMAIN_ID is the same'
+            )
             return 1
         if self._options.prompt:
             return max([self._ask(prompt) for prompt in self._options.prompt])
@@ -67,6 +80,7 @@ class _Terminal:
 
     def _converse(self) -> int:
         import readline  # noqa: F401  gives input() line editing and a history
+
         while True:
             try:
                 line = input('>> ' if sys.stdin.isatty() else '').strip()
@@ -89,8 +103,10 @@ class _Terminal:
             images = ''
             if turn.image_tokens:
                 images = f', {turn.image_tokens} of images ({turn.reused_image_tokens} reused, {1e3 * turn.encode_time:.0f} ms to encode)'
-            _say(f'{turn.finish_reason}: prompt {turn.prompt_tokens} tokens ({turn.reused_tokens} reused){images}, reply {turn.new_tokens}, '
-                 f'first after {turn.time_to_first_token:.2f} s, {turn.tokens_per_second:.1f} tokens/s')
+            _say(
+                f'{turn.finish_reason}: prompt {turn.prompt_tokens} tokens ({turn.reused_tokens} reused){images}, reply {turn.new_tokens}, '
+                f'first after {turn.time_to_first_token:.2f} s, {turn.tokens_per_second:.1f} tokens/s'
+            )
         elif command.startswith('/') and command[1:].isalpha():
             _say(_HELP)
         elif line:

@@ -1,4 +1,5 @@
 """The terminal chat: `python3 -m ros2_nanochat.chat --api ... --model ... --quantization ...`, also installed as `nanochat-chat`."""
+
 from __future__ import annotations
 
 import logging
@@ -16,9 +17,18 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the chat; return the exit status: 0, 1 where something failed, 130 after Ctrl-C while loading."""
     parser = make_parser('nanochat-chat', 'Chat with a model. Commands: ' + ', '.join(COMMANDS) + '.')
     chat = parser.add_argument_group('the conversation')
-    chat.add_argument('--chat-template', metavar='NAME|FILE', help="a template's name, or a JSON or Jinja file; the model's own where not given")
+    chat.add_argument(
+        '--chat-template',
+        metavar='NAME|FILE',
+        help="a template's name, or a JSON or Jinja file; the model's own where not given",
+    )
     chat.add_argument('--system-prompt', metavar='TEXT', help="instead of the template's own; '' for none")
-    chat.add_argument('--wrap-tokens', type=int, metavar='TOKENS', help='tokens of the latest turns that are kept when the context is full (half of it)')
+    chat.add_argument(
+        '--wrap-tokens',
+        type=int,
+        metavar='TOKENS',
+        help='tokens of the latest turns that are kept when the context is full (half of it)',
+    )
     options = parser.parse_args(args)
     logging.getLogger('ros2_nanochat').setLevel(logging.ERROR)  # the screen tells of a full context
     screen = Screen()
@@ -26,14 +36,20 @@ def main(args: Sequence[str] | None = None) -> int:
     def run(model, config, prompts) -> int:
         try:
             history = ChatHistory(model, options.chat_template, options.system_prompt)
-            session = Session(model, history, screen, config, options.wrap_tokens, stats=not options.disable_stats)
+            session = Session(
+                model, history, screen, config, options.wrap_tokens, stats=not options.disable_stats
+            )
         except ValueError as error:
             screen.error(str(error))
             return 1
         if screen.interactive and prompts is None:
-            screen.note(f'{model.info.name}, context of {model.info.context_length} tokens. /help shows the commands.')
+            screen.note(
+                f'{model.info.name}, context of {model.info.context_length} tokens. /help shows the commands.'
+            )
             if options.model is None:
-                screen.note('This is the small model that comes along: quick, and often wrong. --model names a better one.')
+                screen.note(
+                    'This is the small model that comes along: quick, and often wrong. --model names a better one.'
+                )
         session.run(prompts)
         return int(session.failed and not screen.interactive)
 

@@ -1,4 +1,5 @@
 """`nanochat-mlc MODEL`: quantize a checkpoint and compile it with mlc_llm, once, so that `api=mlc` opens it at once ever after."""
+
 from __future__ import annotations
 
 import argparse
@@ -15,19 +16,50 @@ _DEVICES = {'llvm': 'cpu'}
 
 def main(argv: list[str] | None = None) -> int:
     """Make the model, print the folder that holds it, and return the exit code."""
-    parser = argparse.ArgumentParser(prog='nanochat-mlc', description='Quantize a model and compile it for the GPU, with the mlc_llm command, into '
-                                     'the cache folder ($XDG_CACHE_HOME/nanochat/mlc). Prints the folder that was made.')
-    parser.add_argument('model', help='folder of a checkpoint, or owner/name of a hub repository; or MLC weights that lack a library')
-    parser.add_argument('--quantization', metavar='METHOD', help='a method of MLC-LLM: q4f16_1 (default), q4f16_ft, q8f16_0, q0f16, ...')
-    parser.add_argument('--target', default='auto', metavar='KIND',
-                        help='cuda, llvm (the CPU), vulkan, metal; default: a GPU of NVIDIA where there is one')
-    parser.add_argument('--max-context-len', type=int, metavar='N', help="tokens of one conversation (default: the model's own)")
-    parser.add_argument('--max-sequences', type=int, default=4, metavar='N', help='conversations that run at once (default: 4)')
+    parser = argparse.ArgumentParser(
+        prog='nanochat-mlc',
+        description='Quantize a model and compile it for the GPU, with the mlc_llm command, into '
+        'the cache folder ($XDG_CACHE_HOME/nanochat/mlc). Prints the folder that was made.',
+    )
+    parser.add_argument(
+        'model',
+        help='folder of a checkpoint, or owner/name of a hub repository; or MLC weights that lack a library',
+    )
+    parser.add_argument(
+        '--quantization',
+        metavar='METHOD',
+        help='a method of MLC-LLM: q4f16_1 (default), q4f16_ft, q8f16_0, q0f16, ...',
+    )
+    parser.add_argument(
+        '--target',
+        default='auto',
+        metavar='KIND',
+        help='cuda, llvm (the CPU), vulkan, metal; default: a GPU of NVIDIA where there is one',
+    )
+    parser.add_argument(
+        '--max-context-len',
+        type=int,
+        metavar='N',
+        help="tokens of one conversation (default: the model's own)",
+    )
+    parser.add_argument(
+        '--max-sequences',
+        type=int,
+        default=4,
+        metavar='N',
+        help='conversations that run at once (default: 4)',
+    )
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started, as Ctrl-C does
     try:
-        config = ModelConfig(model=options.model, api='mlc', quantization=options.quantization, max_context_len=options.max_context_len,
-                             max_sequences=options.max_sequences, device=_DEVICES.get(options.target, options.target))
+        config = ModelConfig(
+            model=options.model,
+            api='mlc',
+            quantization=options.quantization,
+            max_context_len=options.max_context_len,
+            max_sequences=options.max_sequences,
+            device=_DEVICES.get(options.target, options.target),
+        )
         path, _ = hub.resolve(config)
         print(prepare(path, config, lambda line: print(line, file=sys.stderr, flush=True)))
         return 0

@@ -1,4 +1,5 @@
 """Completes plain text, without a template: `python3 -m ros2_nanochat.completion --prompt 'Once upon a time,'`."""
+
 from __future__ import annotations
 
 import sys
@@ -33,7 +34,9 @@ def main(args: Sequence[str] | None = None) -> int:
                 return 130
             else:
                 if not options.disable_stats and reply.usage['tokens_per_second']:
-                    screen.note(f'({reply.usage["new_tokens"]} tokens, {reply.usage["tokens_per_second"]:.1f} tokens/s)')
+                    screen.note(
+                        f'({reply.usage["new_tokens"]} tokens, {reply.usage["tokens_per_second"]:.1f} tokens/s)'
+                    )
         return int(failed)
 
     return start(options, screen, run)

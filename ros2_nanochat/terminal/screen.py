@@ -1,4 +1,5 @@
 """What the terminal chat shows and how it reads lines: colours by rich, line editing by prompt_toolkit. Knows no model and no conversation."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +21,11 @@ class Screen:
 
     def __init__(self):
         self.replies = Console(highlight=False, markup=False, emoji=False)
-        self.notices = self.replies if sys.stdout.isatty() else Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.notices = (
+            self.replies
+            if sys.stdout.isatty()
+            else Console(stderr=True, highlight=False, markup=False, emoji=False)
+        )
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
 
     def piece(self, text: str, reasoning: bool = False) -> None:
@@ -82,14 +87,21 @@ def _make_session(commands: dict[str, str]):
             elif name in ('/save', '/load'):
                 yield from self.files.get_completions(Document(rest), event)
 
-    return PromptSession(history=_history(), completer=Commands(), complete_while_typing=False,
-                         style=Style.from_dict({'prompt': 'bold ansicyan'}))
+    return PromptSession(
+        history=_history(),
+        completer=Commands(),
+        complete_while_typing=False,
+        style=Style.from_dict({'prompt': 'bold ansicyan'}),
+    )
 
 
 def _history():
     """Lines typed in earlier sessions, in a file that the user alone can read; where that cannot be written, those of this one."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
-    folder = os.path.join(os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state'), 'nanochat')
+
+    folder = os.path.join(
+        os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state'), 'nanochat'
+    )
     path = os.path.join(folder, 'history')
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)

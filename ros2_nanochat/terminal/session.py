@@ -1,4 +1,5 @@
 """The course of a terminal chat: questions, commands, replies that Ctrl-C stops. Uses a model and a history, shows through a `Screen`."""
+
 from __future__ import annotations
 
 import re
@@ -33,7 +34,15 @@ class Session:
     wrap_tokens: tokens that are kept when the context is full, None for half of it.
     """
 
-    def __init__(self, model, history: ChatHistory, screen: Screen, config: GenerationConfig, wrap_tokens: int | None = None, stats: bool = True):
+    def __init__(
+        self,
+        model,
+        history: ChatHistory,
+        screen: Screen,
+        config: GenerationConfig,
+        wrap_tokens: int | None = None,
+        stats: bool = True,
+    ):
         self.model = model
         self.history = history
         self.screen = screen
@@ -106,10 +115,16 @@ class Session:
             self.history.append('user', text=text)
             longest = self._options['max_new_tokens']
             room = self.model.info.context_length - max(longest, 1) if longest >= 0 else 0
-            prompt, _ = self.history.embed_chat(max_tokens=room if room > 0 else None, wrap_tokens=self._wrap_tokens)
+            prompt, _ = self.history.embed_chat(
+                max_tokens=room if room > 0 else None, wrap_tokens=self._wrap_tokens
+            )
             if self.history.num_dropped:
-                self.screen.note(f'The context is full: the oldest {self.history.num_dropped} messages were dropped.')
-            reply = self.model.generate(prompt, kv_cache=self.history.kv_cache, stop_tokens=self._stop, **self._options)
+                self.screen.note(
+                    f'The context is full: the oldest {self.history.num_dropped} messages were dropped.'
+                )
+            reply = self.model.generate(
+                prompt, kv_cache=self.history.kv_cache, stop_tokens=self._stop, **self._options
+            )
             self._show(reply)
             if reply.finish_reason in ('error', 'refused'):
                 raise ValueError(reply.error)
@@ -122,6 +137,7 @@ class Session:
 
     def _show(self, reply) -> None:
         """Show a reply as it comes. Ctrl-C stops it where it is; once more, where it does not end, leaves."""
+
         def interrupt(*_):
             self._interrupts += 1
             if self._interrupts > 1:
@@ -204,13 +220,17 @@ def _split_images(line: str) -> tuple[list[str], str]:
         if not is_image(name):
             break
         images.append(name)
-        rest = rest[match.end():].strip()
+        rest = rest[match.end() :].strip()
     return images, rest
 
 
 def _figures(reply) -> str:
     usage = reply.usage
-    figures = [f'{usage["prompt_tokens"]} tokens in', f'{usage["reused_tokens"]} of them known', f'{usage["new_tokens"]} out']
+    figures = [
+        f'{usage["prompt_tokens"]} tokens in',
+        f'{usage["reused_tokens"]} of them known',
+        f'{usage["new_tokens"]} out',
+    ]
     if usage['image_tokens']:
         figures.insert(2, f'{usage["image_tokens"]} for images')
     if usage['time_to_first_token'] is not None:

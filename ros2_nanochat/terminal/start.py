@@ -1,4 +1,5 @@
 """How a program of the terminal begins: options, prompts and model, each with one line where it is wrong."""
+
 from __future__ import annotations
 
 import argparse
@@ -11,7 +12,11 @@ from ros2_nanochat.terminal.arguments import generation_config, load_prompts, mo
 from ros2_nanochat.terminal.screen import Screen
 
 
-def start(options: argparse.Namespace, screen: Screen, run: Callable[[NanoLLM, GenerationConfig, list[str] | None], int]) -> int:
+def start(
+    options: argparse.Namespace,
+    screen: Screen,
+    run: Callable[[NanoLLM, GenerationConfig, list[str] | None], int],
+) -> int:
     """Load the model that the command line names and `run(model, config, prompts)`; return the exit status: that of `run`, 1 where something was wrong,
     130 after Ctrl-C while loading."""
     try:

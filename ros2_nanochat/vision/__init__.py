@@ -1,4 +1,5 @@
 """Pictures for language models: opening them safely, encoding them, putting them into prompts."""
+
 from __future__ import annotations
 
 import importlib

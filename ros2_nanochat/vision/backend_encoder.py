@@ -1,4 +1,5 @@
 """The eyes of models whose backend embeds pictures itself, as model libraries of MLC-LLM do (`image_embed`)."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,6 +14,7 @@ from ros2_nanochat.vision.encoder import VisionEncoder
 
 class BackendEncoder(VisionEncoder):
     """Pictures through `Backend.embed_image`, which sizes them as its model wants them."""
+
     image_token = '<image>'
 
     def __init__(self, backend: Backend, info: ModelInfo):

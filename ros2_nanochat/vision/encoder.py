@@ -3,6 +3,7 @@
 Knows that an encoder gives parts of a prompt, not how: `llava` runs a vision tower and projector of its own, `onepiece` those of a model that
 the hf backend holds, `library` asks the backend. `open_vision` finds which it is. Neither torch nor transformers is imported before the first picture is encoded or `load` is called.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -60,6 +61,7 @@ class VisionEncoder(ABC):
     image_token: text of the token that chat templates of this model write for a picture, None where that is not known.
     load_seconds: what getting ready took, None before.
     """
+
     image_token: str | None = None
     load_seconds: float | None = None
 
@@ -166,7 +168,9 @@ def read_config(folder: str | Path) -> dict:
     return config if isinstance(config, dict) else {}
 
 
-def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: ModelConfig) -> VisionEncoder | None:
+def open_vision(
+    path: str | None, info: ModelInfo, backend: Backend, config: ModelConfig
+) -> VisionEncoder | None:
     """Find what encodes pictures for an opened model; None where nothing does.
 
     path: a LLaVA-form checkpoint, a folder or `owner/name` of the hub, `tiny` for the one that comes with the package, or None: what the model's own checkpoint holds,
@@ -175,6 +179,7 @@ def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: Mod
     from ros2_nanochat.vision.backend_encoder import BackendEncoder
     from ros2_nanochat.vision.llava import FAMILIES, LlavaEncoder
     from ros2_nanochat.vision.onepiece import OnePieceEncoder, holds_vision
+
     if path:
         folder = TINY if path == 'tiny' else Path(path).expanduser()
         if not folder.exists() and REPOSITORY.fullmatch(path):
@@ -186,11 +191,20 @@ def open_vision(path: str | None, info: ModelInfo, backend: Backend, config: Mod
     if backend.embeds_images:
         return BackendEncoder(backend, info)
     if holds_vision(backend):
-        return LlavaEncoder(Path(info.path), info, config, backend.model) if kind in FAMILIES else OnePieceEncoder(backend, info)
+        return (
+            LlavaEncoder(Path(info.path), info, config, backend.model)
+            if kind in FAMILIES
+            else OnePieceEncoder(backend, info)
+        )
     if info.takes_embeddings and kind in FAMILIES:
         encoder = LlavaEncoder(Path(info.path), info, config)
         encoder.load()
         return encoder
-    if config.model is None and info.api == 'gguf' and TINY.is_dir() and all(importlib.util.find_spec(name) for name in ('torch', 'transformers')):
+    if (
+        config.model is None
+        and info.api == 'gguf'
+        and TINY.is_dir()
+        and all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))
+    ):
         return LlavaEncoder(TINY, info, config)
     return None

@@ -1,4 +1,5 @@
 """Fetches a file over http or https, with limits on size, time and where redirects may lead. Knows nothing of images."""
+
 from __future__ import annotations
 
 import threading
@@ -10,8 +11,15 @@ from urllib.parse import urlsplit
 TIMEOUT = 20.0
 """Seconds that a download may take in all."""
 
-_HANDLERS = (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, urllib.request.HTTPDefaultErrorHandler,
-             urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor, urllib.request.UnknownHandler)
+_HANDLERS = (
+    urllib.request.ProxyHandler,
+    urllib.request.HTTPHandler,
+    urllib.request.HTTPSHandler,
+    urllib.request.HTTPDefaultErrorHandler,
+    urllib.request.HTTPRedirectHandler,
+    urllib.request.HTTPErrorProcessor,
+    urllib.request.UnknownHandler,
+)
 
 
 def fetch(url: str, max_bytes: int, timeout: float = TIMEOUT) -> bytes:
@@ -19,7 +27,12 @@ def fetch(url: str, max_bytes: int, timeout: float = TIMEOUT) -> bytes:
     shown = url if len(url) <= 100 else url[:97] + '...'
     try:
         parts = urlsplit(url)
-        valid = parts.scheme.lower() in ('http', 'https') and bool(parts.hostname) and url.isprintable() and ' ' not in url
+        valid = (
+            parts.scheme.lower() in ('http', 'https')
+            and bool(parts.hostname)
+            and url.isprintable()
+            and ' ' not in url
+        )
     except ValueError:
         valid = False
     if not valid:
@@ -62,10 +75,14 @@ class _Download:
             self.problem = ' '.join(self.problem.split())[:200]
 
     def _read(self) -> str | None:
-        opener = urllib.request.OpenerDirector()  # without the handlers of file:, ftp: and data:, so that no redirect leads there
+        opener = (
+            urllib.request.OpenerDirector()
+        )  # without the handlers of file:, ftp: and data:, so that no redirect leads there
         for handler in _HANDLERS:
             opener.add_handler(handler())
-        request = urllib.request.Request(self._url, headers={'User-Agent': 'ros2_nanochat', 'Accept': 'image/*'})
+        request = urllib.request.Request(
+            self._url, headers={'User-Agent': 'ros2_nanochat', 'Accept': 'image/*'}
+        )
         with opener.open(request, timeout=self._timeout) as response:
             length = response.headers.get('Content-Length', '')
             if length.isdigit() and int(length) > self._max_bytes:

@@ -2,6 +2,7 @@
 
 Knows nothing of models. An address on the web is opened only where the caller says so; see `fetch`.
 """
+
 from __future__ import annotations
 
 import base64
@@ -67,7 +68,9 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
         picture, name = source, 'the image'
     elif isinstance(source, (str, os.PathLike)):
         if not urls:
-            raise ValueError(f'the name of an image ({_short(source)}) is not followed here: pass the image itself')
+            raise ValueError(
+                f'the name of an image ({_short(source)}) is not followed here: pass the image itself'
+            )
         source = os.fspath(source)
         data, name = _read(source), _short(source)
         picture = _identify(data, name)
@@ -81,7 +84,9 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
         opened = _upright_rgb(picture, picture is source)
     except Exception as error:  # Pillow's decoders raise a dozen different ones on broken data
         raise ValueError(f'{name} cannot be decoded: {_reason(error)}') from error
-    opened.opened_digest = image_digest(opened)  # it is ours alone: what was opened once is taken as it is from then on
+    opened.opened_digest = image_digest(
+        opened
+    )  # it is ours alone: what was opened once is taken as it is from then on
     if isinstance(source, str) and os.path.isfile(source):
         opened.filename = source
     return opened
@@ -91,7 +96,9 @@ def image_digest(picture: Image.Image) -> bytes:
     """16 bytes that name the pixels of a picture."""
     if getattr(picture, 'opened_digest', None):
         return picture.opened_digest
-    digest = hashlib.sha256(repr((picture.mode, picture.size)).encode())  # most processors have instructions for it: 3 ms for a frame of 1080p
+    digest = hashlib.sha256(
+        repr((picture.mode, picture.size)).encode()
+    )  # most processors have instructions for it: 3 ms for a frame of 1080p
     digest.update(np.ascontiguousarray(picture))
     return digest.digest()[:16]
 
@@ -110,9 +117,13 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if width < 1 or height < 1:
         raise ValueError(f'{name} is empty ({width}x{height} pixels)')
     if width * height > MAX_PIXELS:
-        raise ValueError(f'{name} is too large: {width}x{height} pixels, at most {MAX_PIXELS:,} in all; scale it down first')
+        raise ValueError(
+            f'{name} is too large: {width}x{height} pixels, at most {MAX_PIXELS:,} in all; scale it down first'
+        )
     if max(size) > MAX_ASPECT * min(size):
-        raise ValueError(f'{name} is too narrow: {width}x{height} pixels, at most {MAX_ASPECT} times as long as wide; crop it first')
+        raise ValueError(
+            f'{name} is too narrow: {width}x{height} pixels, at most {MAX_ASPECT} times as long as wide; crop it first'
+        )
 
 
 def _read(name: str) -> bytes:
@@ -132,14 +143,18 @@ def _read(name: str) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f'{_short(name)} is not a file')
             if status.st_size > MAX_BYTES:
-                raise ValueError(f'{_short(name)} is too large: {status.st_size:,} bytes, at most {MAX_BYTES:,}')
+                raise ValueError(
+                    f'{_short(name)} is too large: {status.st_size:,} bytes, at most {MAX_BYTES:,}'
+                )
             return file.read(MAX_BYTES)
     except FileNotFoundError:
         raise ValueError(f'there is no image file {_short(name)}') from None
     except OSError as error:
         raise ValueError(f'{_short(name)} cannot be read: {error.strerror}') from error
     except ValueError as error:
-        raise ValueError(f'{_short(name)} is not a path: null byte' if 'null' in str(error) else str(error)) from None
+        raise ValueError(
+            f'{_short(name)} is not a path: null byte' if 'null' in str(error) else str(error)
+        ) from None
 
 
 def _from_data_url(name: str) -> bytes:
@@ -147,7 +162,11 @@ def _from_data_url(name: str) -> bytes:
     if not comma or not head.lower().startswith('data:image/') or len(body) > 2 * MAX_BYTES:
         raise ValueError(f'{_short(name)} is not a data URL of an image (data:image/png;base64,...)')
     try:
-        return base64.b64decode(unquote(body), validate=True) if head.lower().endswith(';base64') else unquote_to_bytes(body)
+        return (
+            base64.b64decode(unquote(body), validate=True)
+            if head.lower().endswith(';base64')
+            else unquote_to_bytes(body)
+        )
     except (binascii.Error, ValueError) as error:
         raise ValueError(f'{_short(name)} is not valid base64: {_reason(error)}') from error
 
@@ -164,7 +183,9 @@ def _identify(data: bytes, name: str) -> Image.Image:
         raise ValueError(f'{name} is too large: {_reason(error)}') from error
     except Exception as error:
         known = ', '.join(FORMATS)
-        raise ValueError(f'{name} is not an image that can be opened ({known}), or its beginning is broken') from error
+        raise ValueError(
+            f'{name} is not an image that can be opened ({known}), or its beginning is broken'
+        ) from error
 
 
 def _upright_rgb(picture: Image.Image, borrowed: bool) -> Image.Image:
@@ -205,7 +226,9 @@ def _from_array(source: Any) -> Image.Image:
         source = source.float() if str(source.dtype) in ('torch.bfloat16', 'torch.float16') else source
         source = source.numpy()
     if not isinstance(source, np.ndarray) and not hasattr(source, '__array_interface__'):
-        raise ValueError(f'a {type(source).__name__} is not an image: pass a path, URL, bytes, PIL image, array or tensor')
+        raise ValueError(
+            f'a {type(source).__name__} is not an image: pass a path, URL, bytes, PIL image, array or tensor'
+        )
     array = np.asarray(source)
     shape = array.shape
     while array.ndim > 3 and array.shape[0] == 1:
@@ -213,7 +236,9 @@ def _from_array(source: Any) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4)):
-        raise ValueError(f'an array of shape {shape} is not an image: [h, w], [h, w, c] or [c, h, w] with c of 1 to 4 is')
+        raise ValueError(
+            f'an array of shape {shape} is not an image: [h, w], [h, w, c] or [c, h, w] with c of 1 to 4 is'
+        )
     if array.size == 0:
         raise ValueError(f'the image is empty (an array of shape {shape})')
     _check_size((array.shape[1], array.shape[0]), 'the image')
@@ -232,8 +257,14 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
         raise ValueError(f'an array of {array.dtype} is not an image: 8 or 16 bit integers and floats are')
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= (65535 if array.dtype.kind in 'iu' else 255)):
-        allowed = 'floats from 0 to 1 or to 255' if array.dtype.kind == 'f' else 'integers from 0 to 255 or to 65535'
+        allowed = (
+            'floats from 0 to 1 or to 255'
+            if array.dtype.kind == 'f'
+            else 'integers from 0 to 255 or to 65535'
+        )
         raise ValueError(f'values from {low} to {high} are not an image: {allowed} are')
     if array.dtype.kind == 'f':
         return np.rint(array * 255 if high <= 1 else array).astype(np.uint8)
-    return (array // 257).astype(np.uint8) if array.dtype == np.uint16 or high > 255 else array.astype(np.uint8)
+    return (
+        (array // 257).astype(np.uint8) if array.dtype == np.uint16 or high > 255 else array.astype(np.uint8)
+    )

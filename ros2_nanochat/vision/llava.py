@@ -3,6 +3,7 @@
 Runs transformers' own modules, so towers (CLIP, SigLIP), chosen layers, class tokens and the tiles of LLaVA-NeXT are theirs; loads the weights of
 these modules alone, from safetensors.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -42,31 +43,53 @@ class LlavaEncoder(VisionEncoder):
         settings = read_config(folder)
         kind = settings.get('model_type')
         if kind not in FAMILIES:
-            what = f'its model_type is {kind!r}' if settings else 'it has no config.json' if folder.is_dir() else 'there is no such folder'
-            raise BackendError(f'vision={str(folder)!r} is not a LLaVA-form checkpoint ({", ".join(FAMILIES)}): {what}')
+            what = (
+                f'its model_type is {kind!r}'
+                if settings
+                else 'it has no config.json'
+                if folder.is_dir()
+                else 'there is no such folder'
+            )
+            raise BackendError(
+                f'vision={str(folder)!r} is not a LLaVA-form checkpoint ({", ".join(FAMILIES)}): {what}'
+            )
         if not info.takes_embeddings:
-            raise BackendError(f'{info.name} over api={info.api} takes no embeddings, so it cannot be given vision: use gguf, mlc or hf')
+            raise BackendError(
+                f'{info.name} over api={info.api} takes no embeddings, so it cannot be given vision: use gguf, mlc or hf'
+            )
         width = (settings.get('text_config') or {}).get('hidden_size', 4096)
         if width != info.embedding_size:
-            raise BackendError(f'vision={str(folder)!r} was made for a language model with embeddings of {width}, '
-                               f'but those of {info.name} are {info.embedding_size} wide: they do not belong together')
+            raise BackendError(
+                f'vision={str(folder)!r} was made for a language model with embeddings of {width}, '
+                f'but those of {info.name} are {info.embedding_size} wide: they do not belong together'
+            )
         self._files = sorted(folder.glob('*.safetensors'))
         if not self._files and model is None:
             raise BackendError(f'vision={str(folder)!r} has no .safetensors files')
-        self.fingerprint = hashlib.blake2b(json.dumps([settings, [f.stat().st_size for f in self._files]]).encode(), digest_size=16).digest()
+        self.fingerprint = hashlib.blake2b(
+            json.dumps([settings, [f.stat().st_size for f in self._files]]).encode(), digest_size=16
+        ).digest()
         self.image_token = '<image>'
 
     def _load(self) -> None:
         self._torch = require('torch', 'vision')
         transformers = require('transformers', 'vision')
         try:
-            self._processor = transformers.AutoImageProcessor.from_pretrained(str(self.folder), local_files_only=True)
+            self._processor = transformers.AutoImageProcessor.from_pretrained(
+                str(self.folder), local_files_only=True
+            )
         except (OSError, ValueError) as error:
-            raise BackendError(f'{self.folder} has no image processor (preprocessor_config.json) that transformers {transformers.__version__} '
-                               f'can open: {_line(error)}') from error
+            raise BackendError(
+                f'{self.folder} has no image processor (preprocessor_config.json) that transformers {transformers.__version__} '
+                f'can open: {_line(error)}'
+            ) from error
         if self._model is None:
             self._model = self._load_modules(self._torch, transformers)
-        weight = next(self._model.get_submodule('vision_tower' if hasattr(self._model, 'vision_tower') else 'model.vision_tower').parameters())
+        weight = next(
+            self._model.get_submodule(
+                'vision_tower' if hasattr(self._model, 'vision_tower') else 'model.vision_tower'
+            ).parameters()
+        )
         self._on, self._dtype = weight.device, weight.dtype
 
     def _load_modules(self, torch, transformers):
@@ -74,9 +97,17 @@ class LlavaEncoder(VisionEncoder):
         try:
             config = transformers.AutoConfig.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BackendError(f'{self.folder / "config.json"} is not one that transformers {transformers.__version__} can open: {_line(error)}') from error
+            raise BackendError(
+                f'{self.folder / "config.json"} is not one that transformers {transformers.__version__} can open: {_line(error)}'
+            ) from error
         device = self._device if self._device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
-        dtype = torch.float32 if device == 'cpu' else config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.float16
+        dtype = (
+            torch.float32
+            if device == 'cpu'
+            else config.dtype
+            if config.dtype in (torch.float16, torch.bfloat16)
+            else torch.float16
+        )
         with torch.device('meta'):
             model = transformers.AutoModel.from_config(config)
         with _no_init():
@@ -85,7 +116,13 @@ class LlavaEncoder(VisionEncoder):
         if hasattr(model, 'image_newline'):
             model.image_newline = torch.nn.Parameter(torch.empty(config.text_config.hidden_size))
         model.eval().requires_grad_(False)
-        self._fill({_plain(name): tensor for name, tensor in model.state_dict().items() if name.startswith((*_MODULES, 'image_newline'))})
+        self._fill(
+            {
+                _plain(name): tensor
+                for name, tensor in model.state_dict().items()
+                if name.startswith((*_MODULES, 'image_newline'))
+            }
+        )
         for name in _MODULES:
             getattr(model, name).to(device=device, dtype=dtype)
         if hasattr(model, 'image_newline'):
@@ -105,18 +142,24 @@ class LlavaEncoder(VisionEncoder):
                             continue
                         weights = file.get_tensor(name)
                         if weights.shape != tensor.shape:
-                            raise BackendError(f'{path}: {name} has the shape {list(weights.shape)}, config.json asks for {list(tensor.shape)}')
+                            raise BackendError(
+                                f'{path}: {name} has the shape {list(weights.shape)}, config.json asks for {list(tensor.shape)}'
+                            )
                         tensor.copy_(weights)
                         del missing[_plain(name)]
             except (OSError, safetensors.SafetensorError) as error:
                 raise BackendError(f'{path} cannot be read: {_line(error)}') from error
         missing = [name for name in missing if not any(part in name for part in _UNUSED)]
         if missing:
-            raise BackendError(f'{self.folder} lacks the weights of {missing[0]} ({len(missing)} of {len(wanted)} are missing)')
+            raise BackendError(
+                f'{self.folder} lacks the weights of {missing[0]} ({len(missing)} of {len(wanted)} are missing)'
+            )
 
     def _encode(self, picture: Image.Image, digest: bytes) -> list:
         with self._torch.inference_mode():
-            inputs = self._processor(images=self._reduced(picture), return_tensors='pt', **_on_device(self._processor, self._on))
+            inputs = self._processor(
+                images=self._reduced(picture), return_tensors='pt', **_on_device(self._processor, self._on)
+            )
             pixels = inputs['pixel_values'].to(self._on, self._dtype)
             sizes = {'image_sizes': inputs['image_sizes']} if 'image_sizes' in inputs else {}
             features = features_of(self._model.get_image_features(pixel_values=pixels, **sizes))
@@ -144,7 +187,10 @@ def features_of(output: Any) -> list:
 
 def _on_device(processor: Any, device: Any) -> dict:
     """What lets a processor work on the GPU: those that run on torchvision can."""
-    can = any('Torchvision' in base.__name__ or base.__name__ == 'BaseImageProcessorFast' for base in type(processor).__mro__)
+    can = any(
+        'Torchvision' in base.__name__ or base.__name__ == 'BaseImageProcessorFast'
+        for base in type(processor).__mro__
+    )
     return {'device': device} if can and device.type != 'cpu' else {}
 
 

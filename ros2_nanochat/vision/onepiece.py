@@ -3,6 +3,7 @@
 The model's own processor says what stands in a prompt for a picture, the model gives the embeddings, and where it counts positions in more than one
 axis (M-RoPE, arXiv:2409.12191, section 2.1) its positions. Needs of the backend: `model`, a loaded transformers model, and `path`, its folder.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -31,7 +32,9 @@ _TEXT_INPUTS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_
 def holds_vision(backend: Backend) -> bool:
     """Whether a backend holds a model of transformers that takes pictures."""
     model = getattr(backend, 'model', None)
-    return getattr(getattr(model, 'config', None), 'vision_config', None) is not None and callable(getattr(model, 'get_image_features', None))
+    return getattr(getattr(model, 'config', None), 'vision_config', None) is not None and callable(
+        getattr(model, 'get_image_features', None)
+    )
 
 
 class OnePieceEncoder(VisionEncoder):
@@ -46,14 +49,28 @@ class OnePieceEncoder(VisionEncoder):
         self._kind = config.model_type
         self._row_id = _first(config, 'image_token_id', 'image_token_index')
         marker = _first(config, 'boi_token_index', 'boi_token_id') if self._kind in _BOTH_WAYS else None
-        self.image_token = next((token.text for token in info.special_tokens if token.id == (self._row_id if marker is None else marker)), None)
-        self.fingerprint = hashlib.blake2b(json.dumps([info.name, read_config(info.path)]).encode(), digest_size=16).digest()
+        self.image_token = next(
+            (
+                token.text
+                for token in info.special_tokens
+                if token.id == (self._row_id if marker is None else marker)
+            ),
+            None,
+        )
+        self.fingerprint = hashlib.blake2b(
+            json.dumps([info.name, read_config(info.path)]).encode(), digest_size=16
+        ).digest()
 
     def _load(self) -> None:
         """The backend has loaded the model; what is left is the processor."""
         config = self._model.config
-        if not self._takes_deepstack and (getattr(config.vision_config, 'deepstack_visual_indexes', None) or getattr(config, 'deepstack_layer_map', None)):
-            raise BackendError(f'{self._name} ({self._kind}) adds the picture in several layers in a way of its own: use another model')
+        if not self._takes_deepstack and (
+            getattr(config.vision_config, 'deepstack_visual_indexes', None)
+            or getattr(config, 'deepstack_layer_map', None)
+        ):
+            raise BackendError(
+                f'{self._name} ({self._kind}) adds the picture in several layers in a way of its own: use another model'
+            )
         self._processor = open_processor(self._path, self._row_id)
         self.image_token = self.image_token or self._processor.image_token
 
@@ -66,8 +83,10 @@ class OnePieceEncoder(VisionEncoder):
             rows = torch.cat(features_of(features))
             deeper = [torch.cat(list(layer)) for layer in getattr(features, 'deepstack_features', None) or ()]
         if ids.count(self._row_id) != len(rows):
-            raise BackendError(f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives {len(rows)}: '
-                               f'{self._path} does not hold what belongs together')
+            raise BackendError(
+                f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives {len(rows)}: '
+                f'{self._path} does not hold what belongs together'
+            )
         positions = self._positions(inputs)
         parts: list = []
         begin = used = 0
@@ -76,13 +95,29 @@ class OnePieceEncoder(VisionEncoder):
             if is_rows:
                 options = {} if positions is None else self._relative(positions, begin, n)
                 if deeper:
-                    options['deepstack'] = to_array(torch.stack([layer[used:used + n] for layer in deeper]))
-                parts.append(self._span(rows[used:used + n], digest, len(parts), bidirectional=self._kind in _BOTH_WAYS, **options))
+                    options['deepstack'] = to_array(torch.stack([layer[used : used + n] for layer in deeper]))
+                parts.append(
+                    self._span(
+                        rows[used : used + n],
+                        digest,
+                        len(parts),
+                        bidirectional=self._kind in _BOTH_WAYS,
+                        **options,
+                    )
+                )
                 used += n
             else:
-                markup = [i for i in ids[begin:begin + n] if i != getattr(self._processor.tokenizer, 'bos_token_id', None)]
+                markup = [
+                    i
+                    for i in ids[begin : begin + n]
+                    if i != getattr(self._processor.tokenizer, 'bos_token_id', None)
+                ]
                 if markup and self._kind not in _WRITES_PROMPT:
-                    parts.append(self._processor.tokenizer.decode(markup, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+                    parts.append(
+                        self._processor.tokenizer.decode(
+                            markup, skip_special_tokens=False, clean_up_tokenization_spaces=False
+                        )
+                    )
             begin += n
         return parts
 
@@ -90,33 +125,51 @@ class OnePieceEncoder(VisionEncoder):
         """What of the processor's output the vision part takes, where and as what it takes it."""
         taken = inspect.signature(self._model.get_image_features).parameters
         weight = next(self._model.parameters())
-        return {name: value.to(weight.device, weight.dtype) if value.is_floating_point() else value.to(weight.device)
-                for name, value in inputs.items() if name in taken and name not in _TEXT_INPUTS}
+        return {
+            name: value.to(weight.device, weight.dtype)
+            if value.is_floating_point()
+            else value.to(weight.device)
+            for name, value in inputs.items()
+            if name in taken and name not in _TEXT_INPUTS
+        }
 
     def _positions(self, inputs):
         """Positions [axes, n + 1] of the processor's ids and of what follows them, None where the model counts in one axis."""
         torch = require('torch', 'vision')
-        find = getattr(self._model, 'get_rope_index', None) or getattr(getattr(self._model, 'model', None), 'get_rope_index', None)
+        find = getattr(self._model, 'get_rope_index', None) or getattr(
+            getattr(self._model, 'model', None), 'get_rope_index', None
+        )
         if find is None or 'image_grid_thw' not in inputs:
             return None
         one = inputs['input_ids'].new_zeros(1, 1)
         ids = torch.cat([inputs['input_ids'], one], dim=1)
-        options = {'input_ids': ids, 'image_grid_thw': inputs['image_grid_thw'], 'attention_mask': torch.ones_like(ids),
-                   'mm_token_type_ids': (ids == self._row_id).int()}
+        options = {
+            'input_ids': ids,
+            'image_grid_thw': inputs['image_grid_thw'],
+            'attention_mask': torch.ones_like(ids),
+            'mm_token_type_ids': (ids == self._row_id).int(),
+        }
         taken = inspect.signature(find).parameters
-        return find(**{name: value for name, value in options.items() if name in taken})[0][:, 0].cpu().numpy()
+        return (
+            find(**{name: value for name, value in options.items() if name in taken})[0][:, 0].cpu().numpy()
+        )
 
     @staticmethod
     def _relative(positions, begin: int, n: int) -> dict:
         start = positions[:, begin].min()
-        return {'positions': positions[:, begin:begin + n] - start, 'advance': int(positions[0, begin + n] - start)}
+        return {
+            'positions': positions[:, begin : begin + n] - start,
+            'advance': int(positions[0, begin + n] - start),
+        }
 
     def _unload(self) -> None:
         self._model = self._processor = None
 
 
 def _first(config: Any, *names: str) -> int | None:
-    return next((value for value in (getattr(config, name, None) for name in names) if value is not None), None)
+    return next(
+        (value for value in (getattr(config, name, None) for name in names) if value is not None), None
+    )
 
 
 def open_processor(path: str, row_id: int | None):
@@ -131,12 +184,18 @@ def open_processor(path: str, row_id: int | None):
         words = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         if row_id is not None and hasattr(images, 'merge_size'):
             return _GridProcessor(images, words, row_id)
-        if (settings := read_config(path)).get('model_type') == 'smolvlm':  # a picture stands in its prompts as in those of Idefics3
+        if (settings := read_config(path)).get(
+            'model_type'
+        ) == 'smolvlm':  # a picture stands in its prompts as in those of Idefics3
             side = settings['vision_config']['image_size'] // settings['vision_config']['patch_size']
-            return transformers.Idefics3Processor(images, words, image_seq_len=side ** 2 // settings['scale_factor'] ** 2)
+            return transformers.Idefics3Processor(
+                images, words, image_seq_len=side**2 // settings['scale_factor'] ** 2
+            )
     except (ImportError, OSError, ValueError, TypeError, KeyError):
         pass
-    raise BackendError(f'{path}: its processor cannot be opened, so it sees no pictures: {" ".join(str(problem).split())[:200]}') from problem
+    raise BackendError(
+        f'{path}: its processor cannot be opened, so it sees no pictures: {" ".join(str(problem).split())[:200]}'
+    ) from problem
 
 
 class _GridProcessor:
@@ -149,5 +208,7 @@ class _GridProcessor:
     def __call__(self, text: list[str], images: list[Image.Image], return_tensors: str):
         torch = require('torch', 'vision')
         inputs = self.image_processor(images=images, return_tensors=return_tensors)
-        inputs['input_ids'] = torch.full((1, int(inputs['image_grid_thw'].prod()) // self.image_processor.merge_size ** 2), self._row_id)
+        inputs['input_ids'] = torch.full(
+            (1, int(inputs['image_grid_thw'].prod()) // self.image_processor.merge_size**2), self._row_id
+        )
         return inputs

@@ -2,6 +2,7 @@
 
 Knows nothing of models; PIL and NumPy alone.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,11 +10,24 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-COLORS = {'red': (230, 20, 20), 'green': (20, 180, 40), 'blue': (30, 50, 230), 'yellow': (245, 225, 30), 'white': (250, 250, 250), 'black': (10, 10, 10)}
+COLORS = {
+    'red': (230, 20, 20),
+    'green': (20, 180, 40),
+    'blue': (30, 50, 230),
+    'yellow': (245, 225, 30),
+    'white': (250, 250, 250),
+    'black': (10, 10, 10),
+}
 """RGB that a colour has where nothing varies it."""
 
-_SHADES = {'red': ((190, 255), (0, 60), (0, 60)), 'green': ((0, 80), (120, 255), (0, 80)), 'blue': ((0, 80), (0, 110), (170, 255)),
-           'yellow': ((220, 255), (200, 255), (0, 90)), 'white': ((235, 255),) * 3, 'black': ((0, 30),) * 3}
+_SHADES = {
+    'red': ((190, 255), (0, 60), (0, 60)),
+    'green': ((0, 80), (120, 255), (0, 80)),
+    'blue': ((0, 80), (0, 110), (170, 255)),
+    'yellow': ((220, 255), (200, 255), (0, 90)),
+    'white': ((235, 255),) * 3,
+    'black': ((0, 30),) * 3,
+}
 SHAPES = ('circle', 'square', 'triangle')
 PLACES = ('left', 'right', 'top', 'bottom', 'center')
 LABELS = (tuple(COLORS), SHAPES, PLACES)
@@ -25,6 +39,7 @@ _CONTRAST = 120
 @dataclass(frozen=True)
 class Scene:
     """What a picture shows. size: diameter as a share of the picture's shorter side. x, y: its middle, as shares of width and height."""
+
     color: str
     shape: str
     place: str
@@ -33,13 +48,24 @@ class Scene:
     y: float
 
     def __str__(self) -> str:
-        where = 'in the center' if self.place == 'center' else f'at the {self.place}' if self.place in ('top', 'bottom') else f'on the {self.place}'
+        where = (
+            'in the center'
+            if self.place == 'center'
+            else f'at the {self.place}'
+            if self.place in ('top', 'bottom')
+            else f'on the {self.place}'
+        )
         return f'a {self.color} {self.shape} {where}'
 
 
-def random_scene(rng: np.random.Generator, width: int, height: int, size: tuple[float, float] = (0.25, 0.4), **wanted: str) -> Scene:
+def random_scene(
+    rng: np.random.Generator, width: int, height: int, size: tuple[float, float] = (0.25, 0.4), **wanted: str
+) -> Scene:
     """Draw lots for a scene in a picture of this size in pixels. wanted: color, shape or place that must be so."""
-    color, shape, place = (wanted.get(name) or labels[rng.integers(len(labels))] for name, labels in zip(('color', 'shape', 'place'), LABELS))
+    color, shape, place = (
+        wanted.get(name) or labels[rng.integers(len(labels))]
+        for name, labels in zip(('color', 'shape', 'place'), LABELS)
+    )
     diameter = rng.uniform(*size)
     half_x, half_y = (0.5 * diameter * min(width, height) / side for side in (width, height))
     if place == 'center':
@@ -49,15 +75,23 @@ def random_scene(rng: np.random.Generator, width: int, height: int, size: tuple[
         off = rng.uniform(min(0.2, 0.5 - half), max(0.2, 0.5 - half))
         aside = rng.uniform(-0.6, 0.6) * off
         sign = -1 if place in ('left', 'top') else 1
-        x, y = (0.5 + sign * off, 0.5 + aside) if place in ('left', 'right') else (0.5 + aside, 0.5 + sign * off)
+        x, y = (
+            (0.5 + sign * off, 0.5 + aside) if place in ('left', 'right') else (0.5 + aside, 0.5 + sign * off)
+        )
     x, y = np.clip(x, half_x, 1 - half_x), np.clip(y, half_y, 1 - half_y)
     return Scene(color, shape, place, diameter, float(x), float(y))
 
 
-def random_background(rng: np.random.Generator, width: int, height: int, color: tuple[int, int, int]) -> np.ndarray:
+def random_background(
+    rng: np.random.Generator, width: int, height: int, color: tuple[int, int, int]
+) -> np.ndarray:
     """A plain or gently uneven background [height, width, 3] uint8 from which `color` stands out."""
     kind = rng.integers(4)
-    yy, xx = np.mgrid[-1:1:height * 1j, -1:1:width * 1j].astype(np.float32) if height > 1 and width > 1 else np.zeros((2, height, width), np.float32)
+    yy, xx = (
+        np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+        if height > 1 and width > 1
+        else np.zeros((2, height, width), np.float32)
+    )
     for _ in range(100):
         base = np.full(3, rng.uniform(0, 255)) if kind < 2 else rng.uniform(0, 255, 3)
         if kind == 2:
@@ -70,7 +104,7 @@ def random_background(rng: np.random.Generator, width: int, height: int, color: 
         base, unevenness = np.full(3, 128.0), np.zeros(3)
     slope = np.cos(angle) * xx + np.sin(angle) * yy
     if rng.random() < 0.3:
-        slope = 1 - (xx ** 2 + yy ** 2)
+        slope = 1 - (xx**2 + yy**2)
     picture = base.astype(np.float32) + slope[..., None].clip(-1, 1) * unevenness.astype(np.float32)
     if rng.random() < 0.4:
         picture += rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1, 6))
@@ -90,13 +124,23 @@ def outline(scene: Scene, width: int, height: int, tilt: float = 0.0) -> list[tu
     return [(x + radius * (a * cos - b * sin), y + radius * (a * sin + b * cos)) for a, b in corners]
 
 
-def draw(scene: Scene, width: int, height: int, rng: np.random.Generator | None = None, background: tuple[int, int, int] = (128, 128, 128)) -> Image.Image:
+def draw(
+    scene: Scene,
+    width: int,
+    height: int,
+    rng: np.random.Generator | None = None,
+    background: tuple[int, int, int] = (128, 128, 128),
+) -> Image.Image:
     """Draw a scene. rng: varies shade, tilt and background, which is plain without it."""
     color, tilt, smooth = COLORS[scene.color], 0.0, 1
     if rng is None:
         picture = Image.new('RGB', (width, height), background)
     else:
-        color = tuple(int(rng.integers(low, high + 1)) for low, high in _SHADES[scene.color]) if rng.random() < 0.6 else color
+        color = (
+            tuple(int(rng.integers(low, high + 1)) for low, high in _SHADES[scene.color])
+            if rng.random() < 0.6
+            else color
+        )
         if scene.color in ('white', 'black'):
             color = (color[0],) * 3
         tilt = float(rng.uniform(-0.2, 0.2)) if rng.random() < 0.4 else 0.0
@@ -112,7 +156,9 @@ def draw(scene: Scene, width: int, height: int, rng: np.random.Generator | None 
     return picture
 
 
-def random_picture(rng: np.random.Generator, width: int | None = None, height: int | None = None, **wanted) -> tuple[Image.Image, Scene]:
+def random_picture(
+    rng: np.random.Generator, width: int | None = None, height: int | None = None, **wanted
+) -> tuple[Image.Image, Scene]:
     """A picture of a random scene; its size is drawn too where none is given (48 to 400 pixels, no side more than twice the other).
     wanted: as in `random_scene`."""
     if width is None or height is None:

@@ -1,4 +1,5 @@
 """A camera in a process of its own: publishes frames at a rate until it is ended, and says how many. Arguments: topic, width, height, rate."""
+
 import signal
 import sys
 import time
@@ -13,9 +14,13 @@ from sensor_msgs.msg import Image
 def main(topic, width, height, rate):
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node('test_camera')
-    publisher = node.create_publisher(Image, topic, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    publisher = node.create_publisher(
+        Image, topic, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    )
     frame = Image(height=height, width=width, encoding='rgb8', step=3 * width)
-    frame.data.frombytes(np.random.default_rng(0).integers(0, 256, 3 * width * height, dtype=np.uint8).tobytes())
+    frame.data.frombytes(
+        np.random.default_rng(0).integers(0, 256, 3 * width * height, dtype=np.uint8).tobytes()
+    )
     frame.header.frame_id = 'camera'
     going = [True]
     signal.signal(signal.SIGINT, lambda *_: going.clear())

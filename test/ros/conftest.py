@@ -1,4 +1,5 @@
 """Real nodes in processes of their own, and an observer in this one that hears all they say, over real DDS."""
+
 import os
 import random
 import signal
@@ -37,7 +38,13 @@ def program(name):
 def literal(value):
     if isinstance(value, (list, tuple)):
         return '[' + ', '.join(literal(item) for item in value) + ']'
-    return f"'{value}'" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        f"'{value}'"
+        if isinstance(value, str)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 class NodeProcess:
@@ -45,11 +52,22 @@ class NodeProcess:
 
     def __init__(self, *, ros_args=(), **parameters):
         self.lines = []
-        arguments = [part for name, value in parameters.items() for part in ('-p', f'{name.replace("__", ".")}:={literal(value)}')]
+        arguments = [
+            part
+            for name, value in parameters.items()
+            for part in ('-p', f'{name.replace("__", ".")}:={literal(value)}')
+        ]
         self.started = time.monotonic()
-        self.process = subprocess.Popen([program('chat_node'), '--ros-args', *ros_args, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        text=True, errors='replace')
-        self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, '')), daemon=True)
+        self.process = subprocess.Popen(
+            [program('chat_node'), '--ros-args', *ros_args, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        )
+        self._reader = threading.Thread(
+            target=lambda: self.lines.extend(iter(self.process.stdout.readline, '')), daemon=True
+        )
         self._reader.start()
 
     def wait_for_line(self, text, timeout=120.0):
@@ -85,7 +103,11 @@ def meet(node, kind, name, request, timeout=30.0):
         if client.service_is_ready():
             answers.append(client.call_async(request))
         next_try = time.monotonic() + 1.0
-        while time.monotonic() < next_try and not any(answer.done() for answer in answers) and (answers or not client.service_is_ready()):
+        while (
+            time.monotonic() < next_try
+            and not any(answer.done() for answer in answers)
+            and (answers or not client.service_is_ready())
+        ):
             time.sleep(0.01)
 
 
@@ -93,17 +115,29 @@ class Ears:
     """Subscribes to what robots say; everything is kept in the order it came."""
 
     def __init__(self, *prefixes):
-        self.node = rclpy.create_node(f'ears_{random.randrange(10 ** 9)}',  # see ChatClient
-                                      parameter_overrides=[Parameter('start_type_description_service', value=False)])
+        self.node = rclpy.create_node(
+            f'ears_{random.randrange(10**9)}',  # see ChatClient
+            parameter_overrides=[Parameter('start_type_description_service', value=False)],
+        )
         self.tokens, self.turns, self.replies, self.sentences = [], [], [], []
         self.changed = threading.Condition()
         self.askers, self.clients = {}, {}
         for prefix in prefixes or ('/nanochat',):
-            for kind, name, into in ((Token, 'tokens', self.tokens), (Turn, 'turn', self.turns), (String, 'reply', self.replies),
-                                     (String, 'sentence', self.sentences)):
-                self.node.create_subscription(kind, f'{prefix}/{name}', lambda message, into=into, prefix=prefix: self._note(into, prefix, message),
-                                              QoSProfile(depth=1000))
-            self.askers[prefix] = self.node.create_publisher(String, f'{prefix}/query', QoSProfile(depth=1000))
+            for kind, name, into in (
+                (Token, 'tokens', self.tokens),
+                (Turn, 'turn', self.turns),
+                (String, 'reply', self.replies),
+                (String, 'sentence', self.sentences),
+            ):
+                self.node.create_subscription(
+                    kind,
+                    f'{prefix}/{name}',
+                    lambda message, into=into, prefix=prefix: self._note(into, prefix, message),
+                    QoSProfile(depth=1000),
+                )
+            self.askers[prefix] = self.node.create_publisher(
+                String, f'{prefix}/query', QoSProfile(depth=1000)
+            )
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
         self.thread = threading.Thread(target=spin, args=(self.executor,), daemon=True)
@@ -116,9 +150,15 @@ class Ears:
 
     def wait_until_connected(self, timeout=60.0):
         until = time.monotonic() + timeout
-        while not all(asker.get_subscription_count() and self.node.count_publishers(f'{prefix}/turn') and self.node.count_publishers(f'{prefix}/tokens')
-                      for prefix, asker in self.askers.items()):
-            assert time.monotonic() < until, f'the node does not listen: {self.node.get_topic_names_and_types()}'
+        while not all(
+            asker.get_subscription_count()
+            and self.node.count_publishers(f'{prefix}/turn')
+            and self.node.count_publishers(f'{prefix}/tokens')
+            for prefix, asker in self.askers.items()
+        ):
+            assert time.monotonic() < until, (
+                f'the node does not listen: {self.node.get_topic_names_and_types()}'
+            )
             time.sleep(0.02)
         for prefix in self.askers:
             meet(self.node, GetHistory, f'{prefix}/history', GetHistory.Request())
@@ -128,7 +168,9 @@ class Ears:
 
     def wait_for(self, condition, timeout=60.0):
         with self.changed:
-            assert self.changed.wait_for(condition, timeout), f'{len(self.tokens)} tokens, turns: {[turn for _, _, turn in self.turns][-3:]}'
+            assert self.changed.wait_for(condition, timeout), (
+                f'{len(self.tokens)} tokens, turns: {[turn for _, _, turn in self.turns][-3:]}'
+            )
 
     def turn(self, text, prefix=None, timeout=60.0):
         """Ask, and wait for the turn and the last of its tokens (topics have no order among each other)."""
@@ -152,7 +194,11 @@ class Ears:
 def ros():
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.randint(1, 100)))
-    variable = 'FASTRTPS_DEFAULT_PROFILES_FILE' if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy') else 'FASTDDS_DEFAULT_PROFILES_FILE'
+    variable = (
+        'FASTRTPS_DEFAULT_PROFILES_FILE'
+        if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')
+        else 'FASTDDS_DEFAULT_PROFILES_FILE'
+    )
     os.environ.setdefault(variable, str(ROOT / 'config' / 'fastdds.xml'))
     rclpy.init()
     yield
@@ -219,9 +265,9 @@ def run_program():
     """Runs a program of the package to its end: (exit code, standard output, standard error)."""
 
     def run(name, *arguments, timeout=60.0, input=None):
-        done = subprocess.run([program(name), *arguments], capture_output=True, text=True, timeout=timeout, input=input)
+        done = subprocess.run(
+            [program(name), *arguments], capture_output=True, text=True, timeout=timeout, input=input
+        )
         return done.returncode, done.stdout, done.stderr
 
     return run
-
-

@@ -1,4 +1,5 @@
 """Frames of a camera in another process: they arrive, are fresh when taken, and cost nothing while no question uses them."""
+
 import os
 import signal
 import subprocess
@@ -17,8 +18,20 @@ def camera_process():
     running = []
 
     def run(topic, width=1920, height=1080, rate=30.0):
-        running.append(subprocess.Popen([sys.executable, str(Path(__file__).with_name('camera_process.py')), topic, str(width), str(height), str(rate)],
-                                        stdout=subprocess.PIPE, text=True))
+        running.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    str(Path(__file__).with_name('camera_process.py')),
+                    topic,
+                    str(width),
+                    str(height),
+                    str(rate),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
         return running[-1]
 
     yield run
@@ -68,7 +81,9 @@ def test_all_frames_of_a_1080p_camera_at_30_hz_arrive_and_are_fresh_when_taken(n
 
 def test_frames_that_no_question_uses_cost_the_node_next_to_nothing(start, listen, camera_process):
     def processor_seconds():
-        return sum(map(int, Path(f'/proc/{chat.process.pid}/stat').read_text().rpartition(')')[2].split()[11:13])) / os.sysconf('SC_CLK_TCK')
+        return sum(
+            map(int, Path(f'/proc/{chat.process.pid}/stat').read_text().rpartition(')')[2].split()[11:13])
+        ) / os.sysconf('SC_CLK_TCK')
 
     chat = start()
     ears = listen()

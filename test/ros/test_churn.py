@@ -1,4 +1,5 @@
 """Robots, clients and the life cycle come and go under a stream of questions: the node stays up, and everybody who asks hears something."""
+
 import os
 import random
 import sys
@@ -22,6 +23,7 @@ SECONDS = float(os.environ.get('NANOCHAT_CHURN_SECONDS', 6))
 @pytest.fixture
 def churn(listen):
     """Runs functions over and over on threads of their own for some seconds; what they raise fails the test."""
+
     def churn(*functions, seconds=SECONDS):
         until, errors = time.monotonic() + seconds, []
 
@@ -46,7 +48,9 @@ def churn(listen):
     sys.setswitchinterval(interval)
 
 
-def test_robots_and_activations_come_and_go_under_queries_goals_images_and_clients_that_leave(start, listen, churn):
+def test_robots_and_activations_come_and_go_under_queries_goals_images_and_clients_that_leave(
+    start, listen, churn
+):
     node = start(model='tokens_per_second=500', robots=['r1'], on_new_query='queue')
     ears = listen('/r1/nanochat')
     camera = ears.node.create_publisher(Image, '/r1/nanochat/image', 1)
@@ -63,19 +67,27 @@ def test_robots_and_activations_come_and_go_under_queries_goals_images_and_clien
                 return
             replies = [chat.ask('y' * random.choice([3, 60])) for _ in range(3)]
             random.choice(replies).cancel()
-            for reply in replies[random.choice([0, 3]):]:
+            for reply in replies[random.choice([0, 3]) :]:
                 try:
                     outcomes.append(reply.result(60).finish_reason)
                 except NodeGone:
                     outcomes.append('gone')
 
     def robots():
-        assert set_parameter(ears, 'robots', random.choice([['r1'], ['r1', 'r2'], ['r1', 'r2', 'r3']])).successful
+        assert set_parameter(
+            ears, 'robots', random.choice([['r1'], ['r1', 'r2'], ['r1', 'r2', 'r3']])
+        ).successful
         time.sleep(random.uniform(0, 0.1))
 
     def activations():
         for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
-            assert call(ears, ChangeState, '/nanochat/change_state', ChangeState.Request(transition=Transition(id=transition)), 60).success
+            assert call(
+                ears,
+                ChangeState,
+                '/nanochat/change_state',
+                ChangeState.Request(transition=Transition(id=transition)),
+                60,
+            ).success
             time.sleep(random.uniform(0, 0.3))
 
     churn(query, goals, goals, robots, activations)

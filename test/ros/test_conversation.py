@@ -1,4 +1,5 @@
 """A conversation over real DDS with the embedded model: the main job."""
+
 import time
 
 import pytest
@@ -33,7 +34,12 @@ def test_a_second_question_continues_the_conversation_and_reset_forgets_it(ears,
     assert second.prompt_tokens > first.prompt_tokens + first.new_tokens
     assert second.reused_tokens >= first.prompt_tokens  # what was read is not read again
     chat = talk()
-    assert [text for role, text in chat.history() if role != 'system'] == [first.query, first.reply, second.query, second.reply]
+    assert [text for role, text in chat.history() if role != 'system'] == [
+        first.query,
+        first.reply,
+        second.query,
+        second.reply,
+    ]
     chat.reset()
     assert [role for role, _ in chat.history()] in ([], ['system'])
     again = ears.turn('What is the capital of Japan?', timeout=120)
@@ -45,4 +51,6 @@ def test_the_node_is_ready_within_seconds_and_small(start, listen):
     ears = listen()
     ears.turn('Say hello.', timeout=120)
     assert node.memory() < 600e6
-    assert time.monotonic() - node.started < 60  # the figure itself is taken by the benchmark, on a machine at rest
+    assert (
+        time.monotonic() - node.started < 60
+    )  # the figure itself is taken by the benchmark, on a machine at rest

@@ -1,4 +1,5 @@
 """What the tiny eyes tell of pictures that come over a camera's topics, in the encodings that cameras send, and what a turn says they cost."""
+
 import io
 import threading
 import time
@@ -44,7 +45,9 @@ def message(picture, encoding):
         file = io.BytesIO()
         picture.save(file, 'JPEG', quality=85)
         return CompressedImage(format='rgb8; jpeg compressed bgr8', data=file.getvalue())
-    rows = {'rgb8': lambda: pixels, 'bgr8': lambda: pixels[..., ::-1], 'yuv422_yuy2': lambda: yuyv(pixels)}[encoding]()
+    rows = {'rgb8': lambda: pixels, 'bgr8': lambda: pixels[..., ::-1], 'yuv422_yuy2': lambda: yuyv(pixels)}[
+        encoding
+    ]()
     frame = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=rows[0].nbytes)
     frame.data.frombytes(np.ascontiguousarray(rows).tobytes())
     return frame
@@ -52,13 +55,18 @@ def message(picture, encoding):
 
 class TestCamera:
     """Publishes what it was last given, again and again, each time with the stamp of the moment: a frame may get lost, and one whose stamp stays grows old."""
+
     __test__ = False
 
     def __init__(self):
-        self.node = rclpy.create_node('eyes_camera', parameter_overrides=[Parameter('start_type_description_service', value=False)])
+        self.node = rclpy.create_node(
+            'eyes_camera', parameter_overrides=[Parameter('start_type_description_service', value=False)]
+        )
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._publishers = {Image: self.node.create_publisher(Image, '/nanochat/image', qos),
-                            CompressedImage: self.node.create_publisher(CompressedImage, '/nanochat/image/compressed', qos)}
+        self._publishers = {
+            Image: self.node.create_publisher(Image, '/nanochat/image', qos),
+            CompressedImage: self.node.create_publisher(CompressedImage, '/nanochat/image/compressed', qos),
+        }
         self._frame, self._shown, self._ended = None, 0, threading.Event()
         self.started = self.node.get_clock().now()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -101,7 +109,12 @@ class Robot:
             self.chat.reset()
             turn = self.ask(question)
             if turn.image_used and turn.image.frame_id == frame_id:
-                assert not turn.note and self.camera.started < Time.from_msg(turn.image.stamp) <= self.camera.node.get_clock().now()
+                assert (
+                    not turn.note
+                    and self.camera.started
+                    < Time.from_msg(turn.image.stamp)
+                    <= self.camera.node.get_clock().now()
+                )
                 return turn
             assert time.monotonic() < until, f'the picture does not arrive: {turn}'
 
@@ -112,10 +125,14 @@ class Robot:
             for k, encoding in enumerate(right):
                 rng = np.random.default_rng(FRESH + 1000 * seed + 4 * n + k)
                 picture, scene = random_picture(rng)
-                picture = picture.crop((0, 0, picture.width - picture.width % 2, picture.height))  # YUYV has pairs of pixels
+                picture = picture.crop(
+                    (0, 0, picture.width - picture.width % 2, picture.height)
+                )  # YUYV has pairs of pixels
                 fact = (n + k) % 3
                 reply = self.ask_of(picture, encoding, QUESTIONS[fact]).reply
-                if {label for label in LABELS[fact] if label in reply.lower()} == {getattr(scene, FACTS[fact])}:
+                if {label for label in LABELS[fact] if label in reply.lower()} == {
+                    getattr(scene, FACTS[fact])
+                }:
                     right[encoding] += 1
                 else:
                     missed.append(f'{encoding} {picture.size} {scene}: {reply!r}')
@@ -162,7 +179,9 @@ def test_a_turn_tells_what_its_image_cost_and_a_follow_up_that_it_cost_nothing(r
     second = robot.ask(QUESTIONS[1])
     assert second.image_used and second.image.frame_id == first.image.frame_id
     assert second.image_tokens == second.reused_image_tokens == 16 and second.encode_time == 0
-    third = robot.ask_of(picture, 'rgb8', QUESTIONS[0])  # another conversation, the same pixels: remembered, and prefilled again at most
+    third = robot.ask_of(
+        picture, 'rgb8', QUESTIONS[0]
+    )  # another conversation, the same pixels: remembered, and prefilled again at most
     assert third.image_tokens == 16 and third.encode_time == 0 and third.reply == first.reply
 
 
@@ -184,4 +203,6 @@ def test_the_frames_that_a_conversation_has_shown_are_not_kept(robot):
 def test_eyes_that_were_asked_for_are_there_before_the_node_is_active(start):
     node = start(model='', vision='tiny')
     lines = node.output.splitlines()
-    assert next(i for i, line in enumerate(lines) if 'the vision encoder is ready' in line) < next(i for i, line in enumerate(lines) if ': active' in line)
+    assert next(i for i, line in enumerate(lines) if 'the vision encoder is ready' in line) < next(
+        i for i, line in enumerate(lines) if ': active' in line
+    )

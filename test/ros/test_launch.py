@@ -1,4 +1,5 @@
 """The launch files under the real launch and launch_ros; skipped where these are not installed (they are no wheels: ROS from apt has them)."""
+
 import signal
 import subprocess
 import sys
@@ -6,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip('launch_ros', reason='launch_ros is not installed: it comes with ROS from apt, not with the wheels')
+pytest.importorskip(
+    'launch_ros', reason='launch_ros is not installed: it comes with ROS from apt, not with the wheels'
+)
 
 from rcl_interfaces.srv import GetParameters  # noqa: E402
 from rclpy.parameter import parameter_value_to_python  # noqa: E402
 from test_robots import call  # noqa: E402
 
-RUN = '''
+RUN = """
 import sys
 from launch import LaunchDescription, LaunchService
 from launch.actions import GroupAction, IncludeLaunchDescription
@@ -24,17 +27,25 @@ space = [PushRosNamespace(sys.argv[2])] if sys.argv[2] else []
 service = LaunchService(noninteractive=True)  # sends on what ends it; in a terminal Ctrl-C reaches every process
 service.include_launch_description(LaunchDescription([GroupAction([*space, include])]))
 sys.exit(service.run())
-'''
+"""
 
 
 @pytest.fixture
 def launch():
     from ament_index_python.packages import get_package_share_directory
+
     running = []
 
     def launch(name, *arguments, namespace=''):
         path = Path(get_package_share_directory('nanochat'), 'launch', name)
-        running.append(subprocess.Popen([sys.executable, '-c', RUN, str(path), namespace, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        running.append(
+            subprocess.Popen(
+                [sys.executable, '-c', RUN, str(path), namespace, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
         return running[-1]
 
     yield launch
@@ -42,7 +53,11 @@ def launch():
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=15)
-        assert process.returncode in (0, 1, -signal.SIGINT) and 'Traceback' not in output and 'failed to terminate' not in output, output
+        assert (
+            process.returncode in (0, 1, -signal.SIGINT)
+            and 'Traceback' not in output
+            and 'failed to terminate' not in output
+        ), output
 
 
 def test_chat_launch_takes_its_arguments_and_is_composed_into_a_namespace(launch, listen):
@@ -52,19 +67,37 @@ def test_chat_launch_takes_its_arguments_and_is_composed_into_a_namespace(launch
 
 
 def test_what_is_given_wins_over_the_file_of_parameters_and_reaches_the_node(launch, listen, tmp_path):
-    (tmp_path / 'mine.yaml').write_text("/**/nanochat:\n  ros__parameters: {gpu_layers: 7, max_queue: 3, system_prompt: 'From the file.'}\n")
-    launch('chat.launch.py', 'api:=fake', f'params_file:={tmp_path}/mine.yaml', 'gpu_layers:=-1', f'state_dir:={tmp_path}', 'system_prompt:=42')
+    (tmp_path / 'mine.yaml').write_text(
+        "/**/nanochat:\n  ros__parameters: {gpu_layers: 7, max_queue: 3, system_prompt: 'From the file.'}\n"
+    )
+    launch(
+        'chat.launch.py',
+        'api:=fake',
+        f'params_file:={tmp_path}/mine.yaml',
+        'gpu_layers:=-1',
+        f'state_dir:={tmp_path}',
+        'system_prompt:=42',
+    )
     ears = listen()
-    answer = call(ears, GetParameters, '/nanochat/get_parameters', GetParameters.Request(names=['gpu_layers', 'max_queue', 'system_prompt', 'state_dir']))
+    answer = call(
+        ears,
+        GetParameters,
+        '/nanochat/get_parameters',
+        GetParameters.Request(names=['gpu_layers', 'max_queue', 'system_prompt', 'state_dir']),
+    )
     assert [parameter_value_to_python(value) for value in answer.values] == [-1, 3, '42', str(tmp_path)]
     ears.turn('hello')
     assert (tmp_path / 'nanochat.json').exists()
 
 
-@pytest.mark.parametrize('name, argument, told', [
-    ('chat.launch.py', 'gpu_layers:=many', 'gpu_layers:=many is not valid: it has to be a whole number'),
-    ('chat.launch.py', 'params_file:=/no/such.yaml', 'params_file:=/no/such.yaml is no file'),
-    ('voice.launch.py', 'robots:=r1', 'robots:=r1 is not valid here')])
+@pytest.mark.parametrize(
+    'name, argument, told',
+    [
+        ('chat.launch.py', 'gpu_layers:=many', 'gpu_layers:=many is not valid: it has to be a whole number'),
+        ('chat.launch.py', 'params_file:=/no/such.yaml', 'params_file:=/no/such.yaml is no file'),
+        ('voice.launch.py', 'robots:=r1', 'robots:=r1 is not valid here'),
+    ],
+)
 def test_a_wrong_argument_ends_the_launch_with_one_line(launch, name, argument, told):
     process = launch(name, 'api:=fake', argument)
     assert process.wait(30) == 1
@@ -83,6 +116,7 @@ def test_voice_launch_joins_a_recognizer_and_a_synthesizer(launch):
 
     import rclpy
     from std_msgs.msg import String
+
     launch('voice.launch.py', 'api:=fake', 'speech_topic:=/asr', 'say_topic:=/tts')
     node = rclpy.create_node('voice_test')
     asker, said = node.create_publisher(String, '/asr', 10), []

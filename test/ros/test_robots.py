@@ -1,4 +1,5 @@
 """Several robots on one node, on the fake model: names, histories and options of their own."""
+
 import threading
 
 from conftest import meet
@@ -24,10 +25,14 @@ def call(ears, kind, name, request, timeout=20.0):
 
 def set_parameter(ears, name, value, node='/nanochat'):
     message: ParameterMessage = Parameter(name, value=value).to_parameter_msg()
-    return call(ears, SetParameters, f'{node}/set_parameters', SetParameters.Request(parameters=[message])).results[0]
+    return call(
+        ears, SetParameters, f'{node}/set_parameters', SetParameters.Request(parameters=[message])
+    ).results[0]
 
 
-def test_eight_robots_at_once_each_have_their_own_conversation_and_no_reply_is_on_a_wrong_topic(start, listen):
+def test_eight_robots_at_once_each_have_their_own_conversation_and_no_reply_is_on_a_wrong_topic(
+    start, listen
+):
     prefixes = [f'/{name}/nanochat' for name in NAMES]
     start(model='tokens_per_second=200', robots=NAMES, max_sequences=8)
     ears = listen(*prefixes)
@@ -60,8 +65,16 @@ def test_robots_are_added_and_removed_while_the_node_runs_and_take_options_of_th
     wait_gone(ears, '/r1/nanochat/query')
 
 
-def test_a_robot_goes_back_to_what_the_node_does_with_null_as_a_dump_of_parameters_has_it(start, listen, talk):
-    start(robots=['r1'], system_prompt='Of all.', r1__system_prompt='None', r1__on_new_query='null', r1__temperature='null')
+def test_a_robot_goes_back_to_what_the_node_does_with_null_as_a_dump_of_parameters_has_it(
+    start, listen, talk
+):
+    start(
+        robots=['r1'],
+        system_prompt='Of all.',
+        r1__system_prompt='None',
+        r1__on_new_query='null',
+        r1__temperature='null',
+    )
     ears = listen('/r1/nanochat')
     assert ears.turn('hello').reply == 'You said: hello'
     assert talk(robot='r1').history()[0] == ('system', 'Of all.')
@@ -85,6 +98,7 @@ def test_robots_that_come_and_go_all_the_time_disturb_nobody(start, listen):
 
 def wait_gone(ears, topic):
     import time
+
     until = time.monotonic() + 10
     while ears.node.count_subscribers(topic):
         assert time.monotonic() < until, f'{topic} is still there'
@@ -94,13 +108,26 @@ def wait_gone(ears, topic):
 def test_wrong_parameters_are_refused_with_a_reason_and_nothing_changes(start, listen):
     start()
     ears = listen()
-    for name, value, told in [('model', 'other.gguf', 'clean'), ('temperature', float('nan'), 'temperature'), ('temperature', 1e9, 'temperature'),
-                              ('robots', ['a b'], 'ROS name'), ('robots', ['a', 'a'], 'twice'), ('on_new_query', 'shout', 'interrupt'),
-                              ('max_new_tokens', -2, 'max_new_tokens'), ('top_p', 0.0, 'top_p'), ('repetition_penalty', float('inf'), 'repetition_penalty')]:
+    for name, value, told in [
+        ('model', 'other.gguf', 'clean'),
+        ('temperature', float('nan'), 'temperature'),
+        ('temperature', 1e9, 'temperature'),
+        ('robots', ['a b'], 'ROS name'),
+        ('robots', ['a', 'a'], 'twice'),
+        ('on_new_query', 'shout', 'interrupt'),
+        ('max_new_tokens', -2, 'max_new_tokens'),
+        ('top_p', 0.0, 'top_p'),
+        ('repetition_penalty', float('inf'), 'repetition_penalty'),
+    ]:
         result = set_parameter(ears, name, value)
         assert not result.successful and told in result.reason, (name, value, result)
     assert ears.turn('hello').reply == 'You said: hello'
-    values = call(ears, GetParameters, '/nanochat/get_parameters', GetParameters.Request(names=['temperature', 'robots'])).values
+    values = call(
+        ears,
+        GetParameters,
+        '/nanochat/get_parameters',
+        GetParameters.Request(names=['temperature', 'robots']),
+    ).values
     assert values[0].double_value == 0.7 and list(values[1].string_array_value) == ['']
 
 

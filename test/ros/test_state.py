@@ -1,4 +1,5 @@
 """Conversations on disk: kill -9 at any moment, damaged files."""
+
 import random
 import signal
 import time
@@ -30,7 +31,9 @@ def kill_in_mid_reply(start, listen_new, talk, folder, rounds, **parameters):
                 time.sleep(0.005)
         node.stop(signal.SIGKILL)
         time.sleep(0.1)
-        announced += [(turn.query, turn.reply) for _, _, turn in ears.turns if turn.finish_reason in ('stop', 'length')]
+        announced += [
+            (turn.query, turn.reply) for _, _, turn in ears.turns if turn.finish_reason in ('stop', 'length')
+        ]
         ears.close()
         chat.close()
     return announced
@@ -44,16 +47,33 @@ def listen_new():
         ears = Ears()
         ears.wait_until_connected()
         return ears
+
     return listen
 
 
 def test_after_kill_9_every_announced_turn_is_there_and_none_twice(start, listen_new, talk, tmp_path):
-    assert kill_in_mid_reply(start, listen_new, talk, tmp_path, 3, api='fake', model='tokens_per_second=300', max_context_len=8192)
+    assert kill_in_mid_reply(
+        start, listen_new, talk, tmp_path, 3, api='fake', model='tokens_per_second=300', max_context_len=8192
+    )
 
 
 @pytest.mark.long
 def test_fifty_kills_at_random_moments(start, listen_new, talk, tmp_path):
-    assert len(kill_in_mid_reply(start, listen_new, talk, tmp_path, 50, api='fake', model='tokens_per_second=300,context=100000', max_context_len=100_000)) > 50
+    assert (
+        len(
+            kill_in_mid_reply(
+                start,
+                listen_new,
+                talk,
+                tmp_path,
+                50,
+                api='fake',
+                model='tokens_per_second=300,context=100000',
+                max_context_len=100_000,
+            )
+        )
+        > 50
+    )
 
 
 @pytest.mark.long
@@ -99,4 +119,8 @@ def test_a_restarted_node_that_kept_its_kv_reads_nothing_again(start, listen_new
         node.stop(signal.SIGKILL)
         node = start(**options)
     first, second = turns
-    assert first.reused_tokens == 0 and second.reused_tokens >= first.prompt_tokens + first.new_tokens - 1 and 'Paris' in second.reply
+    assert (
+        first.reused_tokens == 0
+        and second.reused_tokens >= first.prompt_tokens + first.new_tokens - 1
+        and 'Paris' in second.reply
+    )

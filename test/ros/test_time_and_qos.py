@@ -1,4 +1,5 @@
 """Whose time it is, and who says how topics are delivered."""
+
 import time
 
 from builtin_interfaces.msg import Time
@@ -7,6 +8,7 @@ from conftest import Ears
 
 def test_stamps_are_of_the_simulation_and_deadlines_of_the_wall(start, listen, talk):
     from rosgraph_msgs.msg import Clock
+
     start(model='tokens_per_second=100', use_sim_time=True)
     ears = listen()
     clock = ears.node.create_publisher(Clock, '/clock', 10)
@@ -26,24 +28,50 @@ def test_stamps_are_of_the_simulation_and_deadlines_of_the_wall(start, listen, t
 
 
 def test_qos_can_be_overridden_by_parameter(start):
-    start(ros_args=['-p', 'qos_overrides./nanochat/tokens.publisher.depth:=7', '-p', 'qos_overrides./nanochat/reply.publisher.reliability:=best_effort'])
+    start(
+        ros_args=[
+            '-p',
+            'qos_overrides./nanochat/tokens.publisher.depth:=7',
+            '-p',
+            'qos_overrides./nanochat/reply.publisher.reliability:=best_effort',
+        ]
+    )
     ears = Ears('/unused')
     until = time.monotonic() + 20
     while not (ends := ears.node.get_publishers_info_by_topic('/nanochat/reply')):
         assert time.monotonic() < until
         time.sleep(0.05)
     assert ends[0].qos_profile.reliability.name == 'BEST_EFFORT'
-    assert ears.node.get_publishers_info_by_topic('/nanochat/turn')[0].qos_profile.reliability.name == 'RELIABLE'
+    assert (
+        ears.node.get_publishers_info_by_topic('/nanochat/turn')[0].qos_profile.reliability.name == 'RELIABLE'
+    )
     ears.close()
 
 
 def test_an_override_of_qos_that_has_no_use_is_told_and_a_wrong_one_ends_the_start(start):
-    node = start(ros_args=['-p', 'qos_overrides./nanochat/tokens.publisher.dept:=7', '-p', 'qos_overrides./nanochat/token.publisher.depth:=7',
-                           '-p', 'qos_overrides./nanochat/turn.publisher.depth:=7'])
+    node = start(
+        ros_args=[
+            '-p',
+            'qos_overrides./nanochat/tokens.publisher.dept:=7',
+            '-p',
+            'qos_overrides./nanochat/token.publisher.depth:=7',
+            '-p',
+            'qos_overrides./nanochat/turn.publisher.depth:=7',
+        ]
+    )
     told = [line for line in node.lines if 'WARN' in line]
-    assert len(told) == 1 and 'tokens.publisher.dept,' in told[0] and '/nanochat/token.publisher.depth:' in told[0] and 'turn' not in told[0]
+    assert (
+        len(told) == 1
+        and 'tokens.publisher.dept,' in told[0]
+        and '/nanochat/token.publisher.depth:' in told[0]
+        and 'turn' not in told[0]
+    )
     for override in ('reliability:=sometimes', 'depth:=0', 'depth:=many'):
         node = start(wait=False, ros_args=['-p', f'qos_overrides./nanochat/tokens.publisher.{override}'])
         assert node.process.wait(60) == 1
         node.stop()
-        assert len(node.lines) == 1 and f'nanochat: qos_overrides./nanochat/tokens.publisher.{override.partition(":")[0]}=' in node.lines[0], node.output
+        assert (
+            len(node.lines) == 1
+            and f'nanochat: qos_overrides./nanochat/tokens.publisher.{override.partition(":")[0]}='
+            in node.lines[0]
+        ), node.output

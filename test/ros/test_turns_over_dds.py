@@ -1,4 +1,5 @@
 """How turns end over DDS, on the fake model, whose speed and replies are known: barge-in, queue, reject, cancel, deadline, refusals, bad input."""
+
 import time
 
 import pytest
@@ -22,10 +23,19 @@ def test_a_new_query_interrupts_and_the_history_keeps_what_was_delivered(start, 
     second = ears.turn('short')
     first = next(turn for _, _, turn in ears.turns if turn.query == LONG)
     ears.wait_for(lambda: ears.pieces(first.turn_id)[-1].last)
-    assert first.finish_reason == 'interrupted' and second.finish_reason == 'stop' and second.reply == 'You said: short'
+    assert (
+        first.finish_reason == 'interrupted'
+        and second.finish_reason == 'stop'
+        and second.reply == 'You said: short'
+    )
     assert 0 < len(first.reply) < len(LONG)
     assert ''.join(piece.text for piece in ears.pieces(first.turn_id)) == first.reply
-    assert [text for role, text in chat.history() if role != 'system'] == [LONG, first.reply, 'short', second.reply]
+    assert [text for role, text in chat.history() if role != 'system'] == [
+        LONG,
+        first.reply,
+        'short',
+        second.reply,
+    ]
 
 
 def test_queued_queries_are_answered_in_turn_and_those_too_many_are_refused(start, listen):
@@ -37,9 +47,18 @@ def test_queued_queries_are_answered_in_turn_and_those_too_many_are_refused(star
         ears.ask(text)
     ears.wait_for(lambda: len(ears.turns) == 4)
     ended = {turn.query: turn for _, _, turn in ears.turns}
-    assert [ended[text].finish_reason for text in ('one' * 20, 'two', 'three', 'four')] == ['stop', 'stop', 'stop', 'refused']
+    assert [ended[text].finish_reason for text in ('one' * 20, 'two', 'three', 'four')] == [
+        'stop',
+        'stop',
+        'stop',
+        'refused',
+    ]
     assert 'max_queue' in ended['four'].error and ended['four'].reply == ''
-    assert [turn.query for _, _, turn in ears.turns if turn.finish_reason == 'stop'] == ['one' * 20, 'two', 'three']
+    assert [turn.query for _, _, turn in ears.turns if turn.finish_reason == 'stop'] == [
+        'one' * 20,
+        'two',
+        'three',
+    ]
 
 
 def test_with_reject_the_reply_that_streams_goes_on(start, listen):
@@ -121,17 +140,33 @@ def test_a_client_that_leaves_stops_its_reply(start, listen, talk):
     assert ears.turns[0][2].finish_reason == 'cancelled'
 
 
-@pytest.mark.parametrize('goal, told', [
-    (Chat.Goal(query=''), 'empty'), (Chat.Goal(query='   \n'), 'empty'), (Chat.Goal(query='a' * 20_000), 'tokens'),
-    (Chat.Goal(query='hi', top_p=1.5), 'top_p'), (Chat.Goal(query='hi', temperature=float('nan')), 'temperature'),
-    (Chat.Goal(query='hi', image_mode='sometimes'), 'image_mode'), (Chat.Goal(query='hi', deadline=-1.0), 'deadline'),
-    (Chat.Goal(query='hi', max_new_tokens=-7), 'max_new_tokens')])
+@pytest.mark.parametrize(
+    'goal, told',
+    [
+        (Chat.Goal(query=''), 'empty'),
+        (Chat.Goal(query='   \n'), 'empty'),
+        (Chat.Goal(query='a' * 20_000), 'tokens'),
+        (Chat.Goal(query='hi', top_p=1.5), 'top_p'),
+        (Chat.Goal(query='hi', temperature=float('nan')), 'temperature'),
+        (Chat.Goal(query='hi', image_mode='sometimes'), 'image_mode'),
+        (Chat.Goal(query='hi', deadline=-1.0), 'deadline'),
+        (Chat.Goal(query='hi', max_new_tokens=-7), 'max_new_tokens'),
+    ],
+)
 def test_a_wrong_goal_is_told_what_is_wrong_and_the_history_stays_whole(start_once, talk, goal, told):
     chat = talk()
     chat.reset()
     chat.ask('before').result(20)
-    turn = chat.ask(goal.query, **{name: getattr(goal, name) for name in ('top_p', 'temperature', 'image_mode', 'deadline', 'max_new_tokens')}).result(20)
-    assert turn.finish_reason == 'error' and told in turn.error and '\n' not in turn.error and turn.reply == ''
+    turn = chat.ask(
+        goal.query,
+        **{
+            name: getattr(goal, name)
+            for name in ('top_p', 'temperature', 'image_mode', 'deadline', 'max_new_tokens')
+        },
+    ).result(20)
+    assert (
+        turn.finish_reason == 'error' and told in turn.error and '\n' not in turn.error and turn.reply == ''
+    )
     assert chat.ask('after').result(20).reply == 'You said: after'
     assert [text for role, text in chat.history() if role == 'user'] == ['before', 'after']
 
@@ -139,6 +174,7 @@ def test_a_wrong_goal_is_told_what_is_wrong_and_the_history_stays_whole(start_on
 @pytest.fixture(scope='module')
 def start_once():
     from conftest import FAKE, NodeProcess
+
     node = NodeProcess(**FAKE)
     node.wait_for_line(': active')
     yield node
@@ -152,6 +188,7 @@ def test_a_late_subscriber_hears_the_next_turn(start_once, listen):
 
 def test_an_image_for_a_model_without_vision_is_an_error_of_that_turn(start_once, talk):
     import numpy as np
+
     turn = talk().ask('what is this?', np.zeros((8, 8, 3), np.uint8)).result(20)
     assert turn.finish_reason == 'error' and 'vision' in turn.error
 
@@ -172,4 +209,5 @@ def test_names_can_be_remapped(start, listen):
 
 def listen_to(listen):
     from conftest import Ears
+
     return Ears('/unused')

@@ -3,6 +3,7 @@
 Every sequence has a KV stream of its own (`kv_unified` off): an idle conversation then costs the running ones nothing; the price is that a
 fork copies. Knows nothing of prompts, sampling or text beyond tokens.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -50,8 +51,19 @@ class GGUFBackend(Backend):
         weights, metadata = check_gguf(path), read_metadata(path)
         kv_per_token, overhead, context = architecture_memory(metadata, _BATCH)
         if not config.flash_attention:
-            overhead += 4 * _BATCH * min(config.max_context_len or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT) * attention_heads(metadata)
-        return MemoryEstimate(weights=weights, kv_per_token=kv_per_token, overhead=overhead, available=None, context_length=context)
+            overhead += (
+                4
+                * _BATCH
+                * min(config.max_context_len or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)
+                * attention_heads(metadata)
+            )
+        return MemoryEstimate(
+            weights=weights,
+            kv_per_token=kv_per_token,
+            overhead=overhead,
+            available=None,
+            context_length=context,
+        )
 
     # --- opening ---
 
@@ -65,8 +77,10 @@ class GGUFBackend(Backend):
         check_gguf(self.path)
         api.llama_backend_init()
         if self.config.gpu_layers and not api.llama_supports_gpu_offload():
-            raise BackendError(f'gpu_layers={self.config.gpu_layers} needs a GPU build of llama-cpp-python, and this one has none: '
-                               "set it to 0 for the CPU, or reinstall with  CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary llama-cpp-python --force-reinstall llama-cpp-python")
+            raise BackendError(
+                f'gpu_layers={self.config.gpu_layers} needs a GPU build of llama-cpp-python, and this one has none: '
+                'set it to 0 for the CPU, or reinstall with  CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary llama-cpp-python --force-reinstall llama-cpp-python'
+            )
 
         @api.llama_progress_callback
         def report(share, _):
@@ -88,7 +102,9 @@ class GGUFBackend(Backend):
             self._open_context()
         if not self._context:
             self.close()
-            raise BackendError(f'no memory for a context of {self.config.kv_tokens} tokens: {log.reason()}; ask for less with max_context_len')
+            raise BackendError(
+                f'no memory for a context of {self.config.kv_tokens} tokens: {log.reason()}; ask for less with max_context_len'
+            )
         self.info = self._read_info()
         self._prepare_batch()
 
@@ -110,10 +126,14 @@ class GGUFBackend(Backend):
         params.n_outputs_max = min(_BATCH, max(64, self.max_sequences * (1 + _DRAFT_ROWS)))
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = False
-        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO if config.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = (
+            api.LLAMA_FLASH_ATTN_TYPE_AUTO if config.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         if config.flash_attention and not config.gpu_layers:
             self.max_chunk_tokens = _EXACT_CHUNK
-        params.swa_full = True  # a window that forgets could not be trimmed to where a conversation was edited
+        params.swa_full = (
+            True  # a window that forgets could not be trimmed to where a conversation was edited
+        )
         params.no_perf = True
         # llama.cpp asks this for every node of the graph. strlen of a buffer answers without taking the GIL: 0 until abort() writes to it.
         params.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, type(params.abort_callback))
@@ -132,12 +152,26 @@ class GGUFBackend(Backend):
         api.llama_model_desc(model, buffer, len(buffer))
         kv_per_token, _, _ = architecture_memory(metadata, _BATCH)
         return ModelInfo(
-            name=metadata.get('general.name') or os.path.splitext(os.path.basename(self.path))[0], api='gguf', architecture=self._architecture,
-            path=self.path, context_length=self._context_length, train_context_length=api.llama_model_n_ctx_train(model), vocab_size=text.size,
-            embedding_size=api.llama_model_n_embd(model), eos_token_ids=text.eos_token_ids, bos_token_id=text.bos_token_id, add_bos=text.add_bos,
-            named_tokens=text.named_tokens, special_tokens=tuple(text.special_tokens), chat_template=text.chat_template,
-            quantization=buffer.value.decode('utf-8', 'replace'), weights_bytes=api.llama_model_size(model), kv_bytes_per_token=kv_per_token,
-            has_embed=importlib.util.find_spec('gguf') is not None, takes_embeddings=True)
+            name=metadata.get('general.name') or os.path.splitext(os.path.basename(self.path))[0],
+            api='gguf',
+            architecture=self._architecture,
+            path=self.path,
+            context_length=self._context_length,
+            train_context_length=api.llama_model_n_ctx_train(model),
+            vocab_size=text.size,
+            embedding_size=api.llama_model_n_embd(model),
+            eos_token_ids=text.eos_token_ids,
+            bos_token_id=text.bos_token_id,
+            add_bos=text.add_bos,
+            named_tokens=text.named_tokens,
+            special_tokens=tuple(text.special_tokens),
+            chat_template=text.chat_template,
+            quantization=buffer.value.decode('utf-8', 'replace'),
+            weights_bytes=api.llama_model_size(model),
+            kv_bytes_per_token=kv_per_token,
+            has_embed=importlib.util.find_spec('gguf') is not None,
+            takes_embeddings=True,
+        )
 
     def _prepare_batch(self) -> None:
         self._tokens = np.zeros(_BATCH, np.int32)
@@ -148,15 +182,24 @@ class GGUFBackend(Backend):
         self._id_pointers = np.zeros(_BATCH, np.uintp)  # one pointer to a sequence id for each entry
         batch = self._api.llama_batch()
         fields = dict(self._api.llama_batch._fields_)
-        for name, array in (('token', self._tokens), ('pos', self._positions), ('n_seq_id', self._ones), ('seq_id', self._id_pointers),
-                            ('logits', self._wanted)):
+        for name, array in (
+            ('token', self._tokens),
+            ('pos', self._positions),
+            ('n_seq_id', self._ones),
+            ('seq_id', self._id_pointers),
+            ('logits', self._wanted),
+        ):
             setattr(batch, name, ctypes.cast(array.ctypes.data, fields[name]))
         self._batch, self._float_pointer = batch, fields['embd']
-        self._token_pointer = ctypes.cast(self._tokens.ctypes.data, fields['token'])  # batch.token would be a view that follows the field
+        self._token_pointer = ctypes.cast(
+            self._tokens.ctypes.data, fields['token']
+        )  # batch.token would be a view that follows the field
 
     # --- text ---
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
+    ) -> list[int]:
         return self._text.tokenize(text, special, joined)
 
     def detokenizer(self) -> Detokenizer:
@@ -175,9 +218,13 @@ class GGUFBackend(Backend):
             table = self._embedding_table
         if not len(ids):
             return np.empty((0, self.info.embedding_size), np.float32)
-        rows = gguf.quants.dequantize(table.data[np.asarray(ids, dtype=np.int64).reshape(-1)], table.tensor_type).astype(np.float32)
+        rows = gguf.quants.dequantize(
+            table.data[np.asarray(ids, dtype=np.int64).reshape(-1)], table.tensor_type
+        ).astype(np.float32)
         # Gemma scales the embeddings of tokens, and only of tokens, inside its graph
-        return rows * np.float32(math.sqrt(rows.shape[-1])) if self._architecture.startswith('gemma') else rows
+        return (
+            rows * np.float32(math.sqrt(rows.shape[-1])) if self._architecture.startswith('gemma') else rows
+        )
 
     # --- sequences ---
 
@@ -189,7 +236,9 @@ class GGUFBackend(Backend):
     def fork(self, seq: int, n: int) -> tuple[int, int]:
         copy = self.new_sequence()
         try:
-            data = self.save(seq)  # copies the cells in use; llama.cpp's own copy between streams would move a whole context
+            data = self.save(
+                seq
+            )  # copies the cells in use; llama.cpp's own copy between streams would move a whole context
         except MemoryError:
             return copy, 0
         if not self._restore(copy, data):
@@ -200,7 +249,9 @@ class GGUFBackend(Backend):
     def trim(self, seq: int, n: int) -> int:
         if n < self._lengths[seq]:
             if not self._api.llama_memory_seq_rm(self._memory, seq, n, -1):
-                self._api.llama_memory_seq_rm(self._memory, seq, -1, -1)  # a recurrent state cannot go back: begin anew
+                self._api.llama_memory_seq_rm(
+                    self._memory, seq, -1, -1
+                )  # a recurrent state cannot go back: begin anew
                 n = 0
             self._lengths[seq] = n
         return self._lengths[seq]
@@ -238,11 +289,13 @@ class GGUFBackend(Backend):
             if len(plain) == len(chunks):
                 return self._decode(chunks, None)
             # llama.cpp takes ids or embeddings, not both in one batch; attention both ways is a switch of the whole batch
-            runs = ([plain] if plain else []) + [[i] for i, chunk in enumerate(chunks) if chunk.embeddings is not None]
+            runs = ([plain] if plain else []) + [
+                [i] for i, chunk in enumerate(chunks) if chunk.embeddings is not None
+            ]
             for run in runs:
                 logits = self._decode([chunks[i] for i in run], chunks[run[0]].embeddings).copy()
                 for i in run:
-                    rows[i], logits = logits[:chunks[i].num_logits], logits[chunks[i].num_logits:]
+                    rows[i], logits = logits[: chunks[i].num_logits], logits[chunks[i].num_logits :]
             return np.concatenate([rows[i] for i in range(len(chunks))])
         except BackendError as error:
             for chunk in chunks:
@@ -255,17 +308,21 @@ class GGUFBackend(Backend):
         self._wanted[:] = 0
         for chunk in chunks:
             if chunk.positions is not None:
-                raise BackendError(f'{self.info.name} takes no positions of more than one axis through gguf; use api=hf for this model')
+                raise BackendError(
+                    f'{self.info.name} takes no positions of more than one axis through gguf; use api=hf for this model'
+                )
             n, start = len(chunk), self._lengths[chunk.seq]
             end = at + n
             if start + n > self._context_length or end > _BATCH:
-                raise BackendError(f'{n} entries do not fit behind {start}: the context holds {self._context_length}, a batch {_BATCH}')
+                raise BackendError(
+                    f'{n} entries do not fit behind {start}: the context holds {self._context_length}, a batch {_BATCH}'
+                )
             if chunk.embeddings is None:
                 self._tokens[at:end] = chunk.ids
             self._positions[at:end] = np.arange(start, start + n)
             self._id_pointers[at:end] = self._ids.ctypes.data + 4 * chunk.seq
             if chunk.num_logits:
-                self._wanted[end - chunk.num_logits:end] = 1
+                self._wanted[end - chunk.num_logits : end] = 1
             outputs += chunk.num_logits
             at = end
         batch = self._batch
@@ -285,8 +342,15 @@ class GGUFBackend(Backend):
                 self._api.llama_set_causal_attn(self._context, True)
         if code:
             self._abort_flag[0] = b'\0' if code == 2 else self._abort_flag[0]
-            raise LoadAborted('the forward was stopped') if code == 2 else BackendError(
-                'the KV cache has no room; lower max_sequences or max_context_len' if code == 1 else f'llama_decode failed with code {code}')
+            raise (
+                LoadAborted('the forward was stopped')
+                if code == 2
+                else BackendError(
+                    'the KV cache has no room; lower max_sequences or max_context_len'
+                    if code == 1
+                    else f'llama_decode failed with code {code}'
+                )
+            )
         for chunk in chunks:
             self._lengths[chunk.seq] += len(chunk)
         if not outputs:

@@ -2,6 +2,7 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. (The `gguf` package reads whole files, but takes a second for a vocabulary.)
 """
+
 from __future__ import annotations
 
 import mmap
@@ -30,7 +31,9 @@ def check_gguf(path: str) -> int:
     except OSError as error:
         raise BackendError(f'{path} cannot be read: {error.strerror}') from error
     if head[:4] != b'GGUF' or len(head) < 8:
-        raise BackendError(f'{path} is not a GGUF file: it starts with {head[:4]!r}, a GGUF file with {b"GGUF"!r}')
+        raise BackendError(
+            f'{path} is not a GGUF file: it starts with {head[:4]!r}, a GGUF file with {b"GGUF"!r}'
+        )
     return sum(os.path.getsize(part) for part in _parts(path))
 
 
@@ -41,7 +44,9 @@ def _parts(path: str) -> list[str]:
     parts = [f'{split[1]}-{i:05d}-of-{split[3]}.gguf' for i in range(1, int(split[3]) + 1)]
     missing = [part for part in parts if not os.path.exists(part)]
     if missing:
-        raise BackendError(f'{path} is one part of {len(parts)}, and {os.path.basename(missing[0])} does not lie beside it')
+        raise BackendError(
+            f'{path} is one part of {len(parts)}, and {os.path.basename(missing[0])} does not lie beside it'
+        )
     if split[2] != '00001':
         raise BackendError(f'{path} is not the first part of its model; name {os.path.basename(parts[0])}')
     return parts
@@ -57,21 +62,31 @@ def read_metadata(path: str) -> dict[str, Any]:
             metadata, at = {}, 24
             for _ in range(pairs):
                 key, at = _string(data, at)
-                kind, = struct.unpack_from('<I', data, at)
+                (kind,) = struct.unpack_from('<I', data, at)
                 value, at = _value(data, at + 4, kind)
                 if value is not None:
                     metadata[key] = value
             return metadata
-    except (struct.error, IndexError, KeyError, ValueError, OverflowError, MemoryError, RecursionError) as error:
-        raise BackendError(f'{path} is damaged or cut short ({os.path.getsize(path)} bytes): its head cannot be read; download it again') from error
+    except (
+        struct.error,
+        IndexError,
+        KeyError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        raise BackendError(
+            f'{path} is damaged or cut short ({os.path.getsize(path)} bytes): its head cannot be read; download it again'
+        ) from error
 
 
 def _string(data, at: int) -> tuple[str, int]:
-    length, = struct.unpack_from('<Q', data, at)
+    (length,) = struct.unpack_from('<Q', data, at)
     end = at + 8 + length
     if end > len(data):
         raise ValueError('string behind the end')
-    return data[at + 8:end].decode('utf-8'), end
+    return data[at + 8 : end].decode('utf-8'), end
 
 
 def _value(data, at: int, kind: int) -> tuple[Any, int]:
@@ -103,12 +118,14 @@ def architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int,
     try:
         return _architecture_memory(metadata, batch)
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise BackendError(f'the head of the GGUF file is damaged, its figures make no sense ({ascii(str(error))[:100]}): download it again') from error
+        raise BackendError(
+            f'the head of the GGUF file is damaged, its figures make no sense ({ascii(str(error))[:100]}): download it again'
+        ) from error
 
 
 def attention_heads(metadata: dict[str, Any]) -> int:
     """Heads of a layer, of the one that has most."""
-    heads = metadata.get(f"{metadata.get('general.architecture', '')}.attention.head_count", 1)
+    heads = metadata.get(f'{metadata.get("general.architecture", "")}.attention.head_count', 1)
     return max(heads) if isinstance(heads, list) else heads
 
 
@@ -117,7 +134,10 @@ def _architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int
 
     def get(name: str, default: Any) -> Any:
         value = metadata.get(f'{prefix}.{name}', default)
-        if any(not isinstance(number, int) or number < 0 for number in (value if isinstance(value, list) else [value])):
+        if any(
+            not isinstance(number, int) or number < 0
+            for number in (value if isinstance(value, list) else [value])
+        ):
             raise ValueError(f'{prefix}.{name} is {value!r}')
         return value
 

@@ -1,4 +1,5 @@
 """What llama.cpp shares with the whole process: its log, the cores it computes on, and Ctrl-C."""
+
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +28,11 @@ class LogLines:
         self._api.llama_log_set(_silence(self._api), None)
 
     def reason(self) -> str:
-        known = [line for line in self._lines if 'error' in line.lower() or 'fail' in line.lower() or 'unknown' in line.lower()]
+        known = [
+            line
+            for line in self._lines
+            if 'error' in line.lower() or 'fail' in line.lower() or 'unknown' in line.lower()
+        ]
         return (known or self._lines or ['llama.cpp gives no reason'])[0].split(': ', 1)[-1]
 
 
@@ -45,7 +50,10 @@ def _silence(api):
 def interruptible(abort: Callable[[], None]):
     """Let Ctrl-C call `abort` and raise KeyboardInterrupt behind the block. Within a long call of llama.cpp Python runs only in its callbacks, out of
     which no exception comes: KeyboardInterrupt would be printed and lost there."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
         yield  # signals go elsewhere
         return
     interrupted = False

@@ -1,4 +1,5 @@
 """The vocabulary of a GGUF model on llama.cpp: text to ids and back, special tokens, where a reply ends. Any thread, also while the model is closed."""
+
 from __future__ import annotations
 
 import ctypes
@@ -19,7 +20,9 @@ class GGUFText:
     def __init__(self, api, model, metadata: dict[str, Any]):
         self._api = api
         self._vocab = vocab = api.llama_model_get_vocab(model)
-        self._lock = threading.RLock()  # text is asked for on any thread, while the engine's may close the model
+        self._lock = (
+            threading.RLock()
+        )  # text is asked for on any thread, while the engine's may close the model
         self._pieces: dict[int, bytes] = {}
         self.size: int = api.llama_vocab_n_tokens(vocab)
         template = api.llama_model_chat_template(model, None)
@@ -33,18 +36,32 @@ class GGUFText:
             text = self._text(token_id)
             if not text:
                 continue
-            self.special_tokens.append(SpecialToken(token_id, text, bool(attribute & api.LLAMA_TOKEN_ATTR_LSTRIP),
-                                                    bool(attribute & api.LLAMA_TOKEN_ATTR_RSTRIP)))
-            if attribute & api.LLAMA_TOKEN_ATTR_CONTROL or (self.chat_template and text.strip() and text in self.chat_template):
+            self.special_tokens.append(
+                SpecialToken(
+                    token_id,
+                    text,
+                    bool(attribute & api.LLAMA_TOKEN_ATTR_LSTRIP),
+                    bool(attribute & api.LLAMA_TOKEN_ATTR_RSTRIP),
+                )
+            )
+            if attribute & api.LLAMA_TOKEN_ATTR_CONTROL or (
+                self.chat_template and text.strip() and text in self.chat_template
+            ):
                 self._protected[token_id] = text
-        named = {'bos_token': api.llama_vocab_bos(vocab), 'eos_token': api.llama_vocab_eos(vocab), 'pad_token': api.llama_vocab_pad(vocab)}
+        named = {
+            'bos_token': api.llama_vocab_bos(vocab),
+            'eos_token': api.llama_vocab_eos(vocab),
+            'pad_token': api.llama_vocab_pad(vocab),
+        }
         named = {name: token_id for name, token_id in named.items() if token_id >= 0}
         self.named_tokens = {name: self._text(token_id) for name, token_id in named.items()}
         self.bos_token_id: int | None = named.get('bos_token')
         self.add_bos = bool(api.llama_vocab_get_add_bos(vocab))
         ends = {i for i in attributes if api.llama_vocab_is_eog(vocab, i)}
         self.eos_token_ids = frozenset(ends | {named['eos_token']} if 'eos_token' in named else ends)
-        self._strip_first_space = metadata.get('tokenizer.ggml.model') == 'llama' and metadata.get('tokenizer.ggml.add_space_prefix', True)
+        self._strip_first_space = metadata.get('tokenizer.ggml.model') == 'llama' and metadata.get(
+            'tokenizer.ggml.add_space_prefix', True
+        )
         self._num_joint = 0  # ids of `_JOINT`, where text that joins other text is tokenized behind it
         if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):
             self._num_joint = len(self._tokenize(_JOINT, False))
@@ -61,19 +78,28 @@ class GGUFText:
         # llama.cpp finds user-defined tokens in plain text too, and some SentencePiece merges spell a control token: cut inside them
         cuts = sorted({at + 1 for mark in self._protected.values() for at in _occurrences(text, mark)})
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
-        return [i for n, piece in enumerate(pieces) for i in self._tokenize(piece, False, joined or n > 0) if i not in self._protected]
+        return [
+            i
+            for n, piece in enumerate(pieces)
+            for i in self._tokenize(piece, False, joined or n > 0)
+            if i not in self._protected
+        ]
 
     def _tokenize(self, text: str, special: bool, joined: bool = False) -> list[int]:
         if joined and text and self._num_joint:
-            return self._tokenize(_JOINT + text, special)[self._num_joint:]
+            return self._tokenize(_JOINT + text, special)[self._num_joint :]
         data = text.encode('utf-8', 'replace')
         buffer = (ctypes.c_int32 * (len(data) + 8))()
         with self._lock:
             self._check_open()
-            count = self._api.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
+            count = self._api.llama_tokenize(
+                self._vocab, data, len(data), buffer, len(buffer), False, special
+            )
             if count < 0:
                 buffer = (ctypes.c_int32 * -count)()
-                count = self._api.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
+                count = self._api.llama_tokenize(
+                    self._vocab, data, len(data), buffer, len(buffer), False, special
+                )
         return buffer[:count]
 
     def detokenizer(self) -> Utf8Detokenizer:

@@ -4,6 +4,7 @@ Source: the GEMM layout of AutoAWQ (`awq/utils/packing_utils.py`, `awq/modules/l
 `qweight` int32 [in, out/8], `qzeros` int32 [in/group, out/8] and `scales` float16 [in/group, out]; the weight is `(q - zero) * scale`. Each int32 holds
 eight 4-bit numbers, the lowest first, for the columns 0 2 4 6 1 3 5 7 of its eight. Lin et al. 2023, arXiv:2306.00978.
 """
+
 from __future__ import annotations
 
 import math
@@ -28,12 +29,16 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
     return nibbles[..., place].reshape(packed.shape[0], -1)
 
 
-def dequantize(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def dequantize(
+    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """The dense weight [out, in] of one layer."""
     weight, zeros = unpack_nibbles(qweight), unpack_nibbles(qzeros)
     group = weight.shape[0] // zeros.shape[0]
     if weight.shape[0] % zeros.shape[0] or scales.shape != zeros.shape or weight.shape[1] != zeros.shape[1]:
-        raise ValueError(f'shapes do not fit: qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}, scales {list(scales.shape)}')
+        raise ValueError(
+            f'shapes do not fit: qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}, scales {list(scales.shape)}'
+        )
     weight = weight.reshape(-1, group, weight.shape[1])
     dense = (weight - zeros[:, None]).to(torch.float32) * scales[:, None].to(torch.float32)
     return dense.reshape(-1, dense.shape[-1]).t().contiguous().to(dtype)
@@ -43,25 +48,39 @@ def check(checkpoint: Checkpoint) -> None:
     """Raise a `BackendError` where the checkpoint is no AWQ of the layout that is read here."""
     settings = checkpoint.config.get('quantization_config') or {}
     if settings.get('quant_method') != 'awq':
-        raise BackendError(f"{checkpoint.folder} is no AWQ checkpoint (quant_method {settings.get('quant_method')!r}); open it with api='hf'")
-    version, bits = str(settings.get('version', 'gemm')).lower(), settings.get('bits', settings.get('w_bit', 4))
+        raise BackendError(
+            f"{checkpoint.folder} is no AWQ checkpoint (quant_method {settings.get('quant_method')!r}); open it with api='hf'"
+        )
+    version, bits = (
+        str(settings.get('version', 'gemm')).lower(),
+        settings.get('bits', settings.get('w_bit', 4)),
+    )
     if version != 'gemm' or bits != 4:
-        raise BackendError(f'{checkpoint.folder}: AWQ version {version!r} with {bits} bits needs its own kernels (gptqmodel on CUDA); '
-                           "take a checkpoint with version 'gemm' and 4 bits")
+        raise BackendError(
+            f'{checkpoint.folder}: AWQ version {version!r} with {bits} bits needs its own kernels (gptqmodel on CUDA); '
+            "take a checkpoint with version 'gemm' and 4 bits"
+        )
 
 
 def dense_elements(checkpoint: Checkpoint) -> int:
     """How many numbers the weights are once unpacked."""
-    return sum(math.prod(shape) * (8 if name.endswith('.qweight') else 1) for name, (_, shape) in checkpoint.tensors.items()
-               if not name.endswith(('.qzeros', '.scales')))
+    return sum(
+        math.prod(shape) * (8 if name.endswith('.qweight') else 1)
+        for name, (_, shape) in checkpoint.tensors.items()
+        if not name.endswith(('.qzeros', '.scales'))
+    )
 
 
-def unpack(checkpoint: Checkpoint, dtype: torch.dtype, step: Callable[[float], None]) -> dict[str, torch.Tensor]:
+def unpack(
+    checkpoint: Checkpoint, dtype: torch.dtype, step: Callable[[float], None]
+) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors with every quantized layer dense, in `dtype`. step: called with the share that is done."""
     layers = {name.removesuffix('.qweight') for name in checkpoint.tensors if name.endswith('.qweight')}
     where: dict[str, str] = {}
     dense: dict[str, torch.Tensor] = {}
-    files = {name: safe_open(os.path.join(checkpoint.folder, name), framework='pt') for name in checkpoint.shards}
+    files = {
+        name: safe_open(os.path.join(checkpoint.folder, name), framework='pt') for name in checkpoint.shards
+    }
     for shard, file in files.items():
         where.update(dict.fromkeys(file.keys(), shard))
 
@@ -76,7 +95,11 @@ def unpack(checkpoint: Checkpoint, dtype: torch.dtype, step: Callable[[float], N
             dense[name] = value.to(dtype) if value.is_floating_point() else value
         elif kind == 'qweight':
             try:
-                dense[f'{layer}.weight'] = dequantize(*(tensor(f'{layer}.{suffix}') for suffix in SUFFIXES), dtype)
+                dense[f'{layer}.weight'] = dequantize(
+                    *(tensor(f'{layer}.{suffix}') for suffix in SUFFIXES), dtype
+                )
             except (KeyError, ValueError) as error:
-                raise BackendError(f'{checkpoint.folder}: layer {layer} is no AWQ layer ({error}); download it again') from error
+                raise BackendError(
+                    f'{checkpoint.folder}: layer {layer} is no AWQ layer ({error}); download it again'
+                ) from error
     return dense

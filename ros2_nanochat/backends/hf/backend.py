@@ -2,6 +2,7 @@
 
 Opening is `hf_load`'s business, running `hf_run`'s, files are `hf_files`'; this joins them and keeps the handles.
 """
+
 from __future__ import annotations
 
 import functools
@@ -46,6 +47,7 @@ class HFBackend(Backend):
     model: the `PreTrainedModel`, whole (with its vision part where it has one). tokenizer: its `Tokenizer`. runner: how its sequences are run;
     `runner.packed` tells whether several go through one forward. device: torch's.
     """
+
     max_batch_tokens = 4096  # a picture of Qwen-VL comes whole, and a camera's takes up to 2,700
     max_chunk_tokens = 512
 
@@ -65,49 +67,75 @@ class HFBackend(Backend):
 
         from ros2_nanochat.backends.hf import loading as hf_load
         from ros2_nanochat.backends.hf import runner as hf_run
+
         report = progress or (lambda share: None)
         self._aborted.clear()
         checkpoint = open_checkpoint(hf_load.read_choice(self.config.quantization).awq or self.path)
         self.device = hf_load.choose_device(self.config.device)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
-        self.tokenizer = Tokenizer.from_transformers(self._tokenizer_folder(checkpoint), checkpoint.gguf_file, self.config.trust_remote_code)
+        self.tokenizer = Tokenizer.from_transformers(
+            self._tokenizer_folder(checkpoint), checkpoint.gguf_file, self.config.trust_remote_code
+        )
         report(0.05)
-        self.model, held = hf_load.load(checkpoint, self.config, self.device, lambda share: report(0.05 + 0.9 * share), self._aborted)
+        self.model, held = hf_load.load(
+            checkpoint, self.config, self.device, lambda share: report(0.05 + 0.9 * share), self._aborted
+        )
         settings = self.model.config.get_text_config(decoder=True)
-        trained = train_context_length(settings.to_dict()) or max(self.config.max_context_len or 0, DEFAULT_CONTEXT)
+        trained = train_context_length(settings.to_dict()) or max(
+            self.config.max_context_len or 0, DEFAULT_CONTEXT
+        )
         context_length = min(self.config.max_context_len or DEFAULT_CONTEXT, trained)
-        self.runner = hf_run.Runner(self.model, context_length, min(self.tokenizer.vocab_size, settings.vocab_size), self._aborted)
+        self.runner = hf_run.Runner(
+            self.model, context_length, min(self.tokenizer.vocab_size, settings.vocab_size), self._aborted
+        )
         if self.config.compile:
             self.runner.compile()
         self.info = self._describe(checkpoint, held, settings, context_length, trained)
         self.max_sequences = self.config.max_sequences
         self.kv_capacity = self.config.kv_tokens or self.max_sequences * context_length
-        if self.info.bidirectional_prompt:     # which comes whole, however long, beside what the others decode
+        if self.info.bidirectional_prompt:  # which comes whole, however long, beside what the others decode
             self.max_batch_tokens = max(self.max_batch_tokens, context_length + self.max_sequences)
         report(1.0)
 
     def _tokenizer_folder(self, checkpoint: Checkpoint) -> str:
         """Weights named by `quantization` may lie in a folder without a tokenizer, and then the model's counts."""
         path = os.path.abspath(os.path.expanduser(self.path))
-        has_one = any(os.path.isfile(os.path.join(path, name)) for name in ('tokenizer.json', 'tokenizer.model'))
+        has_one = any(
+            os.path.isfile(os.path.join(path, name)) for name in ('tokenizer.json', 'tokenizer.model')
+        )
         return path if has_one else checkpoint.folder
 
-    def _describe(self, checkpoint: Checkpoint, held: str, settings, context_length: int, trained: int) -> ModelInfo:
+    def _describe(
+        self, checkpoint: Checkpoint, held: str, settings, context_length: int, trained: int
+    ) -> ModelInfo:
         path = os.path.abspath(os.path.expanduser(self.path))
         eos = set(self.tokenizer.eos_token_ids)
         if checkpoint.gguf_file and (ids := self.model.config.eos_token_id) is not None:
             eos.update(ids if isinstance(ids, list) else [ids])
         return ModelInfo(
-            name=os.path.basename(path.rstrip('/')).removesuffix('.gguf'), api='awq' if checkpoint.quant_method == 'awq' else 'hf', architecture=self.model.config.model_type,
-            path=path, context_length=context_length, train_context_length=trained, vocab_size=settings.vocab_size,
-            embedding_size=self.runner.embed.weight.shape[-1], eos_token_ids=frozenset(eos), bos_token_id=self.tokenizer.bos_token_id,
-            add_bos=self.tokenizer.add_bos, named_tokens=self.tokenizer.named,
-            special_tokens=self.tokenizer.special_tokens, chat_template=self.tokenizer.chat_template, quantization=held,
+            name=os.path.basename(path.rstrip('/')).removesuffix('.gguf'),
+            api='awq' if checkpoint.quant_method == 'awq' else 'hf',
+            architecture=self.model.config.model_type,
+            path=path,
+            context_length=context_length,
+            train_context_length=trained,
+            vocab_size=settings.vocab_size,
+            embedding_size=self.runner.embed.weight.shape[-1],
+            eos_token_ids=frozenset(eos),
+            bos_token_id=self.tokenizer.bos_token_id,
+            add_bos=self.tokenizer.add_bos,
+            named_tokens=self.tokenizer.named,
+            special_tokens=self.tokenizer.special_tokens,
+            chat_template=self.tokenizer.chat_template,
+            quantization=held,
             weights_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
             kv_bytes_per_token=kv_bytes_per_token(settings.to_dict(), self.model.dtype.itemsize),
-            has_embed=self.runner.takes_embeddings, takes_embeddings=self.runner.takes_embeddings,
-            takes_deepstack=self.runner.takes_embeddings and self.runner.takes_deepstack, bidirectional_prompt=self.runner.bidirectional_prompt)
+            has_embed=self.runner.takes_embeddings,
+            takes_embeddings=self.runner.takes_embeddings,
+            takes_deepstack=self.runner.takes_embeddings and self.runner.takes_deepstack,
+            bidirectional_prompt=self.runner.bidirectional_prompt,
+        )
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
@@ -116,6 +144,7 @@ class HFBackend(Backend):
         import torch
 
         from ros2_nanochat.backends.hf import loading as hf_load
+
         choice = hf_load.read_choice(config.quantization)
         checkpoint = open_checkpoint(choice.awq or path)
         if checkpoint.gguf_file:
@@ -124,11 +153,20 @@ class HFBackend(Backend):
         device = hf_load.choose_device(config.device)
         settings = checkpoint.text_config
         available = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else None
-        overhead = 200_000_000 + 4 * 512 * int(settings.get('vocab_size') or 32000)       # activations of a chunk of 512, and its logits
-        return MemoryEstimate(hf_load.weights_bytes(checkpoint, choice, device), kv_bytes_per_token(settings, element), overhead, available,
-                              train_context_length(settings) or max(config.max_context_len or 0, DEFAULT_CONTEXT))
+        overhead = 200_000_000 + 4 * 512 * int(
+            settings.get('vocab_size') or 32000
+        )  # activations of a chunk of 512, and its logits
+        return MemoryEstimate(
+            hf_load.weights_bytes(checkpoint, choice, device),
+            kv_bytes_per_token(settings, element),
+            overhead,
+            available,
+            train_context_length(settings) or max(config.max_context_len or 0, DEFAULT_CONTEXT),
+        )
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
+    ) -> list[int]:
         return self.tokenizer.tokenize(text, special, continues, joined)
 
     def detokenizer(self) -> Detokenizer:
@@ -138,8 +176,14 @@ class HFBackend(Backend):
         if not self.info.has_embed:
             return super().embed_tokens(ids)
         import torch
+
         with torch.inference_mode():
-            return self.runner.embed(torch.as_tensor(np.asarray(ids, dtype=np.int64)).to(self.device)).float().cpu().numpy()
+            return (
+                self.runner.embed(torch.as_tensor(np.asarray(ids, dtype=np.int64)).to(self.device))
+                .float()
+                .cpu()
+                .numpy()
+            )
 
     def new_sequence(self) -> int:
         return self._keep(self.runner.new())
@@ -156,7 +200,9 @@ class HFBackend(Backend):
 
     def _keep(self, sequence) -> int:
         if len(self._sequences) >= self.max_sequences:
-            raise BackendError(f'{len(self._sequences)} sequences are open, as many as max_sequences={self.max_sequences} allows')
+            raise BackendError(
+                f'{len(self._sequences)} sequences are open, as many as max_sequences={self.max_sequences} allows'
+            )
         self._handles += 1
         self._sequences[self._handles] = sequence
         return self._handles
@@ -169,6 +215,7 @@ class HFBackend(Backend):
         if not self.runner.packed:
             return None
         from ros2_nanochat.backends.hf.packed_cache import PackedSequence
+
         sequence = PackedSequence.from_bytes(data, self._fingerprint, self.runner.context_length, self.device)
         if sequence is None or sequence.length > self.kv_capacity - self.kv_used:
             return None
@@ -177,15 +224,22 @@ class HFBackend(Backend):
     @functools.cached_property
     def _fingerprint(self) -> bytes:
         """Tells the KV of this model, and of weights held like this, from that of others."""
-        facts = [self.info.path, self.info.weights_bytes, str(self.runner.dtype), self.model.config.to_json_string()]
+        facts = [
+            self.info.path,
+            self.info.weights_bytes,
+            str(self.runner.dtype),
+            self.model.config.to_json_string(),
+        ]
         return hashlib.blake2b('\0'.join(map(str, facts)).encode(), digest_size=16).digest()
 
     def forward(self, chunks: Sequence[Chunk]) -> np.ndarray | DeviceLogits:
         self._aborted.clear()
         room = self.kv_capacity - self.kv_used
         if sum(map(len, chunks)) > room:
-            raise ForwardError(f'{sum(map(len, chunks))} tokens do not fit into the KV cache, which has room for {room} of {self.kv_capacity}',
-                               [0] * len(chunks))
+            raise ForwardError(
+                f'{sum(map(len, chunks))} tokens do not fit into the KV cache, which has room for {room} of {self.kv_capacity}',
+                [0] * len(chunks),
+            )
         rows = self.runner.forward([(self._sequences[chunk.seq], chunk) for chunk in chunks])
         return rows.float().numpy() if rows.device.type == 'cpu' else DeviceLogits(rows)
 
@@ -201,4 +255,5 @@ class HFBackend(Backend):
         self.model = self.runner = None
         if getattr(self, 'device', None) is not None and self.device.type == 'cuda':
             import torch
+
             torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 Sources: the safetensors format (eight bytes of length, then a JSON header), config.json as transformers writes it, the GGUF reader of the package gguf.
 """
+
 from __future__ import annotations
 
 import json
@@ -12,8 +13,28 @@ from dataclasses import dataclass, field
 from ros2_nanochat.errors import BackendError, one_line, require
 from ros2_nanochat.files import read_json
 
-BYTES = {'F64': 8, 'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'I32': 4, 'I16': 2, 'I8': 1, 'U8': 1, 'BOOL': 1, 'F8_E4M3': 1, 'F8_E5M2': 1}
-LENGTHS = ('max_position_embeddings', 'n_positions', 'max_sequence_length', 'max_seq_len', 'seq_length', 'n_ctx')
+BYTES = {
+    'F64': 8,
+    'F32': 4,
+    'F16': 2,
+    'BF16': 2,
+    'I64': 8,
+    'I32': 4,
+    'I16': 2,
+    'I8': 1,
+    'U8': 1,
+    'BOOL': 1,
+    'F8_E4M3': 1,
+    'F8_E5M2': 1,
+}
+LENGTHS = (
+    'max_position_embeddings',
+    'n_positions',
+    'max_sequence_length',
+    'max_seq_len',
+    'seq_length',
+    'n_ctx',
+)
 MAX_HEADER = 100_000_000
 DTYPES = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 
@@ -25,6 +46,7 @@ class Checkpoint:
     folder, gguf_file: where it lies. config: config.json ({} for GGUF). shards: names of the safetensors files.
     tensors: name -> (dtype as safetensors writes it, shape). file_bytes: size of the weights on disk.
     """
+
     folder: str
     gguf_file: str | None = None
     config: dict = field(default_factory=dict)
@@ -55,7 +77,9 @@ def open_checkpoint(path: str) -> Checkpoint:
     if os.path.isfile(path):
         if path.endswith('.gguf'):
             return _open_gguf(path)
-        raise BackendError(f'{path} is no folder with a checkpoint and no .gguf file; give the folder that holds config.json')
+        raise BackendError(
+            f'{path} is no folder with a checkpoint and no .gguf file; give the folder that holds config.json'
+        )
     if not os.path.isdir(path):
         raise BackendError(f'{path} does not exist; give a folder with config.json and *.safetensors')
     names = sorted(os.listdir(path))
@@ -70,15 +94,23 @@ def open_checkpoint(path: str) -> Checkpoint:
         wanted = sorted({str(name) for name in (index.get('weight_map') or {}).values()})
         missing = [name for name in wanted if name not in names]
         if missing:
-            raise BackendError(f'{path} lacks {missing[0]} ({len(missing)} of {len(wanted)} weight files missing); download it again')
+            raise BackendError(
+                f'{path} lacks {missing[0]} ({len(missing)} of {len(wanted)} weight files missing); download it again'
+            )
         checkpoint.shards = wanted
     else:
-        checkpoint.shards = ['model.safetensors'] if 'model.safetensors' in names else [name for name in names if name.endswith('.safetensors')]
+        checkpoint.shards = (
+            ['model.safetensors']
+            if 'model.safetensors' in names
+            else [name for name in names if name.endswith('.safetensors')]
+        )
     if not checkpoint.shards:
         pickled = [name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
         if pickled:
-            raise BackendError(f'{path} has its weights as {pickled[0]} alone: such files can run code and are not opened. '
-                               'Convert them to safetensors, or take a repository that has them')
+            raise BackendError(
+                f'{path} has its weights as {pickled[0]} alone: such files can run code and are not opened. '
+                'Convert them to safetensors, or take a repository that has them'
+            )
         raise BackendError(f'{path} has no *.safetensors; download the weights as well')
     for name in checkpoint.shards:
         file = os.path.join(path, name)
@@ -100,7 +132,9 @@ def read_safetensors_header(file: str) -> dict[str, tuple[str, tuple[int, ...]]]
         tensors = {name: (entry['dtype'], tuple(entry['shape'])) for name, entry in header.items()}
         end = max((entry['data_offsets'][1] for entry in header.values()), default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackendError(f'{file} is no valid safetensors file ({one_line(error)}); download it again') from error
+        raise BackendError(
+            f'{file} is no valid safetensors file ({one_line(error)}); download it again'
+        ) from error
     if 8 + length + end > size:
         raise BackendError(f'{file} is cut short: {size} of {8 + length + end} bytes; download it again')
     return tensors
@@ -122,13 +156,23 @@ def read_gguf(checkpoint: Checkpoint) -> None:
         reader = gguf.GGUFReader(file)
         fields = {name: value for name, value in reader.fields.items() if not name.startswith('tokenizer.')}
         values = {name: value.contents() for name, value in fields.items()}
-        checkpoint.tensors = {tensor.name: ('F32', tuple(int(n) for n in tensor.shape)) for tensor in reader.tensors}
-    except Exception as error:                 # the reader raises whatever numpy does on a broken file
+        checkpoint.tensors = {
+            tensor.name: ('F32', tuple(int(n) for n in tensor.shape)) for tensor in reader.tensors
+        }
+    except Exception as error:  # the reader raises whatever numpy does on a broken file
         raise BackendError(f'{file} cannot be read ({one_line(error)}); download it again') from error
     kind = values.get('general.architecture', '')
-    names = {'context_length': 'max_position_embeddings', 'embedding_length': 'hidden_size', 'block_count': 'num_hidden_layers',
-             'attention.head_count': 'num_attention_heads', 'attention.head_count_kv': 'num_key_value_heads', 'attention.key_length': 'head_dim'}
-    checkpoint.config = {'model_type': kind} | {ours: values[f'{kind}.{theirs}'] for theirs, ours in names.items() if f'{kind}.{theirs}' in values}
+    names = {
+        'context_length': 'max_position_embeddings',
+        'embedding_length': 'hidden_size',
+        'block_count': 'num_hidden_layers',
+        'attention.head_count': 'num_attention_heads',
+        'attention.head_count_kv': 'num_key_value_heads',
+        'attention.key_length': 'head_dim',
+    }
+    checkpoint.config = {'model_type': kind} | {
+        ours: values[f'{kind}.{theirs}'] for theirs, ours in names.items() if f'{kind}.{theirs}' in values
+    }
 
 
 def train_context_length(config: dict) -> int | None:
@@ -141,6 +185,7 @@ def train_context_length(config: dict) -> int | None:
 
 def kv_bytes_per_token(config: dict, element_bytes: int) -> int:
     """Bytes of keys and values that one token takes over all layers; layers without attention hold none."""
+
     def count(*names: str) -> int:
         return next((config[name] for name in names if isinstance(config.get(name), int)), 0)
 
@@ -152,6 +197,6 @@ def kv_bytes_per_token(config: dict, element_bytes: int) -> int:
     if not heads:
         return 0
     width = count('head_dim') or count('hidden_size', 'n_embd', 'd_model') // heads
-    if count('kv_lora_rank'):                  # DeepSeek's latent attention
+    if count('kv_lora_rank'):  # DeepSeek's latent attention
         return layers * (count('kv_lora_rank') + count('qk_rope_head_dim')) * element_bytes
     return 2 * layers * (count('num_key_value_heads', 'num_kv_heads') or heads) * width * element_bytes

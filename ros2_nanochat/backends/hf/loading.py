@@ -2,6 +2,7 @@
 
 Knows nothing of sequences or forwards. Safetensors and GGUF only: nothing is unpickled.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Quantizer:
     """A way of transformers to quantize while loading. packages: what it needs; bits: of a weight, for the estimate."""
+
     packages: tuple[str, ...]
     bits: float
     make: Callable
@@ -35,15 +37,29 @@ class Quantizer:
 
 def _torchao(name: str, **options):
     import torchao.quantization
+
     return transformers.TorchAoConfig(getattr(torchao.quantization, name)(**options))
 
 
 QUANTIZERS = {
-    'bitsandbytes-4bit': Quantizer(('bitsandbytes', 'accelerate'), 4.5, lambda dtype: transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype)),
-    'bitsandbytes-8bit': Quantizer(('bitsandbytes', 'accelerate'), 8, lambda dtype: transformers.BitsAndBytesConfig(load_in_8bit=True)),
-    'torchao-int4': Quantizer(('torchao', 'accelerate'), 4.5, lambda dtype: _torchao(
-        'Int4WeightOnlyConfig', group_size=128, int4_packing_format='tile_packed_to_4d'), needs_cuda=True),
+    'bitsandbytes-4bit': Quantizer(
+        ('bitsandbytes', 'accelerate'),
+        4.5,
+        lambda dtype: transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype
+        ),
+    ),
+    'bitsandbytes-8bit': Quantizer(
+        ('bitsandbytes', 'accelerate'), 8, lambda dtype: transformers.BitsAndBytesConfig(load_in_8bit=True)
+    ),
+    'torchao-int4': Quantizer(
+        ('torchao', 'accelerate'),
+        4.5,
+        lambda dtype: _torchao(
+            'Int4WeightOnlyConfig', group_size=128, int4_packing_format='tile_packed_to_4d'
+        ),
+        needs_cuda=True,
+    ),
     'torchao-int8': Quantizer(('torchao', 'accelerate'), 8, lambda dtype: _torchao('Int8WeightOnlyConfig')),
     'fp8': Quantizer(('torchao', 'accelerate'), 8, lambda dtype: _torchao('Float8WeightOnlyConfig')),
 }
@@ -52,6 +68,7 @@ QUANTIZERS = {
 @dataclass(frozen=True)
 class Choice:
     """What `quantization` asks for. dtype: None for the checkpoint's own. awq: folder of AWQ weights beside the model."""
+
     dtype: str | None = None
     quantizer: str | None = None
     awq: str | None = None
@@ -67,7 +84,9 @@ def read_choice(quantization: str | None) -> Choice:
         return Choice(quantizer=quantization)
     if os.path.isdir(os.path.expanduser(quantization)):
         return Choice(awq=os.path.abspath(os.path.expanduser(quantization)))
-    raise BackendError(f'quantization={quantization!r} is unknown to hf. There are: auto, {", ".join((*DTYPES, *QUANTIZERS))}, or a folder of AWQ weights')
+    raise BackendError(
+        f'quantization={quantization!r} is unknown to hf. There are: auto, {", ".join((*DTYPES, *QUANTIZERS))}, or a folder of AWQ weights'
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -78,9 +97,13 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BackendError(f"device={name!r} is not valid: 'auto', 'cpu', 'cuda' or 'cuda:1'") from None
-    if device.type == 'cuda' and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise BackendError(f"device={name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; "
-                           "set device='cpu', or install a torch built for this machine's CUDA")
+    if device.type == 'cuda' and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise BackendError(
+            f'device={name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; '
+            "set device='cpu', or install a torch built for this machine's CUDA"
+        )
     if device.type not in ('cpu', 'cuda'):
         raise BackendError(f"device={name!r} is not valid: 'auto', 'cpu', 'cuda' or 'cuda:1'")
     return device
@@ -104,7 +127,11 @@ def weights_bytes(checkpoint: Checkpoint, choice: Choice, device: torch.device) 
         return hf_awq.dense_elements(checkpoint) * choose_dtype(checkpoint, choice).itemsize
     if checkpoint.quant_method:
         return checkpoint.file_bytes
-    bits = QUANTIZERS[choice.quantizer].bits if choice.quantizer else 8 * choose_dtype(checkpoint, choice).itemsize
+    bits = (
+        QUANTIZERS[choice.quantizer].bits
+        if choice.quantizer
+        else 8 * choose_dtype(checkpoint, choice).itemsize
+    )
     return int(checkpoint.num_elements * bits / 8)
 
 
@@ -112,7 +139,13 @@ def _has_awq_kernels(device: torch.device) -> bool:
     return device.type in ('cuda', 'cpu') and importlib.util.find_spec('gptqmodel') is not None
 
 
-def load(checkpoint: Checkpoint, config: ModelConfig, device: torch.device, progress: Callable[[float], None], aborted: threading.Event):
+def load(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    device: torch.device,
+    progress: Callable[[float], None],
+    aborted: threading.Event,
+):
     """Return the model, in `eval` on `device`, and how its weights are held (a dtype or the name of a quantizer)."""
     choice = read_choice(config.quantization)
     dtype = choose_dtype(checkpoint, choice)
@@ -122,7 +155,7 @@ def load(checkpoint: Checkpoint, config: ModelConfig, device: torch.device, prog
 
     best = 0.0
 
-    def step(share: float) -> None:            # transformers may show several bars, one after the other
+    def step(share: float) -> None:  # transformers may show several bars, one after the other
         nonlocal best
         best = max(best, share)
         if aborted.is_set():
@@ -132,7 +165,12 @@ def load(checkpoint: Checkpoint, config: ModelConfig, device: torch.device, prog
     with _report(step):
         if checkpoint.gguf_file:
             _need_packages(('gguf', 'accelerate'), f'opening {checkpoint.gguf_file} with hf')
-            model, held = _from_pretrained(transformers.AutoModelForCausalLM, checkpoint, gguf_file=checkpoint.gguf_file, **options), str(dtype)[6:]
+            model, held = (
+                _from_pretrained(
+                    transformers.AutoModelForCausalLM, checkpoint, gguf_file=checkpoint.gguf_file, **options
+                ),
+                str(dtype)[6:],
+            )
         elif checkpoint.quant_method == 'awq' or config.api == 'awq':
             model, held = _load_awq(checkpoint, dtype, device, options, step)
         else:
@@ -140,7 +178,9 @@ def load(checkpoint: Checkpoint, config: ModelConfig, device: torch.device, prog
                 quantizer = QUANTIZERS[choice.quantizer]
                 _need_packages(quantizer.packages, f'quantization={choice.quantizer!r}')
                 if quantizer.needs_cuda and device.type != 'cuda':
-                    raise BackendError(f'quantization={choice.quantizer!r} runs on CUDA devices alone, not on {device.type}; take bitsandbytes-8bit or a dtype')
+                    raise BackendError(
+                        f'quantization={choice.quantizer!r} runs on CUDA devices alone, not on {device.type}; take bitsandbytes-8bit or a dtype'
+                    )
                 options['quantization_config'] = quantizer.make(dtype)
             model = _from_pretrained(_model_class(checkpoint, config), checkpoint, **options)
             held = choice.quantizer or checkpoint.quant_method or str(dtype)[6:]
@@ -150,13 +190,21 @@ def load(checkpoint: Checkpoint, config: ModelConfig, device: torch.device, prog
     return model.eval(), held
 
 
-def _load_awq(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, options: dict, step: Callable[[float], None]):
+def _load_awq(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    options: dict,
+    step: Callable[[float], None],
+):
     """AWQ through transformers' own kernels where gptqmodel is there, else unpacked; on a CPU unpacked too where the kernels do not take it."""
     if checkpoint.quant_method != 'awq':
         hf_awq.check(checkpoint)
     if _has_awq_kernels(device):
         try:
-            model = _from_pretrained(transformers.AutoModelForCausalLM, checkpoint, **{'device_map': {'': str(device)}, **options})
+            model = _from_pretrained(
+                transformers.AutoModelForCausalLM, checkpoint, **{'device_map': {'': str(device)}, **options}
+            )
             with torch.inference_mode():
                 model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))  # kernels are made now
             log.info('AWQ runs through gptqmodel: the weights stay at 4 bits')
@@ -169,15 +217,24 @@ def _load_awq(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, 
         why = 'gptqmodel is not installed'
     hf_awq.check(checkpoint)
     dense_bytes = dtype.itemsize * hf_awq.dense_elements(checkpoint)
-    log.warning('AWQ is unpacked to dense %s weights, because %s: about %.1f GB of memory in place of %.1f GB, and the speed of a dense model',
-                str(dtype)[6:], why, dense_bytes / 1e9, checkpoint.file_bytes / 1e9)
+    log.warning(
+        'AWQ is unpacked to dense %s weights, because %s: about %.1f GB of memory in place of %.1f GB, and the speed of a dense model',
+        str(dtype)[6:],
+        why,
+        dense_bytes / 1e9,
+        checkpoint.file_bytes / 1e9,
+    )
     tensors = hf_awq.unpack(checkpoint, dtype, lambda share: step(0.9 * share))
-    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=options['trust_remote_code'])
+    config = transformers.AutoConfig.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=options['trust_remote_code']
+    )
     if hasattr(config, 'quantization_config'):
         del config.quantization_config
     cls = _concrete_class(config, checkpoint)
     options = {name: value for name, value in options.items() if name in ('dtype', 'device_map')}
-    return _from_pretrained(cls, checkpoint, path=None, config=config, state_dict=tensors, **options), f'awq as {str(dtype)[6:]}'
+    return _from_pretrained(
+        cls, checkpoint, path=None, config=config, state_dict=tensors, **options
+    ), f'awq as {str(dtype)[6:]}'
 
 
 def _from_pretrained(cls, checkpoint: Checkpoint, path: str | None = '', **options):
@@ -190,13 +247,19 @@ def _from_pretrained(cls, checkpoint: Checkpoint, path: str | None = '', **optio
     except (BackendError, MemoryError):
         raise
     except torch.OutOfMemoryError as error:
-        raise BackendError(f'{checkpoint.folder} does not fit into the memory of the GPU: {one_line(error)}; take a smaller model or quantization') from error
-    except Exception as error:                 # a checkpoint can be wrong in every way that transformers can stumble over
-        raise BackendError(f'transformers {transformers.__version__} cannot open {checkpoint.folder}: {one_line(error)}') from error
+        raise BackendError(
+            f'{checkpoint.folder} does not fit into the memory of the GPU: {one_line(error)}; take a smaller model or quantization'
+        ) from error
+    except Exception as error:  # a checkpoint can be wrong in every way that transformers can stumble over
+        raise BackendError(
+            f'transformers {transformers.__version__} cannot open {checkpoint.folder}: {one_line(error)}'
+        ) from error
     missing = sorted(report.get('missing_keys') or ())
     if missing:
-        raise BackendError(f'{checkpoint.folder} lacks {len(missing)} tensors of its architecture, {missing[0]} for one; '
-                           'it is incomplete, or its config.json belongs to another model')
+        raise BackendError(
+            f'{checkpoint.folder} lacks {len(missing)} tensors of its architecture, {missing[0]} for one; '
+            'it is incomplete, or its config.json belongs to another model'
+        )
     return model
 
 
@@ -206,32 +269,48 @@ def _model_class(checkpoint: Checkpoint, config: ModelConfig):
     if config.trust_remote_code and 'auto_map' in checkpoint.config:
         return transformers.AutoModelForCausalLM
     if 'auto_map' in checkpoint.config and kind not in transformers.CONFIG_MAPPING:
-        raise BackendError(f'{folder} brings its own code ({kind}); it runs only with trust_remote_code=True, if you trust its authors')
+        raise BackendError(
+            f'{folder} brings its own code ({kind}); it runs only with trust_remote_code=True, if you trust its authors'
+        )
     if kind not in transformers.CONFIG_MAPPING:
-        raise BackendError(f'{folder}: model_type {kind!r} is unknown to transformers {transformers.__version__}; a newer one may know it '
-                           "(pip install -U transformers)")
+        raise BackendError(
+            f'{folder}: model_type {kind!r} is unknown to transformers {transformers.__version__}; a newer one may know it '
+            '(pip install -U transformers)'
+        )
     settings = transformers.CONFIG_MAPPING[kind]
     architectures = checkpoint.config.get('architectures') or ['']
     image_text = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    if settings in image_text and (settings not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or architectures[0] == image_text[settings].__name__):
+    if settings in image_text and (
+        settings not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        or architectures[0] == image_text[settings].__name__
+    ):
         return transformers.AutoModelForImageTextToText
     if settings in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM
-    raise BackendError(f'{folder}: {architectures[0] or kind} is no causal language model; hf runs causal and image-text models')
+    raise BackendError(
+        f'{folder}: {architectures[0] or kind} is no causal language model; hf runs causal and image-text models'
+    )
 
 
 def _concrete_class(config, checkpoint: Checkpoint):
-    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+    for mapping in (
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    ):
         if type(config) in mapping:
             cls = mapping[type(config)]
             return cls[0] if isinstance(cls, tuple) else cls
-    raise BackendError(f'{checkpoint.folder}: transformers {transformers.__version__} has no language model for {config.model_type}')
+    raise BackendError(
+        f'{checkpoint.folder}: transformers {transformers.__version__} has no language model for {config.model_type}'
+    )
 
 
 def _need_packages(packages: tuple[str, ...], what: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise BackendError(f"{what} needs {' and '.join(missing)}: run  pip install {' '.join(missing)}  with the Python that runs this")
+        raise BackendError(
+            f'{what} needs {" and ".join(missing)}: run  pip install {" ".join(missing)}  with the Python that runs this'
+        )
 
 
 @contextlib.contextmanager
@@ -270,10 +349,13 @@ def _report(step: Callable[[float], None]):
         return Bar(*args, **options) if threading.get_ident() == thread else factory(*args, **options)
 
     from transformers import modeling_gguf_pytorch_utils as of_gguf  # makes its bar without the hook
+
     makes_bar = getattr(of_gguf, 'tqdm', None)
     previous = transformers_logging.set_tqdm_hook(hook)
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(max(verbosity, transformers_logging.ERROR))      # its tables about a checkpoint: we say it in a line
+    transformers_logging.set_verbosity(
+        max(verbosity, transformers_logging.ERROR)
+    )  # its tables about a checkpoint: we say it in a line
     of_gguf.tqdm = lambda *args, **options: hook(makes_bar, args, options)
     try:
         yield

@@ -6,6 +6,7 @@ padding, no KV is moved when conversations come and go, and a prefill rides alon
 Models whose attention cannot be exchanged that way run through `StockSequence`, one sequence a forward.
 Knows nothing of checkpoints, devices or the engine.
 """
+
 from __future__ import annotations
 
 import copy
@@ -32,7 +33,9 @@ class Positions:
     def __init__(self):
         self.length = 0
         self.next = 0
-        self._spans: list[tuple[int, int, int, int]] = []      # start and end in entries, start and end in positions
+        self._spans: list[
+            tuple[int, int, int, int]
+        ] = []  # start and end in entries, start and end in positions
 
     def append(self, n: int, advance: int | None = None, whole: bool = False) -> None:
         """Count n entries that take `advance` positions. whole: they are a span that cannot be cut."""
@@ -74,7 +77,7 @@ class PackedSequence(Positions):
             grown = [states.new_empty(1, states.shape[1], size, states.shape[3]) for states in (key, value)]
             if kv is not None:
                 for old, new in zip(kv, grown):
-                    new[:, :, :self.length] = old[:, :, :self.length]
+                    new[:, :, : self.length] = old[:, :, : self.length]
             kv = self.layers[layer] = grown
         return kv
 
@@ -84,16 +87,21 @@ class PackedSequence(Positions):
         other._spans = list(self._spans)
         n = other.trim(n)
         size = -(-max(n, 1) // self.GRAIN) * self.GRAIN
-        other.layers = {layer: [states[:, :, :size].clone() for states in kv] for layer, kv in self.layers.items()}
+        other.layers = {
+            layer: [states[:, :, :size].clone() for states in kv] for layer, kv in self.layers.items()
+        }
         return other
 
     def to_bytes(self, model: bytes) -> bytes:
         """Everything it holds, in the form of safetensors. model: what tells the model it belongs to from others."""
-        tensors = {'model': torch.frombuffer(bytearray(model), dtype=torch.uint8), 'at': torch.tensor([self.length, self.next]),
-                   'spans': torch.tensor(self._spans, dtype=torch.long).reshape(-1, 4)}
+        tensors = {
+            'model': torch.frombuffer(bytearray(model), dtype=torch.uint8),
+            'at': torch.tensor([self.length, self.next]),
+            'spans': torch.tensor(self._spans, dtype=torch.long).reshape(-1, 4),
+        }
         for layer, kv in self.layers.items():
             for name, states in zip('kv', kv):
-                tensors[f'{layer}.{name}'] = states[:, :, :self.length].contiguous().cpu()
+                tensors[f'{layer}.{name}'] = states[:, :, : self.length].contiguous().cpu()
         return safetensors.torch.save(tensors)
 
     @classmethod
@@ -117,6 +125,7 @@ class PackedSequence(Positions):
 @dataclass(eq=False)
 class Part:
     """One chunk of a packed forward: `n` entries from column `start` of the row go behind the `past` entries of `seq`."""
+
     seq: PackedSequence
     start: int
     n: int
@@ -169,6 +178,7 @@ class PackedCache(Cache):
 @dataclass
 class Rule:
     """What a part's entries attend to of their sequence: entries from `first` on, as `mask` [n, k] (added to scores) says; all of them without."""
+
     first: int = 0
     mask: torch.Tensor | None = None
     causal: bool = False
@@ -184,29 +194,63 @@ def _rule(part: Part, function, dtype: torch.dtype, device) -> Rule:
     rows = torch.arange(part.past, end, device=device)
     columns = torch.arange(end, device=device)
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
-    allowed = function(zero, zero, rows[None, None, :, None], columns[None, None, None, :]).expand(1, 1, part.n, end)[0, 0]
+    allowed = function(zero, zero, rows[None, None, :, None], columns[None, None, None, :]).expand(
+        1, 1, part.n, end
+    )[0, 0]
     if part.bidirectional:
         allowed = allowed | (columns[None] >= part.past)
     first = int(allowed.any(0).int().argmax())
     allowed = allowed[:, first:]
     if bool(allowed.all()):
         return Rule(first)
-    return Rule(first, torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -torch.inf))
+    return Rule(
+        first, torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -torch.inf)
+    )
 
 
-def packed_mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, mask_function=causal_mask_function,
-                attention_mask=None, dtype: torch.dtype = torch.float32, device='cpu', **options):
+def packed_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function=causal_mask_function,
+    attention_mask=None,
+    dtype: torch.dtype = torch.float32,
+    device='cpu',
+    **options,
+):
     """Stands in transformers' table of mask makers: the rules of each part, carried by a tensor that goes through the model untouched."""
     cache = getattr(_active, 'cache', None)
     if cache is None:
-        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, dtype=dtype, device=device, **options)
+        return sdpa_mask(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            dtype=dtype,
+            device=device,
+            **options,
+        )
     carrier = torch.empty(0)
     carrier.rules = [_rule(part, mask_function, dtype, device) for part in cache.parts]
     return carrier
 
 
-def packed_attention(module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask, scaling: float | None = None,
-                     softcap: float | None = None, s_aux: torch.Tensor | None = None, **options):
+def packed_attention(
+    module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **options,
+):
     """Stands in transformers' table of attentions: query [1, heads, n, width] -> [1, n, heads, width], each part over its own sequence's KV."""
     cache = getattr(_active, 'cache', None)
     if cache is None:
@@ -220,19 +264,32 @@ def packed_attention(module, query: torch.Tensor, key: torch.Tensor, value: torc
     for part, rule in zip(cache.parts, rules):
         keys, values = part.seq.layers[layer]
         end = part.past + part.n
-        outputs.append(_attend(query[:, :, part.start:part.start + part.n], keys[:, :, rule.first:end], values[:, :, rule.first:end], rule,
-                               scaling, softcap, s_aux))
+        outputs.append(
+            _attend(
+                query[:, :, part.start : part.start + part.n],
+                keys[:, :, rule.first : end],
+                values[:, :, rule.first : end],
+                rule,
+                scaling,
+                softcap,
+                s_aux,
+            )
+        )
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), None
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, scaling, softcap, sinks) -> torch.Tensor:
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, scaling, softcap, sinks
+) -> torch.Tensor:
     """Heads that share keys are folded into the rows, so that no key is copied. Returns [1, n, heads, width]."""
     _, heads, n, width = query.shape
     groups = heads // key.shape[1]
     if rule.causal and softcap is None and sinks is None:
         if groups > 1:
             key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling
+        ).transpose(1, 2)
     folded = query.reshape(1, key.shape[1], groups * n, width)
     mask = rule.mask
     if rule.causal:
@@ -240,18 +297,20 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: R
     if mask is not None and groups > 1:
         mask = mask.repeat(groups, 1)
     if softcap is None and sinks is None:
-        output = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+        output = torch.nn.functional.scaled_dot_product_attention(
+            folded, key, value, attn_mask=mask, scale=scaling
+        )
     else:
-        scores = folded @ key.transpose(2, 3) * (scaling if scaling is not None else width ** -0.5)
+        scores = folded @ key.transpose(2, 3) * (scaling if scaling is not None else width**-0.5)
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         if mask is not None:
             scores = scores + mask
-        if sinks is not None:                  # one more score for each head, that takes its share and gives nothing
+        if sinks is not None:  # one more score for each head, that takes its share and gives nothing
             sink = sinks.reshape(1, key.shape[1], groups, 1).repeat_interleave(n, 2).to(scores.dtype)
             scores = torch.cat([scores, sink], -1)
         weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-        output = weights[..., :key.shape[2]] @ value
+        output = weights[..., : key.shape[2]] @ value
     return output.reshape(1, heads, n, -1).transpose(1, 2)
 
 
@@ -282,8 +341,11 @@ class StockSequence(Positions):
 
     def checkpoint(self) -> None:
         """Remember this point, where the cache cannot be cropped back to it."""
-        if any(isinstance(layer, LinearAttentionCacheLayerMixin) or getattr(layer, 'is_sliding', False) for layer in self.cache.layers):
-            self._checkpoints = [*self._checkpoints, self.state()][-self.CHECKPOINTS:]
+        if any(
+            isinstance(layer, LinearAttentionCacheLayerMixin) or getattr(layer, 'is_sliding', False)
+            for layer in self.cache.layers
+        ):
+            self._checkpoints = [*self._checkpoints, self.state()][-self.CHECKPOINTS :]
 
     def trim(self, n: int) -> int:
         if n >= self.length:
@@ -293,7 +355,9 @@ class StockSequence(Positions):
         self._checkpoints = [point for point in self._checkpoints if point[0] <= kept]
         if kept and self._crop(before, before - kept):
             return kept
-        self.restore(self._checkpoints[-1] if self._checkpoints else (0, 0, [], DynamicCache(config=self._config)))
+        self.restore(
+            self._checkpoints[-1] if self._checkpoints else (0, 0, [], DynamicCache(config=self._config))
+        )
         return self.length
 
     def copy(self, n: int) -> StockSequence:
@@ -318,6 +382,15 @@ def _snapshot(cache: Cache) -> Cache:
     other.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in other.layers:
         for name, value in vars(layer).items():
-            if isinstance(value, dict):        # the states of a recurrent layer are written over, and so are notes about them
-                setattr(layer, name, {key: state.clone() if isinstance(state, torch.Tensor) else state for key, state in value.items()})
+            if isinstance(
+                value, dict
+            ):  # the states of a recurrent layer are written over, and so are notes about them
+                setattr(
+                    layer,
+                    name,
+                    {
+                        key: state.clone() if isinstance(state, torch.Tensor) else state
+                        for key, state in value.items()
+                    },
+                )
     return other

@@ -2,6 +2,7 @@
 
 Which of the two is found by trying, once, on the opened model. Knows nothing of checkpoints, tokenizers or the engine's handles.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -48,21 +49,30 @@ class Runner:
         for layers in layer_lists(model):
             for layer in layers:
                 layer.register_forward_pre_hook(self._stop_if_aborted)
-        stacked = next((part for part in model.modules() if _DEEPSTACK <= inspect.signature(part.forward).parameters.keys()), None)
+        stacked = next(
+            (
+                part
+                for part in model.modules()
+                if _DEEPSTACK <= inspect.signature(part.forward).parameters.keys()
+            ),
+            None,
+        )
         self.takes_deepstack = stacked is not None
         self._deepstack: torch.Tensor | None = None
-        if stacked is not None:                # the model around it hands on what it computed of pixels alone
+        if stacked is not None:  # the model around it hands on what it computed of pixels alone
             stacked.register_forward_pre_hook(self._add_deepstack, with_kwargs=True)
         self.bidirectional_prompt = model.config.model_type in _PREFIX_MODELS
         self._first_position = int(self.bidirectional_prompt)
         self.packed = True
         self.takes_embeddings = True
-        self._step = 0                         # entries that a forward of one sequence takes at most, 0 for any number
+        self._step = 0  # entries that a forward of one sequence takes at most, 0 for any number
         with torch.inference_mode():
             self._choose(vocab_size)
         if self.bidirectional_prompt and not (self.packed and self.takes_embeddings):
-            raise BackendError(f'{type(model).__name__}: its prompt attends to itself both ways, and its attention cannot be exchanged for one that '
-                               'allows it; another version of transformers may do')
+            raise BackendError(
+                f'{type(model).__name__}: its prompt attends to itself both ways, and its attention cannot be exchanged for one that '
+                'allows it; another version of transformers may do'
+            )
 
     def new(self) -> PackedSequence | StockSequence:
         return PackedSequence(self.context_length) if self.packed else StockSequence(self.model.config)
@@ -71,7 +81,10 @@ class Runner:
         """Append each chunk to its sequence; return the rows of logits wanted, [k, v] in the model's dtype."""
         for sequence, chunk in chunks:
             if sequence.length + len(chunk) > self.context_length:
-                raise ForwardError(f'{sequence.length} + {len(chunk)} tokens are more than the context of {self.context_length}', [0] * len(chunks))
+                raise ForwardError(
+                    f'{sequence.length} + {len(chunk)} tokens are more than the context of {self.context_length}',
+                    [0] * len(chunks),
+                )
         chunks = [(sequence, chunk) for sequence, chunk in chunks if len(chunk)]
         with torch.inference_mode():
             if self.packed:
@@ -89,14 +102,21 @@ class Runner:
             start += n
         try:
             with PackedCache(parts) as cache:
-                rows = self._call(self._inputs([chunk for _, chunk in chunks]), _join_positions(chunks), cache, wanted or [start - 1])
+                rows = self._call(
+                    self._inputs([chunk for _, chunk in chunks]),
+                    _join_positions(chunks),
+                    cache,
+                    wanted or [start - 1],
+                )
         except LoadAborted:
             raise
-        except Exception as error:             # out of memory, or whatever a model's code can raise; nothing was committed
+        except (
+            Exception
+        ) as error:  # out of memory, or whatever a model's code can raise; nothing was committed
             raise ForwardError(f'the model failed: {one_line(error)}', [0] * len(chunks)) from error
         for sequence, chunk in chunks:
             _commit(sequence, chunk)
-        return rows[:len(wanted)]
+        return rows[: len(wanted)]
 
     # ---- one sequence a forward
 
@@ -104,7 +124,7 @@ class Runner:
         rows, committed = [], []
         for index, (sequence, chunk) in enumerate(chunks):
             before = sequence.state()
-            if 1 < chunk.num_logits:           # guesses, of which some may have to go again
+            if 1 < chunk.num_logits:  # guesses, of which some may have to go again
                 sequence.checkpoint()
             try:
                 rows.append(self._forward_stock(sequence, chunk))
@@ -113,13 +133,17 @@ class Runner:
                 raise
             except Exception as error:
                 sequence.restore(before)
-                raise ForwardError(f'the model failed: {one_line(error)}', committed + [0] * (len(chunks) - index)) from error
+                raise ForwardError(
+                    f'the model failed: {one_line(error)}', committed + [0] * (len(chunks) - index)
+                ) from error
             committed.append(len(chunk))
         return torch.cat(rows) if rows else torch.empty(0, self.settings.vocab_size)
 
     def _forward_stock(self, sequence: StockSequence, chunk: Chunk) -> torch.Tensor:
         if chunk.bidirectional:
-            raise ValueError(f'{type(self.model).__name__} runs a sequence at a time here, where attention both ways within a chunk is not possible')
+            raise ValueError(
+                f'{type(self.model).__name__} runs a sequence at a time here, where attention both ways within a chunk is not possible'
+            )
         positions = _join_positions([(sequence, chunk)])
         inputs, n, rows = self._inputs([chunk]), len(chunk), []
         step = self._step or n
@@ -127,8 +151,10 @@ class Runner:
             end = min(start + step, n)
             cut = {name: value[:, start:end] for name, value in inputs.items()}
             wanted = range(max(n - chunk.num_logits, start) - start, end - start)
-            got = self._call(cut, positions[..., start:end], sequence.cache, list(wanted) or [end - start - 1])
-            rows.append(got[:len(wanted)])
+            got = self._call(
+                cut, positions[..., start:end], sequence.cache, list(wanted) or [end - start - 1]
+            )
+            rows.append(got[: len(wanted)])
         _commit(sequence, chunk)
         if n > 1 and chunk.num_logits:
             sequence.checkpoint()
@@ -138,14 +164,29 @@ class Runner:
 
     def _inputs(self, chunks: Sequence[Chunk]) -> dict[str, torch.Tensor]:
         if all(chunk.embeddings is None for chunk in chunks):
-            return {'input_ids': torch.as_tensor(np.concatenate([np.asarray(chunk.ids, dtype=np.int64) for chunk in chunks]))[None].to(self.device)}
-        rows = [self.embed(torch.as_tensor(np.asarray(chunk.ids, dtype=np.int64)).to(self.device)) if chunk.embeddings is None
-                else torch.as_tensor(np.asarray(chunk.embeddings, dtype=np.float32)).to(self.device, self.dtype) for chunk in chunks]
+            return {
+                'input_ids': torch.as_tensor(
+                    np.concatenate([np.asarray(chunk.ids, dtype=np.int64) for chunk in chunks])
+                )[None].to(self.device)
+            }
+        rows = [
+            self.embed(torch.as_tensor(np.asarray(chunk.ids, dtype=np.int64)).to(self.device))
+            if chunk.embeddings is None
+            else torch.as_tensor(np.asarray(chunk.embeddings, dtype=np.float32)).to(self.device, self.dtype)
+            for chunk in chunks
+        ]
         inputs = {'inputs_embeds': torch.cat([row.to(self.dtype) for row in rows])[None]}
         layers = next((len(chunk.deepstack) for chunk in chunks if chunk.deepstack is not None), 0)
         if layers:
-            inputs['deepstack'] = torch.cat([row.new_zeros(layers, *row.shape) if chunk.deepstack is None else torch.as_tensor(chunk.deepstack).to(row)
-                                             for chunk, row in zip(chunks, rows)], dim=1)
+            inputs['deepstack'] = torch.cat(
+                [
+                    row.new_zeros(layers, *row.shape)
+                    if chunk.deepstack is None
+                    else torch.as_tensor(chunk.deepstack).to(row)
+                    for chunk, row in zip(chunks, rows)
+                ],
+                dim=1,
+            )
         return inputs
 
     def _call(self, inputs: dict, positions: torch.Tensor, cache, wanted: list[int]) -> torch.Tensor:
@@ -164,7 +205,11 @@ class Runner:
         rows, self._deepstack = self._deepstack, None
         if rows is None:
             return None
-        return args, {**options, 'visual_pos_masks': torch.ones(1, rows.shape[1], dtype=torch.bool, device=rows.device), 'deepstack_visual_embeds': list(rows)}
+        return args, {
+            **options,
+            'visual_pos_masks': torch.ones(1, rows.shape[1], dtype=torch.bool, device=rows.device),
+            'deepstack_visual_embeds': list(rows),
+        }
 
     def _stop_if_aborted(self, *_) -> None:
         if self.aborted.is_set():
@@ -176,34 +221,58 @@ class Runner:
         """Compare seven ids at once without a cache with the same in chunks, in a batch, and as embeddings."""
         ids = torch.randint(0, vocab_size, (7,), generator=torch.Generator().manual_seed(0)).numpy()
         inputs = {'input_ids': torch.as_tensor(ids)[None].to(self.device)}
-        if self.bidirectional_prompt:          # type 1 is a reply, which is causal
+        if self.bidirectional_prompt:  # type 1 is a reply, which is causal
             inputs['token_type_ids'] = torch.ones_like(inputs['input_ids'])
         expected = self.model(**inputs).logits[0].float().cpu().numpy()
-        exact = self.dtype == torch.float32 and getattr(self.model, 'hf_quantizer', None) is None  # kernels of quantizers round inside
+        exact = (
+            self.dtype == torch.float32 and getattr(self.model, 'hf_quantizer', None) is None
+        )  # kernels of quantizers round inside
         tolerance = (1e-3 if exact else 0.1) * max(float(np.abs(expected).max()), 1e-6)
 
         def agrees(**first) -> bool:
             a, b = self.new(), self.new()
             try:
                 self.forward([(a, Chunk(0, **(first or {'ids': ids[:4]})))])
-                rows = self.forward([(a, Chunk(0, ids=ids[4:], num_logits=3)), (b, Chunk(1, ids=ids, num_logits=2))]).float().cpu().numpy()
+                rows = (
+                    self.forward(
+                        [(a, Chunk(0, ids=ids[4:], num_logits=3)), (b, Chunk(1, ids=ids, num_logits=2))]
+                    )
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
             except (ForwardError, AttributeError, NotImplementedError) as error:
                 log.debug('%s: %s', type(self.model).__name__, error)
                 return False
-            return bool((np.abs(rows - expected[[4, 5, 6, 5, 6]]) <= tolerance).all()) or not np.isfinite(expected).all()
+            return (
+                bool((np.abs(rows - expected[[4, 5, 6, 5, 6]]) <= tolerance).all())
+                or not np.isfinite(expected).all()
+            )
 
         before = self.settings._attn_implementation
-        recurrent = any(isinstance(layer, hf_cache.LinearAttentionCacheLayerMixin) for layer in StockSequence(self.model.config).cache.layers)
-        self.packed = bool(self.model._supports_attention_backend) and not recurrent and self._set_attention(hf_cache.NAME) and agrees()
+        recurrent = any(
+            isinstance(layer, hf_cache.LinearAttentionCacheLayerMixin)
+            for layer in StockSequence(self.model.config).cache.layers
+        )
+        self.packed = (
+            bool(self.model._supports_attention_backend)
+            and not recurrent
+            and self._set_attention(hf_cache.NAME)
+            and agrees()
+        )
         if not self.packed:
             self._set_attention(before)
             for self._step in (0, 1):
                 if agrees():
                     break
             else:
-                raise BackendError(f'{type(self.model).__name__} does not give the same logits with its cache as without; another version of '
-                                   'transformers may')
-        self.takes_embeddings = agrees(embeddings=self.embed(torch.as_tensor(ids[:4]).to(self.device)).float().cpu().numpy())
+                raise BackendError(
+                    f'{type(self.model).__name__} does not give the same logits with its cache as without; another version of '
+                    'transformers may'
+                )
+        self.takes_embeddings = agrees(
+            embeddings=self.embed(torch.as_tensor(ids[:4]).to(self.device)).float().cpu().numpy()
+        )
 
     def _set_attention(self, name: str) -> bool:
         """Exchange the attention of the language model alone; a vision part keeps its own. False where that cannot be."""
@@ -213,7 +282,9 @@ class Runner:
         if self.settings is config:
             self.model.set_attn_implementation(name)
         else:
-            key = next((key for key in config.sub_configs if getattr(config, key, None) is self.settings), None)
+            key = next(
+                (key for key in config.sub_configs if getattr(config, key, None) is self.settings), None
+            )
             if key is not None:
                 self.model.set_attn_implementation({key: name})
         return self.settings._attn_implementation == name
@@ -243,7 +314,9 @@ def _join_positions(chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:
     axes = max((run.shape[0] for run in runs if run.ndim == 2), default=0)
     if not axes:
         return torch.as_tensor(np.concatenate(runs))[None]
-    return torch.as_tensor(np.concatenate([np.broadcast_to(run, (axes, run.shape[-1])) for run in runs], axis=1))[:, None]
+    return torch.as_tensor(
+        np.concatenate([np.broadcast_to(run, (axes, run.shape[-1])) for run in runs], axis=1)
+    )[:, None]
 
 
 def _commit(sequence: Positions, chunk: Chunk) -> None:

@@ -1,4 +1,5 @@
 """Arrays of `mlc` on their way: ids to the device, logits that stay there until they are asked for, and bfloat16, which NumPy lacks."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -57,9 +58,17 @@ class DeviceLogits:
         """Whether `sample` works: the library offers what it takes."""
         return self._sampler.draws
 
-    def sample(self, rows: Sequence[int], temperature: Sequence[float], top_p: Sequence[float], uniform: Sequence[float]) -> np.ndarray:
+    def sample(
+        self,
+        rows: Sequence[int],
+        temperature: Sequence[float],
+        top_p: Sequence[float],
+        uniform: Sequence[float],
+    ) -> np.ndarray:
         """Ids [n] of some rows [n], each with its temperature, top-p and number from 0 to 1; the ids alone leave the device."""
-        return self._sampler.draw(self._logits, self.shape, *(np.asarray(values) for values in (rows, temperature, top_p, uniform)))
+        return self._sampler.draw(
+            self._logits, self.shape, *(np.asarray(values) for values in (rows, temperature, top_p, uniform))
+        )
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 The functions of a library and what they take are told by mlc-llm (python/mlc_llm/model, cpp/serve/model.cc). Knows nothing of prompts or sampling.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -36,7 +37,9 @@ class MLCBackend(Backend):
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
-        self._lock = threading.Lock()          # `embed_tokens` may come from any thread, and a virtual machine runs one function at a time
+        self._lock = (
+            threading.Lock()
+        )  # `embed_tokens` may come from any thread, and a virtual machine runs one function at a time
         self._aborted = threading.Event()
         self._kv: PagedKV | None = None
         self._machine = self._params = None
@@ -58,8 +61,10 @@ class MLCBackend(Backend):
         folder = MLCFolder(self.path)
         library = folder.find_library(self.config)
         if library is None:
-            raise BackendError(f'{folder.path} has no model library: no .so lies in it, nor one of its name in {cache_folder()}; name one with '
-                               f'model_lib, or make one:  nanochat-mlc {folder.path}')
+            raise BackendError(
+                f'{folder.path} has no model library: no .so lies in it, nor one of its name in {cache_folder()}; name one with '
+                f'model_lib, or make one:  nanochat-mlc {folder.path}'
+            )
         shards = folder.check_shards()
         self._tokenizer = Tokenizer.from_folder(folder.path)
         self._runtime = runtime = Runtime(self.config.device, library)
@@ -68,8 +73,12 @@ class MLCBackend(Backend):
         self._metadata = self._read_metadata(library)
         rows = match_parameters(folder, shards, self._metadata['params'], library)
         self._find_functions(library)
-        self._params = load_parameters(runtime, shards, [name for name, _, _ in self._metadata['params']], progress, self._aborted.is_set)
-        self._vocabulary = rows or int(folder.config.get('vocab_size') or folder.model.get('vocab_size') or self._tokenizer.vocab_size)
+        self._params = load_parameters(
+            runtime, shards, [name for name, _, _ in self._metadata['params']], progress, self._aborted.is_set
+        )
+        self._vocabulary = rows or int(
+            folder.config.get('vocab_size') or folder.model.get('vocab_size') or self._tokenizer.vocab_size
+        )
         self._make_kv(folder)
         self._warm_up(library)
         self.info = self._read_info(folder, sum(record.size for shard in shards for record in shard.records))
@@ -77,18 +86,35 @@ class MLCBackend(Backend):
     def _read_metadata(self, library: str) -> dict:
         describe = self._runtime.function(self._machine, '_metadata')
         if describe is None:
-            raise BackendError(f'{library} is no model library: it has no function _metadata; name the .so that mlc_llm compile made')
+            raise BackendError(
+                f'{library} is no model library: it has no function _metadata; name the .so that mlc_llm compile made'
+            )
         return parse_metadata(str(describe()), library)
 
     def _find_functions(self, library: str) -> None:
-        names = ('embed', 'prefill', 'decode', 'batch_prefill', 'batch_decode', 'extend', 'batch_extend', 'image_embed', *mlc_sampling.NAMES)
+        names = (
+            'embed',
+            'prefill',
+            'decode',
+            'batch_prefill',
+            'batch_decode',
+            'extend',
+            'batch_extend',
+            'image_embed',
+            *mlc_sampling.NAMES,
+        )
         self._functions = {name: self._runtime.function(self._machine, name) for name in names}
         if not self._functions['embed'] or not self._functions['prefill']:
             lacking = next(name for name in ('embed', 'prefill') if not self._functions[name])
-            raise BackendError(f'{library} has no function {lacking!r}; compile the model again with an mlc_llm of 2024 or newer')
+            raise BackendError(
+                f'{library} has no function {lacking!r}; compile the model again with an mlc_llm of 2024 or newer'
+            )
         self._sampler = mlc_sampling.DeviceSampler(self._runtime, self._functions)
         self._prefill = self._functions['prefill'], self._functions['batch_prefill']
-        self._extend = self._functions['extend'] or self._prefill[0], self._functions['batch_extend'] or self._prefill[1]
+        self._extend = (
+            self._functions['extend'] or self._prefill[0],
+            self._functions['batch_extend'] or self._prefill[1],
+        )
         most = max(1, int(self._metadata.get('max_batch_size') or 1))
         # Buffers were planned for these sizes: more rows of logits or sequences at once would not fit into them.
         self._most_rows = most if self._prefill[1] else 1
@@ -97,14 +123,20 @@ class MLCBackend(Backend):
 
     def _make_kv(self, folder: MLCFolder) -> None:
         config, runtime = self.config, self._runtime
-        own = folder.context_length or max(self._metadata.get('context_window_size') or 0, 0) or DEFAULT_CONTEXT
+        own = (
+            folder.context_length or max(self._metadata.get('context_window_size') or 0, 0) or DEFAULT_CONTEXT
+        )
         self._context_length = min(config.max_context_len or min(own, DEFAULT_CONTEXT), own)
         self.max_sequences = config.max_sequences
         self.kv_capacity = config.kv_tokens or self._context_length * self.max_sequences
-        self.max_batch_tokens = min(int(self._metadata.get('prefill_chunk_size') or 0) or _MOST_TOKENS, _MOST_TOKENS)
+        self.max_batch_tokens = min(
+            int(self._metadata.get('prefill_chunk_size') or 0) or _MOST_TOKENS, _MOST_TOKENS
+        )
         try:
-            row = runtime.host(self._functions['embed'](self._device_ids(np.zeros(1, np.int32)), self._params))
-        except Exception as error:             # the first kernel that runs
+            row = runtime.host(
+                self._functions['embed'](self._device_ids(np.zeros(1, np.int32)), self._params)
+            )
+        except Exception as error:  # the first kernel that runs
             raise self._does_not_run(error) from error
         self._width, self._dtype = row.shape[1], str(row.dtype)
         cache = self._metadata.get('kv_cache') or {}
@@ -112,15 +144,19 @@ class MLCBackend(Backend):
         self._kv_bytes = 2 * int(np.prod(heads)) * row.dtype.itemsize or folder.kv_bytes_per_token
         free, need = runtime.free_memory(), self._kv_bytes * self.kv_capacity
         if free is not None and need > free:
-            raise BackendError(f'a KV cache of {self.kv_capacity} tokens takes {need / (1 << 20):,.0f} MiB, and {free / (1 << 20):,.0f} MiB are free '
-                               f'on {runtime.device}: ask for less with max_context_len, max_sequences or kv_tokens')
-        self._kv = PagedKV(runtime, self._machine, self.max_sequences, self.kv_capacity, self.max_batch_tokens)
+            raise BackendError(
+                f'a KV cache of {self.kv_capacity} tokens takes {need / (1 << 20):,.0f} MiB, and {free / (1 << 20):,.0f} MiB are free '
+                f'on {runtime.device}: ask for less with max_context_len, max_sequences or kv_tokens'
+            )
+        self._kv = PagedKV(
+            runtime, self._machine, self.max_sequences, self.kv_capacity, self.max_batch_tokens
+        )
 
     def _warm_up(self, library: str) -> None:
         """Run a prompt and one token, so that kernels which do not run here show now, and buffers exist."""
         seq = self.new_sequence()
         try:
-            for n in ((2, 1) if self._context_length > 2 else (1,) * self._context_length):
+            for n in (2, 1) if self._context_length > 2 else (1,) * self._context_length:
                 rows = self._forward([Chunk(seq, ids=np.zeros(n, np.int64), num_logits=1)], [0])
             if not isinstance(rows, np.ndarray):
                 self._try_sampler(rows)
@@ -128,15 +164,19 @@ class MLCBackend(Backend):
         except Exception as error:
             raise self._does_not_run(error) from error
         if not np.isfinite(rows).all():
-            raise BackendError(f'{library} gives logits that are no numbers: the weights in {self.path} are damaged (copy them again), or too large '
-                               f'for the type they are computed in ({self._dtype}): take another quantization')
+            raise BackendError(
+                f'{library} gives logits that are no numbers: the weights in {self.path} are damaged (copy them again), or too large '
+                f'for the type they are computed in ({self._dtype}): take another quantization'
+            )
         self._logits_width = rows.shape[1]
         self.free(seq)
 
     def _does_not_run(self, error: Exception) -> BackendError:
         runtime = self._runtime
-        return BackendError(f'{runtime.library} does not run on {runtime.device} with TVM {runtime.version} ({one_line(error)}); it was compiled for '
-                            'another GPU or another TVM: compile it here with nanochat-mlc')
+        return BackendError(
+            f'{runtime.library} does not run on {runtime.device} with TVM {runtime.version} ({one_line(error)}); it was compiled for '
+            'another GPU or another TVM: compile it here with nanochat-mlc'
+        )
 
     def _try_sampler(self, rows: DeviceLogits) -> None:
         """Choose ids from logits here where the library's own functions for it do not work."""
@@ -146,22 +186,42 @@ class MLCBackend(Backend):
                 rows.sample([0], [1.0], [1.0], [0.5])
                 rows.sample([0], [1.0], [0.9], [0.5])
         except Exception as error:
-            _log.warning('the functions of %s that sample on the device do not work (%s): logits are copied for each token', self._runtime.library,
-                         one_line(error))
+            _log.warning(
+                'the functions of %s that sample on the device do not work (%s): logits are copied for each token',
+                self._runtime.library,
+                one_line(error),
+            )
             self._sampler = mlc_sampling.DeviceSampler(self._runtime, {})
 
     def _read_info(self, folder: MLCFolder, weights_bytes: int) -> ModelInfo:
         tokenizer = self._tokenizer
         return ModelInfo(
-            name=folder.name, api='mlc', architecture=folder.model_type, path=folder.path, context_length=self._context_length,
-            train_context_length=folder.context_length or self._context_length, vocab_size=self._logits_width, embedding_size=self._width,
-            eos_token_ids=end_ids(folder, tokenizer), bos_token_id=tokenizer.bos_token_id, add_bos=tokenizer.add_bos, named_tokens=tokenizer.named,
-            special_tokens=tokenizer.special_tokens, chat_template=chat_template(folder, tokenizer), quantization=folder.quantization,
-            weights_bytes=weights_bytes, kv_bytes_per_token=self._kv_bytes, has_embed=True, takes_embeddings=True)
+            name=folder.name,
+            api='mlc',
+            architecture=folder.model_type,
+            path=folder.path,
+            context_length=self._context_length,
+            train_context_length=folder.context_length or self._context_length,
+            vocab_size=self._logits_width,
+            embedding_size=self._width,
+            eos_token_ids=end_ids(folder, tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            add_bos=tokenizer.add_bos,
+            named_tokens=tokenizer.named,
+            special_tokens=tokenizer.special_tokens,
+            chat_template=chat_template(folder, tokenizer),
+            quantization=folder.quantization,
+            weights_bytes=weights_bytes,
+            kv_bytes_per_token=self._kv_bytes,
+            has_embed=True,
+            takes_embeddings=True,
+        )
 
     # --- text ---
 
-    def tokenize(self, text: str, special: bool = False, continues: bool = False, joined: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
+    ) -> list[int]:
         return self._tokenizer.tokenize(text, special, continues, joined)
 
     def detokenizer(self) -> Detokenizer:
@@ -172,13 +232,17 @@ class MLCBackend(Backend):
         rows = np.empty((len(ids), self._width), np.float32)
         for at in range(0, len(ids), self.max_batch_tokens):
             with self._lock:
-                rows[at:at + self.max_batch_tokens] = self._runtime.host(self._embed(ids[at:at + self.max_batch_tokens]))
+                rows[at : at + self.max_batch_tokens] = self._runtime.host(
+                    self._embed(ids[at : at + self.max_batch_tokens])
+                )
         return rows
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         """The library looks ids up without a check of its own and would read beyond its memory."""
         if len(ids) and (ids.min() < 0 or ids.max() >= self._vocabulary):
-            raise BackendError(f'token ids go from 0 to {self._vocabulary - 1}, and one is {ids.min() if ids.min() < 0 else ids.max()}')
+            raise BackendError(
+                f'token ids go from 0 to {self._vocabulary - 1}, and one is {ids.min() if ids.min() < 0 else ids.max()}'
+            )
         return ids
 
     @property
@@ -190,11 +254,20 @@ class MLCBackend(Backend):
             with self._lock:
                 runtime = self._runtime
                 image = runtime.from_numpy(np.ascontiguousarray(pixels[None]))
-                sizes = [runtime.shape([n]) for n in image_sizes(self._metadata.get('model_type'), *pixels.shape[:2])]
-                rows = np.array(runtime.host(self._functions['image_embed'](image, *sizes, self._params)), np.float32)
-        except Exception as error:             # tvm raises classes of its own; older libraries take pictures in another form
-            raise BackendError(f'{self._runtime.library} does not take this picture of {pixels.shape[1]} x {pixels.shape[0]} ({one_line(error, 200)}): '
-                               'compile it again with the newest mlc_llm') from error
+                sizes = [
+                    runtime.shape([n])
+                    for n in image_sizes(self._metadata.get('model_type'), *pixels.shape[:2])
+                ]
+                rows = np.array(
+                    runtime.host(self._functions['image_embed'](image, *sizes, self._params)), np.float32
+                )
+        except (
+            Exception
+        ) as error:  # tvm raises classes of its own; older libraries take pictures in another form
+            raise BackendError(
+                f'{self._runtime.library} does not take this picture of {pixels.shape[1]} x {pixels.shape[0]} ({one_line(error, 200)}): '
+                'compile it again with the newest mlc_llm'
+            ) from error
         return rows.reshape(-1, self._width)
 
     # --- sequences ---
@@ -222,7 +295,7 @@ class MLCBackend(Backend):
         try:
             with self._lock:
                 return self._forward(chunks, committed)
-        except Exception as error:             # of the library's kernels too, which raise tvm's own classes
+        except Exception as error:  # of the library's kernels too, which raise tvm's own classes
             raise ForwardError(one_line(error), committed) from error
 
     def _forward(self, chunks: Sequence[Chunk], committed: list[int]):
@@ -234,10 +307,14 @@ class MLCBackend(Backend):
         for chunk in chunks:
             n = len(chunk)
             if chunk.positions is not None or chunk.bidirectional:
-                raise BackendError(f'{self.config.model or self.path} takes no positions of more than one axis and no attention both ways through '
-                                   'mlc; use api=hf for this model')
+                raise BackendError(
+                    f'{self.config.model or self.path} takes no positions of more than one axis and no attention both ways through '
+                    'mlc; use api=hf for this model'
+                )
             if lengths[chunk.seq] + n > most:
-                raise BackendError(f'{n} entries do not fit behind {lengths[chunk.seq]}: the context holds {most}')
+                raise BackendError(
+                    f'{n} entries do not fit behind {lengths[chunk.seq]}: the context holds {most}'
+                )
             decoding = decoding and n == 1
             plain = plain and chunk.num_logits == 1 and chunk.embeddings is None
         if decoding and plain and self._functions['decode'] and 0 < len(chunks) <= self._most_decoding:
@@ -253,9 +330,13 @@ class MLCBackend(Backend):
         if min(ids) < 0 or max(ids) >= self._vocabulary:
             self._checked(np.array(ids))
         self._stop_if_asked()
-        embeddings = self._runtime.view(self._functions['embed'](self._device_ids(ids), self._params), (count, 1, self._width))
+        embeddings = self._runtime.view(
+            self._functions['embed'](self._device_ids(ids), self._params), (count, 1, self._width)
+        )
         with self._kv.appending(seqs, [1] * count):
-            logits = self._functions['decode' if count == 1 else 'batch_decode'](embeddings, self._kv.state, self._params)[0]
+            logits = self._functions['decode' if count == 1 else 'batch_decode'](
+                embeddings, self._kv.state, self._params
+            )[0]
         committed[:] = [1] * count
         if not self._runtime.on_cpu:
             return DeviceLogits(self._runtime, logits, self._sampler)
@@ -286,7 +367,9 @@ class MLCBackend(Backend):
         decode = self._functions['batch_decode' if several else 'decode']
         if total == len(pieces) and decode:
             logits = decode(view(embeddings, (total, 1, self._width)), kv, params)[0]
-            return logits, None if all(piece.rows for piece in pieces) else [i for i, piece in enumerate(pieces) if piece.rows]
+            return logits, None if all(piece.rows for piece in pieces) else [
+                i for i, piece in enumerate(pieces) if piece.rows
+            ]
         one, batch = self._extend if extends else self._prefill
         rows = sum(piece.rows for piece in pieces)
         embeddings = view(embeddings, (1, total, self._width))
@@ -295,7 +378,7 @@ class MLCBackend(Backend):
         ends = np.cumsum(counts)
         positions = np.concatenate([np.arange(end - piece.rows, end) for piece, end in zip(pieces, ends)])
         if not rows:
-            positions = ends[-1:] - 1          # a call wants one at least
+            positions = ends[-1:] - 1  # a call wants one at least
         positions = self._runtime.from_numpy(positions.astype(np.int32))
         return batch(embeddings, positions, kv, params)[0], None if rows else []
 
@@ -321,22 +404,24 @@ class MLCBackend(Backend):
     def _embed_pieces(self, chunks: Sequence[Chunk], pieces: list[Piece]):
         """Device array [n, d] of all entries of a run, ids looked up by the library."""
         if all(chunks[piece.index].embeddings is None for piece in pieces):
-            ids = [chunks[piece.index].ids[piece.start:piece.stop] for piece in pieces]
+            ids = [chunks[piece.index].ids[piece.start : piece.stop] for piece in pieces]
             return self._embed(self._checked(np.asarray(ids[0]) if len(ids) == 1 else np.concatenate(ids)))
         rows = [self._rows(chunks[piece.index], piece) for piece in pieces]
         return self._upload(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
     def _rows(self, chunk: Chunk, piece: Piece) -> np.ndarray:
         if chunk.embeddings is None:
-            ids = self._checked(np.asarray(chunk.ids[piece.start:piece.stop]))
+            ids = self._checked(np.asarray(chunk.ids[piece.start : piece.stop]))
             return np.asarray(self._runtime.host(self._embed(ids)), np.float32)
-        rows = np.asarray(chunk.embeddings[piece.start:piece.stop], np.float32)
+        rows = np.asarray(chunk.embeddings[piece.start : piece.stop], np.float32)
         if rows.ndim != 2 or rows.shape[1] != self._width:
             raise BackendError(f'embeddings must have the shape [n, {self._width}], not {list(rows.shape)}')
         return rows
 
     def _upload(self, rows: np.ndarray):
-        rows = np.ascontiguousarray(rows.astype(self._dtype) if self._dtype != 'bfloat16' else to_bfloat16(rows))
+        rows = np.ascontiguousarray(
+            rows.astype(self._dtype) if self._dtype != 'bfloat16' else to_bfloat16(rows)
+        )
         return self._runtime.from_bytes(rows.reshape(-1).view(np.uint8), rows.shape, self._dtype)
 
     # --- the end ---

@@ -2,6 +2,7 @@
 
 The form of `conv_template` is told by python/mlc_llm/protocol/conversation_protocol.py of mlc-llm.
 """
+
 from __future__ import annotations
 
 from ros2_nanochat.backends.mlc.folder import MLCFolder
@@ -44,13 +45,19 @@ def chat_template(folder: MLCFolder, tokenizer: Tokenizer) -> str | None:
         f'{{% if opened %}}{_text(before)}{"{{ system }}" if placed else ""}{_text(after)}{{% endif %}}',
         '{% for turn in turns %}',
     ]
-    for word, (role, separator) in zip(('if', 'elif'), (('user', separators[0]), ('assistant', separators[-1]))):
+    for word, (role, separator) in zip(
+        ('if', 'elif'), (('user', separators[0]), ('assistant', separators[-1]))
+    ):
         prefix = _text((roles.get(role) or '') + (conversation.get('role_content_sep') or ''))
-        if bare:                               # the system prompt stands inside the first message, [INST] style
+        if bare:  # the system prompt stands inside the first message, [INST] style
             prefix = f'{{% if not (loop.first and opened) %}}{prefix}{{% endif %}}' if prefix else ''
-        form = ((conversation.get('role_templates') or {}).get(role) or f'{{{role}_message}}').replace('{function_string}', '')
+        form = ((conversation.get('role_templates') or {}).get(role) or f'{{{role}_message}}').replace(
+            '{function_string}', ''
+        )
         head, _, tail = form.partition(f'{{{role}_message}}')
-        lines.append(f"{{% {word} turn['role'] == '{role}' %}}{prefix}{_text(head)}{{{{ turn['content'] }}}}{_text(tail + separator)}")
+        lines.append(
+            f"{{% {word} turn['role'] == '{role}' %}}{prefix}{_text(head)}{{{{ turn['content'] }}}}{_text(tail + separator)}"
+        )
     answer = (roles.get('assistant') or '') + (conversation.get('role_empty_sep') or '')
     lines.append(f'{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{_text(answer)}{{% endif %}}')
     return ''.join(lines)

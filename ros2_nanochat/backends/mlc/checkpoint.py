@@ -3,6 +3,7 @@
 transformers 5 writes `rope_parameters` and `dtype` where mlc_llm (as of 2026) looks for `rope_theta`, `rope_scaling` and `torch_dtype`, and would
 take the default rope base without a word. Knows files; runs nothing.
 """
+
 from __future__ import annotations
 
 import glob
@@ -19,12 +20,18 @@ _BESIDE = ('chat_template.jinja', 'chat_template.json', 'generation_config.json'
 def check_checkpoint(path: str) -> dict:
     """The `config.json` of a folder with a checkpoint; a BackendError says what it lacks."""
     if not os.path.isdir(path):
-        raise BackendError(f'{path} is no folder: quantizing for MLC takes the folder of a checkpoint in the form of transformers')
+        raise BackendError(
+            f'{path} is no folder: quantizing for MLC takes the folder of a checkpoint in the form of transformers'
+        )
     config = read_json(path, 'config.json')
     if not config:
-        raise BackendError(f'{path} holds neither a model of MLC-LLM (mlc-chat-config.json) nor a checkpoint of transformers (config.json)')
+        raise BackendError(
+            f'{path} holds neither a model of MLC-LLM (mlc-chat-config.json) nor a checkpoint of transformers (config.json)'
+        )
     if not any(glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in WEIGHTS):
-        raise BackendError(f'{path} has no weights: no file like {" or ".join(WEIGHTS)}; download the checkpoint whole')
+        raise BackendError(
+            f'{path} has no weights: no file like {" or ".join(WEIGHTS)}; download the checkpoint whole'
+        )
     return config
 
 
@@ -47,14 +54,18 @@ def older_config(config: dict) -> dict:
     rope = config.get('rope_parameters')
     if isinstance(rope, dict):
         local = rope.get('sliding_attention')
-        if isinstance(local, dict):            # one for each kind of attention, as Gemma 3 has it
+        if isinstance(local, dict):  # one for each kind of attention, as Gemma 3 has it
             config.setdefault('rope_local_base_freq', local.get('rope_theta', 10000.0))
         rope = rope.get('full_attention') if isinstance(rope.get('full_attention'), dict) else rope
         for name in ('rope_theta', 'partial_rotary_factor'):
             if rope.get(name) is not None:
                 config.setdefault(name, rope[name])
         if rope.get('rope_type', 'default') != 'default' and not config.get('rope_scaling'):
-            config['rope_scaling'] = {name: value for name, value in rope.items() if name not in ('rope_theta', 'partial_rotary_factor')}
+            config['rope_scaling'] = {
+                name: value
+                for name, value in rope.items()
+                if name not in ('rope_theta', 'partial_rotary_factor')
+            }
     return config
 
 
@@ -71,7 +82,11 @@ def conversation_name(path: str) -> str:
         if os.path.isfile(file):
             with open(file, encoding='utf-8', errors='replace') as stream:
                 words += stream.read()
-    for mark, name in (('<|im_start|>', 'chatml'), ('<|eot_id|>', 'llama-3'), ('<start_of_turn>', 'gemma_instruction')):
+    for mark, name in (
+        ('<|im_start|>', 'chatml'),
+        ('<|eot_id|>', 'llama-3'),
+        ('<start_of_turn>', 'gemma_instruction'),
+    ):
         if mark in words:
             return name
     return 'LM'

@@ -3,6 +3,7 @@
 What is there is whole: everything is made in a folder aside, which takes its name at the end. Two processes do not make it twice. The command line
 is told by python/mlc_llm/cli of mlc-llm.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -35,14 +36,16 @@ from ros2_nanochat.errors import BackendError
 from ros2_nanochat.files import read_json
 
 _log = logging.getLogger(__name__)
-_CHUNK = 1024      # tokens of a prefill at once: buffers are planned for it, and a Jetson has little memory
-_BATCH = 16        # sequences at once, at least
-_HEARTBEAT = 20    # seconds between lines that say how far it is
+_CHUNK = 1024  # tokens of a prefill at once: buffers are planned for it, and a Jetson has little memory
+_BATCH = 16  # sequences at once, at least
+_HEARTBEAT = 20  # seconds between lines that say how far it is
 _TARGETS = {'llvm': 'cpu'}  # the kinds of TVM, where devices have another name
 _NOISE = re.compile(r'\x1b\[[0-9;]*m')
-INSTALL = ('mlc_llm is not installed, which quantizing and compiling need: on a Jetson run in a container that has it (jetson-containers run '
-           '$(autotag mlc)), elsewhere see https://llm.mlc.ai/docs/install/mlc_llm.html; or name a model that is ready: a folder or hub repository '
-           'of MLC weights (its names end in -MLC), and its library with model_lib')
+INSTALL = (
+    'mlc_llm is not installed, which quantizing and compiling need: on a Jetson run in a container that has it (jetson-containers run '
+    '$(autotag mlc)), elsewhere see https://llm.mlc.ai/docs/install/mlc_llm.html; or name a model that is ready: a folder or hub repository '
+    'of MLC weights (its names end in -MLC), and its library with model_lib'
+)
 
 
 def prepare(path: str, config: ModelConfig, notify: Callable[[str], None] = _log.warning) -> str:
@@ -54,12 +57,16 @@ def prepare(path: str, config: ModelConfig, notify: Callable[[str], None] = _log
     if config.quantization and is_mlc_folder(os.path.expanduser(config.quantization)):
         path = os.path.abspath(os.path.expanduser(config.quantization))
     elif config.quantization and os.sep in config.quantization:
-        raise BackendError(f'quantization={config.quantization!r} is no folder of MLC weights: it has no {CONFIG}')
+        raise BackendError(
+            f'quantization={config.quantization!r} is no folder of MLC weights: it has no {CONFIG}'
+        )
     elif is_mlc_folder(path) and config.quantization:
         found = MLCFolder(path).quantization
         if found != config.quantization:
-            raise BackendError(f'the weights in {path} are {found}, and quantization={config.quantization!r} was asked for: leave it out, or name '
-                               'the original checkpoint')
+            raise BackendError(
+                f'the weights in {path} are {found}, and quantization={config.quantization!r} was asked for: leave it out, or name '
+                'the original checkpoint'
+            )
     target = target_of(config.device)
     if not is_mlc_folder(path):
         return make_model(path, config, target, notify)
@@ -69,8 +76,10 @@ def prepare(path: str, config: ModelConfig, notify: Callable[[str], None] = _log
         try:
             command()
         except BackendError as error:
-            raise BackendError(f'{path} has no model library: no .so beside it, none of its name in {cache_folder()}, and model_lib names none; and '
-                               f'to make one, {error}') from None
+            raise BackendError(
+                f'{path} has no model library: no .so beside it, none of its name in {cache_folder()}, and model_lib names none; and '
+                f'to make one, {error}'
+            ) from None
         make_library(folder, target, notify)
     return path
 
@@ -82,7 +91,7 @@ def make_model(path: str, config: ModelConfig, target: str, notify: Callable[[st
     key = _digest([json.dumps(source, sort_keys=True), _state_of_weights(path)])
     name = _safe(f'{os.path.basename(path)}-{quantization}-{target}')
     final = os.path.join(cache_folder(), f'{name}-{key}-MLC')
-    if is_mlc_folder(final):                   # of the model's own context, which serves a shorter one too
+    if is_mlc_folder(final):  # of the model's own context, which serves a shorter one too
         return final
     if config.max_context_len:
         final = os.path.join(cache_folder(), f'{name}-{config.max_context_len}-{key}-MLC')
@@ -98,15 +107,45 @@ def make_model(path: str, config: ModelConfig, target: str, notify: Callable[[st
         make_view(path, view)
         run = _Steps(3, aside, notify)
         sizes = ['--context-window-size', str(config.max_context_len)] if config.max_context_len else []
-        run('configuring', 'gen_config', view, '--quantization', quantization, '--conv-template', conversation_name(path), *sizes,
-            '--prefill-chunk-size', str(min(_CHUNK, config.max_context_len or _CHUNK)), '--max-batch-size', str(max(_BATCH, config.max_sequences)),
-            '--output', out)
-        run(f'quantizing to {quantization}', 'convert_weight', view, '--quantization', quantization, '--device', _TARGETS.get(target, target),
-            '--output', out)
+        run(
+            'configuring',
+            'gen_config',
+            view,
+            '--quantization',
+            quantization,
+            '--conv-template',
+            conversation_name(path),
+            *sizes,
+            '--prefill-chunk-size',
+            str(min(_CHUNK, config.max_context_len or _CHUNK)),
+            '--max-batch-size',
+            str(max(_BATCH, config.max_sequences)),
+            '--output',
+            out,
+        )
+        run(
+            f'quantizing to {quantization}',
+            'convert_weight',
+            view,
+            '--quantization',
+            quantization,
+            '--device',
+            _TARGETS.get(target, target),
+            '--output',
+            out,
+        )
         for file in beside_tokenizer(path):
             shutil.copy(file, out)
         library = os.path.join(out, f'{name}.so')
-        run(f'compiling for {target}', 'compile', os.path.join(out, CONFIG), '--device', _TARGETS.get(target, target), '--output', library)
+        run(
+            f'compiling for {target}',
+            'compile',
+            os.path.join(out, CONFIG),
+            '--device',
+            _TARGETS.get(target, target),
+            '--output',
+            library,
+        )
         MLCFolder(out).check_shards()
         _check_made(library)
         os.rename(out, final)
@@ -121,8 +160,15 @@ def make_library(folder: MLCFolder, target: str, notify: Callable[[str], None]) 
     with _making(final, notify) as aside:
         if aside is not None:
             library = os.path.join(aside, 'library.so')
-            _Steps(1, aside, notify)(f'compiling {folder.name} for {target}', 'compile', os.path.join(folder.path, CONFIG), '--device',
-                                     _TARGETS.get(target, target), '--output', library)
+            _Steps(1, aside, notify)(
+                f'compiling {folder.name} for {target}',
+                'compile',
+                os.path.join(folder.path, CONFIG),
+                '--device',
+                _TARGETS.get(target, target),
+                '--output',
+                library,
+            )
             _check_made(library)
             os.rename(library, final)
     return final
@@ -145,8 +191,8 @@ def _making(final: str, notify: Callable[[str], None]) -> Iterator[str | None]:
             if os.path.exists(final):
                 yield None
                 return
-            command()                          # before anything is made
-            for left in os.listdir(root):      # by a process that was killed: the lock is ours
+            command()  # before anything is made
+            for left in os.listdir(root):  # by a process that was killed: the lock is ours
                 if left.startswith(f'.{name}.making-'):
                     shutil.rmtree(os.path.join(root, left), ignore_errors=True)
             aside = tempfile.mkdtemp(prefix=f'.{name}.making-', dir=root)
@@ -156,8 +202,10 @@ def _making(final: str, notify: Callable[[str], None]) -> Iterator[str | None]:
                 shutil.rmtree(aside, ignore_errors=True)
             lock.release()
     except OSError as error:
-        raise BackendError(f'{final} cannot be written: {error.strerror or error}; free some room, or set XDG_CACHE_HOME to a disk '
-                           'that has it') from error
+        raise BackendError(
+            f'{final} cannot be written: {error.strerror or error}; free some room, or set XDG_CACHE_HOME to a disk '
+            'that has it'
+        ) from error
 
 
 class _Steps:
@@ -175,8 +223,14 @@ class _Steps:
         log = os.path.join(self._folder, f'{self._done}.log')
         # a group of its own, so that what the command starts in turn ends with it
         with open(log, 'wb') as output:
-            process = subprocess.Popen([*command(), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                       start_new_session=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+            process = subprocess.Popen(
+                [*command(), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+            )
             try:
                 while (code := self._wait(process)) is None:
                     self._notify(f'{label}: {time.monotonic() - began:.0f} s: {_last_line(log)}')
@@ -184,7 +238,9 @@ class _Steps:
                 _end(process)
                 raise
         if code:
-            raise BackendError(f'mlc_llm {arguments[0]} failed{f" on signal {-code}" if code < 0 else ""}: {_telling(_read(log))}')
+            raise BackendError(
+                f'mlc_llm {arguments[0]} failed{f" on signal {-code}" if code < 0 else ""}: {_telling(_read(log))}'
+            )
         self._notify(f'{label}: done in {time.monotonic() - began:.0f} s')
 
     @staticmethod
@@ -210,7 +266,9 @@ def _read(log: str) -> str:
 
 
 def _last_line(log: str) -> str:
-    return next((line.strip()[-120:] for line in reversed(re.split(r'[\r\n]+', _read(log))) if line.strip()), '...')
+    return next(
+        (line.strip()[-120:] for line in reversed(re.split(r'[\r\n]+', _read(log))) if line.strip()), '...'
+    )
 
 
 def _telling(text: str) -> str:
@@ -218,7 +276,11 @@ def _telling(text: str) -> str:
     if 'No space left on device' in text:
         return f'the disk is full; free some room, or set XDG_CACHE_HOME to a disk that has it ({cache_folder()} is used)'
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    known = [line for line in lines if re.match(r'(\w+\.)*\w*(Error|Exception|error)\b.*:', line) or 'error:' in line]
+    known = [
+        line
+        for line in lines
+        if re.match(r'(\w+\.)*\w*(Error|Exception|error)\b.*:', line) or 'error:' in line
+    ]
     line = (known or lines or ['it said nothing'])[-1]
     return line if len(line) <= 300 else line[:300] + '...'
 
@@ -235,22 +297,35 @@ def command() -> list[str]:
 def _check_room(path: str, quantization: str, folder: str) -> None:
     source = size_of_weights(path)
     bits = int(match[1]) if (match := re.match(r'q(\d)', quantization)) else 16
-    stored = 4 if read_json(path, 'config.json').get('torch_dtype', read_json(path, 'config.json').get('dtype')) == 'float32' else 2
+    stored = (
+        4
+        if read_json(path, 'config.json').get('torch_dtype', read_json(path, 'config.json').get('dtype'))
+        == 'float32'
+        else 2
+    )
     need = int(source / stored / 8 * (bits * 1.15 if bits else 16)) + (64 << 20)
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise BackendError(f'{folder} has {free / (1 << 20):,.0f} MiB free, and {os.path.basename(path)} in {quantization} takes about '
-                           f'{need / (1 << 20):,.0f} MiB: free some room, or set XDG_CACHE_HOME to a disk that has it')
+        raise BackendError(
+            f'{folder} has {free / (1 << 20):,.0f} MiB free, and {os.path.basename(path)} in {quantization} takes about '
+            f'{need / (1 << 20):,.0f} MiB: free some room, or set XDG_CACHE_HOME to a disk that has it'
+        )
 
 
 def _check_made(library: str) -> None:
     if not os.path.isfile(library) or not os.path.getsize(library):
-        raise BackendError('mlc_llm compile ended without an error and without a library; run it by hand to see why')
+        raise BackendError(
+            'mlc_llm compile ended without an error and without a library; run it by hand to see why'
+        )
 
 
 def _state_of_weights(path: str) -> str:
     """Changes when the weights change: names, sizes and times of the files."""
-    entries = [(name, os.stat(os.path.join(path, name))) for name in sorted(os.listdir(path)) if name.endswith(('.safetensors', '.bin'))]
+    entries = [
+        (name, os.stat(os.path.join(path, name)))
+        for name in sorted(os.listdir(path))
+        if name.endswith(('.safetensors', '.bin'))
+    ]
     return json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in entries])
 
 

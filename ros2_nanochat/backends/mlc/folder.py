@@ -1,6 +1,7 @@
 """A folder as MLC-LLM makes it: `mlc-chat-config.json`, the index of the weights (`tensor-cache.json`, before 2025 `ndarray-cache.json`), shards, a
 tokenizer, and a model library beside them, in the cache folder, or named. Reads and checks files; runs nothing, needs no TVM.
 """
+
 from __future__ import annotations
 
 import glob
@@ -27,6 +28,7 @@ def cache_folder() -> str:
 @dataclass(frozen=True)
 class Record:
     """One tensor in a shard. format: `raw`, or `f32-to-bf16` for float32 of which the upper halves are stored. nbytes: in the file."""
+
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -56,7 +58,10 @@ class MLCFolder:
             raise BackendError(f'{self.path} holds no model of MLC-LLM: it has no {CONFIG}')
         self.config = read_json(self.path, CONFIG)
         model = self.config.get('model_config') or {}
-        self.model = {**model, **(model.get('text_config') or {})}  # models that see keep the sizes of their language model there
+        self.model = {
+            **model,
+            **(model.get('text_config') or {}),
+        }  # models that see keep the sizes of their language model there
         self.quantization = str(self.config.get('quantization', 'unknown'))
         self.model_type = str(self.config.get('model_type', 'unknown'))
         self.name = os.path.basename(self.path)
@@ -75,30 +80,59 @@ class MLCFolder:
         """What the index says of the weights; a BackendError where it is missing or broken."""
         name = next((name for name in INDEXES if os.path.isfile(os.path.join(self.path, name))), None)
         if name is None:
-            raise BackendError(f'{self.path} has no weights: neither {INDEXES[0]} nor {INDEXES[1]} is there; copy or convert the model again')
+            raise BackendError(
+                f'{self.path} has no weights: neither {INDEXES[0]} nor {INDEXES[1]} is there; copy or convert the model again'
+            )
         try:
-            return [Shard(os.path.join(self.path, shard['dataPath']), int(shard['nbytes']), tuple(
-                Record(record['name'], tuple(int(n) for n in record['shape']), record['dtype'], record['format'], int(record['byteOffset']),
-                       int(record['nbytes'])) for record in shard['records'])) for shard in read_json(self.path, name)['records']]
+            return [
+                Shard(
+                    os.path.join(self.path, shard['dataPath']),
+                    int(shard['nbytes']),
+                    tuple(
+                        Record(
+                            record['name'],
+                            tuple(int(n) for n in record['shape']),
+                            record['dtype'],
+                            record['format'],
+                            int(record['byteOffset']),
+                            int(record['nbytes']),
+                        )
+                        for record in shard['records']
+                    ),
+                )
+                for shard in read_json(self.path, name)['records']
+            ]
         except (KeyError, TypeError, ValueError) as error:
-            raise BackendError(f'{os.path.join(self.path, name)} is no index of weights ({type(error).__name__}: {error}); copy it again') from error
+            raise BackendError(
+                f'{os.path.join(self.path, name)} is no index of weights ({type(error).__name__}: {error}); copy it again'
+            ) from error
 
     def check_shards(self) -> list[Shard]:
         """The shards, all of them there and whole; a BackendError names those that are not."""
         shards = self.shards()
         missing = [os.path.basename(shard.path) for shard in shards if not os.path.isfile(shard.path)]
         if missing:
-            raise BackendError(f'{self.path} lacks {len(missing)} of {len(shards)} shards of weights ({", ".join(missing[:4])}'
-                               f'{", ..." if len(missing) > 4 else ""}); download or copy the rest')
+            raise BackendError(
+                f'{self.path} lacks {len(missing)} of {len(shards)} shards of weights ({", ".join(missing[:4])}'
+                f'{", ..." if len(missing) > 4 else ""}); download or copy the rest'
+            )
         for shard in shards:
             size = os.path.getsize(shard.path)
             if size != shard.nbytes:
-                raise BackendError(f'{shard.path} has {size} bytes and should have {shard.nbytes}; copy it again')
+                raise BackendError(
+                    f'{shard.path} has {size} bytes and should have {shard.nbytes}; copy it again'
+                )
             for record in shard.records:
-                stored = record.size // 2 if record.format == 'f32-to-bf16' and record.dtype == 'float32' else record.size
+                stored = (
+                    record.size // 2
+                    if record.format == 'f32-to-bf16' and record.dtype == 'float32'
+                    else record.size
+                )
                 if record.nbytes != stored or record.offset < 0 or record.offset + record.nbytes > size:
-                    raise BackendError(f'{shard.path}: {record.name} {record.dtype}{list(record.shape)} takes {stored} bytes, and the index gives '
-                                       f'it {record.nbytes} at {record.offset} of {size}; copy or convert the model again')
+                    raise BackendError(
+                        f'{shard.path}: {record.name} {record.dtype}{list(record.shape)} takes {stored} bytes, and the index gives '
+                        f'it {record.nbytes} at {record.offset} of {size}; copy or convert the model again'
+                    )
         return shards
 
     def estimate(self) -> MemoryEstimate:
@@ -120,7 +154,7 @@ class MLCFolder:
         get = self.model.get
         value_bytes = 4 if 'f32' in self.quantization else 2
         layers = get('num_hidden_layers') or get('n_layer') or get('num_layers') or 0
-        if get('kv_lora_rank'):                # multi-head latent attention keeps one compressed vector
+        if get('kv_lora_rank'):  # multi-head latent attention keeps one compressed vector
             return layers * (get('kv_lora_rank') + (get('qk_rope_head_dim') or 0)) * value_bytes
         heads = get('num_attention_heads') or get('n_head') or 0
         kv_heads = get('num_key_value_heads') or get('multi_query_group_num') or heads
@@ -134,8 +168,13 @@ class MLCFolder:
         is none. A BackendError where `model_lib` names nothing, or several would do."""
         if config.model_lib:
             return self._named_library(os.path.expanduser(config.model_lib))
-        for folder, names in ((self.path, ['*.so']), (cache_folder(), [f'{glob.escape(stem)}*.so' for stem in self._stems()])):
-            found = sorted({path for name in names for path in glob.glob(os.path.join(glob.escape(folder), name))})
+        for folder, names in (
+            (self.path, ['*.so']),
+            (cache_folder(), [f'{glob.escape(stem)}*.so' for stem in self._stems()]),
+        ):
+            found = sorted(
+                {path for name in names for path in glob.glob(os.path.join(glob.escape(folder), name))}
+            )
             if len(found) > 1:
                 found = self._for_device(found, config.device)
             if found:
@@ -143,11 +182,20 @@ class MLCFolder:
         return None
 
     def _named_library(self, name: str) -> str:
-        places = [name, *(os.path.join(folder, name + end) for folder in (self.path, cache_folder()) for end in ('', '.so'))]
+        places = [
+            name,
+            *(
+                os.path.join(folder, name + end)
+                for folder in (self.path, cache_folder())
+                for end in ('', '.so')
+            ),
+        ]
         for place in places:
             if os.path.isfile(place):
                 return os.path.abspath(place)
-        raise BackendError(f'model_lib={name!r} is no file, neither here nor in {self.path} nor in {cache_folder()}')
+        raise BackendError(
+            f'model_lib={name!r} is no file, neither here nor in {self.path} nor in {cache_folder()}'
+        )
 
     def _stems(self) -> list[str]:
         """How a library of this model may be called: `NAME-` of the folder `NAME-MLC`, before its device."""
@@ -159,8 +207,10 @@ class MLCFolder:
         kinds = ('cpu', 'llvm', 'x86', 'aarch64') if kind == 'cpu' else (kind,)
         fitting = [path for path in paths if any(kind in os.path.basename(path) for kind in kinds)]
         if len(fitting) != 1:
-            raise BackendError(f'{os.path.dirname(paths[0])} has {len(paths)} model libraries: name one with model_lib, out of '
-                               f'{", ".join(os.path.basename(path) for path in paths)}')
+            raise BackendError(
+                f'{os.path.dirname(paths[0])} has {len(paths)} model libraries: name one with model_lib, out of '
+                f'{", ".join(os.path.basename(path) for path in paths)}'
+            )
         return fitting
 
 
@@ -190,14 +240,22 @@ def parse_metadata(text: str, library: str) -> dict:
     """What a library says of itself: the JSON of its `_metadata`; a BackendError where it is of a kind that is not run here."""
     try:
         metadata = json.loads(text)
-        metadata['params'] = [(param['name'], tuple(param['shape']), param['dtype']) for param in metadata.get('params', [])]
+        metadata['params'] = [
+            (param['name'], tuple(param['shape']), param['dtype']) for param in metadata.get('params', [])
+        ]
     except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(f'{library} describes itself in a way that is not understood ({error}); compile it with a newer mlc_llm') from error
+        raise BackendError(
+            f'{library} describes itself in a way that is not understood ({error}); compile it with a newer mlc_llm'
+        ) from error
     kind = metadata.get('kv_state_kind', 'kv_cache')
     if kind != 'kv_cache':
-        raise BackendError(f'{library} keeps a state of kind {kind!r} ({metadata.get("model_type")}); a paged KV cache is needed: '
-                           'run this model with api=hf')
+        raise BackendError(
+            f'{library} keeps a state of kind {kind!r} ({metadata.get("model_type")}); a paged KV cache is needed: '
+            'run this model with api=hf'
+        )
     for name in ('tensor_parallel_shards', 'pipeline_parallel_stages', 'seqlen_padding_factor'):
         if metadata.get(name, 1) > 1:
-            raise BackendError(f'{library} was compiled with {name}={metadata[name]}; compile it for one GPU, with {name}=1')
+            raise BackendError(
+                f'{library} was compiled with {name}={metadata[name]}; compile it for one GPU, with {name}=1'
+            )
     return metadata

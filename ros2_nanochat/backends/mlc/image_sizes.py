@@ -1,4 +1,5 @@
 """What the `image_embed` of a model library takes besides the picture. Told by mlc-llm: cpp/support/vlm_utils.cc and python/mlc_llm/model."""
+
 from __future__ import annotations
 
 import math
@@ -13,7 +14,9 @@ def image_sizes(model_type: str | None, height: int, width: int) -> tuple[int, .
     if model_type == 'llava':
         return ()
     if model_type != 'phi3_v':
-        raise BackendError(f'how a model of type {model_type!r} sees is not known here; LLaVA and Phi-3-vision are')
+        raise BackendError(
+            f'how a model of type {model_type!r} sees is not known here; LLaVA and Phi-3-vision are'
+        )
     ratio, scale = width / height, 1
     while scale * math.ceil(scale / ratio) <= _MOST_TILES:
         scale += 1

@@ -2,6 +2,7 @@
 
 Knows lengths and pages; nothing of tokens or logits. How the cache behaves is told by src/runtime/vm/paged_kv_cache.cc of TVM.
 """
+
 from __future__ import annotations
 
 import re
@@ -26,7 +27,9 @@ class PagedKV:
         self.lengths: dict[int, int] = {}
         self._next = 0
         names = ('add_sequence', 'remove_sequence', 'fork_sequence', 'popn', 'begin_forward', 'end_forward')
-        self._add, self._remove, self._fork, self._popn, self._begin, self._end = [runtime.required(f'vm.builtin.kv_state_{n}') for n in names]
+        self._add, self._remove, self._fork, self._popn, self._begin, self._end = [
+            runtime.required(f'vm.builtin.kv_state_{n}') for n in names
+        ]
         self._free_pages = runtime.required('vm.builtin.attention_kv_cache_get_num_available_pages')
         # Every sequence may leave its last page partly empty, and a trim across a fork takes one page for a moment.
         pages = -(-tokens // PAGE) + 2 * max_sequences
@@ -37,21 +40,29 @@ class PagedKV:
         shape = self._runtime.shape
         # the context stays within a sliding window, so that one need not slide: the last argument
         arguments = [shape([n]) for n in (max_sequences, tokens, chunk, PAGE, 0)]
-        makers = [self._runtime.function(machine, f'create_{kind}_paged_kv_cache') for kind in ('flashinfer', 'tir')]
+        makers = [
+            self._runtime.function(machine, f'create_{kind}_paged_kv_cache') for kind in ('flashinfer', 'tir')
+        ]
         error = None
         for create in filter(None, makers):
             try:
                 return create(*arguments)
-            except Exception as failure:       # FlashInfer's needs kernels that may not be there; the other one's are in the library
+            except Exception as failure:  # FlashInfer's needs kernels that may not be there; the other one's are in the library
                 error = failure
         if error is None:
-            raise BackendError(f'{self._runtime.library} has no function that makes a KV cache; compile the model with a newer mlc_llm')
+            raise BackendError(
+                f'{self._runtime.library} has no function that makes a KV cache; compile the model with a newer mlc_llm'
+            )
         said = one_line(error, 200)
         if not re.search(r'alloc|memory', said, re.IGNORECASE):
-            raise BackendError(f'{self._runtime.library} cannot make its KV cache with TVM {self._runtime.version} ({said}); it was compiled for another '
-                               'TVM: install that one, or compile it again with nanochat-mlc') from error
-        raise BackendError(f'no memory for a KV cache of {tokens} tokens on {self._runtime.device} ({said}): ask for less with max_context_len, '
-                           'max_sequences or kv_tokens') from error
+            raise BackendError(
+                f'{self._runtime.library} cannot make its KV cache with TVM {self._runtime.version} ({said}); it was compiled for another '
+                'TVM: install that one, or compile it again with nanochat-mlc'
+            ) from error
+        raise BackendError(
+            f'no memory for a KV cache of {tokens} tokens on {self._runtime.device} ({said}): ask for less with max_context_len, '
+            'max_sequences or kv_tokens'
+        ) from error
 
     def new(self) -> int:
         seq, self._next = self._next, self._next + 1
@@ -72,7 +83,7 @@ class PagedKV:
         if n < self.lengths[seq]:
             if n:
                 self._popn(self.state, seq, self.lengths[seq] - n)
-            else:                              # gives the pages back, which popping everything off a shared block does not
+            else:  # gives the pages back, which popping everything off a shared block does not
                 self._remove(self.state, seq)
                 self._add(self.state, seq)
             self.lengths[seq] = n
@@ -95,8 +106,10 @@ class PagedKV:
         total = sum(counts)
         # the sum of all lengths is at least what is stored: most often that settles it
         if sum(self.lengths.values()) + total > self.tokens and (free := self.tokens - self.used) < total:
-            raise BackendError(f'the KV cache has no room: {total} tokens are to go in, and {max(0, free)} of {self.tokens} are free; raise '
-                               'kv_tokens, or lower max_sequences or max_context_len')
+            raise BackendError(
+                f'the KV cache has no room: {total} tokens are to go in, and {max(0, free)} of {self.tokens} are free; raise '
+                'kv_tokens, or lower max_sequences or max_context_len'
+            )
         return _Appending(self, seqs, counts)
 
     def begin(self, seqs: Sequence[int], counts: Sequence[int]) -> None:

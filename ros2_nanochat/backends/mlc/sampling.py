@@ -3,6 +3,7 @@
 What they take is told by python/mlc_llm/compiler_pass/attach_sampler.py and attach_softmax_with_temperature.py, and how mlc-llm itself calls them by
 cpp/serve/sampler/gpu_sampler.cc. A row is drawn in the same way whatever else is in the batch, so that a seed gives one reply.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -33,9 +34,20 @@ class DeviceSampler:
         count = shape[0]
         # at temperature 0 the library's softmax leaves probability to the likeliest alone
         probabilities = self._probabilities(logits, shape, np.zeros(count))
-        return self._host(self._multinomial(probabilities, self._floats(np.full(count, 1e-3)), self._ids(np.arange(count))), shape)
+        return self._host(
+            self._multinomial(probabilities, self._floats(np.full(count, 1e-3)), self._ids(np.arange(count))),
+            shape,
+        )
 
-    def draw(self, logits, shape: tuple[int, int], rows: np.ndarray, temperature: np.ndarray, top_p: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    def draw(
+        self,
+        logits,
+        shape: tuple[int, int],
+        rows: np.ndarray,
+        temperature: np.ndarray,
+        top_p: np.ndarray,
+        uniform: np.ndarray,
+    ) -> np.ndarray:
         """Ids [n] of rows [n]: the one at which the sum of probabilities passes `uniform` [n], from 0 to 1. Temperature and top-p [n]."""
         heats = np.ones(shape[0])
         heats[rows] = temperature
@@ -43,13 +55,20 @@ class DeviceSampler:
         uniform = np.clip(uniform, _LEAST, _MOST)
         chosen, whole = np.empty(len(rows), np.int64), top_p >= 1
         if whole.any():
-            chosen[whole] = self._host(self._multinomial(probabilities, self._floats(uniform[whole]), self._ids(rows[whole])), shape)
+            chosen[whole] = self._host(
+                self._multinomial(probabilities, self._floats(uniform[whole]), self._ids(rows[whole])), shape
+            )
         if not whole.all():
             part = ~whole
             limits = np.ones(shape[0])
             limits[rows] = top_p
             values, order = self._sort(probabilities)
-            chosen[part] = self._host(self._nucleus(values, order, self._floats(uniform[part]), self._ids(rows[part]), self._floats(limits)), shape)
+            chosen[part] = self._host(
+                self._nucleus(
+                    values, order, self._floats(uniform[part]), self._ids(rows[part]), self._floats(limits)
+                ),
+                shape,
+            )
         return chosen
 
     def _probabilities(self, logits, shape: tuple[int, int], temperature: np.ndarray):
@@ -66,6 +85,8 @@ class DeviceSampler:
     @staticmethod
     def _host(ids, shape: tuple[int, int]) -> np.ndarray:
         ids = ids.numpy().reshape(-1)
-        if len(ids) and (ids.min() < 0 or ids.max() >= shape[1]):  # the kernels write nothing where probabilities are no numbers
+        if len(ids) and (
+            ids.min() < 0 or ids.max() >= shape[1]
+        ):  # the kernels write nothing where probabilities are no numbers
             raise ValueError('the logits are no numbers: the model failed')
         return ids

@@ -3,6 +3,7 @@
 Since 0.21 arrays are `tvm.runtime.Tensor`, shapes `tvm_ffi.Shape`; before, as in the containers for Jetson of 2024 and 2025, `tvm.nd.NDArray` and
 `tvm.runtime.ShapeTuple`. Knows arrays, devices and libraries; nothing of models.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -15,7 +16,7 @@ import numpy as np
 from ros2_nanochat.errors import BackendError, require
 
 _POOLED = 2  # AllocatorType of tvm/runtime/memory/memory_manager.h
-_CPU = 1     # DLDeviceType of DLPack
+_CPU = 1  # DLDeviceType of DLPack
 _DEVICE_KINDS = ('cuda', 'vulkan', 'rocm', 'metal', 'opencl')
 _ELF_MACHINES = {0x03: 'x86', 0x28: 'arm', 0x3E: 'x86_64', 0xB7: 'aarch64', 0xF3: 'riscv'}
 
@@ -36,13 +37,17 @@ class Runtime:
         wanted = compiled if device == 'auto' else device
         kind, _, index = wanted.partition(':')
         if kind != compiled:
-            raise BackendError(f'{library} was compiled for {compiled}, and device={device!r} was asked for: leave device at auto, or compile the '
-                               f'library for it (nanochat-mlc MODEL --target {kind})')
+            raise BackendError(
+                f'{library} was compiled for {compiled}, and device={device!r} was asked for: leave device at auto, or compile the '
+                f'library for it (nanochat-mlc MODEL --target {kind})'
+            )
         self.device = self.tvm.device(kind, int(index or 0))
         self.on_cpu = compiled == 'cpu'
         if not self.on_cpu and not self.device.exist:
-            raise BackendError(f'{library} was compiled for {compiled}, and TVM {self.version} finds no such device ({wanted}) here: check the '
-                               f'driver and that this TVM was built with {compiled}, or use a library compiled for the CPU')
+            raise BackendError(
+                f'{library} was compiled for {compiled}, and TVM {self.version} finds no such device ({wanted}) here: check the '
+                f'driver and that this TVM was built with {compiled}, or use a library compiled for the CPU'
+            )
         self._new_shape = _first(self.tvm, 'runtime.ShapeTuple') or require('tvm_ffi', 'mlc').Shape
         self._empty = _first(self.tvm, 'runtime.empty', 'nd.empty')
         self._convert = self.tvm.runtime.convert
@@ -56,29 +61,39 @@ class Runtime:
     def _load(self, path: str):
         try:
             module = self.tvm.runtime.load_module(path)
-        except Exception as error:             # tvm raises classes of its own for what dlopen and its loaders say
+        except Exception as error:  # tvm raises classes of its own for what dlopen and its loaders say
             text = str(error)
             if 'loader' in text or 'binary' in text.lower() or 'not enabled' in text:
                 what = 'was compiled for a device that this TVM was not built for'
             else:
                 what = 'cannot be loaded'
-            raise BackendError(f'{path} {what} (TVM {self.version}: {_reason(error)}); use a library compiled for this machine and this TVM, '
-                               'or compile it again with nanochat-mlc') from error
+            raise BackendError(
+                f'{path} {what} (TVM {self.version}: {_reason(error)}); use a library compiled for this machine and this TVM, '
+                'or compile it again with nanochat-mlc'
+            ) from error
         if not _has(module, 'vm_load_executable'):
-            raise BackendError(f'{path} is no model library: it has no function vm_load_executable; name the .so that mlc_llm compile made')
+            raise BackendError(
+                f'{path} is no model library: it has no function vm_load_executable; name the .so that mlc_llm compile made'
+            )
         return module
 
     def virtual_machine(self):
         """A new virtual machine that runs the library on the device."""
         try:
             machine = self._executable['vm_load_executable']()
-            device_type = int(self.device.dlpack_device_type() if hasattr(self.device, 'dlpack_device_type') else self.device.device_type)
+            device_type = int(
+                self.device.dlpack_device_type()
+                if hasattr(self.device, 'dlpack_device_type')
+                else self.device.device_type
+            )
             index = self.device.index if hasattr(self.device, 'index') else self.device.device_id
             machine['vm_initialization'](device_type, index, _POOLED, _CPU, 0, _POOLED)
             return machine
         except Exception as error:
-            raise BackendError(f'{self.library} does not start on TVM {self.version}: {_reason(error)}; compile it again with the mlc_llm that '
-                               'belongs to this TVM') from error
+            raise BackendError(
+                f'{self.library} does not start on TVM {self.version}: {_reason(error)}; compile it again with the mlc_llm that '
+                'belongs to this TVM'
+            ) from error
 
     def function(self, machine, name: str):
         """A function of the library, or None where it has none of that name."""
@@ -95,7 +110,9 @@ class Runtime:
     def required(self, name: str):
         found = self.builtin(name)
         if found is None:
-            raise BackendError(f'TVM {self.version} has no {name}: too old, or a build without the Relax runtime; install apache-tvm 0.25 or newer')
+            raise BackendError(
+                f'TVM {self.version} has no {name}: too old, or a build without the Relax runtime; install apache-tvm 0.25 or newer'
+            )
         return found
 
     # --- arrays ---
@@ -149,7 +166,7 @@ class Runtime:
         """How many threads this thread's calls use on the CPU."""
         configure = self.builtin('runtime.config_threadpool')
         if configure is not None:
-            configure(1, count)                # 1: the fast cores first (threading_backend.h)
+            configure(1, count)  # 1: the fast cores first (threading_backend.h)
 
     def free_memory(self) -> int | None:
         """Bytes that are free on the device, where TVM can tell and it is not the host's memory."""
@@ -162,7 +179,7 @@ def free_memory(device) -> int | None:
         return None
     try:
         return device.available_global_memory or None
-    except Exception:                          # not there in older versions, nor for every device
+    except Exception:  # not there in older versions, nor for every device
         return None
 
 
@@ -183,18 +200,26 @@ def check_elf(path: str) -> None:
         raise BackendError(f'the model library {path} cannot be read: {error.strerror}') from error
     if head[:4] != b'\x7fELF':
         if head[:4] in (b'\xcf\xfa\xed\xfe', b'MZ\x90\x00'):
-            raise BackendError(f'{path} is a library for another operating system; compile it here with nanochat-mlc')
-        raise BackendError(f'{path} is no shared library (it has {size} bytes and does not begin as one); copy it again')
+            raise BackendError(
+                f'{path} is a library for another operating system; compile it here with nanochat-mlc'
+            )
+        raise BackendError(
+            f'{path} is no shared library (it has {size} bytes and does not begin as one); copy it again'
+        )
     if len(head) < 64 or head[4] != 2:
         raise BackendError(f'{path} is no 64-bit library, or is cut off at {size} bytes; copy it again')
-    machine, = struct.unpack_from('<H', head, 18)
+    (machine,) = struct.unpack_from('<H', head, 18)
     here = os.uname().machine
     if _ELF_MACHINES.get(machine, '') != here and machine in _ELF_MACHINES:
-        raise BackendError(f'{path} was compiled for {_ELF_MACHINES[machine]}, and this machine is {here}; compile it here with nanochat-mlc')
-    sections, = struct.unpack_from('<Q', head, 40)
+        raise BackendError(
+            f'{path} was compiled for {_ELF_MACHINES[machine]}, and this machine is {here}; compile it here with nanochat-mlc'
+        )
+    (sections,) = struct.unpack_from('<Q', head, 40)
     entry_size, count = struct.unpack_from('<HH', head, 58)
     if size < sections + entry_size * count:
-        raise BackendError(f'{path} is cut off: it has {size} bytes and should have {sections + entry_size * count} or more; copy it again')
+        raise BackendError(
+            f'{path} is cut off: it has {size} bytes and should have {sections + entry_size * count} or more; copy it again'
+        )
 
 
 def module_kinds(module) -> set[str]:
@@ -204,7 +229,11 @@ def module_kinds(module) -> set[str]:
         module = todo.pop()
         kinds.add(str(getattr(module, 'kind', None) or getattr(module, 'type_key', '')))
         imports = getattr(module, 'imports', None)
-        todo += list(imports if imports is not None and not callable(imports) else getattr(module, 'imported_modules', []))
+        todo += list(
+            imports
+            if imports is not None and not callable(imports)
+            else getattr(module, 'imported_modules', [])
+        )
     return kinds
 
 
@@ -229,5 +258,7 @@ def _reason(error: Exception) -> str:
     """What an error of TVM says, without the places in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(('File ', 'Traceback', 'Stack trace'))]
-    text = (telling or lines or [type(error).__name__])[-1 if len(telling) > 1 and 'Check failed' not in telling[0] else 0]
+    text = (telling or lines or [type(error).__name__])[
+        -1 if len(telling) > 1 and 'Check failed' not in telling[0] else 0
+    ]
     return text if len(text) <= 240 else text[:240] + '...'

@@ -1,4 +1,5 @@
 """Weights from an MLC-LLM folder onto a device, in the order in which its library takes them."""
+
 from __future__ import annotations
 
 import os
@@ -11,7 +12,9 @@ from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 from ros2_nanochat.errors import BackendError, LoadAborted
 
 
-def match_parameters(folder: MLCFolder, shards: list[Shard], parameters: list[tuple], library: str) -> int | None:
+def match_parameters(
+    folder: MLCFolder, shards: list[Shard], parameters: list[tuple], library: str
+) -> int | None:
     """Check that the weights are those that a library takes; return the size of the vocabulary where the library leaves that open.
 
     parameters: `(name, shape, dtype)` of its `_metadata`; a size that it leaves open (the vocabulary) is a name or -1. BackendError: what differs.
@@ -19,28 +22,42 @@ def match_parameters(folder: MLCFolder, shards: list[Shard], parameters: list[tu
     records = {record.name: record for shard in shards for record in shard.records}
     missing = [name for name, _, _ in parameters if name not in records]
     if missing:
-        raise BackendError(f'the weights in {folder.path} ({folder.quantization}) do not fit {library}: {len(missing)} of {len(parameters)} '
-                           f'parameters are missing, {missing[0]!r} first; use the library compiled for this model and quantization')
+        raise BackendError(
+            f'the weights in {folder.path} ({folder.quantization}) do not fit {library}: {len(missing)} of {len(parameters)} '
+            f'parameters are missing, {missing[0]!r} first; use the library compiled for this model and quantization'
+        )
     rows = []
     for name, shape, dtype in parameters:
         record = records[name]
-        fits = len(shape) == len(record.shape) and all(not isinstance(a, int) or a < 0 or a == b for a, b in zip(shape, record.shape))
+        fits = len(shape) == len(record.shape) and all(
+            not isinstance(a, int) or a < 0 or a == b for a, b in zip(shape, record.shape)
+        )
         if not fits or dtype != record.dtype:
-            raise BackendError(f'the weights in {folder.path} ({folder.quantization}) do not fit {library}: {name!r} is {record.dtype}'
-                               f'{list(record.shape)}, and the library takes {dtype}{list(shape)}; use the library compiled for this model')
+            raise BackendError(
+                f'the weights in {folder.path} ({folder.quantization}) do not fit {library}: {name!r} is {record.dtype}'
+                f'{list(record.shape)}, and the library takes {dtype}{list(shape)}; use the library compiled for this model'
+            )
         if shape and (not isinstance(shape[0], int) or shape[0] < 0):
             rows.append(record.shape[0])
     return min(rows, default=None)
 
 
-def load_parameters(runtime: Runtime, shards: list[Shard], names: list[str], progress: Callable[[float], None] | None,
-                    aborted: Callable[[], bool]):
+def load_parameters(
+    runtime: Runtime,
+    shards: list[Shard],
+    names: list[str],
+    progress: Callable[[float], None] | None,
+    aborted: Callable[[], bool],
+):
     """Copy the tensors onto the device and return them as one argument, in the order of `names`; without names, as `param_0`, `param_1`, ...
 
     progress: called with the share that is done. aborted: asked before each tensor; once it says so, a LoadAborted is raised.
     """
     if not names:
-        names = sorted((record.name for shard in shards for record in shard.records), key=lambda name: int(name.rpartition('_')[2]))
+        names = sorted(
+            (record.name for shard in shards for record in shard.records),
+            key=lambda name: int(name.rpartition('_')[2]),
+        )
     wanted, arrays = set(names), {}
     total = sum(shard.nbytes for shard in shards) or 1
     done = 0
@@ -50,7 +67,9 @@ def load_parameters(runtime: Runtime, shards: list[Shard], names: list[str], pro
             if aborted():
                 raise LoadAborted(f'loading {os.path.dirname(shard.path)} was stopped')
             if record.name in wanted:
-                arrays[record.name] = _load(runtime, record, data[record.offset:record.offset + record.nbytes], shard.path)
+                arrays[record.name] = _load(
+                    runtime, record, data[record.offset : record.offset + record.nbytes], shard.path
+                )
             done += record.nbytes
             if progress:
                 progress(min(1.0, done / total))
@@ -61,9 +80,13 @@ def _load(runtime: Runtime, record: Record, data: np.ndarray, path: str):
     if record.format == 'f32-to-bf16' and record.dtype == 'float32':
         data = (data.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.uint8)
     elif record.format not in ('raw', 'f32-to-bf16'):
-        raise BackendError(f'{path}: {record.name} is stored as {record.format!r}, which is not known; convert the model with a current mlc_llm')
+        raise BackendError(
+            f'{path}: {record.name} is stored as {record.format!r}, which is not known; convert the model with a current mlc_llm'
+        )
     try:
         return runtime.from_bytes(np.ascontiguousarray(data), record.shape, record.dtype)
-    except Exception as error:                 # tvm's allocators raise classes of their own
-        raise BackendError(f'no memory for {record.name} ({record.size / (1 << 20):,.1f} MiB) of {path} on {runtime.device}: '
-                           'end other programs or use a smaller model') from error
+    except Exception as error:  # tvm's allocators raise classes of their own
+        raise BackendError(
+            f'no memory for {record.name} ({record.size / (1 << 20):,.1f} MiB) of {path} on {runtime.device}: '
+            'end other programs or use a smaller model'
+        ) from error

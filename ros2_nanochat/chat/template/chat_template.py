@@ -3,6 +3,7 @@
 Finds the template: what is asked for (a name, a file, a dict), else the model's own Jinja source, else by the model's name.
 Rendering is the business of `jinja` and `pieces`, ids are that of `segments`.
 """
+
 from __future__ import annotations
 
 import json
@@ -53,7 +54,11 @@ class ChatTemplate:
         self._ordinary: dict[int, bool] = {}
         self._finder = SpecialFinder(info.special_tokens)
         self.image_token = self._find_image_token()
-        extra = [SpecialText(-1, self.image_token)] if self.image_token and self.image_token not in self._by_text else []
+        extra = (
+            [SpecialText(-1, self.image_token)]
+            if self.image_token and self.image_token not in self._by_text
+            else []
+        )
         self._protected = SpecialFinder([*info.special_tokens, *extra], ignore_case=True)
         self._runs = Runs(model.tokenize, self._is_protected, lambda i: self._by_id[i].text)
         self.stop = self._find_stop()
@@ -71,24 +76,36 @@ class ChatTemplate:
             if info.chat_template:
                 return JinjaMarkup(info.chat_template, self._variables, name=f'of {info.name}')
             wanted = find_name(info.name, info.architecture) or find_name(os.path.basename(info.path), '')
-            if wanted is None and {'<|im_start|>', '<|im_end|>'} <= {token.text for token in info.special_tokens}:
+            if wanted is None and {'<|im_start|>', '<|im_end|>'} <= {
+                token.text for token in info.special_tokens
+            }:
                 wanted = 'chat-ml'
             if wanted is None:
-                raise ValueError(f'{info.name} (type {info.architecture}) has no chat template, and none is known for it: '
-                                 f'set chat_template to one of {", ".join(self.names())}, or to a JSON or Jinja file')
+                raise ValueError(
+                    f'{info.name} (type {info.architecture}) has no chat template, and none is known for it: '
+                    f'set chat_template to one of {", ".join(self.names())}, or to a JSON or Jinja file'
+                )
         if isinstance(wanted, Mapping):
             return self._from_pieces(check_nanollm_format(wanted, 'chat_template'), 'custom')
         if not isinstance(wanted, (str, os.PathLike)):
-            raise ValueError(f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or a dict')
+            raise ValueError(
+                f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or a dict'
+            )
         wanted = os.fspath(wanted)
         if wanted in BUILTIN:
             builtin = BUILTIN[wanted]
-            return JinjaMarkup(builtin, self._variables, wanted) if isinstance(builtin, str) else self._from_pieces(builtin, wanted)
+            return (
+                JinjaMarkup(builtin, self._variables, wanted)
+                if isinstance(builtin, str)
+                else self._from_pieces(builtin, wanted)
+            )
         if '{%' in wanted or '{{' in wanted:
             return JinjaMarkup(wanted, self._variables, where='chat_template')
         if os.path.isfile(wanted):
             return self._from_file(wanted)
-        raise ValueError(f'there is no chat template {wanted!r}: neither a file nor one of {", ".join(self.names())}')
+        raise ValueError(
+            f'there is no chat template {wanted!r}: neither a file nor one of {", ".join(self.names())}'
+        )
 
     def _from_pieces(self, pieces: Mapping, name: str) -> NanoLLMFormat:
         return NanoLLMFormat(pieces, self._variables, self._ends, name)
@@ -108,7 +125,9 @@ class ChatTemplate:
             raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
         except RecursionError:
             raise ValueError(f'{path} is nested too deep') from None
-        if isinstance(pieces, dict) and isinstance(pieces.get('chat_template'), str):  # the file in which transformers keeps one
+        if isinstance(pieces, dict) and isinstance(
+            pieces.get('chat_template'), str
+        ):  # the file in which transformers keeps one
             return JinjaMarkup(pieces['chat_template'], self._variables, name, where=path)
 
         def line_of(key):
@@ -148,11 +167,15 @@ class ChatTemplate:
             return False
         if token_id not in self._ordinary:
             self._ordinary[token_id] = not token.text.strip() or (
-                token.text not in self.markup.source and list(self._model.tokenize(token.text, special=False, continues=True)) == [token_id])
+                token.text not in self.markup.source
+                and list(self._model.tokenize(token.text, special=False, continues=True)) == [token_id]
+            )
         return not self._ordinary[token_id]
 
     def _hide(self, text: str, placeholders: Placeholders) -> str:
-        return placeholders.hide(text, self._protected, lambda token: token.id < 0 or self._is_protected(token.id))
+        return placeholders.hide(
+            text, self._protected, lambda token: token.id < 0 or self._is_protected(token.id)
+        )
 
     # --- rendering ---
 
@@ -173,7 +196,9 @@ class ChatTemplate:
             return self._join([])
         conversation = Conversation(messages, self.markup, self._hide, self.image_token)
         text = conversation.render(self._generation(messages, add_generation_prompt))
-        return self._join(self._parts(self._place_images(text, conversation.placeholders), conversation.placeholders))
+        return self._join(
+            self._parts(self._place_images(text, conversation.placeholders), conversation.placeholders)
+        )
 
     @staticmethod
     def _generation(messages: Sequence[ChatMessage], wanted: bool | None) -> bool:
@@ -186,7 +211,10 @@ class ChatTemplate:
             value = placeholders.objects[text[at]]
             if not isinstance(value, Written):
                 pieces.append(text[end:at])
-                pieces += [part if isinstance(part, str) else placeholders.for_object(part) for part in value.embed(self._model)]
+                pieces += [
+                    part if isinstance(part, str) else placeholders.for_object(part)
+                    for part in value.embed(self._model)
+                ]
                 end = at + 1
         return ''.join([*pieces, text[end:]])
 
@@ -212,12 +240,18 @@ class ChatTemplate:
     def _join(self, parts: list[Any]) -> Prompt:
         info, embed = self._model.info, None
         if not self.markup.writes_bos and info.add_bos and info.bos_token_id is not None:
-            if not (parts and isinstance(parts[0], (list, tuple)) and parts[0][:1] in ([info.bos_token_id], (info.bos_token_id,))):
+            if not (
+                parts
+                and isinstance(parts[0], (list, tuple))
+                and parts[0][:1] in ([info.bos_token_id], (info.bos_token_id,))
+            ):
                 parts = [[info.bos_token_id], *parts]
         if self._model.has_embed:
+
             def embed(ids):
                 rows = np.asarray(self._model.embed_tokens(ids))
                 return rows.reshape(-1, rows.shape[-1])
+
         merged: list[Any] = []
         for part in parts:  # one list of ids between two images: quicker to join
             if isinstance(part, (list, tuple)) and merged and isinstance(merged[-1], list):

@@ -2,6 +2,7 @@
 
 Gives text alone. What is markup in it and what content, and how both become ids, is the business of `templates`.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -33,6 +34,7 @@ class TemplateRefusal(ValueError):
 
 class _Generation(Extension):
     """`{% generation %}`, which marks what the model wrote for training, lets its body through."""
+
     tags = {'generation'}
 
     def parse(self, parser):
@@ -66,16 +68,23 @@ def _raise_exception(message):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 @functools.lru_cache(maxsize=64)
 def compile_jinja(source: str) -> jinja2.Template:
     """Compile a template; a jinja2.TemplateSyntaxError carries the line of a mistake."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, 'jinja2.ext.loopcontrols'])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, 'jinja2.ext.loopcontrols']
+    )
     environment.filters['tojson'] = _tojson
-    environment.globals.update(raise_exception=_raise_exception, namespace=_Namespace,
-                               strftime_now=lambda form: datetime.datetime.now().strftime(form))
+    environment.globals.update(
+        raise_exception=_raise_exception,
+        namespace=_Namespace,
+        strftime_now=lambda form: datetime.datetime.now().strftime(form),
+    )
     return environment.from_string(source)
 
 
@@ -84,15 +93,24 @@ class JinjaMarkup:
 
     variables: `bos_token`, `eos_token` and others that it may refer to, as texts.
     """
+
     writes_bos = True  # the template puts the begin-of-text token itself, or means that there is none
     system_prompt = None
     stop = None
 
-    def __init__(self, source: str, variables: dict[str, str] | None = None, name: str = 'jinja', where: str | None = None):
+    def __init__(
+        self,
+        source: str,
+        variables: dict[str, str] | None = None,
+        name: str = 'jinja',
+        where: str | None = None,
+    ):
         try:
             self._template = compile_jinja(source)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f'{where or f"chat template {name}"}, line {error.lineno}: {error.message}') from error
+            raise ValueError(
+                f'{where or f"chat template {name}"}, line {error.lineno}: {error.message}'
+            ) from error
         self.source = source
         self.name = name
         self._variables = variables or {}
@@ -100,16 +118,31 @@ class JinjaMarkup:
     def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
         """Render messages, dicts as transformers takes them. `TemplateRefusal` where the template raises."""
         try:
-            return self._template.render(messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._variables)
+            return self._template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            )
         except jinja2.TemplateError as error:
-            raise TemplateRefusal(f'chat template {self.name} refuses this conversation: {error.message or type(error).__name__}') from error
+            raise TemplateRefusal(
+                f'chat template {self.name} refuses this conversation: {error.message or type(error).__name__}'
+            ) from error
         except (TypeError, ValueError, KeyError, ArithmeticError, OverflowError) as error:
-            raise TemplateRefusal(f'chat template {self.name} cannot render this conversation: {error}') from error
+            raise TemplateRefusal(
+                f'chat template {self.name} cannot render this conversation: {error}'
+            ) from error
 
     def _try(self, *messages: tuple, add_generation_prompt: bool = False) -> str | None:
         try:
-            return self.render([{'role': role, 'content': content if isinstance(content, list) else self._wrap(content)}
-                                for role, content in messages], add_generation_prompt)
+            return self.render(
+                [
+                    {'role': role, 'content': content if isinstance(content, list) else self._wrap(content)}
+                    for role, content in messages
+                ],
+                add_generation_prompt,
+            )
         except TemplateRefusal:
             return None
 
@@ -147,9 +180,11 @@ class JinjaMarkup:
         without, with_ = self._try(('user', _P1)), self._try(('user', _P1), add_generation_prompt=True)
         if without is None or with_ is None:
             return ''
-        if not with_.startswith(without):  # some write the end of the text behind a conversation that does not go on (Phi 3)
+        if not with_.startswith(
+            without
+        ):  # some write the end of the text behind a conversation that does not go on (Phi 3)
             without = without.removesuffix(self._variables.get('eos_token', ''))
-        return with_[len(without):] if with_.startswith(without) else ''
+        return with_[len(without) :] if with_.startswith(without) else ''
 
     @functools.cached_property
     def before_reply(self) -> str:
@@ -162,7 +197,11 @@ class JinjaMarkup:
         """What stands behind a reply; where that is nothing, what the user's next turn begins with (GLM 4)."""
         asked = ('user', _P1), ('assistant', _P2)
         end = (self._try(*asked) or '').partition(_P2)[2]
-        return end if end.strip() else (self._try(*asked, ('user', _P1)) or '').partition(_P2)[2].partition(_P1)[0]
+        return (
+            end
+            if end.strip()
+            else (self._try(*asked, ('user', _P1)) or '').partition(_P2)[2].partition(_P1)[0]
+        )
 
     @functools.cached_property
     def image_markers(self) -> list[str]:
@@ -170,16 +209,28 @@ class JinjaMarkup:
         it ends, or what stands behind begins as it begins, it might begin at several places: with the last one first."""
         part = {'type': 'text', 'text': _P1}
         with_, without = self._try(('user', [IMAGE_PART, part])), self._try(('user', [part]))
-        if with_ is None or without is None or with_.count(_P1) != 1 or without.count(_P1) != 1 or len(with_) <= len(without):
+        if (
+            with_ is None
+            or without is None
+            or with_.count(_P1) != 1
+            or without.count(_P1) != 1
+            or len(with_) <= len(without)
+        ):
             return []
         length, start = len(with_) - len(without), len(os.path.commonprefix([with_, without]))
-        markers = [with_[at:at + length] for at in range(start, -1, -1) if at == start or with_[at + length:] == without[at:]]
+        markers = [
+            with_[at : at + length]
+            for at in range(start, -1, -1)
+            if at == start or with_[at + length :] == without[at:]
+        ]
         return [] if '"type"' in markers[0] else markers  # some write the parts out as JSON
 
     @property
     def takes_reasoning(self) -> bool:
         """Whether the template reads the reasoning of a message from a field of its own."""
-        return 'reasoning_content' in self.source or '.thinking' in self.source or "['thinking']" in self.source
+        return (
+            'reasoning_content' in self.source or '.thinking' in self.source or "['thinking']" in self.source
+        )
 
     @functools.cached_property
     def takes_reasoning_part(self) -> bool:

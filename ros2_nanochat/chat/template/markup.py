@@ -3,6 +3,7 @@
 Contents are replaced by characters that stand for them (of Unicode's last private plane) before a template is rendered, as far as needed: whatever
 could be taken for a special token, what the model sampled itself, and images. Knows neither templates nor messages.
 """
+
 from __future__ import annotations
 
 import re
@@ -11,13 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 _FIRST, _LAST = 0x100000, 0x10FFEF
-_BLANK = frozenset('\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000')
+_BLANK = frozenset(
+    '\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
+)
 """White space as Unicode (and the package tokenizers) has it; Python's has U+001C to U+001F besides."""
 _PLANE = re.compile('[\U00100000-\U0010ffff]')
 
 
 class SpecialText(NamedTuple):
     """A text that becomes one id: the fields of `backends.base.SpecialToken`."""
+
     id: int
     text: str
     lstrip: bool = False
@@ -33,7 +37,9 @@ class SpecialFinder:
         self._lengths: dict[str, list[int]] = {}
         for text in self._tokens:
             self._lengths.setdefault(text[:2], []).append(len(text))
-        self._lengths = {start: sorted(set(lengths), reverse=True) for start, lengths in self._lengths.items()}
+        self._lengths = {
+            start: sorted(set(lengths), reverse=True) for start, lengths in self._lengths.items()
+        }
         starts = '|'.join(re.escape(start) for start in sorted(self._lengths, key=len, reverse=True))
         self._start = re.compile(starts or '(?!)')
 
@@ -59,9 +65,9 @@ class SpecialFinder:
             position = end
 
     def _longest(self, text: str, start: int) -> tuple[SpecialText | None, int]:
-        for head in (text[start:start + 2], text[start:start + 1]):
+        for head in (text[start : start + 2], text[start : start + 1]):
             for length in self._lengths.get(head, ()):
-                token = self._tokens.get(text[start:start + length])
+                token = self._tokens.get(text[start : start + length])
                 if token is not None:
                     return token, start + length
         return None, start
@@ -78,7 +84,9 @@ class Placeholders:
     def _new(self) -> str:
         code = _FIRST + len(self._texts) + len(self.objects)
         if code > _LAST:
-            raise ValueError(f'the conversation holds more than {_LAST - _FIRST} different images, replies and special strings: drop old messages')
+            raise ValueError(
+                f'the conversation holds more than {_LAST - _FIRST} different images, replies and special strings: drop old messages'
+            )
         return chr(code)
 
     def for_text(self, text: str) -> str:
@@ -114,7 +122,11 @@ class Placeholders:
 
     def find_objects(self, text: str) -> list[int]:
         """Where images and ids stand in a rendering."""
-        return [match.start() for match in _PLANE.finditer(text) if match[0] in self.objects] if self.objects else []
+        return (
+            [match.start() for match in _PLANE.finditer(text) if match[0] in self.objects]
+            if self.objects
+            else []
+        )
 
 
 def _core(content: str, start: int, stop: int, token: SpecialText) -> tuple[int, int]:
@@ -134,7 +146,12 @@ class Runs:
     protected: tells of an id whether only markup may produce it. No such id comes out of a run, whatever the tokenizer makes of it.
     """
 
-    def __init__(self, tokenize: Callable[..., list[int]], protected: Callable[[int], bool], texts: Callable[[int], str]):
+    def __init__(
+        self,
+        tokenize: Callable[..., list[int]],
+        protected: Callable[[int], bool],
+        texts: Callable[[int], str],
+    ):
         self._tokenize = tokenize
         self._protected = protected
         self._texts = texts
@@ -166,7 +183,16 @@ class Runs:
         if len(text) == 1:
             return [i for i in ids if i not in caught]
         # cut inside each string that was taken for a special token; where a tokenizer's normalization hides it, at every character
-        cuts = {match.start() + 1 for i in caught if len(self._texts(i)) > 1 for match in re.finditer(re.escape(self._texts(i)), text)}
+        cuts = {
+            match.start() + 1
+            for i in caught
+            if len(self._texts(i)) > 1
+            for match in re.finditer(re.escape(self._texts(i)), text)
+        }
         edges = sorted(cuts) or range(1, len(text))
         pieces = [text[a:b] for a, b in zip([0, *edges], [*edges, len(text)])]
-        return [i for n, piece in enumerate(pieces) for i in self._inert(piece, continues or n > 0, joined or n > 0)]
+        return [
+            i
+            for n, piece in enumerate(pieces)
+            for i in self._inert(piece, continues or n > 0, joined or n > 0)
+        ]

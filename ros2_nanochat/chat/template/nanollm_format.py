@@ -5,6 +5,7 @@ What stands in `bot` before the message, blanks at its end aside, is written for
 because `user` ends with it. Where `bot` ends with no token that ends a turn, and `user` begins with none, the model's own is put behind the message, as it
 stands in what the model produced.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -19,25 +20,35 @@ _IGNORED = ('tool_call', 'tool_spec')  # for NanoLLM's function calling
 def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') -> dict:
     """Return the pieces with today's names; a ValueError says which key is wrong. line_of: gives `, line n` for a key."""
     if not isinstance(pieces, Mapping):
-        raise ValueError(f'{where}: a chat template is an object with the keys {", ".join(KEYS)}, not a {type(pieces).__name__}')
+        raise ValueError(
+            f'{where}: a chat template is an object with the keys {", ".join(KEYS)}, not a {type(pieces).__name__}'
+        )
     checked = {}
     for key, value in pieces.items():
         name = _RENAMED.get(key, key)
         if key in _IGNORED:
             continue
         if name not in KEYS:
-            raise ValueError(f'{where}{line_of(key)}: a chat template has no {key!r}; it has {", ".join(KEYS)}')
+            raise ValueError(
+                f'{where}{line_of(key)}: a chat template has no {key!r}; it has {", ".join(KEYS)}'
+            )
         if name == 'stop':
             value = [value] if isinstance(value, (str, int)) else value
-            if not isinstance(value, Sequence) or not all(isinstance(s, (str, int)) and not isinstance(s, bool) and s != '' for s in value):
-                raise ValueError(f'{where}{line_of(key)}: stop is a list of strings or token ids, not {value!r}')
+            if not isinstance(value, Sequence) or not all(
+                isinstance(s, (str, int)) and not isinstance(s, bool) and s != '' for s in value
+            ):
+                raise ValueError(
+                    f'{where}{line_of(key)}: stop is a list of strings or token ids, not {value!r}'
+                )
             value = list(value)
         elif value is None and name in ('system', 'first', 'tool', 'system_prompt'):
             continue
         elif not isinstance(value, str):
             raise ValueError(f'{where}{line_of(key)}: {key} is a string, not {value!r}')
         elif name in _TEXTS and value.count(MESSAGE) != 1:
-            raise ValueError(f'{where}{line_of(key)}: {key} has to hold {MESSAGE} once, where the message goes; it is {value!r}')
+            raise ValueError(
+                f'{where}{line_of(key)}: {key} has to hold {MESSAGE} once, where the message goes; it is {value!r}'
+            )
         checked[name] = value
     for name in ('user', 'bot'):
         if name not in checked:
@@ -50,13 +61,20 @@ class NanoLLMFormat:
 
     variables: texts for `${bos_token}` and `${eos_token}`. ends: texts of tokens that end a turn, the likeliest first.
     """
+
     writes_bos = False
     takes_text = True
     alternates = True  # neighbours of one role are joined: a piece of `user` often begins the reply
     image_markers = ()
     takes_reasoning = takes_reasoning_part = False
 
-    def __init__(self, pieces: Mapping, variables: Mapping[str, str] | None = None, ends: Sequence[str] = (), name: str = 'custom'):
+    def __init__(
+        self,
+        pieces: Mapping,
+        variables: Mapping[str, str] | None = None,
+        ends: Sequence[str] = (),
+        name: str = 'custom',
+    ):
         self.name = pieces.get('name', name)
         self.system_prompt = pieces.get('system_prompt')
         self.stop = pieces.get('stop')
@@ -70,7 +88,9 @@ class NanoLLMFormat:
                 filled[role] = tuple(text.split(MESSAGE))
         before, after = filled['bot']
         is_closed = any(end in after for end in (*ends, *(s for s in self.stop or () if isinstance(s, str))))
-        if not is_closed and not any(end in filled['user'][0] for end in ends):  # NanoLLM's for Gemma ends the bot's turn where the user's begins
+        if not is_closed and not any(
+            end in filled['user'][0] for end in ends
+        ):  # NanoLLM's for Gemma ends the bot's turn where the user's begins
             wanted = [end for end in ends if self.stop is None or end in self.stop]
             filled['bot'] = before, (wanted[0] if wanted else '') + after
         self._pieces = filled

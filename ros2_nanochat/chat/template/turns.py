@@ -1,6 +1,7 @@
 """From the messages of a history to the text of a template: who follows whom, where the system prompt, images and reasoning go, and which
 parts keep the ids that the model sampled. In the text, contents that must not be read as markup are characters that stand for them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ AFTER_SYSTEM = '\n\n'  # between a system prompt and the first message, where th
 @dataclass(frozen=True, eq=False)
 class Written:
     """What the model wrote itself: the message, and whether all that it sampled goes into the prompt, or the ids of the answer alone."""
+
     message: ChatMessage
     whole: bool
 
@@ -40,13 +42,21 @@ class Conversation:
     image_token: for what in the rendered text an image goes in, where the template takes images among the parts of a content.
     """
 
-    def __init__(self, messages: Sequence[ChatMessage], markup, hide: Callable[[str, Placeholders], str], image_token: str | None):
+    def __init__(
+        self,
+        messages: Sequence[ChatMessage],
+        markup,
+        hide: Callable[[str, Placeholders], str],
+        image_token: str | None,
+    ):
         self.placeholders = Placeholders()
         self._markup = markup
         self._image_token = image_token
         self._hide = lambda text: hide(text, self.placeholders)
         self._images: list[ChatMessage] = []
-        self._written: list[tuple[str, str | None]] = []  # characters of an answer that has ids, and of its reasoning
+        self._written: list[
+            tuple[str, str | None]
+        ] = []  # characters of an answer that has ids, and of its reasoning
         if any(message.role == 'tool' for message in messages) and not markup.takes_tool:
             raise ValueError(f'chat template {markup.name} has no place for the answer of a tool')
         self._messages = [self._message(turn) for turn in self._turns(messages)]
@@ -57,8 +67,14 @@ class Conversation:
         turns: list[list] = []
         for message in messages:
             before = turns[-1][-1] if turns else None
-            if before is not None and before.role == message.role and (
-                    'image' in (before.type, message.type) or (self._markup.alternates and message.role != 'tool')):
+            if (
+                before is not None
+                and before.role == message.role
+                and (
+                    'image' in (before.type, message.type)
+                    or (self._markup.alternates and message.role != 'tool')
+                )
+            ):
                 turns[-1].append(message)
             else:
                 turns.append([message])
@@ -83,7 +99,9 @@ class Conversation:
                 items.append(self._bot_text(entry, message) if role == 'bot' else self._hide(entry.text))
         content = self._content(items)
         if thoughts := message.pop('parts', None):
-            content = thoughts + (content if isinstance(content, list) else [{'type': 'text', 'text': content}])
+            content = thoughts + (
+                content if isinstance(content, list) else [{'type': 'text', 'text': content}]
+            )
         message['content'] = content
         return message
 
@@ -133,7 +151,9 @@ class Conversation:
         if self._images:
             pieces = text.split(self._image_token)
             if len(pieces) != len(self._images) + 1:
-                raise ValueError(f'chat template {self._markup.name} places {len(pieces) - 1} of {len(self._images)} images')
+                raise ValueError(
+                    f'chat template {self._markup.name} places {len(pieces) - 1} of {len(self._images)} images'
+                )
             objects = [self.placeholders.for_object(image) for image in self._images]
             text = ''.join(piece + character for piece, character in zip(pieces, [*objects, '']))
         for answer, reasoning in self._written:

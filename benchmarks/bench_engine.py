@@ -1,4 +1,5 @@
-"""The engine against a raw llama.cpp loop of the same run: decoding alone and in a batch, starting, sharing, speculating, stopping.
+"""The engine against a raw llama.cpp loop of the same run: decoding alone and in a batch, starting, sharing,
+speculating, stopping.
 
 Run with `make bench`, or `python -m benchmarks.bench_engine [--quick] [--plot FILE]`.
 """
@@ -32,7 +33,9 @@ def keep_going(model: NanoLLM):
 def decode_rate(
     model: NanoLLM, caches: list[KVCache], length: int, steps: int, fairness: list[float]
 ) -> float:
-    """Tokens/s in sum of conversations that go on together behind `length` entries of history each. fairness: gets Jain's index of their speeds."""
+    """Tokens/s in sum of conversations that go on together behind `length` entries of history each. fairness:
+    gets Jain's index of their speeds.
+    """
     for cache in caches:
         cache.pop(len(cache) - length)
     replies = [model.generate([500], max_new_tokens=steps, kv_cache=cache) for cache in caches]
@@ -45,7 +48,9 @@ def decode_rate(
 
 
 def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int) -> list[tuple]:
-    """Aggregate decode tokens/s by batch size and history, with the ratio to the raw loop in the engine's layout and in the better one."""
+    """Aggregate decode tokens/s by batch size and history, with the ratio to the raw loop in the engine's
+    layout and in the better one.
+    """
     rows = []
     for length in lengths:
         context = length + steps + 64
@@ -101,7 +106,9 @@ def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int
 
 
 def bench_first_token(repeats: int) -> None:
-    """Time to first token: a first turn, and a later turn of the same new length behind 1,000 tokens of history; with llama.cpp's flash attention and without."""
+    """Time to first token: a first turn, and a later turn of the same new length behind 1,000 tokens of
+    history; with llama.cpp's flash attention and without.
+    """
     new, rows = 40, []
     for flash in (True, False):
         model = NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2, flash_attention=flash)
@@ -203,7 +210,9 @@ def bench_stop(repeats: int) -> None:
 
 
 def bench_sharing(repeats: int) -> None:
-    """16 conversations with a common system prompt of 500 tokens: time to all first tokens, with and without sharing."""
+    """16 conversations with a common system prompt of 500 tokens: time to all first tokens, with and without
+    sharing.
+    """
     system = prompt_of(NanoLLM.from_pretrained(max_context_len=512, max_sequences=1), 500)
     model = NanoLLM.from_pretrained(max_context_len=1024, max_sequences=16)
 

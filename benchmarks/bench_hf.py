@@ -1,11 +1,13 @@
-"""`hf` against `generate` of transformers, on the same weights in the same process: decode, prefill, a turn with history, several conversations.
+"""`hf` against `generate` of transformers, on the same weights in the same process: decode, prefill, a turn
+with history, several conversations.
 
     python -m benchmarks.bench_hf                        the embedded model's weights in float32
     python -m benchmarks.bench_hf --model PATH [--quantization bfloat16] [--device cuda] [--compile]
     python -m benchmarks.bench_hf --shape llama-7b --device cuda       random weights of that shape
 
-Prints one row a figure: what, ours, theirs, ratio. Each is the median of `--repeat` runs that alternate between the two, so that other load on the
-machine meets both. On CUDA a last row compares the decode with what the memory bandwidth allows.
+Prints one row a figure: what, ours, theirs, ratio. Each is the median of `--repeat` runs that alternate
+between the two, so that other load on the machine meets both. On CUDA a last row compares the decode with
+what the memory bandwidth allows.
 """
 
 from __future__ import annotations
@@ -88,7 +90,9 @@ class Bench:
         return time.perf_counter() - start
 
     def compare(self, ours, theirs) -> tuple[float, float]:
-        """Medians of the seconds of both, run in turns; one of each goes before as a warm-up. What returns seconds has measured itself."""
+        """Medians of the seconds of both, run in turns; one of each goes before as a warm-up. What returns
+        seconds has measured itself.
+        """
 
         def seconds(run) -> float:
             own = []

@@ -1,11 +1,13 @@
-"""`mlc` against the same compiled functions called back to back with no engine around them, and its own time per decode step.
+"""`mlc` against the same compiled functions called back to back with no engine around them, and its own time
+per decode step.
 
     python -m benchmarks.bench_mlc                       a small Llama that is compiled here for the CPU
     python -m benchmarks.bench_mlc --shape deep          one with the 30 layers and 49,152 words of SmolLM2
     python -m benchmarks.bench_mlc --model FOLDER        weights and a library of MLC-LLM
 
-Own time: the wall time of a step less that of the library's functions and of TVM's KV cache, in the same run. The bare loop: embed, begin, decode,
-end, and the likeliest token on the host. Runs of the two take turns, so that other load on the machine meets both.
+Own time: the wall time of a step less that of the library's functions and of TVM's KV cache, in the same run.
+The bare loop: embed, begin, decode, end, and the likeliest token on the host. Runs of the two take turns, so
+that other load on the machine meets both.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ def own_time(backend: MLCBackend, count: int, length: int, steps: int) -> list:
 
 
 def own_time_of_engine(model: NanoLLM, count: int, length: int, steps: int, **options) -> list:
-    """The same of whole steps of the engine: scheduling, the forward, choosing ids, text and streams, until the next step begins."""
+    """The same of whole steps of the engine: scheduling, the forward, choosing ids, text and streams, until
+    the next step begins.
+    """
     marks: list[tuple[int, float, float]] = []
     step, engine = model.engine._step, model.engine
     with clocked(model.backend) as clock:
@@ -176,7 +180,9 @@ SHAPES = {
     'small': {'num_hidden_layers': 4},
     'deep': {'num_hidden_layers': 30, 'vocab_size': 49152},
 }
-"""What `--shape` takes: Llamas with narrow layers, on which our own time shows: 4 of them, or as many, and words, as SmolLM2 has."""
+"""What `--shape` takes: Llamas with narrow layers, on which our own time shows: 4 of them, or as many, and
+words, as SmolLM2 has.
+"""
 
 
 def compiled(shape: str) -> str:

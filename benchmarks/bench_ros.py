@@ -1,7 +1,9 @@
-"""What arrives over DDS in another process: tokens/s and the way of a token, beside a raw llama.cpp loop with a bare publisher behind it.
+"""What arrives over DDS in another process: tokens/s and the way of a token, beside a raw llama.cpp loop with
+a bare publisher behind it.
 
-Both sides publish nanochat/msg/Token to the same subscriber (this process), taking turns, at one robot and at eight. Then what a 1080p camera costs that nobody
-asks about, and how soon a reply ends that is cancelled. Run in the built workspace: `python -m benchmarks ros`.
+Both sides publish nanochat/msg/Token to the same subscriber (this process), taking turns, at one robot and at
+eight. Then what a 1080p camera costs that nobody asks about, and how soon a reply ends that is cancelled. Run
+in the built workspace: `python -m benchmarks ros`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ FLEET = 8
 
 
 def bare(steps: int) -> None:
-    """A raw loop, and publishers, nothing else. A line on standard input, the number of sequences, starts a run; the end of the input ends it."""
+    """A raw loop, and publishers, nothing else. A line on standard input, the number of sequences, starts a
+    run; the end of the input ends it.
+    """
     import numpy as np
     import rclpy
     from nanochat.msg import Token
@@ -268,7 +272,9 @@ def one_robot(node, options, raw) -> None:
 
 
 def cancelled(ours: Listener, chat, ask) -> None:
-    """From the call of `cancel` in this process to the message in this process that says the reply has ended."""
+    """From the call of `cancel` in this process to the message in this process that says the reply has
+    ended.
+    """
     waits, steps = [], []
     for _ in range(10):
         chat.reset()

@@ -1,5 +1,5 @@
-"""Figures of vision: from frame to first token beside the raw prefill of as many entries, a follow-up beside a turn without picture; a node with a
-camera of 1080p at 30 Hz (in the built workspace).
+"""Figures of vision: from frame to first token beside the raw prefill of as many entries, a follow-up beside
+a turn without picture; a node with a camera of 1080p at 30 Hz (in the built workspace).
 
     python -m benchmarks.bench_vision [--rounds 20] [--seconds 60] [--accuracy 300]
 """
@@ -27,7 +27,9 @@ QUESTION, FOLLOW_UP = 'What color is the object?', 'What shape is the object?'
 
 
 def first_token(model, history) -> tuple[float, int]:
-    """Seconds from the question to the first token, and how many entries were computed for it; the reply goes into the history."""
+    """Seconds from the question to the first token, and how many entries were computed for it; the reply goes
+    into the history.
+    """
     begin = time.perf_counter()
     prompt, _ = history.embed_chat()
     reply = model.generate(
@@ -52,7 +54,9 @@ def raw_prefill(model, n: int) -> float:
 
 
 def bench(rounds: int) -> None:
-    """Through the library: a first question about a frame, a follow-up about it, the same follow-up in a conversation without picture."""
+    """Through the library: a first question about a frame, a follow-up about it, the same follow-up in a
+    conversation without picture.
+    """
     with (
         NanoLLM.from_pretrained(max_context_len=1024) as model,
         NanoLLM.from_pretrained(max_context_len=1024) as bare,
@@ -113,7 +117,9 @@ def bench(rounds: int) -> None:
 
 
 def bench_node(seconds: float) -> None:
-    """A node, a camera of 1920x1080 at 30 Hz and a question every two seconds, each a process of its own (the questions come from this one)."""
+    """A node, a camera of 1920x1080 at 30 Hz and a question every two seconds, each a process of its own (the
+    questions come from this one).
+    """
     os.environ.update(ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST', ROS_DOMAIN_ID=str(random.randint(1, 100)))
     from ros2_nanochat.ros.client import ChatClient
 

@@ -1,4 +1,6 @@
-"""What the benchmarks share: the machine in words, a table, a raw llama.cpp loop as the ceiling, and medians of interleaved runs."""
+"""What the benchmarks share: the machine in words, a table, a raw llama.cpp loop as the ceiling, and medians
+of interleaved runs.
+"""
 
 from __future__ import annotations
 

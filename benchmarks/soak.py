@@ -1,7 +1,9 @@
-"""Eight robots on one node for half an hour: goals, queries, barge-in, cancels, resets, camera images. Memory has to stay and no turn may be lost.
+"""Eight robots on one node for half an hour: goals, queries, barge-in, cancels, resets, camera images. Memory
+has to stay and no turn may be lost.
 
-Run in the built workspace: `python -m benchmarks soak --minutes 30`; `--api fake --model tokens_per_second=100` is the same at next to no load.
-The exit code is 1 where a turn was lost, the node ended, or its memory grew by a hundredth or more after the first minutes.
+Run in the built workspace: `python -m benchmarks soak --minutes 30`; `--api fake --model
+tokens_per_second=100` is the same at next to no load. The exit code is 1 where a turn was lost, the node
+ended, or its memory grew by a hundredth or more after the first minutes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ GROWTH = 0.01
 
 
 class Robot:
-    """Asks one robot of the node in every way there is, and keeps account. name: of the robot. node: spun by somebody. pause: seconds at most between questions."""
+    """Asks one robot of the node in every way there is, and keeps account. name: of the robot. node: spun by
+    somebody. pause: seconds at most between questions.
+    """
 
     def __init__(self, name: str, node, pause: float, seed: int):
         from nanochat.msg import Turn

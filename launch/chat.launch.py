@@ -1,6 +1,8 @@
-"""Start the chat node: `ros2 launch nanochat chat.launch.py model:=... system_prompt:=... image_topic:=/camera/image_raw`.
+"""Start the chat node: `ros2 launch nanochat chat.launch.py model:=... system_prompt:=...
+image_topic:=/camera/image_raw`.
 
-Arguments that are given win over `params_file`, and that over config/chat.yaml. Can be included in other launch files, and pushed into a namespace.
+Arguments that are given win over `params_file`, and that over config/chat.yaml. Can be included in other
+launch files, and pushed into a namespace.
 """
 
 import os
@@ -48,7 +50,8 @@ def _start(context):
         if topic
         else []
     )
-    # Room for camera frames in shared memory; see config/fastdds.xml. Fast DDS 2 knows the variable under its old name.
+    # Room for camera frames in shared memory; see config/fastdds.xml. Fast DDS 2 knows the variable under its
+    # old name.
     profile = os.path.join(share, 'config', 'fastdds.xml')
     variable = (
         'FASTRTPS_DEFAULT_PROFILES_FILE'

@@ -1,4 +1,6 @@
-"""One node that serves many robots: `ros2 launch nanochat fleet.launch.py robots:=r1,r2,r3`. Each is under /<robot>/nanochat/..."""
+"""One node that serves many robots: `ros2 launch nanochat fleet.launch.py robots:=r1,r2,r3`. Each is under
+/<robot>/nanochat/...
+"""
 
 import os
 

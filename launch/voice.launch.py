@@ -1,7 +1,8 @@
 """The chat node between a speech recognizer and a speech synthesizer, which speak std_msgs/String:
 `ros2 launch nanochat voice.launch.py speech_topic:=/asr/text say_topic:=/tts/text`.
 
-What is recognized becomes a query; a new one interrupts the reply. The reply goes out a sentence at a time, so that speaking begins early.
+What is recognized becomes a query; a new one interrupts the reply. The reply goes out a sentence at a time,
+so that speaking begins early.
 """
 
 import os
@@ -35,7 +36,8 @@ def generate_launch_description():
                 description='what to speak, a sentence a message (std_msgs/String)',
             ),
             OpaqueFunction(function=_refuse_robots),
-            # The arguments of chat.launch.py (model, system_prompt, ..., but for robots) can be given here as well.
+            # The arguments of chat.launch.py (model, system_prompt, ..., but for robots) can be given here as
+            # well.
             GroupAction(
                 [
                     SetRemap('~/query', LaunchConfiguration('speech_topic')),

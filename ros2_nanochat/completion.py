@@ -1,4 +1,6 @@
-"""`python3 -m ros2_nanochat.completion`: plain completion in the terminal, under the name that NanoLLM gave it."""
+"""`python3 -m ros2_nanochat.completion`: plain completion in the terminal, under the name that NanoLLM gave
+it.
+"""
 
 import sys
 

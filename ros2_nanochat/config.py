@@ -1,6 +1,7 @@
 """What a model is opened with and how a reply is generated: two frozen dataclasses, checked once, here.
 
-Knows nothing of backends, templates or ROS. A wrong value is a `ValueError` that names the option, the value and what is allowed.
+Knows nothing of backends, templates or ROS. A wrong value is a `ValueError` that names the option, the value
+and what is allowed.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ APIS = ('gguf', 'mlc', 'hf', 'awq', 'fake')
 """Values of `ModelConfig.api`; None infers it from what the model path holds."""
 
 DEFAULT_CONTEXT = 4096
-"""Context in tokens where none is asked for (less where the model has less): what fits beside a robot's other programs."""
+"""Context in tokens where none is asked for (less where the model has less): what fits beside a robot's other
+programs.
+"""
 
 MAX_THREADS = 512
 """Threads that llama.cpp can use at most (`GGML_MAX_N_THREADS`); it ends the process over more."""
 
 FINISH_REASONS = ('stop', 'length', 'cancelled', 'interrupted', 'deadline', 'refused', 'error')
-"""Why a reply ended: an end token or stop string, a limit of length, `stop()` or cancel, a newer query, its deadline, no room for it, a failure."""
+"""Why a reply ended: an end token or stop string, a limit of length, `stop()` or cancel, a newer query, its
+deadline, no room for it, a failure.
+"""
 
 
 _STOP_TOKENS = 'token ids or strings that are not empty'
@@ -48,7 +53,9 @@ def _is_count(value: Any, least: int) -> bool:
 
 
 def _to_native(config) -> None:
-    """Make plain numbers, switches and strings of NumPy's numbers and of paths, which users compute their options with."""
+    """Make plain numbers, switches and strings of NumPy's numbers and of paths, which users compute their
+    options with.
+    """
     for field_ in dataclasses.fields(config):
         value = getattr(config, field_.name)
         if isinstance(value, os.PathLike):
@@ -89,7 +96,9 @@ def names(config_class: type) -> list[str]:
 
 
 def reject_unknown(options: dict, allowed: Sequence[str], where: str) -> None:
-    """Raise a ValueError that names the options of `where` which do not exist, and the nearest ones that do."""
+    """Raise a ValueError that names the options of `where` which do not exist, and the nearest ones that
+    do.
+    """
     unknown = [name for name in options if name not in allowed]
     if unknown:
         near = difflib.get_close_matches(unknown[0], allowed, n=1)
@@ -103,23 +112,28 @@ def reject_unknown(options: dict, allowed: Sequence[str], where: str) -> None:
 class ModelConfig:
     """Which model to open, and the room it may take.
 
-    model: a path, `owner/name` of a hub repository (`owner/name:file.gguf` picks one file), or None: the embedded default.
+    model: a path, `owner/name` of a hub repository (`owner/name:file.gguf` picks one file), or None: the
+        embedded default.
     api: one of `APIS`, or None to infer it from what the path holds.
-    quantization: a method of the backend (MLC: `q4f16_1`; hf: a dtype or quantizer), or a path to quantized weights.
+    quantization: a method of the backend (MLC: `q4f16_1`; hf: a dtype or quantizer), or a path to quantized
+        weights.
     api_token: token of a hub account; None takes it from `$HUGGINGFACE_TOKEN` or `$HF_TOKEN`. Never shown.
-    max_context_len: tokens one conversation may hold; None takes the model's own length, at most `DEFAULT_CONTEXT`.
+    max_context_len: tokens one conversation may hold; None takes the model's own length, at most
+        `DEFAULT_CONTEXT`.
     max_sequences: conversations whose KV cache is kept at once; others are prefilled again on use.
     kv_tokens: tokens of KV cache over all conversations; None gives `max_sequences * max_context_len`.
-    flash_attention: of llama.cpp (gguf), which is its own default. Off, a CPU is several times quicker behind long histories, but rounds a token that was
-        decoded otherwise than one that was prefilled; see docs/engine.md.
+    flash_attention: of llama.cpp (gguf), which is its own default. Off, a CPU is several times quicker behind
+        long histories, but rounds a token that was decoded otherwise than one that was prefilled; see
+        docs/engine.md.
     gpu_layers: layers of a GGUF model on the GPU, -1 for all (needs a GPU build of llama-cpp-python).
     threads: CPU threads of the model; None takes the physical cores.
     device: `cuda`, `cuda:1`, `cpu`, `auto` (hf, mlc). dtype of hf comes with `quantization`.
     model_lib: compiled library of an MLC model, where it does not lie beside its weights.
     compile: compile the decode step where the backend can (hf); off by default.
     trust_remote_code: run Python code that comes with a checkpoint (hf). Off unless asked for by name.
-    vision: a LLaVA-form checkpoint (folder or hub repository) whose vision tower and projector stand beside the model, or `tiny` for the one that
-        comes with the package; None for what the model's own checkpoint holds, which for the embedded default is the tiny one.
+    vision: a LLaVA-form checkpoint (folder or hub repository) whose vision tower and projector stand beside
+        the model, or `tiny` for the one that comes with the package; None for what the model's own checkpoint
+        holds, which for the embedded default is the tiny one.
     """
 
     model: str | None = None
@@ -177,11 +191,15 @@ class ModelConfig:
 class EngineConfig:
     """How conversations share the model.
 
-    running_share: share of their speed that running replies keep while a long prompt is prefilled beside them, over 0 and up to 1.
-    max_step: seconds that one step should take at most while a prompt is prefilled and nothing else runs; a stop waits no longer than this.
+    running_share: share of their speed that running replies keep while a long prompt is prefilled beside
+        them, over 0 and up to 1.
+    max_step: seconds that one step should take at most while a prompt is prefilled and nothing else runs; a
+        stop waits no longer than this.
     max_queue: requests that may wait; one more is refused.
-    speculation: guess the next tokens from what stands in the context, several a step, where that pays; the reply stays the same.
-    park_bytes: host memory for KV that idle conversations gave up; used where bringing it back is quicker than prefilling. 0 is off.
+    speculation: guess the next tokens from what stands in the context, several a step, where that pays; the
+        reply stays the same.
+    park_bytes: host memory for KV that idle conversations gave up; used where bringing it back is quicker
+    than prefilling. 0 is off.
     """
 
     running_share: float = 0.5
@@ -210,12 +228,17 @@ class GenerationConfig:
 
     max_new_tokens: length of the reply at most, in tokens; -1 for as long as the context allows.
     min_new_tokens: end tokens are not sampled before this many; 0, or -1 as in NanoLLM, for any time.
-    temperature, top_p, top_k, min_p: as in transformers, in its order (temperature, top-k, top-p, min-p); top_k 0 and min_p 0 are off.
-    repetition_penalty: as in transformers (Keskar et al. 2019, arXiv:1909.05858), over prompt and reply; 1.0 is off.
+    temperature, top_p, top_k, min_p: as in transformers, in its order (temperature, top-k, top-p, min-p);
+        top_k 0 and min_p 0 are off.
+    repetition_penalty: as in transformers (Keskar et al. 2019, arXiv:1909.05858), over prompt and reply; 1.0
+        is off.
     seed: None draws one. The same seed gives the same reply whatever else runs in the batch.
-    stop_tokens: ids or strings that end the reply, besides the model's own end tokens; a string is cut off the text.
-    logits_processors: callables `(token_ids [n], logits [v]) -> logits [v]`, applied before sampling, in order.
-    functions: callables `(text so far) -> str | None`, seen after each piece; text returned is put into the reply and read by the model.
+    stop_tokens: ids or strings that end the reply, besides the model's own end tokens; a string is cut off
+        the text.
+    logits_processors: callables `(token_ids [n], logits [v]) -> logits [v]`, applied before sampling, in
+        order.
+    functions: callables `(text so far) -> str | None`, seen after each piece; text returned is put into the
+    reply and read by the model.
     """
 
     max_new_tokens: int = 128

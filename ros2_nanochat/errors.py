@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 
 class BackendError(RuntimeError):
-    """A model that cannot be opened or run; the message is one line that says what was wrong and what to do."""
+    """A model that cannot be opened or run; the message is one line that says what was wrong and what to
+    do.
+    """
 
 
 class LoadAborted(BackendError):
@@ -27,7 +29,9 @@ class MissingDependency(ImportError):
 
 
 def require(module: str, extra: str):
-    """Import `module` and return it, or raise a `MissingDependency` that names the command which installs it."""
+    """Import `module` and return it, or raise a `MissingDependency` that names the command which installs
+    it.
+    """
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: its shared libraries do not load

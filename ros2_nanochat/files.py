@@ -10,7 +10,9 @@ from ros2_nanochat.errors import BackendError, one_line
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Write a file through a neighbour that takes its place, so that a crash leaves the old or the new one. OSError with the name of the file."""
+    """Write a file through a neighbour that takes its place, so that a crash leaves the old or the new one.
+    OSError with the name of the file.
+    """
     try:
         _write_through_neighbour(path, data)
     except OSError as error:
@@ -31,7 +33,9 @@ def _write_through_neighbour(path: str, data: bytes) -> None:
 
 
 def read_json(path: str, name: str) -> dict:
-    """The object in the file `name` of a folder, or {} where there is none. A `BackendError` where it is broken."""
+    """The object in the file `name` of a folder, or {} where there is none. A `BackendError` where it is
+    broken.
+    """
     file = os.path.join(path, name)
     if not os.path.isfile(file):
         return {}

@@ -1,4 +1,5 @@
-"""Finds a model: the embedded default, a path, or a repository of the Hugging Face hub; and tells from what lies there which api runs it.
+"""Finds a model: the embedded default, a path, or a repository of the Hugging Face hub; and tells from what
+lies there which api runs it.
 
 Knows files and names; nothing of how a model is run.
 """
@@ -66,7 +67,8 @@ def hub_token(config: ModelConfig) -> str | None:
 
 
 def download(config: ModelConfig) -> str:
-    """Fetch a repository (`owner/name`, or `owner/name:file or pattern` for one GGUF file) into the hub's cache and return the local path.
+    """Fetch a repository (`owner/name`, or `owner/name:file or pattern` for one GGUF file) into the hub's
+    cache and return the local path.
 
     Where the hub cannot be reached a cached copy is used, and that is said.
     """
@@ -113,7 +115,9 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
 
 
 def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str) -> tuple[str | None, dict]:
-    """`(the one file to open or None for the folder, patterns of what to fetch)` of a repository with these files."""
+    """`(the one file to open or None for the folder, patterns of what to fetch)` of a repository with these
+    files.
+    """
     ggufs = sorted(name for name in files if name.endswith('.gguf') and 'mmproj' not in name.lower())
     if (
         wanted

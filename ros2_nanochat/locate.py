@@ -1,4 +1,6 @@
-"""Tells what lies at a path: which file of a folder to open, and which api runs it. Knows files and names; nothing of how a model is run."""
+"""Tells what lies at a path: which file of a folder to open, and which api runs it. Knows files and names;
+nothing of how a model is run.
+"""
 
 from __future__ import annotations
 

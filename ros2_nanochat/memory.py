@@ -1,4 +1,6 @@
-"""Whether a model fits: compares what it will take with what is free, before it is loaded, and cuts what can be cut."""
+"""Whether a model fits: compares what it will take with what is free, before it is loaded, and cuts what can
+be cut.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ _SPARE = 64 << 20  # bytes left to the rest of the process
 
 
 def available_memory(proc: str = '/proc', groups: str = '/sys/fs/cgroup') -> int | None:
-    """Bytes of host memory that this process can still take: what Linux calls available, or what its control group or one above it leaves, if
-    less. (Formats: proc(5); Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of Linux.)"""
+    """Bytes of host memory that this process can still take: what Linux calls available, or what its control
+    group or one above it leaves, if less. (Formats: proc(5); Documentation/admin-guide/cgroup-v2.rst and
+    cgroup-v1/memory.rst of Linux.)
+    """
     try:
         with open(f'{proc}/meminfo') as file:
             free = next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable'))
@@ -65,8 +69,9 @@ def _read(path: str) -> str:
 def fill_in(config: ModelConfig, estimate: MemoryEstimate) -> ModelConfig:
     """Fill in context, sequences and KV tokens so that the model fits.
 
-    What was not asked for is cut first: sequences beside the first, then the context. What was asked for is refused where it does not fit, with
-    the figures, as a BackendError. A context longer than the model was trained for is a ValueError.
+    What was not asked for is cut first: sequences beside the first, then the context. What was asked for is
+    refused where it does not fit, with the figures, as a BackendError. A context longer than the model was
+    trained for is a ValueError.
     """
     trained = estimate.context_length or DEFAULT_CONTEXT
     asked = config.max_context_len

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """A token that only markup may produce. lstrip, rstrip: white space on that side in the text belongs to it."""
+    """A token that only markup may produce. lstrip, rstrip: white space on that side in the text belongs to
+    it.
+    """
 
     id: int
     text: str
@@ -20,16 +22,20 @@ class SpecialToken:
 class ModelInfo:
     """Facts about an opened model.
 
-    name: as people call it. architecture: `model_type` of transformers or `general.architecture` of GGUF. path: where it lies.
+    name: as people call it. architecture: `model_type` of transformers or `general.architecture` of GGUF.
+        path: where it lies.
     context_length: tokens one sequence may hold as opened. train_context_length: tokens it was trained for.
     embedding_size: d. eos_token_ids: any of them ends a reply.
-    bos_token_id: begin-of-text of the vocabulary, None where it has none. add_bos: the tokenizer puts it before a text of its own accord.
-    named_tokens: texts of the special tokens that Jinja templates refer to by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`).
+    bos_token_id: begin-of-text of the vocabulary, None where it has none. add_bos: the tokenizer puts it
+        before a text of its own accord.
+    named_tokens: texts of the special tokens that Jinja templates refer to by name (`bos_token`, `eos_token`,
+        `unk_token`, `pad_token`).
     special_tokens: every token of the vocabulary that tokenizing with `special=True` finds in a text.
     chat_template: Jinja source, or None. weights_bytes, kv_bytes_per_token: memory.
     has_embed: `embed_tokens` works. takes_embeddings: `forward` takes chunks of embeddings.
     takes_deepstack: such a chunk may say what is added to its rows in later layers.
-    bidirectional_prompt: all that stands before a reply attends to one another both ways (a prefix language model), so it has to come as one such chunk.
+    bidirectional_prompt: all that stands before a reply attends to one another both ways (a prefix language
+    model), so it has to come as one such chunk.
     """
 
     name: str

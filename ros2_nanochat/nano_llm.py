@@ -1,4 +1,6 @@
-"""`NanoLLM`: an opened model with the interface of NanoLLM's chat. Ties together what finds a model, the backend that runs it, and the engine."""
+"""`NanoLLM`: an opened model with the interface of NanoLLM's chat. Ties together what finds a model, the
+backend that runs it, and the engine.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ _BACKENDS = {
 
 
 class NanoLLM:
-    """A language model that is ready to generate. Make one with `from_pretrained`; `close()` gives its memory back, as does the end of a `with`."""
+    """A language model that is ready to generate. Make one with `from_pretrained`; `close()` gives its memory
+    back, as does the end of a `with`.
+    """
 
     def __init__(
         self, backend: Backend, config: ModelConfig, engine_config: EngineConfig = EngineConfig(), vision=None
@@ -67,12 +71,14 @@ class NanoLLM:
     ) -> NanoLLM:
         """Open a model.
 
-        model: a file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one file of several), or None for the embedded default.
+        model: a file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one file of
+            several), or None for the embedded default.
         api: `gguf`, `mlc`, `hf`, `awq`, `fake`; None infers it from what the model's folder holds.
         options: further fields of `ModelConfig` and `EngineConfig`.
-        progress: called with the share that is loaded, 0 to 1; without it a bar is shown where standard error is a terminal.
-        opening: called with the backend before it loads; its `abort()` ends the load.
-        Raises ValueError for options that are wrong or a model that is not there, `BackendError` for one that cannot be run,
+        progress: called with the share that is loaded, 0 to 1; without it a bar is shown where standard error
+            is a terminal.
+        opening: called with the backend before it loads; its `abort()` ends the load. Raises ValueError for
+        options that are wrong or a model that is not there, `BackendError` for one that cannot be run,
         `MissingDependency` for a package that is not installed; each is one line.
         """
         reject_unknown(options, names(ModelConfig) + names(EngineConfig), 'from_pretrained()')
@@ -132,7 +138,9 @@ class NanoLLM:
 
     @property
     def stats(self) -> dict:
-        """Counters of the engine (`engine.metrics.Metrics`), and as `last` the usage of the latest reply (`StreamingResponse.usage`)."""
+        """Counters of the engine (`engine.metrics.Metrics`), and as `last` the usage of the latest reply
+        (`StreamingResponse.usage`).
+        """
         last = self._last() if self._last else None
         return {**self.engine.stats(), 'last': last.usage if last else None}
 
@@ -179,13 +187,17 @@ class NanoLLM:
     # --- images ---
 
     def open_image(self, image, urls: bool = True):
-        """The picture (PIL, RGB, upright) of a path, URL, bytes, PIL image, array or tensor, as it is now; what it is called later does not change it.
-        urls: whether a string may name a path or address. ValueError where it is no image, in one line."""
+        """The picture (PIL, RGB, upright) of a path, URL, bytes, PIL image, array or tensor, as it is now;
+        what it is called later does not change it.
+        urls: whether a string may name a path or address. ValueError where it is no image, in one line.
+        """
         return self._eyes().open_image(image, urls)
 
     def embed_image(self, image):
-        """What stands in a prompt for an image: a list of `EmbeddingSpan` and of markup as text. Its `seconds` say what it took, 0.0 where the
-        picture was known; its `num_tokens` how many rows it has. image: as for `open_image`."""
+        """What stands in a prompt for an image: a list of `EmbeddingSpan` and of markup as text. Its
+        `seconds` say what it took, 0.0 where the picture was known; its `num_tokens` how many rows it has.
+        image: as for `open_image`.
+        """
         return self._eyes().encode(image)
 
     def _eyes(self):
@@ -215,13 +227,17 @@ class NanoLLM:
     ) -> StreamingResponse | str | list[int]:
         """Continue a prompt.
 
-        inputs: a string, ids [n] or [1, n], embeddings [n, d] or [1, n, d], or the Prompt of `ChatHistory.embed_chat`.
-        kv_cache: what the conversation holds so far; a Prompt is put behind its first `position` entries, anything else behind all of them.
-        stop_tokens: ids or strings that end the reply, besides the model's own end tokens; the text of a special token stands for its id.
-        priority: higher goes first, and pauses lower ones. deadline: seconds from now after which the reply ends with what it has.
-        options: fields of `GenerationConfig`.
-        Returns a StreamingResponse; with `streaming=False` the text (the ids with `detokenize=False`), once all is there.
-        Raises ValueError for wrong options or inputs; with `streaming=False` BackendError for a reply that failed.
+        inputs: a string, ids [n] or [1, n], embeddings [n, d] or [1, n, d], or the Prompt of
+            `ChatHistory.embed_chat`.
+        kv_cache: what the conversation holds so far; a Prompt is put behind its first `position` entries,
+            anything else behind all of them.
+        stop_tokens: ids or strings that end the reply, besides the model's own end tokens; the text of a
+            special token stands for its id.
+        priority: higher goes first, and pauses lower ones. deadline: seconds from now after which the reply
+            ends with what it has.
+        options: fields of `GenerationConfig`. Returns a StreamingResponse; with `streaming=False` the text
+        (the ids with `detokenize=False`), once all is there. Raises ValueError for wrong options or inputs;
+        with `streaming=False` BackendError for a reply that failed.
         """
         reject_unknown(options, names(GenerationConfig), 'generate()')
         config = GenerationConfig(stop_tokens=stop_tokens if stop_tokens is not None else (), **options)
@@ -267,9 +283,11 @@ class NanoLLM:
         return reply.text if detokenize else reply.tokens
 
     def save_kv(self, kv_cache: KVCache) -> bytes | None:
-        """The keys and values that a conversation has in the model, for `load_kv` in this process or a later one that opens the model with the same options;
-        None where there are none, or the backend cannot give them. Takes as long as copying them, between two steps of the engine. Raises BackendError where
-        the model is closed."""
+        """The keys and values that a conversation has in the model, for `load_kv` in this process or a later
+        one that opens the model with the same options; None where there are none, or the backend cannot give
+        them. Takes as long as copying them, between two steps of the engine. Raises BackendError where the
+        model is closed.
+        """
         sequence = kv_cache.sequence
 
         def take() -> Parked | None:
@@ -282,8 +300,10 @@ class NanoLLM:
         return None if kv is None else kv_bytes.pack(kv, self.info)
 
     def load_kv(self, data: bytes) -> KVCache:
-        """An empty `KVCache` for a conversation whose keys and values `save_kv` gave: what its next prompt shares with them is not computed again.
-        Raises ValueError where they are damaged, or were computed by another model."""
+        """An empty `KVCache` for a conversation whose keys and values `save_kv` gave: what its next prompt
+        shares with them is not computed again. Raises ValueError where they are damaged, or were computed by
+        another model.
+        """
         kv_cache = KVCache()
         kv_cache.sequence.parked = kv_bytes.unpack(data, self.info)
         kv_cache.bind(self.engine)

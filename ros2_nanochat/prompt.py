@@ -1,4 +1,5 @@
-"""What goes into a model, entry by entry: token ids and rows of embeddings in one list, which can be compared with what a KV cache holds.
+"""What goes into a model, entry by entry: token ids and rows of embeddings in one list, which can be compared
+with what a KV cache holds.
 
 Shared by `chat` (which makes prompts) and `engine` (which runs them); knows neither.
 """
@@ -20,7 +21,8 @@ class EmbeddingSpan:
     positions: [k] or [axes, k], relative to the position where the span starts; None counts on by one.
     advance: positions that the span takes (what follows it starts that much later); None takes k.
     bidirectional: the rows attend to one another both ways; the span is then not cut.
-    deepstack: [layers, k, d] float32: what is added to the rows behind each of the model's first layers (arXiv:2406.04334); the span is then not cut.
+    deepstack: [layers, k, d] float32: what is added to the rows behind each of the model's first layers
+    (arXiv:2406.04334); the span is then not cut.
     """
 
     rows: np.ndarray
@@ -58,7 +60,8 @@ class Prompt:
     entries: [n] int64; an id where it is not negative, else a row of a span.
     spans: `(start, span)`, start counted in this prompt's entries, in order.
     position: how many entries of the cache stay; what the cache holds behind them is trimmed.
-    embed: turns ids into embeddings [n, d], where the model has that; then the prompt looks like `[1, n, d]`, else like `[1, n]`.
+    embed: turns ids into embeddings [n, d], where the model has that; then the prompt looks like `[1, n, d]`,
+    else like `[1, n]`.
     """
 
     entries: np.ndarray
@@ -130,8 +133,9 @@ class Prompt:
         return EmbeddingSpan(np.asarray(replace(self, embed=embed))[0], name, bidirectional=True)
 
     def after(self, position: int) -> Prompt:
-        """This prompt (which must start at 0) without its first `position` entries, to be put behind them. A span is never cut in two:
-        where `position` falls inside one, the prompt starts at that span."""
+        """This prompt (which must start at 0) without its first `position` entries, to be put behind them. A
+        span is never cut in two: where `position` falls inside one, the prompt starts at that span.
+        """
         for start, span in self.spans:
             if start < position < start + len(span):
                 position = start

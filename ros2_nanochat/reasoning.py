@@ -1,4 +1,6 @@
-"""The marks around what a model thinks before it answers: which ones a model declares, and whether a prompt ends inside them."""
+"""The marks around what a model thinks before it answers: which ones a model declares, and whether a prompt
+ends inside them.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,29 @@ REASONING_MARKS = (
     ('<thought>', '</thought>'),
     ('<reasoning>', '</reasoning>'),
 )
-"""Marks around reasoning that models in use declare, in their vocabulary or their chat template (Qwen 3 and DeepSeek R1, Magistral, Command A,
-Seed-OSS, Gemma 4, Kimi-VL, and fine-tunes)."""
+"""Marks around reasoning that models in use declare, in their vocabulary or their chat template (Qwen 3 and
+DeepSeek R1, Magistral, Command A, Seed-OSS, Gemma 4, Kimi-VL, and fine-tunes).
+"""
 
 _LABELS = {'<|channel>': 'thought\n'}
-"""What stands between a mark and the reasoning (https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4)."""
+"""What stands between a mark and the reasoning
+(https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4).
+"""
 
 _HARMONY = ('<|start|>', '<|channel|>', '<|end|>', '<|message|>')
-"""Around messages in the format of gpt-oss (https://cookbook.openai.com/articles/openai-harmony), of which one reply has several."""
+"""Around messages in the format of gpt-oss (https://cookbook.openai.com/articles/openai-harmony), of which
+one reply has several.
+"""
 
 
 @dataclass(frozen=True)
 class ReasoningMarks:
-    """Texts around the reasoning, and their ids where each is one token of the vocabulary. label: text behind the start that is no reasoning.
+    """Texts around the reasoning, and their ids where each is one token of the vocabulary. label: text behind
+    the start that is no reasoning.
 
-    header_ids, message_id: of a model that writes several messages (gpt-oss). One of the former begins a header, the latter what it is the header of,
-    which is reasoning where the header ends with the label."""
+    header_ids, message_id: of a model that writes several messages (gpt-oss). One of the former begins a
+    header, the latter what it is the header of, which is reasoning where the header ends with the label.
+    """
 
     start: str
     end: str

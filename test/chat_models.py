@@ -1,7 +1,9 @@
-"""Vocabularies and templates of model families, built here: for each, our side of a model and transformers' tokenizer as the oracle.
+"""Vocabularies and templates of model families, built here: for each, our side of a model and transformers'
+tokenizer as the oracle.
 
-The templates are written after what the models' authors document, each with traits that have tripped others: white space beside special tokens,
-stripped contents, a default system prompt, refusals, reasoning that is dropped.
+The templates are written after what the models' authors document, each with traits that have tripped others:
+white space beside special tokens, stripped contents, a default system prompt, refusals, reasoning that is
+dropped.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ QWEN_3 = """{%- set ns = namespace(last=messages|length - 1, looking=true) %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
-# https://huggingface.co/deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B: looks for the reasoning in the content, opens it for the model
+# https://huggingface.co/deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B: looks for the reasoning in the content,
+# opens it for the model
 DEEPSEEK_R1 = """{{ bos_token }}
 {%- for message in messages %}
 {%- if message['role'] == 'system' %}{{ message['content'] }}
@@ -88,19 +91,22 @@ DEEPSEEK_R1 = """{{ bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"""
 
-# https://huggingface.co/microsoft/Phi-3-mini-4k-instruct: its tokens take the white space behind them; where no reply follows, the text ends
+# https://huggingface.co/microsoft/Phi-3-mini-4k-instruct: its tokens take the white space behind them; where
+# no reply follows, the text ends
 PHI_3 = """{% for message in messages %}
 {{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
-# https://ai.google.dev/gemma/docs/core/prompt-structure: no system role, roles alternate, contents are trimmed
+# https://ai.google.dev/gemma/docs/core/prompt-structure: no system role, roles alternate, contents are
+# trimmed
 GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {%- for message in messages %}
 {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}
 {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' + message['content'] | trim + '<end_of_turn>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
-# https://ai.google.dev/gemma/docs/core/prompt-structure, as of Gemma 3: the system prompt goes into the first message, images are parts
+# https://ai.google.dev/gemma/docs/core/prompt-structure, as of Gemma 3: the system prompt goes into the first
+# message, images are parts
 GEMMA_3 = """{{ bos_token }}
 {%- if messages[0]['role'] == 'system' %}
 {%- set prefix = (messages[0]['content'] if messages[0]['content'] is string else messages[0]['content'][0]['text']) + '\n\n' %}
@@ -116,14 +122,16 @@ GEMMA_3 = """{{ bos_token }}
 {{- '<end_of_turn>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
-# https://docs.mistral.ai/guides/tokenization/: no system role here, blanks around contents, nothing to begin a reply
+# https://docs.mistral.ai/guides/tokenization/: no system role here, blanks around contents, nothing to begin
+# a reply
 MISTRAL = """{{ bos_token }}{% for message in messages %}
 {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate user/assistant') }}{% endif %}
 {%- if message['role'] == 'user' %}{{ '[INST] ' + message['content'].strip() + ' [/INST]' }}
 {%- else %}{{ ' ' + message['content'].strip() + eos_token }}{% endif %}
 {%- endfor %}"""
 
-# https://huggingface.co/blog/llama2#how-to-prompt-llama-2: the system prompt inside the first message, every exchange begins anew
+# https://huggingface.co/blog/llama2#how-to-prompt-llama-2: the system prompt inside the first message, every
+# exchange begins anew
 LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}
 {%- else %}{% set rest = messages %}{% set system = false %}{% endif %}
 {%- for message in rest %}
@@ -198,7 +206,9 @@ FAMILIES = {
 
 
 def train(kind: str) -> tokenizers.Tokenizer:
-    """A small vocabulary: of bytes (GPT-2's kind), or of SentencePiece's kind as it comes in tokenizer.json files."""
+    """A small vocabulary: of bytes (GPT-2's kind), or of SentencePiece's kind as it comes in tokenizer.json
+    files.
+    """
     if kind == 'bytes':
         t = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
         t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,6 @@
-"""A small Hugging Face hub on 127.0.0.1: what `huggingface_hub` asks for, from a dictionary of files. It notes every request."""
+"""A small Hugging Face hub on 127.0.0.1: what `huggingface_hub` asks for, from a dictionary of files. It
+notes every request.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ COMMIT = 'a' * 40
 
 
 class Hub:
-    """repositories: name -> {file name: content}. tokens: where not None, those it accepts. private, gated: repositories that need one.
-    broken: file names whose download breaks off. status: answered to everything, where not None."""
+    """repositories: name -> {file name: content}. tokens: where not None, those it accepts. private, gated:
+    repositories that need one.
+    broken: file names whose download breaks off. status: answered to everything, where not None.
+    """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]]):
         self.repositories = repositories

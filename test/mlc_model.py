@@ -1,5 +1,6 @@
-"""Makes a small Llama as MLC-LLM does: written in TVM's `nn`, compiled for the CPU, its weights in shards, beside a checkpoint of transformers with
-the same weights. The functions of the library and what they take follow mlc-llm's convention; none of its code is used.
+"""Makes a small Llama as MLC-LLM does: written in TVM's `nn`, compiled for the CPU, its weights in shards,
+beside a checkpoint of transformers with the same weights. The functions of the library and what they take
+follow mlc-llm's convention; none of its code is used.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    """sees: it has an `image_embed`, as mlc-llm's LLaVA: a picture of any size in bytes in, here four rows out, made of four of its pixels."""
+    """sees: it has an `image_embed`, as mlc-llm's LLaVA: a picture of any size in bytes in, here four rows
+    out, made of four of its pixels.
+    """
 
     def __init__(self, c, dtype: str, quantized: bool, sees: bool = False):
         self.c, self.dtype = c, dtype
@@ -301,7 +304,9 @@ def tiny() -> tuple[str, transformers.LlamaForCausalLM, str]:
 
 
 def make_checkpoint(path: str, seed: int = 0, **sizes) -> transformers.LlamaForCausalLM:
-    """A Llama with random weights, which bfloat16 can hold, and a small vocabulary, as transformers saves them."""
+    """A Llama with random weights, which bfloat16 can hold, and a small vocabulary, as transformers saves
+    them.
+    """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -355,8 +360,10 @@ def make_folder(
     index: str = 'tensor-cache.json',
     model_type: str = 'llama',
 ) -> str:
-    """Compile a model into a folder as mlc_llm makes it. quantization: q0f32, q0f16, q4f32_2 or q4f16_2. only: names of the functions to export.
-    model_type: `llava` sees (`image_projection`)."""
+    """Compile a model into a folder as mlc_llm makes it. quantization: q0f32, q0f16, q4f32_2 or q4f16_2.
+    only: names of the functions to export.
+    model_type: `llava` sees (`image_projection`).
+    """
     os.makedirs(path, exist_ok=True)
     dtype, quantized = ('float32' if 'f32' in quantization else 'float16'), quantization.startswith('q4')
     c = model.config
@@ -484,7 +491,9 @@ def image_projection(width: int) -> np.ndarray:
 
 
 def quantize(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Four bits in groups of 32, symmetric: packed [out, in/8] uint32, scale [out, in/32], and the values that they stand for."""
+    """Four bits in groups of 32, symmetric: packed [out, in/8] uint32, scale [out, in/32], and the values
+    that they stand for.
+    """
     groups = weight.reshape(len(weight), -1, GROUP)
     scale = (np.abs(groups).max(axis=2) / 7).astype(np.float16).astype(np.float32)
     levels = (

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Stands in for the `mlc_llm` command: takes the options that mlc-llm declares (python/mlc_llm/cli), refuses all else, writes down what it was given,
-and makes small files where mlc-llm would make large ones. What it shall do otherwise is in $STAND_IN: `fail STEP`, `sleep STEP`, `full STEP`."""
+"""Stands in for the `mlc_llm` command: takes the options that mlc-llm declares (python/mlc_llm/cli), refuses
+all else, writes down what it was given, and makes small files where mlc-llm would make large ones. What it
+shall do otherwise is in $STAND_IN: `fail STEP`, `sleep STEP`, `full STEP`.
+"""
 
 import argparse
 import json

@@ -12,7 +12,9 @@ _BYTES = [f'<0x{i:02X}>' for i in range(256)]
 
 
 def train_sentencepiece_kind(kind: str, corpus: Iterable[str]) -> tokenizers.Tokenizer:
-    """kind: how a space before the first word comes about: 'prepend', 'metaspace', or 'gemma' (not at all)."""
+    """kind: how a space before the first word comes about: 'prepend', 'metaspace', or 'gemma' (not at
+    all).
+    """
     t = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token='<unk>'))
     steps = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
     if kind == 'metaspace':

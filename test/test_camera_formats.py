@@ -1,4 +1,6 @@
-"""Camera messages to RGB: the same pixels as OpenCV gives, whatever the rows' padding and byte order; and what cannot be true is told."""
+"""Camera messages to RGB: the same pixels as OpenCV gives, whatever the rows' padding and byte order; and
+what cannot be true is told.
+"""
 
 import io
 import subprocess

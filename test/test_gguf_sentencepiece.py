@@ -1,4 +1,6 @@
-"""Vocabularies of SentencePiece's kind in GGUF files: where a space comes before a text and where not. Oracle: llama.cpp over the whole text."""
+"""Vocabularies of SentencePiece's kind in GGUF files: where a space comes before a text and where not.
+Oracle: llama.cpp over the whole text.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def test_a_conversation_has_the_ids_of_its_whole_text(model, name, texts, system
 
 @pytest.mark.parametrize('name', TEMPLATES)
 def test_no_space_comes_between_a_reply_and_what_stands_behind_it(model, name):
-    """The reply begins and ends with characters that merge with nothing, so that the whole text holds its ids as they are."""
+    """The reply begins and ends with characters that merge with nothing, so that the whole text holds its ids
+    as they are.
+    """
     history = ChatHistory(model, name, '')
     history.append('user', text='hello')
     asked, _ = history.embed_chat()

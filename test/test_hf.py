@@ -1,4 +1,6 @@
-"""The backend `hf` on the embedded model's weights in float32. Oracle: `generate` of transformers on the same weights."""
+"""The backend `hf` on the embedded model's weights in float32. Oracle: `generate` of transformers on the same
+weights.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The backend `hf` on small random models of many architectures. Oracle: the same model in transformers, untouched, without a cache of ours."""
+"""The backend `hf` on small random models of many architectures. Oracle: the same model in transformers,
+untouched, without a cache of ours.
+"""
 
 from __future__ import annotations
 

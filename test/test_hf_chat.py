@@ -1,5 +1,7 @@
-"""Conversations on `hf` through the library and the engine, on small random models: a packed one, one with a sliding window, a recurrent one and a
-hybrid. Oracle: `generate` of transformers on all that the KV cache held."""
+"""Conversations on `hf` through the library and the engine, on small random models: a packed one, one with a
+sliding window, a recurrent one and a hybrid. Oracle: `generate` of transformers on all that the KV cache
+held.
+"""
 
 from __future__ import annotations
 

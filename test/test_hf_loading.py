@@ -1,4 +1,6 @@
-"""Opening checkpoints with `hf` and `awq`: dtypes, AWQ, image-text models, what is missing or broken, progress and abort."""
+"""Opening checkpoints with `hf` and `awq`: dtypes, AWQ, image-text models, what is missing or broken,
+progress and abort.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ import pytest
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 import safetensors.torch  # noqa: E402
-from test_hf_architectures import SMALL, VOCAB, close, expected, feed, make_model, rng, save_model  # noqa: E402
+
+# noqa: E402
+from test_hf_architectures import SMALL, VOCAB, close, expected, feed, make_model, rng, save_model
 
 from ros2_nanochat import NanoLLM  # noqa: E402
 from ros2_nanochat.backends.base import Chunk  # noqa: E402

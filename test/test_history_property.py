@@ -1,5 +1,7 @@
-"""Whatever is done to a history, the KV cache holds just what a fresh prefill of the same messages would, and predicts the same next token.
-On the embedded model; the oracle is a second llama.cpp context that is given the whole prompt."""
+"""Whatever is done to a history, the KV cache holds just what a fresh prefill of the same messages would, and
+predicts the same next token. On the embedded model; the oracle is a second llama.cpp context that is given
+the whole prompt.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from ros2_nanochat.backends.gguf.backend import GGUFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 
 CONTEXT = 256  # behind more entries a row that runs alone rounds otherwise, see docs/engine.md
-CHUNK = 48  # llama.cpp computes the attention of 64 rows and more in another order, which rounds otherwise; below that, chunks make no difference at all
+# llama.cpp computes the attention of 64 rows and more in another order, which rounds otherwise; below that,
+# chunks make no difference at all
+CHUNK = 48
 TEXTS = st.sampled_from(
     [
         'Hi',

@@ -1,4 +1,6 @@
-"""Finding models: what lies at a path, and repositories of the hub by the real huggingface_hub against a stand-in server."""
+"""Finding models: what lies at a path, and repositories of the hub by the real huggingface_hub against a
+stand-in server.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +224,9 @@ def server():
 
 @pytest.fixture
 def ask(tmp_path, server):
-    """Resolve models in a process of its own, whose hub is the stand-in: `(answers, log)`. (huggingface_hub reads its environment once.)"""
+    """Resolve models in a process of its own, whose hub is the stand-in: `(answers, log)`. (huggingface_hub
+    reads its environment once.)
+    """
 
     def run(*models, endpoint=None, environment=None, **options):
         configs = [{'model': model, **options} for model in models]

@@ -1,4 +1,6 @@
-"""Whether a model fits: what is cut, what is refused, with which figures; and how much memory a process is said to have."""
+"""Whether a model fits: what is cut, what is refused, with which figures; and how much memory a process is
+said to have.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Conversations on `mlc` through the library and the engine: reuse, edits, several at once, and a context that overflows."""
+"""Conversations on `mlc` through the library and the engine: reuse, edits, several at once, and a context
+that overflows.
+"""
 
 from __future__ import annotations
 

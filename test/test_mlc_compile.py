@@ -1,4 +1,6 @@
-"""Making a model for `mlc`: the command lines that mlc_llm is given, and what is left when it fails, is stopped, or runs twice."""
+"""Making a model for `mlc`: the command lines that mlc_llm is given, and what is left when it fails, is
+stopped, or runs twice.
+"""
 
 from __future__ import annotations
 
@@ -227,7 +229,9 @@ def test_a_disk_without_the_room_is_told_before_anything_is_made(place, monkeypa
 
 
 def test_a_disk_that_takes_no_more_while_compiling_is_one_line_and_leaves_nothing(place):
-    """A limit on the size of files stands in for the disk: what is written beyond it fails in the same place."""
+    """A limit on the size of files stands in for the disk: what is written beyond it fails in the same
+    place.
+    """
     limited = 'import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); from ros2_nanochat.terminal.compile_mlc import main; sys.exit(main())'
     process = subprocess.run(
         [sys.executable, '-c', limited, str(place / 'Martian-1B'), '--target', 'llvm'],

@@ -1,4 +1,6 @@
-"""Folders for `mlc` that are broken or do not fit: one line says which file, what was expected, what was found, and what to do."""
+"""Folders for `mlc` that are broken or do not fit: one line says which file, what was expected, what was
+found, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -364,7 +366,8 @@ def test_the_template_of_mlc_becomes_one_in_jinja(folder):
     assert jinja(folder, chatml, [('system', 'S'), *talk]).startswith(
         '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na'
     )
-    # as mlc-llm renders it: the first user message follows the system prompt without a role of its own; id 1 is <|im_start|> here
+    # as mlc-llm renders it: the first user message follows the system prompt without a role of its own; id 1
+    # is <|im_start|> here
     assert jinja(folder, LLAMA2, talk) == (
         '<|im_start|>[INST] <<SYS>>\nBe "kind".\n<</SYS>>\n\na [/INST] b </s><s>[INST] {{ c }} [/INST] '
     )

@@ -1,4 +1,6 @@
-"""Choosing ids on the device with the functions of a library. Oracle: the sampler in NumPy, with the same random numbers; arrays lie on the CPU."""
+"""Choosing ids on the device with the functions of a library. Oracle: the sampler in NumPy, with the same
+random numbers; arrays lie on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def model():
 
 @pytest.fixture
 def copies(model, monkeypatch):
-    """The model as if its arrays lay on a device, and how often all logits of a step were copied from there."""
+    """The model as if its arrays lay on a device, and how often all logits of a step were copied from
+    there.
+    """
     made = []
     monkeypatch.setattr(model.backend._runtime, 'on_cpu', False)
     whole = DeviceLogits.numpy

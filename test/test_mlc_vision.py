@@ -1,5 +1,6 @@
-"""Libraries that embed pictures themselves, and those with a vision tower beside them. Oracles: what the function computes, written in NumPy, and
-transformers on the rows; the same language weights over hf."""
+"""Libraries that embed pictures themselves, and those with a vision tower beside them. Oracles: what the
+function computes, written in NumPy, and transformers on the rows; the same language weights over hf.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Models that are one piece in transformers, over hf: the first reply about a picture has the ids that `generate` gives."""
+"""Models that are one piece in transformers, over hf: the first reply about a picture has the ids that
+`generate` gives.
+"""
 
 import dataclasses
 
@@ -89,7 +91,9 @@ PALIGEMMA = pytest.mark.parametrize('release', [1, 2])
 
 
 def of_paligemma(model, words, entries, pictures=(), new=10) -> list[int]:
-    """The likeliest ids behind a prompt, from one forward of transformers for each, without a cache. entries: of a prompt, negative where a picture stands."""
+    """The likeliest ids behind a prompt, from one forward of transformers for each, without a cache. entries:
+    of a prompt, negative where a picture stands.
+    """
     ids, prompt = np.where(entries < 0, model.config.image_token_id, entries).tolist(), len(entries)
     images = transformers.SiglipImageProcessor(size={'height': 32, 'width': 32})
     pixels = (
@@ -221,7 +225,9 @@ def test_a_prompt_that_attends_both_ways_may_be_longer_than_a_batch_of_other_mod
 
 
 def of_qwen(model, images, words, text, pictures, new=10) -> list[int]:
-    """What `generate` says to a conversation: ids that hold '<|image_pad|>' once for each picture, or their text."""
+    """What `generate` says to a conversation: ids that hold '<|image_pad|>' once for each picture, or their
+    text.
+    """
     pad, ids, inputs = model.config.image_token_id, text, {}
     if isinstance(text, str):
         ids = [

@@ -1,4 +1,6 @@
-"""What the package ships for ROS agrees with itself: parameters and their files, launch files, the XML profile, interfaces and their documentation."""
+"""What the package ships for ROS agrees with itself: parameters and their files, launch files, the XML
+profile, interfaces and their documentation.
+"""
 
 import ast
 import re

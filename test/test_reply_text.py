@@ -1,4 +1,6 @@
-"""From ids to text: what is given is certain, joined it is the decode of all, and a stop string is cut off exactly wherever the tokens' borders lie."""
+"""From ids to text: what is given is certain, joined it is the decode of all, and a stop string is cut off
+exactly wherever the tokens' borders lie.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ MANY = settings(max_examples=300, deadline=None, database=None)
 
 
 class Vocabulary:
-    """Tokens are the byte strings that a test cuts a text into; ids from 1000 on are special and give no text."""
+    """Tokens are the byte strings that a test cuts a text into; ids from 1000 on are special and give no
+    text.
+    """
 
     def __init__(self, tokens: list[bytes]):
         self.tokens = tokens
@@ -116,7 +120,9 @@ def test_a_token_with_a_word_and_half_a_character_is_not_said_to_spell_the_word(
 
 
 def expected_cut(text: str, stops: list[str]) -> str:
-    """Letter by letter: the text before the first stop string that is complete (the longest of those that end there)."""
+    """Letter by letter: the text before the first stop string that is complete (the longest of those that end
+    there).
+    """
     for end in range(len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:

@@ -238,7 +238,9 @@ def test_without_end_tokens_or_context_nothing_breaks():
 
 
 def test_a_vocabulary_of_49152_is_sampled_in_a_few_milliseconds():
-    """A tenth of what the smallest model takes for a token is about 1 ms; the bound leaves room for a busy machine."""
+    """A tenth of what the smallest model takes for a token is about 1 ms; the bound leaves room for a busy
+    machine.
+    """
     logits = logits_of(8, 49152)
     context = np.random.default_rng(0).integers(0, 49152, 2000)
     sampler = Sampler(

@@ -1,4 +1,6 @@
-"""ids of conversations are those of transformers' `apply_chat_template`, and no content becomes markup. Oracle: transformers."""
+"""ids of conversations are those of transformers' `apply_chat_template`, and no content becomes markup.
+Oracle: transformers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Templates by name against the documentation of the models' authors, templates from files, images, reasoning, and what is refused."""
+"""Templates by name against the documentation of the models' authors, templates from files, images,
+reasoning, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ GOLDEN = {
     # https://github.com/openai/openai-python/blob/v0.28.1/chatml.md
     'chat-ml': '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n'
     '<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n',
-    # https://huggingface.co/blog/llama2#how-to-prompt-llama-2, without the first <s>, which the tokenizer puts
+    # https://huggingface.co/blog/llama2#how-to-prompt-llama-2, without the first <s>, which the tokenizer
+    # puts
     'llama-2': '[INST] <<SYS>>\nS\n<</SYS>>\n\nHello! [/INST] Hi. </s><s>[INST] How are you? [/INST]',
     # https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/
     'llama-3': '<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHello!<|eot_id|>'

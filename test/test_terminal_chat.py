@@ -1,4 +1,6 @@
-"""The terminal chat on the embedded model, driven through a pseudo-terminal as a user would, and as a script."""
+"""The terminal chat on the embedded model, driven through a pseudo-terminal as a user would, and as a
+script.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The tiny eyes of the embedded model: what they tell of pictures nobody has seen, in conversations through the library."""
+"""The tiny eyes of the embedded model: what they tell of pictures nobody has seen, in conversations through
+the library.
+"""
 
 import json
 
@@ -14,7 +16,9 @@ from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.prompt import EmbeddingSpan  # noqa: E402
 from ros2_nanochat.vision.encoder import TINY  # noqa: E402
-from ros2_nanochat.vision.shapes import COLORS, PLACES, SHAPES, draw, random_picture, random_scene  # noqa: E402
+
+# noqa: E402
+from ros2_nanochat.vision.shapes import COLORS, PLACES, SHAPES, draw, random_picture, random_scene
 
 
 @pytest.fixture(scope='module')
@@ -69,8 +73,10 @@ def test_at_least_95_of_100_are_right_on_300_fresh_pictures(model):
 
 @pytest.mark.long
 def test_over_hf_the_float_weights_read_the_same_rows_alike(model):
-    """The logits after a picture and a question: the likeliest id is the same, and llama.cpp, which rounds its activations to 8 bits, differs from the
-    float weights no more than twice as much as it does behind text alone."""
+    """The logits after a picture and a question: the likeliest id is the same, and llama.cpp, which rounds
+    its activations to 8 bits, differs from the float weights no more than twice as much as it does behind
+    text alone.
+    """
 
     def logits(each, **message):
         history = ChatHistory(each, chat_template='chat-ml')

@@ -1,4 +1,6 @@
-"""The tokenizer of `hf` and `mlc`. Oracles: the package tokenizers and transformers' AutoTokenizer, on vocabularies trained here and SmolLM2's own."""
+"""The tokenizer of `hf` and `mlc`. Oracles: the package tokenizers and transformers' AutoTokenizer, on
+vocabularies trained here and SmolLM2's own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Encoders of pictures against transformers' own models: embeddings, ids of conversations; what is remembered; checkpoints that do not fit."""
+"""Encoders of pictures against transformers' own models: embeddings, ids of conversations; what is
+remembered; checkpoints that do not fit.
+"""
 
 import json
 import types

@@ -1,4 +1,6 @@
-"""A tiny random GGUF model of Llama's form with a vocabulary of SentencePiece's kind, written here: what no package has small."""
+"""A tiny random GGUF model of Llama's form with a vocabulary of SentencePiece's kind, written here: what no
+package has small.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ SIZE = 48
 
 
 def tokenizer(image_text: str = '<image>') -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a few merges, so that neighbours join, and every special token that a family needs."""
+    """A byte-level tokenizer with a few merges, so that neighbours join, and every special token that a
+    family needs.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [('Ċ', 'Ċ'), ('ĊĊ', 'Ċ'), ('t', 'h'), ('th', 'e'), ('Ġ', 'the')]
     vocabulary = {token: i for i, token in enumerate([*alphabet, *(a + b for a, b in merges)])}
@@ -90,7 +92,9 @@ def tower(kind: str):
 
 
 def llava(folder, kind: str = 'clip', **options):
-    """A LLaVA checkpoint with its tokenizer and processor; returns the model. kind: tower, clip or siglip; options: of its config."""
+    """A LLaVA checkpoint with its tokenizer and processor; returns the model. kind: tower, clip or siglip;
+    options: of its config.
+    """
     words = tokenizer()
     options = {'text_config': transformers.LlamaConfig(**text_settings()), **options}
     config = transformers.LlavaConfig(
@@ -162,8 +166,9 @@ def picture(seed: int = 0, width: int = 200, height: int = 130):
 
 
 def qwen2_vl(folder, release: str = '2'):
-    """A Qwen2-VL checkpoint: positions on three axes. release: 2, 2_5 (whose tower looks through windows), 3 (which adds the picture in several layers)
-    or 3_moe."""
+    """A Qwen2-VL checkpoint: positions on three axes. release: 2, 2_5 (whose tower looks through windows), 3
+    (which adds the picture in several layers) or 3_moe.
+    """
     words = tokenizer('<|vision_start|><|image_pad|><|vision_end|>')
     number = words.convert_tokens_to_ids
     text = text_settings(
@@ -242,7 +247,9 @@ def idefics3(folder):
 
 
 def smolvlm(folder):
-    """A SmolVLM checkpoint. Its own processor wants packages for videos, so that of its pictures is saved, as its checkpoints hold it."""
+    """A SmolVLM checkpoint. Its own processor wants packages for videos, so that of its pictures is saved, as
+    its checkpoints hold it.
+    """
     words = tokenizer()
     config = _tiled(transformers.SmolVLMConfig, words)
     images = transformers.SmolVLMImageProcessor(
@@ -256,7 +263,9 @@ def smolvlm(folder):
 
 
 def paligemma(folder, release: int = 1):
-    """A PaliGemma checkpoint: picture and question attend to one another. release: 1, or 2 (capped scores, and every other layer looks through a window)."""
+    """A PaliGemma checkpoint: picture and question attend to one another. release: 1, or 2 (capped scores,
+    and every other layer looks through a window).
+    """
     words = tokenizer()
     words.chat_template = None
     config = transformers.PaliGemmaConfig(

@@ -1,4 +1,5 @@
-"""Makes the picture in docs/terminal.md: a session of the terminal chat on the embedded model, as a terminal shows it.
+"""Makes the picture in docs/terminal.md: a session of the terminal chat on the embedded model, as a terminal
+shows it.
 
 pip install pexpect pyte
 python3 tools/terminal_picture.py docs/images/terminal.svg

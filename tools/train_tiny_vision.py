@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Trains the tiny vision tower and projector that stand before the embedded SmolLM2: three quarters of an hour on two cores.
+"""Trains the tiny vision tower and projector that stand before the embedded SmolLM2: three quarters of an
+hour on two cores.
 
-First the tower alone, with heads for colour, shape and place on every patch; then the rows of embeddings that make the frozen language model answer
-right, with its loss on the answers; then tower and projector, which learn to give these rows. So the language model, by far the largest part of the
-work, is run for a few hundred conversations only. Pictures are drawn as it goes, never twice. Each stage leaves a file in --out, and a run takes
-over what is there.
-Needs torch, transformers, gguf, and the weights of the language model (a GGUF file of a Llama-shaped model with a ChatML template).
+First the tower alone, with heads for colour, shape and place on every patch; then the rows of embeddings that
+make the frozen language model answer right, with its loss on the answers; then tower and projector, which
+learn to give these rows. So the language model, by far the largest part of the work, is run for a few hundred
+conversations only. Pictures are drawn as it goes, never twice. Each stage leaves a file in --out, and a run
+takes over what is there. Needs torch, transformers, gguf, and the weights of the language model (a GGUF file
+of a Llama-shaped model with a ChatML template).
 """
 
 from __future__ import annotations
@@ -114,7 +116,9 @@ def pixels_of(picture: Image.Image) -> np.ndarray:
 
 
 def picture_for_training(rng: np.random.Generator) -> tuple[np.ndarray, Scene]:
-    """Small pictures, for speed: what is left of a large one after the resize is the same. Some have been through JPEG."""
+    """Small pictures, for speed: what is left of a large one after the resize is the same. Some have been
+    through JPEG.
+    """
     width = int(rng.integers(40, 161))
     height = width if rng.random() < 0.3 else int(np.clip(width * 2 ** rng.uniform(-1, 1), 40, 160))
     picture, scene = random_picture(rng, width, height, size=(0.22, 0.44))
@@ -187,8 +191,9 @@ class Eyes(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(WIDTH, len(labels)) for labels in LABELS)
 
     def start_from_waves(self, pixels: torch.Tensor) -> None:
-        """Let the patch embedding begin as cosines of even strength in these pictures. With random weights the mean colour of a patch drowns all
-        else, and shape is not found for thousands of steps."""
+        """Let the patch embedding begin as cosines of even strength in these pictures. With random weights
+        the mean colour of a patch drowns all else, and shape is not found for thousands of steps.
+        """
         embedding = self.vision_tower.embeddings.patch_embedding
         waves = torch.cos(math.pi / PATCH * torch.outer(torch.arange(8), torch.arange(PATCH) + 0.5))
         planes = torch.einsum('iy,jx->ijyx', waves, waves).reshape(64, PATCH, PATCH)
@@ -208,7 +213,9 @@ class Eyes(nn.Module):
         )
 
     def logits(self, features: torch.Tensor) -> list[torch.Tensor]:
-        """For colour, shape and place: [b, 16, classes]; every patch answers, so that every patch has to know."""
+        """For colour, shape and place: [b, 16, classes]; every patch answers, so that every patch has to
+        know.
+        """
         normed = self.norm(features)
         return [head(normed) for head in self.heads]
 
@@ -286,7 +293,9 @@ class Talk:
     def turns(
         self, rng: np.random.Generator, scene: Scene, count: int
     ) -> list[tuple[list[int] | None, bool]]:
-        """Pieces of a conversation about one picture: (ids or None for the picture, whether they are answers)."""
+        """Pieces of a conversation about one picture: (ids or None for the picture, whether they are
+        answers).
+        """
         pieces: list[tuple[list[int] | None, bool]] = []
         kinds = rng.permutation(['color', 'shape', 'place'])[:count].tolist()
         if rng.random() < 0.15:
@@ -313,7 +322,9 @@ class Talk:
         conversations: list[list[tuple[list[int] | None, bool]]],
         rows: list[list[torch.Tensor]],
     ) -> tuple[torch.Tensor, float]:
-        """Cross entropy of the answers, and the share of their tokens that are likeliest. rows: for each conversation, those of its pictures, in order."""
+        """Cross entropy of the answers, and the share of their tokens that are likeliest. rows: for each
+        conversation, those of its pictures, in order.
+        """
         inputs, labels = [], []
         for pieces, pictures in zip(conversations, rows):
             pictures, embeddings, wanted = iter(pictures), [], []
@@ -339,7 +350,9 @@ class Talk:
 
 
 class Words(nn.Module):
-    """The rows that the language model shall get for a picture: some tell the colour, some the shape, some the place. They begin as its own words."""
+    """The rows that the language model shall get for a picture: some tell the colour, some the shape, some
+    the place. They begin as its own words.
+    """
 
     def __init__(self, embedding_size: int):
         super().__init__()
@@ -388,7 +401,9 @@ def train_words(words: Words, talk: Talk, steps: int, batch: int, out: Path, pea
 
 
 def train_projector(eyes: Eyes, words: Words, pictures: int, steps: int, out: Path, take: Callable) -> None:
-    """Stage three: the projector learns to say that, from what the tower, which stays as it is, sees in new pictures."""
+    """Stage three: the projector learns to say that, from what the tower, which stays as it is, sees in new
+    pictures.
+    """
     begin = time.monotonic()
     seen, told, right = [], [], np.zeros(3)
     with torch.no_grad():
@@ -433,7 +448,9 @@ def train_projector(eyes: Eyes, words: Words, pictures: int, steps: int, out: Pa
 
 
 def write_checkpoint(eyes: Eyes, folder: Path) -> None:
-    """Write the LLaVA form: config.json, preprocessor_config.json and float16 weights, without the language model."""
+    """Write the LLaVA form: config.json, preprocessor_config.json and float16 weights, without the language
+    model.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.half().contiguous()

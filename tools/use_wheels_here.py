@@ -1,8 +1,10 @@
-"""Make the ROS wheels of a virtual environment usable by CMake: `python tools/use_wheels_here.py`, run by the environment's own Python.
+"""Make the ROS wheels of a virtual environment usable by CMake: `python tools/use_wheels_here.py`, run by the
+environment's own Python.
 
-The CMake files inside the wheels name the folders of the Python they were built with (`/opt/python/cp311-cp311/...`), and CMake refuses targets
-whose include folders do not exist. This puts the folders of this Python in their place. To be repeated after each install of a ROS wheel;
-repeating it changes nothing.
+The CMake files inside the wheels name the folders of the Python they were built with
+(`/opt/python/cp311-cp311/...`), and CMake refuses targets whose include folders do not exist. This puts the
+folders of this Python in their place. To be repeated after each install of a ROS wheel; repeating it changes
+nothing.
 """
 
 import pathlib

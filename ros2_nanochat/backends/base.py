@@ -1,5 +1,5 @@
-"""The contract between the engine and whatever runs a model. A backend computes logits and keeps KV caches by sequence; sampling, stopping,
-streaming, templates and vision stand outside, once.
+"""The contract between the engine and whatever runs a model. A backend computes logits and keeps KV caches by
+sequence; sampling, stopping, streaming, templates and vision stand outside, once.
 
 Shapes: n tokens, d embedding width, v vocabulary, k rows of logits.
 """
@@ -19,8 +19,10 @@ from ros2_nanochat.model_info import ModelInfo
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that a model will take: weights, KV cache per token, and the rest (compute buffers). available: bytes that are free where it
-    will lie, or None where that cannot be told. context_length: the model's own, in tokens."""
+    """Bytes that a model will take: weights, KV cache per token, and the rest (compute buffers). available:
+    bytes that are free where it will lie, or None where that cannot be told. context_length: the model's own,
+    in tokens.
+    """
 
     weights: int
     kv_per_token: int
@@ -34,7 +36,8 @@ class Chunk:
     """Entries to append to one sequence: ids or embeddings, not both.
 
     seq: handle of the sequence. ids: [n] integers. embeddings: [n, d] float32.
-    num_logits: how many rows of logits are wanted, of the last positions (0 amid a prefill, 1 to sample, several to verify).
+    num_logits: how many rows of logits are wanted, of the last positions (0 amid a prefill, 1 to sample,
+        several to verify).
     positions, advance, bidirectional, deepstack: see `prompt.EmbeddingSpan`.
     """
 
@@ -52,7 +55,9 @@ class Chunk:
 
 
 class Detokenizer(ABC):
-    """Turns ids into text as they come. What it gives is certain: no half characters, spaces as the tokenizer means them."""
+    """Turns ids into text as they come. What it gives is certain: no half characters, spaces as the tokenizer
+    means them.
+    """
 
     @abstractmethod
     def add(self, token_id: int) -> str:
@@ -69,11 +74,11 @@ class Detokenizer(ABC):
 
 
 class Backend(ABC):
-    """One model. `tokenize`, `detokenizer`, `embed_tokens` and `embed_image` may be called from any thread, `abort` too; all else from one thread at a time, which
-    is the engine's once that runs.
+    """One model. `tokenize`, `detokenizer`, `embed_tokens` and `embed_image` may be called from any thread,
+    `abort` too; all else from one thread at a time, which is the engine's once that runs.
 
-    path: local, a file or folder. config: `max_context_len`, `max_sequences` and `kv_tokens` are filled in, the memory was checked.
-    Making one is cheap; `open` loads it.
+    path: local, a file or folder. config: `max_context_len`, `max_sequences` and `kv_tokens` are filled in,
+    the memory was checked. Making one is cheap; `open` loads it.
     """
 
     def __init__(self, path: str, config: ModelConfig):
@@ -82,8 +87,10 @@ class Backend(ABC):
 
     @abstractmethod
     def open(self, progress: Callable[[float], None] | None = None) -> None:
-        """Load the model, then `info` and the limits below are known. progress: called with the share that is done, 0 to 1. A `BackendError` says
-        what is wrong with it; an `abort()` meanwhile ends it with `LoadAborted`."""
+        """Load the model, then `info` and the limits below are known. progress: called with the share that is
+        done, 0 to 1. A `BackendError` says what is wrong with it; an `abort()` meanwhile ends it with
+        `LoadAborted`.
+        """
 
     info: ModelInfo
     max_sequences: int
@@ -93,7 +100,9 @@ class Backend(ABC):
     max_batch_tokens: int = 512
     """Entries that one forward takes, over all chunks."""
     max_chunk_tokens: int | None = None
-    """Entries that one chunk should have at most (a span that comes whole may have more); None: as many as the forward takes."""
+    """Entries that one chunk should have at most (a span that comes whole may have more); None: as many as
+    the forward takes.
+    """
 
     @classmethod
     @abstractmethod
@@ -107,8 +116,10 @@ class Backend(ABC):
         """Turn text into ids; no begin-of-text is added.
 
         special: find special tokens in the text (markup); otherwise they are plain characters (content).
-        continues: the text stands behind a special token and not at the start (some SentencePiece vocabularies put a space before the start).
-        joined: it stands right behind other text, what the model wrote say; then no vocabulary puts a space before it.
+        continues: the text stands behind a special token and not at the start (some SentencePiece
+            vocabularies put a space before the start).
+        joined: it stands right behind other text, what the model wrote say; then no vocabulary puts a space
+        before it.
         """
 
     @abstractmethod
@@ -133,27 +144,37 @@ class Backend(ABC):
         return False
 
     def embed_image(self, pixels: np.ndarray) -> np.ndarray:
-        """What stands in a prompt for a picture: rows [k, d] float32 of pixels [h, w, 3] uint8 (RGB). Any thread. Only where `embeds_images`."""
+        """What stands in a prompt for a picture: rows [k, d] float32 of pixels [h, w, 3] uint8 (RGB). Any
+        thread. Only where `embeds_images`.
+        """
         raise BackendError(f'{self.info.api} does not embed pictures')
 
     @abstractmethod
     def new_sequence(self) -> int:
-        """Make an empty sequence and return its handle. The engine never asks for more than `max_sequences`."""
+        """Make an empty sequence and return its handle. The engine never asks for more than
+        `max_sequences`.
+        """
 
     @abstractmethod
     def fork(self, seq: int, n: int) -> tuple[int, int]:
-        """Make a sequence that holds the first n entries of `seq`; return its handle and how many it really holds."""
+        """Make a sequence that holds the first n entries of `seq`; return its handle and how many it really
+        holds.
+        """
 
     @abstractmethod
     def trim(self, seq: int, n: int) -> int:
-        """Keep the first n entries of a sequence; return how many it really holds now (a sliding window or a recurrent state may keep fewer)."""
+        """Keep the first n entries of a sequence; return how many it really holds now (a sliding window or a
+        recurrent state may keep fewer).
+        """
 
     @abstractmethod
     def free(self, seq: int) -> None:
         """End a sequence."""
 
     def save(self, seq: int) -> bytes | None:
-        """The KV of a sequence as bytes that `load` takes in this process or another with the same model; None where that is not supported."""
+        """The KV of a sequence as bytes that `load` takes in this process or another with the same model;
+        None where that is not supported.
+        """
         return None
 
     def load(self, data: bytes) -> int | None:
@@ -164,19 +185,25 @@ class Backend(ABC):
     def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
         """Append every chunk to its sequence (each sequence at most once a call).
 
-        Return logits [k, v] float32 of the last `num_logits` positions of each chunk, in order: an array that is valid until the next call, or an
-        object on the device with `shape`, `numpy()`, and perhaps `argmax() -> [k]` and, where its `can_sample` is true,
-        `sample(rows [n], temperature [n], top_p [n], uniform [n]) -> [n]`: ids of some rows, each the one at which the sum of probabilities passes its
-        number from 0 to 1 (in the order of ids at top-p 1, else from the likeliest on). On failure a `ForwardError` that says what was committed.
+        Return logits [k, v] float32 of the last `num_logits` positions of each chunk, in order: an array that
+        is valid until the next call, or an object on the device with `shape`, `numpy()`, and perhaps
+        `argmax() -> [k]` and, where its `can_sample` is true, `sample(rows [n], temperature [n], top_p [n],
+        uniform [n]) -> [n]`: ids of some rows, each the one at which the sum of probabilities passes its
+        number from 0 to 1 (in the order of ids at top-p 1, else from the likeliest on). On failure a
+        `ForwardError` that says what was committed.
         """
 
     @property
     @abstractmethod
     def kv_used(self) -> int:
-        """Tokens of KV in use (entries that several sequences share count once where they are stored once)."""
+        """Tokens of KV in use (entries that several sequences share count once where they are stored
+        once).
+        """
 
     def abort(self) -> None:
-        """End a load or a forward that is under way as soon as can be; it raises `LoadAborted`. Any thread."""
+        """End a load or a forward that is under way as soon as can be; it raises `LoadAborted`. Any
+        thread.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -1,7 +1,9 @@
-"""Ids to text, exactly as `tokenizers` decodes the whole reply, but piece by piece and in time linear in its length.
+"""Ids to text, exactly as `tokenizers` decodes the whole reply, but piece by piece and in time linear in its
+length.
 
-Two families cover the vocabularies of language models, byte-level BPE (a token is a run of bytes) and SentencePiece (a token is text, with `<0xE2>` for
-single bytes); their rules are followed here token by token. Other decoders go through `tokenizers` itself. Knows nothing of models or templates.
+Two families cover the vocabularies of language models, byte-level BPE (a token is a run of bytes) and
+SentencePiece (a token is text, with `<0xE2>` for single bytes); their rules are followed here token by token.
+Other decoders go through `tokenizers` itself. Knows nothing of models or templates.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _BYTE_TOKEN = re.compile(r'<0x([0-9A-Fa-f]{2})>')
 
 
 def _byte_of_char() -> dict[str, int]:
-    """The alphabet of byte-level BPE (GPT-2, `bytes_to_unicode`): printable bytes stand for themselves, the others for U+0100 and on."""
+    """The alphabet of byte-level BPE (GPT-2, `bytes_to_unicode`): printable bytes stand for themselves, the
+    others for U+0100 and on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(rest)}
@@ -70,8 +74,9 @@ class ByteLevelDetokenizer(Utf8Detokenizer):
 
 
 class SentencePieceDetokenizer(Detokenizer):
-    """Tokens are text with a mark for the space. Bytes in a row are a character together, or none of them is (as `tokenizers` has it), so a run of
-    them is held back until it ends."""
+    """Tokens are text with a mark for the space. Bytes in a row are a character together, or none of them is
+    (as `tokenizers` has it), so a run of them is held back until it ends.
+    """
 
     KINDS = ('Replace', 'Metaspace', 'ByteFallback', 'Fuse', 'Strip')
 

@@ -1,9 +1,12 @@
-"""A backend without a model (`api='fake'`): deterministic replies at a set speed, so that robots can be tested without weights.
+"""A backend without a model (`api='fake'`): deterministic replies at a set speed, so that robots can be
+tested without weights.
 
-It says back what it was told: behind a chat prompt "You said: " and the last message of the user, behind plain text that text again. The reply
-is computed from the entries of its KV alone, so that a KV cache which was handled wrongly shows.
+It says back what it was told: behind a chat prompt "You said: " and the last message of the user, behind
+plain text that text again. The reply is computed from the entries of its KV alone, so that a KV cache which
+was handled wrongly shows.
 
-`model` may set it up: `tokens_per_second=50,prefill_per_second=1000,step_overhead=0.002,context=4096,reply=Some text`.
+`model` may set it up:
+`tokens_per_second=50,prefill_per_second=1000,step_overhead=0.002,context=4096,reply=Some text`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Text to ids for models that come as a folder with `tokenizer.json`; shared by the backends `hf` and `mlc`.
 
-Builds on the light package `tokenizers`; `transformers` is used where a caller asks for it, or where a vocabulary exists as `tokenizer.model` alone.
-Knows nothing of models, conversations or templates, but that a template's source lies beside the vocabulary.
+Builds on the light package `tokenizers`; `transformers` is used where a caller asks for it, or where a
+vocabulary exists as `tokenizer.model` alone. Knows nothing of models, conversations or templates, but that a
+template's source lies beside the vocabulary.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ class Tokenizer:
 
     named: the texts of `bos_token`, `eos_token` and the others that exist, as templates use them.
     chat_template: Jinja source, or None. eos_token_ids: any of them ends a reply.
-    bos_token_id: begin-of-text, None where the vocabulary has none. add_bos: the tokenizer puts it before a text of its own accord.
-    special_tokens: tokens that `tokenize` finds with `special=True` alone: those flagged so, and what the template writes (`<think>`, `<tool_call>`).
+    bos_token_id: begin-of-text, None where the vocabulary has none. add_bos: the tokenizer puts it before a
+        text of its own accord.
+    special_tokens: tokens that `tokenize` finds with `special=True` alone: those flagged so, and what the
+    template writes (`<think>`, `<tool_call>`).
     """
 
     def __init__(
@@ -76,12 +79,15 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str) -> Tokenizer:
-        """Open the folder of a model with `tokenizer.json`, by `tokenizers` alone. A `BackendError` says what is missing or broken.
+        """Open the folder of a model with `tokenizer.json`, by `tokenizers` alone. A `BackendError` says what
+        is missing or broken.
 
-        What the file says counts, as it does for mlc-llm and did for transformers 4. transformers 5 takes no more than vocabulary and merges from it where the
-        class is named in tokenizer_config.json (LlamaTokenizer, GemmaTokenizer, ...), and puts spaces its own way: for files in the form of Llama 2 (a
-        normalizer that prepends one) ' Hi' becomes one token in place of two, and nothing is prepended behind a special token. SentencePiece, with which
-        these models were trained, does as the file does. The backend hf follows the installed transformers all the same: it is the reference there.
+        What the file says counts, as it does for mlc-llm and did for transformers 4. transformers 5 takes no
+        more than vocabulary and merges from it where the class is named in tokenizer_config.json
+        (LlamaTokenizer, GemmaTokenizer, ...), and puts spaces its own way: for files in the form of Llama 2
+        (a normalizer that prepends one) ' Hi' becomes one token in place of two, and nothing is prepended
+        behind a special token. SentencePiece, with which these models were trained, does as the file does.
+        The backend hf follows the installed transformers all the same: it is the reference there.
         """
         path = os.path.abspath(os.path.expanduser(path))
         file = os.path.join(path, 'tokenizer.json')
@@ -102,7 +108,9 @@ class Tokenizer:
     def from_transformers(
         cls, path: str, gguf_file: str | None = None, trust_remote_code: bool = False
     ) -> Tokenizer:
-        """Open a folder as `transformers.AutoTokenizer` does, so that ids are the same as with it; `gguf_file` names a GGUF file in the folder."""
+        """Open a folder as `transformers.AutoTokenizer` does, so that ids are the same as with it;
+        `gguf_file` names a GGUF file in the folder.
+        """
         import transformers
 
         options = {'gguf_file': gguf_file} if gguf_file else {}
@@ -129,7 +137,9 @@ class Tokenizer:
 
     @classmethod
     def from_auto(cls, auto, path: str = '') -> Tokenizer:
-        """Take over a tokenizer of transformers; `path` is the folder whose files tell the rest, if there is one."""
+        """Take over a tokenizer of transformers; `path` is the folder whose files tell the rest, if there is
+        one.
+        """
         named = {name: str(getattr(auto, name)) for name in NAMES if getattr(auto, name, None)}
         template = auto.chat_template
         if isinstance(template, dict):
@@ -155,8 +165,9 @@ class Tokenizer:
     def tokenize(
         self, text: str, special: bool = False, continues: bool = False, joined: bool = False
     ) -> list[int]:
-        """See `Backend.tokenize`. Without `special`, no id of `special_tokens` comes out (but the unknown token, for characters that the
-        vocabulary lacks). Raises ValueError for text that is no Unicode."""
+        """See `Backend.tokenize`. Without `special`, no id of `special_tokens` comes out (but the unknown
+        token, for characters that the vocabulary lacks). Raises ValueError for text that is no Unicode.
+        """
         if joined and self._puts_space:
             tokenizer = self._joined_markup if special else self._joined_content
         else:
@@ -204,7 +215,9 @@ class Tokenizer:
         return tokenizer
 
     def _without_special(self, data: dict) -> dict:
-        """This tokenizer's data with its special tokens under names that no text holds. Ids stay, and so do added tokens that are no markup."""
+        """This tokenizer's data with its special tokens under names that no text holds. Ids stay, and so do
+        added tokens that are no markup.
+        """
         hidden = {token.text: f'\x01{secrets.token_hex(16)}\x01' for token in self.special_tokens}
         for token in data['added_tokens']:
             if token['content'] in hidden:
@@ -232,7 +245,9 @@ class Tokenizer:
 
 
 def _without_first_space(data: dict) -> tuple[dict, bool]:
-    """The data of a tokenizer.json, so that it puts no space before a text; and whether it did behind a special token."""
+    """The data of a tokenizer.json, so that it puts no space before a text; and whether it did behind a
+    special token.
+    """
     did = False
 
     def plain(step: dict | None) -> dict | None:
@@ -263,7 +278,9 @@ def _without_first_space(data: dict) -> tuple[dict, bool]:
 
 
 def read_eos_ids(path: str) -> frozenset[int]:
-    """End ids of `generation_config.json`, as `generate` of transformers takes them, else those of `config.json`."""
+    """End ids of `generation_config.json`, as `generate` of transformers takes them, else those of
+    `config.json`.
+    """
     config = read_json(path, 'config.json')
     for source in (read_json(path, 'generation_config.json'), config, config.get('text_config') or {}):
         ids = source.get('eos_token_id')
@@ -273,8 +290,10 @@ def read_eos_ids(path: str) -> frozenset[int]:
 
 
 def read_chat_template(path: str, tokenizer_config: dict) -> str | None:
-    """Jinja source of a folder: `chat_template.jinja`, else `chat_template` of tokenizer_config.json (a string, or a list of named ones of which
-    `default` counts), else that of `chat_template.json` or `processor_config.json`, as image-text models have it."""
+    """Jinja source of a folder: `chat_template.jinja`, else `chat_template` of tokenizer_config.json (a
+    string, or a list of named ones of which `default` counts), else that of `chat_template.json` or
+    `processor_config.json`, as image-text models have it.
+    """
     file = os.path.join(path, 'chat_template.jinja')
     if os.path.isfile(file):
         with open(file, encoding='utf-8') as stream:
@@ -310,7 +329,9 @@ def _named_tokens(*sources: dict) -> dict[str, str]:
 
 
 def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str, str]) -> None:
-    """Add tokens that tokenizer_config.json has beyond tokenizer.json, in the order of their ids; their flags there count, as in transformers."""
+    """Add tokens that tokenizer_config.json has beyond tokenizer.json, in the order of their ids; their flags
+    there count, as in transformers.
+    """
     decoder = config.get('added_tokens_decoder') or {}
     for _, token in sorted(decoder.items(), key=lambda item: int(item[0])):
         if not isinstance(token, dict) or not token.get('content'):

@@ -11,7 +11,8 @@ from ros2_nanochat.backends.base import Detokenizer
 class Utf8Detokenizer(Detokenizer):
     """Joins the bytes of pieces; a character whose bytes are not all there is held back.
 
-    piece: bytes of a token. strip_first_space: the vocabulary puts a space before the first word that belongs to no text (SentencePiece).
+    piece: bytes of a token. strip_first_space: the vocabulary puts a space before the first word that belongs
+    to no text (SentencePiece).
     """
 
     def __init__(self, piece: Callable[[int], bytes], strip_first_space: bool = False):

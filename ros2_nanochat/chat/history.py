@@ -1,6 +1,8 @@
-"""The history of a conversation: messages, the template that makes a prompt of them, and the KV cache that holds the part the model has read.
+"""The history of a conversation: messages, the template that makes a prompt of them, and the KV cache that
+holds the part the model has read.
 
-Whatever is edited, the next prompt says how much of the KV cache still holds: the longest common prefix of its entries and the new ones.
+Whatever is edited, the next prompt says how much of the KV cache still holds: the longest common prefix of
+its entries and the new ones.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ _REPLY_ROOM = 256  # tokens of the context left for the reply where the caller d
 class ChatHistory:
     """Messages of one conversation, indexed like a list.
 
-    model: a `NanoLLM`. chat_template: as in `ChatTemplate`. system_prompt: None takes the template's, '' none.
-    kv_cache: what the model has read of it; set it to `reply.kv_cache` after each reply. num_dropped: messages that the last `embed_chat` dropped
-    because the context was full. encode_seconds: what it spent on encoding images, 0.0 where all were known.
+    model: a `NanoLLM`. chat_template: as in `ChatTemplate`. system_prompt: None takes the template's, ''
+        none.
+    kv_cache: what the model has read of it; set it to `reply.kv_cache` after each reply. num_dropped:
+    messages that the last `embed_chat` dropped because the context was full. encode_seconds: what it spent on
+    encoding images, 0.0 where all were known.
 
     A failing call raises ValueError and leaves the history as it was.
     """
@@ -65,8 +69,9 @@ class ChatHistory:
     ) -> ChatMessage:
         """Add a message and return it.
 
-        msg: text or an image, told apart as `is_image` does; a `ChatMessage`; or the `StreamingResponse` of the model, whose text, ids and KV cache
-        are taken over as far as it was delivered. text, image: said outright. ValueError for an unknown role, or an image that the model cannot see.
+        msg: text or an image, told apart as `is_image` does; a `ChatMessage`; or the `StreamingResponse` of
+        the model, whose text, ids and KV cache are taken over as far as it was delivered. text, image: said
+        outright. ValueError for an unknown role, or an image that the model cannot see.
         """
         if isinstance(msg, ChatMessage):
             message = msg
@@ -93,8 +98,10 @@ class ChatHistory:
         return removed
 
     def remove(self, start: int, stop: int | None = None) -> list[ChatMessage]:
-        """Remove the messages from `start` up to and without `stop` (just one where it is not given) and return them. Both may count from the end,
-        and a stop of 0 is the end: `remove(-2, 0)` removes the last two."""
+        """Remove the messages from `start` up to and without `stop` (just one where it is not given) and
+        return them. Both may count from the end, and a stop of 0 is the end: `remove(-2, 0)` removes the last
+        two.
+        """
         count = len(self.messages)
         first = start + count if start < 0 else start
         last = first + 1 if stop is None else stop + count if stop <= 0 else stop
@@ -145,8 +152,10 @@ class ChatHistory:
         self._default_prompt = instruction
 
     def reset(self, system_prompt: bool | str | None = True, wrap_tokens: int | None = None) -> None:
-        """Forget the conversation. system_prompt: True keeps it, a string replaces it, False or None leaves none.
-        wrap_tokens: keep the latest turns that fit into as many tokens, system prompt included."""
+        """Forget the conversation. system_prompt: True keeps it, a string replaces it, False or None leaves
+        none.
+        wrap_tokens: keep the latest turns that fit into as many tokens, system prompt included.
+        """
         prompt = (
             system_prompt
             if isinstance(system_prompt, str)
@@ -167,8 +176,9 @@ class ChatHistory:
 
     @property
     def kv_cache(self):
-        """The `KVCache` of the conversation, None before the first reply. Setting it to that of a reply gives the message of the bot that has the
-        reply's text the ids which the model sampled."""
+        """The `KVCache` of the conversation, None before the first reply. Setting it to that of a reply gives
+        the message of the bot that has the reply's text the ids which the model sampled.
+        """
         return self._kv_cache
 
     @kv_cache.setter
@@ -186,7 +196,9 @@ class ChatHistory:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole conversation in the template, with what lets the model begin a reply where it is its turn."""
+        """Tokens of the whole conversation in the template, with what lets the model begin a reply where it
+        is its turn.
+        """
         return len(self._whole())
 
     def _whole(self) -> Prompt:
@@ -203,9 +215,11 @@ class ChatHistory:
     ) -> tuple[Prompt, int]:
         """Make the prompt for the next reply: `(what the KV cache does not hold yet, its position)`.
 
-        The first looks like an array, embeddings [1, n, d] where the model gives those, else ids [1, n]. use_cache=False gives the whole conversation at 0.
-        max_tokens: what the conversation may take; None leaves room for a reply in the context. Where it is more, the oldest turns are dropped until
-        the rest fits into wrap_tokens (None: half of max_tokens); the system prompt and the last turn stay. ValueError where these alone are too long.
+        The first looks like an array, embeddings [1, n, d] where the model gives those, else ids [1, n].
+        use_cache=False gives the whole conversation at 0.
+        max_tokens: what the conversation may take; None leaves room for a reply in the context. Where it is
+        more, the oldest turns are dropped until the rest fits into wrap_tokens (None: half of max_tokens);
+        the system prompt and the last turn stay. ValueError where these alone are too long.
         """
         for name, value in (('max_tokens', max_tokens), ('wrap_tokens', wrap_tokens)):
             if not isinstance(value, numbers.Integral | None):
@@ -258,7 +272,9 @@ class ChatHistory:
         wrap_tokens: int,
         at_least_one: bool = True,
     ) -> list[ChatMessage]:
-        """The longest end of the messages that begins with the user and fits, behind the system prompt, into `wrap_tokens`."""
+        """The longest end of the messages that begins with the user and fits, behind the system prompt, into
+        `wrap_tokens`.
+        """
         starts = [
             i
             for i, message in enumerate(messages)
@@ -278,11 +294,15 @@ class ChatHistory:
     # --- files ---
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the conversation to a JSON file, whole or not at all. Images are named by path or address; one that has neither is written beside it."""
+        """Write the conversation to a JSON file, whole or not at all. Images are named by path or address;
+        one that has neither is written beside it.
+        """
         storage.save(path, self.messages, self.template.name, self.model.info.name)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Take over the conversation of a file that `save` wrote, in place of this one. The model's own ids are kept where the model is the same."""
+        """Take over the conversation of a file that `save` wrote, in place of this one. The model's own ids
+        are kept where the model is the same.
+        """
         messages = storage.load(path, self.model.info.name)
         if not self.model.has_vision and any(message.image is not None for message in messages):
             raise ValueError(f'{path} holds images, and {self.model.info.name} has no vision')

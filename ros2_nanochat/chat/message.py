@@ -1,4 +1,6 @@
-"""One message of a conversation: who speaks, and what: text or an image. Tells images from text. Knows no template."""
+"""One message of a conversation: who speaks, and what: text or an image. Tells images from text. Knows no
+template.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,10 @@ def is_url(text: str) -> bool:
 
 
 def is_image(content: Any) -> bool:
-    """Whether this is an image: a PIL image, an array or tensor of [h, w] or [h, w, c], or a string that names a file or address by the
-    ending of an image. A sentence that ends in such a name is text, unless a file is called just so."""
+    """Whether this is an image: a PIL image, an array or tensor of [h, w] or [h, w, c], or a string that
+    names a file or address by the ending of an image. A sentence that ends in such a name is text, unless a
+    file is called just so.
+    """
     if isinstance(content, (str, os.PathLike)):
         name = os.fspath(content)
         if name.startswith('data:image/'):
@@ -53,7 +57,9 @@ def is_image(content: Any) -> bool:
 
 
 def clean_text(text: Any, what: str = 'text') -> str:
-    """Return the text with halves of surrogate pairs replaced, which no tokenizer takes; ValueError where it is no string."""
+    """Return the text with halves of surrogate pairs replaced, which no tokenizer takes; ValueError where it
+    is no string.
+    """
     if not isinstance(text, str):
         raise ValueError(f'{what} has to be a string, not {type(text).__name__} {str(text)[:40]!r}')
     try:
@@ -71,9 +77,11 @@ class ChatMessage:
     """One message.
 
     role: `system`, `user`, `bot` (`assistant` is accepted) or `tool`.
-    msg: text or an image, told apart by `is_image`; text=, image= say which it is. With both, the image stands before the text.
-    tokens: ids that the model itself sampled for this message, the first `num_reasoning` of them for its reasoning; they go into later prompts as
-    they are. They hold for the text they came with: setting another text drops them.
+    msg: text or an image, told apart by `is_image`; text=, image= say which it is. With both, the image
+        stands before the text.
+    tokens: ids that the model itself sampled for this message, the first `num_reasoning` of them for its
+    reasoning; they go into later prompts as they are. They hold for the text they came with: setting another
+    text drops them.
     reasoning: what the model wrote between its thinking marks.
     """
 
@@ -114,7 +122,9 @@ class ChatMessage:
 
     @property
     def text(self) -> str | None:
-        """The text, None for an image alone. Another text than the model's drops the model's ids and reasoning."""
+        """The text, None for an image alone. Another text than the model's drops the model's ids and
+        reasoning.
+        """
         return self._text
 
     @text.setter
@@ -126,7 +136,9 @@ class ChatMessage:
 
     @property
     def image(self) -> Any:
-        """The image as it was given, None for text alone. picture: the same, opened when it was appended, until the model has seen it."""
+        """The image as it was given, None for text alone. picture: the same, opened when it was appended,
+        until the model has seen it.
+        """
         return self._image
 
     @image.setter
@@ -134,14 +146,18 @@ class ChatMessage:
         self._image, self.picture, self._parts = image, None, None
 
     def embed(self, model) -> list:
-        """What stands for the image in prompts of this model (see `NanoLLM.embed_image`). It stays so, whatever becomes of the file."""
+        """What stands for the image in prompts of this model (see `NanoLLM.embed_image`). It stays so,
+        whatever becomes of the file.
+        """
         if not self.is_embedded(model):
             self._parts = model, model.embed_image(self._image if self.picture is None else self.picture)
             self.picture = None
         return self._parts[1]
 
     def let_go(self) -> None:
-        """Give the memory of the pixels back; what a model has seen of them stays in its prompts. Not for one that is to be saved, or shown to another."""
+        """Give the memory of the pixels back; what a model has seen of them stays in its prompts. Not for one
+        that is to be saved, or shown to another.
+        """
         self._image, self.picture = PixelsGone(), None
 
     def is_embedded(self, model) -> bool:

@@ -1,4 +1,6 @@
-"""Conversations as JSON files. An image is a reference: a path relative to the file, or an address. Knows no templates and no model."""
+"""Conversations as JSON files. An image is a reference: a path relative to the file, or an address. Knows no
+templates and no model.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ VERSION = 1
 
 
 def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str, model: str) -> None:
-    """Write messages; the file is there whole or as it was. Images without a name are written as PNG into `<path>.images/`. OSError as it comes."""
+    """Write messages; the file is there whole or as it was. Images without a name are written as PNG into
+    `<path>.images/`. OSError as it comes.
+    """
     path = os.path.abspath(os.fspath(path))
     entries = []
     for message in messages:
@@ -68,7 +72,9 @@ def _write_image(image: Any, path: str) -> str:
 
 
 def load(path: str | os.PathLike, model: str) -> list[ChatMessage]:
-    """Read messages. ids that a model of another name sampled are left out. ValueError with the file, and the message where one is wrong."""
+    """Read messages. ids that a model of another name sampled are left out. ValueError with the file, and the
+    message where one is wrong.
+    """
     path = os.path.abspath(os.fspath(path))
     try:
         with open(path, encoding='utf-8') as file:

@@ -51,8 +51,10 @@ class StepCost:
     def most(
         self, base: int, budget: float, limit: int, unknown: int, least: tuple[int, float] | None = None
     ) -> int:
-        """How many entries fit beside `base` others within `budget` seconds, 0 to `limit`; `unknown` before the first measurement.
-        least: see `seconds`."""
+        """How many entries fit beside `base` others within `budget` seconds, 0 to `limit`; `unknown` before
+        the first measurement.
+        least: see `seconds`.
+        """
         if not self._curve:
             return min(unknown, limit)
         low, high = 0, limit

@@ -1,5 +1,6 @@
-"""The keys and values of one conversation as bytes that outlive the process: which entries they belong to, which model computed them, and a digest over all,
-so that a damaged or foreign file is told from one that can be used. Nothing in it is executed or unpickled.
+"""The keys and values of one conversation as bytes that outlive the process: which entries they belong to,
+which model computed them, and a digest over all, so that a damaged or foreign file is told from one that can
+be used. Nothing in it is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _DIGEST = 16  # bytes, of the content and of the model each
 
 
 def pack(kv: Parked, info: ModelInfo) -> bytes:
-    """Magic, digest of what follows, digest of the model, the number of entries (8 bytes), the entries (int64), what `Backend.save` gave; little-endian."""
+    """Magic, digest of what follows, digest of the model, the number of entries (8 bytes), the entries
+    (int64), what `Backend.save` gave; little-endian.
+    """
     content = b''.join(
         [
             _model_digest(info),

@@ -14,8 +14,10 @@ from ros2_nanochat.prompt import Prompt, concatenate, head, tail
 
 @dataclass(frozen=True)
 class Reply:
-    """The last reply that was put into a cache: the text of the answer, the reasoning before it, and the ids of both, end token left out.
-    num_reasoning: how many of the ids belong to the reasoning and its marks."""
+    """The last reply that was put into a cache: the text of the answer, the reasoning before it, and the ids
+    of both, end token left out.
+    num_reasoning: how many of the ids belong to the reasoning and its marks.
+    """
 
     text: str
     reasoning: str
@@ -26,8 +28,9 @@ class Reply:
 class KVCache:
     """What a model remembers of one conversation, to be passed on from one `generate` to the next.
 
-    It is a list of entries (ids, and negative numbers for rows of images). The keys and values behind them belong to the engine, which may give
-    them up while the conversation is idle and compute them again when it goes on: that costs time, never content.
+    It is a list of entries (ids, and negative numbers for rows of images). The keys and values behind them
+    belong to the engine, which may give them up while the conversation is idle and compute them again when it
+    goes on: that costs time, never content.
     """
 
     def __init__(self):
@@ -63,7 +66,9 @@ class KVCache:
         return self.remove(len(self) - count, len(self))
 
     def remove(self, start: int, stop: int) -> int:
-        """Forget the entries from `start` up to `stop`; what follows moves up and is computed again on use. Return how many are left."""
+        """Forget the entries from `start` up to `stop`; what follows moves up and is computed again on use.
+        Return how many are left.
+        """
         if not 0 <= start <= stop <= len(self):
             raise ValueError(
                 f'remove({start}, {stop}) is not possible: the KV cache holds {len(self)} entries'
@@ -74,7 +79,9 @@ class KVCache:
         return len(self)
 
     def free(self) -> None:
-        """Let the engine have the room that the keys and values take; the entries stay, and are computed again on use."""
+        """Let the engine have the room that the keys and values take; the entries stay, and are computed
+        again on use.
+        """
         self.check_idle()
         self._abandon()
         self.sequence = Sequence()
@@ -97,7 +104,9 @@ class KVCache:
             )
 
     def claim(self, goal: Prompt, writer) -> tuple[Prompt, Reply | None]:
-        """Let one stream write what follows `goal`, for the engine's streams; return what was held. ValueError where another one writes."""
+        """Let one stream write what follows `goal`, for the engine's streams; return what was held.
+        ValueError where another one writes.
+        """
         with self._lock:
             self.check_idle()
             before = self._content, self.reply

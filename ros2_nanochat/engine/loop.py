@@ -1,6 +1,7 @@
 """The one thread that owns a model. Its loop: what runs next, forward, hand out tokens.
 
-Callers submit requests from any thread and read streams; nothing they do, and no failure of a forward, ends the loop.
+Callers submit requests from any thread and read streams; nothing they do, and no failure of a forward, ends
+the loop.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _log = logging.getLogger(__name__)
 class Engine:
     """Runs requests on an opened backend, all that decode in one batch.
 
-    `submit` and `stats` may be called from any thread; `close` ends what runs and gives the backend's memory back.
+    `submit` and `stats` may be called from any thread; `close` ends what runs and gives the backend's memory
+    back.
     """
 
     def __init__(self, backend: Backend, config: EngineConfig = EngineConfig()):
@@ -58,7 +60,9 @@ class Engine:
         request.output.put(End('error', 0, detail='the model is closed'))
 
     def call(self, function: Callable):
-        """Run a function on the engine's thread, between two steps, and return what it returns. Raises BackendError where the model is closed."""
+        """Run a function on the engine's thread, between two steps, and return what it returns. Raises
+        BackendError where the model is closed.
+        """
         future: Future = Future()
         with self._lock:
             if self._closed:
@@ -67,8 +71,10 @@ class Engine:
         return future.result()
 
     def stats(self) -> dict:
-        """Counters, histograms and the present state as one dictionary; see `metrics.Metrics`. Besides: `active`, `waiting`, `sequences`,
-        `max_sequences`, `kv_tokens` in use and their bound `kv_capacity`."""
+        """Counters, histograms and the present state as one dictionary; see `metrics.Metrics`. Besides:
+        `active`, `waiting`, `sequences`, `max_sequences`, `kv_tokens` in use and their bound
+        `kv_capacity`.
+        """
         return {
             **self.metrics.snapshot(),
             'active': len(self._scheduler.active),
@@ -102,7 +108,8 @@ class Engine:
                 try:
                     self._take_messages()
                     self._step()
-                except Exception as error:  # a defect of ours: the requests it met end, the robots that come later are served
+                # a defect of ours: the requests it met end, the robots that come later are served
+                except Exception as error:
                     _log.exception('a step of the engine failed')
                     self._fail(
                         self._scheduler.active or self._scheduler.waiting, f'internal error: {error!r}'

@@ -71,10 +71,11 @@ _COUNTERS = (
 class Metrics:
     """Everything the engine counts.
 
-    counters: `requests`, `finished_<reason>`, `prompt_tokens`, `prefilled_tokens`, `reused_tokens`, `shared_tokens` (reused from another
-    conversation), `generated_tokens`, `drafted_tokens`, `accepted_tokens`, `evictions`, `preemptions`, `parked`, `unparked`, `steps`, `failures`.
-    histograms, seconds where not said: `time_to_first_token`, `time_per_token`, `queue_wait`, `step`, `overhead` (of a step, all but the forward),
-    `batch_size` (sequences that decode), `stop_to_idle`.
+    counters: `requests`, `finished_<reason>`, `prompt_tokens`, `prefilled_tokens`, `reused_tokens`,
+    `shared_tokens` (reused from another conversation), `generated_tokens`, `drafted_tokens`,
+    `accepted_tokens`, `evictions`, `preemptions`, `parked`, `unparked`, `steps`, `failures`. histograms,
+    seconds where not said: `time_to_first_token`, `time_per_token`, `queue_wait`, `step`, `overhead` (of a
+    step, all but the forward), `batch_size` (sequences that decode), `stop_to_idle`.
     """
 
     def __init__(self):

@@ -1,4 +1,5 @@
-"""From ids to certain text: detokenized, the reasoning told from the answer, cut exactly where a stop string begins.
+"""From ids to certain text: detokenized, the reasoning told from the answer, cut exactly where a stop string
+begins.
 
 Knows nothing of threads or models; one `ReplyText` serves one reply.
 """
@@ -14,9 +15,12 @@ from ros2_nanochat.reasoning import ReasoningMarks
 
 
 class Piece(NamedTuple):
-    """A bit of a reply. text: certain text, not empty. num_tokens: ids of the reply whose text has been given with it, from the start.
-    exact: whether those ids spell just that text (a token may be given in part, where a stop string might begin in it).
-    reasoning: written before the answer, between the model's marks."""
+    """A bit of a reply. text: certain text, not empty. num_tokens: ids of the reply whose text has been given
+    with it, from the start.
+    exact: whether those ids spell just that text (a token may be given in part, where a stop string might
+        begin in it).
+    reasoning: written before the answer, between the model's marks.
+    """
 
     text: str
     num_tokens: int
@@ -27,7 +31,8 @@ class Piece(NamedTuple):
 class ReplyText:
     """Takes the ids of a reply, gives its pieces.
 
-    marks: of the reasoning, or None. reasoning: whether the prompt ended inside it. stop_strings: end the answer where one begins.
+    marks: of the reasoning, or None. reasoning: whether the prompt ended inside it. stop_strings: end the
+    answer where one begins.
     """
 
     def __init__(
@@ -122,7 +127,9 @@ class ReplyText:
             self._header = None
 
     def _switch(self, behind: int, pieces: list[Piece]) -> None:
-        """Begin or end the reasoning with a mark, at whose beginning the ids spell `behind` more characters."""
+        """Begin or end the reasoning with a mark, at whose beginning the ids spell `behind` more
+        characters.
+        """
         if self._reasoning:
             self._trim = True
             self.num_reasoning = len(self._ends)
@@ -182,7 +189,9 @@ class ReplyText:
 
 
 class _HeldBack:
-    """Looks for strings in a text that comes in pieces; holds back an end that may be the beginning of one."""
+    """Looks for strings in a text that comes in pieces; holds back an end that may be the beginning of
+    one.
+    """
 
     def __init__(self, needles: Sequence[str]):
         self._needles = tuple(needles)
@@ -191,7 +200,9 @@ class _HeldBack:
         self.pending = ''
 
     def split(self, text: str) -> tuple[str, bool, str]:
-        """`(text that is certain, whether a needle came behind it, text behind the needle)` of a text that begins with what was pending."""
+        """`(text that is certain, whether a needle came behind it, text behind the needle)` of a text that
+        begins with what was pending.
+        """
         if not self._needles:
             return text, False, ''
         self.pending = ''

@@ -1,4 +1,6 @@
-"""One reply on its way: what it shall continue, what has been produced, how it may end. Made by the caller, driven by the engine's thread."""
+"""One reply on its way: what it shall continue, what has been produced, how it may end. Made by the caller,
+driven by the engine's thread.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ from ros2_nanochat.prompt import EmbeddingSpan, Prompt
 
 @dataclass(frozen=True)
 class End:
-    """The last thing a request puts out. num_tokens: ids that the reply has in the end. exact: whether they spell its text.
-    detail: what was wrong and what to do, where something was."""
+    """The last thing a request puts out. num_tokens: ids that the reply has in the end. exact: whether they
+    spell its text.
+    detail: what was wrong and what to do, where something was.
+    """
 
     reason: str
     num_tokens: int
@@ -34,9 +38,12 @@ class End:
 class Request:
     """A prompt to continue.
 
-    goal: everything the sequence shall hold before the reply, from its first entry. end_ids: tokens that end the reply.
-    prefix: the goal as one span, where the model takes a prompt only so: then its entries in the KV are those of the span.
-    priority: higher goes first. deadline: `time.monotonic()` by which the reply ends with what it has, or None.
+    goal: everything the sequence shall hold before the reply, from its first entry. end_ids: tokens that end
+        the reply.
+    prefix: the goal as one span, where the model takes a prompt only so: then its entries in the KV are those
+        of the span.
+    priority: higher goes first. deadline: `time.monotonic()` by which the reply ends with what it has, or
+    None.
     """
 
     def __init__(
@@ -114,7 +121,9 @@ class Request:
         )
 
     def span_at(self, position: int) -> tuple[int, EmbeddingSpan | None]:
-        """`(where the next span starts or the present one started, span that covers position or None)`; the first is the length without one."""
+        """`(where the next span starts or the present one started, span that covers position or None)`; the
+        first is the length without one.
+        """
         for start, span in self.spans:
             if position < start:
                 return start, None

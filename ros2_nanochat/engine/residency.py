@@ -1,4 +1,5 @@
-"""Which conversations have their KV in the model: finding the longest prefix that is already computed, making room, giving up and bringing back.
+"""Which conversations have their KV in the model: finding the longest prefix that is already computed, making
+room, giving up and bringing back.
 
 Runs on the engine's thread. Knows sequences and the backend; nothing of batches.
 """
@@ -43,7 +44,9 @@ class Residency:
     # --- coming ---
 
     def prefix_is_coming(self, request: Request, active: list[Request]) -> bool:
-        """Whether a request that is being prefilled will soon hold a longer prefix of this one than any sequence does now."""
+        """Whether a request that is being prefilled will soon hold a longer prefix of this one than any
+        sequence does now.
+        """
         entries = request.entries.view()
         held = max((self._common(sequence, request) for sequence in self.sequences), default=0)
         for other in active:
@@ -54,8 +57,9 @@ class Residency:
         return False
 
     def place(self, request: Request, active: list[Request]) -> bool:
-        """Give a request's sequence a handle whose KV holds as much of its entries as can be had. False where there is no room now. What the backend
-        raises passes through, and the sequence holds nothing then."""
+        """Give a request's sequence a handle whose KV holds as much of its entries as can be had. False where
+        there is no room now. What the backend raises passes through, and the sequence holds nothing then.
+        """
         try:
             return self._place(request, active)
         except Exception:
@@ -93,7 +97,9 @@ class Residency:
         return True
 
     def _common(self, sequence: Sequence, request: Request) -> int:
-        """Entries of a request that a sequence's KV holds; one is always left to compute, so that there are logits."""
+        """Entries of a request that a sequence's KV holds; one is always left to compute, so that there are
+        logits.
+        """
         same = common_prefix(sequence.held.view(), request.entries.view())
         return request.whole(min(same, len(request.entries) - 1))
 
@@ -127,7 +133,9 @@ class Residency:
     # --- room ---
 
     def _make_room(self, request: Request, active: list[Request], source: Sequence | None) -> bool:
-        """Make idle conversations give up their KV until this request has a handle and tokens to grow into."""
+        """Make idle conversations give up their KV until this request has a handle and tokens to grow
+        into.
+        """
         limit = request.limit(self.room)
         promised = sum(other.limit(self.room) for other in active)
         if promised + limit > self._backend.kv_capacity and active:
@@ -148,7 +156,9 @@ class Residency:
                 self._give_up(victim)
 
     def _hand_over(self, source: Sequence, sequence: Sequence) -> None:
-        """Let a sequence have what another held: its room was the one to be had, and its KV begins the same."""
+        """Let a sequence have what another held: its room was the one to be had, and its KV begins the
+        same.
+        """
         sequence.handle, sequence.held = source.handle, source.held
         source.handle, source.held = None, EntryBuffer()
         self.sequences[self.sequences.index(source)] = sequence
@@ -161,7 +171,9 @@ class Residency:
         self._detach(victim)
 
     def swap_out(self, victim: Request) -> None:
-        """Take the handle of a running request; its KV is parked where the backend can, else computed again later."""
+        """Take the handle of a running request; its KV is parked where the backend can, else computed again
+        later.
+        """
         sequence = victim.sequence
         self._park(sequence, None)
         self._detach(sequence)
@@ -206,7 +218,9 @@ class Residency:
         self._metrics.count('parked')
 
     def _unpark_pays(self, sequence: Sequence, already: int, request: Request) -> bool:
-        """Whether loading the parked KV is quicker than prefilling what it would save, by what both were measured to take."""
+        """Whether loading the parked KV is quicker than prefilling what it would save, by what both were
+        measured to take.
+        """
         gained = common_prefix(sequence.parked.entries, request.entries.view()) - already
         if gained <= 0:
             return False

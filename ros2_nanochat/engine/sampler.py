@@ -1,7 +1,8 @@
-"""From logits to the next id: a batch of rows at a time, each with options and a random stream of its own. NumPy only.
+"""From logits to the next id: a batch of rows at a time, each with options and a random stream of its own.
+NumPy only.
 
-The order of steps and their meaning are those of transformers (`generation/logits_process.py`): repetition penalty, end tokens held off for
-`min_new_tokens`, processors of the caller, temperature, top-k, top-p, min-p.
+The order of steps and their meaning are those of transformers (`generation/logits_process.py`): repetition
+penalty, end tokens held off for `min_new_tokens`, processors of the caller, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Sampler:
         return self._random.random()
 
     def choose(self, logits: np.ndarray, context: np.ndarray, num_new: int) -> int:
-        """The next id from logits [v] float32, behind the ids `context` [n] of which the last `num_new` are the reply's."""
+        """The next id from logits [v] float32, behind the ids `context` [n] of which the last `num_new` are
+        the reply's.
+        """
         config = self.config
         if not self.plain:
             logits = self._process(logits, context, num_new)
@@ -127,9 +130,12 @@ def choose_largest(rows) -> list[int]:
 
 
 def choose_there(samplers: Sequence[Sampler], rows) -> list[int | None]:
-    """Ids that could be chosen on the device where the rows [k, v] lie; None for those whose options need the logits here.
+    """Ids that could be chosen on the device where the rows [k, v] lie; None for those whose options need the
+    logits here.
 
-    Who else is in the batch makes no difference to a reply: each draws one number from its own stream, and both ways turn it into the same id."""
+    Who else is in the batch makes no difference to a reply: each draws one number from its own stream, and
+    both ways turn it into the same id.
+    """
     chosen: list[int | None] = [None] * len(samplers)
     there = (
         [i for i, sampler in enumerate(samplers) if sampler.simple or sampler.plain]

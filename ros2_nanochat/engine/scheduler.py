@@ -1,4 +1,5 @@
-"""What runs next: which requests have a sequence in the model, and which of their entries go into the next forward.
+"""What runs next: which requests have a sequence in the model, and which of their entries go into the next
+forward.
 
 Runs on the engine's thread. Knows the backend's sequences and limits; nothing of logits, text or streams.
 """
@@ -27,7 +28,9 @@ _DRAFTING_SEQUENCES = 4  # with more in the batch a forward is busy enough witho
 
 @dataclass(eq=False)
 class Work:
-    """What one request gets in a forward. decoding: it continues its reply. draft: ids at the chunk's end that are guesses."""
+    """What one request gets in a forward. decoding: it continues its reply. draft: ids at the chunk's end
+    that are guesses.
+    """
 
     request: Request
     chunk: Chunk
@@ -177,7 +180,9 @@ class Scheduler:
         return batch
 
     def _work(self, request: Request, room: int, most: int) -> Work | None:
-        """The next entries of a request: about `room` of them, and never over `most`, which only a span that comes whole needs."""
+        """The next entries of a request: about `room` of them, and never over `most`, which only a span that
+        comes whole needs.
+        """
         start = request.sequence.held.length
         boundary, span = request.span_at(start)
         if span is None:

@@ -1,7 +1,8 @@
 """What a conversation holds, and how much of it is in the model's KV cache now.
 
-`KVCache` is the user's end: a list of entries that can be cut and continued. `Sequence` is the engine's end: the handle in the backend and the
-entries computed under it. They may differ at any time (an edit, an eviction); the common prefix says what of the KV is still good.
+`KVCache` is the user's end: a list of entries that can be cut and continued. `Sequence` is the engine's end:
+the handle in the backend and the entries computed under it. They may differ at any time (an edit, an
+eviction); the common prefix says what of the KV is still good.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Guesses the next ids of a reply from the context itself: where its last few ids stood before, what followed them then may follow again.
+"""Guesses the next ids of a reply from the context itself: where its last few ids stood before, what followed
+them then may follow again.
 
-The guesses are verified by the model, several in one forward, so the reply is the same with and without. (Prompt lookup decoding: A. Saxena,
-github.com/apoorvumang/prompt-lookup-decoding.) Knows costs only as a function that tells them.
+The guesses are verified by the model, several in one forward, so the reply is the same with and without.
+(Prompt lookup decoding: A. Saxena, github.com/apoorvumang/prompt-lookup-decoding.) Knows costs only as a
+function that tells them.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class NGramDraft:
     ) -> list[int]:
         """Ids that may follow `entries` [n]; none where they would not pay.
 
-        most: room for them. rows: sequences that decode in this step. seconds: cost of a step by number of entries in its batch.
+        most: room for them. rows: sequences that decode in this step. seconds: cost of a step by number of
+        entries in its batch.
         """
         at = self._find(entries)
         if at is None:

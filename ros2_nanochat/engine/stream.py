@@ -1,4 +1,6 @@
-"""The caller's end of a reply: pieces of text as they come, and a stop that is exact. Any thread; knows nothing of models."""
+"""The caller's end of a reply: pieces of text as they come, and a stop that is exact. Any thread; knows
+nothing of models.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ from ros2_nanochat.prompt import Prompt, concatenate
 
 
 class StreamingResponse:
-    """A reply while it is produced. Iterating it gives the answer's text piece by piece (or ids, with `detokenize=False`).
+    """A reply while it is produced. Iterating it gives the answer's text piece by piece (or ids, with
+    `detokenize=False`).
 
-    What has been handed out is what was said: `text`, `tokens` and `kv_cache` hold just that, and a `stop()` leaves them there.
-    A reply that fails does not raise: `finish_reason` is `error` or `refused`, and `error` says what to do.
-    Dropping the last reference to one that has not ended stops it.
+    What has been handed out is what was said: `text`, `tokens` and `kv_cache` hold just that, and a `stop()`
+    leaves them there. A reply that fails does not raise: `finish_reason` is `error` or `refused`, and `error`
+    says what to do. Dropping the last reference to one that has not ended stops it.
     """
 
     def __init__(self, request: Request, kv_cache: KVCache, detokenize: bool = True):
@@ -70,7 +73,9 @@ class StreamingResponse:
             yield piece
 
     def _take(self, timeout: float | None) -> Piece | None:
-        """Wait for the next piece and count it as handed out; None at the end. Raises `queue.Empty` after `timeout` seconds."""
+        """Wait for the next piece and count it as handed out; None at the end. Raises `queue.Empty` after
+        `timeout` seconds.
+        """
         while self.finish_reason is None:
             item = self._request.output.get(timeout=timeout)
             with self._lock:
@@ -91,7 +96,9 @@ class StreamingResponse:
         return None
 
     def wait(self, timeout: float | None = None) -> StreamingResponse:
-        """Take all of the reply and return it. Raises TimeoutError after `timeout` seconds; what came by then stays."""
+        """Take all of the reply and return it. Raises TimeoutError after `timeout` seconds; what came by then
+        stays.
+        """
         until = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
@@ -103,7 +110,9 @@ class StreamingResponse:
     # --- stopping ---
 
     def stop(self, reason: str = 'cancelled') -> None:
-        """End the reply at what was handed out. Returns at once; the model is free within one step. Any thread, any number of times."""
+        """End the reply at what was handed out. Returns at once; the model is free within one step. Any
+        thread, any number of times.
+        """
         if reason not in FINISH_REASONS:
             raise ValueError(f'stop(reason={reason!r}) is not valid: one of {", ".join(FINISH_REASONS)}')
         with self._lock:
@@ -149,9 +158,11 @@ class StreamingResponse:
 
     @property
     def usage(self) -> dict:
-        """`prompt_tokens`, `reused_tokens` (of those, not computed again), `shared_tokens` (of those, taken from another conversation),
-        `image_tokens` and `reused_image_tokens` (what of the first two stands for images, or is else given as embeddings), `new_tokens`, and in seconds
-        `queue_time`, `time_to_first_token`; `tokens_per_second` of the decoding. None where not known."""
+        """`prompt_tokens`, `reused_tokens` (of those, not computed again), `shared_tokens` (of those, taken
+        from another conversation), `image_tokens` and `reused_image_tokens` (what of the first two stands for
+        images, or is else given as embeddings), `new_tokens`, and in seconds `queue_time`,
+        `time_to_first_token`; `tokens_per_second` of the decoding. None where not known.
+        """
         request = self._request
         new = len(request.new_ids)
         span = (request.last_token or 0) - (request.first_token or 0)

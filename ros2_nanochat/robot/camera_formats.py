@@ -1,8 +1,10 @@
-"""Camera messages to RGB pixels: sensor_msgs Image and CompressedImage as cameras and their drivers send them.
+"""Camera messages to RGB pixels: sensor_msgs Image and CompressedImage as cameras and their drivers send
+them.
 
-Knows only the fields of the messages, so it needs no ROS. Where cv_bridge is installed it does the work for the encodings it knows; the code here
-gives the same pixels (encodings: sensor_msgs/image_encodings.hpp; what converts to what: cv_bridge.cpp of vision_opencv).
-Depth (16UC1, 32FC1) has no colours: it becomes grey from its nearest to its farthest value.
+Knows only the fields of the messages, so it needs no ROS. Where cv_bridge is installed it does the work for
+the encodings it knows; the code here gives the same pixels (encodings: sensor_msgs/image_encodings.hpp; what
+converts to what: cv_bridge.cpp of vision_opencv). Depth (16UC1, 32FC1) has no colours: it becomes grey from
+its nearest to its farthest value.
 """
 
 from __future__ import annotations
@@ -55,11 +57,15 @@ ENCODINGS = (
     'nv24',
     *(f'bayer_{p}{b}' for p in _BAYER_CODES for b in (8, 16)),
 )
-"""Encodings of Image that `image_to_rgb` takes. 8UC3 and 8UC4 are read as bgr8 and bgra8, which is what OpenCV makes."""
+"""Encodings of Image that `image_to_rgb` takes. 8UC3 and 8UC4 are read as bgr8 and bgra8, which is what
+OpenCV makes.
+"""
 
 
 def image_to_rgb(message) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of a sensor_msgs/Image; ValueError where its fields do not fit each other or its encoding is unknown."""
+    """[h, w, 3] uint8 RGB of a sensor_msgs/Image; ValueError where its fields do not fit each other or its
+    encoding is unknown.
+    """
     height, width = int(message.height), int(message.width)
     _check_size(width, height)
     if message.encoding not in ENCODINGS:
@@ -71,7 +77,9 @@ def image_to_rgb(message) -> np.ndarray:
 
 
 def compressed_to_rgb(message) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of a sensor_msgs/CompressedImage (JPEG, PNG); ValueError where it cannot be decoded."""
+    """[h, w, 3] uint8 RGB of a sensor_msgs/CompressedImage (JPEG, PNG); ValueError where it cannot be
+    decoded.
+    """
     data = bytes(message.data)
     if not data:
         raise ValueError('the compressed image is empty')
@@ -170,7 +178,9 @@ def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def _depth_to_8_bits(depth: np.ndarray) -> np.ndarray:
-    """0 and what is not finite (nothing measured) stays black; the rest goes from 1 (nearest) to 255 (farthest)."""
+    """0 and what is not finite (nothing measured) stays black; the rest goes from 1 (nearest) to 255
+    (farthest).
+    """
     depth = depth.reshape(depth.shape[0], depth.shape[1]).astype(np.float64)
     valid = np.isfinite(depth) & (depth > 0)
     grey = np.zeros(depth.shape, np.uint8)
@@ -220,7 +230,9 @@ def _yuv(message, width: int, height: int) -> np.ndarray:
 def _planes(
     message, width: int, height: int, chroma_rows: int, chroma_step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The plane of brightness [h, w], and that of colours [chroma_rows, used]; a camera says the step of the first."""
+    """The plane of brightness [h, w], and that of colours [chroma_rows, used]; a camera says the step of the
+    first.
+    """
     step = int(message.step) or width
     if step < width:
         raise ValueError(
@@ -250,7 +262,8 @@ def _nv24(message, width: int, height: int) -> np.ndarray:
     cv2 = require('cv2', 'vision')
     brightness, colors = _planes(message, width, height, height, 2 * width)
     u_and_v = colors.reshape(height, width, 2)
-    # Each pixel has colours of its own here: doubled in width, it is YUY2 whose every second pixel is the wanted one.
+    # Each pixel has colours of its own here: doubled in width, it is YUY2 whose every second pixel is the
+    # wanted one.
     packed = np.empty((height, 2 * width, 2), np.uint8)
     packed[..., 0] = np.repeat(brightness, 2, axis=1)
     packed[:, 0::2, 1] = u_and_v[..., 0]

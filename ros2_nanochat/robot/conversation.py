@@ -1,6 +1,8 @@
-"""One robot's conversation: takes questions, decides which runs, keeps the history, and hands out what the model says.
+"""One robot's conversation: takes questions, decides which runs, keeps the history, and hands out what the
+model says.
 
-A plain class on a thread of its own, tested without ROS; robot_port.py puts it on topics. It knows models only as `NanoLLM` and `ChatHistory` show them.
+A plain class on a thread of its own, tested without ROS; robot_port.py puts it on topics. It knows models
+only as `NanoLLM` and `ChatHistory` show them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _SLOW = 0.5  # of the robot's own record of tokens a second: below this somethin
 
 
 class Output(Protocol):
-    """Where a robot's turns go. Called on the robot's thread, `ended` also on the caller's; must not block."""
+    """Where a robot's turns go. Called on the robot's thread, `ended` also on the caller's; must not
+    block.
+    """
 
     def started(self, turn: Turn) -> None: ...
     def piece(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None: ...
@@ -35,8 +39,10 @@ class Output(Protocol):
 
 
 class RobotConversation:
-    """name: for messages. model: a `NanoLLM`. output: an `Output`, may be exchanged while nothing runs. camera: gives `newest() -> Picture | None` and
-    `present`, or None. store: a `state.ConversationStore` or None. log: anything with info, warning and error. options: may be exchanged at any time."""
+    """name: for messages. model: a `NanoLLM`. output: an `Output`, may be exchanged while nothing runs.
+    camera: gives `newest() -> Picture | None` and `present`, or None. store: a `state.ConversationStore` or
+    None. log: anything with info, warning and error. options: may be exchanged at any time.
+    """
 
     def __init__(
         self,
@@ -136,8 +142,10 @@ class RobotConversation:
         self._end_unrun(turn, 'error')
 
     def stop_all(self, timeout: float = 10.0, then: Callable[[], None] | None = None) -> tuple[bool, int]:
-        """Stop the reply and drop what waits; returns whether there was a reply, and how many waited. then: called on the robot's thread before
-        another question is begun. RuntimeError where the reply does not end within `timeout` seconds."""
+        """Stop the reply and drop what waits; returns whether there was a reply, and how many waited. then:
+        called on the robot's thread before another question is begun. RuntimeError where the reply does not
+        end within `timeout` seconds.
+        """
         done = threading.Event()
         with self._changed:
             dropped = self._waiting.remove(lambda turn: True)
@@ -153,7 +161,9 @@ class RobotConversation:
         return current is not None, len(dropped)
 
     def reset(self, system_prompt: str = '') -> str:
-        """Stop and drop everything, forget the conversation; returns what was done. RuntimeError as `stop_all`."""
+        """Stop and drop everything, forget the conversation; returns what was done. RuntimeError as
+        `stop_all`.
+        """
 
         def forget():
             self.history.reset(system_prompt or True)

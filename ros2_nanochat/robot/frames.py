@@ -1,4 +1,6 @@
-"""Which image goes with a question: those that came with it, or the camera's newest where it shows something new. Decodes it; knows nothing of models."""
+"""Which image goes with a question: those that came with it, or the camera's newest where it shows something
+new. Decodes it; knows nothing of models.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class NewestFrame(Protocol):
 
 
 class CameraFrames:
-    """One robot's. camera: may be exchanged at any time. age: of the camera's frame when it was last looked at, in seconds."""
+    """One robot's. camera: may be exchanged at any time. age: of the camera's frame when it was last looked
+    at, in seconds.
+    """
 
     def __init__(self, camera: NewestFrame | None = None):
         self.camera = camera
@@ -89,7 +93,8 @@ class CameraFrames:
             return []
         pixels = picture.decode()
         if seen is not None and _digest(pixels) == seen[3]:
-            return []  # a camera that shows a still picture, or a driver that repeats a frame under new stamps
+            # a camera that shows a still picture, or a driver that repeats a frame under new stamps
+            return []
         if seen is not None and mode == 'changed' and np.abs(thumbnail(pixels) - seen[2]).mean() < _SAME_VIEW:
             turn.picture = seen[1]
             return []

@@ -1,4 +1,6 @@
-"""The state of the node as diagnostics: what is said, and when it is a warning. Plain values; the node makes messages of them."""
+"""The state of the node as diagnostics: what is said, and when it is a warning. Plain values; the node makes
+messages of them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _QUEUE_FULL = 0.8
 
 @dataclass
 class Status:
-    """One entry. name: what it is about; level: of the worst thing; messages: what is wrong, else the state; values: all figures."""
+    """One entry. name: what it is about; level: of the worst thing; messages: what is wrong, else the state;
+    values: all figures.
+    """
 
     name: str
     level: int = OK

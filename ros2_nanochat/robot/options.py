@@ -1,6 +1,8 @@
-"""The parameters of the node: name, default, range and meaning of each, and what they become: a `ModelConfig` and, for each robot, `RobotOptions`.
+"""The parameters of the node: name, default, range and meaning of each, and what they become: a `ModelConfig`
+and, for each robot, `RobotOptions`.
 
-Knows nothing of rclpy; chat_node.py declares what stands here. Where a ROS parameter cannot be "not set", 0 or '' says so, and the description tells.
+Knows nothing of rclpy; chat_node.py declares what stands here. Where a ROS parameter cannot be "not set", 0
+or '' says so, and the description tells.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _ROBOT_NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*\Z')
 
 @dataclass(frozen=True)
 class Option:
-    """One parameter. live: it may change while the model is loaded. low, high: the range of a number, both included. choices: of a string."""
+    """One parameter. live: it may change while the model is loaded. low, high: the range of a number, both
+    included. choices: of a string.
+    """
 
     name: str
     default: Any
@@ -278,7 +282,9 @@ QOS = (
         choices=('reliable', 'best_effort', 'system_default'),
     ),
 )
-"""What `qos_overrides.<topic>.publisher.<name>` (or `.subscription.`) takes; rclpy declares these with the topic."""
+"""What `qos_overrides.<topic>.publisher.<name>` (or `.subscription.`) takes; rclpy declares these with the
+topic.
+"""
 
 OPTIONS = {option.name: option for option in (*NODE, *MODEL, *ENGINE, *ROBOT)}
 ROBOT_OPTIONS = {option.name: option for option in ROBOT}
@@ -287,7 +293,9 @@ QOS_OPTIONS = {option.name: option for option in QOS}
 
 @dataclass(frozen=True)
 class RobotOptions:
-    """How one robot converses. Fields as in `ROBOT`; None where the parameter says "not set". deadline: seconds."""
+    """How one robot converses. Fields as in `ROBOT`; None where the parameter says "not set". deadline:
+    seconds.
+    """
 
     system_prompt: str | None = None
     on_new_query: str = 'interrupt'
@@ -301,7 +309,9 @@ class RobotOptions:
 
 
 def robot_names(values: list[str]) -> list[str]:
-    """The names in the parameter `robots`, `['']` for the node itself; ValueError for one that is no ROS name, or stands twice."""
+    """The names in the parameter `robots`, `['']` for the node itself; ValueError for one that is no ROS
+    name, or stands twice.
+    """
     names = [name.strip('/') for name in values if name.strip('/')]
     for name in names:
         if not _ROBOT_NAME.match(name):
@@ -340,7 +350,9 @@ def engine_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def robot_options(values: Mapping[str, Any]) -> RobotOptions:
-    """The `RobotOptions` of checked parameter values; ValueError with the name, the value and what is allowed."""
+    """The `RobotOptions` of checked parameter values; ValueError with the name, the value and what is
+    allowed.
+    """
     generation = GenerationConfig(
         max_new_tokens=values['max_new_tokens'],
         min_new_tokens=values['min_new_tokens'],
@@ -367,7 +379,9 @@ def robot_options(values: Mapping[str, Any]) -> RobotOptions:
 
 
 def goal_options(goal: Any, base: RobotOptions) -> RobotOptions:
-    """The options of one turn: those of a nanochat/action/Chat goal where it sets them, the robot's elsewhere. ValueError for a wrong one."""
+    """The options of one turn: those of a nanochat/action/Chat goal where it sets them, the robot's
+    elsewhere. ValueError for a wrong one.
+    """
     changes: dict[str, Any] = {}
     if goal.max_new_tokens != 0:
         changes['max_new_tokens'] = goal.max_new_tokens

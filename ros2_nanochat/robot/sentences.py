@@ -1,10 +1,13 @@
-"""Cut a streamed text into sentences, for a speech synthesizer that wants to begin before the reply is whole."""
+"""Cut a streamed text into sentences, for a speech synthesizer that wants to begin before the reply is
+whole.
+"""
 
 from __future__ import annotations
 
 import re
 
-# The end of a sentence: full stops of Latin scripts need white space behind them (3.14, example.org), those of Chinese and Japanese do not.
+# The end of a sentence: full stops of Latin scripts need white space behind them (3.14, example.org), those
+# of Chinese and Japanese do not.
 _END = re.compile(
     r"""[.!?\u2026]+["'\u201d\u2019)\]*_]*(?=\s)|[\u3002\uff01\uff1f]+["\u300d\u300f\u201d\u2019\uff09]*|\n\s*\n|\n(?=\s*(?:[-*\u2022]|\d+[.)])\s)"""
 )
@@ -14,7 +17,9 @@ _ABBREVIATION = re.compile(
 
 
 class SentenceSplitter:
-    """Text goes in as it comes, whole sentences come out; they keep their words and marks and lose only the white space around them."""
+    """Text goes in as it comes, whole sentences come out; they keep their words and marks and lose only the
+    white space around them.
+    """
 
     def __init__(self):
         self._rest = ''

@@ -1,7 +1,9 @@
-"""Conversations that survive the process: after each finished turn a robot's history is on disk, whole, before the turn is announced.
+"""Conversations that survive the process: after each finished turn a robot's history is on disk, whole,
+before the turn is announced.
 
-The file is replaced at once (written beside, synced, renamed), so that a crash or a power cut at any moment leaves the old one or the new one.
-A file that cannot be read is set aside under another name, and the robot begins anew.
+The file is replaced at once (written beside, synced, renamed), so that a crash or a power cut at any moment
+leaves the old one or the new one. A file that cannot be read is set aside under another name, and the robot
+begins anew.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from ros2_nanochat.errors import BackendError
 
 
 class ConversationStore:
-    """The file of one robot in `folder`. name: of the robot with its node, as on the graph: no two conversations share it. log: as in `RobotConversation`.
-    keep_kv: beside it, the keys and values of the conversation."""
+    """The file of one robot in `folder`. name: of the robot with its node, as on the graph: no two
+    conversations share it. log: as in `RobotConversation`.
+    keep_kv: beside it, the keys and values of the conversation.
+    """
 
     def __init__(self, folder: str | os.PathLike, name: str, log, keep_kv: bool = False):
         self.folder = Path(folder).expanduser()
@@ -39,8 +43,9 @@ class ConversationStore:
     def restore(self, history, system_prompt: str | None) -> None:
         """Fill a new history with what is on disk; the file is set aside where that is damaged.
 
-        system_prompt: the parameter, None where it is not set. One that has changed since the conversation was saved takes the place of the old one; one that
-        has not leaves the conversation the prompt that it has, which a reset may have given it.
+        system_prompt: the parameter, None where it is not set. One that has changed since the conversation
+        was saved takes the place of the old one; one that has not leaves the conversation the prompt that it
+        has, which a reset may have given it.
         """
         if not self.path.exists():
             return
@@ -68,7 +73,9 @@ class ConversationStore:
             )
 
     def save(self, history, system_prompt: str | None) -> None:
-        """Put the history on disk, and which system_prompt the parameter held; OSError where that fails, and the old file stays."""
+        """Put the history on disk, and which system_prompt the parameter held; OSError where that fails, and
+        the old file stays.
+        """
         history.save(self.path)
         if self._saved_prompt() != (
             system_prompt or ''
@@ -83,8 +90,9 @@ class ConversationStore:
         self._drop_images(history)
 
     def save_kv(self, history) -> None:
-        """Put the keys and values of the conversation on disk, where they are to be kept. Not synced: a file that a power cut has damaged is known by its
-        digest, and costs no more than a prefill."""
+        """Put the keys and values of the conversation on disk, where they are to be kept. Not synced: a file
+        that a power cut has damaged is known by its digest, and costs no more than a prefill.
+        """
         if not self.keep_kv or history.kv_cache is None:
             return
         part = self._kv_file.with_suffix('.kv-part')
@@ -126,7 +134,9 @@ class ConversationStore:
         return self.path.with_suffix('.kv')
 
     def keep_image(self, pixels: np.ndarray) -> str:
-        """Write an image [h, w, 3] uint8 beside the conversation, once; return its path, which goes into the history."""
+        """Write an image [h, w, 3] uint8 beside the conversation, once; return its path, which goes into the
+        history.
+        """
         from PIL import Image
 
         folder = self._images

@@ -1,4 +1,6 @@
-"""One turn on its way: what was asked, what came of it. And the order in which turns wait for a robot. Knows nothing of models or ROS."""
+"""One turn on its way: what was asked, what came of it. And the order in which turns wait for a robot. Knows
+nothing of models or ROS.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ _arrivals = itertools.count()
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is not decoded yet. decode: gives [h, w, 3] uint8 RGB, or raises ValueError. age: seconds when it was taken, None where its
-    stamp is not set. stamp: nanoseconds."""
+    """An image that is not decoded yet. decode: gives [h, w, 3] uint8 RGB, or raises ValueError. age: seconds
+    when it was taken, None where its stamp is not set. stamp: nanoseconds.
+    """
 
     decode: Callable[[], np.ndarray]
     stamp: int = 0
@@ -31,7 +34,8 @@ class Picture:
 
 @dataclass(eq=False)
 class Turn:
-    """A question and, once `ended` is set, its answer. options: of this turn. goal: whatever the caller wants to find again in the output's calls.
+    """A question and, once `ended` is set, its answer. options: of this turn. goal: whatever the caller wants
+    to find again in the output's calls.
 
     Times are of `time.monotonic()`, durations seconds. The rest is as in nanochat/msg/Turn.
     """
@@ -77,7 +81,9 @@ class Turn:
 
     @property
     def order(self) -> tuple:
-        """Sorts those that wait: by priority, deadline, and arrival; one that interrupts goes before those that wait in line."""
+        """Sorts those that wait: by priority, deadline, and arrival; one that interrupts goes before those
+        that wait in line.
+        """
         return (-self.options.priority, self.due, self.options.on_new_query != 'interrupt', self.arrival)
 
     def stop(self, reason: str) -> None:

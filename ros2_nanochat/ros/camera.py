@@ -1,7 +1,7 @@
 """The newest image of a camera, fetched when a question needs it and not before.
 
-A callback would copy every frame into Python, which costs a whole core at 1080p. Here the executor never touches the subscription: the transport
-keeps the newest frame (depth 1), and `newest()` takes it.
+A callback would copy every frame into Python, which costs a whole core at 1080p. Here the executor never
+touches the subscription: the transport keeps the newest frame (depth 1), and `newest()` takes it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The node: a life cycle around one model, and the robots that share it.
 
-`configure` loads the model on a thread of its own and makes each robot's conversation, `activate` opens their topics, `deactivate` closes them and keeps
-model and conversations, `cleanup` gives the memory back.
+`configure` loads the model on a thread of its own and makes each robot's conversation, `activate` opens their
+topics, `deactivate` closes them and keeps model and conversations, `cleanup` gives the memory back.
 
-Who runs when: the transitions' services are reentrant, so that `get_state` answers while a transition waits for the model; parameters are in the
-node's own group, which nothing here blocks; the timer runs beside all. Each robot's callbacks: robot_port.py.
+Who runs when: the transitions' services are reentrant, so that `get_state` answers while a transition waits
+for the model; parameters are in the node's own group, which nothing here blocks; the timer runs beside all.
+Each robot's callbacks: robot_port.py.
 """
 
 from __future__ import annotations
@@ -43,16 +44,21 @@ from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.ros.spinning import spin
 
-_THREADS = 64  # of the executor, at least: a goal that runs holds one. Its pool loses count of the idle ones and so grows to this in time
+# of the executor, at least: a goal that runs holds one. Its pool loses count of the idle ones and so grows to
+# this in time
+_THREADS = 64
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
 class ChatNode(LifecycleNodeMixin, Node):
-    """The managed node `nanochat`. `start()` brings it up by itself where `autostart` says so; `close()` ends everything, from any state.
-    done: is set when the process shall end, here or by a signal."""
+    """The managed node `nanochat`. `start()` brings it up by itself where `autostart` says so; `close()` ends
+    everything, from any state.
+    done: is set when the process shall end, here or by a signal.
+    """
 
     def __init__(self, done: threading.Event):
-        # Not through LifecycleNode, which hands the callback group to Node as well, where there is no such argument.
+        # Not through LifecycleNode, which hands the callback group to Node as well, where there is no such
+        # argument.
         Node.__init__(self, 'nanochat')
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.failure: str | None = None
@@ -85,7 +91,9 @@ class ChatNode(LifecycleNodeMixin, Node):
         )
 
     def start(self) -> None:
-        """Configure and activate where `autostart` is set, on a thread of its own; a failure ends the process."""
+        """Configure and activate where `autostart` is set, on a thread of its own; a failure ends the
+        process.
+        """
         if self.get_parameter('autostart').value:
             threading.Thread(target=self._autostart, name='autostart', daemon=True).start()
 
@@ -155,7 +163,9 @@ class ChatNode(LifecycleNodeMixin, Node):
         return self._transition('shutting down', 'finalized', self._unload)
 
     def _transition(self, during: str, after: str, action):
-        """rclpy drops exceptions of transitions without a word; here each becomes a line of the log, a reason, and a transition that failed."""
+        """rclpy drops exceptions of transitions without a word; here each becomes a line of the log, a
+        reason, and a transition that failed.
+        """
         before, self._state = self._state, during
         try:
             action()
@@ -219,8 +229,10 @@ class ChatNode(LifecycleNodeMixin, Node):
             backend.abort()
 
     def _open_eyes(self, model: NanoLLM, config) -> None:
-        """Load what encodes images now, not with the first one, unless no robot is to use a camera. The small eyes that come with the embedded model wait
-        for one to be there: a robot that only talks needs no torch."""
+        """Load what encodes images now, not with the first one, unless no robot is to use a camera. The small
+        eyes that come with the embedded model wait for one to be there: a robot that only talks needs no
+        torch.
+        """
         vision = model.vision
         if (
             vision is None
@@ -249,7 +261,9 @@ class ChatNode(LifecycleNodeMixin, Node):
             self.get_logger().info(f'loading: {100 * share:.0f} %')
 
     def _set_robots(self, activating: bool = False) -> None:
-        """Make what is missing, close what is not wanted any more: parameters, conversations, and where the node is active, topics."""
+        """Make what is missing, close what is not wanted any more: parameters, conversations, and where the
+        node is active, topics.
+        """
         with self._changing:
             names = self._wanted
             self._settings.declare_robots(names)
@@ -323,7 +337,9 @@ class ChatNode(LifecycleNodeMixin, Node):
             self._model = self._backend = None
 
     def close(self, timeout: float = 1.5) -> bool:
-        """End everything; whether it ended within `timeout` seconds. From any state, any thread but the executor's."""
+        """End everything; whether it ended within `timeout` seconds. From any state, any thread but the
+        executor's.
+        """
         self.done.set()
         if self._backend is not None and self._model is None:
             self._backend.abort()
@@ -394,7 +410,8 @@ def main(args=None) -> int:
             file=sys.stderr,
         )
         return 1
-    # We end the replies that stream and announce their turns before the context goes down, so the signals are ours.
+    # We end the replies that stream and announce their turns before the context goes down, so the signals are
+    # ours.
     done = threading.Event()
     on_signal(done.set)
     try:

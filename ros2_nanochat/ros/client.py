@@ -42,7 +42,9 @@ class NodeGone(RuntimeError):
 
 
 class _Action(ActionClient):
-    """One that may send on any thread. Jazzy's notes a request after it was sent, and drops a response that an executor takes before that."""
+    """One that may send on any thread. Jazzy's notes a request after it was sent, and drops a response that
+    an executor takes before that.
+    """
 
     def __init__(self, *args, **kwargs):
         self.sending = threading.RLock()
@@ -55,8 +57,10 @@ class _Action(ActionClient):
 
 
 class Reply:
-    """A reply on its way. Iterating it gives pieces of text as they come; `future` (of `concurrent.futures`) gives the nanochat/msg/Turn at the end,
-    or raises `NodeGone` where the node has left. A reply that went wrong does not raise: `turn.finish_reason` and `turn.error` say what happened."""
+    """A reply on its way. Iterating it gives pieces of text as they come; `future` (of `concurrent.futures`)
+    gives the nanochat/msg/Turn at the end, or raises `NodeGone` where the node has left. A reply that went
+    wrong does not raise: `turn.finish_reason` and `turn.error` say what happened.
+    """
 
     def __init__(self, client: ChatClient):
         self.future: Future[Turn] = Future()
@@ -132,7 +136,9 @@ class Reply:
 
 class ChatClient:
     """name: of the chat node, with its namespace. robot: one of those it serves, '' where it serves itself.
-    node: an rclpy node that somebody spins (not in a callback that waits for a reply); None makes one, with a thread that spins it."""
+    node: an rclpy node that somebody spins (not in a callback that waits for a reply); None makes one, with a
+        thread that spins it.
+    """
 
     def __init__(self, name: str = '/nanochat', robot: str = '', node=None):
         space, _, leaf = ('/' + name.strip('/')).rpartition('/')
@@ -143,7 +149,8 @@ class ChatClient:
         if self._own:
             if not rclpy.ok():
                 rclpy.init()
-            # rclpy destroys the service for type descriptions twice, which now and then crashes the process that closes a client
+            # rclpy destroys the service for type descriptions twice, which now and then crashes the process
+            # that closes a client
             node = rclpy.create_node(
                 'chat_client_' + str(threading.get_native_id()),
                 parameter_overrides=[Parameter('start_type_description_service', value=False)],
@@ -175,7 +182,8 @@ class ChatClient:
         until = math.inf if timeout is None else time.monotonic() + timeout
         if not self._action.wait_for_server(timeout):
             return False
-        # That we see the node does not mean that it sees us, and what it answers till then is lost. It has met all ends of ours when it answers the youngest.
+        # That we see the node does not mean that it sees us, and what it answers till then is lost. It has
+        # met all ends of ours when it answers the youngest.
         while self._own:
             try:
                 self._call(self._history, GetHistory.Request(), max(0.0, min(1.0, until - time.monotonic())))
@@ -188,8 +196,10 @@ class ChatClient:
     def ask(self, text: str, image=None, **options) -> Reply:
         """Ask a question.
 
-        image: a sensor_msgs Image or CompressedImage, an RGB array [h, w, 3] uint8, bytes of a JPEG or PNG, or a list of these.
-        options: further fields of the goal of nanochat/action/Chat (`max_new_tokens`, `temperature`, `priority`, `deadline`, ...).
+        image: a sensor_msgs Image or CompressedImage, an RGB array [h, w, 3] uint8, bytes of a JPEG or PNG,
+            or a list of these.
+        options: further fields of the goal of nanochat/action/Chat (`max_new_tokens`, `temperature`,
+        `priority`, `deadline`, ...).
         """
         goal = Chat.Goal(query=text, **options)
         for item in image if isinstance(image, (list, tuple)) else [] if image is None else [image]:
@@ -222,7 +232,9 @@ class ChatClient:
             goal.cancel_goal_async()
 
     def _look_after(self, reply: Reply) -> None:
-        """Give a reply up whose node has left the graph, or has come back without knowing of it, so that nobody waits for ever."""
+        """Give a reply up whose node has left the graph, or has come back without knowing of it, so that
+        nobody waits for ever.
+        """
         silent = time.monotonic() - reply._looked
         if self._closed or reply.future.done():
             return

@@ -1,6 +1,8 @@
-"""A camera that shows drawn pictures of one object, for the demo: publishes them over `nanochat/image` and says what they show.
+"""A camera that shows drawn pictures of one object, for the demo: publishes them over `nanochat/image` and
+says what they show.
 
-Parameters: rate (Hz), hold (seconds that each picture is shown), width, height (pixels), seed (-1: another each time).
+Parameters: rate (Hz), hold (seconds that each picture is shown), width, height (pixels), seed (-1: another
+each time).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The parameters of the node and of each robot, declared on a node and read from it. What they are: parameters.py."""
+"""The parameters of the node and of each robot, declared on a node and read from it. What they are:
+parameters.py.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from ros2_nanochat.robot.options import (
 _NOT_SET = (
     'null',
     'None',
-)  # how `ros2 param dump` writes a robot's own that is not set, and how `ros2 param load` and YAML files then give it back
+    # how `ros2 param dump` writes a robot's own that is not set, and how `ros2 param load` and YAML files then
+    # give it back
+)
 
 _QOS = 'qos_overrides.'
 
@@ -78,7 +82,9 @@ class NodeParameters:
                     )
 
     def unused_qos(self) -> list[str]:
-        """What was given of `qos_overrides` and belongs to no topic, or to no policy that can be chosen, as things stand."""
+        """What was given of `qos_overrides` and belongs to no topic, or to no policy that can be chosen, as
+        things stand.
+        """
         return [
             name
             for name in self._node._parameter_overrides

@@ -1,7 +1,9 @@
-"""One robot's topics, services and action, wired to its `RobotConversation`. Which names and types: docs/interface.md.
+"""One robot's topics, services and action, wired to its `RobotConversation`. Which names and types:
+docs/interface.md.
 
-Who runs when: queries come one after another, and so do goals (their order is that of the conversation); services may run beside everything, so that
-`cancel` is heard while `reset` waits. No callback waits for the model, but for the one that holds an action's goal open, on a thread of its own.
+Who runs when: queries come one after another, and so do goals (their order is that of the conversation);
+services may run beside everything, so that `cancel` is heard while `reset` waits. No callback waits for the
+model, but for the one that holds an action's goal open, on a thread of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ _SUCCEEDED = ('stop', 'length', 'deadline')
 
 
 class RobotPort:
-    """Opens the names of a robot on the graph, and is the `Output` of its conversation. `close()` takes them off."""
+    """Opens the names of a robot on the graph, and is the `Output` of its conversation. `close()` takes them
+    off.
+    """
 
     def __init__(self, node, chat: RobotConversation):
         self._node, self._chat = node, chat
@@ -153,7 +157,8 @@ class RobotPort:
         turn = self._turn_of_goal[key]
         turn.ended.wait()
         if key in self._cancelled:
-            # rclpy brings the goal to "canceling" when _cancel_goal has returned, and the turn may have ended before.
+            # rclpy brings the goal to "canceling" when _cancel_goal has returned, and the turn may have ended
+            # before.
             until = time.monotonic() + 1.0
             while not goal.is_cancel_requested and time.monotonic() < until:
                 time.sleep(0.001)

@@ -11,10 +11,12 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 def on_signal(act: Callable[[], None]) -> None:
-    """Have `act` called, on a thread of its own, at the first SIGINT or SIGTERM; later ones change nothing. To be called on the main thread.
+    """Have `act` called, on a thread of its own, at the first SIGINT or SIGTERM; later ones change nothing.
+    To be called on the main thread.
 
-    Python runs a handler in the midst of what its main thread does. One that sets an Event would wait for ever where a second signal (`ros2 launch` and the
-    terminal each send one) comes while the first holds the Event's lock. So the handlers do nothing, and a thread reads from a pipe that a signal came.
+    Python runs a handler in the midst of what its main thread does. One that sets an Event would wait for
+    ever where a second signal (`ros2 launch` and the terminal each send one) comes while the first holds the
+    Event's lock. So the handlers do nothing, and a thread reads from a pipe that a signal came.
     """
     heard, told = os.pipe()
     os.set_blocking(told, False)
@@ -30,6 +32,8 @@ def on_signal(act: Callable[[], None]) -> None:
 
 
 def ignore_signals() -> None:
-    """For the last moments of a process: Python gives signals their default back before it ends, and one more would make the exit code that of a crash."""
+    """For the last moments of a process: Python gives signals their default back before it ends, and one more
+    would make the exit code that of a crash.
+    """
     for number in _NUMBERS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,6 @@
-"""Spinning an executor while other threads close what it waits for, and closing an action's end so that the executor notices nothing."""
+"""Spinning an executor while other threads close what it waits for, and closing an action's end so that the
+executor notices nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ _AT_ONCE = 50  # exceptions within a second: then it is no accident any more
 
 
 def spin(executor: Executor, log=None) -> None:
-    """Run an executor's callbacks until it, or its context, is shut down. A callback that fails is an error in `log` (of rclpy or like it), and the others go on;
-    an executor that fails all the time raises what it fails with."""
+    """Run an executor's callbacks until it, or its context, is shut down. A callback that fails is an error
+    in `log` (of rclpy or like it), and the others go on; an executor that fails all the time raises what it
+    fails with.
+    """
     failures: deque[float] = deque(maxlen=_AT_ONCE)
     while True:
         try:
@@ -22,13 +26,16 @@ def spin(executor: Executor, log=None) -> None:
         except (ExternalShutdownException, ShutdownException):
             pass
         except Exception as error:
-            # An executor that is shut down has given up its nodes before what it wakes itself with; Jazzy's then stumbles over that.
+            # An executor that is shut down has given up its nodes before what it wakes itself with; Jazzy's
+            # then stumbles over that.
             if executor.context.ok() and executor.get_nodes():
                 failures.append(time.monotonic())
                 if len(failures) == _AT_ONCE and failures[-1] - failures[0] < 1.0:
                     raise
-                # rclpy waits for and calls what another thread destroyed just now: an InvalidHandle or, from an action, another RuntimeError of the C
-                # library. That round of waiting is lost, and nothing with it: what came is still there in the next one.
+                # rclpy waits for and calls what another thread destroyed just now: an InvalidHandle or, from
+                # an action, another RuntimeError of the C
+                # library. That round of waiting is lost, and nothing with it: what came is still there in the
+                # next one.
                 if log is not None and not isinstance(error, InvalidHandle):
                     log.warning(f'a call failed: {error}') if isinstance(error, RuntimeError) else log.error(
                         f'internal error: {error!r}'
@@ -38,10 +45,12 @@ def spin(executor: Executor, log=None) -> None:
 
 
 def close_action(node, action, timeout: float) -> None:
-    """Destroy an ActionServer or ActionClient of a node that somebody may be spinning; waits at most `timeout` seconds for the executor.
+    """Destroy an ActionServer or ActionClient of a node that somebody may be spinning; waits at most
+    `timeout` seconds for the executor.
 
-    Destroyed beside an executor that is just gathering what to wait for, it would end the executor (up to Kilted). Taken off the node first, and destroyed as a
-    task of the executor, which runs between two rounds of waiting, it meets none.
+    Destroyed beside an executor that is just gathering what to wait for, it would end the executor (up to
+    Kilted). Taken off the node first, and destroyed as a task of the executor, which runs between two rounds
+    of waiting, it meets none.
     """
     try:
         node.remove_waitable(action)

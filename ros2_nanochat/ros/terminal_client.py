@@ -1,7 +1,8 @@
-"""A terminal for a running chat node: `ros2 run nanochat chat_client`. It asks over ROS and prints the reply as it streams.
+"""A terminal for a running chat node: `ros2 run nanochat chat_client`. It asks over ROS and prints the reply
+as it streams.
 
-The reply goes to standard output, all else to standard error, so that `chat_client --prompt ... > file` gives the reply alone.
-Ctrl-C stops the reply; a second one, or one at the prompt, leaves.
+The reply goes to standard output, all else to standard error, so that `chat_client --prompt ... > file` gives
+the reply alone. Ctrl-C stops the reply; a second one, or one at the prompt, leaves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Command line options of the terminal chat and of completion, and the prompts they are given. Opens no model."""
+"""Command line options of the terminal chat and of completion, and the prompts they are given. Opens no
+model.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +164,9 @@ def load_prompts(given: Sequence[Sequence[str]] | None) -> list[str] | None:
 
 
 def load_file(path: str) -> list[str]:
-    """The prompts in a .txt file, one a line, or a .json file, a list of strings or of objects with `text` and perhaps `image`."""
+    """The prompts in a .txt file, one a line, or a .json file, a list of strings or of objects with `text`
+    and perhaps `image`.
+    """
     try:
         with open(path, encoding='utf-8') as file:
             text = file.read()

@@ -1,4 +1,6 @@
-"""The terminal chat: `python3 -m ros2_nanochat.chat --api ... --model ... --quantization ...`, also installed as `nanochat-chat`."""
+"""The terminal chat: `python3 -m ros2_nanochat.chat --api ... --model ... --quantization ...`, also installed
+as `nanochat-chat`.
+"""
 
 from __future__ import annotations
 

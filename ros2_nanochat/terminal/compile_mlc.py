@@ -1,4 +1,6 @@
-"""`nanochat-mlc MODEL`: quantize a checkpoint and compile it with mlc_llm, once, so that `api=mlc` opens it at once ever after."""
+"""`nanochat-mlc MODEL`: quantize a checkpoint and compile it with mlc_llm, once, so that `api=mlc` opens it
+at once ever after.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Completes plain text, without a template: `python3 -m ros2_nanochat.completion --prompt 'Once upon a time,'`."""
+"""Completes plain text, without a template: `python3 -m ros2_nanochat.completion --prompt 'Once upon a
+time,'`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from ros2_nanochat.terminal.start import start
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Complete each prompt, or each line that is typed; return the exit status: 0, 1 where something failed, 130 after Ctrl-C."""
+    """Complete each prompt, or each line that is typed; return the exit status: 0, 1 where something failed,
+    130 after Ctrl-C.
+    """
     options = make_parser('nanochat-completion', 'Complete plain text.').parse_args(args)
     screen = Screen()
 

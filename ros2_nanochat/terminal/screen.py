@@ -1,4 +1,6 @@
-"""What the terminal chat shows and how it reads lines: colours by rich, line editing by prompt_toolkit. Knows no model and no conversation."""
+"""What the terminal chat shows and how it reads lines: colours by rich, line editing by prompt_toolkit. Knows
+no model and no conversation.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ _CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'
 
 
 def harmless(text: str) -> str:
-    """Text without control characters: what a model writes shall not move the cursor or set the title of a window."""
+    """Text without control characters: what a model writes shall not move the cursor or set the title of a
+    window.
+    """
     return _CONTROL.sub('', text)
 
 
 class Screen:
-    """Replies go to standard output, everything else to where it does not mix with them: there too at a terminal, else to standard error."""
+    """Replies go to standard output, everything else to where it does not mix with them: there too at a
+    terminal, else to standard error.
+    """
 
     def __init__(self):
         self.replies = Console(highlight=False, markup=False, emoji=False)
@@ -29,7 +35,9 @@ class Screen:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
 
     def piece(self, text: str, reasoning: bool = False) -> None:
-        """Show a bit of a reply at once; the reasoning before it is dim, and not in the output of a script."""
+        """Show a bit of a reply at once; the reasoning before it is dim, and not in the output of a
+        script.
+        """
         console = self.notices if reasoning else self.replies
         console.out(harmless(text), end='', style='dim italic' if reasoning else 'green', highlight=False)
 
@@ -51,7 +59,8 @@ class Screen:
 
 
 class LineReader:
-    """Reads lines with editing, a history that lasts, and completion of commands and file names; plain lines where there is no terminal.
+    """Reads lines with editing, a history that lasts, and completion of commands and file names; plain lines
+    where there is no terminal.
 
     commands: names with what each does. `read` raises EOFError at the end and KeyboardInterrupt at Ctrl-C.
     """
@@ -96,7 +105,9 @@ def _make_session(commands: dict[str, str]):
 
 
 def _history():
-    """Lines typed in earlier sessions, in a file that the user alone can read; where that cannot be written, those of this one."""
+    """Lines typed in earlier sessions, in a file that the user alone can read; where that cannot be written,
+    those of this one.
+    """
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     folder = os.path.join(

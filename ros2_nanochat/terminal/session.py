@@ -1,4 +1,6 @@
-"""The course of a terminal chat: questions, commands, replies that Ctrl-C stops. Uses a model and a history, shows through a `Screen`."""
+"""The course of a terminal chat: questions, commands, replies that Ctrl-C stops. Uses a model and a history,
+shows through a `Screen`.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ class Session:
         self.screen.note('Ctrl-C again leaves.')
 
     def line(self, line: str) -> None:
-        """Take a command or a question; what is wrong with it is shown, and the conversation stays as it was."""
+        """Take a command or a question; what is wrong with it is shown, and the conversation stays as it
+        was.
+        """
         line = line.strip()
         if not line:
             return
@@ -104,7 +108,9 @@ class Session:
     # --- questions ---
 
     def ask(self, line: str) -> None:
-        """Put a question, with the images that stand before it, and show the reply. Images alone wait for their question."""
+        """Put a question, with the images that stand before it, and show the reply. Images alone wait for
+        their question.
+        """
         images, text = _split_images(line)
         before = list(self.history.messages)
         try:
@@ -212,7 +218,9 @@ class Session:
 
 
 def _split_images(line: str) -> tuple[list[str], str]:
-    """Image names at the beginning of a line, and the question behind them. A name with blanks stands in quotes."""
+    """Image names at the beginning of a line, and the question behind them. A name with blanks stands in
+    quotes.
+    """
     images, rest = [], line
     while rest:
         match = re.match(r'"([^"]+)"|\'([^\']+)\'|(\S+)', rest)

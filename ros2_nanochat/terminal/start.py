@@ -17,8 +17,9 @@ def start(
     screen: Screen,
     run: Callable[[NanoLLM, GenerationConfig, list[str] | None], int],
 ) -> int:
-    """Load the model that the command line names and `run(model, config, prompts)`; return the exit status: that of `run`, 1 where something was wrong,
-    130 after Ctrl-C while loading."""
+    """Load the model that the command line names and `run(model, config, prompts)`; return the exit status:
+    that of `run`, 1 where something was wrong, 130 after Ctrl-C while loading.
+    """
     try:
         config = generation_config(options)
         prompts = load_prompts(options.prompt)

@@ -1,4 +1,6 @@
-"""The eyes of models whose backend embeds pictures itself, as model libraries of MLC-LLM do (`image_embed`)."""
+"""The eyes of models whose backend embeds pictures itself, as model libraries of MLC-LLM do
+(`image_embed`).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Turns pictures into what goes into a prompt: each is encoded once and remembered by its pixels, whoever shows it.
+"""Turns pictures into what goes into a prompt: each is encoded once and remembered by its pixels, whoever
+shows it.
 
-Knows that an encoder gives parts of a prompt, not how: `llava` runs a vision tower and projector of its own, `onepiece` those of a model that
-the hf backend holds, `library` asks the backend. `open_vision` finds which it is. Neither torch nor transformers is imported before the first picture is encoded or `load` is called.
+Knows that an encoder gives parts of a prompt, not how: `llava` runs a vision tower and projector of its own,
+`onepiece` those of a model that the hf backend holds, `library` asks the backend. `open_vision` finds which
+it is. Neither torch nor transformers is imported before the first picture is encoded or `load` is called.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ TINY = Path(__file__).with_name('tiny')
 
 
 class Encoded(list):
-    """Parts of a prompt that stand for one picture, in order: spans of embeddings, and markup of the model around them as text, to be tokenized
-    with its special tokens in one run with what stands beside it. Such parts are shared: leave them as they are.
+    """Parts of a prompt that stand for one picture, in order: spans of embeddings, and markup of the model
+    around them as text, to be tokenized with its special tokens in one run with what stands beside it. Such
+    parts are shared: leave them as they are.
 
     seconds: what it took; 0.0 where the picture was remembered. digest: of its pixels.
     """
@@ -58,7 +61,8 @@ class Encoded(list):
 class VisionEncoder(ABC):
     """What encodes pictures for one language model. `encode` may be called from any thread.
 
-    image_token: text of the token that chat templates of this model write for a picture, None where that is not known.
+    image_token: text of the token that chat templates of this model write for a picture, None where that is
+        not known.
     load_seconds: what getting ready took, None before.
     """
 
@@ -73,7 +77,9 @@ class VisionEncoder(ABC):
         self._counts = {'encoded': 0, 'reused': 0, 'seconds': 0.0}
 
     def load(self) -> None:
-        """Get ready now rather than at the first picture. `BackendError` or `MissingDependency` says what is wrong."""
+        """Get ready now rather than at the first picture. `BackendError` or `MissingDependency` says what is
+        wrong.
+        """
         with self._lock:
             self._get_ready()
 
@@ -83,7 +89,9 @@ class VisionEncoder(ABC):
         return open_image(image, urls)
 
     def encode(self, image: Any, urls: bool = True) -> Encoded:
-        """Encode a picture, or remember it. image, urls: as `images.open_image` takes them. ValueError where it is none."""
+        """Encode a picture, or remember it. image, urls: as `images.open_image` takes them. ValueError where
+        it is none.
+        """
         picture = open_image(image, urls)
         digest = image_digest(picture)
         with self._lock:  # a second caller with the same picture waits for the first, and then finds it
@@ -129,7 +137,9 @@ class VisionEncoder(ABC):
             self._bytes -= _size(self._cache.popitem(last=False)[1])
 
     def _span(self, rows, digest: bytes, part: int = 0, **options) -> EmbeddingSpan:
-        """A span of rows [k, d], a torch tensor or an array, named by the picture, this encoder and which part of the picture it is."""
+        """A span of rows [k, d], a torch tensor or an array, named by the picture, this encoder and which
+        part of the picture it is.
+        """
         array = np.ascontiguousarray(rows if isinstance(rows, np.ndarray) else to_array(rows))
         name = hashlib.blake2b(digest + self.fingerprint + part.to_bytes(4, 'big'), digest_size=16).digest()
         return EmbeddingSpan(array, name, **options)
@@ -173,8 +183,9 @@ def open_vision(
 ) -> VisionEncoder | None:
     """Find what encodes pictures for an opened model; None where nothing does.
 
-    path: a LLaVA-form checkpoint, a folder or `owner/name` of the hub, `tiny` for the one that comes with the package, or None: what the model's own checkpoint holds,
-    and for the embedded default model the tiny one, if torch and transformers are there.
+    path: a LLaVA-form checkpoint, a folder or `owner/name` of the hub, `tiny` for the one that comes with the
+    package, or None: what the model's own checkpoint holds, and for the embedded default model the tiny one,
+    if torch and transformers are there.
     """
     from ros2_nanochat.vision.backend_encoder import BackendEncoder
     from ros2_nanochat.vision.llava import FAMILIES, LlavaEncoder

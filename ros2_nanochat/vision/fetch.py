@@ -1,4 +1,6 @@
-"""Fetches a file over http or https, with limits on size, time and where redirects may lead. Knows nothing of images."""
+"""Fetches a file over http or https, with limits on size, time and where redirects may lead. Knows nothing of
+images.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _HANDLERS = (
 
 
 def fetch(url: str, max_bytes: int, timeout: float = TIMEOUT) -> bytes:
-    """Return what lies at an http(s) address. ValueError: another scheme (also by redirect), an error of the server, too large, too slow."""
+    """Return what lies at an http(s) address. ValueError: another scheme (also by redirect), an error of the
+    server, too large, too slow.
+    """
     shown = url if len(url) <= 100 else url[:97] + '...'
     try:
         parts = urlsplit(url)

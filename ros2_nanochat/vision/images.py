@@ -1,4 +1,5 @@
-"""Opens images safely: whatever comes in, an upright RGB picture of a sane size comes out, or one `ValueError` line.
+"""Opens images safely: whatever comes in, an upright RGB picture of a sane size comes out, or one
+`ValueError` line.
 
 Knows nothing of models. An address on the web is opened only where the caller says so; see `fetch`.
 """
@@ -27,7 +28,9 @@ MAX_PIXELS = 64 << 20
 """A picture may have this many pixels: the largest cameras' fit, and an RGB copy takes 200 MB."""
 
 MAX_ASPECT = 100
-"""The longer side over the shorter one. A processor that scales the shorter side to 336 pixels makes 34,000 of the other with this."""
+"""The longer side over the shorter one. A processor that scales the shorter side to 336 pixels makes 34,000
+of the other with this.
+"""
 
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'MPO')
 """Formats of Pillow that are tried. Others (EPS, say, which starts another program) are not."""
@@ -37,8 +40,9 @@ EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff',
 
 
 def is_image_reference(text: Any) -> bool:
-    """Whether a text is nothing but the name of an image: a path or web address with an image's ending, or a `data:image/` URL. A sentence that
-    ends in such a name is text, unless a file is called just so."""
+    """Whether a text is nothing but the name of an image: a path or web address with an image's ending, or a
+    `data:image/` URL. A sentence that ends in such a name is text, unless a file is called just so.
+    """
     if not isinstance(text, str) or not text or '\n' in text or '\0' in text:
         return False
     blank = any(c.isspace() for c in text)
@@ -56,10 +60,11 @@ def is_image_reference(text: Any) -> bool:
 def open_image(source: Any, urls: bool = True) -> Image.Image:
     """Open an image and return it as upright RGB, loaded.
 
-    source: a path, `http(s)://`, `file://` or `data:image/` URL; encoded bytes; a PIL image; an array or torch tensor of [h, w], [h, w, c] or
-    [c, h, w] with c of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), as integers of 8 or 16 bits, or floats from 0 to 1 or to 255.
-    urls: whether strings may name something outside: addresses and paths. False for what comes from a stranger.
-    Transparent parts become white; 16 bits are scaled to 8; of several frames the first is taken.
+    source: a path, `http(s)://`, `file://` or `data:image/` URL; encoded bytes; a PIL image; an array or
+    torch tensor of [h, w], [h, w, c] or [c, h, w] with c of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA),
+    as integers of 8 or 16 bits, or floats from 0 to 1 or to 255.
+    urls: whether strings may name something outside: addresses and paths. False for what comes from a
+    stranger. Transparent parts become white; 16 bits are scaled to 8; of several frames the first is taken.
     ValueError: not an image, truncated, empty, or larger than `MAX_BYTES`, `MAX_PIXELS` or `MAX_ASPECT`.
     """
     if getattr(source, 'opened_digest', None):

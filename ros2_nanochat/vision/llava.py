@@ -1,7 +1,8 @@
-"""Vision tower and projector of LLaVA-form checkpoints, beside whatever language model takes their embeddings.
+"""Vision tower and projector of LLaVA-form checkpoints, beside whatever language model takes their
+embeddings.
 
-Runs transformers' own modules, so towers (CLIP, SigLIP), chosen layers, class tokens and the tiles of LLaVA-NeXT are theirs; loads the weights of
-these modules alone, from safetensors.
+Runs transformers' own modules, so towers (CLIP, SigLIP), chosen layers, class tokens and the tiles of
+LLaVA-NeXT are theirs; loads the weights of these modules alone, from safetensors.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ _UNUSED = ('post_layernorm', 'head.')
 class LlavaEncoder(VisionEncoder):
     """The eyes of one LLaVA-form checkpoint.
 
-    folder: config.json, preprocessor_config.json (or processor_config.json) and safetensors. `BackendError` where that is not what lies there, or where
-    the language model (info) has another embedding width. model: the whole of it, where a backend holds that already.
+    folder: config.json, preprocessor_config.json (or processor_config.json) and safetensors. `BackendError`
+    where that is not what lies there, or where the language model (info) has another embedding width. model:
+    the whole of it, where a backend holds that already.
     """
 
     def __init__(self, folder: Path, info: ModelInfo, config: ModelConfig, model: Any = None):
@@ -93,7 +95,9 @@ class LlavaEncoder(VisionEncoder):
         self._on, self._dtype = weight.device, weight.dtype
 
     def _load_modules(self, torch, transformers):
-        """The model of the checkpoint with the weights of tower and projector; its language model takes no memory."""
+        """The model of the checkpoint with the weights of tower and projector; its language model takes no
+        memory.
+        """
         try:
             config = transformers.AutoConfig.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -166,8 +170,10 @@ class LlavaEncoder(VisionEncoder):
         return [self._span(features[0], digest)]
 
     def _reduced(self, picture: Image.Image) -> Image.Image:
-        """The picture, no more than `reducing_gap` times as large as what it is resized to: a mean of blocks is several times quicker than resizing a
-        large frame. A setting of ours in preprocessor_config.json, for eyes that are not held to what transformers makes of large pictures."""
+        """The picture, no more than `reducing_gap` times as large as what it is resized to: a mean of blocks
+        is several times quicker than resizing a large frame. A setting of ours in preprocessor_config.json,
+        for eyes that are not held to what transformers makes of large pictures.
+        """
         gap, size = getattr(self._processor, 'reducing_gap', None), getattr(self._processor, 'size', None)
         if not gap or not size or not size.get('width') or not size.get('height'):
             return picture

@@ -1,7 +1,9 @@
-"""The eyes of models that are one piece in transformers (Qwen2-VL, Idefics3 and SmolVLM, Gemma 3, LLaVA itself), which the hf backend holds.
+"""The eyes of models that are one piece in transformers (Qwen2-VL, Idefics3 and SmolVLM, Gemma 3, LLaVA
+itself), which the hf backend holds.
 
-The model's own processor says what stands in a prompt for a picture, the model gives the embeddings, and where it counts positions in more than one
-axis (M-RoPE, arXiv:2409.12191, section 2.1) its positions. Needs of the backend: `model`, a loaded transformers model, and `path`, its folder.
+The model's own processor says what stands in a prompt for a picture, the model gives the embeddings, and
+where it counts positions in more than one axis (M-RoPE, arXiv:2409.12191, section 2.1) its positions. Needs
+of the backend: `model`, a loaded transformers model, and `path`, its folder.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _BOTH_WAYS = ('gemma3', 'gemma3n', 'gemma4')
 """`model_type` of models whose rows of one picture attend to one another."""
 
 _WRITES_PROMPT = ('paligemma',)
-"""`model_type` of models whose processor puts the prompt's own markup behind the picture; here the template does."""
+"""`model_type` of models whose processor puts the prompt's own markup behind the picture; here the template
+does.
+"""
 
 _TEXT_INPUTS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
 
@@ -134,7 +138,9 @@ class OnePieceEncoder(VisionEncoder):
         }
 
     def _positions(self, inputs):
-        """Positions [axes, n + 1] of the processor's ids and of what follows them, None where the model counts in one axis."""
+        """Positions [axes, n + 1] of the processor's ids and of what follows them, None where the model
+        counts in one axis.
+        """
         torch = require('torch', 'vision')
         find = getattr(self._model, 'get_rope_index', None) or getattr(
             getattr(self._model, 'model', None), 'get_rope_index', None
@@ -173,7 +179,9 @@ def _first(config: Any, *names: str) -> int | None:
 
 
 def open_processor(path: str, row_id: int | None):
-    """The processor of a checkpoint. Some have a part for videos that needs torchvision and more; pictures go without it. row_id: of the rows' placeholder."""
+    """The processor of a checkpoint. Some have a part for videos that needs torchvision and more; pictures go
+    without it. row_id: of the rows' placeholder.
+    """
     transformers = require('transformers', 'vision')
     try:
         return transformers.AutoProcessor.from_pretrained(path, local_files_only=True)
@@ -199,7 +207,9 @@ def open_processor(path: str, row_id: int | None):
 
 
 class _GridProcessor:
-    """What the processors of Qwen-VL do for a picture: one placeholder for each square of `merge_size` patches."""
+    """What the processors of Qwen-VL do for a picture: one placeholder for each square of `merge_size`
+    patches.
+    """
 
     def __init__(self, images: Any, tokenizer: Any, row_id: int):
         self.image_processor, self.tokenizer, self._row_id = images, tokenizer, row_id

@@ -1,4 +1,5 @@
-"""Draws pictures of one simple object, for the tiny vision model: its training, its tests, its synthetic camera.
+"""Draws pictures of one simple object, for the tiny vision model: its training, its tests, its synthetic
+camera.
 
 Knows nothing of models; PIL and NumPy alone.
 """
@@ -38,7 +39,9 @@ _CONTRAST = 120
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. size: diameter as a share of the picture's shorter side. x, y: its middle, as shares of width and height."""
+    """What a picture shows. size: diameter as a share of the picture's shorter side. x, y: its middle, as
+    shares of width and height.
+    """
 
     color: str
     shape: str
@@ -61,7 +64,9 @@ class Scene:
 def random_scene(
     rng: np.random.Generator, width: int, height: int, size: tuple[float, float] = (0.25, 0.4), **wanted: str
 ) -> Scene:
-    """Draw lots for a scene in a picture of this size in pixels. wanted: color, shape or place that must be so."""
+    """Draw lots for a scene in a picture of this size in pixels. wanted: color, shape or place that must be
+    so.
+    """
     color, shape, place = (
         wanted.get(name) or labels[rng.integers(len(labels))]
         for name, labels in zip(('color', 'shape', 'place'), LABELS)
@@ -159,8 +164,10 @@ def draw(
 def random_picture(
     rng: np.random.Generator, width: int | None = None, height: int | None = None, **wanted
 ) -> tuple[Image.Image, Scene]:
-    """A picture of a random scene; its size is drawn too where none is given (48 to 400 pixels, no side more than twice the other).
-    wanted: as in `random_scene`."""
+    """A picture of a random scene; its size is drawn too where none is given (48 to 400 pixels, no side more
+    than twice the other).
+    wanted: as in `random_scene`.
+    """
     if width is None or height is None:
         width = int(rng.integers(48, 401))
         height = width if rng.random() < 0.3 else int(np.clip(width * 2 ** rng.uniform(-1, 1), 48, 400))

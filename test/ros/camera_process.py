@@ -1,4 +1,6 @@
-"""A camera in a process of its own: publishes frames at a rate until it is ended, and says how many. Arguments: topic, width, height, rate."""
+"""A camera in a process of its own: publishes frames at a rate until it is ended, and says how many.
+Arguments: topic, width, height, rate.
+"""
 
 import signal
 import sys

@@ -1,4 +1,6 @@
-"""Real nodes in processes of their own, and an observer in this one that hears all they say, over real DDS."""
+"""Real nodes in processes of their own, and an observer in this one that hears all they say, over real
+DDS.
+"""
 
 import os
 import random
@@ -81,7 +83,9 @@ class NodeProcess:
         return ''.join(self.lines)
 
     def memory(self, shared=True):
-        """Resident bytes; not shared: without files that are mapped and what the transport of others maps here."""
+        """Resident bytes; not shared: without files that are mapped and what the transport of others maps
+        here.
+        """
         resident, of_it_shared = map(int, Path(f'/proc/{self.process.pid}/statm').read_text().split()[1:3])
         return (resident - (0 if shared else of_it_shared)) * os.sysconf('SC_PAGE_SIZE')
 
@@ -94,8 +98,10 @@ class NodeProcess:
 
 
 def meet(node, kind, name, request, timeout=30.0):
-    """Wait until the node that serves `name` knows all that our node has opened before: it can answer a client that is younger than these, and a participant
-    announces its ends in order. (A client that sees a service is not seen by it yet, and an answer to one that is not seen is dropped.)"""
+    """Wait until the node that serves `name` knows all that our node has opened before: it can answer a
+    client that is younger than these, and a participant announces its ends in order. (A client that sees a
+    service is not seen by it yet, and an answer to one that is not seen is dropped.)
+    """
     client, until = node.create_client(kind, name), time.monotonic() + timeout
     answers = []
     while not any(answer.done() for answer in answers):
@@ -207,7 +213,9 @@ def ros():
 
 @pytest.fixture
 def start():
-    """Starts nodes, on the fake model unless another is named; they are stopped afterwards, and must not have shown a traceback."""
+    """Starts nodes, on the fake model unless another is named; they are stopped afterwards, and must not have
+    shown a traceback.
+    """
     nodes = []
 
     def start(*, wait=True, **parameters):

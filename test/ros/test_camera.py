@@ -1,4 +1,6 @@
-"""Frames of a camera in another process: they arrive, are fresh when taken, and cost nothing while no question uses them."""
+"""Frames of a camera in another process: they arrive, are fresh when taken, and cost nothing while no
+question uses them.
+"""
 
 import os
 import signal
@@ -72,7 +74,8 @@ def test_all_frames_of_a_1080p_camera_at_30_hz_arrive_and_are_fresh_when_taken(n
         stamps[picture.stamp] = True
         time.sleep(0.004)
     _, rate = end(process)
-    # All that were sent in these seconds, but for those at the edges and what a crowded test machine holds up.
+    # All that were sent in these seconds, but for those at the edges and what a crowded test machine holds
+    # up.
     assert len(stamps) >= 0.9 * min(rate, 30.0) * 4.0, (len(stamps), rate)
     assert sorted(ages)[len(ages) // 2] < 0.1
     assert camera.newest().decode().shape == (1080, 1920, 3) and picture.frame_id == 'camera'

@@ -1,4 +1,6 @@
-"""Robots, clients and the life cycle come and go under a stream of questions: the node stays up, and everybody who asks hears something."""
+"""Robots, clients and the life cycle come and go under a stream of questions: the node stays up, and
+everybody who asks hears something.
+"""
 
 import os
 import random
@@ -22,7 +24,9 @@ SECONDS = float(os.environ.get('NANOCHAT_CHURN_SECONDS', 6))
 
 @pytest.fixture
 def churn(listen):
-    """Runs functions over and over on threads of their own for some seconds; what they raise fails the test."""
+    """Runs functions over and over on threads of their own for some seconds; what they raise fails the
+    test.
+    """
 
     def churn(*functions, seconds=SECONDS):
         until, errors = time.monotonic() + seconds, []

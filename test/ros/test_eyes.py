@@ -1,4 +1,6 @@
-"""What the tiny eyes tell of pictures that come over a camera's topics, in the encodings that cameras send, and what a turn says they cost."""
+"""What the tiny eyes tell of pictures that come over a camera's topics, in the encodings that cameras send,
+and what a turn says they cost.
+"""
 
 import io
 import threading
@@ -26,7 +28,9 @@ FRESH = 20_000_000  # seeds from here on were not used in training
 
 
 def yuyv(pixels):
-    """[h, 2 w] uint8: brightness of each pixel, colours of each pair of pixels, as ITU-R BT.601 has them with 16 to 235."""
+    """[h, 2 w] uint8: brightness of each pixel, colours of each pair of pixels, as ITU-R BT.601 has them with
+    16 to 235.
+    """
     r, g, b = (pixels[..., i].astype(np.float32) for i in range(3))
     y = 16 + 0.257 * r + 0.504 * g + 0.098 * b
     u = 128 - 0.148 * r - 0.291 * g + 0.439 * b
@@ -54,7 +58,9 @@ def message(picture, encoding):
 
 
 class TestCamera:
-    """Publishes what it was last given, again and again, each time with the stamp of the moment: a frame may get lost, and one whose stamp stays grows old."""
+    """Publishes what it was last given, again and again, each time with the stamp of the moment: a frame may
+    get lost, and one whose stamp stays grows old.
+    """
 
     __test__ = False
 

@@ -1,4 +1,6 @@
-"""The launch files under the real launch and launch_ros; skipped where these are not installed (they are no wheels: ROS from apt has them)."""
+"""The launch files under the real launch and launch_ros; skipped where these are not installed (they are no
+wheels: ROS from apt has them).
+"""
 
 import signal
 import subprocess
@@ -24,7 +26,8 @@ from launch_ros.actions import PushRosNamespace
 arguments = dict(argument.split(':=') for argument in sys.argv[3:])
 include = IncludeLaunchDescription(PythonLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments.items())
 space = [PushRosNamespace(sys.argv[2])] if sys.argv[2] else []
-service = LaunchService(noninteractive=True)  # sends on what ends it; in a terminal Ctrl-C reaches every process
+# sends on what ends it; in a terminal Ctrl-C reaches every process
+service = LaunchService(noninteractive=True)
 service.include_launch_description(LaunchDescription([GroupAction([*space, include])]))
 sys.exit(service.run())
 """

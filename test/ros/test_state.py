@@ -8,7 +8,9 @@ import pytest
 
 
 def kill_in_mid_reply(start, listen_new, talk, folder, rounds, **parameters):
-    """Ask until the node is killed at a random moment; start it again and compare what it remembers with what it announced."""
+    """Ask until the node is killed at a random moment; start it again and compare what it remembers with what
+    it announced.
+    """
     announced = []
     for round in range(rounds):
         node = start(state_dir=str(folder), **parameters)
@@ -17,7 +19,8 @@ def kill_in_mid_reply(start, listen_new, talk, folder, rounds, **parameters):
         remembered = [text for role, text in chat.history() if role != 'system']
         pairs = list(zip(remembered[::2], remembered[1::2]))
         assert len(remembered) % 2 == 0
-        # A turn may be on disk that was killed before it was announced, never the other way round, and none twice.
+        # A turn may be on disk that was killed before it was announced, never the other way round, and none
+        # twice.
         for pair in announced:
             assert pair in pairs, (pair, pairs[-3:])
         assert len({asked for asked, _ in pairs}) == len(pairs)

@@ -1,4 +1,6 @@
-"""How turns end over DDS, on the fake model, whose speed and replies are known: barge-in, queue, reject, cancel, deadline, refusals, bad input."""
+"""How turns end over DDS, on the fake model, whose speed and replies are known: barge-in, queue, reject,
+cancel, deadline, refusals, bad input.
+"""
 
 import time
 

@@ -1,7 +1,8 @@
-"""GGUF models on llama.cpp, through the low-level interface of llama-cpp-python: ids or embeddings in, logits out, KV operations by sequence.
+"""GGUF models on llama.cpp, through the low-level interface of llama-cpp-python: ids or embeddings in, logits
+out, KV operations by sequence.
 
-Every sequence has a KV stream of its own (`kv_unified` off): an idle conversation then costs the running ones nothing; the price is that a
-fork copies. Knows nothing of prompts, sampling or text beyond tokens.
+Every sequence has a KV stream of its own (`kv_unified` off): an idle conversation then costs the running ones
+nothing; the price is that a fork copies. Knows nothing of prompts, sampling or text beyond tokens.
 """
 
 from __future__ import annotations
@@ -25,15 +26,20 @@ from ros2_nanochat.model_info import ModelInfo
 
 _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
 _BATCH = 512
-# From 64 rows of one sequence on, flash attention on the CPU goes another way and rounds otherwise. Below that the logits are the same bit for bit
-# however a prompt is cut and whatever else is in the batch, so an edited or shared KV equals a fresh one. One case is left: a row that runs all alone
-# behind more than 256 entries, whose KV llama.cpp then divides among its threads (ggml_compute_forward_flash_attn_ext_f16).
+# From 64 rows of one sequence on, flash attention on the CPU goes another way and rounds otherwise. Below
+# that the logits are the same bit for bit
+# however a prompt is cut and whatever else is in the batch, so an edited or shared KV equals a fresh one. One
+# case is left: a row that runs all alone
+# behind more than 256 entries, whose KV llama.cpp then divides among its threads
+# (ggml_compute_forward_flash_attn_ext_f16).
 _EXACT_CHUNK = 63
 _DRAFT_ROWS = 24  # rows of logits a sequence may ask for in one forward, besides the one to sample
 
 
 class GGUFBackend(Backend):
-    """A GGUF file on llama.cpp, on the CPU and, with a GPU build of llama-cpp-python and `gpu_layers`, on a GPU."""
+    """A GGUF file on llama.cpp, on the CPU and, with a GPU build of llama-cpp-python and `gpu_layers`, on a
+    GPU.
+    """
 
     max_batch_tokens = _BATCH
 
@@ -135,7 +141,8 @@ class GGUFBackend(Backend):
             True  # a window that forgets could not be trimmed to where a conversation was edited
         )
         params.no_perf = True
-        # llama.cpp asks this for every node of the graph. strlen of a buffer answers without taking the GIL: 0 until abort() writes to it.
+        # llama.cpp asks this for every node of the graph. strlen of a buffer answers without taking the GIL:
+        # 0 until abort() writes to it.
         params.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, type(params.abort_callback))
         params.abort_callback_data = ctypes.addressof(self._abort_flag)
         self._context = api.llama_init_from_model(self._model, params)
@@ -288,7 +295,8 @@ class GGUFBackend(Backend):
         try:
             if len(plain) == len(chunks):
                 return self._decode(chunks, None)
-            # llama.cpp takes ids or embeddings, not both in one batch; attention both ways is a switch of the whole batch
+            # llama.cpp takes ids or embeddings, not both in one batch; attention both ways is a switch of the
+            # whole batch
             runs = ([plain] if plain else []) + [
                 [i] for i, chunk in enumerate(chunks) if chunk.embeddings is not None
             ]

@@ -1,6 +1,7 @@
 """Reads the head of a GGUF file: enough to know a model's shape and memory before it is loaded.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. (The `gguf` package reads whole files, but takes a second for a vocabulary.)
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. (The `gguf` package reads whole files, but
+takes a second for a vocabulary.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _F16 = 2
 
 
 def check_gguf(path: str) -> int:
-    """Raise a BackendError where `path` is no GGUF file; return the bytes of the file, or of all files of a split model."""
+    """Raise a BackendError where `path` is no GGUF file; return the bytes of the file, or of all files of a
+    split model.
+    """
     if not os.path.exists(path):
         raise BackendError(f'{path} does not exist')
     if os.path.isdir(path):
@@ -53,7 +56,9 @@ def _parts(path: str) -> list[str]:
 
 
 def read_metadata(path: str) -> dict[str, Any]:
-    """Key-value pairs of a GGUF file; arrays of strings, and long ones, are left out. Raises a BackendError where the head is cut short."""
+    """Key-value pairs of a GGUF file; arrays of strings, and long ones, are left out. Raises a BackendError
+    where the head is cut short.
+    """
     try:
         with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             version, _, pairs = struct.unpack_from('<IQQ', data, 4)
@@ -114,7 +119,9 @@ def _value(data, at: int, kind: int) -> tuple[Any, int]:
 
 
 def architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int, int]:
-    """`(bytes of KV per token at 16 bit, bytes of compute buffers, trained context in tokens)` of a model with this metadata."""
+    """`(bytes of KV per token at 16 bit, bytes of compute buffers, trained context in tokens)` of a model
+    with this metadata.
+    """
     try:
         return _architecture_memory(metadata, batch)
     except (TypeError, ValueError, ArithmeticError) as error:

@@ -48,8 +48,10 @@ def _silence(api):
 
 @contextlib.contextmanager
 def interruptible(abort: Callable[[], None]):
-    """Let Ctrl-C call `abort` and raise KeyboardInterrupt behind the block. Within a long call of llama.cpp Python runs only in its callbacks, out of
-    which no exception comes: KeyboardInterrupt would be printed and lost there."""
+    """Let Ctrl-C call `abort` and raise KeyboardInterrupt behind the block. Within a long call of llama.cpp
+    Python runs only in its callbacks, out of which no exception comes: KeyboardInterrupt would be printed and
+    lost there.
+    """
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler

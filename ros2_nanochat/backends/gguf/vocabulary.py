@@ -1,4 +1,6 @@
-"""The vocabulary of a GGUF model on llama.cpp: text to ids and back, special tokens, where a reply ends. Any thread, also while the model is closed."""
+"""The vocabulary of a GGUF model on llama.cpp: text to ids and back, special tokens, where a reply ends. Any
+thread, also while the model is closed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _JOINT = '\U0010fffd'
 
 
 class GGUFText:
-    """api: llama_cpp.llama_cpp. model: its llama_model. metadata: of the file, as `gguf_file.read_metadata` gives it."""
+    """api: llama_cpp.llama_cpp. model: its llama_model. metadata: of the file, as `gguf_file.read_metadata`
+    gives it.
+    """
 
     def __init__(self, api, model, metadata: dict[str, Any]):
         self._api = api
@@ -70,12 +74,15 @@ class GGUFText:
         return self._api.llama_vocab_get_text(self._vocab, token_id).decode('utf-8', 'replace')
 
     def tokenize(self, text: str, special: bool, joined: bool = False) -> list[int]:
-        """Ids of a text. special: whether the text of a special token stands for its id. joined: it stands right behind other text; elsewhere llama.cpp
-        puts the space of SentencePiece before it, at the start and behind special tokens alike. Adds no begin of text."""
+        """Ids of a text. special: whether the text of a special token stands for its id. joined: it stands
+        right behind other text; elsewhere llama.cpp puts the space of SentencePiece before it, at the start
+        and behind special tokens alike. Adds no begin of text.
+        """
         ids = self._tokenize(text, special, joined)
         if special or self._protected.keys().isdisjoint(ids):
             return ids
-        # llama.cpp finds user-defined tokens in plain text too, and some SentencePiece merges spell a control token: cut inside them
+        # llama.cpp finds user-defined tokens in plain text too, and some SentencePiece merges spell a control
+        # token: cut inside them
         cuts = sorted({at + 1 for mark in self._protected.values() for at in _occurrences(text, mark)})
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
         return [

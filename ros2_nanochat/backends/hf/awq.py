@@ -1,8 +1,9 @@
 """AWQ checkpoints without AWQ kernels: the 4-bit weights are unpacked at load into dense ones.
 
-Source: the GEMM layout of AutoAWQ (`awq/utils/packing_utils.py`, `awq/modules/linear/gemm.py`). A linear layer of `in` inputs and `out` outputs comes as
-`qweight` int32 [in, out/8], `qzeros` int32 [in/group, out/8] and `scales` float16 [in/group, out]; the weight is `(q - zero) * scale`. Each int32 holds
-eight 4-bit numbers, the lowest first, for the columns 0 2 4 6 1 3 5 7 of its eight. Lin et al. 2023, arXiv:2306.00978.
+Source: the GEMM layout of AutoAWQ (`awq/utils/packing_utils.py`, `awq/modules/linear/gemm.py`). A linear
+layer of `in` inputs and `out` outputs comes as `qweight` int32 [in, out/8], `qzeros` int32 [in/group, out/8]
+and `scales` float16 [in/group, out]; the weight is `(q - zero) * scale`. Each int32 holds eight 4-bit
+numbers, the lowest first, for the columns 0 2 4 6 1 3 5 7 of its eight. Lin et al. 2023, arXiv:2306.00978.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def dense_elements(checkpoint: Checkpoint) -> int:
 def unpack(
     checkpoint: Checkpoint, dtype: torch.dtype, step: Callable[[float], None]
 ) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors with every quantized layer dense, in `dtype`. step: called with the share that is done."""
+    """The checkpoint's tensors with every quantized layer dense, in `dtype`. step: called with the share that
+    is done.
+    """
     layers = {name.removesuffix('.qweight') for name in checkpoint.tensors if name.endswith('.qweight')}
     where: dict[str, str] = {}
     dense: dict[str, torch.Tensor] = {}

@@ -1,6 +1,7 @@
 """The backends `hf` and `awq`: any causal or image-text model of transformers, through the engine's contract.
 
-Opening is `hf_load`'s business, running `hf_run`'s, files are `hf_files`'; this joins them and keeps the handles.
+Opening is `hf_load`'s business, running `hf_run`'s, files are `hf_files`'; this joins them and keeps the
+handles.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class DeviceLogits:
 class HFBackend(Backend):
     """One model of transformers.
 
-    model: the `PreTrainedModel`, whole (with its vision part where it has one). tokenizer: its `Tokenizer`. runner: how its sequences are run;
-    `runner.packed` tells whether several go through one forward. device: torch's.
+    model: the `PreTrainedModel`, whole (with its vision part where it has one). tokenizer: its `Tokenizer`.
+    runner: how its sequences are run; `runner.packed` tells whether several go through one forward. device:
+    torch's.
     """
 
     max_batch_tokens = 4096  # a picture of Qwen-VL comes whole, and a camera's takes up to 2,700
@@ -99,7 +101,9 @@ class HFBackend(Backend):
         report(1.0)
 
     def _tokenizer_folder(self, checkpoint: Checkpoint) -> str:
-        """Weights named by `quantization` may lie in a folder without a tokenizer, and then the model's counts."""
+        """Weights named by `quantization` may lie in a folder without a tokenizer, and then the model's
+        counts.
+        """
         path = os.path.abspath(os.path.expanduser(self.path))
         has_one = any(
             os.path.isfile(os.path.join(path, name)) for name in ('tokenizer.json', 'tokenizer.model')

@@ -1,6 +1,8 @@
-"""What a checkpoint's files say without being loaded: its configuration, its tensors, the memory it will take. Needs neither torch nor transformers.
+"""What a checkpoint's files say without being loaded: its configuration, its tensors, the memory it will
+take. Needs neither torch nor transformers.
 
-Sources: the safetensors format (eight bytes of length, then a JSON header), config.json as transformers writes it, the GGUF reader of the package gguf.
+Sources: the safetensors format (eight bytes of length, then a JSON header), config.json as transformers
+writes it, the GGUF reader of the package gguf.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ DTYPES = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 class Checkpoint:
     """A folder with safetensors, or a GGUF file.
 
-    folder, gguf_file: where it lies. config: config.json ({} for GGUF). shards: names of the safetensors files.
+    folder, gguf_file: where it lies. config: config.json ({} for GGUF). shards: names of the safetensors
+        files.
     tensors: name -> (dtype as safetensors writes it, shape). file_bytes: size of the weights on disk.
     """
 
@@ -120,7 +123,9 @@ def open_checkpoint(path: str) -> Checkpoint:
 
 
 def read_safetensors_header(file: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Names, types and shapes of the tensors in a safetensors file; a `BackendError` where it is cut short or broken."""
+    """Names, types and shapes of the tensors in a safetensors file; a `BackendError` where it is cut short or
+    broken.
+    """
     size = os.path.getsize(file)
     try:
         with open(file, 'rb') as stream:

@@ -1,4 +1,5 @@
-"""Opens a checkpoint with transformers: which class, dtype, device and quantizer; progress and abort meanwhile.
+"""Opens a checkpoint with transformers: which class, dtype, device and quantizer; progress and abort
+meanwhile.
 
 Knows nothing of sequences or forwards. Safetensors and GGUF only: nothing is unpickled.
 """
@@ -27,7 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A way of transformers to quantize while loading. packages: what it needs; bits: of a weight, for the estimate."""
+    """A way of transformers to quantize while loading. packages: what it needs; bits: of a weight, for the
+    estimate.
+    """
 
     packages: tuple[str, ...]
     bits: float
@@ -67,7 +70,9 @@ QUANTIZERS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What `quantization` asks for. dtype: None for the checkpoint's own. awq: folder of AWQ weights beside the model."""
+    """What `quantization` asks for. dtype: None for the checkpoint's own. awq: folder of AWQ weights beside
+    the model.
+    """
 
     dtype: str | None = None
     quantizer: str | None = None
@@ -146,7 +151,9 @@ def load(
     progress: Callable[[float], None],
     aborted: threading.Event,
 ):
-    """Return the model, in `eval` on `device`, and how its weights are held (a dtype or the name of a quantizer)."""
+    """Return the model, in `eval` on `device`, and how its weights are held (a dtype or the name of a
+    quantizer).
+    """
     choice = read_choice(config.quantization)
     dtype = choose_dtype(checkpoint, choice)
     options = {'dtype': dtype, 'local_files_only': True, 'trust_remote_code': config.trust_remote_code}
@@ -197,7 +204,9 @@ def _load_awq(
     options: dict,
     step: Callable[[float], None],
 ):
-    """AWQ through transformers' own kernels where gptqmodel is there, else unpacked; on a CPU unpacked too where the kernels do not take it."""
+    """AWQ through transformers' own kernels where gptqmodel is there, else unpacked; on a CPU unpacked too
+    where the kernels do not take it.
+    """
     if checkpoint.quant_method != 'awq':
         hf_awq.check(checkpoint)
     if _has_awq_kernels(device):
@@ -264,7 +273,9 @@ def _from_pretrained(cls, checkpoint: Checkpoint, path: str | None = '', **optio
 
 
 def _model_class(checkpoint: Checkpoint, config: ModelConfig):
-    """The auto class: image-text models are opened whole, so that their vision part is there; else the language model."""
+    """The auto class: image-text models are opened whole, so that their vision part is there; else the
+    language model.
+    """
     kind, folder = checkpoint.config.get('model_type'), checkpoint.folder
     if config.trust_remote_code and 'auto_map' in checkpoint.config:
         return transformers.AutoModelForCausalLM

@@ -1,10 +1,11 @@
 """KV caches of `hf`: several conversations in one forward of a transformers model, without padding.
 
-The chunks of a batch are laid one behind the other in one row. Linear layers do not care; attention does, and is exchanged for one that takes each
-chunk to its own sequence's KV. Masks come from the model's own rules (causal, sliding window, chunked), evaluated for each chunk. So a batch costs no
-padding, no KV is moved when conversations come and go, and a prefill rides along with others' decode steps.
-Models whose attention cannot be exchanged that way run through `StockSequence`, one sequence a forward.
-Knows nothing of checkpoints, devices or the engine.
+The chunks of a batch are laid one behind the other in one row. Linear layers do not care; attention does, and
+is exchanged for one that takes each chunk to its own sequence's KV. Masks come from the model's own rules
+(causal, sliding window, chunked), evaluated for each chunk. So a batch costs no padding, no KV is moved when
+conversations come and go, and a prefill rides along with others' decode steps. Models whose attention cannot
+be exchanged that way run through `StockSequence`, one sequence a forward. Knows nothing of checkpoints,
+devices or the engine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _active = threading.local()
 
 
 class Positions:
-    """Where the entries of one sequence lie on the model's position axis: one further with each entry, but for spans with positions of their own."""
+    """Where the entries of one sequence lie on the model's position axis: one further with each entry, but
+    for spans with positions of their own.
+    """
 
     def __init__(self):
         self.length = 0
@@ -59,7 +62,9 @@ class Positions:
 
 
 class PackedSequence(Positions):
-    """KV of one sequence: for each layer keys and values [1, heads, room, width], of which the first `length` entries count."""
+    """KV of one sequence: for each layer keys and values [1, heads, room, width], of which the first `length`
+    entries count.
+    """
 
     GRAIN = 64
 
@@ -93,7 +98,9 @@ class PackedSequence(Positions):
         return other
 
     def to_bytes(self, model: bytes) -> bytes:
-        """Everything it holds, in the form of safetensors. model: what tells the model it belongs to from others."""
+        """Everything it holds, in the form of safetensors. model: what tells the model it belongs to from
+        others.
+        """
         tensors = {
             'model': torch.frombuffer(bytearray(model), dtype=torch.uint8),
             'at': torch.tensor([self.length, self.next]),
@@ -106,7 +113,9 @@ class PackedSequence(Positions):
 
     @classmethod
     def from_bytes(cls, data: bytes, model: bytes, limit: int, device: torch.device) -> PackedSequence | None:
-        """What `to_bytes` gave, on a device again; None where it is of another model, or longer than the limit."""
+        """What `to_bytes` gave, on a device again; None where it is of another model, or longer than the
+        limit.
+        """
         tensors = safetensors.torch.load(data)
         if bytes(tensors.pop('model').tolist()) != model:
             return None
@@ -124,7 +133,9 @@ class PackedSequence(Positions):
 
 @dataclass(eq=False)
 class Part:
-    """One chunk of a packed forward: `n` entries from column `start` of the row go behind the `past` entries of `seq`."""
+    """One chunk of a packed forward: `n` entries from column `start` of the row go behind the `past` entries
+    of `seq`.
+    """
 
     seq: PackedSequence
     start: int
@@ -177,7 +188,9 @@ class PackedCache(Cache):
 
 @dataclass
 class Rule:
-    """What a part's entries attend to of their sequence: entries from `first` on, as `mask` [n, k] (added to scores) says; all of them without."""
+    """What a part's entries attend to of their sequence: entries from `first` on, as `mask` [n, k] (added to
+    scores) says; all of them without.
+    """
 
     first: int = 0
     mask: torch.Tensor | None = None
@@ -220,7 +233,9 @@ def packed_mask(
     device='cpu',
     **options,
 ):
-    """Stands in transformers' table of mask makers: the rules of each part, carried by a tensor that goes through the model untouched."""
+    """Stands in transformers' table of mask makers: the rules of each part, carried by a tensor that goes
+    through the model untouched.
+    """
     cache = getattr(_active, 'cache', None)
     if cache is None:
         return sdpa_mask(
@@ -251,7 +266,9 @@ def packed_attention(
     s_aux: torch.Tensor | None = None,
     **options,
 ):
-    """Stands in transformers' table of attentions: query [1, heads, n, width] -> [1, n, heads, width], each part over its own sequence's KV."""
+    """Stands in transformers' table of attentions: query [1, heads, n, width] -> [1, n, heads, width], each
+    part over its own sequence's KV.
+    """
     cache = getattr(_active, 'cache', None)
     if cache is None:
         if softcap is not None or s_aux is not None:
@@ -281,7 +298,9 @@ def packed_attention(
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, scaling, softcap, sinks
 ) -> torch.Tensor:
-    """Heads that share keys are folded into the rows, so that no key is copied. Returns [1, n, heads, width]."""
+    """Heads that share keys are folded into the rows, so that no key is copied. Returns [1, n, heads,
+    width].
+    """
     _, heads, n, width = query.shape
     groups = heads // key.shape[1]
     if rule.causal and softcap is None and sinks is None:
@@ -319,9 +338,12 @@ AttentionMaskInterface.register(NAME, packed_mask)
 
 
 class StockSequence(Positions):
-    """One sequence in a cache of transformers' own, for recurrent and hybrid models and those whose attention cannot be exchanged.
+    """One sequence in a cache of transformers' own, for recurrent and hybrid models and those whose attention
+    cannot be exchanged.
 
-    A recurrent state cannot go back: it is kept as it was at the ends of the last prompts, and `trim` returns to such a point."""
+    A recurrent state cannot go back: it is kept as it was at the ends of the last prompts, and `trim` returns
+        to such a point.
+    """
 
     CHECKPOINTS = 3
 
@@ -332,7 +354,9 @@ class StockSequence(Positions):
         self._checkpoints: list[tuple[int, int, list, Cache]] = []
 
     def state(self) -> tuple[int, int, list, Cache]:
-        """What `restore` brings back. Costs little: keys and values are not written over by transformers, recurrent states are small."""
+        """What `restore` brings back. Costs little: keys and values are not written over by transformers,
+        recurrent states are small.
+        """
         return self.length, self.next, list(self._spans), _snapshot(self.cache)
 
     def restore(self, state: tuple[int, int, list, Cache]) -> None:

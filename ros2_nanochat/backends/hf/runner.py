@@ -1,6 +1,8 @@
-"""Runs chunks of sequences through a transformers model: packed into one forward where that gives the model's own logits, else one forward a sequence.
+"""Runs chunks of sequences through a transformers model: packed into one forward where that gives the model's
+own logits, else one forward a sequence.
 
-Which of the two is found by trying, once, on the opened model. Knows nothing of checkpoints, tokenizers or the engine's handles.
+Which of the two is found by trying, once, on the opened model. Knows nothing of checkpoints, tokenizers or
+the engine's handles.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ _PREFIX_MODELS = ('paligemma',)
 class Runner:
     """A model and the way its sequences are run.
 
-    packed: several sequences go through one forward. takes_embeddings: rows of embeddings give the logits that their ids give.
+    packed: several sequences go through one forward. takes_embeddings: rows of embeddings give the logits
+        that their ids give.
     takes_deepstack: the language model has a place for what is added to rows behind its first layers.
-    bidirectional_prompt: a prompt has to come as one chunk of embeddings that attend to one another both ways.
+    bidirectional_prompt: a prompt has to come as one chunk of embeddings that attend to one another both
+        ways.
     aborted: set from any thread, it ends a forward between two layers.
     """
 
@@ -78,7 +82,9 @@ class Runner:
         return PackedSequence(self.context_length) if self.packed else StockSequence(self.model.config)
 
     def forward(self, chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:
-        """Append each chunk to its sequence; return the rows of logits wanted, [k, v] in the model's dtype."""
+        """Append each chunk to its sequence; return the rows of logits wanted, [k, v] in the model's
+        dtype.
+        """
         for sequence, chunk in chunks:
             if sequence.length + len(chunk) > self.context_length:
                 raise ForwardError(
@@ -218,7 +224,9 @@ class Runner:
     # ---- which way
 
     def _choose(self, vocab_size: int) -> None:
-        """Compare seven ids at once without a cache with the same in chunks, in a batch, and as embeddings."""
+        """Compare seven ids at once without a cache with the same in chunks, in a batch, and as
+        embeddings.
+        """
         ids = torch.randint(0, vocab_size, (7,), generator=torch.Generator().manual_seed(0)).numpy()
         inputs = {'input_ids': torch.as_tensor(ids)[None].to(self.device)}
         if self.bidirectional_prompt:  # type 1 is a reply, which is causal
@@ -275,7 +283,9 @@ class Runner:
         )
 
     def _set_attention(self, name: str) -> bool:
-        """Exchange the attention of the language model alone; a vision part keeps its own. False where that cannot be."""
+        """Exchange the attention of the language model alone; a vision part keeps its own. False where that
+        cannot be.
+        """
         config = self.model.config
         if self.settings._attn_implementation == name:
             return True
@@ -290,7 +300,9 @@ class Runner:
         return self.settings._attn_implementation == name
 
     def compile(self) -> None:
-        """Compile the layers, and run a chunk and a step so that no reply waits for it; the exchanged attention stays outside."""
+        """Compile the layers, and run a chunk and a step so that no reply waits for it; the exchanged
+        attention stays outside.
+        """
         for layers in layer_lists(self.model):
             for layer in layers:
                 layer.compile(dynamic=True)
@@ -306,7 +318,9 @@ def layer_lists(model) -> list:
 
 
 def _join_positions(chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:
-    """Position ids of all chunks in one row: [1, n], or [axes, 1, n] where one chunk has positions on several axes."""
+    """Position ids of all chunks in one row: [1, n], or [axes, 1, n] where one chunk has positions on several
+    axes.
+    """
     runs = []
     for sequence, chunk in chunks:
         relative = np.arange(len(chunk)) if chunk.positions is None else np.asarray(chunk.positions)

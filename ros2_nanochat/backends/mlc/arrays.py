@@ -1,4 +1,6 @@
-"""Arrays of `mlc` on their way: ids to the device, logits that stay there until they are asked for, and bfloat16, which NumPy lacks."""
+"""Arrays of `mlc` on their way: ids to the device, logits that stay there until they are asked for, and
+bfloat16, which NumPy lacks.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _KEPT = 64  # arrays for up to so many ids are kept
 
 
 class IdArrays:
-    """Ids [n] on the device as int32. A decode step needs few of them each time: such an array is used again, so it is valid until the next call."""
+    """Ids [n] on the device as int32. A decode step needs few of them each time: such an array is used again,
+    so it is valid until the next call.
+    """
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
@@ -48,7 +52,9 @@ class DeviceLogits:
         return self._logits.numpy().reshape(self.shape).astype(np.float32, copy=False)
 
     def argmax(self) -> np.ndarray:
-        """The likeliest id of each row [k]: the ids alone leave the device where the library can sample there."""
+        """The likeliest id of each row [k]: the ids alone leave the device where the library can sample
+        there.
+        """
         if not self._sampler.takes_largest:
             return self.numpy().argmax(axis=1)
         return self._sampler.largest(self._logits, self.shape)
@@ -65,7 +71,9 @@ class DeviceLogits:
         top_p: Sequence[float],
         uniform: Sequence[float],
     ) -> np.ndarray:
-        """Ids [n] of some rows [n], each with its temperature, top-p and number from 0 to 1; the ids alone leave the device."""
+        """Ids [n] of some rows [n], each with its temperature, top-p and number from 0 to 1; the ids alone
+        leave the device.
+        """
         return self._sampler.draw(
             self._logits, self.shape, *(np.asarray(values) for values in (rows, temperature, top_p, uniform))
         )

@@ -1,6 +1,8 @@
-"""Models compiled by MLC-LLM, driven straight through TVM's virtual machine and its paged KV cache; mlc-llm itself is not needed to run them.
+"""Models compiled by MLC-LLM, driven straight through TVM's virtual machine and its paged KV cache; mlc-llm
+itself is not needed to run them.
 
-The functions of a library and what they take are told by mlc-llm (python/mlc_llm/model, cpp/serve/model.cc). Knows nothing of prompts or sampling.
+The functions of a library and what they take are told by mlc-llm (python/mlc_llm/model, cpp/serve/model.cc).
+Knows nothing of prompts or sampling.
 """
 
 from __future__ import annotations
@@ -116,7 +118,8 @@ class MLCBackend(Backend):
             self._functions['batch_extend'] or self._prefill[1],
         )
         most = max(1, int(self._metadata.get('max_batch_size') or 1))
-        # Buffers were planned for these sizes: more rows of logits or sequences at once would not fit into them.
+        # Buffers were planned for these sizes: more rows of logits or sequences at once would not fit into
+        # them.
         self._most_rows = most if self._prefill[1] else 1
         self._most_sequences = most if self._prefill[1] else 1
         self._most_decoding = most if self._functions['batch_decode'] else 1

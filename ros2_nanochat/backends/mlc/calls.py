@@ -10,7 +10,9 @@ from ros2_nanochat.backends.base import Chunk
 
 @dataclass
 class Piece:
-    """Entries [start, stop) of the chunk at `index` that run together with others; rows: logits wanted, of their last positions."""
+    """Entries [start, stop) of the chunk at `index` that run together with others; rows: logits wanted, of
+    their last positions.
+    """
 
     index: int
     start: int
@@ -21,7 +23,9 @@ class Piece:
 def split(
     chunks: Sequence[Chunk], most_sequences: int, most_tokens: int, most_rows: int
 ) -> Iterator[list[Piece]]:
-    """Calls, in order, of at most so many sequences, tokens and rows of logits each. Rows come in the order of the chunks."""
+    """Calls, in order, of at most so many sequences, tokens and rows of logits each. Rows come in the order
+    of the chunks.
+    """
     pieces: list[Piece] = []
     tokens = rows = 0
     for index, chunk in enumerate(chunks):

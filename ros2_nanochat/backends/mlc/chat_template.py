@@ -1,4 +1,5 @@
-"""What a folder of MLC-LLM says of conversations, in the words of the others: end ids, and a chat template in Jinja.
+"""What a folder of MLC-LLM says of conversations, in the words of the others: end ids, and a chat template in
+Jinja.
 
 The form of `conv_template` is told by python/mlc_llm/protocol/conversation_protocol.py of mlc-llm.
 """
@@ -10,8 +11,9 @@ from ros2_nanochat.backends.tokenizer import Tokenizer
 
 
 def end_ids(folder: MLCFolder, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end a reply: the tokenizer's, and those of the configuration that are special tokens. (Where a model says nothing, mlc_llm writes 2,
-    which is a plain word in many vocabularies.)"""
+    """Ids that end a reply: the tokenizer's, and those of the configuration that are special tokens. (Where a
+    model says nothing, mlc_llm writes 2, which is a plain word in many vocabularies.)
+    """
     special = {token.id for token in tokenizer.special_tokens}
     by_text = {token.text: token.id for token in tokenizer.special_tokens}
     conversation = _conversation(folder)
@@ -22,7 +24,9 @@ def end_ids(folder: MLCFolder, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def chat_template(folder: MLCFolder, tokenizer: Tokenizer) -> str | None:
-    """Jinja source: the tokenizer's own, else made of `conv_template`; None where that is for plain completion."""
+    """Jinja source: the tokenizer's own, else made of `conv_template`; None where that is for plain
+    completion.
+    """
     if tokenizer.chat_template:
         return tokenizer.chat_template
     conversation = _conversation(folder)

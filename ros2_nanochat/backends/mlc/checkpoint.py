@@ -1,7 +1,9 @@
-"""A checkpoint of transformers as mlc_llm reads it: a folder of links to its files, with a `config.json` of the older form.
+"""A checkpoint of transformers as mlc_llm reads it: a folder of links to its files, with a `config.json` of
+the older form.
 
-transformers 5 writes `rope_parameters` and `dtype` where mlc_llm (as of 2026) looks for `rope_theta`, `rope_scaling` and `torch_dtype`, and would
-take the default rope base without a word. Knows files; runs nothing.
+transformers 5 writes `rope_parameters` and `dtype` where mlc_llm (as of 2026) looks for `rope_theta`,
+`rope_scaling` and `torch_dtype`, and would take the default rope base without a word. Knows files; runs
+nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def check_checkpoint(path: str) -> dict:
 
 
 def make_view(path: str, target: str) -> None:
-    """Fill the empty folder `target` with links to the files of a checkpoint, and a configuration that mlc_llm understands."""
+    """Fill the empty folder `target` with links to the files of a checkpoint, and a configuration that
+    mlc_llm understands.
+    """
     for name in os.listdir(path):
         if name != 'config.json' and os.path.isfile(os.path.join(path, name)):
             os.symlink(os.path.realpath(os.path.join(path, name)), os.path.join(target, name))
@@ -75,7 +79,9 @@ def beside_tokenizer(path: str) -> list[str]:
 
 
 def conversation_name(path: str) -> str:
-    """The name under which mlc_llm knows the model's conversations. (It must be given one; here the tokenizer's own template counts.)"""
+    """The name under which mlc_llm knows the model's conversations. (It must be given one; here the
+    tokenizer's own template counts.)
+    """
     words = ''
     for name in ('tokenizer_config.json', 'tokenizer.json'):
         file = os.path.join(path, name)

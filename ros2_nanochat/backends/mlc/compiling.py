@@ -1,7 +1,8 @@
-"""Makes a model for `mlc`: quantizes a checkpoint and compiles its library with the `mlc_llm` command, into a cache folder.
+"""Makes a model for `mlc`: quantizes a checkpoint and compiles its library with the `mlc_llm` command, into a
+cache folder.
 
-What is there is whole: everything is made in a folder aside, which takes its name at the end. Two processes do not make it twice. The command line
-is told by python/mlc_llm/cli of mlc-llm.
+What is there is whole: everything is made in a folder aside, which takes its name at the end. Two processes
+do not make it twice. The command line is told by python/mlc_llm/cli of mlc-llm.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ INSTALL = (
 
 
 def prepare(path: str, config: ModelConfig, notify: Callable[[str], None] = _log.warning) -> str:
-    """The folder of MLC weights for what lies at `path`, with its library in reach: itself where it is one, else one that is made of it.
+    """The folder of MLC weights for what lies at `path`, with its library in reach: itself where it is one,
+    else one that is made of it.
 
     notify: called with a line as the work goes on. Raises BackendError, one line, where that cannot be done.
     """
@@ -153,7 +155,9 @@ def make_model(path: str, config: ModelConfig, target: str, notify: Callable[[st
 
 
 def make_library(folder: MLCFolder, target: str, notify: Callable[[str], None]) -> str:
-    """Compile the library of MLC weights into the cache folder, under the name by which `find_library` looks for it."""
+    """Compile the library of MLC weights into the cache folder, under the name by which `find_library` looks
+    for it.
+    """
     stem = re.sub(r'[-_]MLC$', '', folder.name)
     stem = stem if folder.quantization in stem else f'{stem}-{folder.quantization}'
     final = os.path.join(cache_folder(), f'{stem}-{target}.so')
@@ -176,7 +180,9 @@ def make_library(folder: MLCFolder, target: str, notify: Callable[[str], None]) 
 
 @contextlib.contextmanager
 def _making(final: str, notify: Callable[[str], None]) -> Iterator[str | None]:
-    """A folder aside in which to make `final`, for one process at a time; None where another one has made it meanwhile. It is gone afterwards."""
+    """A folder aside in which to make `final`, for one process at a time; None where another one has made it
+    meanwhile. It is gone afterwards.
+    """
     root, name = os.path.split(final)
     aside = None
     try:

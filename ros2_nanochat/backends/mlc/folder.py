@@ -1,5 +1,6 @@
-"""A folder as MLC-LLM makes it: `mlc-chat-config.json`, the index of the weights (`tensor-cache.json`, before 2025 `ndarray-cache.json`), shards, a
-tokenizer, and a model library beside them, in the cache folder, or named. Reads and checks files; runs nothing, needs no TVM.
+"""A folder as MLC-LLM makes it: `mlc-chat-config.json`, the index of the weights (`tensor-cache.json`, before
+2025 `ndarray-cache.json`), shards, a tokenizer, and a model library beside them, in the cache folder, or
+named. Reads and checks files; runs nothing, needs no TVM.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def cache_folder() -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One tensor in a shard. format: `raw`, or `f32-to-bf16` for float32 of which the upper halves are stored. nbytes: in the file."""
+    """One tensor in a shard. format: `raw`, or `f32-to-bf16` for float32 of which the upper halves are
+    stored. nbytes: in the file.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -50,7 +53,9 @@ class Shard:
 
 
 class MLCFolder:
-    """One such folder. config: its `mlc-chat-config.json`; model: the `model_config` in it, of the language model where it has several parts."""
+    """One such folder. config: its `mlc-chat-config.json`; model: the `model_config` in it, of the language
+    model where it has several parts.
+    """
 
     def __init__(self, path: str):
         self.path = os.path.abspath(os.path.expanduser(path))
@@ -68,7 +73,9 @@ class MLCFolder:
 
     @property
     def context_length(self) -> int:
-        """Tokens of one conversation. Where attention has a sliding window, that: within it nothing is forgotten."""
+        """Tokens of one conversation. Where attention has a sliding window, that: within it nothing is
+        forgotten.
+        """
         for source in (self.config, self.model):
             for name in ('context_window_size', 'sliding_window_size'):
                 value = source.get(name)
@@ -164,8 +171,10 @@ class MLCFolder:
     # --- the library ---
 
     def find_library(self, config: ModelConfig) -> str | None:
-        """The model library: `model_lib`, else a lone .so beside the weights, else one of this model's name in the cache folder; None where there
-        is none. A BackendError where `model_lib` names nothing, or several would do."""
+        """The model library: `model_lib`, else a lone .so beside the weights, else one of this model's name
+        in the cache folder; None where there is none. A BackendError where `model_lib` names nothing, or
+        several would do.
+        """
         if config.model_lib:
             return self._named_library(os.path.expanduser(config.model_lib))
         for folder, names in (
@@ -215,7 +224,9 @@ class MLCFolder:
 
 
 def target_of(device: str) -> str:
-    """The kind of a device that was asked for; of `auto`, a GPU of NVIDIA where there is one, else the CPU."""
+    """The kind of a device that was asked for; of `auto`, a GPU of NVIDIA where there is one, else the
+    CPU.
+    """
     if device != 'auto':
         return device.partition(':')[0]
     return 'cuda' if any(map(os.path.exists, ('/dev/nvidia0', '/dev/nvhost-gpu', '/dev/nvgpu'))) else 'cpu'
@@ -237,7 +248,9 @@ def dtype_bits(dtype: str) -> int:
 
 
 def parse_metadata(text: str, library: str) -> dict:
-    """What a library says of itself: the JSON of its `_metadata`; a BackendError where it is of a kind that is not run here."""
+    """What a library says of itself: the JSON of its `_metadata`; a BackendError where it is of a kind that
+    is not run here.
+    """
     try:
         metadata = json.loads(text)
         metadata['params'] = [

@@ -1,4 +1,6 @@
-"""What the `image_embed` of a model library takes besides the picture. Told by mlc-llm: cpp/support/vlm_utils.cc and python/mlc_llm/model."""
+"""What the `image_embed` of a model library takes besides the picture. Told by mlc-llm:
+cpp/support/vlm_utils.cc and python/mlc_llm/model.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ _TILE, _MOST_TILES = 336, 4  # pixels of a tile's side, tiles of a picture, as m
 
 
 def image_sizes(model_type: str | None, height: int, width: int) -> tuple[int, ...]:
-    """Numbers that go between picture and weights: none for LLaVA; for Phi-3-vision the size it is brought to, and its tiles (down, across)."""
+    """Numbers that go between picture and weights: none for LLaVA; for Phi-3-vision the size it is brought
+    to, and its tiles (down, across).
+    """
     if model_type == 'llava':
         return ()
     if model_type != 'phi3_v':

@@ -1,6 +1,8 @@
-"""The KV cache of a model library: sequences in pages, shared between those that were forked, through `vm.builtin.kv_state_*`.
+"""The KV cache of a model library: sequences in pages, shared between those that were forked, through
+`vm.builtin.kv_state_*`.
 
-Knows lengths and pages; nothing of tokens or logits. How the cache behaves is told by src/runtime/vm/paged_kv_cache.cc of TVM.
+Knows lengths and pages; nothing of tokens or logits. How the cache behaves is told by
+src/runtime/vm/paged_kv_cache.cc of TVM.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ PAGE = 16
 class PagedKV:
     """All sequences of one model.
 
-    tokens: what they may hold together. `lengths`: tokens of each sequence that exists. `state`: what the library's functions take.
+    tokens: what they may hold together. `lengths`: tokens of each sequence that exists. `state`: what the
+    library's functions take.
     """
 
     def __init__(self, runtime: Runtime, machine, max_sequences: int, tokens: int, chunk: int):
@@ -31,7 +34,8 @@ class PagedKV:
             runtime.required(f'vm.builtin.kv_state_{n}') for n in names
         ]
         self._free_pages = runtime.required('vm.builtin.attention_kv_cache_get_num_available_pages')
-        # Every sequence may leave its last page partly empty, and a trim across a fork takes one page for a moment.
+        # Every sequence may leave its last page partly empty, and a trim across a fork takes one page for a
+        # moment.
         pages = -(-tokens // PAGE) + 2 * max_sequences
         self.state = self._create(machine, max_sequences, pages * PAGE, chunk)
         self._pages = self._free_pages(self.state)
@@ -47,7 +51,8 @@ class PagedKV:
         for create in filter(None, makers):
             try:
                 return create(*arguments)
-            except Exception as failure:  # FlashInfer's needs kernels that may not be there; the other one's are in the library
+            # FlashInfer's needs kernels that may not be there; the other one's are in the library
+            except Exception as failure:
                 error = failure
         if error is None:
             raise BackendError(
@@ -102,7 +107,9 @@ class PagedKV:
     # --- a forward ---
 
     def appending(self, seqs: Sequence[int], counts: Sequence[int]) -> _Appending:
-        """Room behind some sequences for what a `with` runs; taken back where that fails. A BackendError where there is none."""
+        """Room behind some sequences for what a `with` runs; taken back where that fails. A BackendError
+        where there is none.
+        """
         total = sum(counts)
         # the sum of all lengths is at least what is stored: most often that settles it
         if sum(self.lengths.values()) + total > self.tokens and (free := self.tokens - self.used) < total:

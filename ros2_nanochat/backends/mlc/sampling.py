@@ -1,7 +1,9 @@
-"""Choosing ids on the device, with the functions that mlc-llm puts into libraries for a GPU. Knows rows of logits; nothing of requests.
+"""Choosing ids on the device, with the functions that mlc-llm puts into libraries for a GPU. Knows rows of
+logits; nothing of requests.
 
-What they take is told by python/mlc_llm/compiler_pass/attach_sampler.py and attach_softmax_with_temperature.py, and how mlc-llm itself calls them by
-cpp/serve/sampler/gpu_sampler.cc. A row is drawn in the same way whatever else is in the batch, so that a seed gives one reply.
+What they take is told by python/mlc_llm/compiler_pass/attach_sampler.py and
+attach_softmax_with_temperature.py, and how mlc-llm itself calls them by cpp/serve/sampler/gpu_sampler.cc. A
+row is drawn in the same way whatever else is in the batch, so that a seed gives one reply.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 NAMES = ('softmax_with_temperature', 'multinomial_from_uniform', 'argsort_probs', 'sample_with_top_p')
 """Functions of a library that this calls."""
 
-# The kernel of multinomial_from_uniform compares with 1e-6 less than the number, and takes no id at all where the sum of rounded
+# The kernel of multinomial_from_uniform compares with 1e-6 less than the number, and takes no id at all where
+# the sum of rounded
 # probabilities stays under it: keep away from both ends.
 _LEAST, _MOST = 2e-6, 1 - 1e-5
 
@@ -48,7 +51,9 @@ class DeviceSampler:
         top_p: np.ndarray,
         uniform: np.ndarray,
     ) -> np.ndarray:
-        """Ids [n] of rows [n]: the one at which the sum of probabilities passes `uniform` [n], from 0 to 1. Temperature and top-p [n]."""
+        """Ids [n] of rows [n]: the one at which the sum of probabilities passes `uniform` [n], from 0 to 1.
+        Temperature and top-p [n].
+        """
         heats = np.ones(shape[0])
         heats[rows] = temperature
         probabilities = self._probabilities(logits, shape, heats)

@@ -1,7 +1,8 @@
 """What `mlc` needs of the TVM runtime, under one set of names: two generations of names are in use.
 
-Since 0.21 arrays are `tvm.runtime.Tensor`, shapes `tvm_ffi.Shape`; before, as in the containers for Jetson of 2024 and 2025, `tvm.nd.NDArray` and
-`tvm.runtime.ShapeTuple`. Knows arrays, devices and libraries; nothing of models.
+Since 0.21 arrays are `tvm.runtime.Tensor`, shapes `tvm_ffi.Shape`; before, as in the containers for Jetson of
+2024 and 2025, `tvm.nd.NDArray` and `tvm.runtime.ShapeTuple`. Knows arrays, devices and libraries; nothing of
+models.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _ELF_MACHINES = {0x03: 'x86', 0x28: 'arm', 0x3E: 'x86_64', 0xB7: 'aarch64', 0xF3
 class Runtime:
     """The installed TVM and one device of it.
 
-    device: as `ModelConfig.device` says; `auto` takes what the library was compiled for. on_cpu: arrays lie in host memory.
+    device: as `ModelConfig.device` says; `auto` takes what the library was compiled for. on_cpu: arrays lie
+    in host memory.
     """
 
     def __init__(self, device: str, library: str):
@@ -145,7 +147,9 @@ class Runtime:
         return self._reshape(array, self.shape(shape))
 
     def shared(self, array) -> np.ndarray | None:
-        """The memory of an array on the CPU as one of NumPy; None where it lies elsewhere, or NumPy or this TVM cannot show it."""
+        """The memory of an array on the CPU as one of NumPy; None where it lies elsewhere, or NumPy or this
+        TVM cannot show it.
+        """
         if not self.on_cpu:
             return None
         try:
@@ -174,7 +178,9 @@ class Runtime:
 
 
 def free_memory(device) -> int | None:
-    """Bytes that are free on a device of TVM; None where it shares the host's memory, or that cannot be told."""
+    """Bytes that are free on a device of TVM; None where it shares the host's memory, or that cannot be
+    told.
+    """
     if os.path.exists('/etc/nv_tegra_release') or os.path.exists('/dev/nvhost-gpu'):
         return None
     try:
@@ -184,14 +190,18 @@ def free_memory(device) -> int | None:
 
 
 def give_back_memory() -> None:
-    """Have glibc return to the system what was freed: pieces of weights stay in its heap otherwise, behind what lies at its end."""
+    """Have glibc return to the system what was freed: pieces of weights stay in its heap otherwise, behind
+    what lies at its end.
+    """
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     if trim is not None:
         trim(0)
 
 
 def check_elf(path: str) -> None:
-    """Refuse what dlopen would crash on or explain badly: a library that is cut off, of another processor, or no library."""
+    """Refuse what dlopen would crash on or explain badly: a library that is cut off, of another processor, or
+    no library.
+    """
     try:
         size = os.path.getsize(path)
         with open(path, 'rb') as file:

@@ -15,9 +15,11 @@ from ros2_nanochat.errors import BackendError, LoadAborted
 def match_parameters(
     folder: MLCFolder, shards: list[Shard], parameters: list[tuple], library: str
 ) -> int | None:
-    """Check that the weights are those that a library takes; return the size of the vocabulary where the library leaves that open.
+    """Check that the weights are those that a library takes; return the size of the vocabulary where the
+    library leaves that open.
 
-    parameters: `(name, shape, dtype)` of its `_metadata`; a size that it leaves open (the vocabulary) is a name or -1. BackendError: what differs.
+    parameters: `(name, shape, dtype)` of its `_metadata`; a size that it leaves open (the vocabulary) is a
+    name or -1. BackendError: what differs.
     """
     records = {record.name: record for shard in shards for record in shard.records}
     missing = [name for name, _, _ in parameters if name not in records]
@@ -49,9 +51,11 @@ def load_parameters(
     progress: Callable[[float], None] | None,
     aborted: Callable[[], bool],
 ):
-    """Copy the tensors onto the device and return them as one argument, in the order of `names`; without names, as `param_0`, `param_1`, ...
+    """Copy the tensors onto the device and return them as one argument, in the order of `names`; without
+    names, as `param_0`, `param_1`, ...
 
-    progress: called with the share that is done. aborted: asked before each tensor; once it says so, a LoadAborted is raised.
+    progress: called with the share that is done. aborted: asked before each tensor; once it says so, a
+    LoadAborted is raised.
     """
     if not names:
         names = sorted(

@@ -1,7 +1,9 @@
-"""Chat templates by name, written from the documentation of each model's authors, and which model takes which.
+"""Chat templates by name, written from the documentation of each model's authors, and which model takes
+which.
 
-Most models carry their own template, which comes first; these are for those that do not, and for choosing by hand. `${bos_token}` stands where an author
-repeats the begin-of-text token within a conversation; at its start it is put wherever the model's tokenizer would.
+Most models carry their own template, which comes first; these are for those that do not, and for choosing by
+hand. `${bos_token}` stands where an author repeats the begin-of-text token within a conversation; at its
+start it is put wherever the model's tokenizer would.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _HELPFUL = 'You are a helpful AI assistant.'
 BUILTIN: dict[str, dict | str] = {
     # https://github.com/openai/openai-python/blob/v0.28.1/chatml.md
     'chat-ml': {'system_prompt': _HELPFUL, **_CHAT_ML, 'stop': ['<|im_end|>']},
-    # https://huggingface.co/blog/llama2#how-to-prompt-llama-2 and chat_completion() in https://github.com/meta-llama/llama
+    # https://huggingface.co/blog/llama2#how-to-prompt-llama-2 and chat_completion() in
+    # https://github.com/meta-llama/llama
     'llama-2': {
         'system': '[INST] <<SYS>>\n${MESSAGE}\n<</SYS>>\n\n',
         'first': '${MESSAGE} [/INST]',
@@ -100,7 +103,8 @@ BUILTIN: dict[str, dict | str] = {
         'bot': '<|im_start|>assistant<|im_sep|>${MESSAGE}<|im_end|>',
         'stop': ['<|im_end|>'],
     },
-    # https://ai.google.dev/gemma/docs/core/prompt-structure (the same up to Gemma 3; a system prompt goes into the first message)
+    # https://ai.google.dev/gemma/docs/core/prompt-structure (the same up to Gemma 3; a system prompt goes
+    # into the first message)
     'gemma': {
         'user': '<start_of_turn>user\n${MESSAGE}<end_of_turn>\n',
         'bot': '<start_of_turn>model\n${MESSAGE}<end_of_turn>\n',
@@ -131,7 +135,8 @@ BUILTIN: dict[str, dict | str] = {
 }
 BUILTIN['gemma-3'] = BUILTIN['gemma']
 
-# PaliGemmaProcessor of transformers: all pictures, begin-of-text, the question, a line break; written in Jinja, which can put pictures in front. These models
+# PaliGemmaProcessor of transformers: all pictures, begin-of-text, the question, a line break; written in
+# Jinja, which can put pictures in front. These models
 # were trained on one question and its answer: that further turns are further lines is ours.
 BUILTIN['paligemma'] = (
     "{% for m in messages if m['content'] is not string %}{% for part in m['content'] if part['type'] == 'image' %}<image>{% endfor %}{% endfor %}{{ bos_token }}"
@@ -168,7 +173,9 @@ _FAMILIES = (
     (r'vicuna|llava', 'vicuna-v0'),
     (r'hermes|yi-', 'chat-ml'),
 )
-"""In a size, such as llama-3b, the number is no version. The models of LLaVA 1.6 and VILA on other language models use the template of these."""
+"""In a size, such as llama-3b, the number is no version. The models of LLaVA 1.6 and VILA on other language
+models use the template of these.
+"""
 
 
 def find_name(name: str, architecture: str) -> str | None:

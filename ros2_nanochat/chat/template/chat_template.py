@@ -1,7 +1,8 @@
-"""Chat templates: messages become one text by the model's markup, and that text a `Prompt`, in which special tokens come from markup alone.
+"""Chat templates: messages become one text by the model's markup, and that text a `Prompt`, in which special
+tokens come from markup alone.
 
-Finds the template: what is asked for (a name, a file, a dict), else the model's own Jinja source, else by the model's name.
-Rendering is the business of `jinja` and `pieces`, ids are that of `segments`.
+Finds the template: what is asked for (a name, a file, a dict), else the model's own Jinja source, else by the
+model's name. Rendering is the business of `jinja` and `pieces`, ids are that of `segments`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _IMAGE_EDGE = re.compile(r'start|end|begin|break|newline|vision_', re.IGNORECASE
 class ChatTemplate:
     """The template of one model's conversations.
 
-    chat_template: a name (`ChatTemplate.names()`), a JSON file in the form of `pieces`, a Jinja file, Jinja source, a dict, or None: the
-    model's own, else one found by its name and type.
+    chat_template: a name (`ChatTemplate.names()`), a JSON file in the form of `pieces`, a Jinja file, Jinja
+    source, a dict, or None: the model's own, else one found by its name and type.
 
     name, system_prompt (the default one, or None), stop (ids and strings that end a reply).
     """
@@ -161,7 +162,9 @@ class ChatTemplate:
     # --- what only markup may produce ---
 
     def _is_protected(self, token_id: int) -> bool:
-        """Whether an id is a special token, or one that the markup is made of; vocabularies also have tokens of their own for plain words."""
+        """Whether an id is a special token, or one that the markup is made of; vocabularies also have tokens
+        of their own for plain words.
+        """
         token = self._by_id.get(token_id)
         if token is None:
             return False
@@ -180,7 +183,9 @@ class ChatTemplate:
     # --- rendering ---
 
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None = None) -> str:
-        """The text of a conversation, with the contents in their places, to look at; `prompt` makes the entries."""
+        """The text of a conversation, with the contents in their places, to look at; `prompt` makes the
+        entries.
+        """
         conversation = Conversation(messages, self.markup, self._hide, self.image_token)
         text = conversation.render(self._generation(messages, add_generation_prompt))
         for character, value in conversation.placeholders.objects.items():
@@ -188,7 +193,8 @@ class ChatTemplate:
         return conversation.placeholders.restore(text)
 
     def prompt(self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None = None) -> Prompt:
-        """The entries of a conversation, from position 0. add_generation_prompt: let the model begin a reply; None: unless the bot spoke last.
+        """The entries of a conversation, from position 0. add_generation_prompt: let the model begin a reply;
+        None: unless the bot spoke last.
 
         ValueError where the template does not take such a conversation.
         """
@@ -205,7 +211,9 @@ class ChatTemplate:
         return messages[-1].role != 'bot' if wanted is None else wanted
 
     def _place_images(self, text: str, placeholders: Placeholders) -> str:
-        """The text with the markup that a model has around an image written out, and a character for each span of embeddings."""
+        """The text with the markup that a model has around an image written out, and a character for each
+        span of embeddings.
+        """
         pieces, end = [], 0
         for at in placeholders.find_objects(text):
             value = placeholders.objects[text[at]]

@@ -1,6 +1,8 @@
-"""Chat templates written in Jinja, rendered as transformers renders them: in its sandbox, with its settings and helpers.
+"""Chat templates written in Jinja, rendered as transformers renders them: in its sandbox, with its settings
+and helpers.
 
-Gives text alone. What is markup in it and what content, and how both become ids, is the business of `templates`.
+Gives text alone. What is markup in it and what content, and how both become ids, is the business of
+`templates`.
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ def compile_jinja(source: str) -> jinja2.Template:
 
 
 class JinjaMarkup:
-    """One Jinja template, and what it does with conversations that not every template takes, found out by asking it.
+    """One Jinja template, and what it does with conversations that not every template takes, found out by
+    asking it.
 
     variables: `bos_token`, `eos_token` and others that it may refer to, as texts.
     """
@@ -194,7 +197,9 @@ class JinjaMarkup:
 
     @functools.cached_property
     def end_of_turn(self) -> str:
-        """What stands behind a reply; where that is nothing, what the user's next turn begins with (GLM 4)."""
+        """What stands behind a reply; where that is nothing, what the user's next turn begins with (GLM
+        4).
+        """
         asked = ('user', _P1), ('assistant', _P2)
         end = (self._try(*asked) or '').partition(_P2)[2]
         return (
@@ -205,8 +210,10 @@ class JinjaMarkup:
 
     @functools.cached_property
     def image_markers(self) -> list[str]:
-        """What the template writes for an image among the parts of a content, none where it does not take parts. Where what stands in front of it ends as
-        it ends, or what stands behind begins as it begins, it might begin at several places: with the last one first."""
+        """What the template writes for an image among the parts of a content, none where it does not take
+        parts. Where what stands in front of it ends as it ends, or what stands behind begins as it begins, it
+        might begin at several places: with the last one first.
+        """
         part = {'type': 'text', 'text': _P1}
         with_, without = self._try(('user', [IMAGE_PART, part])), self._try(('user', [part]))
         if (
@@ -234,6 +241,8 @@ class JinjaMarkup:
 
     @functools.cached_property
     def takes_reasoning_part(self) -> bool:
-        """Whether the template reads the reasoning of a message from a part of its content (Magistral, Ministral 3)."""
+        """Whether the template reads the reasoning of a message from a part of its content (Magistral,
+        Ministral 3).
+        """
         text = self._try(('user', _P1), ('assistant', [reasoning_part(_P2), {'type': 'text', 'text': _P1}]))
         return text is not None and any(f'{start}{_P2}{end}' in text for start, end in REASONING_MARKS)

@@ -1,7 +1,8 @@
 """Telling markup from content in one text, and both becoming ids.
 
-Contents are replaced by characters that stand for them (of Unicode's last private plane) before a template is rendered, as far as needed: whatever
-could be taken for a special token, what the model sampled itself, and images. Knows neither templates nor messages.
+Contents are replaced by characters that stand for them (of Unicode's last private plane) before a template is
+rendered, as far as needed: whatever could be taken for a special token, what the model sampled itself, and
+images. Knows neither templates nor messages.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class SpecialText(NamedTuple):
 
 
 class SpecialFinder:
-    """Finds special tokens in a text as tokenizers do: leftmost, then longest; with `lstrip` and `rstrip`, white space beside one belongs to it."""
+    """Finds special tokens in a text as tokenizers do: leftmost, then longest; with `lstrip` and `rstrip`,
+    white space beside one belongs to it.
+    """
 
     def __init__(self, tokens: Sequence[SpecialText], ignore_case: bool = False):
         self._fold = str.lower if ignore_case else lambda text: text
@@ -74,7 +77,9 @@ class SpecialFinder:
 
 
 class Placeholders:
-    """Characters that stand for pieces of content in one rendering. No content keeps a character of that plane, so none can be forged."""
+    """Characters that stand for pieces of content in one rendering. No content keeps a character of that
+    plane, so none can be forged.
+    """
 
     def __init__(self):
         self._texts: dict[str, str] = {}
@@ -143,7 +148,8 @@ _KEPT = 32  # runs, where the prompt has fewer
 class Runs:
     """Tokenizes runs of plain text, and remembers those of the latest prompts.
 
-    protected: tells of an id whether only markup may produce it. No such id comes out of a run, whatever the tokenizer makes of it.
+    protected: tells of an id whether only markup may produce it. No such id comes out of a run, whatever the
+    tokenizer makes of it.
     """
 
     def __init__(
@@ -159,8 +165,9 @@ class Runs:
         self._cache: OrderedDict[tuple[str, bool, bool], tuple[int, ...]] = OrderedDict()
 
     def __call__(self, text: str, continues: bool, joined: bool = False) -> tuple[int, ...]:
-        """Ids of a run of content and plain markup. continues: it does not stand at the start of the prompt. joined: it stands right behind text, not
-        behind a special token or an image."""
+        """Ids of a run of content and plain markup. continues: it does not stand at the start of the prompt.
+        joined: it stands right behind text, not behind a special token or an image.
+        """
         key = text, continues, joined
         self._asked += 1
         if key in self._cache:
@@ -182,7 +189,8 @@ class Runs:
             return ids
         if len(text) == 1:
             return [i for i in ids if i not in caught]
-        # cut inside each string that was taken for a special token; where a tokenizer's normalization hides it, at every character
+        # cut inside each string that was taken for a special token; where a tokenizer's normalization hides
+        # it, at every character
         cuts = {
             match.start() + 1
             for i in caught

@@ -1,9 +1,10 @@
 """Chat templates in the form of NanoLLM: a string for each role, with `${MESSAGE}` where the message goes.
 
-Keys: `system_prompt` (the default one), `system`, `first` (the first message of the user, instead of `user`), `user`, `bot`, `tool`, `stop`.
-What stands in `bot` before the message, blanks at its end aside, is written for the model to begin its reply; in many templates it is nothing,
-because `user` ends with it. Where `bot` ends with no token that ends a turn, and `user` begins with none, the model's own is put behind the message, as it
-stands in what the model produced.
+Keys: `system_prompt` (the default one), `system`, `first` (the first message of the user, instead of `user`),
+`user`, `bot`, `tool`, `stop`. What stands in `bot` before the message, blanks at its end aside, is written
+for the model to begin its reply; in many templates it is nothing, because `user` ends with it. Where `bot`
+ends with no token that ends a turn, and `user` begins with none, the model's own is put behind the message,
+as it stands in what the model produced.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _IGNORED = ('tool_call', 'tool_spec')  # for NanoLLM's function calling
 
 
 def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') -> dict:
-    """Return the pieces with today's names; a ValueError says which key is wrong. line_of: gives `, line n` for a key."""
+    """Return the pieces with today's names; a ValueError says which key is wrong. line_of: gives `, line n`
+    for a key.
+    """
     if not isinstance(pieces, Mapping):
         raise ValueError(
             f'{where}: a chat template is an object with the keys {", ".join(KEYS)}, not a {type(pieces).__name__}'
@@ -59,7 +62,8 @@ def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') ->
 class NanoLLMFormat:
     """One template in that form.
 
-    variables: texts for `${bos_token}` and `${eos_token}`. ends: texts of tokens that end a turn, the likeliest first.
+    variables: texts for `${bos_token}` and `${eos_token}`. ends: texts of tokens that end a turn, the
+    likeliest first.
     """
 
     writes_bos = False

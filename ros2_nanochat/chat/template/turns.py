@@ -1,5 +1,6 @@
-"""From the messages of a history to the text of a template: who follows whom, where the system prompt, images and reasoning go, and which
-parts keep the ids that the model sampled. In the text, contents that must not be read as markup are characters that stand for them.
+"""From the messages of a history to the text of a template: who follows whom, where the system prompt, images
+and reasoning go, and which parts keep the ids that the model sampled. In the text, contents that must not be
+read as markup are characters that stand for them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from ros2_nanochat.chat.template.markup import Placeholders
 from ros2_nanochat.reasoning import REASONING_MARKS
 
 BETWEEN = '\n'  # between two messages that share one turn
-AFTER_SYSTEM = '\n\n'  # between a system prompt and the first message, where these share one turn (as in Gemma 3's template)
+# between a system prompt and the first message, where these share one turn (as in Gemma 3's template)
+AFTER_SYSTEM = '\n\n'
 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What the model wrote itself: the message, and whether all that it sampled goes into the prompt, or the ids of the answer alone."""
+    """What the model wrote itself: the message, and whether all that it sampled goes into the prompt, or the
+    ids of the answer alone.
+    """
 
     message: ChatMessage
     whole: bool
@@ -38,8 +42,10 @@ class Written:
 class Conversation:
     """Messages made ready for a template.
 
-    markup: the template (`jinja.JinjaMarkup`, `pieces.NanoLLMFormat`). hide: replaces what could be markup in a content.
-    image_token: for what in the rendered text an image goes in, where the template takes images among the parts of a content.
+    markup: the template (`jinja.JinjaMarkup`, `pieces.NanoLLMFormat`). hide: replaces what could be markup in
+        a content.
+    image_token: for what in the rendered text an image goes in, where the template takes images among the
+    parts of a content.
     """
 
     def __init__(
@@ -62,8 +68,10 @@ class Conversation:
         self._messages = [self._message(turn) for turn in self._turns(messages)]
 
     def _turns(self, messages: Sequence[ChatMessage]) -> list[list[ChatMessage | str]]:
-        """Messages that go into one turn together: an image and what is said about it; neighbours of one role where the template wants
-        roles to alternate; a system prompt and the first message where the template has no place for it."""
+        """Messages that go into one turn together: an image and what is said about it; neighbours of one role
+        where the template wants roles to alternate; a system prompt and the first message where the template
+        has no place for it.
+        """
         turns: list[list] = []
         for message in messages:
             before = turns[-1][-1] if turns else None
@@ -106,7 +114,9 @@ class Conversation:
         return message
 
     def _content(self, items: list[Any]) -> str | list[dict]:
-        """Parts where the template takes images so, else one string in which a character stands for each image."""
+        """Parts where the template takes images so, else one string in which a character stands for each
+        image.
+        """
         as_parts = self._image_token is not None and any(isinstance(item, tuple) for item in items)
         parts: list[dict] = []
         for item in items:
@@ -125,7 +135,9 @@ class Conversation:
         return ''.join(part['text'] for part in parts)
 
     def _bot_text(self, entry: ChatMessage, message: dict) -> str:
-        """The content of a message of the bot; its reasoning goes where the template looks for it, which may be the content."""
+        """The content of a message of the bot; its reasoning goes where the template looks for it, which may
+        be the content.
+        """
         source = self._markup.source
         marks = next((pair for pair in REASONING_MARKS if pair[1] in source), None)
         thought = entry.reasoning.strip()
@@ -161,8 +173,10 @@ class Conversation:
         return text
 
     def _join_reply(self, text: str, answer: str, reasoning: str | None) -> str:
-        """Let what the model sampled stand just where it began to sample: white space that the template writes before a reply is not in
-        the KV cache, and the thinking marks around its reasoning are among its ids."""
+        """Let what the model sampled stand just where it began to sample: white space that the template
+        writes before a reply is not in the KV cache, and the thinking marks around its reasoning are among
+        its ids.
+        """
         at = text.find(answer)
         if at < 0:
             return text

@@ -8,10 +8,11 @@ launch files, and pushed into a namespace.
 import os
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+
+from launch import LaunchDescription
 
 _PARAMETERS = {
     'model': 'path, or owner/name on the hub; empty: the embedded SmolLM2-135M-Instruct',

@@ -7,14 +7,28 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from ros2_nanochat.backends.base import MemoryEstimate
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError
 
 _log = logging.getLogger(__name__)
 _LEAST_CONTEXT = 512
 _SPARE = 64 << 20  # bytes left to the rest of the process
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a model will take: weights, KV cache per token, and the rest (compute buffers). available:
+    bytes that are free where it will lie, or None where that cannot be told. context_length: the model's own,
+    in tokens.
+    """
+
+    weights: int
+    kv_per_token: int
+    overhead: int
+    available: int | None
+    context_length: int
 
 
 def available_memory(proc: str = '/proc', groups: str = '/sys/fs/cgroup') -> int | None:

@@ -10,9 +10,9 @@ import re
 import pytest
 
 from ros2_nanochat import memory
-from ros2_nanochat.backends.base import MemoryEstimate
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.memory import MemoryEstimate
 
 MIB = 1 << 20
 

@@ -84,6 +84,8 @@ packages() {
 
 build() {
     say 'building the workspace with colcon (about a minute)'
+    # Links to modules that were moved or removed would stay.
+    rm -rf "$INSTALL"/nanochat/lib/python3*/site-packages/ros2_nanochat "$BUILD"/nanochat/ament_cmake_python
     (
         if [ -n "$ROS_HERE" ]; then
             set +u; . "$ROS_PREFIX/setup.bash"; set -u

@@ -14,21 +14,8 @@ import numpy as np
 
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that a model will take: weights, KV cache per token, and the rest (compute buffers). available:
-    bytes that are free where it will lie, or None where that cannot be told. context_length: the model's own,
-    in tokens.
-    """
-
-    weights: int
-    kv_per_token: int
-    overhead: int
-    available: int | None
-    context_length: int
 
 
 @dataclass(eq=False)

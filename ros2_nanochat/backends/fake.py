@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer, MemoryEstimate
+from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.config import ModelConfig, reject_unknown
 from ros2_nanochat.errors import ForwardError, LoadAborted
+from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo, SpecialToken
 
 _START, _END = 256, 257

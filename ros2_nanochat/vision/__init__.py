@@ -9,10 +9,10 @@ from ros2_nanochat.errors import require
 
 
 def open_vision(path, info, backend, config):
-    """The encoder of an opened model, or None; see `encoder.open_vision`. Without Pillow there is none,
+    """The encoder of an opened model, or None; see `open.open_vision`. Without Pillow there is none,
     unless one is asked for by name.
     """
     if not path and importlib.util.find_spec('PIL') is None:
         return None
     require('PIL', 'vision')
-    return importlib.import_module('ros2_nanochat.vision.encoder').open_vision(path, info, backend, config)
+    return importlib.import_module('ros2_nanochat.vision.open').open_vision(path, info, backend, config)

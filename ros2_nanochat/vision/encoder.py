@@ -2,17 +2,14 @@
 shows it.
 
 Knows that an encoder gives parts of a prompt, not how: `llava` runs a vision tower and projector of its own,
-`onepiece` those of a model that the hf backend holds, `library` asks the backend. `open_vision` finds which
+`onepiece` those of a model that the hf backend holds, `backend_encoder` asks the backend. `open` finds which
 it is. Neither torch nor transformers is imported before the first picture is encoded or `load` is called.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import importlib.util
 import json
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -23,11 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ros2_nanochat.backends.base import Backend
-from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
-from ros2_nanochat.hub import REPOSITORY, download
-from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import EmbeddingSpan
 from ros2_nanochat.vision.images import image_digest, open_image
 
@@ -176,46 +169,3 @@ def read_config(folder: str | Path) -> dict:
     except (OSError, ValueError) as error:
         raise BackendError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
     return config if isinstance(config, dict) else {}
-
-
-def open_vision(
-    path: str | None, info: ModelInfo, backend: Backend, config: ModelConfig
-) -> VisionEncoder | None:
-    """Find what encodes pictures for an opened model; None where nothing does.
-
-    path: a LLaVA-form checkpoint, a folder or `owner/name` of the hub, `tiny` for the one that comes with the
-    package, or None: what the model's own checkpoint holds, and for the embedded default model the tiny one,
-    if torch and transformers are there.
-    """
-    from ros2_nanochat.vision.backend_encoder import BackendEncoder
-    from ros2_nanochat.vision.llava import FAMILIES, LlavaEncoder
-    from ros2_nanochat.vision.onepiece import OnePieceEncoder, holds_vision
-
-    if path:
-        folder = TINY if path == 'tiny' else Path(path).expanduser()
-        if not folder.exists() and REPOSITORY.fullmatch(path):
-            folder = Path(download(dataclasses.replace(config, model=path, api=None)))
-        encoder = LlavaEncoder(folder, info, config)
-        encoder.load()
-        return encoder
-    kind = read_config(info.path).get('model_type') if os.path.isdir(info.path) else None
-    if backend.embeds_images:
-        return BackendEncoder(backend, info)
-    if holds_vision(backend):
-        return (
-            LlavaEncoder(Path(info.path), info, config, backend.model)
-            if kind in FAMILIES
-            else OnePieceEncoder(backend, info)
-        )
-    if info.takes_embeddings and kind in FAMILIES:
-        encoder = LlavaEncoder(Path(info.path), info, config)
-        encoder.load()
-        return encoder
-    if (
-        config.model is None
-        and info.api == 'gguf'
-        and TINY.is_dir()
-        and all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))
-    ):
-        return LlavaEncoder(TINY, info, config)
-    return None

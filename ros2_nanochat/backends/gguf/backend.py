@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer, MemoryEstimate
+from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
 from ros2_nanochat.backends.gguf.header import architecture_memory, attention_heads, check_gguf, read_metadata
 from ros2_nanochat.backends.gguf.process import LogLines, interruptible, physical_cores
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, require
+from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
 
 _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer, MemoryEstimate
+from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
 from ros2_nanochat.backends.hf.checkpoint import (
     Checkpoint,
     kv_bytes_per_token,
@@ -25,6 +25,7 @@ from ros2_nanochat.backends.hf.checkpoint import (
 from ros2_nanochat.backends.tokenizer import Tokenizer
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, require
+from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
 
 

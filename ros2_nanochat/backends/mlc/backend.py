@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer, MemoryEstimate
+from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
 from ros2_nanochat.backends.mlc import sampling as mlc_sampling
 from ros2_nanochat.backends.mlc.arrays import DeviceLogits, IdArrays, to_bfloat16
 from ros2_nanochat.backends.mlc.calls import Piece, split
@@ -28,6 +28,7 @@ from ros2_nanochat.backends.mlc.weights import load_parameters, match_parameters
 from ros2_nanochat.backends.tokenizer import Tokenizer
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, one_line, require
+from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
 
 _log = logging.getLogger(__name__)

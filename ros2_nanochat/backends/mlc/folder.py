@@ -12,10 +12,10 @@ import os
 import re
 from dataclasses import dataclass
 
-from ros2_nanochat.backends.base import MemoryEstimate
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.files import read_json
+from ros2_nanochat.memory import MemoryEstimate
 
 CONFIG = 'mlc-chat-config.json'
 INDEXES = ('tensor-cache.json', 'ndarray-cache.json')

@@ -25,10 +25,10 @@ import numpy as np
 from benchmarks.common import interleaved, machine, table
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'test'))
-from ros2_nanochat.backends.base import Chunk  # noqa: E402
-from ros2_nanochat.backends.mlc.backend import MLCBackend  # noqa: E402
-from ros2_nanochat.config import ModelConfig  # noqa: E402
-from ros2_nanochat.nano_llm import NanoLLM  # noqa: E402
+from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.backends.mlc.backend import MLCBackend
+from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.nano_llm import NanoLLM
 
 
 class Clock:

@@ -254,7 +254,7 @@ class Llama(nn.Module):
                 'paged_kv_cache': cache,
                 '$': packed,
             },
-            'create_tir_paged_kv_cache': {**{name: int for name in sizes}, '$': none},
+            'create_tir_paged_kv_cache': {**dict.fromkeys(sizes, int), '$': none},
         }
         if hasattr(self, 'image_proj'):
             functions['image_embed'] = {
@@ -293,7 +293,7 @@ class Llama(nn.Module):
         )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def tiny() -> tuple[str, transformers.LlamaForCausalLM, str]:
     """A checkpoint's folder, its model, and the folder compiled of it in float32; made once for all tests."""
     root = tempfile.mkdtemp(prefix='nanochat-mlc-')

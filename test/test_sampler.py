@@ -191,7 +191,7 @@ def test_logits_processors_see_the_ids_and_change_the_logits_in_order():
     before = logits.copy(), CONTEXT.copy()
     assert Sampler(GenerationConfig(logits_processors=[first]), ENDS).choose(logits, CONTEXT, 0) == 9
     assert seen == [CONTEXT.tolist()]
-    assert (logits == before[0]).all() and (CONTEXT == before[1]).all(), (
+    assert (logits == before[0]).all() and (before[1] == CONTEXT).all(), (
         'the logits of the backend are not written to'
     )
 

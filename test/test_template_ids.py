@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip('transformers')
 
-from chat_models import FAMILIES, family, reference_ids  # noqa: E402
+from chat_models import FAMILIES, family, reference_ids
 
-from ros2_nanochat.chat.history import ChatHistory  # noqa: E402
+from ros2_nanochat.chat.history import ChatHistory
 
 ROLES = {'system': 'system', 'user': 'user', 'assistant': 'bot', 'tool': 'tool'}
 NO_SYSTEM = ('gemma', 'mistral')

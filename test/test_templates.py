@@ -11,14 +11,14 @@ import pytest
 
 pytest.importorskip('transformers')
 
-from chat_models import FAMILIES, GEMMA_3, QWEN_3, family, reference_ids  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
+from chat_models import FAMILIES, GEMMA_3, QWEN_3, family, reference_ids
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ros2_nanochat.chat.history import ChatHistory  # noqa: E402
-from ros2_nanochat.chat.message import ChatMessage, is_image  # noqa: E402
-from ros2_nanochat.chat.template.builtin import find_name  # noqa: E402
-from ros2_nanochat.chat.template.chat_template import ChatTemplate  # noqa: E402
+from ros2_nanochat.chat.history import ChatHistory
+from ros2_nanochat.chat.message import ChatMessage, is_image
+from ros2_nanochat.chat.template.builtin import find_name
+from ros2_nanochat.chat.template.chat_template import ChatTemplate
 
 TALK = [
     ChatMessage('system', text='S'),

@@ -16,8 +16,6 @@ from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.prompt import EmbeddingSpan  # noqa: E402
 from ros2_nanochat.vision.encoder import TINY  # noqa: E402
-
-# noqa: E402
 from ros2_nanochat.vision.shapes import COLORS, PLACES, SHAPES, draw, random_picture, random_scene
 
 

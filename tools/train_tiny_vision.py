@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ros2_nanochat.vision.shapes import LABELS, Scene, random_picture, random_scene  # noqa: E402
+from ros2_nanochat.vision.shapes import LABELS, Scene, random_picture, random_scene
 
 SIZE, PATCH, WIDTH, LAYERS, HEADS = 64, 16, 192, 4, 4
 TELLS = (0,) * 6 + (1,) * 5 + (2,) * 5  # which fact each of the 16 rows tells: colour, shape, place

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
-from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
+from ros2_nanochat import ChatHistory, NanoLLM
 
 QUESTIONS = ('the robot sees a red ball', 'tell me')
 TOKENS = 12

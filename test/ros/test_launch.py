@@ -13,9 +13,9 @@ pytest.importorskip(
     'launch_ros', reason='launch_ros is not installed: it comes with ROS from apt, not with the wheels'
 )
 
-from rcl_interfaces.srv import GetParameters  # noqa: E402
-from rclpy.parameter import parameter_value_to_python  # noqa: E402
-from test_robots import call  # noqa: E402
+from rcl_interfaces.srv import GetParameters
+from rclpy.parameter import parameter_value_to_python
+from test_robots import call
 
 RUN = """
 import sys

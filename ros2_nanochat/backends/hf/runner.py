@@ -57,7 +57,7 @@ class Runner:
             (
                 part
                 for part in model.modules()
-                if _DEEPSTACK <= inspect.signature(part.forward).parameters.keys()
+                if inspect.signature(part.forward).parameters.keys() >= _DEEPSTACK
             ),
             None,
         )
@@ -130,7 +130,7 @@ class Runner:
         rows, committed = [], []
         for index, (sequence, chunk) in enumerate(chunks):
             before = sequence.state()
-            if 1 < chunk.num_logits:  # guesses, of which some may have to go again
+            if chunk.num_logits > 1:  # guesses, of which some may have to go again
                 sequence.checkpoint()
             try:
                 rows.append(self._forward_stock(sequence, chunk))

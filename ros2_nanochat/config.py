@@ -26,12 +26,6 @@ programs.
 MAX_THREADS = 512
 """Threads that llama.cpp can use at most (`GGML_MAX_N_THREADS`); it ends the process over more."""
 
-FINISH_REASONS = ('stop', 'length', 'cancelled', 'interrupted', 'deadline', 'refused', 'error')
-"""Why a reply ended: an end token or stop string, a limit of length, `stop()` or cancel, a newer query, its
-deadline, no room for it, a failure.
-"""
-
-
 _STOP_TOKENS = 'token ids or strings that are not empty'
 _CALLABLES = 'callables'
 

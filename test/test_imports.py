@@ -70,7 +70,7 @@ IMPORTS = {module: imports(path, module) for module, path in MODULES.items()}
 
 
 FLOORS = (
-    ('config', 'errors', 'files', 'hub', 'locate', 'memory', 'model_info', 'prompt', 'reasoning'),
+    ('config', 'errors', 'files', 'hub', 'locate', 'memory', 'model_info', 'prompt', 'reasoning', 'states'),
     ('backends', 'answer'),
     ('engine', 'vision', 'chat'),
     ('remote',),

@@ -24,6 +24,7 @@ from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.sampler import choose_largest, choose_there, host
 from ros2_nanochat.engine.scheduler import Scheduler, Work
 from ros2_nanochat.errors import BackendError, ForwardError
+from ros2_nanochat.states import FinishReason
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Engine:
                 self.metrics.count('requests')
                 self._inbox.put(request)
                 return
-        request.output.put(End('error', 0, detail='the model is closed'))
+        request.output.put(End(FinishReason.ERROR, 0, detail='the model is closed'))
 
     def call(self, function: Callable):
         """Run a function on the engine's thread, between two steps, and return what it returns. Raises
@@ -116,11 +117,11 @@ class Engine:
                     )
         finally:
             for request in [*self._scheduler.active, *self._scheduler.waiting]:
-                self._finish(request, 'cancelled')
+                self._finish(request, FinishReason.CANCELLED)
             while not self._inbox.empty():
                 message = self._inbox.get()
                 if isinstance(message, Request):
-                    self._finish(message, 'cancelled')
+                    self._finish(message, FinishReason.CANCELLED)
                 elif message is not None:
                     message[0].set_exception(BackendError('the model is closed'))
             self.backend.close()
@@ -168,7 +169,7 @@ class Engine:
                 self._finish(request, reason)
                 self.metrics.observe('stop_to_idle', time.monotonic() - since)
             elif request.deadline is not None and now >= request.deadline:
-                self._finish(request, 'deadline')
+                self._finish(request, FinishReason.DEADLINE)
 
     def _forward(self, batch: list[Work]):
         try:
@@ -268,7 +269,7 @@ class Engine:
     def _accept(self, request: Request, token_id: int) -> bool:
         """Put an id behind a reply; False where the reply ends with it."""
         if request.config.max_new_tokens == 0:  # the prompt was all that was wanted
-            self._finish(request, 'length')
+            self._finish(request, FinishReason.LENGTH)
             return False
         now = time.monotonic()
         if request.first_token is None:
@@ -279,19 +280,19 @@ class Engine:
             self.metrics.observe('time_per_token', now - request.last_token)
         request.last_token = now
         if token_id in request.end_ids:
-            self._finish(request, 'stop')
+            self._finish(request, FinishReason.STOP)
             return False
         self._put(request, token_id)
         if not request.text.stopped and request.config.functions:
             self._call_functions(request)
         if request.text.stopped:
-            self._finish(request, 'stop')
+            self._finish(request, FinishReason.STOP)
         elif (
             request.config.max_new_tokens >= 0
             and len(request.new_ids) >= request.config.max_new_tokens
             or request.entries.length >= self._scheduler.room
         ):
-            self._finish(request, 'length')
+            self._finish(request, FinishReason.LENGTH)
         return not request.ended.is_set()
 
     def _put(self, request: Request, token_id: int) -> None:
@@ -316,7 +317,7 @@ class Engine:
 
     # --- ending ---
 
-    def _finish(self, request: Request, reason: str, detail: str | None = None) -> None:
+    def _finish(self, request: Request, reason: FinishReason, detail: str | None = None) -> None:
         if request.ended.is_set():
             return
         request.ended.set()
@@ -329,11 +330,11 @@ class Engine:
         request.output.put(End(reason, count, exact, detail))
 
     def _refuse(self, request: Request, detail: str) -> None:
-        self._finish(request, 'refused', detail)
+        self._finish(request, FinishReason.REFUSED, detail)
 
     def _fail(self, requests: list[Request], detail: str) -> None:
         for request in list(requests):
-            self._finish(request, 'error', detail)
+            self._finish(request, FinishReason.ERROR, detail)
 
 
 def _close_at_exit(engine: weakref.ref) -> None:

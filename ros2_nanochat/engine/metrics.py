@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 
-from ros2_nanochat.config import FINISH_REASONS
+from ros2_nanochat.states import FinishReason
 
 _BOUNDS = tuple(
     10 ** (exponent / 8) for exponent in range(-48, 33)
@@ -51,7 +51,7 @@ class Histogram:
 
 _COUNTERS = (
     'requests',
-    *(f'finished_{reason}' for reason in FINISH_REASONS),
+    *(f'finished_{reason}' for reason in FinishReason),
     'prompt_tokens',
     'prefilled_tokens',
     'reused_tokens',

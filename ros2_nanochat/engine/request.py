@@ -20,6 +20,7 @@ from ros2_nanochat.engine.sampler import Sampler
 from ros2_nanochat.engine.sequence import EntryBuffer, Sequence
 from ros2_nanochat.engine.speculation import NGramDraft
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt
+from ros2_nanochat.states import FinishReason
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class End:
     detail: what was wrong and what to do, where something was.
     """
 
-    reason: str
+    reason: FinishReason
     num_tokens: int
     exact: bool = True
     detail: str | None = None
@@ -71,7 +72,7 @@ class Request:
         self.sampler = Sampler(config, end_ids)
         self.draft = NGramDraft() if speculate else None
         self.output: queue.SimpleQueue[Piece | End | None] = queue.SimpleQueue()
-        self.cancelled: tuple[str, float] | None = None  # why, and when
+        self.cancelled: tuple[FinishReason, float] | None = None  # why, and when
         self.wake: Callable[[], None] | None = None  # tells the engine of a cancel
         self.delivered_tokens: int | None = None
         self.ended = threading.Event()

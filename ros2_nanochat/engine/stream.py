@@ -10,11 +10,11 @@ import time
 import weakref
 from collections.abc import Iterator
 
-from ros2_nanochat.config import FINISH_REASONS
 from ros2_nanochat.engine.kv_cache import KVCache, Reply
 from ros2_nanochat.engine.reply_text import Piece
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.prompt import Prompt, concatenate
+from ros2_nanochat.states import FinishReason
 
 
 class StreamingResponse:
@@ -29,8 +29,8 @@ class StreamingResponse:
     def __init__(self, request: Request, kv_cache: KVCache, detokenize: bool = True):
         self.kv_cache = kv_cache
         """What the conversation holds; pass it to the next `generate`."""
-        self.finish_reason: str | None = None
-        """One of `config.FINISH_REASONS` once ended, else None."""
+        self.finish_reason: FinishReason | None = None
+        """Why it ended; None until then."""
         self.error: str | None = None
         """What was wrong and what to do, where something was."""
         self._request = request
@@ -109,12 +109,16 @@ class StreamingResponse:
 
     # --- stopping ---
 
-    def stop(self, reason: str = 'cancelled') -> None:
+    def stop(self, reason: FinishReason | str = FinishReason.CANCELLED) -> None:
         """End the reply at what was handed out. Returns at once; the model is free within one step. Any
         thread, any number of times.
         """
-        if reason not in FINISH_REASONS:
-            raise ValueError(f'stop(reason={reason!r}) is not valid: one of {", ".join(FINISH_REASONS)}')
+        try:
+            reason = FinishReason(reason)
+        except ValueError:
+            raise ValueError(
+                f'stop(reason={reason!r}) is not valid: one of {", ".join(FinishReason)}'
+            ) from None
         with self._lock:
             if self.finish_reason is None:
                 if not self._detokenize:
@@ -124,10 +128,10 @@ class StreamingResponse:
         _cancel(self._request, reason)
         self._request.output.put(None)  # wakes whoever iterates
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: FinishReason) -> None:
         self.finish_reason = reason
         self._drop.detach()
-        if reason in ('refused', 'error') and not self._taken.num_tokens:
+        if reason.failed and not self._taken.num_tokens:
             self.kv_cache.settle(
                 *self._before
             )  # the prompt was not taken: what is said next does not stand behind it
@@ -188,7 +192,8 @@ class StreamingResponse:
         return self.text
 
     def __repr__(self) -> str:
-        return f'StreamingResponse({self.text!r}, finish_reason={self.finish_reason!r})'
+        reason = None if self.finish_reason is None else self.finish_reason.value
+        return f'StreamingResponse({self.text!r}, finish_reason={reason!r})'
 
 
 class _Taken:
@@ -234,10 +239,10 @@ def _end_dropped(request: Request, kv_cache: KVCache, taken: _Taken) -> None:
     if kv_cache.content is request.goal:
         request.delivered_tokens = taken.num_tokens
         taken.settle(request, kv_cache)
-    _cancel(request, 'cancelled')
+    _cancel(request, FinishReason.CANCELLED)
 
 
-def _cancel(request: Request, reason: str) -> None:
+def _cancel(request: Request, reason: FinishReason) -> None:
     if request.cancelled is None:
         request.cancelled = (reason, time.monotonic())
         if request.wake:

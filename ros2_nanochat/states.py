@@ -1,0 +1,53 @@
+"""The named states and reasons that travel between rooms: each a string, so that it prints, compares and goes
+into a ROS message as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info >= (3, 11):
+    from enum import StrEnum
+else:
+    from enum import Enum
+
+    class StrEnum(str, Enum):
+        """`enum.StrEnum` of Python 3.11."""
+
+        __str__ = str.__str__
+
+        @staticmethod
+        def _generate_next_value_(name, start, count, last_values):
+            return name.lower()
+
+
+class FinishReason(StrEnum):
+    """Why a reply ended."""
+
+    STOP = 'stop'
+    """The model ended it, or a stop string did."""
+    LENGTH = 'length'
+    """`max_new_tokens` or the context length was reached."""
+    CANCELLED = 'cancelled'
+    """The caller stopped it, or the model was closed."""
+    INTERRUPTED = 'interrupted'
+    """The user spoke again."""
+    DEADLINE = 'deadline'
+    """Its time was over; what came by then stays."""
+    REFUSED = 'refused'
+    """It was never begun: the prompt does not fit, or too many requests wait."""
+    ERROR = 'error'
+    """Something failed; the reply's `error` says what."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether something went wrong, which the reply's `error` then explains."""
+        return self in (FinishReason.REFUSED, FinishReason.ERROR)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model wrote all that it had to: nothing failed and nobody ended it early."""
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
+
+
+__all__ = ['FinishReason', 'StrEnum']

@@ -17,7 +17,7 @@ _HOMES = {
     'StreamingResponse': 'engine.stream',
 }
 
-__all__ = [*_HOMES, '__version__']
+__all__ = [*_HOMES, '__version__']  # noqa: PLE0604 (the keys are strings)
 __version__ = '0.1.0'
 
 

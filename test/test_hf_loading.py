@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,16 @@ import pytest
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 import safetensors.torch  # noqa: E402
-from test_hf_architectures import SMALL, VOCAB, close, expected, feed, make_model, rng, save_model
+from test_hf_architectures import (  # noqa: E402
+    SMALL,
+    VOCAB,
+    close,
+    expected,
+    feed,
+    make_model,
+    rng,
+    save_model,
+)
 
 from ros2_nanochat import NanoLLM  # noqa: E402
 from ros2_nanochat.backends.base import Chunk  # noqa: E402
@@ -254,7 +264,7 @@ def broken(tmp_path, llama, how):
     elif how == 'wrong folder':
         (tmp_path / 'readme.txt').write_text('x')
     elif how == 'cut short':
-        data = open(os.path.join(copy_of(llama, tmp_path), 'model.safetensors'), 'rb').read()
+        data = (Path(copy_of(llama, tmp_path)) / 'model.safetensors').read_bytes()
         (tmp_path / 'model.safetensors').write_bytes(data[: len(data) // 2])
     elif how == 'no header':
         copy_of(llama, tmp_path)

@@ -131,7 +131,7 @@ def test_eight_sequences_in_one_batch_give_what_each_gives_alone(backend, checkp
     prompts = [some_ids(n) for n in (3, 9, 1, 17, 30, 5, 12, 2)]
     seqs = [backend.new_sequence() for _ in prompts]
     rows = np.array(host(backend.forward([Chunk(s, ids=p, num_logits=1) for s, p in zip(seqs, prompts)])))
-    for step in range(6):
+    for _ in range(6):
         for row, prompt in zip(rows, prompts):
             np.testing.assert_allclose(row, expected(checkpoint, prompt)[-1], atol=2e-4)
         tokens = rows.argmax(axis=1)

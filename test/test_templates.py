@@ -540,7 +540,7 @@ def test_a_template_that_writes_parts_out_as_json_knows_no_images(photo):
 
 def test_an_image_and_its_question_are_one_turn_where_roles_must_alternate(photo):
     history = ChatHistory(Seeing('gemma-3', GEMMA_3))
-    for n in range(3):
+    for _ in range(3):
         history.append('user', photo)
         history.append('user', 'What is this?')
         history.append('bot', text='A photo.')

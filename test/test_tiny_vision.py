@@ -16,7 +16,14 @@ from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.prompt import EmbeddingSpan  # noqa: E402
 from ros2_nanochat.vision.encoder import TINY  # noqa: E402
-from ros2_nanochat.vision.shapes import COLORS, PLACES, SHAPES, draw, random_picture, random_scene
+from ros2_nanochat.vision.shapes import (  # noqa: E402
+    COLORS,
+    PLACES,
+    SHAPES,
+    draw,
+    random_picture,
+    random_scene,
+)
 
 
 @pytest.fixture(scope='module')

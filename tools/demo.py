@@ -33,7 +33,7 @@ def main() -> int:
         ROS_DOMAIN_ID=os.environ.get('ROS_DOMAIN_ID') or str(random.randint(1, 100)),
     )
     prompt, model, image = (os.environ.get(name, '') for name in ('PROMPT', 'MODEL', 'IMAGE'))
-    log = tempfile.NamedTemporaryFile('w+', prefix='nanochat-demo-', suffix='.log', delete=False)
+    log = tempfile.NamedTemporaryFile('w+', prefix='nanochat-demo-', suffix='.log', delete=False)  # noqa: SIM115
     started = []
 
     def start(command, **pipes):

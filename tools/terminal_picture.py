@@ -7,6 +7,7 @@ python3 tools/terminal_picture.py docs/images/terminal.svg
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
@@ -69,7 +70,7 @@ def record() -> pyte.Screen:
 def draw(screen: pyte.Screen) -> str:
     """The screen as SVG."""
     console = Console(
-        record=True, width=COLUMNS, file=open(os.devnull, 'w'), force_terminal=True, color_system='truecolor'
+        record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system='truecolor'
     )
     for row in range(max(row for row, line in enumerate(screen.display) if line.strip()) + 1):
         text = Text()

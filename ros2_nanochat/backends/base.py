@@ -187,7 +187,7 @@ class Backend(ABC):
         once).
         """
 
-    def abort(self) -> None:
+    def abort(self) -> None:  # noqa: B027 (a backend whose forward is short needs none)
         """End a load or a forward that is under way as soon as can be; it raises `LoadAborted`. Any
         thread.
         """

@@ -238,7 +238,7 @@ class Scheduler:
     def record(self, batch: list[Work], seconds: float) -> None:
         """Learn from a step."""
         entries = sum([work.num_entries for work in batch])
-        if entries == len(batch) and all([work.decoding for work in batch]):
+        if entries == len(batch) and all(work.decoding for work in batch):
             self.decode_cost.record(entries, seconds)
             return
         if any(work.draft for work in batch):

@@ -140,7 +140,7 @@ class LlavaEncoder(VisionEncoder):
         for path in self._files:
             try:
                 with safetensors.safe_open(path, framework='pt') as file:
-                    for name in file.keys():
+                    for name in file.keys():  # noqa: SIM118 (the file itself cannot be iterated)
                         tensor = missing.get(_plain(name))
                         if tensor is None:
                             continue

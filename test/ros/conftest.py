@@ -18,7 +18,7 @@ pytest.importorskip('nanochat.msg', reason='needs the built workspace: make test
 from nanochat.msg import Token, Turn  # noqa: E402
 from nanochat.srv import GetHistory  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
-from rclpy.parameter import Parameter
+from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 

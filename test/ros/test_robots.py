@@ -60,7 +60,7 @@ def test_robots_are_added_and_removed_while_the_node_runs_and_take_options_of_th
     assert set_parameter(ears, 'max_new_tokens', 4).successful  # of those that have none of their own
     assert ears.turn('again').reply == 'You'
     assert set_parameter(ears, 'robots', ['r2']).successful
-    ears.askers['/r1/nanochat'].publish
+    assert ears.askers['/r1/nanochat'].publish
     assert more.turn('still here').reply == 'You s'
     wait_gone(ears, '/r1/nanochat/query')
 

@@ -247,13 +247,11 @@ class ChatTemplate:
 
     def _join(self, parts: list[Any]) -> Prompt:
         info, embed = self._model.info, None
-        if not self.markup.writes_bos and info.add_bos and info.bos_token_id is not None:
-            if not (
-                parts
-                and isinstance(parts[0], (list, tuple))
-                and parts[0][:1] in ([info.bos_token_id], (info.bos_token_id,))
-            ):
-                parts = [[info.bos_token_id], *parts]
+        begins = (
+            bool(parts) and isinstance(parts[0], (list, tuple)) and list(parts[0][:1]) == [info.bos_token_id]
+        )
+        if not self.markup.writes_bos and info.add_bos and info.bos_token_id is not None and not begins:
+            parts = [[info.bos_token_id], *parts]
         if self._model.has_embed:
 
             def embed(ids):

@@ -51,3 +51,9 @@ def one_line(error: object, limit: int = 300) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[:limit] + '...'
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """A text of the user as an error shows it: on one line, cut at `limit` characters."""
+    line = ' '.join(text[: 2 * limit].split())
+    return line if len(line) <= limit and len(text) <= 2 * limit else line[:limit] + '...'

@@ -54,6 +54,15 @@ class Detokenizer(ABC):
     def flush(self) -> str:
         """End; return what was held back, with U+FFFD for what never became a character."""
 
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of UTF-8 that an id stands for inside a text, maybe a part of a character; empty for a
+        special token. Does not change what `add` gives.
+
+        Raises:
+            BackendError: The tokens of this vocabulary have no bytes of their own.
+        """
+
     @property
     def pending(self) -> bool:
         """Whether the ids so far hold a part of a character behind the text that was given."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
+from ros2_nanochat.errors import BackendError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -133,6 +134,14 @@ class SentencePieceDetokenizer(Detokenizer):
             return ''
         return self._emit(self._end_of_bytes() + token)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        token = None if token_id in self._special_ids else self._token(token_id)
+        if token is None:
+            return b''
+        if self._has_bytes and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        return (token.replace(self._mark, self._space) if self._mark else token).encode()
+
     def flush(self) -> str:
         text = self._emit(self._end_of_bytes())
         self._start()
@@ -187,6 +196,11 @@ class WindowDetokenizer(Detokenizer):
             self._ids = self._ids[-self.WINDOW :]
             self._given = self._decode(self._ids)
         return piece
+
+    def token_bytes(self, token_id: int) -> bytes:
+        raise BackendError(
+            'this tokenizer decodes tokens by what stands beside them, so answers cannot be held to a form'
+        )
 
     def flush(self) -> str:
         piece = self._decode(self._ids)[len(self._given) :]

@@ -26,6 +26,9 @@ class Utf8Detokenizer(Detokenizer):
             data, self._strip = data.removeprefix(b' '), False
         return self._decoder.decode(data)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._piece(token_id)
+
     @property
     def pending(self) -> bool:
         return bool(self._decoder.getstate()[0])

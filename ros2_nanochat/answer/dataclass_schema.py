@@ -1,0 +1,107 @@
+"""JSON Schemas of dataclasses, and dataclasses made of parsed JSON."""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+_PLAIN = {bool: 'boolean', int: 'integer', float: 'number', str: 'string', type(None): 'null'}
+
+
+def dataclass_schema(cls: type) -> dict:
+    """The JSON Schema of a dataclass.
+
+    Fields without a default are required. Types: bool, int, float, str, None, lists, tuples, dicts with text
+    as keys, Literal, Enum, unions of those, and other dataclasses (not themselves again).
+
+    Raises:
+        ValueError: A field has a type that has no schema; it is named.
+    """
+    return _of_dataclass(cls, ())
+
+
+def _of_dataclass(cls: type, outer: tuple[type, ...]) -> dict:
+    if cls in outer:
+        raise ValueError(f'response_format={outer[0].__name__} is not valid: {cls.__name__} holds itself')
+    hints = typing.get_type_hints(cls)
+    properties = {}
+    for field in fields(cls):
+        if field.init:
+            properties[field.name] = _of_type(
+                hints[field.name], f'{cls.__name__}.{field.name}', (*outer, cls)
+            )
+    required = [
+        field.name
+        for field in fields(cls)
+        if field.init and field.default is MISSING and field.default_factory is MISSING
+    ]
+    return {'type': 'object', 'properties': properties, 'required': required, 'additionalProperties': False}
+
+
+def _of_type(hint: Any, where: str, outer: tuple[type, ...]) -> dict:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in _PLAIN:
+        return {'type': _PLAIN[hint]}
+    if origin is Literal:
+        return {'enum': list(arguments)}
+    if origin in (Union, types.UnionType):
+        return {'anyOf': [_of_type(argument, where, outer) for argument in arguments]}
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        items = [_of_type(argument, where, outer) for argument in arguments]
+        return {'type': 'array', 'prefixItems': items, 'items': False, 'minItems': len(items)}
+    if origin in (list, tuple, Sequence):
+        return {'type': 'array', 'items': _of_type(arguments[0], where, outer)}
+    if origin in (dict, Mapping) and arguments[0] is str:
+        return {'type': 'object', 'additionalProperties': _of_type(arguments[1], where, outer)}
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return {'enum': [member.value for member in hint]}
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _of_dataclass(hint, outer)
+    raise ValueError(f'response_format: {where} has the type {hint}, which has no JSON Schema here')
+
+
+def make_dataclass(cls: type, data: Any) -> Any:
+    """An instance of a dataclass from parsed JSON that obeys its schema."""
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _value(hints[name], value) for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _value(
+            next((argument for argument in arguments if _fits(argument, value)), type(value)), value
+        )
+    if hint is float and isinstance(value, int):
+        return float(value)
+    if origin is tuple:
+        kinds = arguments if arguments[-1] is not Ellipsis else [arguments[0]] * len(value)
+        return tuple(_value(kind, item) for kind, item in zip(kinds, value))
+    if origin in (list, Sequence):
+        return [_value(arguments[0], item) for item in value]
+    if origin in (dict, Mapping):
+        return {key: _value(arguments[1], item) for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return hint(value)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return make_dataclass(hint, value)
+    return value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a parsed value can be meant for one type of a union."""
+    if hint in _PLAIN:
+        return type(value) is hint or (hint is float and type(value) is int)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in [member.value for member in hint]
+    if is_dataclass(hint) and isinstance(hint, type):
+        names = {field.name for field in fields(hint)}
+        needed = {f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING}
+        return isinstance(value, dict) and needed <= set(value) <= names
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    return isinstance(value, dict if get_origin(hint) in (dict, Mapping) else list)

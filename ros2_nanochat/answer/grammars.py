@@ -1,0 +1,104 @@
+"""Grammars of llguidance made from regular expressions, choices, JSON Schemas, Lark and GBNF, and checked.
+
+Knows no vocabulary. The syntax of Lark is that of
+https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md,
+GBNF that of https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+
+from ros2_nanochat.errors import one_line, require, shorten
+
+_SPECIAL_IN_REGEX = frozenset('\\.+*?()|[]{}^$#&-~')
+_COMPACT = {'whitespace_flexible': False}
+"""No white space between the tokens of JSON, so that a small model cannot fill its reply with blanks."""
+
+
+def library() -> ModuleType:
+    """llguidance; `MissingDependency` if it is not installed."""
+    return require('llguidance', 'answer')
+
+
+def from_regex(pattern: str) -> str:
+    """The grammar of all texts that a regular expression matches as a whole.
+
+    Raises:
+        ValueError: The expression is malformed, or uses look-around or back-references.
+    """
+    plain = pattern.removeprefix('^')
+    if plain.endswith('$') and not plain.endswith('\\$'):
+        plain = plain[:-1]
+    if not plain:
+        raise ValueError('response_format=// is not valid: the regular expression is empty')
+    return _checked(
+        library().LLMatcher.grammar_from_regex(plain), f'the regular expression /{shorten(pattern)}/'
+    )
+
+
+def from_choice(alternatives: Sequence[str]) -> str:
+    """The grammar of a few texts."""
+    escaped = '|'.join(
+        ''.join('\\' + char if char in _SPECIAL_IN_REGEX else char for char in text) for text in alternatives
+    )
+    return _checked(library().LLMatcher.grammar_from_regex(escaped), 'the choice')
+
+
+def from_schema(schema: str) -> str:
+    """The grammar of JSON without white space that obeys a JSON Schema, given as JSON.
+
+    Raises:
+        ValueError: The schema is malformed, uses a keyword that is not supported, or nothing satisfies it.
+    """
+    grammar = library().LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
+    return _checked(grammar, 'the schema')
+
+
+def from_lark(text: str, name: str) -> str:
+    """The grammar of a file in Lark's syntax. ValueError if it is malformed."""
+    return _checked(library().LLMatcher.grammar_from_lark(text), name)
+
+
+def from_gbnf(text: str, name: str) -> str:
+    """The grammar of a file in GBNF. ValueError if it is malformed."""
+    convert = require('llguidance.gbnf_to_lark', 'answer').gbnf_to_lark
+    try:
+        lark = convert(text)
+    except Exception as error:  # whatever the library raises over somebody's file
+        raise ValueError(f'response_format: {name} is no GBNF grammar: {one_line(error)}') from error
+    return from_lark(lark, name)
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(grammar: str, what: str) -> str:
+    failed, messages = library().LLMatcher.validate_grammar_with_warnings(grammar, limits=limits())
+    if failed:
+        raise ValueError(f'response_format: {what} is not valid: {_reason(messages[0])}')
+    return grammar
+
+
+def limits():
+    """Bounds of the work and memory that a grammar may take, for every use of the library."""
+    return library().LLParserLimits(
+        max_items_in_row=2000,
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+def _reason(message: str) -> str:
+    """What the library said, on one line, without the drawing of where it said it."""
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [
+        line for line in lines if line and line.strip('^ ') and not line[:1].isdigit() and '|' not in line[:4]
+    ]
+    errors = [line.removeprefix('error: ') for line in kept if line.startswith('error: ')]
+    first = lines[0].partition(': ')[2] if lines[0][:3] == 'at ' else lines[0]
+    return shorten(errors[0] if errors else first)

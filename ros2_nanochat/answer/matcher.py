@@ -1,0 +1,89 @@
+"""One answer while it is written: which tokens may come next, which must, and whether it is whole.
+
+Knows token ids and bytes; nothing of logits or models.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ros2_nanochat.errors import shorten
+
+if TYPE_CHECKING:
+    from ros2_nanochat.answer.vocabulary import AnswerVocabulary
+
+
+class AnswerMatcher:
+    """Follows one answer through its form. One thread at a time."""
+
+    def __init__(self, raw: Any, vocabulary: AnswerVocabulary, end_ids: frozenset[int]):
+        self._raw = raw
+        self._vocabulary = vocabulary
+        self._end_ids = np.array(sorted(end_ids))
+        self._mask: np.ndarray | None = None  # of the present state, once asked for
+
+    def check(self) -> None:
+        """Raise a ValueError if nothing satisfies the form, or following it takes too much work."""
+        self._check_work()
+        if not self._raw.is_stopped() and self.allowed().any():
+            return
+        raise ValueError('response_format is not valid: no text satisfies it')
+
+    def allowed(self) -> np.ndarray:
+        """[v] bool: the ids that may come next, end tokens among them if the answer is whole.
+
+        If only one text can follow, this is the first of its `forced` ids. Do not change the array.
+
+        Raises:
+            ValueError: Finding them takes more work than is allowed.
+        """
+        if self._mask is None:
+            bits = np.frombuffer(self._raw.compute_bitmask(), np.uint8)
+            self._check_work()
+            mask = np.unpackbits(bits, count=self._vocabulary.size, bitorder='little').view(bool)
+            mask &= ~self._vocabulary.never
+            if self.whole:
+                mask[self._end_ids] = True
+            self._mask = mask
+        return self._mask
+
+    def _check_work(self, detail: str = '') -> None:
+        if self._raw.is_error():
+            reason = shorten(self._raw.get_error().replace('<non-verbose/>', ''))
+            if reason.startswith('NoExtension'):
+                raise ValueError('response_format is not valid: no text satisfies it')
+            raise ValueError(f'response_format cannot be followed: {detail}{reason}')
+
+    def forced(self) -> list[int]:
+        """The ids that have to come next, whatever the model prefers; often none."""
+        ids = self._raw.compute_ff_tokens()
+        return [] if any(self._vocabulary.never[i] for i in ids) else ids
+
+    def accept(self, token_id: int) -> None:
+        """Go on behind an id that `allowed` has.
+
+        Raises:
+            ValueError: The id is not allowed, or following it takes more work than is allowed.
+        """
+        self._mask = None
+        if not self._raw.consume_token(int(token_id)):
+            self._check_work(f'token id {token_id} is not allowed: ')
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer may end here."""
+        return self._raw.is_accepting()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the end may come."""
+        return self._raw.is_stopped()
+
+    def matches(self, text: str) -> bool:
+        """Whether a whole text is an answer in this form. Does not change the state."""
+        fresh = self._raw.deep_copy()
+        fresh.reset()
+        ids = self._vocabulary.tokenize(text)
+        return fresh.try_consume_tokens(ids) == len(ids) and fresh.is_accepting()

@@ -1,0 +1,73 @@
+"""The vocabulary of a model as llguidance reads it: the bytes of every token, and how a text is tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ros2_nanochat.answer.grammars import library, limits
+from ros2_nanochat.answer.matcher import AnswerMatcher
+
+
+class AnswerVocabulary:
+    """Makes the matchers of one model. Reading 50,000 tokens takes 0.3 s, so make it once. Any thread.
+
+    Args:
+        token_bytes: The bytes of each id as it stands inside a text; empty for one that gives no text.
+        special_ids: Ids that never stand in an answer, the end tokens among them.
+        end_ids: Ids that end a reply, at least one.
+        tokenize: Ids of a text that stands behind other text, special tokens not found in it.
+    """
+
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes],
+        special_ids: Iterable[int],
+        end_ids: Iterable[int],
+        tokenize: Callable[[str], list[int]],
+    ):
+        self.size = len(token_bytes)
+        self.end_ids = frozenset(end_ids)
+        self.special_ids = frozenset(special_ids) | self.end_ids
+        self.tokenize = tokenize
+        llguidance = library()
+        self._tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Tokens(self, token_bytes)), eos_token=min(self.end_ids)
+        )
+        never = np.zeros(self.size, bool)
+        never[list(self.special_ids)] = True
+        never[[i for i, data in enumerate(token_bytes) if not data]] = True
+        self.never = never
+        """[v] bool: ids that no form allows, unless they end the reply."""
+
+    def matcher(self, grammar: str, end_ids: Iterable[int] = ()) -> AnswerMatcher:
+        """A matcher at the start of an answer.
+
+        Args:
+            grammar: The `grammar` of a `ResponseFormat`.
+            end_ids: Further ids that end this reply.
+
+        Raises:
+            ValueError: The grammar takes more work than is allowed, or nothing satisfies it.
+        """
+        raw = library().LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits())
+        matcher = AnswerMatcher(raw, self, self.end_ids | frozenset(end_ids))
+        matcher.check()
+        return matcher
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: AnswerVocabulary, token_bytes: Sequence[bytes]):
+        self._vocabulary = vocabulary
+        self.eos_token_id = min(vocabulary.end_ids)
+        self.special_token_ids = sorted(vocabulary.special_ids)
+        special = vocabulary.special_ids
+        self.tokens = [b'' if i in special else data for i, data in enumerate(token_bytes)]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._vocabulary.tokenize(text)

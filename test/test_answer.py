@@ -1,0 +1,304 @@
+"""Forms of answers: what is read, what is refused, and which tokens a form allows, against brute force."""
+
+from __future__ import annotations
+
+import enum
+import json
+import random
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pytest
+
+pytest.importorskip('llguidance')
+from ros2_nanochat.answer.response_format import MAX_BYTES, read_response_format
+from ros2_nanochat.answer.vocabulary import AnswerVocabulary
+
+# --- what is read ---
+
+
+class Color(enum.Enum):
+    RED = 'red'
+    BLUE = 'blue'
+
+
+@dataclass
+class Point:
+    x: float
+    y: float = 0.0
+
+
+@dataclass
+class Scene:
+    name: str
+    points: list[Point]
+    color: Color
+    kind: Literal['indoor', 'outdoor']
+    corner: tuple[int, int]
+    note: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    'value, kind',
+    [
+        ('yes | no | unclear', 'choice'),
+        (['yes', 'no'], 'choice'),
+        (('a', 'b | c'), 'choice'),
+        (Color, 'choice'),
+        ('/[0-9]{1,3}/', 'regex'),
+        ('/^a$/', 'regex'),
+        ('json', 'json'),
+        ({'type': 'json_object'}, 'json'),
+        ('{"type": "integer"}', 'schema'),
+        ({'type': 'integer'}, 'schema'),
+        ({'type': 'json_schema', 'json_schema': {'name': 'n', 'schema': {'type': 'null'}}}, 'schema'),
+        (Scene, 'schema'),
+    ],
+)
+def test_each_way_to_write_a_form_is_read(value, kind):
+    form = read_response_format(value)
+    assert form.kind == kind and form.grammar
+    assert read_response_format(form) is form
+
+
+@pytest.mark.parametrize('value', [None, '', '  ', 'text', {'type': 'text'}])
+def test_no_form_is_none(value):
+    assert read_response_format(value) is None
+
+
+@pytest.mark.parametrize(
+    'value, message',
+    [
+        ('yes', "'yes' is not valid"),
+        (['yes'], 'at least two'),
+        ('a | a', "'a' stands twice"),
+        (['a', ''], 'not empty'),
+        (['a', 3], '3 is not valid'),
+        ('/(/', 'unclosed group'),
+        ('/(?=a)b/', 'look-ahead'),
+        ('/(a)\\1/', 'backreferences'),
+        ('//', 'not valid'),
+        ('{"type":', 'line 1, column 9'),
+        ('{"type": "number"} x', 'Extra data'),
+        ({'type': 'colour'}, 'colour'),
+        ({'if': {}}, '"if"'),
+        ({'not': {}}, '"not"'),
+        ({'$ref': 'http://127.0.0.1:9/x.json'}, '127.0.0.1:9'),
+        ({'type': 'integer', 'minimum': 5, 'maximum': 3}, 'minimum'),
+        ({'const': float('nan')}, 'no JSON'),
+        ({'const': object()}, 'no JSON'),
+        ({'type': 'json_schema'}, 'json_schema'),
+        ({'ros_type': 'geometry_msgs/msg/Twist'}, 'ROS 2'),
+        ('geometry_msgs/msg/Twist', 'ROS 2'),
+        ('x.schema.json', 'on the command line'),
+        (3, '3 is not valid'),
+        (b'yes | no', 'not valid'),
+        (int, 'int is not valid'),
+        ('{' + ' ' * MAX_BYTES + '}', '1,048,576'),
+        ('[' * 100_000, 'not valid'),
+        ('{"a":' * 100_000, 'nested too deep'),
+    ],
+)
+def test_a_form_that_is_none_is_one_line(value, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        read_response_format(value)
+    text = str(raised.value)
+    assert '\n' not in text and len(text) < 400
+
+
+def test_a_schema_nested_too_deep_is_refused():
+    schema: dict = {}
+    for _ in range(5000):
+        schema = {'type': 'object', 'properties': {'a': schema}}
+    with pytest.raises(ValueError, match='deep'):
+        read_response_format(schema)
+
+
+@pytest.mark.parametrize(
+    'name, text, kind',
+    [
+        ('a.schema.json', '{"type": "integer"}', 'schema'),
+        ('a.lark', 'start: "yes" | "no"', 'grammar'),
+        ('a.gbnf', 'root ::= "yes" | "no"', 'grammar'),
+    ],
+)
+def test_files_are_read_only_where_they_may_be_named(tmp_path, name, text, kind):
+    path = tmp_path / name
+    path.write_text(text)
+    assert read_response_format(str(path), files=True).kind == kind
+    with pytest.raises(ValueError, match='only as a parameter'):
+        read_response_format(str(path))
+    path.write_text('::: {')
+    with pytest.raises(ValueError, match=re.escape(name)):
+        read_response_format(str(path), files=True)
+    path.unlink()
+    with pytest.raises(ValueError, match='no file'):
+        read_response_format(str(path), files=True)
+
+
+def test_a_dataclass_comes_back_from_what_its_schema_allows():
+    data = {
+        'name': 'n',
+        'points': [{'x': 1}, {'x': 2.5, 'y': 3}],
+        'color': 'blue',
+        'kind': 'indoor',
+        'corner': [1, 2],
+        'counts': {'a': 1},
+    }
+    scene = read_response_format(Scene).parse(json.dumps(data))
+    assert scene == Scene('n', [Point(1.0), Point(2.5, 3.0)], Color.BLUE, 'indoor', (1, 2), None, {'a': 1})
+    assert isinstance(scene.points[0].x, float)
+
+
+def test_a_pydantic_model_comes_back():
+    pydantic = pytest.importorskip('pydantic')
+    box = pydantic.create_model('Box', width=(int, ...), label=(str, 'none'))
+    assert read_response_format(box).parse('{"width":3}') == box(width=3)
+
+
+# --- which tokens are allowed ---
+
+
+def bytes_tokenizer(texts: list[bytes], special: int) -> AnswerVocabulary:
+    """A vocabulary of these tokens behind all bytes; the last ids are special, the first of them ends."""
+    tokens = [bytes([i]) for i in range(256)] + texts + [b''] * special
+    by_bytes = {data: i for i, data in enumerate(tokens) if data}
+    longest = max(map(len, by_bytes))
+
+    def tokenize(text: str) -> list[int]:
+        data, ids = text.encode(), []
+        while data:
+            size = next(n for n in range(min(longest, len(data)), 0, -1) if data[:n] in by_bytes)
+            ids.append(by_bytes[data[:size]])
+            data = data[size:]
+        return ids
+
+    specials = range(len(tokens) - special, len(tokens))
+    return AnswerVocabulary(tokens, specials, [specials[0]], tokenize), tokens
+
+
+@pytest.fixture(scope='module')
+def vocabularies(model):
+    """(name, vocabulary, bytes of each token): the embedded model's, random pieces, words with spaces."""
+    rng = random.Random(5)
+    letters = [bytes(rng.choices(b'yesnoundclar 0123456789"{}:,', k=rng.randint(2, 5))) for _ in range(3000)]
+    words = [f' {word}'.encode() for word in ('yes', 'no', 'unclear', '12', '7', '"a"', 'none')]
+    special = {token.id for token in model.info.special_tokens}
+    detokenizer = model.backend.detokenizer()
+    known = [b'' if i in special else detokenizer.token_bytes(i) for i in range(model.info.vocab_size)]
+    vocabulary = AnswerVocabulary(known, special, model.info.eos_token_ids, model.tokenize)
+    return [
+        ('embedded', vocabulary, known),
+        ('random', *bytes_tokenizer(sorted(set(letters)), 3)),
+        ('words', *bytes_tokenizer(words, 2)),
+    ]
+
+
+def number_texts() -> set[str]:
+    return {str(i).zfill(n) for n in (1, 2, 3) for i in range(10**n)}
+
+
+GRAMMARS = {
+    'yes | no | unclear | none | no one': {'yes', 'no', 'unclear', 'none', 'no one'},
+    '/[0-9]{1,3}/': number_texts(),
+    '{"enum": ["a", "ab", 12, 127, null]}': {'"a"', '"ab"', '12', '127', 'null'},
+}
+
+
+@pytest.mark.parametrize('form', GRAMMARS)
+def test_at_each_step_what_is_allowed_is_what_brute_force_finds(vocabularies, form):
+    language = {text.encode() for text in GRAMMARS[form]}
+    beginnings = {text[:n] for text in language for n in range(len(text) + 1)}
+    rng = random.Random(1)
+    for name, vocabulary, tokens in vocabularies:
+        for _ in range(6):
+            matcher = vocabulary.matcher(read_response_format(form).grammar)
+            written = b''
+            while not matcher.finished:
+                expected = np.array([bool(data) and written + data in beginnings for data in tokens])
+                expected[list(vocabulary.end_ids)] = written in language
+                if forced := matcher.forced():  # only one text can follow: then only its own ids may
+                    assert expected[forced[0]]
+                    expected[:] = False
+                    expected[forced[0]] = True
+                wrong = np.flatnonzero(matcher.allowed() != expected)
+                assert not len(wrong), (name, written, [tokens[i] for i in wrong[:5]])
+                assert matcher.whole == (written in language)
+                choices = [i for i in np.flatnonzero(expected) if i not in vocabulary.end_ids]
+                token_id = rng.choice(choices)
+                matcher.accept(token_id)
+                written += tokens[token_id]
+            assert written in language and matcher.whole
+
+
+def test_forced_ids_are_allowed_one_after_the_other(vocabularies):
+    for _, vocabulary, tokens in vocabularies:
+        schema = {'type': 'object', 'properties': {'unclear': {'type': 'boolean'}}, 'required': ['unclear']}
+        matcher = vocabulary.matcher(read_response_format(schema).grammar)
+        forced = matcher.forced()
+        assert b''.join(tokens[i] for i in forced).startswith(b'{"unclear"')
+        for token_id in forced:
+            assert matcher.allowed()[token_id]
+            matcher.accept(token_id)
+
+
+def test_special_tokens_never_stand_in_an_answer(vocabularies):
+    for _, vocabulary, _ in vocabularies:
+        allowed = vocabulary.matcher(read_response_format('/(.|\\n)*/').grammar).allowed()
+        others = vocabulary.special_ids - vocabulary.end_ids
+        assert not allowed[list(others)].any() and allowed[list(vocabulary.end_ids)].all()
+
+
+def test_an_id_that_is_not_allowed_is_refused(vocabularies):
+    vocabulary = vocabularies[0][1]
+    matcher = vocabulary.matcher(read_response_format('yes | no').grammar)
+    with pytest.raises(ValueError, match='is not allowed'):
+        matcher.accept(int(np.flatnonzero(~matcher.allowed())[0]))
+
+
+@pytest.mark.parametrize('form', ['{"$ref": "#"}', {'enum': []}])
+def test_a_form_that_nothing_satisfies_is_refused(vocabularies, form):
+    with pytest.raises(ValueError, match='response_format'):
+        vocabularies[0][1].matcher(read_response_format(form).grammar)
+
+
+@pytest.mark.parametrize(
+    'form',
+    [
+        '/(a*)*(b|c)*(.*){1000}x{1000}(y{1000}){1000}/',
+        '/(.{1,500}){1,500}/',
+        '/(x+x+)+y/',
+        '/([a-z]{1,1000}[0-9]{1,1000}){1,500}/',
+        [f'choice number {i}' for i in range(10_000)],
+        {'enum': list(range(20_000))},
+        {'type': 'array', 'items': {'type': 'integer'}, 'minItems': 100_000, 'maxItems': 100_000},
+        {'type': 'string', 'minLength': 100_000, 'maxLength': 1_000_000},
+        {'type': 'object', 'properties': {f'key{i}': {'type': 'number'} for i in range(3000)}},
+    ],
+    ids=lambda form: str(form)[:20],
+)
+def test_a_huge_form_takes_bounded_work_or_is_refused_in_one_line(vocabularies, form):
+    rng = random.Random(2)
+    try:
+        matcher = vocabularies[0][1].matcher(read_response_format(form).grammar)
+        for _ in range(40):
+            ids = np.flatnonzero(matcher.allowed())
+            token_id = int(rng.choice(ids))
+            if token_id in vocabularies[0][1].end_ids:
+                break
+            matcher.accept(token_id)
+            if matcher.finished:
+                break
+    except ValueError as error:
+        assert 'response_format' in str(error) and '\n' not in str(error) and len(str(error)) < 400
+
+
+def test_whether_a_text_is_an_answer_leaves_the_state(vocabularies):
+    for _, vocabulary, _ in vocabularies:
+        matcher = vocabulary.matcher(read_response_format('/[0-9]{1,3}/').grammar)
+        matcher.accept(vocabulary.tokenize('7')[0])
+        assert matcher.matches('12') and not matcher.matches('1234') and not matcher.matches('x')
+        assert not matcher.matches('') and matcher.whole and not matcher.finished

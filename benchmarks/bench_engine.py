@@ -16,7 +16,10 @@ from benchmarks.common import RawLlama, interleaved, machine, table
 from ros2_nanochat import ChatHistory, KVCache, NanoLLM
 from ros2_nanochat.locate import embedded_model
 
-_STORY = 'Once upon a time there was a robot that lived in a warehouse at the edge of a small town, and every night it counted the crates. '
+_STORY = (
+    'Once upon a time there was a robot that lived in a warehouse at the edge of a small town, and every'
+    ' night it counted the crates. '
+)
 
 
 def prompt_of(model: NanoLLM, length: int, salt: int = 0) -> list[int]:
@@ -235,11 +238,17 @@ def bench_sharing(repeats: int) -> None:
 def bench_speculation(repeats: int) -> None:
     """Replies that repeat their context, and replies that do not, with and without speculation."""
     tasks = {
-        'say back': 'Repeat this text word for word: The red crate stands in hall B beside the ladder. The drill and the saw are in hall C under the '
-        'table. The keys hang at the door of hall A. Nobody may enter hall D before nine in the morning. '
-        'The red crate stands in hall B beside the ladder. The drill and the saw are in hall C under the table.',
-        'list what I told you': 'I told you: apples are in box 1, pears are in box 2, plums are in box 3, nails are in box 4, screws are in box 5, '
-        'cables are in box 6. List again everything that I told you, box by box, in the same words.',
+        'say back': (
+            'Repeat this text word for word: The red crate stands in hall B beside the ladder. The drill and'
+            ' the saw are in hall C under the table. The keys hang at the door of hall A. Nobody may enter'
+            ' hall D before nine in the morning. The red crate stands in hall B beside the ladder. The drill'
+            ' and the saw are in hall C under the table.'
+        ),
+        'list what I told you': (
+            'I told you: apples are in box 1, pears are in box 2, plums are in box 3, nails are in box 4,'
+            ' screws are in box 5, cables are in box 6. List again everything that I told you, box by box, in'
+            ' the same words.'
+        ),
         'a story': 'Tell me a story about the sea and a young sailor.',
     }
     models = [

@@ -270,8 +270,8 @@ def main() -> None:
     torch = bench.torch
     print(machine())
     print(
-        f'hf: {backend.info.name}, {backend.info.quantization} on {backend.device}, {torch.get_num_threads()} threads'
-        f', packed: {backend.runner.packed}, compile: {args.compile}'
+        f'hf: {backend.info.name}, {backend.info.quantization} on {backend.device}, {torch.get_num_threads()}'
+        f' threads, packed: {backend.runner.packed}, compile: {args.compile}'
     )
     print(f'{"what":58} {"ours":>10} {"theirs":>10}         ratio')
     first = None
@@ -281,7 +281,8 @@ def main() -> None:
     if backend.device.type == 'cuda':
         bound = copy_bandwidth(torch) / backend.info.weights_bytes
         print(
-            f'{"decode over what the memory bandwidth allows":58} {first:10.1f} {bound:10.1f} {"tok/s":7} {first / bound:5.2f}'
+            f'{"decode over what the memory bandwidth allows":58} {first:10.1f} {bound:10.1f} {"tok/s":7}'
+            f' {first / bound:5.2f}'
         )
     backend.close()
 

@@ -229,7 +229,8 @@ def main() -> None:
         )  # replies have the length that is asked for
         size = model.info.weights_bytes
         print(
-            f'{model.info.name}: {model.info.quantization}, weights {size / (1 << 20):,.1f} MiB, on {backend._runtime.device}'
+            f'{model.info.name}: {model.info.quantization}, weights {size / (1 << 20):,.1f} MiB, on'
+            f' {backend._runtime.device}'
         )
         table(
             'A decode step, ms',

@@ -95,7 +95,8 @@ def bench(rounds: int) -> None:
                 for name, value in zip(times, (opened + asked, raw, encode, follow, plain)):
                     times[name].append(value)
         table(
-            f'1920x1080 through the library, {entries} entries to prefill, then {"/".join(map(str, sorted(follow_entries)))}; {rounds} rounds',
+            f'1920x1080 through the library, {entries} entries to prefill, then'
+            f' {"/".join(map(str, sorted(follow_entries)))}; {rounds} rounds',
             ('', 'ms median', 'least', 'most'),
             [
                 (name, *(1e3 * f(values) for f in (statistics.median, min, max)))
@@ -235,7 +236,10 @@ def main() -> None:
     parser.add_argument(
         '--vision',
         default='tiny',
-        help='eyes to ask about: a folder that tools/train_tiny_vision.py has written, say (default: %(default)s)',
+        help=(
+            'eyes to ask about: a folder that tools/train_tiny_vision.py has written, say (default:'
+            ' %(default)s)'
+        ),
     )
     options = parser.parse_args()
     if options.accuracy:

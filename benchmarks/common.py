@@ -40,7 +40,8 @@ def machine() -> str:
     )
     load = os.getloadavg()[0]
     return (
-        f'{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}, load {load:.1f} at the start'
+        f'{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}, load'
+        f' {load:.1f} at the start'
         + (f', {mode}' if mode else '')
         + f'\nPython {platform.python_version()}, '
         + ', '.join(packages)

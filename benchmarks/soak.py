@@ -159,7 +159,7 @@ def main() -> int:
     parameters.update(
         {name: value for name, value in (('api', options.api), ('model', options.model)) if value}
     )
-    log = tempfile.TemporaryFile()  # noqa: SIM115  what the node says, shown where it ends
+    log = tempfile.TemporaryFile()  # what the node says, shown where it ends
     chat_node = subprocess.Popen(
         [
             str(program),
@@ -206,7 +206,8 @@ def main() -> int:
             )
             if len(samples) % 12 == 1:
                 print(
-                    f'  {samples[-1][0]:5.1f} min  {samples[-1][1] / 1e6:7.2f} MB  {sum(sum(robot.ended.values()) for robot in robots)} turns',
+                    f'  {samples[-1][0]:5.1f} min  {samples[-1][1] / 1e6:7.2f} MB'
+                    f'  {sum(sum(robot.ended.values()) for robot in robots)} turns',
                     flush=True,
                 )
             time.sleep(5.0)

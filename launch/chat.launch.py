@@ -21,7 +21,9 @@ _PARAMETERS = {
     'chat_template': "name or file; empty: the model's own",
     'system_prompt': "instruction at the beginning of each conversation; empty: the template's own",
     'vision': "checkpoint whose eyes the model gets, or tiny; empty: the model's own",
-    'state_dir': 'folder that keeps the conversations, so that a restarted node goes on with them; empty: none',
+    'state_dir': (
+        'folder that keeps the conversations, so that a restarted node goes on with them; empty: none'
+    ),
     'gpu_layers': 'layers of a GGUF model on the GPU, -1 for all; empty: as params_file says, else 0',
 }
 
@@ -98,13 +100,18 @@ def generate_launch_description():
             DeclareLaunchArgument(
                 'robots',
                 default_value='',
-                description='names of the robots to serve, with commas or spaces between; empty: the node itself',
+                description=(
+                    'names of the robots to serve, with commas or spaces between; empty: the node itself'
+                ),
             ),
             DeclareLaunchArgument('namespace', default_value='', description='namespace of the node'),
             DeclareLaunchArgument(
                 'image_topic',
                 default_value='',
-                description='camera topic, beside which <topic>/compressed is heard as well; empty: <robot>/nanochat/image',
+                description=(
+                    'camera topic, beside which <topic>/compressed is heard as well; empty:'
+                    ' <robot>/nanochat/image'
+                ),
             ),
             DeclareLaunchArgument(
                 'params_file',

@@ -20,7 +20,8 @@ def _refuse_robots(context):
     robots = context.launch_configurations.get('robots')
     if robots:
         raise ValueError(
-            f'robots:={robots} is not valid here: one recognizer and one synthesizer belong to one robot, which is served under the node itself'
+            f'robots:={robots} is not valid here: one recognizer and one synthesizer belong to one robot,'
+            ' which is served under the node itself'
         )
 
 

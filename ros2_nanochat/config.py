@@ -98,7 +98,8 @@ def reject_unknown(options: dict, allowed: Sequence[str], where: str) -> None:
         near = difflib.get_close_matches(unknown[0], allowed, n=1)
         hint = f' (did you mean {near[0]!r}?)' if near else ''
         raise ValueError(
-            f'{where} has no option {", ".join(map(repr, unknown))}{hint}. Options: {", ".join(sorted(allowed))}'
+            f'{where} has no option {", ".join(map(repr, unknown))}{hint}. Options:'
+            f' {", ".join(sorted(allowed))}'
         )
 
 

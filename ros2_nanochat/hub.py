@@ -52,7 +52,8 @@ def resolve(config: ModelConfig) -> tuple[str, str]:
             or (path.endswith('.gguf') and ':' not in path)
         ):
             raise ValueError(
-                f'model={config.model!r} does not exist: it is no file or folder here, nor the owner/name of a hub repository'
+                f'model={config.model!r} does not exist: it is no file or folder here, nor the owner/name of'
+                ' a hub repository'
             )
         path = download(config)
     return locate(path, config)
@@ -95,7 +96,8 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
         raise ValueError(f'model={repository!r} is not valid: {_first_line(error)}') from error
     if isinstance(error, errors.GatedRepoError):
         raise BackendError(
-            f'{repository} is gated: accept its terms on its page at the hub, and give your token in $HF_TOKEN'
+            f'{repository} is gated: accept its terms on its page at the hub, and give your token in'
+            ' $HF_TOKEN'
         ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         said = 'with this token' if token else 'without a token (set $HF_TOKEN for a private or gated one)'
@@ -106,7 +108,8 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
         status = error.response.status_code
         if status in (401, 403):
             raise BackendError(
-                f'the hub refused the token for {repository} (HTTP {status}): check api_token, $HUGGINGFACE_TOKEN or $HF_TOKEN'
+                f'the hub refused the token for {repository} (HTTP {status}): check api_token,'
+                ' $HUGGINGFACE_TOKEN or $HF_TOKEN'
             ) from error
         return f'the hub answered HTTP {status}'
     return (
@@ -132,7 +135,8 @@ def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str)
         return None, {}
     if not any(name.endswith('.safetensors') for name in files):
         raise ValueError(
-            f'{repository} holds no .gguf file, no MLC model and no weights in .safetensors (pickled ones are never opened)'
+            f'{repository} holds no .gguf file, no MLC model and no weights in .safetensors (pickled ones are'
+            ' never opened)'
         )
     return None, {'ignore_patterns': _NEVER_NEEDED}
 

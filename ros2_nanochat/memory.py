@@ -91,14 +91,16 @@ def fill_in(config: ModelConfig, estimate: MemoryEstimate) -> ModelConfig:
     asked = config.max_context_len
     if asked is not None and estimate.context_length and asked > estimate.context_length:
         raise ValueError(
-            f'max_context_len={asked} is not valid: the model was trained for {estimate.context_length} tokens'
+            f'max_context_len={asked} is not valid: the model was trained for {estimate.context_length}'
+            ' tokens'
         )
     context = asked or min(trained, DEFAULT_CONTEXT)
     sequences = config.max_sequences
     if config.kv_tokens is not None and config.kv_tokens < context:
         if asked is not None:
             raise ValueError(
-                f'kv_tokens={config.kv_tokens} is not valid: one conversation alone may take max_context_len={asked}'
+                f'kv_tokens={config.kv_tokens} is not valid: one conversation alone may take'
+                f' max_context_len={asked}'
             )
         context = config.kv_tokens
     tokens = config.kv_tokens or context * sequences
@@ -115,8 +117,9 @@ def fill_in(config: ModelConfig, estimate: MemoryEstimate) -> ModelConfig:
         if tokens > fits:
             option = 'max_context_len' if config.kv_tokens is None else 'kv_tokens'
             raise BackendError(
-                f'the model does not fit: weights take {_mib(estimate.weights)}, buffers {_mib(estimate.overhead)}, {tokens} tokens of KV cache '
-                f'{_mib(estimate.kv_per_token * tokens)}, and {_mib(free)} are free: '
+                f'the model does not fit: weights take {_mib(estimate.weights)}, buffers'
+                f' {_mib(estimate.overhead)}, {tokens} tokens of KV cache'
+                f' {_mib(estimate.kv_per_token * tokens)}, and {_mib(free)} are free: '
                 + (
                     f'ask for {option}={fits} or less'
                     if fits >= _LEAST_CONTEXT

@@ -203,7 +203,8 @@ class NanoLLM:
     def _eyes(self):
         if self.vision is None:
             raise ValueError(
-                f'{self.info.name} has no vision: open it with vision= a LLaVA-form checkpoint made for it, or take a model that sees'
+                f'{self.info.name} has no vision: open it with vision= a LLaVA-form checkpoint made for it,'
+                ' or take a model that sees'
                 + (
                     ", or run  pip install 'ros2_nanochat[vision]'  for the small one that comes with it"
                     if self.config.model is None
@@ -247,7 +248,8 @@ class NanoLLM:
             raise ValueError(f'priority={priority!r} is not valid: a whole number')
         if not isinstance(kv_cache, KVCache | None):
             raise ValueError(
-                f'kv_cache of type {type(kv_cache).__name__} is not valid: the kv_cache of an earlier reply, or none'
+                f'kv_cache of type {type(kv_cache).__name__} is not valid: the kv_cache of an earlier reply,'
+                ' or none'
             )
         kv_cache = KVCache() if kv_cache is None else kv_cache
         kv_cache.check_idle()
@@ -314,7 +316,8 @@ class NanoLLM:
         if isinstance(inputs, Prompt):
             if inputs.position > len(kv_cache):
                 raise ValueError(
-                    f'the prompt continues at entry {inputs.position}, and the KV cache holds {len(kv_cache)}: pass the kv_cache it was made for'
+                    f'the prompt continues at entry {inputs.position}, and the KV cache holds'
+                    f' {len(kv_cache)}: pass the kv_cache it was made for'
                 )
             goal = concatenate(head(kv_cache.content, inputs.position), inputs)
         else:
@@ -330,7 +333,8 @@ class NanoLLM:
             )
         if any(span.deepstack is not None for _, span in goal.spans) and not self.info.takes_deepstack:
             raise ValueError(
-                f'{self.info.name} takes embeddings in its first layer alone: the picture was embedded for another model'
+                f'{self.info.name} takes embeddings in its first layer alone: the picture was embedded for'
+                ' another model'
             )
         if (ids := goal.token_ids).size and ids.max() >= self.info.vocab_size:
             raise self._not_in_vocabulary(f'token id {ids.max()}')
@@ -344,7 +348,8 @@ class NanoLLM:
         )
         if width is not None:
             raise ValueError(
-                f'embeddings of width {width} do not fit {self.info.name}, whose width is {self.info.embedding_size}'
+                f'embeddings of width {width} do not fit {self.info.name}, whose width is'
+                f' {self.info.embedding_size}'
             )
         return goal
 
@@ -374,8 +379,8 @@ class NanoLLM:
             rows = np.ascontiguousarray(array, np.float32)
             return EmbeddingSpan(rows, rows.tobytes())
         raise ValueError(
-            f'inputs of shape {array.shape} and type {array.dtype if array.ndim else type(inputs).__name__} are not valid: '
-            'text, ids [n] or [1, n], or embeddings [n, d] or [1, n, d]'
+            f'inputs of shape {array.shape} and type {array.dtype if array.ndim else type(inputs).__name__}'
+            ' are not valid: text, ids [n] or [1, n], or embeddings [n, d] or [1, n, d]'
         )
 
     def _stops(self, config: GenerationConfig) -> tuple[frozenset[int], list[str]]:

@@ -80,8 +80,8 @@ FLOORS = (
     ('ros',),
     ('web',),
 )
-"""The rooms of the house, from the ground up. A room imports from the floors below it, never from a neighbour;
-on the ground floor there are no rooms, so any module may be imported, but not in a circle."""
+"""The rooms of the house, from the ground up. A room imports from the floors below it, never from a
+neighbour. The ground floor has no rooms: its modules may import each other, but not in a circle."""
 
 SHIMS = {'chat.__main__', 'completion', 'ros.sentences'}
 """Old public names: each only passes on what stands elsewhere."""

@@ -259,7 +259,8 @@ def train_tower(eyes: Eyes, steps: int, peak: float, path: Path, take: Callable)
                 for row, target in zip(logits, targets)
             ]
             print(
-                f'tower {step + 1}/{steps} loss {loss.item():.3f} right {right} {time.monotonic() - begin:.0f} s',
+                f'tower {step + 1}/{steps} loss {loss.item():.3f} right {right}'
+                f' {time.monotonic() - begin:.0f} s',
                 flush=True,
             )
         if step % 500 == 499 or step == steps - 1:
@@ -393,7 +394,8 @@ def train_words(words: Words, talk: Talk, steps: int, batch: int, out: Path, pea
         loss.backward()
         optimizer.step()
         print(
-            f'words {step + 1}/{steps} loss {loss.item():.4f} right {right:.3f} {time.monotonic() - begin:.0f} s',
+            f'words {step + 1}/{steps} loss {loss.item():.4f} right {right:.3f}'
+            f' {time.monotonic() - begin:.0f} s',
             flush=True,
         )
         if step % 10 == 9 or step == steps - 1:
@@ -418,7 +420,8 @@ def train_projector(eyes: Eyes, words: Words, pictures: int, steps: int, out: Pa
         seen = torch.cat(seen)
         wanted = words(told)
         print(
-            f'the tower is right on {right / (pictures // 64)} of {len(seen)} pictures, {time.monotonic() - begin:.0f} s',
+            f'the tower is right on {right / (pictures // 64)} of {len(seen)} pictures,'
+            f' {time.monotonic() - begin:.0f} s',
             flush=True,
         )
         off = seen.flatten(0, 1)

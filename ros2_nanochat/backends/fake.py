@@ -28,7 +28,9 @@ _START, _END = 256, 257
 _VOCABULARY = 258
 _WIDTH = 8
 _TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    '{% for message in messages %}'
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    '{% endfor %}'
     '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
 )
 _OPTIONS = {

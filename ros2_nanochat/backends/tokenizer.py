@@ -24,7 +24,8 @@ try:
     import tokenizers
 except ImportError as error:
     raise MissingDependency(
-        f'tokenizers cannot be imported ({error}): run  pip install tokenizers  with the Python that runs this'
+        f'tokenizers cannot be imported ({error}): run  pip install tokenizers  with the Python that runs'
+        ' this'
     ) from error
 
 NAMES = ('bos_token', 'eos_token', 'unk_token', 'pad_token', 'sep_token', 'cls_token', 'mask_token')
@@ -97,7 +98,8 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(file)
         except Exception as error:  # the binding raises plain Exception
             raise BackendError(
-                f'{file} cannot be read as a tokenizer ({error}); copy it again, or update the package tokenizers'
+                f'{file} cannot be read as a tokenizer ({error}); copy it again, or update the package'
+                ' tokenizers'
             ) from error
         config = read_json(path, 'tokenizer_config.json')
         named = _named_tokens(config, read_json(path, 'special_tokens_map.json'))
@@ -124,14 +126,16 @@ class Tokenizer:
                     path
                 )  # a class of its own that transformers does not have: its file says enough
             raise BackendError(
-                f'{path} has no tokenizer that transformers {transformers.__version__} can open ({one_line(error)})'
+                f'{path} has no tokenizer that transformers {transformers.__version__} can open'
+                f' ({one_line(error)})'
             ) from error
         tokenizer = getattr(auto, 'backend_tokenizer', None)
         if not isinstance(tokenizer, tokenizers.Tokenizer):
             if not gguf_file and os.path.isfile(os.path.join(path, 'tokenizer.json')):
                 return cls.from_folder(path)
             raise BackendError(
-                f'{path}: {type(auto).__name__} cannot be turned into a tokenizer.json; save one beside the model'
+                f'{path}: {type(auto).__name__} cannot be turned into a tokenizer.json; save one beside the'
+                ' model'
             )
         return cls.from_auto(auto, '' if gguf_file else path)
 
@@ -157,8 +161,9 @@ class Tokenizer:
             import transformers  # noqa: F401
         except ImportError:
             raise BackendError(
-                f'{path} has tokenizer.model but no tokenizer.json: copy the tokenizer.json of the original model into it, or let '
-                "transformers convert it:  pip install 'ros2_nanochat[hf]' sentencepiece protobuf"
+                f'{path} has tokenizer.model but no tokenizer.json: copy the tokenizer.json of the original'
+                " model into it, or let transformers convert it:  pip install 'ros2_nanochat[hf]'"
+                ' sentencepiece protobuf'
             ) from None
         return cls.from_transformers(path)
 

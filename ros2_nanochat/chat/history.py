@@ -244,8 +244,8 @@ class ChatHistory:
             shorter = self._prompt(kept)
             if len(shorter) > limit:
                 raise ValueError(
-                    f'the last message takes {len(shorter)} tokens with the system prompt, and at most {limit} fit '
-                    f'(a context of {context}): shorten it, or raise max_context_len'
+                    f'the last message takes {len(shorter)} tokens with the system prompt, and at most'
+                    f' {limit} fit (a context of {context}): shorten it, or raise max_context_len'
                 )
             dropped = len(self.messages) - len(kept)
             _log.warning(
@@ -311,7 +311,8 @@ class ChatHistory:
         )
         if unknown is not None:
             raise ValueError(
-                f'{path} holds the token id {unknown}, and the vocabulary of {self.model.info.name} ends at {self.model.info.vocab_size - 1}'
+                f'{path} holds the token id {unknown}, and the vocabulary of {self.model.info.name} ends at'
+                f' {self.model.info.vocab_size - 1}'
             )
         for message in messages:
             if message.image is not None:

@@ -106,7 +106,8 @@ class ChatMessage:
                 text = msg
             else:
                 raise ValueError(
-                    f'a message is text (str), or an image (path, URL, PIL image, array), not {type(msg).__name__}'
+                    'a message is text (str), or an image (path, URL, PIL image, array), not'
+                    f' {type(msg).__name__}'
                 )
         if text is None and image is None:
             raise ValueError('a message needs text or an image')

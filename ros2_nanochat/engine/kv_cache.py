@@ -100,7 +100,8 @@ class KVCache:
         writer = self._writer() if self._writer else None
         if writer is not None and not writer.eos:
             raise ValueError(
-                'the reply that fills this KV cache has not ended: iterate it to its end, wait() for it or stop() it first'
+                'the reply that fills this KV cache has not ended: iterate it to its end, wait() for it or'
+                ' stop() it first'
             )
 
     def claim(self, goal: Prompt, writer) -> tuple[Prompt, Reply | None]:

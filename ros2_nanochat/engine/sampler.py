@@ -77,7 +77,8 @@ class Sampler:
             logits = np.asarray(processor(context.copy(), logits), dtype=np.float32)
             if logits.shape != shape:
                 raise ValueError(
-                    f'{getattr(processor, "__name__", processor)!r} returned logits of shape {logits.shape}, not {shape}'
+                    f'{getattr(processor, "__name__", processor)!r} returned logits of shape {logits.shape},'
+                    f' not {shape}'
                 )
         return logits
 

@@ -81,23 +81,26 @@ class Scheduler:
         if len(request.goal) >= longest:
             self._refuse(
                 request,
-                f'the prompt has {len(request.goal)} tokens and the context holds {longest}, of which at least one is for the '
-                'reply: shorten it, or open the model with a larger max_context_len',
+                f'the prompt has {len(request.goal)} tokens and the context holds {longest}, of which at'
+                ' least one is for the reply: shorten it, or open the model with a larger max_context_len',
             )
         elif len(request.goal) >= self._backend.kv_capacity:
             self._refuse(
                 request,
-                f'the prompt has {len(request.goal)} tokens and the KV cache holds {self._backend.kv_capacity}: raise kv_tokens',
+                f'the prompt has {len(request.goal)} tokens and the KV cache holds'
+                f' {self._backend.kv_capacity}: raise kv_tokens',
             )
         elif widest > self._backend.max_batch_tokens:
             self._refuse(
                 request,
-                f'an image takes {widest} tokens in one piece and a batch holds {self._backend.max_batch_tokens}: use a smaller image',
+                f'an image takes {widest} tokens in one piece and a batch holds'
+                f' {self._backend.max_batch_tokens}: use a smaller image',
             )
         elif len(self.waiting) >= self._config.max_queue:
             self._refuse(
                 request,
-                f'{len(self.waiting)} requests wait already and max_queue is {self._config.max_queue}: try again later',
+                f'{len(self.waiting)} requests wait already and max_queue is {self._config.max_queue}: try'
+                ' again later',
             )
         else:
             self.waiting.append(request)

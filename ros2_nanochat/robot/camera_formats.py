@@ -99,7 +99,8 @@ def compressed_to_rgb(message) -> np.ndarray:
             'it is no JPEG or PNG' if type(error).__name__ == 'UnidentifiedImageError' else str(error)[:120]
         )
         raise ValueError(
-            f'the compressed image (format {message.format[:40]!r}, {len(data)} bytes) cannot be decoded: {reason}'
+            f'the compressed image (format {message.format[:40]!r}, {len(data)} bytes) cannot be decoded:'
+            f' {reason}'
         ) from error
     if picture.mode.startswith('I') or picture.mode == 'F':
         grey = np.asarray(picture)
@@ -156,12 +157,14 @@ def _rows(message, width: int, height: int, channels: int, dtype=np.uint8) -> np
     used, step = width * channels * dtype.itemsize, int(message.step)
     if step < used:
         raise ValueError(
-            f'the image does not fit itself: step {step} is less than the {used} bytes of a row of {width} pixels in {message.encoding}'
+            f'the image does not fit itself: step {step} is less than the {used} bytes of a row of {width}'
+            f' pixels in {message.encoding}'
         )
     data = np.frombuffer(message.data, np.uint8)
     if len(data) < step * height:
         raise ValueError(
-            f'the image does not fit itself: {len(data)} bytes, and {height} rows of {step} are {step * height}'
+            f'the image does not fit itself: {len(data)} bytes, and {height} rows of {step} are'
+            f' {step * height}'
         )
     rows = np.ascontiguousarray(data[: step * height].reshape(height, step)[:, :used])
     if dtype.itemsize > 1:
@@ -236,14 +239,16 @@ def _planes(
     step = int(message.step) or width
     if step < width:
         raise ValueError(
-            f'the image does not fit itself: step {step} is less than its width of {width} in {message.encoding}'
+            f'the image does not fit itself: step {step} is less than its width of {width} in'
+            f' {message.encoding}'
         )
     scale = chroma_step // width
     needed = step * height + step * scale * chroma_rows
     data = np.frombuffer(message.data, np.uint8)
     if len(data) < needed:
         raise ValueError(
-            f'the image does not fit itself: {len(data)} bytes, and {width} x {height} in {message.encoding} with a step of {step} are {needed}'
+            f'the image does not fit itself: {len(data)} bytes, and {width} x {height} in {message.encoding}'
+            f' with a step of {step} are {needed}'
         )
     brightness = data[: step * height].reshape(height, step)[:, :width]
     return brightness, data[step * height : needed].reshape(chroma_rows, step * scale)[:, :chroma_step]

@@ -85,7 +85,8 @@ def engine_status(state: str, model) -> Status:
     if stats['kv_tokens'] > _KV_FULL * stats['kv_capacity']:
         status.raise_to(
             WARN,
-            f'the KV cache is nearly full: {stats["kv_tokens"]} of {stats["kv_capacity"]} tokens (kv_tokens, max_sequences)',
+            f'the KV cache is nearly full: {stats["kv_tokens"]} of {stats["kv_capacity"]} tokens (kv_tokens,'
+            ' max_sequences)',
         )
     if not status.messages:
         status.messages.append(f'{info.name}, {state}')
@@ -130,7 +131,8 @@ def robot_status(chat) -> Status:
         ):
             status.raise_to(
                 WARN,
-                f'the camera image is stale: {chat.sight.age:.1f} s (max_image_age: {options.max_image_age:g})',
+                f'the camera image is stale: {chat.sight.age:.1f} s (max_image_age:'
+                f' {options.max_image_age:g})',
             )
     if options.max_queue and chat.num_waiting >= _QUEUE_FULL * options.max_queue:
         status.raise_to(WARN, f'the queue is nearly full: {chat.num_waiting} of {options.max_queue} turns')

@@ -67,19 +67,21 @@ NODE = (
     Option(
         'robots',
         [''],
-        "Names of the robots that this node serves, each under /<robot>/<node name>/...; [''] for one, under the node's own name",
+        "Names of the robots that this node serves, each under /<robot>/<node name>/...; [''] for one, under"
+        " the node's own name",
         live=True,
     ),
     Option(
         'state_dir',
         '',
-        'Folder where each finished turn is written before it is announced, so that a restarted node goes on; empty: nowhere',
+        'Folder where each finished turn is written before it is announced, so that a restarted node goes on;'
+        ' empty: nowhere',
     ),
     Option(
         'state_kv',
         False,
-        'Keep the KV of each conversation in state_dir as well, written after each turn, so that a restarted node reads nothing again '
-        '(gguf and hf)',
+        'Keep the KV of each conversation in state_dir as well, written after each turn, so that a restarted'
+        ' node reads nothing again (gguf and hf)',
     ),
 )
 
@@ -87,7 +89,8 @@ MODEL = (
     Option(
         'model',
         '',
-        'Path, or owner/name on the hub (owner/name:file.gguf for one file); empty: the embedded SmolLM2-135M-Instruct',
+        'Path, or owner/name on the hub (owner/name:file.gguf for one file); empty: the embedded'
+        ' SmolLM2-135M-Instruct',
     ),
     Option(
         'api', '', 'What runs the model; empty: found from what the model path holds', choices=('', *APIS)
@@ -95,7 +98,8 @@ MODEL = (
     Option(
         'quantization',
         '',
-        'Method of the api (mlc: q4f16_1 and others; hf: a dtype or quantizer) or a path; empty: as the model is',
+        'Method of the api (mlc: q4f16_1 and others; hf: a dtype or quantizer) or a path; empty: as the'
+        ' model is',
     ),
     Option('chat_template', '', "Name of a template, or a JSON or Jinja file; empty: the model's own"),
     Option(
@@ -108,7 +112,8 @@ MODEL = (
     Option(
         'max_sequences',
         0,
-        'Conversations whose KV cache is kept at once; others are prefilled again on use. 0: one for each robot, from 2 to 8',
+        'Conversations whose KV cache is kept at once; others are prefilled again on use. 0: one for each'
+        ' robot, from 2 to 8',
         low=0,
         high=4096,
     ),
@@ -122,7 +127,8 @@ MODEL = (
     Option(
         'flash_attention',
         True,
-        "llama.cpp's own default; off, a CPU is several times quicker behind long histories, and rounds otherwise (gguf)",
+        "llama.cpp's own default; off, a CPU is several times quicker behind long histories, and rounds"
+        ' otherwise (gguf)',
     ),
     Option(
         'gpu_layers',
@@ -137,7 +143,8 @@ MODEL = (
     Option(
         'vision',
         '',
-        "LLaVA-form checkpoint whose vision tower stands beside the model, or tiny for the one of the embedded model; empty: the model's own",
+        'LLaVA-form checkpoint whose vision tower stands beside the model, or tiny for the one of the'
+        " embedded model; empty: the model's own",
     ),
     Option('compile', False, 'Compile the decode step where the api can (hf)'),
 )
@@ -202,7 +209,8 @@ ROBOT = (
     Option(
         'image_mode',
         'latest',
-        'Which camera image goes with a query: the newest one, only one that shows something else than the last one used, none',
+        'Which camera image goes with a query: the newest one, only one that shows something else than the'
+        ' last one used, none',
         live=True,
         choices=IMAGE_MODES,
     ),
@@ -316,7 +324,8 @@ def robot_names(values: list[str]) -> list[str]:
     for name in names:
         if not _ROBOT_NAME.match(name):
             raise ValueError(
-                f'robots: {name!r} is not valid: a ROS name of letters, digits and _ that starts with a letter'
+                f'robots: {name!r} is not valid: a ROS name of letters, digits and _ that starts with a'
+                ' letter'
             )
         if name in OPTIONS:
             raise ValueError(f'robots: {name!r} is not valid: a parameter has this name')

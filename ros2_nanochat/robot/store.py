@@ -65,11 +65,13 @@ class ConversationStore:
         if self._saved_prompt() not in (None, system_prompt or ''):
             history.system_prompt = wanted
             self._log.info(
-                f'system_prompt has changed since the conversation was saved: it goes on with {_short(wanted)}'
+                'system_prompt has changed since the conversation was saved: it goes on with'
+                f' {_short(wanted)}'
             )
         else:
             self._log.info(
-                f'the conversation keeps its system prompt, {_short(history.system_prompt)}: reset it, or change system_prompt, to replace that'
+                f'the conversation keeps its system prompt, {_short(history.system_prompt)}: reset it, or'
+                ' change system_prompt, to replace that'
             )
 
     def save(self, history, system_prompt: str | None) -> None:
@@ -105,7 +107,8 @@ class ConversationStore:
         except (OSError, BackendError, MemoryError) as error:
             part.unlink(missing_ok=True)
             self._log.warning(
-                f'the KV of the conversation is not on disk, a restart would read the conversation again: {error}'
+                'the KV of the conversation is not on disk, a restart would read the conversation again:'
+                f' {error}'
             )
 
     def restore_kv(self, history) -> None:

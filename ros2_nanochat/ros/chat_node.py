@@ -111,7 +111,8 @@ class ChatNode(LifecycleNodeMixin, Node):
             for name, value in changed.items():
                 if value is None and self.has_parameter(name):
                     raise ValueError(
-                        f'{name} cannot be deleted, it could not be set again: set it to null, and the robot does as the node'
+                        f'{name} cannot be deleted, it could not be set again: set it to null, and the robot'
+                        ' does as the node'
                     )
                 option = OPTIONS.get(name)
                 if (
@@ -121,8 +122,9 @@ class ChatNode(LifecycleNodeMixin, Node):
                     and value != self.get_parameter(name).value
                 ):
                     raise ValueError(
-                        f'{name} takes effect when the model is loaded, and the node is {self._state}: '
-                        'deactivate it and clean it up first (ros2 lifecycle set), then set it and configure again'
+                        f'{name} takes effect when the model is loaded, and the node is {self._state}:'
+                        ' deactivate it and clean it up first (ros2 lifecycle set), then set it and'
+                        ' configure again'
                     )
             names = robot_names(list(changed['robots'])) if 'robots' in changed else self._settings.robots()
             options = {robot: self._settings.robot(robot, changed) for robot in names}
@@ -405,8 +407,8 @@ def main(args=None) -> int:
     unknown = remove_ros_args(sys.argv if args is None else ['chat_node', *args])[1:]
     if unknown:
         print(
-            f'nanochat: {" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p model:=/path/to/model.gguf  and so on, '
-            'config/chat.yaml has them all',
+            f'nanochat: {" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p'
+            ' model:=/path/to/model.gguf  and so on, config/chat.yaml has them all',
             file=sys.stderr,
         )
         return 1

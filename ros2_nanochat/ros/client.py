@@ -324,7 +324,8 @@ def to_message(image):
     pixels = np.ascontiguousarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(
-            f'an image is [h, w, 3] uint8 RGB, a message, or bytes of a JPEG or PNG; not {pixels.dtype} {list(pixels.shape)}'
+            f'an image is [h, w, 3] uint8 RGB, a message, or bytes of a JPEG or PNG; not {pixels.dtype}'
+            f' {list(pixels.shape)}'
         )
     message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding='rgb8', step=3 * pixels.shape[1])
     message.data.frombytes(pixels.tobytes())

@@ -22,12 +22,9 @@ from ros2_nanochat.robot.options import (
     robot_options,
 )
 
-_NOT_SET = (
-    'null',
-    'None',
-    # how `ros2 param dump` writes a robot's own that is not set, and how `ros2 param load` and YAML files then
-    # give it back
-)
+# How `ros2 param dump` writes a robot's parameter that is not set, and how `ros2 param load` and YAML files
+# give it back.
+_NOT_SET = ('null', 'None')
 
 _QOS = 'qos_overrides.'
 
@@ -76,7 +73,9 @@ class NodeParameters:
                         f'{robot}.{option.name}',
                         None,
                         ParameterDescriptor(
-                            description=f'{option.text}. Of {robot} alone; not set, or null: as {option.name}',
+                            description=(
+                                f'{option.text}. Of {robot} alone; not set, or null: as {option.name}'
+                            ),
                             dynamic_typing=True,
                         ),
                     )

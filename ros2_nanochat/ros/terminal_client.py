@@ -16,7 +16,10 @@ from rclpy.utilities import remove_ros_args
 
 from ros2_nanochat.ros.client import ChatClient, NodeGone
 
-_HELP = '/reset [SYSTEM PROMPT]  forget the conversation\n/history  show it\n/stats  figures of the last turn\n/quit  leave\nanything else is a question'
+_HELP = (
+    '/reset [SYSTEM PROMPT]  forget the conversation\n/history  show it\n/stats  figures of the last turn\n'
+    '/quit  leave\nanything else is a question'
+)
 
 
 def main(args=None) -> int:
@@ -71,7 +74,8 @@ class _Terminal:
         _say(f'waiting for {self._chat.prefix} ...')
         if not self._chat.wait_until_ready(self._options.wait):
             _say(
-                f'chat_client: {self._chat.prefix} is not there: start it with  ros2 run nanochat chat_node  and see that ROS_DOMAIN_ID is the same'
+                f'chat_client: {self._chat.prefix} is not there: start it with  ros2 run nanochat'
+                ' chat_node  and see that ROS_DOMAIN_ID is the same'
             )
             return 1
         if self._options.prompt:
@@ -103,10 +107,14 @@ class _Terminal:
             turn = self._last
             images = ''
             if turn.image_tokens:
-                images = f', {turn.image_tokens} of images ({turn.reused_image_tokens} reused, {1e3 * turn.encode_time:.0f} ms to encode)'
+                images = (
+                    f', {turn.image_tokens} of images ({turn.reused_image_tokens} reused,'
+                    f' {1e3 * turn.encode_time:.0f} ms to encode)'
+                )
             _say(
-                f'{turn.finish_reason}: prompt {turn.prompt_tokens} tokens ({turn.reused_tokens} reused){images}, reply {turn.new_tokens}, '
-                f'first after {turn.time_to_first_token:.2f} s, {turn.tokens_per_second:.1f} tokens/s'
+                f'{turn.finish_reason}: prompt {turn.prompt_tokens} tokens ({turn.reused_tokens}'
+                f' reused){images}, reply {turn.new_tokens}, first after {turn.time_to_first_token:.2f} s,'
+                f' {turn.tokens_per_second:.1f} tokens/s'
             )
         elif command.startswith('/') and command[1:].isalpha():
             _say(_HELP)

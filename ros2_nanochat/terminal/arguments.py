@@ -142,7 +142,8 @@ def _stop_token(stop: str) -> int | str:
         return stop.encode().decode('unicode_escape') if stop.isascii() else stop
     except UnicodeDecodeError as error:
         raise ValueError(
-            f'--stop-tokens {stop} is not valid: a backslash begins an escape such as \\n ({error.reason}); write two for one'
+            f'--stop-tokens {stop} is not valid: a backslash begins an escape such as \\n ({error.reason});'
+            ' write two for one'
         ) from None
 
 

@@ -50,7 +50,8 @@ def main(args: Sequence[str] | None = None) -> int:
             )
             if options.model is None:
                 screen.note(
-                    'This is the small model that comes along: quick, and often wrong. --model names a better one.'
+                    'This is the small model that comes along: quick, and often wrong. --model names a better'
+                    ' one.'
                 )
         session.run(prompts)
         return int(session.failed and not screen.interactive)

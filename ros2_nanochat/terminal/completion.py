@@ -39,7 +39,8 @@ def main(args: Sequence[str] | None = None) -> int:
             else:
                 if not options.disable_stats and reply.usage['tokens_per_second']:
                     screen.note(
-                        f'({reply.usage["new_tokens"]} tokens, {reply.usage["tokens_per_second"]:.1f} tokens/s)'
+                        f'({reply.usage["new_tokens"]} tokens, {reply.usage["tokens_per_second"]:.1f}'
+                        ' tokens/s)'
                     )
         return int(failed)
 

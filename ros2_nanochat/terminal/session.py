@@ -202,8 +202,14 @@ class Session:
 
     def _stats_lines(self):
         info, last = self.model.info, self.model.stats.get('last') or {}
-        yield f'model                {info.name} ({info.api}{", " + info.quantization if info.quantization else ""})'
-        yield f'context              {self.history.num_tokens if len(self.history) else 0} of {info.context_length} tokens'
+        yield (
+            f'model                {info.name}'
+            f' ({info.api}{", " + info.quantization if info.quantization else ""})'
+        )
+        yield (
+            f'context              {self.history.num_tokens if len(self.history) else 0} of'
+            f' {info.context_length} tokens'
+        )
         yield f'template             {self.history.template.name}'
         for name, value in [*self.model.stats.items(), *last.items()]:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -245,4 +251,5 @@ def _figures(reply) -> str:
         figures.append(f'first after {usage["time_to_first_token"]:.2f} s')
     if usage['tokens_per_second'] is not None:
         figures.append(f'{usage["tokens_per_second"]:.1f} tokens/s')
-    return f'({", ".join(figures)}{"" if reply.finish_reason == "stop" else ", ended by " + reply.finish_reason})'
+    ended = '' if reply.finish_reason == 'stop' else f', ended by {reply.finish_reason}'
+    return f'({", ".join(figures)}{ended})'

@@ -123,11 +123,13 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         raise ValueError(f'{name} is empty ({width}x{height} pixels)')
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f'{name} is too large: {width}x{height} pixels, at most {MAX_PIXELS:,} in all; scale it down first'
+            f'{name} is too large: {width}x{height} pixels, at most {MAX_PIXELS:,} in all; scale it down'
+            ' first'
         )
     if max(size) > MAX_ASPECT * min(size):
         raise ValueError(
-            f'{name} is too narrow: {width}x{height} pixels, at most {MAX_ASPECT} times as long as wide; crop it first'
+            f'{name} is too narrow: {width}x{height} pixels, at most {MAX_ASPECT} times as long as wide; crop'
+            ' it first'
         )
 
 

@@ -73,7 +73,8 @@ class OnePieceEncoder(VisionEncoder):
             or getattr(config, 'deepstack_layer_map', None)
         ):
             raise BackendError(
-                f'{self._name} ({self._kind}) adds the picture in several layers in a way of its own: use another model'
+                f'{self._name} ({self._kind}) adds the picture in several layers in a way of its own: use'
+                ' another model'
             )
         self._processor = open_processor(self._path, self._row_id)
         self.image_token = self.image_token or self._processor.image_token
@@ -88,8 +89,8 @@ class OnePieceEncoder(VisionEncoder):
             deeper = [torch.cat(list(layer)) for layer in getattr(features, 'deepstack_features', None) or ()]
         if ids.count(self._row_id) != len(rows):
             raise BackendError(
-                f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives {len(rows)}: '
-                f'{self._path} does not hold what belongs together'
+                f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives'
+                f' {len(rows)}: {self._path} does not hold what belongs together'
             )
         positions = self._positions(inputs)
         parts: list = []
@@ -202,7 +203,8 @@ def open_processor(path: str, row_id: int | None):
     except (ImportError, OSError, ValueError, TypeError, KeyError):
         pass
     raise BackendError(
-        f'{path}: its processor cannot be opened, so it sees no pictures: {" ".join(str(problem).split())[:200]}'
+        f'{path}: its processor cannot be opened, so it sees no pictures:'
+        f' {" ".join(str(problem).split())[:200]}'
     ) from problem
 
 

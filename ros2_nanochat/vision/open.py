@@ -1,4 +1,4 @@
-"""Finds what encodes pictures for an opened model: an encoder beside it, its own, or what its backend does."""
+"""Finds what encodes pictures for an opened model: an encoder beside it, its own, or its backend's."""
 
 from __future__ import annotations
 

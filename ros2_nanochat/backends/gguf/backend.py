@@ -85,8 +85,9 @@ class GGUFBackend(Backend):
         api.llama_backend_init()
         if self.config.gpu_layers and not api.llama_supports_gpu_offload():
             raise BackendError(
-                f'gpu_layers={self.config.gpu_layers} needs a GPU build of llama-cpp-python, and this one has none: '
-                'set it to 0 for the CPU, or reinstall with  CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary llama-cpp-python --force-reinstall llama-cpp-python'
+                f'gpu_layers={self.config.gpu_layers} needs a GPU build of llama-cpp-python, and this one has'
+                ' none: set it to 0 for the CPU, or reinstall with  CMAKE_ARGS=-DGGML_CUDA=on pip install'
+                ' --no-binary llama-cpp-python --force-reinstall llama-cpp-python'
             )
 
         @api.llama_progress_callback
@@ -110,7 +111,8 @@ class GGUFBackend(Backend):
         if not self._context:
             self.close()
             raise BackendError(
-                f'no memory for a context of {self.config.kv_tokens} tokens: {log.reason()}; ask for less with max_context_len'
+                f'no memory for a context of {self.config.kv_tokens} tokens: {log.reason()}; ask for less'
+                ' with max_context_len'
             )
         self.info = self._read_info()
         self._prepare_batch()
@@ -318,13 +320,15 @@ class GGUFBackend(Backend):
         for chunk in chunks:
             if chunk.positions is not None:
                 raise BackendError(
-                    f'{self.info.name} takes no positions of more than one axis through gguf; use api=hf for this model'
+                    f'{self.info.name} takes no positions of more than one axis through gguf; use api=hf for'
+                    ' this model'
                 )
             n, start = len(chunk), self._lengths[chunk.seq]
             end = at + n
             if start + n > self._context_length or end > _BATCH:
                 raise BackendError(
-                    f'{n} entries do not fit behind {start}: the context holds {self._context_length}, a batch {_BATCH}'
+                    f'{n} entries do not fit behind {start}: the context holds {self._context_length}, a'
+                    f' batch {_BATCH}'
                 )
             if chunk.embeddings is None:
                 self._tokens[at:end] = chunk.ids

@@ -82,7 +82,8 @@ def read_metadata(path: str) -> dict[str, Any]:
         RecursionError,
     ) as error:
         raise BackendError(
-            f'{path} is damaged or cut short ({os.path.getsize(path)} bytes): its head cannot be read; download it again'
+            f'{path} is damaged or cut short ({os.path.getsize(path)} bytes): its head cannot be read;'
+            ' download it again'
         ) from error
 
 
@@ -126,7 +127,8 @@ def architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int,
         return _architecture_memory(metadata, batch)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise BackendError(
-            f'the head of the GGUF file is damaged, its figures make no sense ({ascii(str(error))[:100]}): download it again'
+            f'the head of the GGUF file is damaged, its figures make no sense ({ascii(str(error))[:100]}):'
+            ' download it again'
         ) from error
 
 

@@ -38,7 +38,8 @@ def dequantize(
     group = weight.shape[0] // zeros.shape[0]
     if weight.shape[0] % zeros.shape[0] or scales.shape != zeros.shape or weight.shape[1] != zeros.shape[1]:
         raise ValueError(
-            f'shapes do not fit: qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}, scales {list(scales.shape)}'
+            f'shapes do not fit: qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}, scales'
+            f' {list(scales.shape)}'
         )
     weight = weight.reshape(-1, group, weight.shape[1])
     dense = (weight - zeros[:, None]).to(torch.float32) * scales[:, None].to(torch.float32)
@@ -50,7 +51,8 @@ def check(checkpoint: Checkpoint) -> None:
     settings = checkpoint.config.get('quantization_config') or {}
     if settings.get('quant_method') != 'awq':
         raise BackendError(
-            f"{checkpoint.folder} is no AWQ checkpoint (quant_method {settings.get('quant_method')!r}); open it with api='hf'"
+            f'{checkpoint.folder} is no AWQ checkpoint (quant_method {settings.get("quant_method")!r}); open'
+            " it with api='hf'"
         )
     version, bits = (
         str(settings.get('version', 'gemm')).lower(),
@@ -58,8 +60,8 @@ def check(checkpoint: Checkpoint) -> None:
     )
     if version != 'gemm' or bits != 4:
         raise BackendError(
-            f'{checkpoint.folder}: AWQ version {version!r} with {bits} bits needs its own kernels (gptqmodel on CUDA); '
-            "take a checkpoint with version 'gemm' and 4 bits"
+            f'{checkpoint.folder}: AWQ version {version!r} with {bits} bits needs its own kernels (gptqmodel'
+            " on CUDA); take a checkpoint with version 'gemm' and 4 bits"
         )
 
 

@@ -206,7 +206,8 @@ class HFBackend(Backend):
     def _keep(self, sequence) -> int:
         if len(self._sequences) >= self.max_sequences:
             raise BackendError(
-                f'{len(self._sequences)} sequences are open, as many as max_sequences={self.max_sequences} allows'
+                f'{len(self._sequences)} sequences are open, as many as max_sequences={self.max_sequences}'
+                ' allows'
             )
         self._handles += 1
         self._sequences[self._handles] = sequence
@@ -242,7 +243,8 @@ class HFBackend(Backend):
         room = self.kv_capacity - self.kv_used
         if sum(map(len, chunks)) > room:
             raise ForwardError(
-                f'{sum(map(len, chunks))} tokens do not fit into the KV cache, which has room for {room} of {self.kv_capacity}',
+                f'{sum(map(len, chunks))} tokens do not fit into the KV cache, which has room for {room} of'
+                f' {self.kv_capacity}',
                 [0] * len(chunks),
             )
         rows = self.runner.forward([(self._sequences[chunk.seq], chunk) for chunk in chunks])

@@ -98,7 +98,8 @@ def open_checkpoint(path: str) -> Checkpoint:
         missing = [name for name in wanted if name not in names]
         if missing:
             raise BackendError(
-                f'{path} lacks {missing[0]} ({len(missing)} of {len(wanted)} weight files missing); download it again'
+                f'{path} lacks {missing[0]} ({len(missing)} of {len(wanted)} weight files missing); download'
+                ' it again'
             )
         checkpoint.shards = wanted
     else:

@@ -90,7 +90,8 @@ def read_choice(quantization: str | None) -> Choice:
     if os.path.isdir(os.path.expanduser(quantization)):
         return Choice(awq=os.path.abspath(os.path.expanduser(quantization)))
     raise BackendError(
-        f'quantization={quantization!r} is unknown to hf. There are: auto, {", ".join((*DTYPES, *QUANTIZERS))}, or a folder of AWQ weights'
+        f'quantization={quantization!r} is unknown to hf. There are: auto,'
+        f' {", ".join((*DTYPES, *QUANTIZERS))}, or a folder of AWQ weights'
     )
 
 
@@ -186,7 +187,8 @@ def load(
                 _need_packages(quantizer.packages, f'quantization={choice.quantizer!r}')
                 if quantizer.needs_cuda and device.type != 'cuda':
                     raise BackendError(
-                        f'quantization={choice.quantizer!r} runs on CUDA devices alone, not on {device.type}; take bitsandbytes-8bit or a dtype'
+                        f'quantization={choice.quantizer!r} runs on CUDA devices alone, not on {device.type};'
+                        ' take bitsandbytes-8bit or a dtype'
                     )
                 options['quantization_config'] = quantizer.make(dtype)
             model = _from_pretrained(_model_class(checkpoint, config), checkpoint, **options)
@@ -227,7 +229,8 @@ def _load_awq(
     hf_awq.check(checkpoint)
     dense_bytes = dtype.itemsize * hf_awq.dense_elements(checkpoint)
     log.warning(
-        'AWQ is unpacked to dense %s weights, because %s: about %.1f GB of memory in place of %.1f GB, and the speed of a dense model',
+        'AWQ is unpacked to dense %s weights, because %s: about %.1f GB of memory in place of %.1f GB, and'
+        ' the speed of a dense model',
         str(dtype)[6:],
         why,
         dense_bytes / 1e9,
@@ -257,7 +260,8 @@ def _from_pretrained(cls, checkpoint: Checkpoint, path: str | None = '', **optio
         raise
     except torch.OutOfMemoryError as error:
         raise BackendError(
-            f'{checkpoint.folder} does not fit into the memory of the GPU: {one_line(error)}; take a smaller model or quantization'
+            f'{checkpoint.folder} does not fit into the memory of the GPU: {one_line(error)}; take a smaller'
+            ' model or quantization'
         ) from error
     except Exception as error:  # a checkpoint can be wrong in every way that transformers can stumble over
         raise BackendError(
@@ -281,12 +285,13 @@ def _model_class(checkpoint: Checkpoint, config: ModelConfig):
         return transformers.AutoModelForCausalLM
     if 'auto_map' in checkpoint.config and kind not in transformers.CONFIG_MAPPING:
         raise BackendError(
-            f'{folder} brings its own code ({kind}); it runs only with trust_remote_code=True, if you trust its authors'
+            f'{folder} brings its own code ({kind}); it runs only with trust_remote_code=True, if you trust'
+            ' its authors'
         )
     if kind not in transformers.CONFIG_MAPPING:
         raise BackendError(
-            f'{folder}: model_type {kind!r} is unknown to transformers {transformers.__version__}; a newer one may know it '
-            '(pip install -U transformers)'
+            f'{folder}: model_type {kind!r} is unknown to transformers {transformers.__version__}; a newer'
+            ' one may know it (pip install -U transformers)'
         )
     settings = transformers.CONFIG_MAPPING[kind]
     architectures = checkpoint.config.get('architectures') or ['']
@@ -299,7 +304,8 @@ def _model_class(checkpoint: Checkpoint, config: ModelConfig):
     if settings in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM
     raise BackendError(
-        f'{folder}: {architectures[0] or kind} is no causal language model; hf runs causal and image-text models'
+        f'{folder}: {architectures[0] or kind} is no causal language model; hf runs causal and image-text'
+        ' models'
     )
 
 
@@ -312,7 +318,8 @@ def _concrete_class(config, checkpoint: Checkpoint):
             cls = mapping[type(config)]
             return cls[0] if isinstance(cls, tuple) else cls
     raise BackendError(
-        f'{checkpoint.folder}: transformers {transformers.__version__} has no language model for {config.model_type}'
+        f'{checkpoint.folder}: transformers {transformers.__version__} has no language model for'
+        f' {config.model_type}'
     )
 
 
@@ -320,7 +327,8 @@ def _need_packages(packages: tuple[str, ...], what: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendError(
-            f'{what} needs {" and ".join(missing)}: run  pip install {" ".join(missing)}  with the Python that runs this'
+            f'{what} needs {" and ".join(missing)}: run  pip install {" ".join(missing)}  with the Python'
+            ' that runs this'
         )
 
 

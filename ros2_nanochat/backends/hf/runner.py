@@ -74,8 +74,8 @@ class Runner:
             self._choose(vocab_size)
         if self.bidirectional_prompt and not (self.packed and self.takes_embeddings):
             raise BackendError(
-                f'{type(model).__name__}: its prompt attends to itself both ways, and its attention cannot be exchanged for one that '
-                'allows it; another version of transformers may do'
+                f'{type(model).__name__}: its prompt attends to itself both ways, and its attention cannot be'
+                ' exchanged for one that allows it; another version of transformers may do'
             )
 
     def new(self) -> PackedSequence | StockSequence:
@@ -88,7 +88,8 @@ class Runner:
         for sequence, chunk in chunks:
             if sequence.length + len(chunk) > self.context_length:
                 raise ForwardError(
-                    f'{sequence.length} + {len(chunk)} tokens are more than the context of {self.context_length}',
+                    f'{sequence.length} + {len(chunk)} tokens are more than the context of'
+                    f' {self.context_length}',
                     [0] * len(chunks),
                 )
         chunks = [(sequence, chunk) for sequence, chunk in chunks if len(chunk)]
@@ -148,7 +149,8 @@ class Runner:
     def _forward_stock(self, sequence: StockSequence, chunk: Chunk) -> torch.Tensor:
         if chunk.bidirectional:
             raise ValueError(
-                f'{type(self.model).__name__} runs a sequence at a time here, where attention both ways within a chunk is not possible'
+                f'{type(self.model).__name__} runs a sequence at a time here, where attention both ways'
+                ' within a chunk is not possible'
             )
         positions = _join_positions([(sequence, chunk)])
         inputs, n, rows = self._inputs([chunk]), len(chunk), []
@@ -275,8 +277,8 @@ class Runner:
                     break
             else:
                 raise BackendError(
-                    f'{type(self.model).__name__} does not give the same logits with its cache as without; another version of '
-                    'transformers may'
+                    f'{type(self.model).__name__} does not give the same logits with its cache as without;'
+                    ' another version of transformers may'
                 )
         self.takes_embeddings = agrees(
             embeddings=self.embed(torch.as_tensor(ids[:4]).to(self.device)).float().cpu().numpy()

@@ -65,8 +65,8 @@ class MLCBackend(Backend):
         library = folder.find_library(self.config)
         if library is None:
             raise BackendError(
-                f'{folder.path} has no model library: no .so lies in it, nor one of its name in {cache_folder()}; name one with '
-                f'model_lib, or make one:  nanochat-mlc {folder.path}'
+                f'{folder.path} has no model library: no .so lies in it, nor one of its name in'
+                f' {cache_folder()}; name one with model_lib, or make one:  nanochat-mlc {folder.path}'
             )
         shards = folder.check_shards()
         self._tokenizer = Tokenizer.from_folder(folder.path)
@@ -90,7 +90,8 @@ class MLCBackend(Backend):
         describe = self._runtime.function(self._machine, '_metadata')
         if describe is None:
             raise BackendError(
-                f'{library} is no model library: it has no function _metadata; name the .so that mlc_llm compile made'
+                f'{library} is no model library: it has no function _metadata; name the .so that mlc_llm'
+                ' compile made'
             )
         return parse_metadata(str(describe()), library)
 
@@ -110,7 +111,8 @@ class MLCBackend(Backend):
         if not self._functions['embed'] or not self._functions['prefill']:
             lacking = next(name for name in ('embed', 'prefill') if not self._functions[name])
             raise BackendError(
-                f'{library} has no function {lacking!r}; compile the model again with an mlc_llm of 2024 or newer'
+                f'{library} has no function {lacking!r}; compile the model again with an mlc_llm of 2024 or'
+                ' newer'
             )
         self._sampler = mlc_sampling.DeviceSampler(self._runtime, self._functions)
         self._prefill = self._functions['prefill'], self._functions['batch_prefill']
@@ -149,8 +151,9 @@ class MLCBackend(Backend):
         free, need = runtime.free_memory(), self._kv_bytes * self.kv_capacity
         if free is not None and need > free:
             raise BackendError(
-                f'a KV cache of {self.kv_capacity} tokens takes {need / (1 << 20):,.0f} MiB, and {free / (1 << 20):,.0f} MiB are free '
-                f'on {runtime.device}: ask for less with max_context_len, max_sequences or kv_tokens'
+                f'a KV cache of {self.kv_capacity} tokens takes {need / (1 << 20):,.0f} MiB, and'
+                f' {free / (1 << 20):,.0f} MiB are free on {runtime.device}: ask for less with'
+                ' max_context_len, max_sequences or kv_tokens'
             )
         self._kv = PagedKV(
             runtime, self._machine, self.max_sequences, self.kv_capacity, self.max_batch_tokens
@@ -169,8 +172,9 @@ class MLCBackend(Backend):
             raise self._does_not_run(error) from error
         if not np.isfinite(rows).all():
             raise BackendError(
-                f'{library} gives logits that are no numbers: the weights in {self.path} are damaged (copy them again), or too large '
-                f'for the type they are computed in ({self._dtype}): take another quantization'
+                f'{library} gives logits that are no numbers: the weights in {self.path} are damaged (copy'
+                f' them again), or too large for the type they are computed in ({self._dtype}): take another'
+                ' quantization'
             )
         self._logits_width = rows.shape[1]
         self.free(seq)
@@ -178,8 +182,9 @@ class MLCBackend(Backend):
     def _does_not_run(self, error: Exception) -> BackendError:
         runtime = self._runtime
         return BackendError(
-            f'{runtime.library} does not run on {runtime.device} with TVM {runtime.version} ({one_line(error)}); it was compiled for '
-            'another GPU or another TVM: compile it here with nanochat-mlc'
+            f'{runtime.library} does not run on {runtime.device} with TVM {runtime.version}'
+            f' ({one_line(error)}); it was compiled for another GPU or another TVM: compile it here with'
+            ' nanochat-mlc'
         )
 
     def _try_sampler(self, rows: DeviceLogits) -> None:
@@ -191,7 +196,8 @@ class MLCBackend(Backend):
                 rows.sample([0], [1.0], [0.9], [0.5])
         except Exception as error:
             _log.warning(
-                'the functions of %s that sample on the device do not work (%s): logits are copied for each token',
+                'the functions of %s that sample on the device do not work (%s): logits are copied for each'
+                ' token',
                 self._runtime.library,
                 one_line(error),
             )
@@ -245,7 +251,8 @@ class MLCBackend(Backend):
         """The library looks ids up without a check of its own and would read beyond its memory."""
         if len(ids) and (ids.min() < 0 or ids.max() >= self._vocabulary):
             raise BackendError(
-                f'token ids go from 0 to {self._vocabulary - 1}, and one is {ids.min() if ids.min() < 0 else ids.max()}'
+                f'token ids go from 0 to {self._vocabulary - 1}, and one is'
+                f' {ids.min() if ids.min() < 0 else ids.max()}'
             )
         return ids
 
@@ -269,8 +276,8 @@ class MLCBackend(Backend):
             Exception
         ) as error:  # tvm raises classes of its own; older libraries take pictures in another form
             raise BackendError(
-                f'{self._runtime.library} does not take this picture of {pixels.shape[1]} x {pixels.shape[0]} ({one_line(error, 200)}): '
-                'compile it again with the newest mlc_llm'
+                f'{self._runtime.library} does not take this picture of {pixels.shape[1]} x {pixels.shape[0]}'
+                f' ({one_line(error, 200)}): compile it again with the newest mlc_llm'
             ) from error
         return rows.reshape(-1, self._width)
 
@@ -312,8 +319,8 @@ class MLCBackend(Backend):
             n = len(chunk)
             if chunk.positions is not None or chunk.bidirectional:
                 raise BackendError(
-                    f'{self.config.model or self.path} takes no positions of more than one axis and no attention both ways through '
-                    'mlc; use api=hf for this model'
+                    f'{self.config.model or self.path} takes no positions of more than one axis and no'
+                    ' attention both ways through mlc; use api=hf for this model'
                 )
             if lengths[chunk.seq] + n > most:
                 raise BackendError(

@@ -41,7 +41,8 @@ def chat_template(folder: MLCFolder, tokenizer: Tokenizer) -> str | None:
     before, placed, after = system.partition('{system_message}')
     bare = conversation.get('add_role_after_system_message', True) is False
     lines = [
-        "{% if messages and messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
+        "{% if messages and messages[0]['role'] == 'system' %}"
+        "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
         f'{{% else %}}{{% set system = {_literal(default)} %}}{{% set turns = messages %}}{{% endif %}}',
         _text(start),
         # an empty system message leaves an empty template out, and no other
@@ -60,7 +61,8 @@ def chat_template(folder: MLCFolder, tokenizer: Tokenizer) -> str | None:
         )
         head, _, tail = form.partition(f'{{{role}_message}}')
         lines.append(
-            f"{{% {word} turn['role'] == '{role}' %}}{prefix}{_text(head)}{{{{ turn['content'] }}}}{_text(tail + separator)}"
+            f"{{% {word} turn['role'] == '{role}' %}}{prefix}{_text(head)}"
+            f"{{{{ turn['content'] }}}}{_text(tail + separator)}"
         )
     answer = (roles.get('assistant') or '') + (conversation.get('role_empty_sep') or '')
     lines.append(f'{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{_text(answer)}{{% endif %}}')

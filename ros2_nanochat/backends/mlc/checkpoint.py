@@ -23,12 +23,14 @@ def check_checkpoint(path: str) -> dict:
     """The `config.json` of a folder with a checkpoint; a BackendError says what it lacks."""
     if not os.path.isdir(path):
         raise BackendError(
-            f'{path} is no folder: quantizing for MLC takes the folder of a checkpoint in the form of transformers'
+            f'{path} is no folder: quantizing for MLC takes the folder of a checkpoint in the form of'
+            ' transformers'
         )
     config = read_json(path, 'config.json')
     if not config:
         raise BackendError(
-            f'{path} holds neither a model of MLC-LLM (mlc-chat-config.json) nor a checkpoint of transformers (config.json)'
+            f'{path} holds neither a model of MLC-LLM (mlc-chat-config.json) nor a checkpoint of transformers'
+            ' (config.json)'
         )
     if not any(glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in WEIGHTS):
         raise BackendError(

@@ -43,9 +43,10 @@ _HEARTBEAT = 20  # seconds between lines that say how far it is
 _TARGETS = {'llvm': 'cpu'}  # the kinds of TVM, where devices have another name
 _NOISE = re.compile(r'\x1b\[[0-9;]*m')
 INSTALL = (
-    'mlc_llm is not installed, which quantizing and compiling need: on a Jetson run in a container that has it (jetson-containers run '
-    '$(autotag mlc)), elsewhere see https://llm.mlc.ai/docs/install/mlc_llm.html; or name a model that is ready: a folder or hub repository '
-    'of MLC weights (its names end in -MLC), and its library with model_lib'
+    'mlc_llm is not installed, which quantizing and compiling need: on a Jetson run in a container that has'
+    ' it (jetson-containers run $(autotag mlc)), elsewhere see https://llm.mlc.ai/docs/install/mlc_llm.html;'
+    ' or name a model that is ready: a folder or hub repository of MLC weights (its names end in -MLC), and'
+    ' its library with model_lib'
 )
 
 
@@ -66,8 +67,8 @@ def prepare(path: str, config: ModelConfig, notify: Callable[[str], None] = _log
         found = MLCFolder(path).quantization
         if found != config.quantization:
             raise BackendError(
-                f'the weights in {path} are {found}, and quantization={config.quantization!r} was asked for: leave it out, or name '
-                'the original checkpoint'
+                f'the weights in {path} are {found}, and quantization={config.quantization!r} was asked for:'
+                ' leave it out, or name the original checkpoint'
             )
     target = target_of(config.device)
     if not is_mlc_folder(path):
@@ -79,8 +80,8 @@ def prepare(path: str, config: ModelConfig, notify: Callable[[str], None] = _log
             command()
         except BackendError as error:
             raise BackendError(
-                f'{path} has no model library: no .so beside it, none of its name in {cache_folder()}, and model_lib names none; and '
-                f'to make one, {error}'
+                f'{path} has no model library: no .so beside it, none of its name in {cache_folder()}, and'
+                f' model_lib names none; and to make one, {error}'
             ) from None
         make_library(folder, target, notify)
     return path
@@ -209,8 +210,8 @@ def _making(final: str, notify: Callable[[str], None]) -> Iterator[str | None]:
             lock.release()
     except OSError as error:
         raise BackendError(
-            f'{final} cannot be written: {error.strerror or error}; free some room, or set XDG_CACHE_HOME to a disk '
-            'that has it'
+            f'{final} cannot be written: {error.strerror or error}; free some room, or set XDG_CACHE_HOME to'
+            ' a disk that has it'
         ) from error
 
 
@@ -245,7 +246,8 @@ class _Steps:
                 raise
         if code:
             raise BackendError(
-                f'mlc_llm {arguments[0]} failed{f" on signal {-code}" if code < 0 else ""}: {_telling(_read(log))}'
+                f'mlc_llm {arguments[0]} failed{f" on signal {-code}" if code < 0 else ""}:'
+                f' {_telling(_read(log))}'
             )
         self._notify(f'{label}: done in {time.monotonic() - began:.0f} s')
 
@@ -280,7 +282,10 @@ def _last_line(log: str) -> str:
 def _telling(text: str) -> str:
     """The line of a program's output that says why it failed."""
     if 'No space left on device' in text:
-        return f'the disk is full; free some room, or set XDG_CACHE_HOME to a disk that has it ({cache_folder()} is used)'
+        return (
+            f'the disk is full; free some room, or set XDG_CACHE_HOME to a disk that has it ({cache_folder()}'
+            ' is used)'
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     known = [
         line
@@ -313,8 +318,9 @@ def _check_room(path: str, quantization: str, folder: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise BackendError(
-            f'{folder} has {free / (1 << 20):,.0f} MiB free, and {os.path.basename(path)} in {quantization} takes about '
-            f'{need / (1 << 20):,.0f} MiB: free some room, or set XDG_CACHE_HOME to a disk that has it'
+            f'{folder} has {free / (1 << 20):,.0f} MiB free, and {os.path.basename(path)} in {quantization}'
+            f' takes about {need / (1 << 20):,.0f} MiB: free some room, or set XDG_CACHE_HOME to a disk that'
+            ' has it'
         )
 
 

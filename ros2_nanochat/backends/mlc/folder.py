@@ -88,7 +88,8 @@ class MLCFolder:
         name = next((name for name in INDEXES if os.path.isfile(os.path.join(self.path, name))), None)
         if name is None:
             raise BackendError(
-                f'{self.path} has no weights: neither {INDEXES[0]} nor {INDEXES[1]} is there; copy or convert the model again'
+                f'{self.path} has no weights: neither {INDEXES[0]} nor {INDEXES[1]} is there; copy or convert'
+                ' the model again'
             )
         try:
             return [
@@ -111,7 +112,8 @@ class MLCFolder:
             ]
         except (KeyError, TypeError, ValueError) as error:
             raise BackendError(
-                f'{os.path.join(self.path, name)} is no index of weights ({type(error).__name__}: {error}); copy it again'
+                f'{os.path.join(self.path, name)} is no index of weights ({type(error).__name__}: {error});'
+                ' copy it again'
             ) from error
 
     def check_shards(self) -> list[Shard]:
@@ -120,8 +122,8 @@ class MLCFolder:
         missing = [os.path.basename(shard.path) for shard in shards if not os.path.isfile(shard.path)]
         if missing:
             raise BackendError(
-                f'{self.path} lacks {len(missing)} of {len(shards)} shards of weights ({", ".join(missing[:4])}'
-                f'{", ..." if len(missing) > 4 else ""}); download or copy the rest'
+                f'{self.path} lacks {len(missing)} of {len(shards)} shards of weights'
+                f' ({", ".join(missing[:4])}{", ..." if len(missing) > 4 else ""}); download or copy the rest'
             )
         for shard in shards:
             size = os.path.getsize(shard.path)
@@ -137,8 +139,9 @@ class MLCFolder:
                 )
                 if record.nbytes != stored or record.offset < 0 or record.offset + record.nbytes > size:
                     raise BackendError(
-                        f'{shard.path}: {record.name} {record.dtype}{list(record.shape)} takes {stored} bytes, and the index gives '
-                        f'it {record.nbytes} at {record.offset} of {size}; copy or convert the model again'
+                        f'{shard.path}: {record.name} {record.dtype}{list(record.shape)} takes {stored}'
+                        f' bytes, and the index gives it {record.nbytes} at {record.offset} of {size}; copy'
+                        ' or convert the model again'
                     )
         return shards
 
@@ -217,8 +220,8 @@ class MLCFolder:
         fitting = [path for path in paths if any(kind in os.path.basename(path) for kind in kinds)]
         if len(fitting) != 1:
             raise BackendError(
-                f'{os.path.dirname(paths[0])} has {len(paths)} model libraries: name one with model_lib, out of '
-                f'{", ".join(os.path.basename(path) for path in paths)}'
+                f'{os.path.dirname(paths[0])} has {len(paths)} model libraries: name one with model_lib, out'
+                f' of {", ".join(os.path.basename(path) for path in paths)}'
             )
         return fitting
 
@@ -258,13 +261,14 @@ def parse_metadata(text: str, library: str) -> dict:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(
-            f'{library} describes itself in a way that is not understood ({error}); compile it with a newer mlc_llm'
+            f'{library} describes itself in a way that is not understood ({error}); compile it with a newer'
+            ' mlc_llm'
         ) from error
     kind = metadata.get('kv_state_kind', 'kv_cache')
     if kind != 'kv_cache':
         raise BackendError(
-            f'{library} keeps a state of kind {kind!r} ({metadata.get("model_type")}); a paged KV cache is needed: '
-            'run this model with api=hf'
+            f'{library} keeps a state of kind {kind!r} ({metadata.get("model_type")}); a paged KV cache is'
+            ' needed: run this model with api=hf'
         )
     for name in ('tensor_parallel_shards', 'pipeline_parallel_stages', 'seqlen_padding_factor'):
         if metadata.get(name, 1) > 1:

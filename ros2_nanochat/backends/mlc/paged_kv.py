@@ -56,17 +56,18 @@ class PagedKV:
                 error = failure
         if error is None:
             raise BackendError(
-                f'{self._runtime.library} has no function that makes a KV cache; compile the model with a newer mlc_llm'
+                f'{self._runtime.library} has no function that makes a KV cache; compile the model with a'
+                ' newer mlc_llm'
             )
         said = one_line(error, 200)
         if not re.search(r'alloc|memory', said, re.IGNORECASE):
             raise BackendError(
-                f'{self._runtime.library} cannot make its KV cache with TVM {self._runtime.version} ({said}); it was compiled for another '
-                'TVM: install that one, or compile it again with nanochat-mlc'
+                f'{self._runtime.library} cannot make its KV cache with TVM {self._runtime.version} ({said});'
+                ' it was compiled for another TVM: install that one, or compile it again with nanochat-mlc'
             ) from error
         raise BackendError(
-            f'no memory for a KV cache of {tokens} tokens on {self._runtime.device} ({said}): ask for less with max_context_len, '
-            'max_sequences or kv_tokens'
+            f'no memory for a KV cache of {tokens} tokens on {self._runtime.device} ({said}): ask for less'
+            ' with max_context_len, max_sequences or kv_tokens'
         ) from error
 
     def new(self) -> int:
@@ -114,8 +115,8 @@ class PagedKV:
         # the sum of all lengths is at least what is stored: most often that settles it
         if sum(self.lengths.values()) + total > self.tokens and (free := self.tokens - self.used) < total:
             raise BackendError(
-                f'the KV cache has no room: {total} tokens are to go in, and {max(0, free)} of {self.tokens} are free; raise '
-                'kv_tokens, or lower max_sequences or max_context_len'
+                f'the KV cache has no room: {total} tokens are to go in, and {max(0, free)} of {self.tokens}'
+                ' are free; raise kv_tokens, or lower max_sequences or max_context_len'
             )
         return _Appending(self, seqs, counts)
 

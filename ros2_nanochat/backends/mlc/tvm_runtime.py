@@ -40,15 +40,16 @@ class Runtime:
         kind, _, index = wanted.partition(':')
         if kind != compiled:
             raise BackendError(
-                f'{library} was compiled for {compiled}, and device={device!r} was asked for: leave device at auto, or compile the '
-                f'library for it (nanochat-mlc MODEL --target {kind})'
+                f'{library} was compiled for {compiled}, and device={device!r} was asked for: leave device at'
+                f' auto, or compile the library for it (nanochat-mlc MODEL --target {kind})'
             )
         self.device = self.tvm.device(kind, int(index or 0))
         self.on_cpu = compiled == 'cpu'
         if not self.on_cpu and not self.device.exist:
             raise BackendError(
-                f'{library} was compiled for {compiled}, and TVM {self.version} finds no such device ({wanted}) here: check the '
-                f'driver and that this TVM was built with {compiled}, or use a library compiled for the CPU'
+                f'{library} was compiled for {compiled}, and TVM {self.version} finds no such device'
+                f' ({wanted}) here: check the driver and that this TVM was built with {compiled}, or use a'
+                ' library compiled for the CPU'
             )
         self._new_shape = _first(self.tvm, 'runtime.ShapeTuple') or require('tvm_ffi', 'mlc').Shape
         self._empty = _first(self.tvm, 'runtime.empty', 'nd.empty')
@@ -70,12 +71,13 @@ class Runtime:
             else:
                 what = 'cannot be loaded'
             raise BackendError(
-                f'{path} {what} (TVM {self.version}: {_reason(error)}); use a library compiled for this machine and this TVM, '
-                'or compile it again with nanochat-mlc'
+                f'{path} {what} (TVM {self.version}: {_reason(error)}); use a library compiled for this'
+                ' machine and this TVM, or compile it again with nanochat-mlc'
             ) from error
         if not _has(module, 'vm_load_executable'):
             raise BackendError(
-                f'{path} is no model library: it has no function vm_load_executable; name the .so that mlc_llm compile made'
+                f'{path} is no model library: it has no function vm_load_executable; name the .so that'
+                ' mlc_llm compile made'
             )
         return module
 
@@ -93,8 +95,8 @@ class Runtime:
             return machine
         except Exception as error:
             raise BackendError(
-                f'{self.library} does not start on TVM {self.version}: {_reason(error)}; compile it again with the mlc_llm that '
-                'belongs to this TVM'
+                f'{self.library} does not start on TVM {self.version}: {_reason(error)}; compile it again'
+                ' with the mlc_llm that belongs to this TVM'
             ) from error
 
     def function(self, machine, name: str):
@@ -113,7 +115,8 @@ class Runtime:
         found = self.builtin(name)
         if found is None:
             raise BackendError(
-                f'TVM {self.version} has no {name}: too old, or a build without the Relax runtime; install apache-tvm 0.25 or newer'
+                f'TVM {self.version} has no {name}: too old, or a build without the Relax runtime; install'
+                ' apache-tvm 0.25 or newer'
             )
         return found
 
@@ -222,13 +225,15 @@ def check_elf(path: str) -> None:
     here = os.uname().machine
     if _ELF_MACHINES.get(machine, '') != here and machine in _ELF_MACHINES:
         raise BackendError(
-            f'{path} was compiled for {_ELF_MACHINES[machine]}, and this machine is {here}; compile it here with nanochat-mlc'
+            f'{path} was compiled for {_ELF_MACHINES[machine]}, and this machine is {here}; compile it here'
+            ' with nanochat-mlc'
         )
     (sections,) = struct.unpack_from('<Q', head, 40)
     entry_size, count = struct.unpack_from('<HH', head, 58)
     if size < sections + entry_size * count:
         raise BackendError(
-            f'{path} is cut off: it has {size} bytes and should have {sections + entry_size * count} or more; copy it again'
+            f'{path} is cut off: it has {size} bytes and should have {sections + entry_size * count} or more;'
+            ' copy it again'
         )
 
 

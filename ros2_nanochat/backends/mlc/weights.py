@@ -25,8 +25,9 @@ def match_parameters(
     missing = [name for name, _, _ in parameters if name not in records]
     if missing:
         raise BackendError(
-            f'the weights in {folder.path} ({folder.quantization}) do not fit {library}: {len(missing)} of {len(parameters)} '
-            f'parameters are missing, {missing[0]!r} first; use the library compiled for this model and quantization'
+            f'the weights in {folder.path} ({folder.quantization}) do not fit {library}: {len(missing)} of'
+            f' {len(parameters)} parameters are missing, {missing[0]!r} first; use the library compiled for'
+            ' this model and quantization'
         )
     rows = []
     for name, shape, dtype in parameters:
@@ -36,8 +37,9 @@ def match_parameters(
         )
         if not fits or dtype != record.dtype:
             raise BackendError(
-                f'the weights in {folder.path} ({folder.quantization}) do not fit {library}: {name!r} is {record.dtype}'
-                f'{list(record.shape)}, and the library takes {dtype}{list(shape)}; use the library compiled for this model'
+                f'the weights in {folder.path} ({folder.quantization}) do not fit {library}: {name!r} is'
+                f' {record.dtype}{list(record.shape)}, and the library takes {dtype}{list(shape)}; use the'
+                ' library compiled for this model'
             )
         if shape and (not isinstance(shape[0], int) or shape[0] < 0):
             rows.append(record.shape[0])
@@ -85,12 +87,13 @@ def _load(runtime: Runtime, record: Record, data: np.ndarray, path: str):
         data = (data.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.uint8)
     elif record.format not in ('raw', 'f32-to-bf16'):
         raise BackendError(
-            f'{path}: {record.name} is stored as {record.format!r}, which is not known; convert the model with a current mlc_llm'
+            f'{path}: {record.name} is stored as {record.format!r}, which is not known; convert the model'
+            ' with a current mlc_llm'
         )
     try:
         return runtime.from_bytes(np.ascontiguousarray(data), record.shape, record.dtype)
     except Exception as error:  # tvm's allocators raise classes of their own
         raise BackendError(
-            f'no memory for {record.name} ({record.size / (1 << 20):,.1f} MiB) of {path} on {runtime.device}: '
-            'end other programs or use a smaller model'
+            f'no memory for {record.name} ({record.size / (1 << 20):,.1f} MiB) of {path} on {runtime.device}:'
+            ' end other programs or use a smaller model'
         ) from error

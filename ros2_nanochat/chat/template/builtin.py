@@ -45,7 +45,9 @@ BUILTIN: dict[str, dict | str] = {
     },
     # https://huggingface.co/princeton-nlp/Sheared-LLaMA-2.7B-ShareGPT
     'sheared-llama': {
-        'system_prompt': 'You are a helpful assistant. Write a response that appropriately completes the request.',
+        'system_prompt': (
+            'You are a helpful assistant. Write a response that appropriately completes the request.'
+        ),
         'system': '${MESSAGE}\n\n',
         'user': '### Input:\n${MESSAGE}\n\n',
         'bot': '### Response:${MESSAGE}${eos_token}\n\n',
@@ -53,16 +55,20 @@ BUILTIN: dict[str, dict | str] = {
     },
     # https://github.com/lm-sys/FastChat/blob/main/docs/vicuna_weights_version.md#prompt-template
     'vicuna-v0': {
-        'system_prompt': 'A chat between a curious human and an artificial intelligence assistant. '
-        "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+        'system_prompt': (
+            'A chat between a curious human and an artificial intelligence assistant. '
+            "The assistant gives helpful, detailed, and polite answers to the human's questions."
+        ),
         'system': '${MESSAGE}\n\n',
         'user': '### Human: ${MESSAGE}\n',
         'bot': '### Assistant: ${MESSAGE}\n',
         'stop': ['### Human:', '###'],
     },
     'vicuna-v1': {
-        'system_prompt': 'A chat between a curious user and an artificial intelligence assistant. '
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+        'system_prompt': (
+            'A chat between a curious user and an artificial intelligence assistant. '
+            "The assistant gives helpful, detailed, and polite answers to the user's questions."
+        ),
         'system': '${MESSAGE}\n\n',
         'user': 'USER: ${MESSAGE}\n',
         'bot': 'ASSISTANT: ${MESSAGE}${eos_token}\n',
@@ -139,10 +145,13 @@ BUILTIN['gemma-3'] = BUILTIN['gemma']
 # Jinja, which can put pictures in front. These models
 # were trained on one question and its answer: that further turns are further lines is ours.
 BUILTIN['paligemma'] = (
-    "{% for m in messages if m['content'] is not string %}{% for part in m['content'] if part['type'] == 'image' %}<image>{% endfor %}{% endfor %}{{ bos_token }}"
-    "{% for m in messages %}{{ '' if loop.first else '\n' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}"
-    "{{ '\n' if add_generation_prompt }}"
+    "{% for m in messages if m['content'] is not string %}"
+    "{% for part in m['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+    '{% endfor %}{{ bos_token }}'
+    "{% for m in messages %}{{ '' if loop.first else '\n' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "{% endfor %}{{ '\n' if add_generation_prompt }}"
 )
 
 # what stands in the name or the architecture of a model, the particular before the general

@@ -90,7 +90,8 @@ class ChatTemplate:
             return self._from_pieces(check_nanollm_format(wanted, 'chat_template'), 'custom')
         if not isinstance(wanted, (str, os.PathLike)):
             raise ValueError(
-                f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or a dict'
+                f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or'
+                ' a dict'
             )
         wanted = os.fspath(wanted)
         if wanted in BUILTIN:

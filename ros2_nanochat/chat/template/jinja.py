@@ -130,7 +130,8 @@ class JinjaMarkup:
             )
         except jinja2.TemplateError as error:
             raise TemplateRefusal(
-                f'chat template {self.name} refuses this conversation: {error.message or type(error).__name__}'
+                f'chat template {self.name} refuses this conversation:'
+                f' {error.message or type(error).__name__}'
             ) from error
         except (TypeError, ValueError, KeyError, ArithmeticError, OverflowError) as error:
             raise TemplateRefusal(

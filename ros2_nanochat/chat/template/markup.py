@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 _FIRST, _LAST = 0x100000, 0x10FFEF
 _BLANK = frozenset(
-    '\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
+    '\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006'
+    '\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
 )
 """White space as Unicode (and the package tokenizers) has it; Python's has U+001C to U+001F besides."""
 _PLANE = re.compile('[\U00100000-\U0010ffff]')
@@ -90,7 +91,8 @@ class Placeholders:
         code = _FIRST + len(self._texts) + len(self.objects)
         if code > _LAST:
             raise ValueError(
-                f'the conversation holds more than {_LAST - _FIRST} different images, replies and special strings: drop old messages'
+                f'the conversation holds more than {_LAST - _FIRST} different images, replies and'
+                ' special strings: drop old messages'
             )
         return chr(code)
 

@@ -24,7 +24,8 @@ def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') ->
     """
     if not isinstance(pieces, Mapping):
         raise ValueError(
-            f'{where}: a chat template is an object with the keys {", ".join(KEYS)}, not a {type(pieces).__name__}'
+            f'{where}: a chat template is an object with the keys {", ".join(KEYS)}, not a'
+            f' {type(pieces).__name__}'
         )
     checked = {}
     for key, value in pieces.items():
@@ -50,7 +51,8 @@ def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') ->
             raise ValueError(f'{where}{line_of(key)}: {key} is a string, not {value!r}')
         elif name in _TEXTS and value.count(MESSAGE) != 1:
             raise ValueError(
-                f'{where}{line_of(key)}: {key} has to hold {MESSAGE} once, where the message goes; it is {value!r}'
+                f'{where}{line_of(key)}: {key} has to hold {MESSAGE} once, where the message goes; it is'
+                f' {value!r}'
             )
         checked[name] = value
     for name in ('user', 'bot'):

@@ -164,7 +164,8 @@ class Conversation:
             pieces = text.split(self._image_token)
             if len(pieces) != len(self._images) + 1:
                 raise ValueError(
-                    f'chat template {self._markup.name} places {len(pieces) - 1} of {len(self._images)} images'
+                    f'chat template {self._markup.name} places {len(pieces) - 1} of {len(self._images)}'
+                    ' images'
                 )
             objects = [self.placeholders.for_object(image) for image in self._images]
             text = ''.join(piece + character for piece, character in zip(pieces, [*objects, '']))

@@ -10,6 +10,9 @@ if [ ! -f "$_nanochat_install/setup.bash" ]; then
     echo "nanochat is not built for ROS 2 $ROS_DISTRO yet: run  make setup" >&2
     return 1
 fi
+# The set-up scripts of ROS and colcon read variables that may not be set: a caller's `set -u` waits meanwhile.
+_nanochat_unset=
+case $- in *u*) _nanochat_unset=yes; set +u ;; esac
 _nanochat_shell=bash
 if [ -n "${ZSH_VERSION:-}" ]; then _nanochat_shell=zsh; fi
 if [ -n "$_nanochat_ros" ]; then
@@ -20,6 +23,7 @@ else
 fi
 . "$_nanochat_venv/bin/activate"
 . "$_nanochat_install/local_setup.$_nanochat_shell"
+if [ -n "$_nanochat_unset" ]; then set -u; fi
 
 # Room for camera frames in Fast DDS's shared memory; config/fastdds.xml explains it. Fast DDS 2, up to Jazzy, knows the variable under its old name.
 case $ROS_DISTRO in
@@ -27,4 +31,4 @@ case $ROS_DISTRO in
     *) export FASTDDS_DEFAULT_PROFILES_FILE=${FASTDDS_DEFAULT_PROFILES_FILE:-$_nanochat_root/config/fastdds.xml} ;;
 esac
 
-unset _nanochat_root _nanochat_places _nanochat_venv _nanochat_install _nanochat_ros _nanochat_shell
+unset _nanochat_root _nanochat_places _nanochat_venv _nanochat_install _nanochat_ros _nanochat_shell _nanochat_unset

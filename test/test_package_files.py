@@ -3,7 +3,9 @@ profile, interfaces and their documentation.
 """
 
 import ast
+import os
 import re
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -106,3 +108,11 @@ def test_every_ros_package_that_is_imported_is_a_dependency():
         )
     )
     assert imported <= keys, imported - keys
+
+
+def test_env_sh_can_be_sourced_under_set_u_and_leaves_it_set():
+    if 'COLCON_PREFIX_PATH' not in os.environ and 'AMENT_PREFIX_PATH' not in os.environ:
+        pytest.skip('needs the built workspace: make test')
+    script = 'set -eu; source env.sh; echo "at $ROS_DISTRO"; echo "$NOT_SET_ANYWHERE"'
+    done = subprocess.run(['bash', '-c', script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith('at ') and 'NOT_SET_ANYWHERE: unbound variable' in done.stderr

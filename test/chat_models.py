@@ -33,12 +33,14 @@ CORPUS = [
 # https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/: contents are trimmed
 LLAMA_3 = """{%- for message in messages %}
 {%- if loop.first %}{{ bos_token }}{% endif %}
-{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim
+    + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
 
 # https://huggingface.co/Qwen/Qwen2.5-0.5B-Instruct: a default system prompt
-QWEN_2 = """{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}
+QWEN_2 = """{%- if messages[0].role != 'system'
+    %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}
 {%- for message in messages %}
 {%- if message.role == 'tool' %}
 {{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}
@@ -52,7 +54,8 @@ QWEN_2 = """{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou ar
 QWEN_3 = """{%- set ns = namespace(last=messages|length - 1, looking=true) %}
 {%- for message in messages[::-1] %}
 {%- set index = messages|length - 1 - loop.index0 %}
-{%- if ns.looking and message.role == 'user' and message.content is string and not message.content.startswith('<tool_response>') %}
+{%- if ns.looking and message.role == 'user' and message.content is string
+    and not message.content.startswith('<tool_response>') %}
 {%- set ns.looking = false %}{%- set ns.last = index %}
 {%- endif %}
 {%- endfor %}
@@ -67,7 +70,8 @@ QWEN_3 = """{%- set ns = namespace(last=messages|length - 1, looking=true) %}
 {%- set content = content.split('</think>')[-1].lstrip('\n') %}
 {%- endif %}
 {%- if loop.index0 > ns.last and reasoning %}
-{{- '<|im_start|>assistant\n<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') + '<|im_end|>\n' }}
+{{- '<|im_start|>assistant\n<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n')
+    + '<|im_end|>\n' }}
 {%- else %}
 {{- '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}
 {%- endif %}
@@ -99,22 +103,28 @@ PHI_3 = """{% for message in messages %}
 
 # https://ai.google.dev/gemma/docs/core/prompt-structure: no system role, roles alternate, contents are
 # trimmed
-GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system'
+    %}{{ raise_exception('System role not supported') }}{% endif %}
 {%- for message in messages %}
-{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}
-{{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' + message['content'] | trim + '<end_of_turn>\n' }}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0)
+    %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}
+{{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n'
+    + message['content'] | trim + '<end_of_turn>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
 # https://ai.google.dev/gemma/docs/core/prompt-structure, as of Gemma 3: the system prompt goes into the first
 # message, images are parts
 GEMMA_3 = """{{ bos_token }}
 {%- if messages[0]['role'] == 'system' %}
-{%- set prefix = (messages[0]['content'] if messages[0]['content'] is string else messages[0]['content'][0]['text']) + '\n\n' %}
+{%- set prefix = (messages[0]['content'] if messages[0]['content'] is string
+    else messages[0]['content'][0]['text']) + '\n\n' %}
 {%- set rest = messages[1:] %}
 {%- else %}{% set prefix = '' %}{% set rest = messages %}{% endif %}
 {%- for message in rest %}
-{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}
-{{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' + (prefix if loop.first else '') }}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0)
+    %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}
+{{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n'
+    + (prefix if loop.first else '') }}
 {%- if message['content'] is string %}{{ message['content'] | trim }}
 {%- else %}{% for part in message['content'] %}
 {%- if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] | trim }}{% endif %}
@@ -125,18 +135,22 @@ GEMMA_3 = """{{ bos_token }}
 # https://docs.mistral.ai/guides/tokenization/: no system role here, blanks around contents, nothing to begin
 # a reply
 MISTRAL = """{{ bos_token }}{% for message in messages %}
-{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate user/assistant') }}{% endif %}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0)
+    %}{{ raise_exception('roles must alternate user/assistant') }}{% endif %}
 {%- if message['role'] == 'user' %}{{ '[INST] ' + message['content'].strip() + ' [/INST]' }}
 {%- else %}{{ ' ' + message['content'].strip() + eos_token }}{% endif %}
 {%- endfor %}"""
 
 # https://huggingface.co/blog/llama2#how-to-prompt-llama-2: the system prompt inside the first message, every
 # exchange begins anew
-LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}
+LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set
+    system = messages[0]['content'] %}
 {%- else %}{% set rest = messages %}{% set system = false %}{% endif %}
 {%- for message in rest %}
-{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
-{%- set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + message['content'] if loop.first and system else message['content'] %}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0)
+    %}{{ raise_exception('roles must alternate') }}{% endif %}
+{%- set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + message['content'] if loop.first and system
+    else message['content'] %}
 {%- if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}
 {%- else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}
 {%- endfor %}"""

@@ -76,7 +76,8 @@ def main():
             raise OSError(28, 'No space left on device')
         if act == 'fail':
             print(
-                '[INFO] looking at the model\nTraceback (most recent call last):\n  File "x.py", line 1\nValueError: Unknown model type: martian'
+                '[INFO] looking at the model\nTraceback (most recent call last):\n  File "x.py", line 1\n'
+                'ValueError: Unknown model type: martian'
             )
             sys.exit(1)
     if options.step == 'gen_config':

@@ -187,5 +187,8 @@ def test_broken_files_are_value_errors(junk, at, byte):
 
 
 def test_conversions_need_neither_ros_nor_opencv_to_be_imported():
-    code = 'import sys, ros2_nanochat.robot.camera_formats; assert not {"rclpy", "cv2", "PIL"} & set(sys.modules), sys.modules'
+    code = (
+        'import sys, ros2_nanochat.robot.camera_formats; assert not {"rclpy", "cv2", "PIL"} & '
+        'set(sys.modules), sys.modules'
+    )
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -94,7 +94,8 @@ def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
         ), prompt
 
 
-def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it_however_long_the_prompt_and_whatever_runs_beside_it():
+def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it():
+    """However long the prompt, and whatever runs beside it."""
     reference = llama_cpp.Llama(
         embedded_model(), n_ctx=1024, n_threads=2, n_threads_batch=2, flash_attn=False, verbose=False
     )

@@ -19,7 +19,10 @@ from ros2_nanochat.chat.history import ChatHistory  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 from ros2_nanochat.nano_llm import NanoLLM  # noqa: E402
 
-TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+    '{% if add_generation_prompt %}[assistant]{% endif %}'
+)
 CONTEXT = 160
 
 

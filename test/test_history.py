@@ -272,7 +272,8 @@ def test_a_place_that_cannot_be_written_is_named(history, tmp_path):
         ('[]', 'not a saved conversation'),
         ('{"format": "nanochat-history", "version": 9, "messages": []}', 'version 9'),
         (
-            '{"format": "nanochat-history", "version": 1, "messages": [{"role": "user", "text": "a"}, {"role": "x", "text": "b"}]}',
+            '{"format": "nanochat-history", "version": 1, "messages": [{"role": "user", "text": "a"}, '
+            '{"role": "x", "text": "b"}]}',
             "message 1: role='x'",
         ),
         (
@@ -313,7 +314,8 @@ def test_templating_fifty_turns_takes_under_five_milliseconds_a_turn(history):
         )
         history.append(
             'bot',
-            text=f'It is number {n}, and it has driven for {n * 10} minutes since it was started this morning.',
+            text=f'It is number {n}, and it has driven for {n * 10} minutes since it was started this'
+            ' morning.',
         )
     times = []
     for n in range(20):

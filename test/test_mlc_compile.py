@@ -232,7 +232,10 @@ def test_a_disk_that_takes_no_more_while_compiling_is_one_line_and_leaves_nothin
     """A limit on the size of files stands in for the disk: what is written beyond it fails in the same
     place.
     """
-    limited = 'import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); from ros2_nanochat.terminal.compile_mlc import main; sys.exit(main())'
+    limited = (
+        'import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); from '
+        'ros2_nanochat.terminal.compile_mlc import main; sys.exit(main())'
+    )
     process = subprocess.run(
         [sys.executable, '-c', limited, str(place / 'Martian-1B'), '--target', 'llvm'],
         capture_output=True,

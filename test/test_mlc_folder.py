@@ -144,7 +144,8 @@ def test_a_tvm_whose_own_libraries_do_not_load_is_one_line(tmp_path, monkeypatch
     with pytest.raises(MissingDependency) as caught:
         require('half_a_tvm', 'mlc')
     assert str(caught.value).startswith(
-        'half_a_tvm cannot be imported (libtvm_runtime.so: undefined symbol: Stringify in tvm_ffi): run  pip install'
+        'half_a_tvm cannot be imported (libtvm_runtime.so: undefined symbol: Stringify in tvm_ffi): run  '
+        'pip install'
     )
 
 
@@ -196,7 +197,8 @@ def test_a_kv_cache_larger_than_what_is_free_on_the_device_is_refused_with_both_
         ('prefill', 'CUDAError: device kernel image is invalid', 'does not run on'),
         (
             'create_tir_paged_kv_cache',
-            'Function vm.builtin.paged_attention_kv_cache_create_reduced expects 23 arguments but 24 were given',
+            'Function vm.builtin.paged_attention_kv_cache_create_reduced expects 23 arguments but 24 were '
+            'given',
             'cannot make its KV cache',
         ),
         ('create_tir_paged_kv_cache', 'cudaMalloc: out of memory', 'no memory for a KV cache of 192 tokens'),
@@ -360,7 +362,8 @@ def test_the_template_of_mlc_becomes_one_in_jinja(folder):
     }
     talk = [('user', 'a'), ('assistant', 'b'), ('user', '{{ c }}')]
     assert jinja(folder, chatml, talk) == (
-        '<|im_start|>system\nHi \U0001f600\\n<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n'
+        '<|im_start|>system\nHi \U0001f600\\n<|im_end|>\n<|im_start|>user\na<|im_end|>\n'
+        '<|im_start|>assistant\nb<|im_end|>\n'
         '<|im_start|>user\n{{ c }}<|im_end|>\n<|im_start|>assistant\n'
     )
     assert jinja(folder, chatml, [('system', 'S'), *talk]).startswith(

@@ -102,7 +102,8 @@ def test_every_ros_package_that_is_imported_is_a_dependency():
     )
     imported = set(
         re.findall(
-            r'^\s*(?:from|import) (\w+_msgs|\w+_srvs|rcl\w+|launch\w*|cv_bridge|ament_\w+|builtin_interfaces)\b',
+            r'^\s*(?:from|import) '
+            r'(\w+_msgs|\w+_srvs|rcl\w+|launch\w*|cv_bridge|ament_\w+|builtin_interfaces)\b',
             sources,
             re.M,
         )

@@ -29,44 +29,73 @@ TALK = [
 
 GOLDEN = {
     # https://github.com/openai/openai-python/blob/v0.28.1/chatml.md
-    'chat-ml': '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n'
-    '<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n',
+    'chat-ml': (
+        '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n'
+        '<|im_start|>assistant\nHi.<|im_end|>\n'
+        '<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n'
+    ),
     # https://huggingface.co/blog/llama2#how-to-prompt-llama-2, without the first <s>, which the tokenizer
     # puts
     'llama-2': '[INST] <<SYS>>\nS\n<</SYS>>\n\nHello! [/INST] Hi. </s><s>[INST] How are you? [/INST]',
     # https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/
-    'llama-3': '<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHello!<|eot_id|>'
-    '<|start_header_id|>assistant<|end_header_id|>\n\nHi.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHow are you?<|eot_id|>'
-    '<|start_header_id|>assistant<|end_header_id|>\n\n',
+    'llama-3': (
+        '<|start_header_id|>system<|end_header_id|>\n\n'
+        'S<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHello!<|eot_id|>'
+        '<|start_header_id|>assistant<|end_header_id|>\n\n'
+        'Hi.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHow are you?<|eot_id|>'
+        '<|start_header_id|>assistant<|end_header_id|>\n\n'
+    ),
     # https://huggingface.co/TinyLlama/TinyLlama-1.1B-Chat-v1.0
-    'tiny-llama': '<|system|>\nS</s>\n<|user|>\nHello!</s>\n<|assistant|>\nHi.</s>\n<|user|>\nHow are you?</s>\n<|assistant|>\n',
+    'tiny-llama': (
+        '<|system|>\nS</s>\n<|user|>\nHello!</s>\n<|assistant|>\nHi.</s>\n<|user|>\n'
+        'How are you?</s>\n<|assistant|>\n'
+    ),
     # https://huggingface.co/princeton-nlp/Sheared-LLaMA-2.7B-ShareGPT
-    'sheared-llama': 'S\n\n### Input:\nHello!\n\n### Response:Hi.</s>\n\n### Input:\nHow are you?\n\n### Response:',
+    'sheared-llama': (
+        'S\n\n### Input:\nHello!\n\n### Response:Hi.</s>\n\n### Input:\nHow are you?\n\n### Response:'
+    ),
     # https://github.com/lm-sys/FastChat/blob/main/docs/vicuna_weights_version.md#prompt-template
     'vicuna-v0': 'S\n\n### Human: Hello!\n### Assistant: Hi.\n### Human: How are you?\n### Assistant:',
     'vicuna-v1': 'S\n\nUSER: Hello!\nASSISTANT: Hi.</s>\nUSER: How are you?\nASSISTANT:',
     # https://huggingface.co/stabilityai/stablelm-zephyr-3b
-    'stablelm-zephyr': '<|system|>\nS<|endoftext|>\n<|user|>\nHello!<|endoftext|>\n<|assistant|>\nHi.<|endoftext|>\n<|user|>\nHow are you?<|endoftext|>\n<|assistant|>\n',
+    'stablelm-zephyr': (
+        '<|system|>\nS<|endoftext|>\n<|user|>\nHello!<|endoftext|>\n<|assistant|>\n'
+        'Hi.<|endoftext|>\n<|user|>\nHow are you?<|endoftext|>\n<|assistant|>\n'
+    ),
     # https://github.com/NousResearch/Obsidian, llava/conversation.py
-    'nous-obsidian': '<|im_start|>system\nS\n###\n<|im_start|>user\nHello!\n###\n<|im_start|>assistant\nHi.\n###\n<|im_start|>user\nHow are you?\n###\n'
-    '<|im_start|>assistant\n',
+    'nous-obsidian': (
+        '<|im_start|>system\nS\n###\n<|im_start|>user\nHello!\n###\n<|im_start|>assistant\n'
+        'Hi.\n###\n<|im_start|>user\nHow are you?\n###\n'
+        '<|im_start|>assistant\n'
+    ),
     # https://huggingface.co/microsoft/phi-2#how-to-use; it has no system prompt
     'phi-2-chat': 'Alice: S\n\nHello!\nBob: Hi.\nAlice: How are you?\nBob:',
     'phi-2-instruct': 'Instruct: S\n\nHello!\nOutput: Hi.\nInstruct: How are you?\nOutput:',
     # https://huggingface.co/microsoft/Phi-3-mini-4k-instruct#chat-format
-    'phi-3': '<|system|>\nS<|end|>\n<|user|>\nHello!<|end|>\n<|assistant|>\nHi.<|end|>\n<|user|>\nHow are you?<|end|>\n<|assistant|>\n',
+    'phi-3': (
+        '<|system|>\nS<|end|>\n<|user|>\nHello!<|end|>\n<|assistant|>\nHi.<|end|>\n<|user|>\n'
+        'How are you?<|end|>\n<|assistant|>\n'
+    ),
     # https://huggingface.co/microsoft/phi-4#input-formats
-    'phi-4': '<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>Hello!<|im_end|><|im_start|>assistant<|im_sep|>Hi.<|im_end|>'
-    '<|im_start|>user<|im_sep|>How are you?<|im_end|><|im_start|>assistant<|im_sep|>',
+    'phi-4': (
+        '<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>Hello!<|im_end|>'
+        '<|im_start|>assistant<|im_sep|>Hi.<|im_end|>'
+        '<|im_start|>user<|im_sep|>How are you?<|im_end|><|im_start|>assistant<|im_sep|>'
+    ),
     # https://ai.google.dev/gemma/docs/core/prompt-structure, without <bos>, which the tokenizer puts
-    'gemma': '<start_of_turn>user\nS\n\nHello!<end_of_turn>\n<start_of_turn>model\nHi.<end_of_turn>\n<start_of_turn>user\nHow are you?<end_of_turn>\n'
-    '<start_of_turn>model\n',
+    'gemma': (
+        '<start_of_turn>user\nS\n\nHello!<end_of_turn>\n<start_of_turn>model\nHi.<end_of_turn>\n'
+        '<start_of_turn>user\nHow are you?<end_of_turn>\n'
+        '<start_of_turn>model\n'
+    ),
     # PaliGemmaProcessor of transformers, for the last of these lines; it has no other turns
     'paligemma': '<s>S\nHello!\nHi.\nHow are you?\n',
     # https://docs.mistral.ai/guides/tokenization/
     'mistral': '[INST] S\n\nHello! [/INST] Hi.</s>[INST] How are you? [/INST]',
     # https://huggingface.co/deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
-    'deepseek': 'S<｜User｜>Hello!<｜Assistant｜>Hi.<｜end▁of▁sentence｜><｜User｜>How are you?<｜Assistant｜>',
+    'deepseek': (
+        'S<｜User｜>Hello!<｜Assistant｜>Hi.<｜end▁of▁sentence｜><｜User｜>How are you?<｜Assistant｜>'
+    ),
 }
 SAME = {'qwen': 'chat-ml', 'qwen3': 'chat-ml', 'smollm': 'chat-ml', 'gemma-3': 'gemma'}
 
@@ -432,9 +461,11 @@ def test_white_space_around_reasoning_is_left_to_the_template():
 
 def test_reasoning_stays_with_the_reply_where_the_template_takes_it_as_a_part_of_the_content():
     """https://docs.mistral.ai/capabilities/reasoning/: thinking chunks."""
-    source = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}
+    source = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]
+{%- else %}
 {%- if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}
-{%- if part['type'] == 'thinking' %}[THINK]{{ part['thinking'] }}[/THINK]{% else %}{{ part['text'] }}{% endif %}
+{%- if part['type'] == 'thinking' %}[THINK]{{ part['thinking'] }}[/THINK]
+{%- else %}{{ part['text'] }}{% endif %}
 {%- endfor %}{% endif %}{{ eos_token }}{% endif %}{% endfor %}"""
     built = family('mistral', with_template=False).model
     template, user = ChatTemplate(built, source), ChatMessage('user', text='Who?')
@@ -457,7 +488,8 @@ def test_reasoning_stays_with_the_reply_where_the_template_takes_it_as_a_part_of
 
 def test_markup_that_both_the_template_and_the_model_write_before_an_answer_stands_once():
     """As in gpt-oss, whose model writes the header of its messages itself."""
-    source = """{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content + '<|eot_id|>' }}{% endfor %}
+    source = """{% for m in messages %}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content + '<|eot_id|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>' }}{% endif %}"""
     built = family('llama-3', with_template=False).model
     template, user = ChatTemplate(built, source), ChatMessage('user', text='Who?')
@@ -531,7 +563,10 @@ def test_an_image_stands_before_or_behind_the_text_where_the_template_knows_none
 
 
 def test_a_template_that_writes_parts_out_as_json_knows_no_images(photo):
-    source = "{% for m in messages %}{{ m.role + ': ' + (m.content if m.content is string else m.content | tojson) }}\n{% endfor %}"
+    source = (
+        "{% for m in messages %}{{ m.role + ': ' + "
+        '(m.content if m.content is string else m.content | tojson) }}\n{% endfor %}'
+    )
     history = ChatHistory(Seeing('qwen-2', source), system_prompt='')
     history.append('user', text='Look')
     history.append('user', photo)

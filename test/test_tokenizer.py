@@ -34,7 +34,10 @@ CORPUS = [
     'user system assistant im start end s inst INST <b>bold</b> [1] | eot id',
     '🤖🙂 emoji 👩‍🚀',
 ] * 20
-CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+CHATML = (
+    '{% for m in messages %}'
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+)
 KINDS = ('byte_level', 'prepend', 'metaspace', 'gemma', 'unigram', 'wordpiece')
 
 
@@ -322,7 +325,8 @@ def test_text_that_is_no_unicode_is_refused_clearly():
 def test_it_works_without_transformers_and_torch():
     code = (
         'import sys; sys.modules["transformers"] = sys.modules["torch"] = None\n'
-        f'from ros2_nanochat.backends.tokenizer import Tokenizer; print(Tokenizer.from_folder({folder("gemma")!r}).tokenize("hello"))'
+        'from ros2_nanochat.backends.tokenizer import Tokenizer\n'
+        f'print(Tokenizer.from_folder({folder("gemma")!r}).tokenize("hello"))'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.strip() == str(ours('gemma').tokenize('hello')), done.stderr

@@ -38,6 +38,7 @@ def count_right(model, count: int, seed: int = 0, tell=None, **options) -> np.nd
             right[fact] += is_right(reply, fact, scene)
             if tell and not is_right(reply, fact, scene):
                 tell(
-                    f'{n} {picture.size} {scene} size {scene.size:.2f} at {scene.x:.2f},{scene.y:.2f}: {reply!r}'
+                    f'{n} {picture.size} {scene} size {scene.size:.2f} at {scene.x:.2f},{scene.y:.2f}:'
+                    f' {reply!r}'
                 )
     return right

@@ -24,7 +24,8 @@ from launch.actions import GroupAction, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import PushRosNamespace
 arguments = dict(argument.split(':=') for argument in sys.argv[3:])
-include = IncludeLaunchDescription(PythonLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments.items())
+source = PythonLaunchDescriptionSource(sys.argv[1])
+include = IncludeLaunchDescription(source, launch_arguments=arguments.items())
 space = [PushRosNamespace(sys.argv[2])] if sys.argv[2] else []
 # sends on what ends it; in a terminal Ctrl-C reaches every process
 service = LaunchService(noninteractive=True)

@@ -159,7 +159,7 @@ def main() -> int:
     parameters.update(
         {name: value for name, value in (('api', options.api), ('model', options.model)) if value}
     )
-    log = tempfile.TemporaryFile()  # what the node says, shown where it ends
+    log = tempfile.TemporaryFile()  # noqa: SIM115  what the node says, shown where it ends
     chat_node = subprocess.Popen(
         [
             str(program),

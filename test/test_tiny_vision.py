@@ -56,8 +56,9 @@ def test_nothing_of_torch_is_loaded_before_the_first_picture():
     import sys
 
     code = (
-        'import sys; from ros2_nanochat import NanoLLM; model = NanoLLM.from_pretrained(max_context_len=256); assert model.has_vision; '
-        'assert "torch" not in sys.modules and "transformers" not in sys.modules; model.close()'
+        'import sys; from ros2_nanochat import NanoLLM; model = NanoLLM.from_pretrained(max_context_len=256);'
+        ' assert model.has_vision; assert "torch" not in sys.modules and "transformers" not in sys.modules;'
+        ' model.close()'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
 

@@ -57,7 +57,8 @@ class LlavaEncoder(VisionEncoder):
             )
         if not info.takes_embeddings:
             raise BackendError(
-                f'{info.name} over api={info.api} takes no embeddings, so it cannot be given vision: use gguf, mlc or hf'
+                f'{info.name} over api={info.api} takes no embeddings, so it cannot be given vision: use'
+                ' gguf, mlc or hf'
             )
         width = (settings.get('text_config') or {}).get('hidden_size', 4096)
         if width != info.embedding_size:
@@ -82,8 +83,8 @@ class LlavaEncoder(VisionEncoder):
             )
         except (OSError, ValueError) as error:
             raise BackendError(
-                f'{self.folder} has no image processor (preprocessor_config.json) that transformers {transformers.__version__} '
-                f'can open: {_line(error)}'
+                f'{self.folder} has no image processor (preprocessor_config.json) that transformers'
+                f' {transformers.__version__} can open: {_line(error)}'
             ) from error
         if self._model is None:
             self._model = self._load_modules(self._torch, transformers)
@@ -102,7 +103,8 @@ class LlavaEncoder(VisionEncoder):
             config = transformers.AutoConfig.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise BackendError(
-                f'{self.folder / "config.json"} is not one that transformers {transformers.__version__} can open: {_line(error)}'
+                f'{self.folder / "config.json"} is not one that transformers {transformers.__version__} can'
+                f' open: {_line(error)}'
             ) from error
         device = self._device if self._device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
         dtype = (
@@ -147,7 +149,8 @@ class LlavaEncoder(VisionEncoder):
                         weights = file.get_tensor(name)
                         if weights.shape != tensor.shape:
                             raise BackendError(
-                                f'{path}: {name} has the shape {list(weights.shape)}, config.json asks for {list(tensor.shape)}'
+                                f'{path}: {name} has the shape {list(weights.shape)}, config.json asks for'
+                                f' {list(tensor.shape)}'
                             )
                         tensor.copy_(weights)
                         del missing[_plain(name)]
@@ -156,7 +159,8 @@ class LlavaEncoder(VisionEncoder):
         missing = [name for name in missing if not any(part in name for part in _UNUSED)]
         if missing:
             raise BackendError(
-                f'{self.folder} lacks the weights of {missing[0]} ({len(missing)} of {len(wanted)} are missing)'
+                f'{self.folder} lacks the weights of {missing[0]} ({len(missing)} of {len(wanted)} are'
+                ' missing)'
             )
 
     def _encode(self, picture: Image.Image, digest: bytes) -> list:

@@ -24,7 +24,7 @@ from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.sequence import Parked
 from ros2_nanochat.engine.stream import StreamingResponse
 from ros2_nanochat.errors import BackendError
-from ros2_nanochat.prompt import EmbeddingSpan, Prompt, concatenate, head
+from ros2_nanochat.prompt import EmbeddingSpan, Prompt, concatenate, head, surely_longer
 from ros2_nanochat.reasoning import find_reasoning_marks, reasoning_is_open
 from ros2_nanochat.vision import open_vision
 
@@ -360,6 +360,12 @@ class NanoLLM:
                 if before is None and self.info.add_bos and self.info.bos_token_id is not None
                 else []
             )
+            longest = min(self.info.context_length, self.backend.kv_capacity)
+            if surely_longer(self.tokenize, inputs, longest):
+                raise ValueError(
+                    f'a text of {len(inputs)} characters has more than {longest} tokens, and the context holds '
+                    'no more: shorten it, or open the model with a larger max_context_len'
+                )
             behind_text = before is not None and before >= 0 and before not in self._special_ids.values()
             return start + self.tokenize(inputs, continues=before is not None, joined=behind_text)
         try:

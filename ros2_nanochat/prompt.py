@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+_CHARACTERS_PER_TOKEN = 16  # more than text has on average, in any language
+
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSpan:
@@ -141,6 +143,18 @@ class Prompt:
                 position = start
         spans = tuple((start - position, span) for start, span in self.spans if start >= position)
         return Prompt(self.entries[position:], spans, position, self.embed)
+
+
+def surely_longer(tokenize: Callable[[str], Sequence[int]], text: str, limit: int) -> bool:
+    """Whether a text has more than `limit` tokens, found without tokenizing much more of it than that. False
+    if that is not sure: then the whole text is worth tokenizing.
+    """
+    count = _CHARACTERS_PER_TOKEN * limit
+    while count < len(text):
+        if len(tokenize(text[:count])) > 2 * limit:  # twice: where the text was cut it may have more tokens
+            return True
+        count *= 4
+    return False
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from ros2_nanochat.chat import storage
 from ros2_nanochat.chat.message import ChatMessage, check_role
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
-from ros2_nanochat.prompt import Prompt, common_prefix
+from ros2_nanochat.prompt import Prompt, common_prefix, surely_longer
 
 _log = logging.getLogger(__name__)
 _REPLY_ROOM = 256  # tokens of the context left for the reply where the caller does not say
@@ -236,6 +236,7 @@ class ChatHistory:
             for message in self.messages
             if message.image is not None and not message.is_embedded(self.model)
         ]
+        self._refuse_too_long(limit)
         whole, dropped = self._whole(), 0
         self.encode_seconds = sum(getattr(message.embed(self.model), 'seconds', 0.0) for message in new)
         if len(whole) > limit:
@@ -264,6 +265,15 @@ class ChatHistory:
         position = min(common_prefix(whole.entries, self._kv_cache.entries), max(len(whole) - 1, 0))
         rest = whole.after(position)
         return rest, rest.position
+
+    def _refuse_too_long(self, limit: int) -> None:
+        """Raise a ValueError for a message that has to stay and cannot fit, before all of it is tokenized."""
+        for message in self.messages[:1] + self.messages[-1:]:
+            if message.text and surely_longer(self.model.tokenize, message.text, limit):
+                raise ValueError(
+                    f'a message of {len(message.text)} characters has more than {limit} tokens, and no more fit '
+                    f'(a context of {self.model.info.context_length}): shorten it, or raise max_context_len'
+                )
 
     def _latest_turns(
         self,

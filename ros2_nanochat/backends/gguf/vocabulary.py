@@ -8,6 +8,7 @@ import ctypes
 import threading
 from typing import Any
 
+from ros2_nanochat.backends.gguf.deep_stack import with_stack_for
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.model_info import SpecialToken
@@ -96,17 +97,20 @@ class GGUFText:
         if joined and text and self._num_joint:
             return self._tokenize(_JOINT + text, special)[self._num_joint :]
         data = text.encode('utf-8', 'replace')
-        buffer = (ctypes.c_int32 * (len(data) + 8))()
         with self._lock:
             self._check_open()
+            return with_stack_for(text, lambda: self._llama_tokenize(data, special))
+
+    def _llama_tokenize(self, data: bytes, special: bool) -> list[int]:
+        count = len(data) + 8
+        for _ in range(2):  # the second time where there are more ids than bytes
+            buffer = (ctypes.c_int32 * count)()
             count = self._api.llama_tokenize(
                 self._vocab, data, len(data), buffer, len(buffer), False, special
             )
-            if count < 0:
-                buffer = (ctypes.c_int32 * -count)()
-                count = self._api.llama_tokenize(
-                    self._vocab, data, len(data), buffer, len(buffer), False, special
-                )
+            if count >= 0:
+                break
+            count = -count
         return buffer[:count]
 
     def detokenizer(self) -> Utf8Detokenizer:

@@ -1,0 +1,79 @@
+"""Runs llama.cpp's tokenizer where its recursion has room.
+
+Some vocabularies (gpt-4o, tekken, llama4 and others) split text with std::regex, which calls itself once or
+more for every character that it matches: a word of 20,000 letters overflows an ordinary stack, and that ends
+the process. Long text is therefore tokenized on a thread whose stack holds the longest match there can be.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from ros2_nanochat.memory import available_memory
+
+_BYTES_PER_CHARACTER = 768  # up to 480 were measured, with every kind of character and pattern
+_SPARE = 1 << 20
+_ALWAYS_SAFE = 4000
+"""Characters for which the usual stack of a thread (8 MB) has room."""
+_ROUGH = 100_000
+"""Characters up to which a stack may be asked for without a closer look: it is reserved, not filled."""
+_CLASS = re.compile(r'[!-/:-@\[-`{-~]+|[0-9]+|[\n\r]+|[^!-/0-9:-@\[-`{-~\n\r]+')
+_CLASSES_IN_A_MATCH = 4  # a mark or space before a word, the word, its ending; white space and line breaks
+_lock = threading.Lock()  # the size of a new thread's stack is a setting of the whole process
+
+Result = TypeVar('Result')
+
+
+def longest_match(text: str) -> int:
+    """Characters that one match of a tokenizer's pattern can take at most."""
+    if len(text) <= _ROUGH:
+        return len(text)
+    longest = max(map(len, _CLASS.findall(text)))
+    return min(len(text), _CLASSES_IN_A_MATCH * longest)
+
+
+def with_stack_for(text: str, call: Callable[[], Result]) -> Result:
+    """Return what `call`, which tokenizes a text, returns.
+
+    Raises:
+        ValueError: The text has so long a run without a break that the memory does not suffice.
+    """
+    if len(text) <= _ALWAYS_SAFE:
+        return call()
+    characters = longest_match(text)
+    size = _SPARE + _BYTES_PER_CHARACTER * characters
+    free = available_memory()
+    if free is not None and size > free:
+        raise _too_long(characters, size)
+    outcome: list[Result] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name='nanochat-tokenizer', daemon=True)
+    with _lock:
+        before = threading.stack_size(-(-size // 4096) * 4096)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            raise _too_long(characters, size) from None
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _too_long(characters: int, size: int) -> ValueError:
+    return ValueError(
+        f'the text has up to {characters} characters without a break, for which the tokenizer of this model '
+        f'may need {size / 1e9:.1f} GB of memory, more than is free: break it up'
+    )

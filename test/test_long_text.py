@@ -1,0 +1,108 @@
+"""Text of any length and kind is tokenized, or refused in one line; it never ends the process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from odd_gguf import write_tiny_bpe
+
+from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat.backends.gguf import deep_stack
+from ros2_nanochat.prompt import surely_longer
+
+RUNS = ['A', 'é', 'aB', ' ', '\n', '\t', '1', '=', '東', '\u0301', '🙂', 'ab ', 'x1', '=/\n', "'s", '\u200b']
+KINDS = ['gpt-4o', 'tekken', 'llama4', 'deepseek-llm', 'gpt-2', 'llama-bpe']
+TOKENIZE = """
+import sys, threading
+from ros2_nanochat import NanoLLM
+from ros2_nanochat.backends.gguf import deep_stack
+path, length, *units = sys.argv[1:]
+with NanoLLM.from_pretrained(path, max_context_len=512, max_sequences=1) as model:
+    for unit in units:
+        text = unit * (int(length) // len(unit.encode()))
+        ids = model.tokenize(text)
+        assert model.detokenize(ids) == text, unit
+print('done')
+"""
+
+
+def in_a_process(source, *arguments, timeout=300):
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.run(
+        [sys.executable, '-c', source, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_run_of_sixty_thousand_of_any_class_is_tokenized(tmp_path, kind):
+    write_tiny_bpe(tmp_path / 'a.gguf', kind)
+    done = in_a_process(TOKENIZE, tmp_path / 'a.gguf', 60_000, *RUNS)
+    assert done.returncode == 0 and done.stdout == 'done\n', done.stderr[-1000:]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('unit', ['A', '東', ' ', '\n', '=', 'The robot drives. '])
+def test_ten_megabytes_of_one_kind_are_tokenized(tmp_path, unit):
+    write_tiny_bpe(tmp_path / 'a.gguf', 'gpt-4o')
+    done = in_a_process(TOKENIZE, tmp_path / 'a.gguf', 10_000_000, unit, timeout=600)
+    assert done.returncode == 0 and done.stdout == 'done\n', done.stderr[-1000:]
+
+
+def test_a_long_run_has_the_ids_of_the_same_call_on_an_ordinary_stack(tmp_path, monkeypatch):
+    write_tiny_bpe(tmp_path / 'a.gguf', 'gpt-4o')
+    texts = [unit * 5000 for unit in RUNS]
+    with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=512) as model:
+        there = [model.tokenize(text) for text in texts]
+        monkeypatch.setattr(deep_stack, '_ALWAYS_SAFE', 1 << 30)
+        assert [model.tokenize(text) for text in texts] == there
+
+
+def test_a_run_for_which_no_memory_is_free_is_refused_in_one_line(tmp_path, monkeypatch):
+    write_tiny_bpe(tmp_path / 'a.gguf', 'gpt-4o')
+    monkeypatch.setattr(deep_stack, 'available_memory', lambda: 100 << 20)
+    with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=512) as model:
+        with pytest.raises(ValueError, match='characters without a break') as caught:
+            model.tokenize('A' * 1_000_000)
+        assert '\n' not in str(caught.value)
+        prose = 'The robot drives to the kitchen. ' * 30_000
+        assert model.detokenize(model.tokenize(prose)) == prose
+
+
+def test_text_that_cannot_fit_is_refused_before_all_of_it_is_tokenized(tmp_path):
+    write_tiny_bpe(tmp_path / 'a.gguf', 'tekken')
+    with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=512) as model:
+        asked = []
+        tokenize = model.backend.tokenize
+
+        def counting(text, *args, **kwargs):
+            asked.append(len(text))
+            return tokenize(text, *args, **kwargs)
+
+        model.backend.tokenize = counting
+        history = ChatHistory(model, 'chat-ml')
+        history.append('user', 'A' * 3_000_000)
+        for ask in (history.embed_chat, lambda: model.generate('A' * 3_000_000)):
+            with pytest.raises(ValueError, match='context') as caught:
+                ask()
+            assert '\n' not in str(caught.value) and '3000000' in str(caught.value)
+        assert sum(asked) < 100_000
+        history.pop()
+        history.append('user', 'hello')
+        assert len(history.embed_chat()[0])
+
+
+def test_a_text_counts_as_too_long_only_if_it_is():
+    def tokenize(text):  # a hundred characters a token
+        return range(len(text) // 100)
+
+    assert surely_longer(list, 'a' * 100_000, 1000)
+    assert not surely_longer(list, 'a' * 1000, 1000)
+    assert not surely_longer(tokenize, 'a' * 99_000, 1000)
+    assert surely_longer(tokenize, 'a' * 10_000_000, 1000)

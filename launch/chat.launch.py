@@ -13,19 +13,19 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
+from ros2_nanochat.robot.options import PARAMETERS
 
-_PARAMETERS = {
-    'model': 'path, or owner/name on the hub; empty: the embedded SmolLM2-135M-Instruct',
-    'api': 'gguf, mlc, hf, awq; empty: found from the model',
-    'quantization': 'method of the api, or a path',
-    'chat_template': "name or file; empty: the model's own",
-    'system_prompt': "instruction at the beginning of each conversation; empty: the template's own",
-    'vision': "checkpoint whose eyes the model gets, or tiny; empty: the model's own",
-    'state_dir': (
-        'folder that keeps the conversations, so that a restarted node goes on with them; empty: none'
-    ),
-    'gpu_layers': 'layers of a GGUF model on the GPU, -1 for all; empty: as params_file says, else 0',
-}
+# Parameters that have a launch argument; params_file sets the others.
+_PARAMETERS = (
+    'model',
+    'api',
+    'quantization',
+    'chat_template',
+    'system_prompt',
+    'vision',
+    'state_dir',
+    'gpu_layers',
+)
 
 
 def _start(context):
@@ -94,24 +94,25 @@ def generate_launch_description():
     return LaunchDescription(
         [
             *(
-                DeclareLaunchArgument(name, default_value='', description=text)
-                for name, text in _PARAMETERS.items()
+                DeclareLaunchArgument(
+                    name,
+                    default_value='',
+                    description=f'{PARAMETERS[name].text}. Empty: as params_file says',
+                )
+                for name in _PARAMETERS
             ),
             DeclareLaunchArgument(
                 'robots',
                 default_value='',
-                description=(
-                    'names of the robots to serve, with commas or spaces between; empty: the node itself'
-                ),
+                description='names of the robots to serve, with commas or spaces between; empty: the node'
+                ' itself',
             ),
             DeclareLaunchArgument('namespace', default_value='', description='namespace of the node'),
             DeclareLaunchArgument(
                 'image_topic',
                 default_value='',
-                description=(
-                    'camera topic, beside which <topic>/compressed is heard as well; empty:'
-                    ' <robot>/nanochat/image'
-                ),
+                description='camera topic, beside which <topic>/compressed is heard as well; empty:'
+                ' <robot>/nanochat/image',
             ),
             DeclareLaunchArgument(
                 'params_file',

@@ -10,6 +10,8 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -65,34 +67,43 @@ class NanoLLM:
         api_token: str | None = None,
         max_context_len: int | None = None,
         *,
+        config: ModelConfig | None = None,
+        engine: EngineConfig | None = None,
         progress: Callable[[float], None] | None = None,
         opening: Callable[[Backend], None] | None = None,
         **options,
     ) -> NanoLLM:
         """Open a model.
 
-        model: a file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one file of
-            several), or None for the embedded default.
-        api: `gguf`, `mlc`, `hf`, `awq`, `fake`; None infers it from what the model's folder holds.
-        options: further fields of `ModelConfig` and `EngineConfig`.
-        progress: called with the share that is loaded, 0 to 1; without it a bar is shown where standard error
-            is a terminal.
-        opening: called with the backend before it loads; its `abort()` ends the load. Raises ValueError for
-        options that are wrong or a model that is not there, `BackendError` for one that cannot be run,
-        `MissingDependency` for a package that is not installed; each is one line.
+        Args:
+            model: A file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one file of
+                several), or None for the embedded default.
+            api: `gguf`, `mlc`, `hf`, `awq`, `fake`; None infers it from what the model's folder holds.
+            quantization, api_token, max_context_len: See `ModelConfig`.
+            config: The options of the model as a whole; those that are also given by name replace its.
+            engine: The options of the engine as a whole, likewise.
+            options: Further fields of `ModelConfig` and `EngineConfig`.
+            progress: Called with the share that is loaded, 0 to 1; without it a bar is shown if standard
+                error is a terminal.
+            opening: Called with the backend before it loads; its `abort()` ends the load.
+
+        Raises:
+            ValueError: Options are wrong, or the model is not there. One line, like the others.
+            BackendError: The model cannot be run.
+            MissingDependency: A package is not installed.
         """
+        first = {
+            'model': model,
+            'api': api,
+            'quantization': quantization,
+            'api_token': api_token,
+            'max_context_len': max_context_len,
+        }
+        options.update((name, value) for name, value in first.items() if value is not None)
         reject_unknown(options, names(ModelConfig) + names(EngineConfig), 'from_pretrained()')
-        engine_config = EngineConfig(
-            **{name: options.pop(name) for name in names(EngineConfig) if name in options}
-        )
-        config = ModelConfig(
-            model=model,
-            api=api,
-            quantization=quantization,
-            api_token=api_token,
-            max_context_len=max_context_len,
-            **options,
-        )
+        of_engine = {name: options.pop(name) for name in names(EngineConfig) if name in options}
+        engine = replace(_whole(EngineConfig, engine, 'engine'), **of_engine)
+        config = replace(_whole(ModelConfig, config, 'config'), **options)
         path, api = hub.resolve(config)
         module, class_name = _BACKENDS[api]
         home = importlib.import_module(f'ros2_nanochat.backends.{module}')
@@ -110,7 +121,7 @@ class NanoLLM:
             except BaseException:
                 backend.close()
                 raise
-        return cls(backend, config, engine_config, vision)
+        return cls(backend, config, engine, vision)
 
     def close(self) -> None:
         """End all replies and give the memory back. May be called twice."""
@@ -224,24 +235,38 @@ class NanoLLM:
         detokenize: bool = True,
         priority: int = 0,
         deadline: float | None = None,
+        config: GenerationConfig | None = None,
         **options,
     ) -> StreamingResponse | str | list[int]:
         """Continue a prompt.
 
-        inputs: a string, ids [n] or [1, n], embeddings [n, d] or [1, n, d], or the Prompt of
-            `ChatHistory.embed_chat`.
-        kv_cache: what the conversation holds so far; a Prompt is put behind its first `position` entries,
-            anything else behind all of them.
-        stop_tokens: ids or strings that end the reply, besides the model's own end tokens; the text of a
-            special token stands for its id.
-        priority: higher goes first, and pauses lower ones. deadline: seconds from now after which the reply
-            ends with what it has.
-        options: fields of `GenerationConfig`. Returns a StreamingResponse; with `streaming=False` the text
-        (the ids with `detokenize=False`), once all is there. Raises ValueError for wrong options or inputs;
-        with `streaming=False` BackendError for a reply that failed.
+        Args:
+            inputs: A string, ids [n] or [1, n], embeddings [n, d] or [1, n, d], or the Prompt of
+                `ChatHistory.embed_chat`.
+            streaming: Return at once, and give the text as it is produced.
+            kv_cache: What the conversation holds so far; a Prompt is put behind its first `position` entries,
+                anything else behind all of them.
+            stop_tokens: Ids or strings that end the reply, in addition to the model's own end tokens; the
+                text of a special token stands for its id.
+            detokenize: With `streaming=False`: return the text, else the ids.
+            priority: Higher goes first, and pauses lower ones.
+            deadline: Seconds from now after which the reply ends with what it has.
+            config: How to generate, as a whole; options that are also given by name replace its.
+            options: Further fields of `GenerationConfig`.
+
+        Returns:
+            A StreamingResponse; with `streaming=False` the text or the ids, once all is there.
+
+        Raises:
+            ValueError: Options or inputs are wrong.
+            BackendError: With `streaming=False`, the reply failed.
         """
+        if stop_tokens is not None:
+            options['stop_tokens'] = stop_tokens
         reject_unknown(options, names(GenerationConfig), 'generate()')
-        config = GenerationConfig(stop_tokens=stop_tokens if stop_tokens is not None else (), **options)
+        config = _whole(GenerationConfig, config, 'config')
+        if options:
+            config = replace(config, **options)
         if deadline is not None and not (isinstance(deadline, numbers.Real) and deadline >= 0):
             raise ValueError(f'deadline={deadline!r} is not valid: seconds from now, 0 or more')
         if not isinstance(priority, numbers.Integral):
@@ -363,7 +388,8 @@ class NanoLLM:
             longest = min(self.info.context_length, self.backend.kv_capacity)
             if surely_longer(self.tokenize, inputs, longest):
                 raise ValueError(
-                    f'a text of {len(inputs)} characters has more than {longest} tokens, and the context holds '
+                    f'a text of {len(inputs)} characters has more than {longest} tokens, and the'
+                    f' context holds '
                     'no more: shorten it, or open the model with a larger max_context_len'
                 )
             behind_text = before is not None and before >= 0 and before not in self._special_ids.values()
@@ -400,6 +426,18 @@ class NanoLLM:
             else:
                 raise self._not_in_vocabulary(f'stop_tokens={stop!r}')
         return frozenset(ids), strings
+
+
+_Config = TypeVar('_Config')
+
+
+def _whole(kind: type[_Config], config: _Config | None, name: str) -> _Config:
+    """The options that were passed as a whole, or the defaults."""
+    if config is None:
+        return kind()
+    if not isinstance(config, kind):
+        raise ValueError(f'{name} of type {type(config).__name__} is not valid: a {kind.__name__}')
+    return config
 
 
 class _Bar:

@@ -33,7 +33,7 @@ WRONG = {
     EngineConfig: {
         'running_share': [0, 1.1, NAN, 'half'],
         'max_step': [0, -1, INF],
-        'max_queue': [-1, 1.5],
+        'max_queued_requests': [-1, 1.5],
         'speculation': ['off', 2],
         'park_bytes': [-1, 1e9],
     },

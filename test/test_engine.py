@@ -173,7 +173,7 @@ def test_a_deadline_missed_in_the_queue_ends_the_request(fake):
 
 
 def test_a_full_queue_refuses_with_the_figures(fake):
-    model = fake('tokens_per_second=100', max_sequences=1, max_queue=3)
+    model = fake('tokens_per_second=100', max_sequences=1, max_queued_requests=3)
     running = ask(model, 'q' * 500)
     next(running)
     replies = [ask(model, f'{i}', deadline=30) for i in range(5)]
@@ -181,7 +181,7 @@ def test_a_full_queue_refuses_with_the_figures(fake):
     assert len(refused) == 2
     for reply in refused:
         assert reply.wait().finish_reason == 'refused'
-        assert '3' in reply.error and 'max_queue' in reply.error
+        assert '3' in reply.error and 'max_queued_requests' in reply.error
     running.stop()
     assert [reply.wait().text for reply in replies[:3]] == ['You said: 0', 'You said: 1', 'You said: 2']
 

@@ -144,7 +144,12 @@ def test_nothing_imports_in_a_circle():
 
 
 def test_config_and_errors_import_nobody():
-    assert OURS[f'{NAME}.config'] == OURS[f'{NAME}.errors'] == set()
+    assert OURS[f'{NAME}.errors'] == OURS[f'{NAME}.states'] == set()
+    assert {room(other) for module in members('config') for other in OURS[module]} <= {
+        'config',
+        'errors',
+        'states',
+    }
 
 
 def backend(module: str) -> str | None:

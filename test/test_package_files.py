@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from ros2_nanochat.robot.options import OPTIONS
+from ros2_nanochat.robot.options import PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[1]
 yaml = pytest.importorskip('yaml')
 
 
 def parameters(path):
-    return yaml.safe_load(path.read_text())['/**/nanochat']['ros__parameters']
+    return yaml.safe_load(path.read_text())['/**']['ros__parameters']
 
 
 def test_chat_yaml_holds_every_parameter_with_its_default_and_a_comment():
     assert parameters(ROOT / 'config' / 'chat.yaml') == {
-        name: option.default for name, option in OPTIONS.items()
+        name: parameter.default for name, parameter in PARAMETERS.items()
     }
-    for name in OPTIONS:
+    for name in PARAMETERS:
         assert re.search(rf'^    {name}: .*#.{{10,}}', (ROOT / 'config' / 'chat.yaml').read_text(), re.M), (
             name
         )
@@ -34,7 +34,7 @@ def test_chat_yaml_holds_every_parameter_with_its_default_and_a_comment():
 @pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.yaml')), ids=lambda path: path.name)
 def test_presets_name_parameters_that_exist_with_values_that_are_allowed(path):
     for name, value in parameters(path).items():
-        OPTIONS[name].check(value)
+        PARAMETERS[name].check(value)
 
 
 def test_the_transport_profile_is_xml_with_room_for_camera_frames():
@@ -59,7 +59,7 @@ def test_arguments_of_the_launch_file_that_set_parameters_name_some_that_exist()
         for node in tree.body
         if isinstance(node, ast.Assign) and node.targets[0].id == '_PARAMETERS'
     )
-    assert {'model', 'state_dir', 'gpu_layers', 'vision'} <= set(names) <= set(OPTIONS)
+    assert {'model', 'state_dir', 'gpu_layers', 'vision'} <= set(names) <= set(PARAMETERS)
 
 
 def test_every_field_of_the_interfaces_stands_under_a_comment():

@@ -9,7 +9,13 @@ import pytest
 from ros2_nanochat import NanoLLM
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.frames import CameraFrames, thumbnail
-from ros2_nanochat.robot.options import ROBOT_OPTIONS, RobotOptions, goal_options, robot_names, robot_options
+from ros2_nanochat.robot.options import (
+    ROBOT_PARAMETERS,
+    RobotOptions,
+    goal_options,
+    robot_names,
+    robot_options,
+)
 from ros2_nanochat.robot.sentences import SentenceSplitter
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.turn import Picture, Turn
@@ -300,7 +306,7 @@ def goal(**fields):
 
 
 def test_a_goal_without_options_takes_the_robots_and_with_them_its_own():
-    base = robot_options({name: option.default for name, option in ROBOT_OPTIONS.items()})
+    base = robot_options({name: parameter.default for name, parameter in ROBOT_PARAMETERS.items()})
     assert goal_options(goal(), base) == base
     own = goal_options(
         goal(temperature=0.5, max_new_tokens=-1, seed=3, stop=['.', ''], deadline=2.0, on_new_query='queue'),

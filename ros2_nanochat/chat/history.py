@@ -271,7 +271,8 @@ class ChatHistory:
         for message in self.messages[:1] + self.messages[-1:]:
             if message.text and surely_longer(self.model.tokenize, message.text, limit):
                 raise ValueError(
-                    f'a message of {len(message.text)} characters has more than {limit} tokens, and no more fit '
+                    f'a message of {len(message.text)} characters has more than {limit} tokens, and'
+                    f' no more fit '
                     f'(a context of {self.model.info.context_length}): shorten it, or raise max_context_len'
                 )
 

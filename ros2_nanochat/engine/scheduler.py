@@ -96,11 +96,11 @@ class Scheduler:
                 f'an image takes {widest} tokens in one piece and a batch holds'
                 f' {self._backend.max_batch_tokens}: use a smaller image',
             )
-        elif len(self.waiting) >= self._config.max_queue:
+        elif len(self.waiting) >= self._config.max_queued_requests:
             self._refuse(
                 request,
-                f'{len(self.waiting)} requests wait already and max_queue is {self._config.max_queue}: try'
-                ' again later',
+                f'{len(self.waiting)} requests wait already and max_queued_requests is'
+                f' {self._config.max_queued_requests}: try again later',
             )
         else:
             self.waiting.append(request)

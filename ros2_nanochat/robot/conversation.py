@@ -17,9 +17,9 @@ import numpy as np
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.config import OnNewQuery, RobotOptions
 from ros2_nanochat.errors import BackendError, MissingDependency
 from ros2_nanochat.robot.frames import CameraFrames
-from ros2_nanochat.robot.options import RobotOptions
 from ros2_nanochat.robot.sentences import SentenceSplitter
 from ros2_nanochat.robot.turn import Turn, Waiting
 
@@ -88,26 +88,27 @@ class RobotConversation:
                     'refused',
                     'the node is being deactivated: ask again when it is active',
                 )
-            elif busy and policy == 'reject':
+            elif busy and policy is OnNewQuery.REJECT:
                 turn.finish_reason, turn.error = (
                     'refused',
                     'another reply streams (on_new_query: reject): ask again when it has ended',
                 )
             else:
-                if policy == 'interrupt':
+                if policy is OnNewQuery.INTERRUPT:
                     gone = self._waiting.remove(
                         lambda other: (
-                            other.options.on_new_query == 'interrupt' and other.options.priority <= priority
+                            other.options.on_new_query is OnNewQuery.INTERRUPT
+                            and other.options.priority <= priority
                         )
                     )
-                if len(self._waiting) >= max(turn.options.max_queue, policy == 'interrupt'):
+                if len(self._waiting) >= max(turn.options.max_queue, policy is OnNewQuery.INTERRUPT):
                     turn.finish_reason, turn.error = (
                         'refused',
                         f'{len(self._waiting)} turns wait already (max_queue): ask again later',
                     )
                 else:
                     if (
-                        policy == 'interrupt'
+                        policy is OnNewQuery.INTERRUPT
                         and self._current is not None
                         and self._current.options.priority <= priority
                     ):
@@ -317,28 +318,12 @@ class RobotConversation:
             turn.dropped_turns = users - sum(
                 message.role == 'user' and message.text is not None for message in self.history
             )
-            options = {
-                name: getattr(generation, name)
-                for name in (
-                    'max_new_tokens',
-                    'min_new_tokens',
-                    'do_sample',
-                    'temperature',
-                    'top_p',
-                    'top_k',
-                    'min_p',
-                    'repetition_penalty',
-                    'seed',
-                )
-            }
             return self.model.generate(
                 prompt,
-                streaming=True,
+                config=generation.stopping_at(self.history.template.stop),
                 kv_cache=self.history.kv_cache,
-                stop_tokens=[*self.history.template.stop, *generation.stop_tokens],
                 priority=turn.options.priority,
                 deadline=None if turn.options.deadline is None else left,
-                **options,
             )
 
     def _encoded(self, turn: Turn, pixels: np.ndarray) -> ChatMessage:

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from ros2_nanochat.config import ImageMode
+
 OK, WARN, ERROR = 0, 1, 2
 """As in diagnostic_msgs/DiagnosticStatus."""
 
@@ -127,7 +129,7 @@ def robot_status(chat) -> Status:
         if (
             options.max_image_age is not None
             and chat.sight.age > options.max_image_age
-            and options.image_mode != 'off'
+            and options.image_mode is not ImageMode.OFF
         ):
             status.raise_to(
                 WARN,

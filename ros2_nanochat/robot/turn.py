@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ros2_nanochat.robot.options import RobotOptions
+from ros2_nanochat.config import OnNewQuery, RobotOptions
 
 _arrivals = itertools.count()
 
@@ -84,7 +84,12 @@ class Turn:
         """Sorts those that wait: by priority, deadline, and arrival; one that interrupts goes before those
         that wait in line.
         """
-        return (-self.options.priority, self.due, self.options.on_new_query != 'interrupt', self.arrival)
+        return (
+            -self.options.priority,
+            self.due,
+            self.options.on_new_query is not OnNewQuery.INTERRUPT,
+            self.arrival,
+        )
 
     def stop(self, reason: str) -> None:
         """End it at what was delivered, whether it has begun or not. The first reason holds."""

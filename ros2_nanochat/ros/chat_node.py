@@ -33,11 +33,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from ros2_nanochat.config import ImageMode
 from ros2_nanochat.errors import BackendError, MissingDependency
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.robot import health as diagnostics
 from ros2_nanochat.robot.conversation import RobotConversation
-from ros2_nanochat.robot.options import OPTIONS, engine_options, model_config, robot_names
+from ros2_nanochat.robot.options import PARAMETERS, robot_names
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.robot_port import RobotPort
@@ -114,10 +115,10 @@ class ChatNode(LifecycleNodeMixin, Node):
                         f'{name} cannot be deleted, it could not be set again: set it to null, and the robot'
                         ' does as the node'
                     )
-                option = OPTIONS.get(name)
+                known = PARAMETERS.get(name)
                 if (
-                    option is not None
-                    and not option.live
+                    known is not None
+                    and not known.live
                     and self._state != 'unconfigured'
                     and value != self.get_parameter(name).value
                 ):
@@ -128,7 +129,7 @@ class ChatNode(LifecycleNodeMixin, Node):
                     )
             names = robot_names(list(changed['robots'])) if 'robots' in changed else self._settings.robots()
             options = {robot: self._settings.robot(robot, changed) for robot in names}
-            model_config(self._settings.values(changed))
+            self._settings.model(changed)
         except (ValueError, TypeError) as error:
             return SetParametersResult(successful=False, reason=str(error))
         for robot, chat in list(self._chats.items()):
@@ -187,16 +188,16 @@ class ChatNode(LifecycleNodeMixin, Node):
         return _FAILURE
 
     def _configure(self) -> None:
-        values = self._settings.values()
-        config, outcome = model_config(values), []
+        config, engine = self._settings.model(), self._settings.engine()
+        outcome: list[NanoLLM | BaseException] = []
 
         def load():
             try:
                 model = NanoLLM.from_pretrained(
+                    config=config,
+                    engine=engine,
                     progress=self._show_progress,
                     opening=self._opening,
-                    **engine_options(values),
-                    **{name: getattr(config, name) for name in config.__dataclass_fields__},
                 )
                 try:
                     self._open_eyes(model, config)
@@ -239,7 +240,9 @@ class ChatNode(LifecycleNodeMixin, Node):
         if (
             vision is None
             or (config.model is None and config.vision is None)
-            or all(self._settings.robot(robot).image_mode == 'off' for robot in self._settings.robots())
+            or all(
+                self._settings.robot(robot).image_mode is ImageMode.OFF for robot in self._settings.robots()
+            )
         ):
             return
         if vision.load_seconds is None:
@@ -273,17 +276,14 @@ class ChatNode(LifecycleNodeMixin, Node):
                 return
             for robot in [robot for robot in self._chats if robot not in names]:
                 self._close_robot(robot)
-            state_dir, template = (
-                self.get_parameter('state_dir').value,
-                self.get_parameter('chat_template').value,
-            )
+            kept = self._settings.node()
             for robot in names:
                 if robot not in self._chats:
                     place = f'{self.get_namespace()}/{robot}/{self.get_name()}'.replace('//', '/')
                     log = self.get_logger()
                     store = (
-                        ConversationStore(state_dir, place, log, self.get_parameter('state_kv').value)
-                        if state_dir
+                        ConversationStore(kept.state_dir, place, log, kept.state_kv)
+                        if kept.state_dir
                         else None
                     )
                     self._chats[robot] = RobotConversation(
@@ -294,7 +294,7 @@ class ChatNode(LifecycleNodeMixin, Node):
                         None,
                         store,
                         log,
-                        template or None,
+                        kept.chat_template,
                     )
                 if robot not in self._ports and (activating or self._state == 'active'):
                     self._ports[robot] = RobotPort(self, self._chats[robot])

@@ -1,5 +1,5 @@
 """The parameters of the node and of each robot, declared on a node and read from it. What they are:
-parameters.py.
+robot/options.py.
 """
 
 from __future__ import annotations
@@ -10,23 +10,34 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from ros2_nanochat.config import EngineConfig, ModelConfig, NodeConfig, Option, RobotOptions
 from ros2_nanochat.robot.options import (
-    OPTIONS,
-    QOS_OPTIONS,
-    ROBOT,
-    ROBOT_OPTIONS,
-    Option,
-    RobotOptions,
+    PARAMETERS,
+    ROBOT_PARAMETERS,
+    engine_config,
     model_config,
+    node_config,
     robot_names,
     robot_options,
 )
+from ros2_nanochat.robot.parameter import Parameter
 
-# How `ros2 param dump` writes a robot's parameter that is not set, and how `ros2 param load` and YAML files
-# give it back.
+# What `ros2 param dump` writes for a parameter that is not set, and `ros2 param load` then gives back.
 _NOT_SET = ('null', 'None')
 
 _QOS = 'qos_overrides.'
+
+_QOS_PARAMETERS = {
+    each.name: Parameter.of(each)
+    for each in (
+        Option('Messages kept', name='depth', kind=int, default=10, low=1),
+        Option('Which are kept', name='history', choices=('keep_last', 'keep_all', 'system_default')),
+        Option('What is lost', name='reliability', choices=('reliable', 'best_effort', 'system_default')),
+    )
+}
+"""What `qos_overrides.<topic>.publisher.<name>` (or `.subscription.`) takes; rclpy declares these with the
+topic.
+"""
 
 
 class NodeParameters:
@@ -34,25 +45,25 @@ class NodeParameters:
 
     def __init__(self, node: Node):
         self._node = node
-        for option in OPTIONS.values():
-            node.declare_parameter(option.name, option.default, _descriptor(option))
+        for parameter in PARAMETERS.values():
+            node.declare_parameter(parameter.name, parameter.default, _descriptor(parameter))
         names = self.robots()
         self.declare_robots(names)
         absent: dict[str, list[str]] = {}
         for name, override in node._parameter_overrides.items():  # public ways show only what was declared
             robot, _, option = name.rpartition('.')
             if name.startswith(_QOS):
-                if option in QOS_OPTIONS:
-                    QOS_OPTIONS[option].check(override.value, name)
+                if option in _QOS_PARAMETERS:
+                    _QOS_PARAMETERS[option].check(override.value, name)
                 continue
             if node.has_parameter(name):
                 continue
-            if option not in ROBOT_OPTIONS or not robot:
-                near = difflib.get_close_matches(name, OPTIONS, n=1)
+            if option not in ROBOT_PARAMETERS or not robot:
+                near = difflib.get_close_matches(name, PARAMETERS, n=1)
                 raise ValueError(
                     f'there is no parameter {name!r}'
                     + (f' (did you mean {near[0]!r}?)' if near else '')
-                    + f'. Parameters: {", ".join(OPTIONS)}'
+                    + f'. Parameters: {", ".join(PARAMETERS)}'
                 )
             if _is_set(override.value):
                 absent.setdefault(robot, []).append(option)
@@ -60,22 +71,20 @@ class NodeParameters:
             node.get_logger().warning(
                 f'{robot!r} is not among the robots yet: its {", ".join(options)} will be used when it is'
             )
-        model_config(self.values())
+        self.model()
         for robot in names:
             self.robot(robot)
 
     def declare_robots(self, names: list[str]) -> None:
         """Declare the parameters of these robots' own, where they are not yet."""
         for robot in names:
-            for option in ROBOT if robot else ():
-                if not self._node.has_parameter(f'{robot}.{option.name}'):
+            for name, parameter in ROBOT_PARAMETERS.items() if robot else ():
+                if not self._node.has_parameter(f'{robot}.{name}'):
                     self._node.declare_parameter(
-                        f'{robot}.{option.name}',
+                        f'{robot}.{name}',
                         None,
                         ParameterDescriptor(
-                            description=(
-                                f'{option.text}. Of {robot} alone; not set, or null: as {option.name}'
-                            ),
+                            description=f'{parameter.text}. Of {robot} only; not set, or null: as {name}',
                             dynamic_typing=True,
                         ),
                     )
@@ -97,14 +106,26 @@ class NodeParameters:
     def values(self, changed: dict | None = None) -> dict:
         """The node's parameters, checked, as they would be with what changed. ValueError for a wrong one."""
         return {
-            name: option.check((changed or {}).get(name, self._node.get_parameter(name).value))
-            for name, option in OPTIONS.items()
+            name: parameter.check((changed or {}).get(name, self._node.get_parameter(name).value))
+            for name, parameter in PARAMETERS.items()
         }
+
+    def node(self) -> NodeConfig:
+        """What the node serves and keeps. ValueError for a wrong value, as for the others."""
+        return node_config(self.values())
+
+    def model(self, changed: dict | None = None) -> ModelConfig:
+        """Which model to open, as it would be with what changed."""
+        return model_config(self.values(changed))
+
+    def engine(self) -> EngineConfig:
+        """How the robots share the model."""
+        return engine_config(self.values())
 
     def robot(self, robot: str, changed: dict | None = None) -> RobotOptions:
         """A robot's options: the node's, and over them its own. ValueError for a wrong one."""
         values, changed = self.values(changed), changed or {}
-        for name, option in ROBOT_OPTIONS.items() if robot else ():
+        for name, parameter in ROBOT_PARAMETERS.items() if robot else ():
             own = f'{robot}.{name}'
             value = (
                 changed[own]
@@ -114,7 +135,7 @@ class NodeParameters:
                 else None
             )
             if _is_set(value):
-                values[name] = option.check(value, own)
+                values[name] = parameter.check(value, own)
         return robot_options(values)
 
 
@@ -122,16 +143,15 @@ def _is_set(value: Any) -> bool:
     return value is not None and not (isinstance(value, str) and value in _NOT_SET)
 
 
-def _descriptor(option: Option) -> ParameterDescriptor:
-    allowed = (
-        f' One of: {", ".join(choice or "(empty)" for choice in option.choices)}.' if option.choices else ''
-    )
-    when = '' if option.live else ' Read when the model is loaded.'
-    descriptor = ParameterDescriptor(description=f'{option.text}.{allowed}{when}')
-    if isinstance(option.default, int) and not isinstance(option.default, bool):
-        descriptor.integer_range = [IntegerRange(from_value=option.low, to_value=option.high, step=1)]
-    elif isinstance(option.default, float):
+def _descriptor(parameter: Parameter) -> ParameterDescriptor:
+    choices = ', '.join(choice or '(empty)' for choice in parameter.choices)
+    allowed = f' One of: {choices}.' if choices else ''
+    when = '' if parameter.live else ' Read when the model is loaded.'
+    descriptor = ParameterDescriptor(description=f'{parameter.text}.{allowed}{when}')
+    if type(parameter.default) is int:
+        descriptor.integer_range = [IntegerRange(from_value=parameter.low, to_value=parameter.high, step=1)]
+    elif type(parameter.default) is float:
         descriptor.floating_point_range = [
-            FloatingPointRange(from_value=option.low, to_value=option.high, step=0.0)
+            FloatingPointRange(from_value=parameter.low, to_value=parameter.high, step=0.0)
         ]
     return descriptor

@@ -24,6 +24,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from ros2_nanochat.config import ImageMode
 from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb, stamp_of
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.options import goal_options
@@ -180,7 +181,7 @@ class RobotPort:
     @property
     def has_camera(self) -> bool:
         """Whether somebody publishes images that this robot would use."""
-        return self._chat.options.image_mode != 'off' and self._camera.present
+        return self._chat.options.image_mode is not ImageMode.OFF and self._camera.present
 
     def cancel_unheard(self) -> None:
         """Stop the goals of a client that has gone. To be called now and then."""

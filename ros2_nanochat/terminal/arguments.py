@@ -9,108 +9,31 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ros2_nanochat.config import APIS, GenerationConfig, ModelConfig, names
+from ros2_nanochat.config import (
+    GenerationConfig,
+    ModelConfig,
+    NodeConfig,
+    Option,
+    Options,
+    RobotOptions,
+    options_of,
+    program_defaults,
+)
+from ros2_nanochat.config.declaration import shown_default
 
 
-def make_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """The options that the terminal chat and completion share."""
-    defaults = GenerationConfig()
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=None,
-    )
-    model = parser.add_argument_group('the model')
-    model.add_argument(
-        '--model',
-        metavar='PATH|OWNER/NAME',
-        help='a file or folder, or a repository of the Hugging Face hub (owner/name:file.gguf '
-        'for one file); without it a small model that comes along, often wrong',
-    )
-    model.add_argument(
-        '--api', choices=APIS, help='what runs the model; inferred from its files where not given'
-    )
-    model.add_argument(
-        '--quantization',
-        metavar='METHOD',
-        help='quantization (mlc: q4f16_1, hf: a dtype or quantizer), or a path to quantized weights',
-    )
-    model.add_argument(
-        '--vision',
-        metavar='PATH|OWNER/NAME',
-        help='a LLaVA-form checkpoint whose vision tower and projector stand beside the model',
-    )
-    model.add_argument(
-        '--max-context-len', type=int, metavar='TOKENS', help='tokens that the conversation may hold'
-    )
-    model.add_argument('--device', default='auto', help='cpu, cuda, cuda:1 (hf, mlc)')
-    model.add_argument(
-        '--gpu-layers', type=int, default=0, metavar='N', help='layers of a GGUF model on the GPU, -1 for all'
-    )
-    model.add_argument(
-        '--threads', type=int, metavar='N', help='CPU threads; the physical cores where not given'
-    )
-    model.add_argument('--model-lib', metavar='FILE', help='compiled library of an MLC model')
-    reply = parser.add_argument_group('the reply')
-    reply.add_argument(
-        '--max-new-tokens',
-        type=int,
-        default=256,
-        metavar='N',
-        help='length of a reply at most, -1 for as long as the context allows',
-    )
-    reply.add_argument(
-        '--min-new-tokens',
-        type=int,
-        default=defaults.min_new_tokens,
-        metavar='N',
-        help='length of a reply at least',
-    )
-    reply.add_argument(
-        '--do-sample', action='store_true', help='sample; otherwise the likeliest token is taken'
-    )
-    reply.add_argument(
-        '--temperature', type=float, default=defaults.temperature, metavar='X', help='of sampling'
-    )
-    reply.add_argument(
-        '--top-p',
-        type=float,
-        default=defaults.top_p,
-        metavar='X',
-        help='sample from as many tokens as have this share of the probability',
-    )
-    reply.add_argument(
-        '--top-k',
-        type=int,
-        default=defaults.top_k,
-        metavar='N',
-        help='sample from the N likeliest tokens, 0 for all',
-    )
-    reply.add_argument(
-        '--min-p',
-        type=float,
-        default=defaults.min_p,
-        metavar='X',
-        help='leave out tokens less likely than X times the likeliest',
-    )
-    reply.add_argument(
-        '--repetition-penalty',
-        type=float,
-        default=defaults.repetition_penalty,
-        metavar='X',
-        help='over 1 makes repeating less likely',
-    )
-    reply.add_argument('--seed', type=int, metavar='N', help='the same seed samples the same reply')
-    reply.add_argument(
-        '--stop-tokens',
-        nargs='+',
-        default=[],
-        metavar='TEXT|ID',
-        help='further strings or token ids that end a reply',
-    )
+def make_parser(program: str, description: str, conversation: bool = False) -> argparse.ArgumentParser:
+    """The options that the terminal chat and completion share; conversation: also those of a chat."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    _add_options(parser.add_argument_group('the model'), ModelConfig)
+    _add_options(parser.add_argument_group('the reply'), GenerationConfig)
+    if conversation:
+        group = parser.add_argument_group('the conversation')
+        _add_options(group, NodeConfig)
+        _add_options(group, RobotOptions)
     parser.add_argument(
         '--prompt',
         action='append',
@@ -123,16 +46,51 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `NanoLLM.from_pretrained`."""
-    return {name: getattr(args, name) for name in names(ModelConfig) if hasattr(args, name)}
+def _add_options(group: argparse._ArgumentGroup, kind: type[Options]) -> None:
+    """Add an argument for each option of a dataclass that has one. It is None until it is given."""
+    for option in options_of(kind):
+        if not option.argument:
+            continue
+        settings: dict[str, Any] = {'dest': option.name, 'help': _help(option)}
+        if option.kind is bool:
+            settings['action'] = argparse.BooleanOptionalAction
+        elif option.kind is tuple:
+            settings.update(nargs='+', metavar=option.metavar)
+        else:
+            settings['type'] = option.kind
+            settings.update(
+                {'choices': option.choices} if option.choices else {'metavar': option.metavar or None}
+            )
+        group.add_argument(f'--{option.name.replace("_", "-")}', **settings)
+
+
+def _help(option: Option) -> str:
+    default = option.otherwise if option.program_default is None else shown_default(option.program_default)
+    return f'{option.explained()} (default: {default})'.replace('%', '%%')
+
+
+def given(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
+    """The options of a dataclass that the command line gives."""
+    values = {option.name: getattr(args, option.name, None) for option in options_of(kind)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    """Which model to open; ValueError for a value that is not valid."""
+    return ModelConfig(**given(args, ModelConfig))
+
+
+def robot_options(args: argparse.Namespace) -> RobotOptions:
+    """How the conversation is led; ValueError for a value that is not valid."""
+    return RobotOptions(**given(args, RobotOptions), generation=generation_config(args))
 
 
 def generation_config(args: argparse.Namespace) -> GenerationConfig:
     """How replies are generated; ValueError for a value that is not valid."""
-    options = {name: getattr(args, name) for name in names(GenerationConfig) if hasattr(args, name)}
-    options['stop_tokens'] = tuple(map(_stop_token, args.stop_tokens))
-    return GenerationConfig(**options)
+    options = given(args, GenerationConfig)
+    if 'stop_tokens' in options:
+        options['stop_tokens'] = tuple(map(_stop_token, options['stop_tokens']))
+    return replace(program_defaults(GenerationConfig), **options)
 
 
 def _stop_token(stop: str) -> int | str:

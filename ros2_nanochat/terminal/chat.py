@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ros2_nanochat.chat.history import ChatHistory
-from ros2_nanochat.terminal.arguments import make_parser
+from ros2_nanochat.terminal.arguments import make_parser, robot_options
 from ros2_nanochat.terminal.screen import Screen
 from ros2_nanochat.terminal.session import COMMANDS, Session
 from ros2_nanochat.terminal.start import start
@@ -17,29 +17,18 @@ from ros2_nanochat.terminal.start import start
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the chat; return the exit status: 0, 1 where something failed, 130 after Ctrl-C while loading."""
-    parser = make_parser('nanochat-chat', 'Chat with a model. Commands: ' + ', '.join(COMMANDS) + '.')
-    chat = parser.add_argument_group('the conversation')
-    chat.add_argument(
-        '--chat-template',
-        metavar='NAME|FILE',
-        help="a template's name, or a JSON or Jinja file; the model's own where not given",
-    )
-    chat.add_argument('--system-prompt', metavar='TEXT', help="instead of the template's own; '' for none")
-    chat.add_argument(
-        '--wrap-tokens',
-        type=int,
-        metavar='TOKENS',
-        help='tokens of the latest turns that are kept when the context is full (half of it)',
-    )
+    about = 'Chat with a model. Commands: ' + ', '.join(COMMANDS) + '.'
+    parser = make_parser('nanochat-chat', about, conversation=True)
     options = parser.parse_args(args)
     logging.getLogger('ros2_nanochat').setLevel(logging.ERROR)  # the screen tells of a full context
     screen = Screen()
 
     def run(model, config, prompts) -> int:
         try:
-            history = ChatHistory(model, options.chat_template, options.system_prompt)
+            robot = robot_options(options)
+            history = ChatHistory(model, options.chat_template, robot.system_prompt)
             session = Session(
-                model, history, screen, config, options.wrap_tokens, stats=not options.disable_stats
+                model, history, screen, config, robot.wrap_tokens, stats=not options.disable_stats
             )
         except ValueError as error:
             screen.error(str(error))

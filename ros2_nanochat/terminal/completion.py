@@ -23,7 +23,7 @@ def main(args: Sequence[str] | None = None) -> int:
         failed = False
         for prompt in typed(screen) if prompts is None else prompts:
             try:
-                reply = model.generate(prompt, **vars(config))
+                reply = model.generate(prompt, config=config)
                 screen.replies.out(prompt, end='', highlight=False)
                 for piece in reply.pieces():
                     screen.piece(piece.text)

@@ -48,8 +48,7 @@ class Session:
         self.model = model
         self.history = history
         self.screen = screen
-        self._options = {name: value for name, value in vars(config).items() if name != 'stop_tokens'}
-        self._stop = [*history.template.stop, *config.stop_tokens]
+        self._config = config.stopping_at(history.template.stop)
         self._wrap_tokens = wrap_tokens
         self._stats = stats
         self._interrupts = 0
@@ -119,7 +118,7 @@ class Session:
             if not text:
                 return
             self.history.append('user', text=text)
-            longest = self._options['max_new_tokens']
+            longest = self._config.max_new_tokens
             room = self.model.info.context_length - max(longest, 1) if longest >= 0 else 0
             prompt, _ = self.history.embed_chat(
                 max_tokens=room if room > 0 else None, wrap_tokens=self._wrap_tokens
@@ -128,9 +127,7 @@ class Session:
                 self.screen.note(
                     f'The context is full: the oldest {self.history.num_dropped} messages were dropped.'
                 )
-            reply = self.model.generate(
-                prompt, kv_cache=self.history.kv_cache, stop_tokens=self._stop, **self._options
-            )
+            reply = self.model.generate(prompt, kv_cache=self.history.kv_cache, config=self._config)
             self._show(reply)
             if reply.finish_reason in ('error', 'refused'):
                 raise ValueError(reply.error)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.errors import BackendError, MissingDependency
 from ros2_nanochat.nano_llm import NanoLLM
-from ros2_nanochat.terminal.arguments import generation_config, load_prompts, model_options
+from ros2_nanochat.terminal.arguments import generation_config, load_prompts, model_config
 from ros2_nanochat.terminal.screen import Screen
 
 
@@ -23,7 +23,7 @@ def start(
     try:
         config = generation_config(options)
         prompts = load_prompts(options.prompt)
-        model = NanoLLM.from_pretrained(**model_options(options))
+        model = NanoLLM.from_pretrained(config=model_config(options))
     except (ValueError, BackendError, MissingDependency) as error:
         screen.error(str(error))
         return 1

@@ -1,0 +1,38 @@
+"""Every option, declared once: type, default, range, what it is for, where it can be set.
+
+The declarations are frozen dataclasses. A wrong value is a `ValueError` that names the option, the value and
+what is allowed. Knows nothing of backends, templates or ROS.
+"""
+
+from ros2_nanochat.config.declaration import (
+    Option,
+    Options,
+    names,
+    option,
+    options_of,
+    program_defaults,
+    reject_unknown,
+)
+from ros2_nanochat.config.generation import GenerationConfig
+from ros2_nanochat.config.model import APIS, DEFAULT_CONTEXT, MAX_THREADS, EngineConfig, ModelConfig
+from ros2_nanochat.config.robot import ImageMode, NodeConfig, OnNewQuery, RobotOptions
+
+__all__ = [
+    'APIS',
+    'DEFAULT_CONTEXT',
+    'MAX_THREADS',
+    'EngineConfig',
+    'GenerationConfig',
+    'ImageMode',
+    'ModelConfig',
+    'NodeConfig',
+    'OnNewQuery',
+    'Option',
+    'Options',
+    'RobotOptions',
+    'names',
+    'option',
+    'options_of',
+    'program_defaults',
+    'reject_unknown',
+]

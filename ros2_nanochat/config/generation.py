@@ -1,0 +1,152 @@
+"""The options of one reply."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ros2_nanochat.config.declaration import Options, option
+
+
+def _is_stop(value: Any) -> bool:
+    if isinstance(value, str):
+        return value != ''
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0
+
+
+@dataclass(frozen=True)
+class GenerationConfig(Options):
+    """How one reply is generated. Greedy unless `do_sample`.
+
+    Temperature, top-k, top-p and min-p are applied in this order, as in transformers.
+    """
+
+    max_new_tokens: int = option(
+        128,
+        'Tokens of a reply at most',
+        low=-1,
+        special={-1: 'as many as the context allows'},
+        program=256,
+        goal=0,
+        live=True,
+        metavar='N',
+    )
+    # NanoLLM writes -1 for none.
+    min_new_tokens: int = option(
+        0,
+        'Tokens before which the model may not end its reply',
+        low=-1,
+        allowed='a whole number of 0 or more, or -1 for none',
+        live=True,
+        metavar='N',
+    )
+    do_sample: bool = option(
+        False, 'Sample with the options below; otherwise the likeliest token is taken (greedy)', live=True
+    )
+    temperature: float = option(
+        0.7,
+        'Temperature of sampling: above 1 evens out, below 1 sharpens',
+        low=0.0,
+        high=100.0,
+        special={0: 'greedy'},
+        goal=-1.0,
+        live=True,
+        metavar='X',
+    )
+    top_p: float = option(
+        0.95,
+        'Sample from the likeliest tokens that make up this share of the probability',
+        above=0.0,
+        high=1.0,
+        goal=0.0,
+        live=True,
+        metavar='X',
+    )
+    top_k: int = option(
+        0,
+        'Sample from this many of the likeliest tokens',
+        low=0,
+        special={0: 'all'},
+        goal=-1,
+        live=True,
+        metavar='N',
+    )
+    min_p: float = option(
+        0.0,
+        'Leave out tokens less likely than this share of the likeliest',
+        low=0.0,
+        high=1.0,
+        special={0: 'none'},
+        goal=-1.0,
+        live=True,
+        metavar='X',
+    )
+    # As in transformers (Keskar et al. 2019, arXiv:1909.05858).
+    repetition_penalty: float = option(
+        1.0,
+        'Above 1 makes tokens of the prompt and the reply less likely',
+        above=0.0,
+        high=100.0,
+        special={1: 'off'},
+        goal=0.0,
+        live=True,
+        metavar='X',
+    )
+    seed: int | None = option(
+        None,
+        'The same seed gives the same reply, whatever else runs in the batch',
+        otherwise='another one each time',
+        low=0,
+        unset=-1,
+        goal=-1,
+        live=True,
+        metavar='N',
+    )
+    stop_tokens: tuple[int | str, ...] = option(
+        (),
+        'Strings (or token ids, but not in parameters and goals) that end a reply, in addition to'
+        " the template's "
+        'own and the end tokens of the model; a string is cut off the text',
+        item=_is_stop,
+        allowed='token ids or strings that are not empty',
+        parameter='stop',
+        unset=[''],
+        goal=[],
+        live=True,
+        metavar='TEXT|ID',
+    )
+    logits_processors: tuple[Callable, ...] = option(
+        (),
+        'Callables (token_ids [n], logits [v]) -> logits [v], applied before sampling, in order',
+        item=callable,
+        allowed='callables',
+        parameter=None,
+        argument=False,
+    )
+    functions: tuple[Callable, ...] = option(
+        (),
+        'Callables (text so far) -> str | None, called after each piece; what they return is put'
+        ' into the reply '
+        'and read by the model',
+        item=callable,
+        allowed='callables',
+        parameter=None,
+        argument=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, 'min_new_tokens', max(0, self.min_new_tokens))
+        stops = tuple(stop if isinstance(stop, str) else int(stop) for stop in self.stop_tokens)
+        object.__setattr__(self, 'stop_tokens', stops)
+
+    def stopping_at(self, stops: Sequence[int | str]) -> GenerationConfig:
+        """The same with further `stop_tokens`."""
+        return replace(self, stop_tokens=(*stops, *self.stop_tokens)) if stops else self
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return not self.do_sample or self.temperature == 0

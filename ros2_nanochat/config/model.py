@@ -1,0 +1,170 @@
+"""The options of a model and of the engine that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ros2_nanochat.config.declaration import Options, option
+
+APIS = ('gguf', 'mlc', 'hf', 'awq', 'fake')
+"""Values of `ModelConfig.api`; None infers it from what the model path holds."""
+
+DEFAULT_CONTEXT = 4096
+"""Context in tokens if none is asked for (less if the model has less): what fits beside a robot's other
+programs.
+"""
+
+MAX_THREADS = 512
+"""Threads that llama.cpp can use at most (`GGML_MAX_N_THREADS`); it ends the process over more."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(Options):
+    """Which model to open, and the room it may take."""
+
+    model: str | None = option(
+        None,
+        'Path of a file or folder, or owner/name on the hub (owner/name:file.gguf for one file)',
+        otherwise='the embedded SmolLM2-135M-Instruct, small and often wrong',
+        unset='',
+        metavar='PATH|OWNER/NAME',
+    )
+    api: str | None = option(
+        None,
+        'What runs the model',
+        otherwise='inferred from its files',
+        choices=APIS,
+        unset='',
+    )
+    quantization: str | None = option(
+        None,
+        'Method of the api (mlc: q4f16_1 and others; hf: a dtype or quantizer), or path of quantized weights',
+        otherwise='as the model is',
+        unset='',
+        metavar='METHOD',
+    )
+    # Never a parameter, which everyone on the graph can read, and never an argument, which `ps` shows.
+    api_token: str | None = option(
+        None,
+        'Token of a hub account; never shown',
+        otherwise='$HUGGINGFACE_TOKEN or $HF_TOKEN',
+        secret=True,
+        parameter=None,
+        argument=False,
+    )
+    max_context_len: int | None = option(
+        None,
+        'Tokens that one conversation may hold',
+        otherwise=f"the model's own length, at most {DEFAULT_CONTEXT}",
+        low=1,
+        unset=0,
+        metavar='TOKENS',
+    )
+    max_sequences: int = option(
+        4,
+        'Conversations whose KV cache is kept at once; others are recomputed when they resume',
+        otherwise='one for each robot, from 2 to 8',
+        low=1,
+        unset=0,
+        argument=False,
+    )
+    kv_tokens: int | None = option(
+        None,
+        'Tokens of KV cache over all conversations',
+        otherwise='max_sequences times the context',
+        low=1,
+        unset=0,
+        argument=False,
+    )
+    flash_attention: bool = option(
+        True,
+        'Flash attention of llama.cpp (gguf); without it a CPU is several times faster behind long'
+        ' histories, '
+        'but rounds differently (docs/engine.md)',
+        argument=False,
+    )
+    gpu_layers: int = option(
+        0,
+        'Layers of a GGUF model on the GPU (needs a GPU build of llama-cpp-python)',
+        low=-1,
+        special={-1: 'all'},
+        metavar='N',
+    )
+    threads: int | None = option(
+        None,
+        'CPU threads of the model',
+        otherwise='the physical cores',
+        low=1,
+        high=MAX_THREADS,
+        unset=0,
+        metavar='N',
+    )
+    device: str = option(
+        'auto',
+        'Device of hf and mlc: auto, cpu, cuda or cuda:N',
+        valid=bool,
+        allowed='auto, cpu, cuda or cuda:N',
+    )
+    model_lib: str | None = option(
+        None,
+        'Compiled library of an MLC model',
+        otherwise='beside its weights',
+        unset='',
+        metavar='FILE',
+    )
+    compile: bool = option(False, 'Compile the decode step if the backend can (hf)', argument=False)
+    # Code that comes with a checkpoint runs only if a program asks for it by name.
+    trust_remote_code: bool = option(
+        False, 'Run Python code that comes with a checkpoint (hf)', parameter=None, argument=False
+    )
+    vision: str | None = option(
+        None,
+        'LLaVA-form checkpoint (path, or owner/name on the hub) whose vision tower and projector are'
+        ' added to '
+        'the model, or tiny for the one that comes with the package',
+        otherwise="the model's own",
+        unset='',
+        metavar='PATH|OWNER/NAME',
+    )
+
+
+@dataclass(frozen=True)
+class EngineConfig(Options):
+    """How conversations share the model."""
+
+    running_share: float = option(
+        0.5,
+        'Share of their speed that running replies keep while a long prompt is prefilled beside them',
+        above=0.0,
+        high=1.0,
+        argument=False,
+    )
+    max_step: float = option(
+        0.2,
+        'Seconds that one step takes at most while a prompt is prefilled and nothing else runs; a'
+        ' stop waits no '
+        'longer than this',
+        above=0.0,
+        parameter=None,
+        argument=False,
+    )
+    max_queued_requests: int = option(
+        256,
+        'Requests of all conversations that may wait for the model; one more is refused',
+        low=0,
+        parameter=None,
+        argument=False,
+    )
+    speculation: bool = option(
+        True,
+        'Guess the next tokens from what stands in the context if that pays; the reply stays the same',
+        argument=False,
+    )
+    park_bytes: int = option(
+        0,
+        'Bytes of host memory for the KV of idle conversations, used if loading it back is faster'
+        ' than prefilling',
+        low=0,
+        special={0: 'none'},
+        argument=False,
+    )

@@ -1,0 +1,142 @@
+"""The options of a robot's conversation, and of the node that serves robots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ros2_nanochat.config.declaration import Options, option, program_defaults
+from ros2_nanochat.config.generation import GenerationConfig
+from ros2_nanochat.states import StrEnum
+
+
+class OnNewQuery(StrEnum):
+    """What a query does that arrives while a reply streams."""
+
+    INTERRUPT = 'interrupt'
+    QUEUE = 'queue'
+    REJECT = 'reject'
+
+
+class ImageMode(StrEnum):
+    """Which camera image goes with a query."""
+
+    LATEST = 'latest'
+    CHANGED = 'changed'
+    OFF = 'off'
+
+
+@dataclass(frozen=True)
+class NodeConfig(Options):
+    """What the node serves, and what it keeps."""
+
+    autostart: bool = option(
+        True,
+        'Configure and activate at once; otherwise a lifecycle manager, or `ros2 lifecycle set`, does',
+        argument=False,
+    )
+    robots: tuple[str, ...] = option(
+        (),
+        "Robots that this node serves, each under /<robot>/<node name>/...; [''] for one, under the"
+        " node's own name",
+        item=lambda name: isinstance(name, str),
+        allowed='names',
+        unset=[''],
+        live=True,
+        argument=False,
+    )
+    state_dir: str | None = option(
+        None,
+        'Folder where each finished turn is written before it is announced; a restarted node'
+        ' continues from it',
+        otherwise='nothing is kept',
+        unset='',
+        argument=False,
+    )
+    state_kv: bool = option(
+        False,
+        'Keep the KV of each conversation in state_dir as well, so that a restart needs no prefill'
+        ' (gguf and hf); '
+        'tens of kB a token for small models, 0.5 MB for 8 B',
+        argument=False,
+    )
+    chat_template: str | None = option(
+        None,
+        'Chat template: a name, or a JSON or Jinja file',
+        otherwise="the model's own",
+        unset='',
+        metavar='NAME|FILE',
+    )
+
+
+@dataclass(frozen=True)
+class RobotOptions(Options):
+    """How one robot converses."""
+
+    system_prompt: str | None = option(
+        None,
+        'Instruction at the beginning of each conversation',
+        otherwise="the template's own",
+        unset='',
+        live=True,
+        metavar='TEXT',
+    )
+    on_new_query: OnNewQuery = option(
+        OnNewQuery.INTERRUPT,
+        'What a query does that arrives while a reply streams: interrupt it, wait in the queue'
+        ' behind it, or be '
+        'rejected',
+        goal='',
+        live=True,
+        argument=False,
+    )
+    max_queue: int = option(
+        10, 'Turns that may wait for one robot; one more is refused', low=0, live=True, argument=False
+    )
+    priority: int = option(
+        0,
+        'Priority of a turn; a higher one runs first when turns wait for the model',
+        low=-1000,
+        high=1000,
+        goal=0,
+        live=True,
+        argument=False,
+    )
+    deadline: float | None = option(
+        None,
+        'Seconds after which a turn ends with what it has',
+        otherwise='no deadline',
+        above=0.0,
+        high=1e6,
+        unset=0.0,
+        goal=0.0,
+        live=True,
+        argument=False,
+    )
+    wrap_tokens: int | None = option(
+        None,
+        'Tokens of the latest turns that are kept when the context is full',
+        otherwise='half of what fits',
+        low=1,
+        unset=0,
+        live=True,
+        metavar='TOKENS',
+    )
+    image_mode: ImageMode = option(
+        ImageMode.LATEST,
+        'Which camera image goes with a query: the latest, only one that shows something changed, or'
+        ' none (off)',
+        goal='',
+        live=True,
+        argument=False,
+    )
+    max_image_age: float | None = option(
+        2.0,
+        'Seconds; an older image is not used, and the turn says so',
+        otherwise='any age',
+        above=0.0,
+        high=1e6,
+        unset=0.0,
+        live=True,
+        argument=False,
+    )
+    generation: GenerationConfig = program_defaults(GenerationConfig)

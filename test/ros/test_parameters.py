@@ -1,0 +1,44 @@
+"""The parameters of a real node: what is declared, and what a file of parameters sets."""
+
+from __future__ import annotations
+
+import pytest
+import rclpy
+from rcl_interfaces.msg import ParameterType
+
+from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS
+from ros2_nanochat.ros.node_parameters import NodeParameters
+
+TYPES = {
+    bool: ParameterType.PARAMETER_BOOL,
+    int: ParameterType.PARAMETER_INTEGER,
+    float: ParameterType.PARAMETER_DOUBLE,
+    str: ParameterType.PARAMETER_STRING,
+    list: ParameterType.PARAMETER_STRING_ARRAY,
+}
+
+
+@pytest.fixture(scope='module')
+def node():
+    node = rclpy.create_node('parameters_test', cli_args=['--ros-args', '-p', 'robots:=[r1]'])
+    NodeParameters(node)
+    yield node
+    node.destroy_node()
+
+
+@pytest.mark.parametrize('parameter', PARAMETERS.values(), ids=list(PARAMETERS))
+def test_a_node_declares_type_range_and_meaning_of_every_parameter(node, parameter):
+    described = node.describe_parameter(parameter.name)
+    assert described.type == TYPES[type(parameter.default)] and not described.read_only
+    assert described.description.startswith(parameter.text)
+    assert ('Read when the model is loaded' in described.description) == (not parameter.live)
+    ranges = [*described.integer_range, *described.floating_point_range]
+    assert [(each.from_value, each.to_value) for each in ranges] == (
+        [(parameter.low, parameter.high)] if type(parameter.default) in (int, float) else []
+    )
+    assert all(choice in described.description for choice in parameter.choices)
+
+
+def test_each_robot_has_parameters_of_its_own(node):
+    assert all(node.has_parameter(f'r1.{name}') for name in ROBOT_PARAMETERS)
+    assert not node.has_parameter('r1.model')

@@ -26,7 +26,7 @@ from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.sequence import Parked
 from ros2_nanochat.engine.stream import StreamingResponse
 from ros2_nanochat.errors import BackendError
-from ros2_nanochat.prompt import EmbeddingSpan, Prompt, concatenate, head, surely_longer
+from ros2_nanochat.prompt import EmbeddingSpan, Preceding, Prompt, concatenate, head, surely_longer
 from ros2_nanochat.reasoning import find_reasoning_marks, reasoning_is_open
 from ros2_nanochat.vision import open_vision
 
@@ -160,13 +160,11 @@ class NanoLLM:
 
     # --- text and embeddings ---
 
-    def tokenize(
-        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
-    ) -> list[int]:
-        """Ids of a text; no begin-of-text is added. special, continues, joined: see `Backend.tokenize`."""
+    def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
+        """Ids of a text; no begin-of-text is added. special, preceding: see `Backend.tokenize`."""
         if not isinstance(text, str):
             raise ValueError(f'text has to be a string, not {type(text).__name__} {str(text)[:40]!r}')
-        return self.backend.tokenize(text, special, continues, joined)
+        return self.backend.tokenize(text, special, preceding)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens give none."""
@@ -392,8 +390,13 @@ class NanoLLM:
                     f' context holds '
                     'no more: shorten it, or open the model with a larger max_context_len'
                 )
-            behind_text = before is not None and before >= 0 and before not in self._special_ids.values()
-            return start + self.tokenize(inputs, continues=before is not None, joined=behind_text)
+            if before is None:
+                preceding = Preceding.START
+            elif before < 0 or before in self._special_ids.values():
+                preceding = Preceding.SPECIAL_TOKEN
+            else:
+                preceding = Preceding.TEXT
+            return start + self.tokenize(inputs, preceding=preceding)
         try:
             array = np.asarray(inputs)
         except ValueError:  # rows of different lengths

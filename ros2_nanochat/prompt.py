@@ -9,10 +9,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 import numpy as np
 
 _CHARACTERS_PER_TOKEN = 16  # more than text has on average, in any language
+
+
+class Preceding(Enum):
+    """What stands before a text that is tokenized. Some SentencePiece vocabularies put a space before the first
+    word, and where they do depends on it.
+    """
+
+    START = 'start'
+    """Nothing: the text begins the prompt."""
+    SPECIAL_TOKEN = 'special token'
+    """A special token or an image."""
+    TEXT = 'text'
+    """Other text, for example what the model wrote; then no vocabulary puts a space before it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from ros2_nanochat.backends.tokenizer import Tokenizer
 from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.prompt import Preceding
 
 CORPUS = [
     'The robot drives to the kitchen and says: hello, how are you today?',
@@ -269,8 +270,8 @@ class TextModel:
             chat_template=chat_template,
         )
 
-    def tokenize(self, text, special=False, continues=False, joined=False):
-        return self.tokenizer.tokenize(text, special, continues, joined)
+    def tokenize(self, text, special=False, preceding=Preceding.START):
+        return self.tokenizer.tokenize(text, special, preceding)
 
     def detokenize(self, ids):
         return self.tokenizer.detokenize(ids)

@@ -13,7 +13,7 @@ import pytest
 
 from ros2_nanochat import KVCache, NanoLLM
 from ros2_nanochat.errors import BackendError
-from ros2_nanochat.prompt import Prompt
+from ros2_nanochat.prompt import Preceding, Prompt
 
 TEXT = 'The capital of Japan is'
 
@@ -430,7 +430,9 @@ def test_tokenizing_and_back(model):
 def test_kv_that_was_saved_lets_another_process_go_on_without_prefilling(model):
     first = model.generate('The capital of Japan is', max_new_tokens=12).wait()
     data = model.save_kv(first.kv_cache)
-    ids = first.kv_cache.entries.tolist() + model.tokenize(' And the capital of France is', joined=True)
+    ids = first.kv_cache.entries.tolist() + model.tokenize(
+        ' And the capital of France is', preceding=Preceding.TEXT
+    )
     expected = model.generate(ids, max_new_tokens=12).wait()
     with NanoLLM.from_pretrained(max_context_len=1024) as other:
         reply = other.generate(ids, kv_cache=other.load_kv(data), max_new_tokens=12).wait()

@@ -11,6 +11,7 @@ from tiny_gguf import write_tiny_llama
 
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.prompt import Preceding
 
 CORPUS = [
     'The robot drives to the kitchen and says hello, how are you today?',
@@ -61,7 +62,7 @@ def test_no_space_comes_between_a_reply_and_what_stands_behind_it(model, name):
     history.append('bot', text='🙂It is Tokyo🙂')
     history.append('user', text='robot')
     ids = whole(model, history.template.render(history.messages))
-    smile = model.tokenize('🙂', joined=True)
+    smile = model.tokenize('🙂', preceding=Preceding.TEXT)
     at = [i for i in range(len(ids)) if ids[i : i + len(smile)] == smile]
     history[-2].adopt(ids[len(asked) : at[-1] + len(smile)])
     assert model.detokenize(history[-2].tokens).lstrip() == '🙂It is Tokyo🙂'
@@ -72,7 +73,7 @@ def test_no_space_comes_between_a_reply_and_what_stands_behind_it(model, name):
 @given(TEXTS)
 def test_joined_text_has_the_ids_that_it_has_amid_a_text(model, text):
     smile = model.tokenize('🙂')
-    assert model.tokenize(text, joined=True) == model.tokenize('🙂' + text)[len(smile) :]
+    assert model.tokenize(text, preceding=Preceding.TEXT) == model.tokenize('🙂' + text)[len(smile) :]
 
 
 def test_typed_markup_is_text_without_spaces_in_it(model):
@@ -99,9 +100,9 @@ def test_text_goes_on_behind_a_reply_and_behind_what_a_function_returned_without
         return '🙂robot' if len(calls) == 1 else None
 
     reply = model.generate('hello', max_new_tokens=12, functions=insert).wait()
-    robot = model.tokenize('🙂robot', joined=True)
+    robot = model.tokenize('🙂robot', preceding=Preceding.TEXT)
     at = reply.tokens.index(robot[0])
     assert reply.tokens[at : at + len(robot)] == robot and reply.text.startswith(calls[0] + '🙂robot')
     cache, before = reply.kv_cache, len(reply.kv_cache)
     model.generate('🙂', kv_cache=cache, max_new_tokens=1).wait()
-    assert cache.entries[before:].tolist()[:4] == model.tokenize('🙂', joined=True)
+    assert cache.entries[before:].tolist()[:4] == model.tokenize('🙂', preceding=Preceding.TEXT)

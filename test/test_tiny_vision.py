@@ -14,7 +14,7 @@ import tiny_vision  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
-from ros2_nanochat.prompt import EmbeddingSpan  # noqa: E402
+from ros2_nanochat.prompt import EmbeddingSpan, Preceding  # noqa: E402
 from ros2_nanochat.vision.encoder import TINY  # noqa: E402
 from ros2_nanochat.vision.shapes import (  # noqa: E402
     COLORS,
@@ -185,7 +185,9 @@ def test_the_image_may_stand_behind_the_text(model):
     history.append('user', image=scene_picture(4, color='blue', shape='circle', place='center'))
     prompt, _ = history.embed_chat()
     assert [len(span) for _, span in prompt.spans] == [16]
-    assert prompt.spans[0][0] > list(prompt.entries).index(model.tokenize('What', continues=True)[0])
+    assert prompt.spans[0][0] > list(prompt.entries).index(
+        model.tokenize('What', preceding=Preceding.SPECIAL_TOKEN)[0]
+    )
 
 
 def test_editing_the_picture_of_an_old_message_changes_the_answer(model):

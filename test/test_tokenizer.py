@@ -23,6 +23,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
+from ros2_nanochat.prompt import Preceding  # noqa: E402
 
 CORPUS = [
     'The robot drives to the kitchen and says: hello, how are you today?',
@@ -151,8 +152,8 @@ def test_benign_text_gives_the_ids_of_the_plain_tokenizer(kind, text):
 def test_content_never_gives_a_special_id(kind, parts):
     tokenizer = ours(kind)
     unknown = {'unigram': 0, 'wordpiece': 0}.get(kind)
-    for continues in (False, True):
-        ids = tokenizer.tokenize(''.join(parts), continues=continues)
+    for preceding in (Preceding.START, Preceding.SPECIAL_TOKEN):
+        ids = tokenizer.tokenize(''.join(parts), preceding=preceding)
         assert (ids_of_specials(tokenizer) - {unknown}).isdisjoint(ids)
         assert max(ids, default=0) < tokenizer.vocab_size
 
@@ -163,8 +164,10 @@ def test_content_never_gives_a_special_id(kind, parts):
 def test_text_behind_a_special_token_gives_the_ids_it_has_there(kind, text):
     whole = theirs(kind).encode('<|im_start|>' + text + '<|im_end|>', add_special_tokens=False).ids
     if len(ids_of_specials(ours(kind)).intersection(whole)) == 2:
-        assert whole[1:-1] == ours(kind).tokenize(text, continues=True)
-        assert whole[1:] == ours(kind).tokenize(text + '<|im_end|>', special=True, continues=True)
+        assert whole[1:-1] == ours(kind).tokenize(text, preceding=Preceding.SPECIAL_TOKEN)
+        assert whole[1:] == ours(kind).tokenize(
+            text + '<|im_end|>', special=True, preceding=Preceding.SPECIAL_TOKEN
+        )
 
 
 @pytest.mark.parametrize('kind', ['prepend', 'metaspace', 'gemma', 'byte_level'])
@@ -175,14 +178,14 @@ def test_text_behind_other_text_gives_the_ids_it_has_there(kind, text):
     whole = theirs(kind).encode(before + text, add_special_tokens=False).ids
     if kind != 'byte_level' and ids_of_specials(ours(kind)).isdisjoint(whole):
         assert (
-            ours(kind).tokenize(text, joined=True)
+            ours(kind).tokenize(text, preceding=Preceding.TEXT)
             == whole[len(theirs(kind).encode(before, add_special_tokens=False).ids) :]
         )
     for special in (False, True):
         assert (
-            ours(kind).tokenize('x' + text, special=special, joined=True)
-            == ours(kind).tokenize(before + 'x' + text, special=special, joined=True)[
-                len(ours(kind).tokenize(before, joined=True)) :
+            ours(kind).tokenize('x' + text, special=special, preceding=Preceding.TEXT)
+            == ours(kind).tokenize(before + 'x' + text, special=special, preceding=Preceding.TEXT)[
+                len(ours(kind).tokenize(before, preceding=Preceding.TEXT)) :
             ]
         )
 
@@ -392,7 +395,11 @@ def test_a_sentencepiece_model_alone_is_converted_by_transformers(tmp_path):
     for text in CORPUS[:8]:
         assert tokenizer.tokenize(text) == auto(text, add_special_tokens=False)['input_ids']
         ids = tokenizer.tokenize('<s>' + text + '</s>', special=True)
-        assert ids[0] == 1 and ids[-1] == 2 and tokenizer.tokenize(text, continues=True) == ids[1:-1]
+        assert (
+            ids[0] == 1
+            and ids[-1] == 2
+            and tokenizer.tokenize(text, preceding=Preceding.SPECIAL_TOKEN) == ids[1:-1]
+        )
 
 
 def test_a_sentencepiece_model_alone_without_transformers_says_what_to_do(tmp_path):

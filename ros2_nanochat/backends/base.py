@@ -16,6 +16,7 @@ from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.prompt import Preceding
 
 
 @dataclass(eq=False)
@@ -106,16 +107,11 @@ class Backend(ABC):
         """Tell the memory a model will take, from its files, without loading it."""
 
     @abstractmethod
-    def tokenize(
-        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
-    ) -> list[int]:
+    def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
         """Turn text into ids; no begin-of-text is added.
 
         special: find special tokens in the text (markup); otherwise they are plain characters (content).
-        continues: the text stands behind a special token and not at the start (some SentencePiece
-            vocabularies put a space before the start).
-        joined: it stands right behind other text, what the model wrote say; then no vocabulary puts a space
-        before it.
+        preceding: what stands before the text.
         """
 
     @abstractmethod

@@ -23,6 +23,7 @@ from ros2_nanochat.config import ModelConfig, reject_unknown
 from ros2_nanochat.errors import ForwardError, LoadAborted
 from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo, SpecialToken
+from ros2_nanochat.prompt import Preceding
 
 _START, _END = 256, 257
 _VOCABULARY = 258
@@ -86,9 +87,7 @@ class FakeBackend(Backend):
 
     # --- text ---
 
-    def tokenize(
-        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
-    ) -> list[int]:
+    def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
         if not special:
             return list(text.encode('utf-8', 'replace'))
         ids: list[int] = []

@@ -19,6 +19,7 @@ from ros2_nanochat.backends.detokenizer import make_detokenizer
 from ros2_nanochat.errors import BackendError, MissingDependency, one_line
 from ros2_nanochat.files import read_json
 from ros2_nanochat.model_info import SpecialToken
+from ros2_nanochat.prompt import Preceding
 
 try:
     import tokenizers
@@ -70,7 +71,7 @@ class Tokenizer:
             id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         )
         self._make_detokenizer = make_detokenizer(self._tokenizer, flagged)
-        # A text that continues is tokenized behind this token, which no text can hold by chance.
+        # A text that does not begin the prompt is tokenized behind this token, which no text can hold by chance.
         self._anchor = f'\x01{secrets.token_hex(16)}\x01'
         source = self._tokenizer.to_str()
         data = json.loads(source)
@@ -167,17 +168,15 @@ class Tokenizer:
             ) from None
         return cls.from_transformers(path)
 
-    def tokenize(
-        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
-    ) -> list[int]:
+    def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
         """See `Backend.tokenize`. Without `special`, no id of `special_tokens` comes out (but the unknown
         token, for characters that the vocabulary lacks). Raises ValueError for text that is no Unicode.
         """
-        if joined and self._puts_space:
+        if preceding is Preceding.TEXT and self._puts_space:
             tokenizer = self._joined_markup if special else self._joined_content
         else:
             tokenizer = self._markup if special else self._content
-        anchored = continues or joined
+        anchored = preceding is not Preceding.START
         try:
             ids = tokenizer.encode(self._anchor + text if anchored else text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:

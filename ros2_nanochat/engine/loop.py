@@ -24,6 +24,7 @@ from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.sampler import choose_largest, choose_there, host
 from ros2_nanochat.engine.scheduler import Scheduler, Work
 from ros2_nanochat.errors import BackendError, ForwardError
+from ros2_nanochat.prompt import Preceding
 from ros2_nanochat.states import FinishReason
 
 _log = logging.getLogger(__name__)
@@ -306,7 +307,7 @@ class Engine:
         for function in request.config.functions:
             try:
                 added = function(request.text.answer)
-                ids = self.backend.tokenize(added, continues=True, joined=True) if added else []
+                ids = self.backend.tokenize(added, preceding=Preceding.TEXT) if added else []
             except Exception as error:
                 self._fail(
                     [request], f'{getattr(function, "__name__", function)!r} in functions failed: {error!r}'

@@ -24,6 +24,7 @@ from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, require
 from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.prompt import Preceding
 
 _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
 _BATCH = 512
@@ -207,10 +208,8 @@ class GGUFBackend(Backend):
 
     # --- text ---
 
-    def tokenize(
-        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
-    ) -> list[int]:
-        return self._text.tokenize(text, special, joined)
+    def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
+        return self._text.tokenize(text, special, preceding)
 
     def detokenizer(self) -> Detokenizer:
         return self._text.detokenizer()

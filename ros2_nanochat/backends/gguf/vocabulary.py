@@ -12,6 +12,7 @@ from ros2_nanochat.backends.gguf.deep_stack import with_stack_for
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.model_info import SpecialToken
+from ros2_nanochat.prompt import Preceding
 
 _JOINT = '\U0010fffd'
 """A character that is part of no token, so that nothing merges across it."""
@@ -74,11 +75,16 @@ class GGUFText:
     def _text(self, token_id: int) -> str:
         return self._api.llama_vocab_get_text(self._vocab, token_id).decode('utf-8', 'replace')
 
-    def tokenize(self, text: str, special: bool, joined: bool = False) -> list[int]:
-        """Ids of a text. special: whether the text of a special token stands for its id. joined: it stands
-        right behind other text; elsewhere llama.cpp puts the space of SentencePiece before it, at the start
-        and behind special tokens alike. Adds no begin of text.
+    def tokenize(self, text: str, special: bool, preceding: Preceding = Preceding.START) -> list[int]:
+        """Ids of a text; adds no begin of text.
+
+        Args:
+            text: What to tokenize.
+            special: Whether the text of a special token stands for its id.
+            preceding: What stands before it. Unless that is text, llama.cpp puts the space of SentencePiece
+                before the first word, at the start and behind special tokens alike.
         """
+        joined = preceding is Preceding.TEXT
         ids = self._tokenize(text, special, joined)
         if special or self._protected.keys().isdisjoint(ids):
             return ids

@@ -27,6 +27,7 @@ from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, require
 from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.prompt import Preceding
 
 
 class DeviceLogits:
@@ -169,10 +170,8 @@ class HFBackend(Backend):
             train_context_length(settings) or max(config.max_context_len or 0, DEFAULT_CONTEXT),
         )
 
-    def tokenize(
-        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
-    ) -> list[int]:
-        return self.tokenizer.tokenize(text, special, continues, joined)
+    def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
+        return self.tokenizer.tokenize(text, special, preceding)
 
     def detokenizer(self) -> Detokenizer:
         return self.tokenizer.detokenizer()

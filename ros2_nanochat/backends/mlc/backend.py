@@ -30,6 +30,7 @@ from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, one_line, require
 from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.prompt import Preceding
 
 _log = logging.getLogger(__name__)
 _MOST_TOKENS = 2048  # of one call: the KV cache keeps buffers for so many
@@ -229,10 +230,8 @@ class MLCBackend(Backend):
 
     # --- text ---
 
-    def tokenize(
-        self, text: str, special: bool = False, continues: bool = False, joined: bool = False
-    ) -> list[int]:
-        return self._tokenizer.tokenize(text, special, continues, joined)
+    def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
+        return self._tokenizer.tokenize(text, special, preceding)
 
     def detokenizer(self) -> Detokenizer:
         return self._tokenizer.detokenizer()

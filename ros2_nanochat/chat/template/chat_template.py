@@ -21,7 +21,7 @@ from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder, SpecialText
 from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
 from ros2_nanochat.chat.template.turns import Conversation, Written
-from ros2_nanochat.prompt import Prompt
+from ros2_nanochat.prompt import Preceding, Prompt
 
 _IMAGE_TOKEN = re.compile(r'image|img|pad', re.IGNORECASE)
 _IMAGE_EDGE = re.compile(r'start|end|begin|break|newline|vision_', re.IGNORECASE)
@@ -172,7 +172,8 @@ class ChatTemplate:
         if token_id not in self._ordinary:
             self._ordinary[token_id] = not token.text.strip() or (
                 token.text not in self.markup.source
-                and list(self._model.tokenize(token.text, special=False, continues=True)) == [token_id]
+                and list(self._model.tokenize(token.text, special=False, preceding=Preceding.SPECIAL_TOKEN))
+                == [token_id]
             )
         return not self._ordinary[token_id]
 
@@ -230,19 +231,19 @@ class ChatTemplate:
     def _parts(self, text: str, placeholders: Placeholders) -> list[Any]:
         special = [(start, end, [token.id]) for start, end, token in self._finder.find(text)]
         objects = [(at, at + 1, placeholders.objects[text[at]]) for at in placeholders.find_objects(text)]
-        parts, position, joined = [], 0, False
+        parts, position, preceding = [], 0, Preceding.START
         for start, end, value in sorted(special + objects, key=lambda item: item[0]) if objects else special:
             if start > position:
-                parts.append(self._runs(placeholders.restore(text[position:start]), bool(parts), joined))
-                joined = True
+                parts.append(self._runs(placeholders.restore(text[position:start]), preceding))
+                preceding = Preceding.TEXT
             parts.append(value.ids(self._model) if isinstance(value, Written) else value)
             if not isinstance(value, Written):
-                joined = False
+                preceding = Preceding.SPECIAL_TOKEN
             elif parts[-1]:
-                joined = parts[-1][-1] not in self._by_id
+                preceding = Preceding.SPECIAL_TOKEN if parts[-1][-1] in self._by_id else Preceding.TEXT
             position = end
         if position < len(text):
-            parts.append(self._runs(placeholders.restore(text[position:]), bool(parts), joined))
+            parts.append(self._runs(placeholders.restore(text[position:]), preceding))
         self._runs.trim()
         return parts
 

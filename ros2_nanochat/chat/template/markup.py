@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ros2_nanochat.prompt import Preceding
+
 _FIRST, _LAST = 0x100000, 0x10FFEF
 _BLANK = frozenset(
     '\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006'
@@ -164,18 +166,16 @@ class Runs:
         self._protected = protected
         self._texts = texts
         self._asked = 0  # since the last trim
-        self._cache: OrderedDict[tuple[str, bool, bool], tuple[int, ...]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, Preceding], tuple[int, ...]] = OrderedDict()
 
-    def __call__(self, text: str, continues: bool, joined: bool = False) -> tuple[int, ...]:
-        """Ids of a run of content and plain markup. continues: it does not stand at the start of the prompt.
-        joined: it stands right behind text, not behind a special token or an image.
-        """
-        key = text, continues, joined
+    def __call__(self, text: str, preceding: Preceding) -> tuple[int, ...]:
+        """Ids of a run of content and plain markup. preceding: what stands before it in the prompt."""
+        key = text, preceding
         self._asked += 1
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        ids = self._cache[key] = tuple(self._inert(text, continues, joined))
+        ids = self._cache[key] = tuple(self._inert(text, preceding))
         return ids
 
     def trim(self) -> None:
@@ -184,8 +184,8 @@ class Runs:
             self._cache.popitem(last=False)
         self._asked = 0
 
-    def _inert(self, text: str, continues: bool, joined: bool) -> list[int]:
-        ids = list(self._tokenize(text, special=False, continues=continues, joined=joined))
+    def _inert(self, text: str, preceding: Preceding) -> list[int]:
+        ids = list(self._tokenize(text, special=False, preceding=preceding))
         caught = {i for i in ids if self._protected(i)}
         if not caught:
             return ids
@@ -204,5 +204,5 @@ class Runs:
         return [
             i
             for n, piece in enumerate(pieces)
-            for i in self._inert(piece, continues or n > 0, joined or n > 0)
+            for i in self._inert(piece, Preceding.TEXT if n else preceding)
         ]

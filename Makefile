@@ -1,6 +1,7 @@
 # make demo                    build, start the node and a terminal client that talks to it over ROS 2; PROMPT="..." asks once
 # make demo-vision             the same with a small model that sees a moving test picture as its camera
 # make test                    all tests but the long ones (under ten minutes); make test-long: those
+# make lint                    ruff (rules and format) and mypy
 # make bench                   figures, with a raw loop of llama.cpp beside them
 # make setup                   only the set-up, which each of the others does when it is needed
 #
@@ -11,10 +12,14 @@ export ROS_DISTRO PYTHON ROS_PREFIX PROMPT MODEL
 # T=test/ros: only what lies there.
 T ?=
 
-.PHONY: setup demo demo-vision test test-long bench clean
+.PHONY: setup lint demo demo-vision test test-long bench clean
 
 setup:
 	@tools/setup.sh demo
+
+lint:
+	@tools/setup.sh lint
+	@tools/lint.sh
 
 demo:
 	@tools/setup.sh demo

@@ -74,7 +74,7 @@ def download(config: ModelConfig) -> str:
     Where the hub cannot be reached a cached copy is used, and that is said.
     """
     huggingface_hub = require('huggingface_hub', 'gguf')
-    repository, _, wanted = config.model.partition(':')
+    repository, _, wanted = (config.model or '').partition(':')
     token = hub_token(config)
     try:
         info = huggingface_hub.HfApi(token=token).model_info(repository, timeout=_PATIENCE)

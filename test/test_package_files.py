@@ -117,3 +117,12 @@ def test_env_sh_can_be_sourced_under_set_u_and_leaves_it_set():
     script = 'set -eu; source env.sh; echo "at $ROS_DISTRO"; echo "$NOT_SET_ANYWHERE"'
     done = subprocess.run(['bash', '-c', script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith('at ') and 'NOT_SET_ANYWHERE: unbound variable' in done.stderr
+
+
+def test_the_distribution_says_that_it_is_typed():
+    import configparser
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    assert 'py.typed' in setup['options.package_data']['ros2_nanochat']
+    assert (ROOT / 'ros2_nanochat' / 'py.typed').exists()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that has to be there before something runs: tools/setup.sh demo | vision | test | bench
+# Everything that has to be there before something runs: tools/setup.sh lint | demo | vision | test | bench
 #
+#   lint    ruff and mypy, nothing else
 #   demo    ROS 2, the library with the embedded model, the built workspace
 #   vision  that, and the runtimes of vision models
 #   test    that, and what the tests need (ROS_DISTRO=jazzy: the ROS tests alone, so without the other runtimes)
@@ -15,7 +16,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/places.sh
 what=${1:-demo}
-case $what in demo|vision|test|bench) ;; *) echo "tools/setup.sh: '$what' is none of demo, vision, test, bench" >&2; exit 2 ;; esac
+case $what in lint|demo|vision|test|bench) ;; *) echo "tools/setup.sh: '$what' is none of lint, demo, vision, test, bench" >&2; exit 2 ;; esac
 
 say() { echo "[setup $ROS_DISTRO] $*" >&2; }
 
@@ -77,7 +78,7 @@ ros_wheels() {
 
 packages() {
     local set=$1 note=$2 pins=()
-    "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && [ -z "$ROS_HERE" ] && pins=(-c requirements/constraints.txt)
+    "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && [ -z "$ROS_HERE" ] && [ "$set" != lint ] && pins=(-c requirements/constraints.txt)
     say "installing requirements/$set.txt$note"
     pip_install "$set" ${pins[@]+"${pins[@]}"} -r "requirements/$set.txt"
 }
@@ -101,6 +102,10 @@ build() {
 debian_packages
 if [ -d "$VENV" ] && ! "$VENV/bin/python" -c 'import pip' 2>/dev/null; then rm -rf "$VENV"; fi
 [ -x "$VENV/bin/python" ] || make_venv
+if [ "$what" = lint ]; then
+    once lint "$(digest requirements/lint.txt)" packages lint ''
+    exit
+fi
 [ -n "$ROS_HERE" ] || once ros "$(digest "requirements/$ROS_DISTRO.txt" tools/use_wheels_here.py)" ros_wheels
 once demo "$(digest requirements/demo.txt requirements/constraints.txt)" packages demo ' (the first time llama.cpp is compiled: about five minutes)'
 if [ "$what" = vision ] || { [ "$what" != demo ] && [ -n "$ALL_TESTS" ]; }; then

@@ -170,11 +170,12 @@ def _from_dict(data: dict) -> ResponseFormat | None:
     return schema_format(data)
 
 
-def _from_class(value: type) -> ResponseFormat:
+def _from_class(value: Any) -> ResponseFormat:
     if issubclass(value, enum.Enum):
         return _choice([member.value for member in value])
     if is_dataclass(value):
-        return schema_format(dataclass_schema(value), lambda data: make_dataclass(value, data))
+        kind: Any = value
+        return schema_format(dataclass_schema(kind), lambda data: make_dataclass(kind, data))
     pydantic = sys.modules.get('pydantic')  # a model exists only where it was imported
     if pydantic is not None and issubclass(value, pydantic.BaseModel):
         return schema_format(value.model_json_schema(), value.model_validate)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ _TEMPLATE = (
     '{% endfor %}'
     '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
 )
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     'tokens_per_second': 0.0,
     'prefill_per_second': 0.0,
     'step_overhead': 0.0,
@@ -63,14 +64,14 @@ class FakeBackend(Backend):
         if self._stop.wait(self._options['load_seconds']):
             raise LoadAborted('loading was stopped')
         self.max_sequences = self.config.max_sequences
-        self.kv_capacity = self.config.kv_tokens
+        self.kv_capacity = self.config.kv_tokens or 0
         marks = (SpecialToken(_START, '<|im_start|>'), SpecialToken(_END, '<|im_end|>'))
         self.info = ModelInfo(
             name='fake',
             api='fake',
             architecture='fake',
             path=self.path,
-            context_length=self.config.max_context_len,
+            context_length=self.config.max_context_len or 0,
             train_context_length=int(self._options['context']),
             vocab_size=_VOCABULARY,
             embedding_size=_WIDTH,
@@ -150,9 +151,7 @@ class FakeBackend(Backend):
         row = 0
         for chunk in chunks:
             kv = self._kv[chunk.seq]
-            kv.extend(int(i) for i in chunk.ids) if chunk.embeddings is None else kv.extend(
-                -1 for _ in chunk.embeddings
-            )
+            kv.extend([-1] * len(chunk) if chunk.ids is None else map(int, chunk.ids))
             for position in range(len(kv) - chunk.num_logits, len(kv)):
                 rows[row, self._next(kv[: position + 1])] = 10.0
                 row += 1

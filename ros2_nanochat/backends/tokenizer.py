@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.backends.detokenizer import make_detokenizer
@@ -324,7 +325,7 @@ def _text(token) -> str | None:
 
 
 def _named_tokens(*sources: dict) -> dict[str, str]:
-    named = {}
+    named: dict[str, Any] = {}
     for name in NAMES:
         for source in sources:
             if _text(source.get(name)):

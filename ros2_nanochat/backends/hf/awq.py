@@ -100,9 +100,8 @@ def unpack(
             dense[name] = value.to(dtype) if value.is_floating_point() else value
         elif kind == 'qweight':
             try:
-                dense[f'{layer}.weight'] = dequantize(
-                    *(tensor(f'{layer}.{suffix}') for suffix in SUFFIXES), dtype
-                )
+                packed, zeros, scales = (tensor(f'{layer}.{suffix}') for suffix in SUFFIXES)
+                dense[f'{layer}.weight'] = dequantize(packed, zeros, scales, dtype)
             except (KeyError, ValueError) as error:
                 raise BackendError(
                     f'{checkpoint.folder}: layer {layer} is no AWQ layer ({error}); download it again'

@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,10 +58,10 @@ class HFBackend(Backend):
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
-        self.model = None
-        self.tokenizer: Tokenizer | None = None
-        self.runner = None
-        self._sequences: dict[int, object] = {}
+        self.model: Any = None  # this and the next until `open`
+        self.tokenizer: Any = None
+        self.runner: Any = None
+        self._sequences: dict[int, Any] = {}
         self._handles = 0
         self._aborted = threading.Event()
 

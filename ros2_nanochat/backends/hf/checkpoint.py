@@ -157,7 +157,7 @@ def _open_gguf(path: str) -> Checkpoint:
 def read_gguf(checkpoint: Checkpoint) -> None:
     """Fill in tensors and the configuration of a GGUF file, under the names of config.json."""
     gguf = require('gguf', 'hf')
-    file = os.path.join(checkpoint.folder, checkpoint.gguf_file)
+    file = os.path.join(checkpoint.folder, checkpoint.gguf_file or '')
     try:
         reader = gguf.GGUFReader(file)
         fields = {name: value for name, value in reader.fields.items() if not name.startswith('tokenizer.')}

@@ -11,6 +11,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,16 +93,18 @@ class Runner:
                     f' {self.context_length}',
                     [0] * len(chunks),
                 )
-        chunks = [(sequence, chunk) for sequence, chunk in chunks if len(chunk)]
+        filled: list[Any] = [(sequence, chunk) for sequence, chunk in chunks if len(chunk)]
         with torch.inference_mode():
             if self.packed:
-                return self._forward_packed(chunks)
-            return self._forward_each(chunks)
+                return self._forward_packed(filled)
+            return self._forward_each(filled)
 
     # ---- packed
 
     def _forward_packed(self, chunks: Sequence[tuple[PackedSequence, Chunk]]) -> torch.Tensor:
-        parts, wanted, start = [], [], 0
+        parts: list[Part] = []
+        wanted: list[int] = []
+        start = 0
         for sequence, chunk in chunks:
             n = len(chunk)
             parts.append(Part(sequence, start, n, chunk.bidirectional))
@@ -128,7 +131,8 @@ class Runner:
     # ---- one sequence a forward
 
     def _forward_each(self, chunks: Sequence[tuple[StockSequence, Chunk]]) -> torch.Tensor:
-        rows, committed = [], []
+        rows: list[torch.Tensor] = []
+        committed: list[int] = []
         for index, (sequence, chunk) in enumerate(chunks):
             before = sequence.state()
             if chunk.num_logits > 1:  # guesses, of which some may have to go again

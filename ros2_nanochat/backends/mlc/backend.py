@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,9 +46,10 @@ class MLCBackend(Backend):
             threading.Lock()
         )  # `embed_tokens` may come from any thread, and a virtual machine runs one function at a time
         self._aborted = threading.Event()
-        self._kv: PagedKV | None = None
-        self._machine = self._params = None
-        self._threads_of = None
+        self._kv: Any = None  # a PagedKV while the model is open
+        self._machine: Any = None
+        self._params: Any = None
+        self._threads_of: int | None = None
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
@@ -441,6 +443,7 @@ class MLCBackend(Backend):
 
     def close(self) -> None:
         with self._lock:
-            self._kv = self._params = self._machine = self._prefill = self._extend = self._sampler = None
-            self._functions, self._device_ids = {}, None
+            self._kv = self._params = self._machine = None
+            self._prefill = self._extend = self._sampler = self._device_ids = None  # type: ignore[assignment]
+            self._functions = {}
         give_back_memory()

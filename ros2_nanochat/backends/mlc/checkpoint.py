@@ -59,10 +59,11 @@ def older_config(config: dict) -> dict:
         config.setdefault('torch_dtype', config['dtype'])
     rope = config.get('rope_parameters')
     if isinstance(rope, dict):
-        local = rope.get('sliding_attention')
+        local, whole = rope.get('sliding_attention'), rope.get('full_attention')
         if isinstance(local, dict):  # one for each kind of attention, as Gemma 3 has it
             config.setdefault('rope_local_base_freq', local.get('rope_theta', 10000.0))
-        rope = rope.get('full_attention') if isinstance(rope.get('full_attention'), dict) else rope
+        if isinstance(whole, dict):
+            rope = whole
         for name in ('rope_theta', 'partial_rotary_factor'):
             if rope.get(name) is not None:
                 config.setdefault(name, rope[name])

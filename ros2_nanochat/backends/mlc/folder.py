@@ -10,7 +10,9 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
@@ -161,7 +163,7 @@ class MLCFolder:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values per token, from the sizes in its configuration."""
-        get = self.model.get
+        get: Callable[[str], Any] = self.model.get
         value_bytes = 4 if 'f32' in self.quantization else 2
         layers = get('num_hidden_layers') or get('n_layer') or get('num_layers') or 0
         if get('kv_lora_rank'):  # multi-head latent attention keeps one compressed vector

@@ -8,6 +8,8 @@ row is drawn in the same way whatever else is in the batch, so that a seed gives
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
@@ -26,7 +28,8 @@ class DeviceSampler:
 
     def __init__(self, runtime: Runtime, functions: dict):
         self._runtime = runtime
-        self._softmax, self._multinomial, self._sort, self._nucleus = (functions.get(name) for name in NAMES)
+        found: list[Any] = [functions.get(name) for name in NAMES]
+        self._softmax, self._multinomial, self._sort, self._nucleus = found
         self.takes_largest = bool(self._softmax and self._multinomial)
         """Whether `largest` works."""
         self.draws = bool(self.takes_largest and self._sort and self._nucleus)

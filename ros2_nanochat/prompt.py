@@ -17,8 +17,8 @@ _CHARACTERS_PER_TOKEN = 16  # more than text has on average, in any language
 
 
 class Preceding(Enum):
-    """What stands before a text that is tokenized. Some SentencePiece vocabularies put a space before the first
-    word, and where they do depends on it.
+    """What stands before a text that is tokenized. Some SentencePiece vocabularies put a space before the
+    first word, and where they do depends on it.
     """
 
     START = 'start'

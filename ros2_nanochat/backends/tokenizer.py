@@ -72,7 +72,7 @@ class Tokenizer:
             id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         )
         self._make_detokenizer = make_detokenizer(self._tokenizer, flagged)
-        # A text that does not begin the prompt is tokenized behind this token, which no text can hold by chance.
+        # Text that does not begin the prompt is tokenized behind this token, which no text holds by chance.
         self._anchor = f'\x01{secrets.token_hex(16)}\x01'
         source = self._tokenizer.to_str()
         data = json.loads(source)

@@ -15,7 +15,7 @@ from ros2_nanochat.config.declaration import (
 )
 from ros2_nanochat.config.generation import GenerationConfig
 from ros2_nanochat.config.model import APIS, DEFAULT_CONTEXT, MAX_THREADS, EngineConfig, ModelConfig
-from ros2_nanochat.config.robot import ImageMode, NodeConfig, OnNewQuery, RobotOptions
+from ros2_nanochat.config.robot import ImageMode, ImageTransport, NodeConfig, OnNewQuery, RobotOptions
 
 __all__ = [
     'APIS',
@@ -24,6 +24,7 @@ __all__ = [
     'EngineConfig',
     'GenerationConfig',
     'ImageMode',
+    'ImageTransport',
     'ModelConfig',
     'NodeConfig',
     'OnNewQuery',

@@ -25,6 +25,14 @@ class ImageMode(StrEnum):
     OFF = 'off'
 
 
+class ImageTransport(StrEnum):
+    """Which camera topic is subscribed to."""
+
+    AUTO = 'auto'
+    RAW = 'raw'
+    COMPRESSED = 'compressed'
+
+
 @dataclass(frozen=True)
 class NodeConfig(Options):
     """What the node serves, and what it keeps."""
@@ -126,6 +134,13 @@ class RobotOptions(Options):
         'Which camera image goes with a query: the latest, only one that shows something changed, or'
         ' none (off)',
         goal='',
+        live=True,
+        argument=False,
+    )
+    image_transport: ImageTransport = option(
+        ImageTransport.AUTO,
+        'Which camera topic is subscribed to: raw images, compressed ones, or what is published (raw if both'
+        ' are)',
         live=True,
         argument=False,
     )

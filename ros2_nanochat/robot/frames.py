@@ -12,16 +12,19 @@ import numpy as np
 
 from ros2_nanochat.robot.turn import Picture, Turn
 
-_FIRST_FRAME = 1.0  # seconds to wait for it where a camera is there
 _SAME_VIEW = 6.0  # mean difference of two small grey pictures, of 255; camera noise stays well under it
 
 
 class NewestFrame(Protocol):
-    """Where frames come from; any thread."""
+    """Where frames come from; any thread. present: whether somebody sends images. expecting: whether a first
+    one may come any moment. trouble: why none comes, '' if that is not known.
+    """
 
     present: bool
+    expecting: bool
 
     def newest(self) -> Picture | None: ...
+    def trouble(self) -> str: ...
 
 
 class CameraFrames:
@@ -60,18 +63,24 @@ class CameraFrames:
         if unable is not None:
             turn.remark(f'the camera image was not used: {unable}')
             return []
-        picture, until = camera.newest(), time.monotonic() + _FIRST_FRAME
-        while picture is None and time.monotonic() < until and turn.stop_reason is None:
-            time.sleep(0.02)  # of the robot's own thread; the camera has only just been found
+        limit = turn.options.max_image_age
+        picture = camera.newest()
+        while _is_unusable(picture, limit) and camera.expecting and turn.stop_reason is None:
+            time.sleep(0.02)  # of the robot's own thread
             picture = camera.newest()
         if picture is None:
-            turn.remark('no image has come from the camera yet')
+            trouble = camera.trouble()
+            turn.remark('no image has come from the camera yet' + (f': {trouble}' if trouble else ''))
             return []
         self.age = picture.age
-        limit = turn.options.max_image_age
-        if limit is not None and picture.age is not None and picture.age > limit:
-            turn.remark(f'the image was not used: it is {picture.age:.1f} s old (max_image_age: {limit:g})')
+        if _is_unusable(picture, limit):
+            doubt = f': {picture.doubt}' if picture.doubt else ''
+            turn.remark(
+                f'the image was not used: it is {picture.age:.1f} s old (max_image_age: {limit:g}){doubt}'
+            )
             return []
+        if picture.doubt:
+            turn.remark(f'the image came {picture.age:.1f} s ago, which counts as its age: {picture.doubt}')
         try:
             return self._if_new(turn, picture, mode, history)
         except ValueError as error:
@@ -85,11 +94,7 @@ class CameraFrames:
             else None
         )
         turn.picture = picture
-        if (
-            seen is not None
-            and picture.stamp
-            and (picture.stamp, picture.frame_id) == (seen[1].stamp, seen[1].frame_id)
-        ):
+        if seen is not None and picture.number and picture.number == seen[1].number:
             return []
         pixels = picture.decode()
         if seen is not None and _digest(pixels) == seen[3]:
@@ -99,6 +104,11 @@ class CameraFrames:
             turn.picture = seen[1]
             return []
         return [(picture, pixels)]
+
+
+def _is_unusable(picture: Picture | None, limit: float | None) -> bool:
+    """Whether there is none, or one that is too old."""
+    return picture is None or (limit is not None and picture.age is not None and picture.age > limit)
 
 
 def _digest(pixels: np.ndarray) -> bytes:

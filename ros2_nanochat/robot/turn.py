@@ -23,13 +23,16 @@ _arrivals = itertools.count()
 @dataclass(frozen=True)
 class Picture:
     """An image that is not decoded yet. decode: gives [h, w, 3] uint8 RGB, or raises ValueError. age: seconds
-    when it was taken, None where its stamp is not set. stamp: nanoseconds.
+    when it was taken, None if that is not known. stamp: nanoseconds. doubt: why the age is not that of the
+    stamp, '' if it is. number: of a camera's frame, in the order in which frames came; 0 for another image.
     """
 
     decode: Callable[[], np.ndarray]
     stamp: int = 0
     frame_id: str = ''
     age: float | None = None
+    doubt: str = ''
+    number: int = 0
 
 
 @dataclass(eq=False)

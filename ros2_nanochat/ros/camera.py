@@ -1,21 +1,34 @@
 """The newest image of a camera, fetched when a question needs it and not before.
 
 A callback would copy every frame into Python, which costs a whole core at 1080p. Here the executor never
-touches the subscription: the transport keeps the newest frame (depth 1), and `newest()` takes it.
+touches the subscription: the transport keeps the newest frames, and `newest()` takes them.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
+import time
+from dataclasses import dataclass, replace
 
 from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import JumpThreshold, TimeJump
+from rclpy.duration import Duration
 from rclpy.exceptions import InvalidHandle
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CompressedImage, Image
 
-from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb, stamp_of
+from ros2_nanochat.robot.camera_formats import stamp_of
+from ros2_nanochat.robot.freshness import ArrivalClock, Jump, age_of
 from ros2_nanochat.robot.turn import Picture
+from ros2_nanochat.ros.camera_topics import CameraTopic, camera_topics
+
+_FIRST_FRAME = 1.0  # seconds after a publisher was found in which its first frame is awaited
+_QUIET = 1.0  # seconds without a frame after which the other transport is tried
+_NEEDED = 5.0  # seconds that a subscription stays which only a question needed
+_LOOK = 0.02  # seconds between two looks at the graph while frames are asked for
+_KNOWN = 1000  # ids of publishers that are remembered
+_JUMP_FORWARD = 10.0  # seconds; a simulation that runs faster than real time takes smaller steps
+_numbers = itertools.count(1)  # of frames, over all cameras: a conversation may change its camera
 
 
 class _Never(CallbackGroup):
@@ -31,73 +44,238 @@ class _Never(CallbackGroup):
         pass
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What was taken last. arrived: `time.monotonic()`. publishers: ids of those that may have sent it."""
+
+    picture: Picture
+    arrived: float
+    topic: str
+    publishers: frozenset[bytes]
+
+
 class Camera:
-    """The topics `image` and `image/compressed` under a prefix; of both the newer frame counts."""
+    """The topics `image` and `image/compressed` under a prefix. At most one of them is subscribed to.
 
-    def __init__(self, node, prefix: str):
+    wanted: whether frames will be used; with False a subscription is opened only by `newest()`, and closed
+    again a while later. transport: raw, compressed, or auto: what is published. Both may change: `follow()`.
+    """
+
+    def __init__(self, node, prefix: str, wanted: bool = True, transport: str = 'auto'):
         self._node = node
-        self._lock = threading.Lock()
-        self._kept: Picture | None = None
+        self._lock = threading.RLock()
+        self._topics, self._order = camera_topics(node, prefix)
+        self._wanted, self._transport = wanted, transport
+        self._open: CameraTopic | None = None
+        self._subscription = None
+        self._group = _Never()
+        self._kept: _Frame | None = None
         self._closed = False
-        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-        group = _Never()
-        self._subscriptions = [
-            (
-                node.create_subscription(
-                    kind,
-                    prefix + name,
-                    self._unused,
-                    qos,
-                    callback_group=group,
-                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-                ),
-                kind,
-                convert,
-            )
-            for kind, name, convert in (
-                (Image, 'image', image_to_rgb),
-                (CompressedImage, 'image/compressed', compressed_to_rgb),
-            )
-        ]
-        self._topics = [subscription.topic_name for subscription, _, _ in self._subscriptions]
-
-    def _unused(self, message):
-        """Never called; create_subscription wants one."""
+        self._opened = 0.0  # when the subscription was
+        self._quiet = ''  # the transport that is published, but brought no frame
+        self._tried: set[str] = set()  # transports whose first frame was awaited already
+        self._expected_until = 0.0
+        self._looked = -math.inf
+        self._publishers: dict[str, list] = {}  # of each topic, as the graph tells of them
+        self._sources: dict[str, frozenset[bytes]] = {}  # their ids
+        self._known: set[bytes] = set()  # all ids that publishers had
+        self._needed = -math.inf  # when a question last asked although no frames were wanted
+        self._arrivals = ArrivalClock(time.time(), time.monotonic())
+        self._jump: Jump | None = None
+        self._jumps = node.get_clock().create_jump_callback(
+            JumpThreshold(
+                min_forward=Duration(seconds=_JUMP_FORWARD),
+                min_backward=Duration(nanoseconds=-1),
+                on_clock_change=True,
+            ),
+            post_callback=self._on_jump,
+        )
+        self._look()
 
     @property
     def present(self) -> bool:
         """Whether somebody publishes images. Any thread, closed or not."""
-        return not self._closed and any(map(self._node.count_publishers, self._topics))
+        return not self._closed and any(
+            self._node.count_publishers(topic.name) for topic in self._topics.values()
+        )
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a first frame may come any moment: its publisher has only just been found."""
+        with self._lock:
+            return (
+                self._open is not None
+                and time.monotonic() < self._expected_until
+                and bool(self._matching(self._open))
+            )
+
+    def follow(self, wanted: bool, transport: str) -> None:
+        """Open what is wanted and published, close the rest. To be called now and then, from any thread."""
+        with self._lock:
+            if (wanted, transport) != (self._wanted, self._transport):
+                self._wanted, self._transport = wanted, transport
+                self._tried.clear()
+            self._look()
 
     def newest(self) -> Picture | None:
         """The newest frame, not decoded, or None before the first. Any thread."""
         with self._lock:
-            for subscription, kind, convert in self._subscriptions:
-                try:
-                    with subscription.handle:
-                        taken = subscription.handle.take_message(kind, False)
-                except InvalidHandle:
-                    return None  # closed meanwhile
-                if taken is not None:
-                    picture = self._picture(*taken, convert)
-                    if self._kept is None or picture.stamp >= self._kept.stamp or self._kept.stamp == 0:
-                        self._kept = picture
+            if self._closed:
+                return None
+            if not self._wanted:
+                self._needed = time.monotonic()
+            if self._open is None or time.monotonic() - self._looked > _LOOK:
+                self._look()
+            self._take()
+            now, steady = self._node.get_clock().now().nanoseconds, time.monotonic()
             kept = self._kept
-            return (
-                None
-                if kept is None
-                else Picture(kept.decode, kept.stamp, kept.frame_id, self._age(kept.stamp))
-            )
+            if self._open is not None and steady - max(self._opened, kept.arrived if kept else 0.0) > _QUIET:
+                self._quiet = self._open.transport
+                self._look()
+            if kept is None:
+                return None
+            age, doubt = age_of(kept.picture.stamp, steady - kept.arrived, now)
+            stamp = kept.picture.stamp or max(1, now - round((steady - kept.arrived) * 1e9))
+            return replace(kept.picture, age=age, doubt=doubt, stamp=stamp)
 
-    def _picture(self, message, info, convert) -> Picture:
-        # A camera without a clock sends no stamp; the time of arrival then stands for it.
-        stamp = stamp_of(message) or info['received_timestamp']
-        return Picture(lambda: convert(message), stamp, message.header.frame_id)
-
-    def _age(self, stamp: int) -> float | None:
-        return max(0.0, (self._node.get_clock().now().nanoseconds - stamp) / 1e9) if stamp else None
+    def trouble(self) -> str:
+        """Why no frame comes, as far as can be known from the publishers; '' if nothing is wrong."""
+        with self._lock:
+            self._look()
+            used = [self._topics[transport] for transport in self._candidates()]
+            ends = [(topic, end) for topic in used for end in self._publishers[topic.name]]
+            if not ends:
+                others = [topic.name for topic in self._topics.values() if topic not in used]
+                return f'image_transport is {self._transport}, and only {", ".join(others)} is published'
+            wrong = [topic.mismatch(end) or topic.waits_in_vain(end) for topic, end in ends]
+            return '; '.join(dict.fromkeys(filter(None, wrong)))
 
     def close(self) -> None:
-        self._closed = True
-        for subscription, _, _ in self._subscriptions:
-            self._node.destroy_subscription(subscription)
+        """Take the subscription off the graph."""
+        with self._lock:
+            self._closed = True
+            self._jumps.unregister()
+            self._switch(None)
+
+    # --- which topic ---
+
+    def _candidates(self) -> tuple[str, ...]:
+        return self._order if self._transport == 'auto' else (self._transport,)
+
+    def _matching(self, topic: CameraTopic) -> list:
+        return [end for end in self._publishers[topic.name] if not topic.mismatch(end)]
+
+    def _look(self) -> None:
+        """Follow the graph and the clocks."""
+        steady = self._looked = time.monotonic()
+        clock = self._node.get_clock()
+        if self._arrivals.look(time.time(), steady):
+            self._take()
+            if not clock.ros_time_is_active:
+                self._jump = Jump(steady, clock.now().nanoseconds)
+        for topic in self._topics.values():
+            ends = self._publishers[topic.name] = self._node.get_publishers_info_by_topic(topic.name)
+            sources = frozenset(_identity(end.endpoint_gid) for end in ends)
+            if sources != self._sources.get(topic.name):
+                self._sources[topic.name], self._quiet = sources, ''
+                self._known = (self._known if len(self._known) < _KNOWN else set()) | sources
+                self._tried.clear()
+                self._expect()
+        if self._kept is not None and self._is_outdated(self._kept):
+            self._kept = None
+        self._switch(self._choice(steady))
+
+    def _choice(self, steady: float) -> CameraTopic | None:
+        if self._closed or not (self._wanted or steady - self._needed < _NEEDED):
+            return None
+        topics = [self._topics[transport] for transport in self._candidates()]
+        matching = [topic for topic in topics if self._matching(topic)]
+        for topic in matching:
+            if topic.transport != self._quiet:
+                return topic
+        return matching[0] if matching else self._open if self._open in topics else topics[0]
+
+    def _switch(self, topic: CameraTopic | None) -> None:
+        if topic is self._open:
+            return
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+        self._open, self._opened = topic, time.monotonic()
+        if topic is None:
+            self._kept = None
+            self._tried.clear()
+            return
+        self._subscription = self._node.create_subscription(
+            topic.kind, topic.given, self._unused, topic.qos, callback_group=self._group
+        )
+        self._expect()
+
+    def _expect(self) -> None:
+        """A first frame may come now. Once: a question does not wait again for what brought nothing."""
+        if self._open is not None and self._open.transport not in self._tried:
+            self._expected_until = time.monotonic() + _FIRST_FRAME
+            if self._sources[self._open.name]:
+                self._tried.add(self._open.transport)
+
+    def _unused(self, message):
+        """Never called; create_subscription wants one."""
+
+    # --- which frame ---
+
+    def _take(self) -> None:
+        """Take all that has come: what came last is the newest, whatever its stamp."""
+        topic, subscription, until = self._open, self._subscription, time.monotonic()
+        taken = last = None
+        while subscription is not None:
+            try:
+                with subscription.handle:
+                    taken = subscription.handle.take_message(topic.kind, False)
+            except InvalidHandle:
+                break  # its node is being destroyed
+            if taken is None:
+                break
+            last = taken
+            if self._arrivals.steady(taken[1]['received_timestamp']) >= until:
+                break  # what comes while we take is for the next question
+        if last is None:
+            return
+        frame = self._frame(topic, *last)
+        if not self._is_outdated(frame):
+            self._kept, self._expected_until = frame, 0.0
+            self._tried.clear()
+
+    def _frame(self, topic: CameraTopic, message, info) -> _Frame:
+        source = _identity(info['publisher_gid']['data']) if 'publisher_gid' in info else b''
+        return _Frame(
+            Picture(
+                lambda: topic.decode(message),
+                stamp_of(message),
+                message.header.frame_id,
+                number=next(_numbers),
+            ),
+            self._arrivals.steady(info['received_timestamp']),
+            topic.name,
+            # Older versions of rclpy do not tell, and some middlewares use another id than the graph.
+            frozenset([source]) if source in self._known else self._sources[topic.name],
+        )
+
+    def _is_outdated(self, frame: _Frame) -> bool:
+        """Whether time has jumped since, or whoever sent it has gone and others have come. (While nobody is
+        there, `present` says so, and no frame is asked for.)
+        """
+        jump = self._jump
+        if jump is not None and jump.outdates(frame.picture.stamp, frame.arrived):
+            return True
+        return any(self._sources.values()) and not frame.publishers <= self._sources[frame.topic]
+
+    def _on_jump(self, jump: TimeJump) -> None:
+        """Called by the node's clock, which must not wait for a lock."""
+        now = self._node.get_clock().now().nanoseconds
+        if now != jump.delta.nanoseconds:  # else a simulation's clock has come, and no time was before it
+            self._jump = Jump(time.monotonic(), now)
+
+
+def _identity(gid) -> bytes:
+    """The part of a publisher's id that the graph and a message's info share."""
+    return bytes(gid)[:16]

@@ -357,6 +357,7 @@ class ChatNode(LifecycleNodeMixin, Node):
             chat.expire()
         for port in list(self._ports.values()):
             port.cancel_unheard()
+            port.follow_camera()
         vision = getattr(self._model, 'vision', None)
         if (
             vision is not None

@@ -33,6 +33,11 @@ _QOS_PARAMETERS = {
         Option('Messages kept', name='depth', kind=int, default=10, low=1),
         Option('Which are kept', name='history', choices=('keep_last', 'keep_all', 'system_default')),
         Option('What is lost', name='reliability', choices=('reliable', 'best_effort', 'system_default')),
+        Option(
+            'What was sent before',
+            name='durability',  # of the camera's topics
+            choices=('volatile', 'transient_local', 'system_default'),
+        ),
     )
 }
 """What `qos_overrides.<topic>.publisher.<name>` (or `.subscription.`) takes; rclpy declares these with the

@@ -61,7 +61,7 @@ class RobotPort:
         self._sentences = node.create_publisher(String, prefix + 'sentence', 10, **override)
         self._replies = node.create_publisher(String, prefix + 'reply', 10, **override)
         self._turns = node.create_publisher(TurnMessage, prefix + 'turn', 10, **override)
-        self._camera = Camera(node, prefix)
+        self._camera = Camera(node, prefix, *self._camera_use)
         chat.output, chat.sight.camera = self, self._camera
         self._services = [
             node.create_service(kind, prefix + name, callback, callback_group=beside)
@@ -182,6 +182,19 @@ class RobotPort:
     def has_camera(self) -> bool:
         """Whether somebody publishes images that this robot would use."""
         return self._chat.options.image_mode is not ImageMode.OFF and self._camera.present
+
+    @property
+    def _camera_use(self) -> tuple[bool, str]:
+        """Whether the camera's frames can be used, and over which transport."""
+        options = self._chat.options
+        return (
+            options.image_mode is not ImageMode.OFF and self._chat.model.has_vision,
+            options.image_transport,
+        )
+
+    def follow_camera(self) -> None:
+        """Open the camera's topic that is wanted and published. To be called now and then."""
+        self._camera.follow(*self._camera_use)
 
     def cancel_unheard(self) -> None:
         """Stop the goals of a client that has gone. To be called now and then."""

@@ -1,0 +1,120 @@
+"""The two topics of a camera, raw and compressed: their names, their QoS, which of their publishers match.
+
+Opens nothing; camera.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
+from sensor_msgs.msg import CompressedImage, Image
+
+from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb
+
+_COMPRESSED = '/compressed'
+
+
+@dataclass(frozen=True)
+class CameraTopic:
+    """One of the topics. transport: raw or compressed. given: its name before remapping. name: after it."""
+
+    transport: str
+    given: str
+    name: str
+    kind: type
+    decode: Callable[[Any], np.ndarray]
+    qos: QoSProfile
+
+    @property
+    def type_name(self) -> str:
+        """As the graph names it."""
+        return f'sensor_msgs/msg/{self.kind.__name__}'
+
+    def mismatch(self, publisher) -> str:
+        """Why nothing that `publisher`, an endpoint of the graph, sends can arrive; '' if it can."""
+        who = _name_of(publisher)
+        if publisher.topic_type != self.type_name:
+            return f'{who} publishes {publisher.topic_type} on {self.name}, not {self.type_name}'
+        compatibility, reason = qos_check_compatible(publisher.qos_profile, self.qos)
+        if compatibility != QoSCompatibility.ERROR:
+            return ''
+        reasons = [part.removeprefix('ERROR: ') for part in reason.split(';') if part.startswith('ERROR')]
+        differs = ', '.join(part[:1].lower() + part[1:] for part in reasons)
+        return (
+            f'the QoS of {who} on {self.name} does not match: {differs} '
+            f'(qos_overrides.{self.name}.subscription.* sets the subscription)'
+        )
+
+    def waits_in_vain(self, publisher) -> str:
+        """Why what `publisher` has sent before does not arrive, although what it sends next will; or ''."""
+        if publisher.topic_type != self.type_name or self.mismatch(publisher):
+            return ''
+        if publisher.qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL:
+            return ''
+        if self.qos.durability == DurabilityPolicy.TRANSIENT_LOCAL:
+            return ''
+        prefix = f'qos_overrides.{self.name}.subscription.'
+        return (
+            f'{_name_of(publisher)} on {self.name} is transient_local, the '
+            f'subscription is volatile and does not get what was sent before it: set '
+            f'{prefix}durability to transient_local and {prefix}reliability to reliable'
+        )
+
+
+def camera_topics(node, prefix: str) -> tuple[dict[str, CameraTopic], tuple[str, ...]]:
+    """The topics under `prefix` by transport, and the transports that `auto` may use, in its order.
+
+    Declares the parameters that override their QoS. An `image` that is remapped to a topic of compressed
+    frames is that: nobody would name one to get raw frames.
+    """
+    raw, compressed = prefix + 'image', f'{prefix}image{_COMPRESSED}'
+    resolved = node.resolve_topic_name(raw)
+    order: tuple[str, ...] = ('raw', 'compressed')
+    if resolved.endswith(_COMPRESSED):
+        raw, compressed, order = resolved.removesuffix(_COMPRESSED), raw, ('compressed',)
+    topics = {}
+    for transport, given, kind, decode in (
+        ('raw', raw, Image, image_to_rgb),
+        ('compressed', compressed, CompressedImage, compressed_to_rgb),
+    ):
+        name = node.resolve_topic_name(given)
+        topics[transport] = CameraTopic(transport, given, name, kind, decode, _qos(node, name))
+    return topics, order
+
+
+def _name_of(publisher) -> str:
+    if 'UNKNOWN' in publisher.node_name:  # the graph tells of a node a moment after its publishers
+        return 'a publisher'
+    return f'{publisher.node_namespace.rstrip("/")}/{publisher.node_name}'
+
+
+def _qos(node, topic: str) -> QoSProfile:
+    """The QoS of a subscription to `topic`, as its parameters have it. rclpy declares them only with a
+    subscription, but whether one would match has to be known before it is opened.
+    """
+
+    def value(policy: str, default):
+        name = f'qos_overrides.{topic}.subscription.{policy}'
+        if not node.has_parameter(name):
+            what = ParameterDescriptor(description=f'{policy} for subscription `{topic}`', read_only=True)
+            node.declare_parameter(name, default, what)
+        return node.get_parameter(name).value
+
+    return QoSProfile(
+        history=HistoryPolicy[value('history', 'keep_last').upper()],
+        depth=value('depth', 1),
+        reliability=ReliabilityPolicy[value('reliability', 'best_effort').upper()],
+        durability=DurabilityPolicy[value('durability', 'volatile').upper()],
+    )

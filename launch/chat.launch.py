@@ -48,11 +48,9 @@ def _start(context):
     # Every robot looks at the same camera then; else each has its own, <robot>/nanochat/image.
     images = [f'{robot}/nanochat/image' for robot in robots] or ['~/image']
     topic = value['image_topic']
-    remappings = (
-        [(name + suffix, topic + suffix) for name in images for suffix in ('', '/compressed')]
-        if topic
-        else []
-    )
+    # A topic of compressed frames is taken for what it is; beside one of raw frames, the compressed ones.
+    suffixes = ('',) if topic.endswith('/compressed') else ('', '/compressed')
+    remappings = [(name + suffix, topic + suffix) for name in images for suffix in suffixes] if topic else []
     # Room for camera frames in shared memory; see config/fastdds.xml. Fast DDS 2 knows the variable under its
     # old name.
     profile = os.path.join(share, 'config', 'fastdds.xml')
@@ -111,8 +109,10 @@ def generate_launch_description():
             DeclareLaunchArgument(
                 'image_topic',
                 default_value='',
-                description='camera topic, beside which <topic>/compressed is heard as well; empty:'
-                ' <robot>/nanochat/image',
+                description=(
+                    'camera topic, raw (<topic>/compressed is used if only that is published) or compressed;'
+                    ' empty: <robot>/nanochat/image'
+                ),
             ),
             DeclareLaunchArgument(
                 'params_file',

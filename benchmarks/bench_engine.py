@@ -44,10 +44,13 @@ def decode_rate(
     replies = [model.generate([500], max_new_tokens=steps, kv_cache=cache) for cache in caches]
     for reply in replies:
         reply.wait()
-    rates = [(steps - 1) / (reply._request.last_token - reply._request.submitted) for reply in replies]
+    rates = [
+        (steps - 1) / (reply._request.progress.last_token - reply._request.asked.submitted)
+        for reply in replies
+    ]
     fairness.append(sum(rates) ** 2 / (len(rates) * sum(rate**2 for rate in rates)))
-    first = max(reply._request.first_token for reply in replies)
-    return len(replies) * (steps - 1) / (max(reply._request.last_token for reply in replies) - first)
+    first = max(reply._request.progress.first_token for reply in replies)
+    return len(replies) * (steps - 1) / (max(reply._request.progress.last_token for reply in replies) - first)
 
 
 def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int) -> list[tuple]:
@@ -161,7 +164,7 @@ def bench_prefill_beside(repeats: int) -> None:
         alone = _intervals(stream, 40)
         long = model.generate(prompt_of(model, 1000, repeat), max_new_tokens=1)
         beside = []
-        while not long._request.new_ids:
+        while not long._request.progress.new_ids:
             beside += _intervals(stream, 5)
         alone += _intervals(stream, 40)
         stream.stop()
@@ -224,7 +227,7 @@ def bench_sharing(repeats: int) -> None:
         began = time.monotonic()
         prompts = [([salt] if shared else [salt + i]) + system + prompt_of(model, 12, i) for i in range(16)]
         replies = [model.generate(ids, max_new_tokens=1, kv_cache=KVCache()) for ids in prompts]
-        return max(reply.wait()._request.first_token for reply in replies) - began
+        return max(reply.wait()._request.progress.first_token for reply in replies) - began
 
     with_sharing, without = interleaved(repeats, lambda: together(True), lambda: together(False))
     table(

@@ -135,7 +135,7 @@ class Bench:
         for _ in range(n):
             rows = self.backend.forward(
                 [Chunk(seq, ids=token, num_logits=1) for seq, token in zip(seqs, tokens)]
-            )
+            ).numpy()
             tokens = [
                 np.array([i]) for i in (rows.argmax(-1) if isinstance(rows, np.ndarray) else rows.argmax())
             ]

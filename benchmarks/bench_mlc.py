@@ -171,8 +171,8 @@ def replies(model: NanoLLM, count: int, length: int, steps: int, **options) -> f
     running = [model.generate(ids, max_new_tokens=steps, **options) for _ in range(count)]
     for reply in running:
         reply.wait()
-    first = max(reply._request.first_token for reply in running)
-    last = min(reply._request.last_token for reply in running)
+    first = max(reply._request.progress.first_token for reply in running)
+    last = min(reply._request.progress.last_token for reply in running)
     return count * (steps - 1) / (last - first)
 
 

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ros2_nanochat.engine import kv_bytes
 from ros2_nanochat.engine.kv_cache import KVCache
 from ros2_nanochat.engine.loop import Engine
 from ros2_nanochat.engine.reply_text import ReplyText
-from ros2_nanochat.engine.request import Request
+from ros2_nanochat.engine.request import Asked, Request
 from ros2_nanochat.engine.sequence import Parked
 from ros2_nanochat.engine.stream import StreamingResponse
 from ros2_nanochat.errors import BackendError
@@ -107,9 +107,8 @@ class NanoLLM:
         path, api = hub.resolve(config)
         module, class_name = _BACKENDS[api]
         home = importlib.import_module(f'ros2_nanochat.backends.{module}')
-        if hasattr(home, 'prepare'):
-            path = home.prepare(path, config)
-        backend_class = getattr(home, class_name)
+        backend_class: type[Backend] = getattr(home, class_name)
+        path = backend_class.prepare(path, config)
         config = memory.fill_in(config, backend_class.estimate(path, config))
         backend = backend_class(path, config)
         if opening:
@@ -286,24 +285,16 @@ class NanoLLM:
         marks = self.reasoning_marks
         opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
         text = ReplyText(self.backend.detokenizer(), strings, marks, opened)
-        request = Request(
-            goal,
-            kv_cache.sequence,
-            config,
-            text,
-            end_ids,
-            priority,
-            None if deadline is None else time.monotonic() + deadline,
-            self._speculate,
-            prefix,
-        )
+        due = None if deadline is None else time.monotonic() + deadline
+        asked = Asked(goal, config, end_ids, priority, due, self._speculate, prefix)
+        request = Request(asked, kv_cache.sequence, text)
         reply = StreamingResponse(request, kv_cache, detokenize)
         self._last = weakref.ref(reply)
         self.engine.submit(request)
         if streaming:
             return reply
         reply.wait()
-        if reply.finish_reason in ('error', 'refused'):
+        if reply.finish_reason.failed:
             raise BackendError(reply.error)
         return reply.text if detokenize else reply.tokens
 
@@ -447,7 +438,8 @@ class _Bar:
     """Shows how far the load is, where nobody else does and standard error is a terminal."""
 
     def __init__(self, path: str, progress: Callable[[float], None] | None):
-        self._path, self._progress, self._bar = path, progress, None
+        self._path, self._progress = path, progress
+        self._bar: Any = None
 
     def __enter__(self) -> Callable[[float], None]:
         if self._progress:
@@ -456,14 +448,14 @@ class _Bar:
             return lambda share: None
         from tqdm import tqdm
 
-        self._bar = tqdm(
+        bar = self._bar = tqdm(
             total=100,
             desc=f'loading {self._path.rpartition("/")[2]}',
             unit='%',
             leave=False,
             bar_format='{desc} {bar} {percentage:3.0f}%',
         )
-        return lambda share: self._bar.update(100 * share - self._bar.n)
+        return lambda share: bar.update(100 * share - bar.n)
 
     def __exit__(self, *_) -> None:
         if self._bar is not None:

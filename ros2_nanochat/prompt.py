@@ -13,6 +13,9 @@ from enum import Enum
 
 import numpy as np
 
+Ids = Sequence[int] | np.ndarray
+"""Token ids, as a list or an array [n]."""
+
 _CHARACTERS_PER_TOKEN = 16  # more than text has on average, in any language
 
 
@@ -83,7 +86,7 @@ class Prompt:
     entries: np.ndarray
     spans: tuple[tuple[int, EmbeddingSpan], ...] = ()
     position: int = 0
-    embed: Callable[[Sequence[int]], np.ndarray] | None = field(default=None, repr=False)
+    embed: Callable[[Ids], np.ndarray] | None = field(default=None, repr=False)
 
     @classmethod
     def join(cls, parts: Iterable[Sequence[int] | EmbeddingSpan], embed: Callable | None = None) -> Prompt:
@@ -123,14 +126,14 @@ class Prompt:
         else:
             array = np.concatenate(
                 [
-                    piece.rows if isinstance(piece, EmbeddingSpan) else np.asarray(self.embed(piece))
-                    for piece in self.pieces()
+                    part.rows if isinstance(part, EmbeddingSpan) else np.asarray(self.embed(part))
+                    for part in self.parts()
                 ]
                 or [np.empty((0, self.shape[-1]), np.float32)]
             )[None]
         return array if dtype is None else array.astype(dtype)
 
-    def pieces(self) -> Iterable[np.ndarray | EmbeddingSpan]:
+    def parts(self) -> Iterable[np.ndarray | EmbeddingSpan]:
         """Runs of ids and spans, in order."""
         end = 0
         for start, span in self.spans:
@@ -141,7 +144,7 @@ class Prompt:
         if end < len(self):
             yield self.entries[end:]
 
-    def as_span(self, embed: Callable[[Sequence[int]], np.ndarray]) -> EmbeddingSpan:
+    def as_span(self, embed: Callable[[Ids], np.ndarray]) -> EmbeddingSpan:
         """All of it as one span whose rows attend to one another both ways. embed: as above."""
         name = hashlib.blake2b(
             self.entries.tobytes() + b''.join(span.digest for _, span in self.spans), digest_size=16

@@ -115,7 +115,7 @@ def test_a_more_urgent_request_pauses_a_running_one_which_resumes_without_prefil
     pieces = [next(small_talk) for _ in range(20)]
     urgent = ask(model, 'stop!', priority=10)
     assert urgent.wait().text == 'You said: stop!'
-    produced = len(small_talk._request.new_ids)
+    produced = len(small_talk._request.progress.new_ids)
     assert produced < 290
     assert ''.join(pieces) + ''.join(small_talk) == 'You said: ' + 'x' * 300
     assert (
@@ -177,7 +177,7 @@ def test_a_full_queue_refuses_with_the_figures(fake):
     running = ask(model, 'q' * 500)
     next(running)
     replies = [ask(model, f'{i}', deadline=30) for i in range(5)]
-    refused = [reply for reply in replies if reply._request.ended.wait(0.3)]
+    refused = [reply for reply in replies if reply._request.signals.ended.wait(0.3)]
     assert len(refused) == 2
     for reply in refused:
         assert reply.wait().finish_reason == 'refused'
@@ -267,9 +267,9 @@ def test_beside_a_running_stream_a_long_prompt_is_prefilled_in_chunks_of_about_a
 def test_equal_conversations_advance_alike(fake):
     model = fake('tokens_per_second=200', max_sequences=16)
     replies = [ask(model, f'{i:02}' + 'e' * 400, max_new_tokens=4000) for i in range(16)]
-    while len(replies[-1]._request.new_ids) < 100:
+    while len(replies[-1]._request.progress.new_ids) < 100:
         time.sleep(0.01)
-    counts = np.array([len(reply._request.new_ids) for reply in replies], float)
+    counts = np.array([len(reply._request.progress.new_ids) for reply in replies], float)
     assert counts.sum() ** 2 / (16 * (counts**2).sum()) >= 0.99
     for reply in replies:
         reply.stop()
@@ -338,7 +338,7 @@ def test_a_reply_that_cannot_be_cut_back_is_computed_again(fake, monkeypatch):
     assert next(reply) == 'Y'
     until = time.monotonic() + 30
     while (
-        len(reply._request.new_ids) < 4 and time.monotonic() < until
+        len(reply._request.progress.new_ids) < 4 and time.monotonic() < until
     ):  # more than was handed out, which has to be cut off
         time.sleep(0.002)
     with monkeypatch.context() as broken:

@@ -119,7 +119,7 @@ class Conversations(RuleBasedStateMachine):
         for item in self.open_replies:
             item[0].wait(timeout=20)  # none starves
             self.check(item)
-            assert item[0]._request.ended.wait(timeout=5)
+            assert item[0]._request.signals.ended.wait(timeout=5)
         stats = idle(self.model)
         ended = sum(value for name, value in stats.items() if name.startswith('finished_'))
         assert ended == stats.get('requests', 0) and not stats.get('failures')

@@ -139,7 +139,7 @@ def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logit
                     *(Chunk(other, ids=ids[:n]) for other in beside),
                 ]
                 at += n
-                row = np.array(backend.forward(chunks)[0])
+                row = np.array(backend.forward(chunks).numpy()[0])
             assert at == len(ids)
             return row
         finally:
@@ -193,16 +193,20 @@ def test_trimming_and_forking_leave_the_logits_of_a_fresh_prefill():
 
     def check():
         fresh = backend.new_sequence()
-        expected = backend.forward([Chunk(fresh, ids=ids, num_logits=1)]).copy()
+        expected = backend.forward([Chunk(fresh, ids=ids, num_logits=1)]).numpy().copy()
         backend.free(fresh)
         edited = backend.new_sequence()
         backend.forward([Chunk(edited, ids=np.concatenate([ids[:9], ids[3:9]]))])
         assert backend.trim(edited, 9) == 9
         fork, kept = backend.fork(edited, 7)
         assert kept == 7
-        rows = backend.forward(
-            [Chunk(edited, ids=ids[9:], num_logits=1), Chunk(fork, ids=ids[7:], num_logits=1)]
-        ).copy()
+        rows = (
+            backend.forward(
+                [Chunk(edited, ids=ids[9:], num_logits=1), Chunk(fork, ids=ids[7:], num_logits=1)]
+            )
+            .numpy()
+            .copy()
+        )
         backend.free(edited)
         backend.free(fork)
         return expected, rows

@@ -297,9 +297,11 @@ def test_a_conversation_longer_than_the_sliding_window_can_be_cut_and_forked(gem
 
     def logits_behind(entries: list[int], seq: int) -> np.ndarray:
         for start in range(0, len(entries), 256):
-            logits = backend.forward([Chunk(seq, ids=np.array(entries[start : start + 256]), num_logits=1)])[
-                -1
-            ].copy()
+            logits = (
+                backend.forward([Chunk(seq, ids=np.array(entries[start : start + 256]), num_logits=1)])
+                .numpy()[-1]
+                .copy()
+            )
         return logits
 
     def compare() -> tuple[np.ndarray, ...]:

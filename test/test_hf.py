@@ -83,7 +83,7 @@ def greedy(backend, seqs, rows, n) -> list[list[int]]:
         if step < n - 1:
             rows = backend.forward(
                 [Chunk(seq, ids=np.array([token]), num_logits=1) for seq, token in zip(seqs, chosen)]
-            )
+            ).numpy()
     return replies
 
 
@@ -109,10 +109,10 @@ def test_a_batch_of_eight_equals_each_alone(backend):
     alone = []
     for ids in prompts[::3]:
         seq = backend.new_sequence()
-        alone += greedy(backend, [seq], backend.forward([Chunk(seq, ids=ids, num_logits=1)]), 5)
+        alone += greedy(backend, [seq], backend.forward([Chunk(seq, ids=ids, num_logits=1)]).numpy(), 5)
         backend.free(seq)
     seqs = [backend.new_sequence() for _ in prompts]
-    rows = backend.forward([Chunk(seq, ids=ids, num_logits=1) for seq, ids in zip(seqs, prompts)])
+    rows = backend.forward([Chunk(seq, ids=ids, num_logits=1) for seq, ids in zip(seqs, prompts)]).numpy()
     assert greedy(backend, seqs, rows, 5)[::3] == alone
     for seq in seqs:
         backend.free(seq)
@@ -121,7 +121,7 @@ def test_a_batch_of_eight_equals_each_alone(backend):
 def test_a_second_turn_on_kept_kv_equals_a_fresh_prefill(backend):
     first = prompt(backend, 'What is the capital of Japan?')
     seq = backend.new_sequence()
-    reply = greedy(backend, [seq], backend.forward([Chunk(seq, ids=first, num_logits=1)]), NEW)[0]
+    reply = greedy(backend, [seq], backend.forward([Chunk(seq, ids=first, num_logits=1)]).numpy(), NEW)[0]
     second = np.concatenate(
         [[2], backend.tokenize('\n', preceding=Preceding.SPECIAL_TOKEN), prompt(backend, 'And of France?')]
     )
@@ -129,9 +129,9 @@ def test_a_second_turn_on_kept_kv_equals_a_fresh_prefill(backend):
     assert 'Tokyo' in backend.tokenizer.detokenize(reply)
     kept = backend.trim(seq, len(first) + min(end, NEW - 1))
     history = np.concatenate([first, reply[: kept - len(first)]])
-    rows = backend.forward([Chunk(seq, ids=second, num_logits=1)])
+    rows = backend.forward([Chunk(seq, ids=second, num_logits=1)]).numpy()
     fresh = backend.new_sequence()
-    wanted = backend.forward([Chunk(fresh, ids=np.concatenate([history, second]), num_logits=1)])
+    wanted = backend.forward([Chunk(fresh, ids=np.concatenate([history, second]), num_logits=1)]).numpy()
     assert np.abs(rows - wanted).max() < 1e-3
     replies = greedy(backend, [seq, fresh], np.concatenate([rows, wanted]), NEW)
     assert replies[0] == replies[1] == generate(backend, [np.concatenate([history, second])], NEW)[0]

@@ -161,7 +161,7 @@ def close(rows, wanted) -> bool:
 
 
 def feed(backend, seq, ids, num_logits=1):
-    return backend.forward([Chunk(seq, ids=np.asarray(ids), num_logits=num_logits)])
+    return backend.forward([Chunk(seq, ids=np.asarray(ids), num_logits=num_logits)]).numpy()
 
 
 def test_chunks_of_any_size_give_the_logits_of_the_whole(opened):
@@ -184,7 +184,7 @@ def test_a_mixed_batch_gives_what_each_gives_alone(opened):
     for _ in range(1):
         rows = backend.forward(
             [Chunk(seq, ids=ids[len(ids) - 4 :][:n], num_logits=1) for seq, ids, n in zip(seqs, texts, sizes)]
-        )
+        ).numpy()
     for row, ids, n in zip(rows, texts, sizes):
         assert close(row, expected(model, ids)[len(ids) - 5 + n])
     assert backend.kv_used == sum(len(ids) - 4 + n for ids, n in zip(texts, sizes))
@@ -251,7 +251,7 @@ def test_a_fork_goes_its_own_way(opened):
         copy, kept = backend.fork(seq, n)
         assert kept == n or not backend.runner.packed
         theirs = np.concatenate([ids[:n], a])
-        rows = backend.forward([Chunk(copy, ids=theirs[kept:], num_logits=1)])
+        rows = backend.forward([Chunk(copy, ids=theirs[kept:], num_logits=1)]).numpy()
         assert close(rows[0], expected(model, theirs)[-1])
         backend.free(copy)
     assert close(feed(backend, seq, b)[0], expected(model, np.concatenate([ids, b]))[-1])
@@ -269,7 +269,7 @@ def test_embeddings_give_what_their_ids_give(opened):
             Chunk(seq, embeddings=backend.embed_tokens(ids[4:]), num_logits=1),
             Chunk(plain, ids=ids[:5], num_logits=1),
         ]
-    )
+    ).numpy()
     wanted = expected(model, ids)
     assert close(rows[0], wanted[-1]) and close(rows[1], wanted[4])
     for each in (seq, plain):

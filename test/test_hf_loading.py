@@ -565,5 +565,5 @@ def test_a_compiled_model_gives_the_same_logits(kind, tmp_path):
                 Chunk(seq, ids=ids[i : i + 1], num_logits=1),
                 Chunk(other, ids=ids[i - 12 : i - 11], num_logits=1),
             ]
-        )
+        ).numpy()
         assert close(rows[0], expected(model, ids[: i + 1])[-1])

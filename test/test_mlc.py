@@ -65,8 +65,8 @@ def run(backend, seq, ids, num_logits=1):
     return np.array(host(backend.forward([Chunk(seq, ids=np.asarray(ids), num_logits=num_logits)])))
 
 
-def host(rows):
-    return rows if isinstance(rows, np.ndarray) else rows.numpy()
+def host(logits):
+    return logits.numpy()
 
 
 def expected(checkpoint, ids):

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
-from ros2_nanochat.engine.reply_text import Piece, ReplyText
+from ros2_nanochat.engine.reply_text import ReplyText, TextDelta
 from ros2_nanochat.model_info import ModelInfo, SpecialToken
 from ros2_nanochat.reasoning import ReasoningMarks, find_reasoning_marks, reasoning_is_open
 
@@ -47,7 +47,7 @@ def cut(data: bytes, borders: list[int]) -> list[bytes]:
 BORDERS = st.lists(st.integers(0, 1000), max_size=60)
 
 
-def run(vocabulary: Vocabulary, ids=None, **options) -> tuple[list[Piece], ReplyText, int]:
+def run(vocabulary: Vocabulary, ids=None, **options) -> tuple[list[TextDelta], ReplyText, int]:
     """All pieces of a reply, and how many of its ids were taken."""
     stream = ReplyText(vocabulary.detokenizer(), **options)
     pieces, taken = [], 0
@@ -59,11 +59,11 @@ def run(vocabulary: Vocabulary, ids=None, **options) -> tuple[list[Piece], Reply
     return pieces + stream.flush(), stream, taken
 
 
-def answer(pieces: list[Piece]) -> str:
+def answer(pieces: list[TextDelta]) -> str:
     return ''.join(piece.text for piece in pieces if not piece.reasoning)
 
 
-def reasoning(pieces: list[Piece]) -> str:
+def reasoning(pieces: list[TextDelta]) -> str:
     return ''.join(piece.text for piece in pieces if piece.reasoning)
 
 
@@ -112,8 +112,8 @@ def test_the_ids_reported_with_a_piece_spell_exactly_what_was_given_where_they_s
 def test_a_token_with_a_word_and_half_a_character_is_not_said_to_spell_the_word():
     vocabulary = Vocabulary([b'ok \xf0\x9f', b'\xa4\x96'])
     stream = ReplyText(vocabulary.detokenizer())
-    assert stream.add(0) == [Piece('ok ', 0, exact=False)]
-    assert stream.add(1) == [Piece('🤖', 2)]
+    assert stream.add(0) == [TextDelta('ok ', 0, exact=False)]
+    assert stream.add(1) == [TextDelta('🤖', 2)]
 
 
 # --- stop strings ---

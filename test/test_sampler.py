@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ros2_nanochat.backends.logits import HostLogits
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.sampler import Sampler, choose_largest
 
@@ -164,7 +165,9 @@ def test_the_same_seed_draws_the_same_and_another_seed_another():
 
 def test_greedy_rows_take_the_largest_logit_each():
     rows = np.stack([logits_of(seed) for seed in range(3)])
-    assert choose_largest(rows) == [Sampler(GenerationConfig(), ENDS).choose(row, CONTEXT, 0) for row in rows]
+    assert choose_largest(HostLogits(rows)) == [
+        Sampler(GenerationConfig(), ENDS).choose(row, CONTEXT, 0) for row in rows
+    ]
 
 
 def test_end_tokens_are_held_off_for_min_new_tokens_and_no_longer():

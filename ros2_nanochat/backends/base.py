@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.memory import MemoryEstimate
@@ -39,7 +40,9 @@ class Chunk:
     deepstack: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.ids) if self.embeddings is None else len(self.embeddings)
+        if self.embeddings is not None:
+            return len(self.embeddings)
+        return 0 if self.ids is None else len(self.ids)
 
 
 class Detokenizer(ABC):
@@ -100,6 +103,13 @@ class Backend(ABC):
     """Entries that one chunk should have at most (a span that comes whole may have more); None: as many as
     the forward takes.
     """
+
+    @classmethod
+    def prepare(cls, path: str, config: ModelConfig) -> str:
+        """Make what the model needs to run that is not there yet, and return the path to open. Called before
+        all else, and may take long.
+        """
+        return path
 
     @classmethod
     @abstractmethod
@@ -174,15 +184,15 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def forward(self, chunks: Sequence[Chunk]) -> Logits:
         """Append every chunk to its sequence (each sequence at most once a call).
 
-        Return logits [k, v] float32 of the last `num_logits` positions of each chunk, in order: an array that
-        is valid until the next call, or an object on the device with `shape`, `numpy()`, and perhaps
-        `argmax() -> [k]` and, where its `can_sample` is true, `sample(rows [n], temperature [n], top_p [n],
-        uniform [n]) -> [n]`: ids of some rows, each the one at which the sum of probabilities passes its
-        number from 0 to 1 (in the order of ids at top-p 1, else from the likeliest on). On failure a
-        `ForwardError` that says what was committed.
+        Returns:
+            Logits [k, v] of the last `num_logits` positions of each chunk, in order, valid until the next
+            call.
+
+        Raises:
+            ForwardError: It failed; says what was committed.
         """
 
     @property

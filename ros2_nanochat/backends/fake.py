@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
+from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.config import ModelConfig, reject_unknown
 from ros2_nanochat.errors import ForwardError, LoadAborted
@@ -139,7 +140,7 @@ class FakeBackend(Backend):
 
     # --- forward ---
 
-    def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def forward(self, chunks: Sequence[Chunk]) -> Logits:
         added = sum(map(len, chunks))
         if self.kv_used + added > self.kv_capacity:
             raise ForwardError(
@@ -155,7 +156,7 @@ class FakeBackend(Backend):
             for position in range(len(kv) - chunk.num_logits, len(kv)):
                 rows[row, self._next(kv[: position + 1])] = 10.0
                 row += 1
-        return rows
+        return HostLogits(rows)
 
     def _take_time(self, entries: int, chunks: int) -> None:
         prefill, decode = self._options['prefill_per_second'], self._options['tokens_per_second']

@@ -6,6 +6,7 @@ import bisect
 
 _EDGES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 _WEIGHT = 0.15  # of the newest measurement: follows a context that grows, ignores a hiccup
+_PREFILL_CHUNK = 64  # entries of a step of the prefill whose cost is asked for
 
 
 class StepCost:
@@ -17,13 +18,15 @@ class StepCost:
 
     def record(self, entries: int, seconds: float) -> None:
         """Take one step of so many entries into account."""
-        edge = bisect.bisect_right(_EDGES, entries)
+        edge, point = bisect.bisect_right(_EDGES, entries), (float(entries), seconds)
         known = self._points.get(edge)
         if known is not None:
             seconds = min(seconds, 4 * known[1])  # a step that another program held up says little
-            seconds = known[1] + _WEIGHT * (seconds - known[1])
-            entries = known[0] + _WEIGHT * (entries - known[0])
-        self._points[edge] = (entries, seconds)
+            point = (
+                known[0] + _WEIGHT * (entries - known[0]),
+                known[1] + _WEIGHT * (seconds - known[1]),
+            )
+        self._points[edge] = point
         self._curve = sorted(self._points.values())
 
     def seconds(self, entries: int, least: tuple[int, float] | None = None) -> float | None:
@@ -33,8 +36,8 @@ class StepCost:
         """
         curve = self._curve
         if least is not None and curve and least[0] <= entries < curve[0][0]:
-            (n, t), (next_n, next_t) = least, curve[0]
-            return t + max(0.0, next_t - t) * (entries - n) / (next_n - n)
+            (first_n, first_t), (next_n, next_t) = least, curve[0]
+            return first_t + max(0.0, next_t - first_t) * (entries - first_n) / (next_n - first_n)
         if not curve:
             return None
         at = bisect.bisect_left(curve, (entries, 0.0))
@@ -60,8 +63,35 @@ class StepCost:
         low, high = 0, limit
         while low < high:
             middle = (low + high + 1) // 2
-            if self.seconds(base + middle, least) <= budget:
+            if (self.seconds(base + middle, least) or 0.0) <= budget:
                 low = middle
             else:
                 high = middle - 1
         return low
+
+
+class StepCosts:
+    """What the kinds of steps cost on one backend. max_batch: entries of its largest batch."""
+
+    def __init__(self, max_batch: int):
+        self.decode = StepCost()
+        """All sequences decode, one entry each."""
+        self.verify = StepCost()
+        """They decode, with guesses behind."""
+        self.mixed = StepCost()
+        """Some are being prefilled."""
+        self._max_batch = max_batch
+
+    def decode_seconds(self, rows: int, entries: int) -> float | None:
+        """Cost of a step in which `rows` sequences decode, with so many entries in its batch."""
+        alone = self.decode.seconds(rows)
+        if alone is None or entries <= rows:
+            return alone
+        known = self.verify if self.verify.seconds(entries) is not None else self.mixed
+        return known.seconds(entries, least=(rows, alone))
+
+    def prefill_seconds(self, tokens: int) -> float | None:
+        """What it would take to prefill so many tokens; None if that was never measured."""
+        chunk = min(tokens, self._max_batch, _PREFILL_CHUNK)
+        step = self.mixed.seconds(chunk) if chunk else 0.0
+        return None if step is None else step * tokens / max(1, chunk)

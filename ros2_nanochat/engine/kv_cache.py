@@ -13,7 +13,7 @@ from ros2_nanochat.prompt import Prompt, concatenate, head, tail
 
 
 @dataclass(frozen=True)
-class Reply:
+class LastReply:
     """The last reply that was put into a cache: the text of the answer, the reasoning before it, and the ids
     of both, end token left out.
     num_reasoning: how many of the ids belong to the reasoning and its marks.
@@ -35,7 +35,7 @@ class KVCache:
 
     def __init__(self):
         self.sequence = Sequence()
-        self.reply: Reply | None = None
+        self.reply: LastReply | None = None
         self._content = Prompt(np.empty(0, np.int64))
         self._writer: weakref.ref | None = None
         self._lock = threading.RLock()
@@ -104,7 +104,7 @@ class KVCache:
                 ' stop() it first'
             )
 
-    def claim(self, goal: Prompt, writer) -> tuple[Prompt, Reply | None]:
+    def claim(self, goal: Prompt, writer) -> tuple[Prompt, LastReply | None]:
         """Let one stream write what follows `goal`, for the engine's streams; return what was held.
         ValueError where another one writes.
         """
@@ -114,7 +114,7 @@ class KVCache:
             self.settle(goal, writer=writer)
             return before
 
-    def settle(self, content: Prompt, reply: Reply | None = None, writer=None) -> None:
+    def settle(self, content: Prompt, reply: LastReply | None = None, writer=None) -> None:
         """Set what the conversation holds, and who writes to it (for the engine's streams)."""
         with self._lock:
             self._content, self.reply = content, reply

@@ -14,8 +14,8 @@ from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.reasoning import ReasoningMarks
 
 
-class Piece(NamedTuple):
-    """A bit of a reply. text: certain text, not empty. num_tokens: ids of the reply whose text has been given
+class TextDelta(NamedTuple):
+    """What a reply grew by. text: certain text, not empty. num_tokens: ids of the reply whose text has been given
     with it, from the start.
     exact: whether those ids spell just that text (a token may be given in part, where a stop string might
         begin in it).
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 
 class ReplyText:
-    """Takes the ids of a reply, gives its pieces.
+    """Takes the ids of a reply, gives its text bit by bit.
 
     marks: of the reasoning, or None. reasoning: whether the prompt ended inside it. stop_strings: end the
     answer where one begins.
@@ -58,7 +58,7 @@ class ReplyText:
             for inside in (False, True)
         }
         self._answer: list[str] = []
-        self._last: Piece | None = None
+        self._last: TextDelta | None = None
         self._ends: list[int] = []  # after each id: characters that the ids so far spell
         self._whole: list[bool] = []  # after each id: whether they end with a whole character
         self._begun = False  # whether the answer has, after which a mark that is spelled out belongs to it
@@ -68,7 +68,7 @@ class ReplyText:
         self.num_reasoning = 0
         """Ids up to the end of the reasoning, its marks among them."""
 
-    def add(self, token_id: int) -> list[Piece]:
+    def add(self, token_id: int) -> list[TextDelta]:
         """Take one id; return what became certain."""
         begins_header = self._marks is not None and token_id in self._marks.header_ids
         is_mark = self._marks is not None and token_id == (
@@ -77,29 +77,29 @@ class ReplyText:
         text = self._detokenizer.flush() if is_mark or begins_header else self._detokenizer.add(token_id)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
         self._whole.append(not self._detokenizer.pending)
-        pieces: list[Piece] = []
+        deltas: list[TextDelta] = []
         if begins_header or self._header is not None:
-            self._add_to_header(token_id, text, pieces)
+            self._add_to_header(token_id, text, deltas)
         elif is_mark:
-            self._emit(self._switches[self._reasoning].flush(text), 0, pieces)
-            self._switch(0, pieces)
+            self._emit(self._switches[self._reasoning].flush(text), 0, deltas)
+            self._switch(0, deltas)
         else:
-            self._emit_marked(text, pieces)
-        return pieces
+            self._emit_marked(text, deltas)
+        return deltas
 
-    def flush(self) -> list[Piece]:
+    def flush(self) -> list[TextDelta]:
         """End; return what was held back."""
-        pieces: list[Piece] = []
+        deltas: list[TextDelta] = []
         if not self.stopped:
             rest = self._detokenizer.flush()
             if self._ends:
                 self._ends[-1] += len(rest)
                 self._whole[-1] = True
-            self._emit(self._switches[self._reasoning].flush(rest), 0, pieces)
+            self._emit(self._switches[self._reasoning].flush(rest), 0, deltas)
             rest = '' if self.stopped else self._stops.flush()
             if rest:
-                pieces.append(self._piece(rest, 0))
-        return pieces
+                deltas.append(self._delta(rest, 0))
+        return deltas
 
     @property
     def answer(self) -> str:
@@ -112,21 +112,21 @@ class ReplyText:
             return num_tokens, not self._mixed
         return (self._last.num_tokens, self._last.exact) if self._last else (0, True)
 
-    def _add_to_header(self, token_id: int, text: str, pieces: list[Piece]) -> None:
+    def _add_to_header(self, token_id: int, text: str, deltas: list[TextDelta]) -> None:
         if self._header is None:
-            self._emit(text, 0, pieces)
+            self._emit(text, 0, deltas)
             self._header = ''
-        elif token_id != self._marks.message_id:
+        elif self._marks is None or token_id != self._marks.message_id:
             self._header += text
         else:
             if self._header.strip().endswith(self._marks.label) != self._reasoning:
-                self._switch(0, pieces)
+                self._switch(0, deltas)
                 self._label = ''
             if not self._reasoning and not self._begun:
                 self.num_reasoning = len(self._ends)
             self._header = None
 
-    def _switch(self, behind: int, pieces: list[Piece]) -> None:
+    def _switch(self, behind: int, deltas: list[TextDelta]) -> None:
         """Begin or end the reasoning with a mark, at whose beginning the ids spell `behind` more
         characters.
         """
@@ -134,28 +134,28 @@ class ReplyText:
             self._trim = True
             self.num_reasoning = len(self._ends)
         else:
-            self._label, self._label_held = self._marks.label, ''
+            self._label, self._label_held = self._marks.label if self._marks else '', ''
             self._mixed = self._begun
             if not self.stopped and (rest := self._stops.flush()):
-                pieces.append(self._piece(rest, behind))
+                deltas.append(self._delta(rest, behind))
         self._reasoning = not self._reasoning
 
-    def _emit_marked(self, text: str, pieces: list[Piece]) -> None:
+    def _emit_marked(self, text: str, deltas: list[TextDelta]) -> None:
         while text and not self.stopped:
             held = self._switches[self._reasoning]
             text = held.pending + text
             before, match, behind = held.split(text)
             if not self._reasoning and (self._begun or before.strip()):
                 held.pending = ''
-                self._emit(text, 0, pieces)
+                self._emit(text, 0, deltas)
                 return
-            self._emit(before, len(text) - len(before), pieces)
+            self._emit(before, len(text) - len(before), deltas)
             if not match:
                 return
-            self._switch(len(text) - len(before), pieces)
+            self._switch(len(text) - len(before), deltas)
             text = behind
 
-    def _emit(self, text: str, behind: int, pieces: list[Piece]) -> None:
+    def _emit(self, text: str, behind: int, deltas: list[TextDelta]) -> None:
         """Give out a text; `behind` characters that the ids spell stand behind it."""
         if self._trim and not self._reasoning:
             text = text.lstrip()
@@ -169,27 +169,27 @@ class ReplyText:
                 return
             text, self._label, self._label_held = text.removeprefix(self._label), '', ''
             if text:
-                pieces.append(self._piece(text, behind))
+                deltas.append(self._delta(text, behind))
             return
         self._begun = self._begun or bool(text.strip())
         text = self._stops.pending + text
         before, self.stopped, _ = self._stops.split(text)
         if before:
-            pieces.append(self._piece(before, behind + len(text) - len(before)))
+            deltas.append(self._delta(before, behind + len(text) - len(before)))
 
-    def _piece(self, text: str, behind: int) -> Piece:
-        """A piece behind which the ids spell so many more characters."""
+    def _delta(self, text: str, behind: int) -> TextDelta:
+        """A delta behind which the ids spell so many more characters."""
         if not self._reasoning:
             self._answer.append(text)
         given = self._ends[-1] - behind
         index = bisect.bisect_left(self._ends, given)
         exact = self._ends[index] == given and self._whole[index] and not self._mixed
-        self._last = Piece(text, index + 1 if exact else index, exact, self._reasoning)
+        self._last = TextDelta(text, index + 1 if exact else index, exact, self._reasoning)
         return self._last
 
 
 class _HeldBack:
-    """Looks for strings in a text that comes in pieces; holds back an end that may be the beginning of
+    """Looks for strings in a text that comes in deltas; holds back an end that may be the beginning of
     one.
     """
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import EngineConfig
+from ros2_nanochat.engine.cost import StepCosts
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.sequence import EntryBuffer, Parked, Sequence
@@ -24,20 +24,14 @@ _WORTH_SHARING = 16  # entries by which another conversation's prefix must be lo
 class Residency:
     """The sequences that have a handle in the backend, in no order."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: EngineConfig,
-        metrics: Metrics,
-        prefill_seconds: Callable[[int], float | None],
-    ):
+    def __init__(self, backend: Backend, config: EngineConfig, metrics: Metrics, costs: StepCosts):
         self.sequences: list[Sequence] = []
         self.room = min(backend.info.context_length, backend.kv_capacity)
         """Entries that one sequence may hold."""
         self._backend = backend
         self._config = config
         self._metrics = metrics
-        self._prefill_seconds = prefill_seconds
+        self._costs = costs
         self._parked: list[Sequence] = []
         self._load_seconds_per_byte: float | None = None
 
@@ -47,11 +41,13 @@ class Residency:
         """Whether a request that is being prefilled will soon hold a longer prefix of this one than any
         sequence does now.
         """
-        entries = request.entries.view()
+        entries = request.progress.entries.view()
         held = max((self._common(sequence, request) for sequence in self.sequences), default=0)
         for other in active:
             if other.priority >= request.priority and not other.decoding:
-                promised = request.whole(min(common_prefix(other.entries.view(), entries), len(entries) - 1))
+                promised = request.asked.whole(
+                    min(common_prefix(other.progress.entries.view(), entries), len(entries) - 1)
+                )
                 if promised >= max(held, len(other.sequence.held)) + _WORTH_SHARING:
                     return True
         return False
@@ -73,26 +69,26 @@ class Residency:
         shared = self._common(source, request) if source is not None and source is not sequence else 0
         if shared < own + _WORTH_SHARING:
             source, shared = None, 0
-        if sequence.parked is not None and not self._unpark_pays(sequence, max(own, shared), request):
+        if sequence.parked is not None and not self._unpark_pays(sequence.parked, max(own, shared), request):
             self._drop_parked(sequence)
         if not self._make_room(request, active, source):
             return False
         sequence.request = request
         if sequence.parked is not None:
-            self._unpark(sequence)
+            self._unpark(sequence, sequence.parked)
         elif source is not None and source.handle is not None:
             self._fork(source, sequence, shared)
         if sequence.handle is None:
             self._attach(sequence, self._backend.new_sequence(), EntryBuffer())
         kept = self._common(sequence, request)
         if kept < len(sequence.held):
-            sequence.held.cut(self._backend.trim(sequence.handle, kept))
+            sequence.held.cut(self._backend.trim(sequence.placed, kept))
         if source is not None:
-            request.shared = len(sequence.held)
-        if request.started is None:
-            request.reused = len(sequence.held)
-            self._metrics.count('shared_tokens', request.shared)
-            self._metrics.count('reused_tokens', request.reused)
+            request.progress.shared = len(sequence.held)
+        if request.progress.started is None:
+            request.progress.reused = len(sequence.held)
+            self._metrics.count('shared_tokens', request.progress.shared)
+            self._metrics.count('reused_tokens', request.progress.reused)
             self._metrics.count('prompt_tokens', request.num_prompt)
         return True
 
@@ -100,13 +96,13 @@ class Residency:
         """Entries of a request that a sequence's KV holds; one is always left to compute, so that there are
         logits.
         """
-        same = common_prefix(sequence.held.view(), request.entries.view())
-        return request.whole(min(same, len(request.entries) - 1))
+        same = common_prefix(sequence.held.view(), request.progress.entries.view())
+        return request.asked.whole(min(same, len(request.progress.entries) - 1))
 
     def _fork(self, source: Sequence, sequence: Sequence, n: int) -> None:
         if sequence.handle is not None:
             self._detach(sequence)
-        handle, kept = self._backend.fork(source.handle, n)
+        handle, kept = self._backend.fork(source.placed, n)
         self._attach(sequence, handle, EntryBuffer(source.held.view()[:kept]))
 
     def _attach(self, sequence: Sequence, handle: int, held: EntryBuffer) -> None:
@@ -114,7 +110,7 @@ class Residency:
         self.sequences.append(sequence)
 
     def _detach(self, sequence: Sequence) -> None:
-        self._backend.free(sequence.handle)
+        self._backend.free(sequence.placed)
         sequence.handle, sequence.held = None, EntryBuffer()
         self.sequences.remove(sequence)
 
@@ -136,8 +132,8 @@ class Residency:
         """Make idle conversations give up their KV until this request has a handle and tokens to grow
         into.
         """
-        limit = request.limit(self.room)
-        promised = sum(other.limit(self.room) for other in active)
+        limit = request.asked.limit(self.room)
+        promised = sum(other.asked.limit(self.room) for other in active)
         if promised + limit > self._backend.kv_capacity and active:
             return False
         sequence = request.sequence
@@ -186,11 +182,11 @@ class Residency:
         sequence.last_used = time.monotonic()
         if sequence.handle is None:
             return
-        if request.delivered_tokens is not None:
-            wanted = request.whole(request.num_prompt + request.delivered_tokens)
+        if request.signals.delivered_tokens is not None:
+            wanted = request.asked.whole(request.num_prompt + request.signals.delivered_tokens)
             if wanted < len(sequence.held):
                 try:
-                    sequence.held.cut(self._backend.trim(sequence.handle, wanted))
+                    sequence.held.cut(self._backend.trim(sequence.placed, wanted))
                 except Exception:
                     _log.exception(
                         'what was not delivered could not be cut off: the conversation is computed again'
@@ -204,33 +200,36 @@ class Residency:
         if budget == 0 or not len(sequence.held):
             return
         try:
-            data = self._backend.save(sequence.handle)
+            data = self._backend.save(sequence.placed)
         except Exception as error:  # no memory, say: then it is computed again
             _log.warning('a conversation was not parked: %s', error)
             return
         if data is None or (budget is not None and len(data) > budget):
             return
         if budget is not None:
-            while self._parked and sum(len(s.parked.data) for s in self._parked) + len(data) > budget:
+            while self._parked and self._parked_bytes + len(data) > budget:
                 self._drop_parked(min(self._parked, key=lambda s: s.last_used))
         sequence.parked = Parked(data, sequence.held.view().copy())
         self._parked.append(sequence)
         self._metrics.count('parked')
 
-    def _unpark_pays(self, sequence: Sequence, already: int, request: Request) -> bool:
+    @property
+    def _parked_bytes(self) -> int:
+        return sum(len(s.parked.data) for s in self._parked if s.parked is not None)
+
+    def _unpark_pays(self, parked: Parked, already: int, request: Request) -> bool:
         """Whether loading the parked KV is quicker than prefilling what it would save, by what both were
         measured to take.
         """
-        gained = common_prefix(sequence.parked.entries, request.entries.view()) - already
+        gained = common_prefix(parked.entries, request.progress.entries.view()) - already
         if gained <= 0:
             return False
-        prefill = self._prefill_seconds(gained)
+        prefill = self._costs.prefill_seconds(gained)
         if prefill is None or self._load_seconds_per_byte is None:
             return True  # do it once, to know
-        return self._load_seconds_per_byte * len(sequence.parked.data) < prefill
+        return self._load_seconds_per_byte * len(parked.data) < prefill
 
-    def _unpark(self, sequence: Sequence) -> None:
-        parked = sequence.parked
+    def _unpark(self, sequence: Sequence, parked: Parked) -> None:
         self._drop_parked(sequence)
         if sequence.handle is not None:
             self._detach(sequence)

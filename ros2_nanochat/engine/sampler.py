@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import GenerationConfig
 
 _LEAST_TEMPERATURE = 1e-30  # under it numbers of 32 bits run out; what is sampled has long been the likeliest
@@ -25,7 +26,7 @@ class Sampler:
     def __init__(self, config: GenerationConfig, end_ids: frozenset[int]):
         self.config = config
         self._end_ids = np.fromiter(sorted(end_ids), np.int64)
-        self._random = None if config.greedy else np.random.Generator(np.random.PCG64(config.seed))
+        self._random = np.random.Generator(np.random.PCG64(None if config.greedy else config.seed))
         self.plain = (
             config.greedy
             and config.repetition_penalty == 1.0
@@ -124,25 +125,22 @@ def _nucleus(weights: np.ndarray, ids: np.ndarray | None, top_p: float) -> tuple
     return weights[keep], (keep if ids is None else ids[keep])
 
 
-def choose_largest(rows) -> list[int]:
-    """The id of the largest logit in each row [k, v]; on the device where they lie there."""
-    best = rows.argmax() if hasattr(rows, 'numpy') else rows.argmax(axis=1)
-    return [int(i) for i in best]
+def choose_largest(rows: Logits) -> list[int]:
+    """The id of the largest logit in each row."""
+    return rows.argmax().tolist()
 
 
-def choose_there(samplers: Sequence[Sampler], rows) -> list[int | None]:
-    """Ids that could be chosen on the device where the rows [k, v] lie; None for those whose options need the
-    logits here.
+def choose_there(samplers: Sequence[Sampler], rows: Logits) -> list[int | None]:
+    """Ids that could be chosen where the rows [k, v] lie; None for those whose options need the logits on the
+    host.
 
     Who else is in the batch makes no difference to a reply: each draws one number from its own stream, and
     both ways turn it into the same id.
     """
     chosen: list[int | None] = [None] * len(samplers)
-    there = (
-        [i for i, sampler in enumerate(samplers) if sampler.simple or sampler.plain]
-        if getattr(rows, 'can_sample', False)
-        else []
-    )
+    if not rows.can_sample:
+        return chosen
+    there = [i for i, sampler in enumerate(samplers) if sampler.simple or sampler.plain]
     if there:
         how = [
             (0.0, 1.0, 0.0)
@@ -150,11 +148,7 @@ def choose_there(samplers: Sequence[Sampler], rows) -> list[int | None]:
             else (samplers[i].config.temperature, samplers[i].config.top_p, samplers[i].draw())
             for i in there
         ]
-        for i, token_id in zip(there, rows.sample(there, *zip(*how))):
+        temperature, top_p, uniform = zip(*how)
+        for i, token_id in zip(there, rows.sample(there, temperature, top_p, uniform)):
             chosen[i] = int(token_id)
     return chosen
-
-
-def host(rows) -> np.ndarray:
-    """Logits as a NumPy array, brought from the device where they lie there."""
-    return rows.numpy() if hasattr(rows, 'numpy') else rows

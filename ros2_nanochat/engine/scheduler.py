@@ -7,14 +7,14 @@ Runs on the engine's thread. Knows the backend's sequences and limits; nothing o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.config import EngineConfig
-from ros2_nanochat.engine.cost import StepCost
+from ros2_nanochat.engine.cost import StepCosts
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.residency import Residency
@@ -24,6 +24,15 @@ _CAUTION = (
     0.9  # part of the time allowed for a prefill that is planned: a step may take longer than was thought
 )
 _DRAFTING_SEQUENCES = 4  # with more in the batch a forward is busy enough without guesses
+
+
+class Plan(NamedTuple):
+    """What the engine does next. batch: goes into one forward; empty if nothing can run. refused: requests
+    that end, and why.
+    """
+
+    batch: list[Work]
+    refused: list[tuple[Request, str]]
 
 
 @dataclass(eq=False)
@@ -45,17 +54,14 @@ class Work:
 class Scheduler:
     """Keeps the requests that wait and those that run, and puts together the next batch."""
 
-    def __init__(
-        self, backend: Backend, config: EngineConfig, metrics: Metrics, refuse: Callable[[Request, str], None]
-    ):
+    def __init__(self, backend: Backend, config: EngineConfig, metrics: Metrics):
         self.waiting: list[Request] = []
         self.active: list[Request] = []
-        self.decode_cost, self.mixed_cost, self.verify_cost = StepCost(), StepCost(), StepCost()
+        self.costs = StepCosts(backend.max_batch_tokens)
         self._backend = backend
         self._config = config
         self._metrics = metrics
-        self._refuse = refuse
-        self._placement = Residency(backend, config, metrics, self.prefill_seconds)
+        self._placement = Residency(backend, config, metrics, self.costs)
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
         self._credit = 0.0  # seconds by which running replies may still be slowed for a prefill
 
@@ -74,36 +80,34 @@ class Scheduler:
 
     # --- who is there ---
 
-    def add(self, request: Request) -> None:
-        """Take a request, or refuse it where it can never fit or too many wait."""
-        longest = self._backend.info.context_length
-        widest = max((len(span) for _, span in request.spans if span.whole), default=0)
-        if len(request.goal) >= longest:
-            self._refuse(
-                request,
-                f'the prompt has {len(request.goal)} tokens and the context holds {longest}, of which at'
-                ' least one is for the reply: shorten it, or open the model with a larger max_context_len',
+    def add(self, request: Request) -> str | None:
+        """Take a request.
+
+        Returns:
+            Why it is refused: it can never fit, or too many wait. None if it was taken.
+        """
+        backend, prompt = self._backend, request.num_prompt
+        longest = backend.info.context_length
+        widest = max((len(span) for _, span in request.asked.spans if span.whole), default=0)
+        if prompt >= longest:
+            return (
+                f'the prompt has {prompt} tokens and the context holds {longest}, of which at least one is for the '
+                'reply: shorten it, or open the model with a larger max_context_len'
             )
-        elif len(request.goal) >= self._backend.kv_capacity:
-            self._refuse(
-                request,
-                f'the prompt has {len(request.goal)} tokens and the KV cache holds'
-                f' {self._backend.kv_capacity}: raise kv_tokens',
+        if prompt >= backend.kv_capacity:
+            return f'the prompt has {prompt} tokens and the KV cache holds {backend.kv_capacity}: raise kv_tokens'
+        if widest > backend.max_batch_tokens:
+            return (
+                f'an image takes {widest} tokens in one piece and a batch holds {backend.max_batch_tokens}: use a '
+                'smaller image'
             )
-        elif widest > self._backend.max_batch_tokens:
-            self._refuse(
-                request,
-                f'an image takes {widest} tokens in one piece and a batch holds'
-                f' {self._backend.max_batch_tokens}: use a smaller image',
+        if len(self.waiting) >= self._config.max_queued_requests:
+            return (
+                f'{len(self.waiting)} requests wait already and max_queued_requests is '
+                f'{self._config.max_queued_requests}: try again later'
             )
-        elif len(self.waiting) >= self._config.max_queued_requests:
-            self._refuse(
-                request,
-                f'{len(self.waiting)} requests wait already and max_queued_requests is'
-                f' {self._config.max_queued_requests}: try again later',
-            )
-        else:
-            self.waiting.append(request)
+        self.waiting.append(request)
+        return None
 
     def remove(self, request: Request) -> None:
         """Forget a request that has ended; its sequence stays, idle."""
@@ -113,8 +117,9 @@ class Scheduler:
         if request.sequence.request is request:
             self._placement.release(request)
 
-    def _admit(self) -> None:
-        """Give waiting requests a sequence, the most urgent first."""
+    def _admit(self) -> list[tuple[Request, str]]:
+        """Give waiting requests a sequence, the most urgent first; return those that cannot have one, and why."""
+        refused = []
         self.waiting.sort(key=lambda request: request.order)
         for request in list(self.waiting):
             if (
@@ -134,38 +139,46 @@ class Scheduler:
                     self._swap_out(victim)
                     placed = self._placement.place(request, self.active)
             except Exception as error:
-                self._refuse(request, f'its KV cache cannot be prepared: {error}')
+                self.waiting.remove(request)
+                refused.append((request, f'its KV cache cannot be prepared: {error}'))
                 continue
             if not placed:
                 break  # who comes later must not overtake
             self.waiting.remove(request)
             self.active.append(request)
-            if request.started is None:
-                request.started = request.mark('started')
-                self._metrics.observe('queue_wait', request.started - request.submitted)
+            progress = request.progress
+            if progress.started is None:
+                progress.started = progress.mark('started')
+                self._metrics.observe('queue_wait', progress.started - request.asked.submitted)
+        return refused
 
     def _swap_out(self, victim: Request) -> None:
         self._metrics.count('preemptions')
-        victim.mark('preempted')
+        victim.progress.mark('preempted')
         self.active.remove(victim)
         self._placement.swap_out(victim)
         self.waiting.append(victim)
 
     # --- what they run ---
 
-    def next(self) -> list[Work]:
-        """The next batch; empty when nothing can run."""
-        self._admit()
-        if not self.active:
-            return []
+    def next(self) -> Plan:
+        """The next batch, and the requests that cannot run."""
+        refused = self._admit()
+        return Plan(self._batch() if self.active else [], refused)
+
+    def _batch(self) -> list[Work]:
         urgent = max(request.priority for request in self.active)
         running = sorted((r for r in self.active if r.priority == urgent), key=lambda request: request.order)
-        solo = next((request for request in running if request.solo), None)
+        solo = next((request for request in running if request.progress.solo), None)
         if solo:
             running = [solo]
         decoding = [request for request in running if request.decoding]
         prefilling = [request for request in running if not request.decoding]
-        batch = [self._work(request, remaining := request.remaining, remaining) for request in decoding]
+        batch: list[Work] = []
+        for request in decoding:
+            work = self._work(request, request.remaining, request.remaining)
+            if work is not None:
+                batch.append(work)
         if not prefilling:
             if len(batch) <= _DRAFTING_SEQUENCES:
                 self._draft(batch)
@@ -186,11 +199,14 @@ class Scheduler:
         """The next entries of a request: about `room` of them, and never over `most`, which only a span that
         comes whole needs.
         """
-        start = request.sequence.held.length
-        boundary, span = request.span_at(start)
+        entries, start = request.progress.entries, request.sequence.held.length
+        handle = request.sequence.placed
+        boundary, span = request.asked.span_at(start)
+        if boundary is None:
+            boundary = entries.length
         if span is None:
-            stop = min(start + room, boundary, len(request.entries))
-            chunk = Chunk(request.sequence.handle, ids=request.entries.view()[start:stop])
+            stop = min(start + room, boundary, entries.length)
+            chunk = Chunk(handle, ids=entries.view()[start:stop])
         else:
             first = start - boundary
             last = len(span) if span.whole else min(first + room, len(span))
@@ -198,39 +214,40 @@ class Scheduler:
                 return None
             stop = boundary + last
             chunk = Chunk(
-                request.sequence.handle,
+                handle,
                 embeddings=span.rows[first:last],
                 positions=span.positions,
                 advance=span.advance,
                 bidirectional=span.bidirectional,
                 deepstack=span.deepstack,
             )
-        chunk.num_logits = int(stop == request.entries.length)
+        chunk.num_logits = int(stop == entries.length)
         return Work(request, chunk, request.decoding, [])
 
     def _prefill_room(self, decoding: int, beside_running: bool) -> int:
         most = self._backend.max_batch_tokens - decoding
         if not beside_running:
             self._credit = 0.0
-            return max(_FIRST_CHUNK, self.mixed_cost.most(0, self._config.max_step, most, _FIRST_CHUNK))
-        alone = self.decode_cost.seconds(decoding) or self.mixed_cost.seconds(decoding)
+            return max(_FIRST_CHUNK, self.costs.mixed.most(0, self._config.max_step, most, _FIRST_CHUNK))
+        alone = self.costs.decode.seconds(decoding) or self.costs.mixed.seconds(decoding)
         if alone is None:
             return 1
         allowance = _CAUTION * alone * (1 / self._config.running_share - 1)
         self._credit = min(self._credit + allowance, 4 * allowance)
         if self._credit < allowance:
             return 0  # earlier chunks took longer than was thought
-        return max(1, self.mixed_cost.most(decoding, alone + allowance, most, 2, least=(decoding, alone)))
+        return max(1, self.costs.mixed.most(decoding, alone + allowance, most, 2, least=(decoding, alone)))
 
     def _draft(self, batch: list[Work]) -> None:
         room = self._backend.max_batch_tokens - sum(work.num_entries for work in batch)
-        seconds = functools.partial(self._decode_seconds, len(batch))
+        seconds = functools.partial(self.costs.decode_seconds, len(batch))
         for work in batch:
             request = work.request
-            if request.draft is None or not work.chunk.num_logits:
+            progress = request.progress
+            if progress.draft is None or work.chunk.ids is None or not work.chunk.num_logits:
                 continue
-            left = min(request.limit(self.room) - len(request.entries) - 1, room)
-            work.draft = request.draft.propose(request.context(), left, len(batch), seconds)
+            left = min(request.asked.limit(self.room) - len(progress.entries) - 1, room)
+            work.draft = progress.draft.propose(request.context(), left, len(batch), seconds)
             if work.draft:
                 work.chunk.ids = np.concatenate([work.chunk.ids, work.draft])
                 work.chunk.num_logits += len(work.draft)
@@ -242,26 +259,12 @@ class Scheduler:
         """Learn from a step."""
         entries = sum([work.num_entries for work in batch])
         if entries == len(batch) and all(work.decoding for work in batch):
-            self.decode_cost.record(entries, seconds)
+            self.costs.decode.record(entries, seconds)
             return
         if any(work.draft for work in batch):
-            self.verify_cost.record(entries, seconds)
+            self.costs.verify.record(entries, seconds)
             return
-        self.mixed_cost.record(entries, seconds)
+        self.costs.mixed.record(entries, seconds)
         decoding = sum(work.num_entries for work in batch if work.decoding)
         if decoding and decoding < entries:
-            self._credit -= max(0.0, seconds - (self.decode_cost.seconds(decoding) or seconds))
-
-    def _decode_seconds(self, rows: int, entries: int) -> float | None:
-        """Cost of a step in which `rows` sequences decode, with so many entries in its batch."""
-        alone = self.decode_cost.seconds(rows)
-        if alone is None or entries <= rows:
-            return alone
-        known = self.verify_cost if self.verify_cost.seconds(entries) is not None else self.mixed_cost
-        return known.seconds(entries, least=(rows, alone))
-
-    def prefill_seconds(self, tokens: int) -> float | None:
-        """What it would take to prefill so many tokens; None where that was never measured."""
-        chunk = min(tokens, self._backend.max_batch_tokens, 64)
-        step = self.mixed_cost.seconds(chunk) if chunk else 0.0
-        return None if step is None else step * tokens / max(1, chunk)
+            self._credit -= max(0.0, seconds - (self.costs.decode.seconds(decoding) or seconds))

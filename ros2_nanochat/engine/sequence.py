@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ros2_nanochat.engine.request import Request
 
 
 class EntryBuffer:
@@ -68,6 +72,13 @@ class Sequence:
         self.handle: int | None = None
         self.held = EntryBuffer()
         self.parked: Parked | None = None
-        self.request = None
+        self.request: Request | None = None
         self.last_used = 0.0
         self.abandoned = False
+
+    @property
+    def placed(self) -> int:
+        """The handle of a sequence that has one."""
+        if self.handle is None:
+            raise RuntimeError('the sequence has no place in the model')
+        return self.handle

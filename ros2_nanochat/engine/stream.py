@@ -10,9 +10,10 @@ import time
 import weakref
 from collections.abc import Iterator
 
-from ros2_nanochat.engine.kv_cache import KVCache, Reply
-from ros2_nanochat.engine.reply_text import Piece
+from ros2_nanochat.engine.kv_cache import KVCache, LastReply
+from ros2_nanochat.engine.reply_text import TextDelta
 from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.prompt import Prompt, concatenate
 from ros2_nanochat.states import FinishReason
 
@@ -38,21 +39,21 @@ class StreamingResponse:
         self._taken = _Taken()
         self._num_ids_given = 0
         self._lock = threading.RLock()
-        self._before = kv_cache.claim(request.goal, self)
+        self._before = kv_cache.claim(request.asked.goal, self)
         self._drop = weakref.finalize(self, _end_dropped, request, kv_cache, self._taken)
         self._drop.atexit = False
 
     # --- taking ---
 
-    def __iter__(self) -> Iterator[str] | Iterator[int]:
+    def __iter__(self) -> StreamingResponse:
         return self
 
     def __next__(self) -> str | int:
         if not self._detokenize:
             return self._next_id()
-        while (piece := self._take(None)) is not None:
-            if not piece.reasoning:
-                return piece.text
+        while (delta := self._take(None)) is not None:
+            if not delta.reasoning:
+                return delta.text
         raise StopIteration
 
     def _next_id(self) -> int:
@@ -65,24 +66,27 @@ class StreamingResponse:
             if self._num_ids_given >= self._taken.num_tokens:  # stopped meanwhile
                 raise StopIteration
             self._num_ids_given += 1
-            return self._request.new_ids[self._num_ids_given - 1]
+            return self._request.progress.new_ids[self._num_ids_given - 1]
 
-    def pieces(self) -> Iterator[Piece]:
+    def deltas(self) -> Iterator[TextDelta]:
         """Everything as it comes, the reasoning included."""
-        while (piece := self._take(None)) is not None:
-            yield piece
+        while (delta := self._take(None)) is not None:
+            yield delta
 
-    def _take(self, timeout: float | None) -> Piece | None:
+    pieces = deltas
+    """The older name of `deltas`."""
+
+    def _take(self, timeout: float | None) -> TextDelta | None:
         """Wait for the next piece and count it as handed out; None at the end. Raises `queue.Empty` after
         `timeout` seconds.
         """
         while self.finish_reason is None:
-            item = self._request.output.get(timeout=timeout)
+            item = self._request.signals.output.get(timeout=timeout)
             with self._lock:
                 if self.finish_reason is not None:
-                    self._request.output.put(None)  # for the next one, where several threads wait
+                    self._request.signals.output.put(None)  # for the next one, where several threads wait
                     break
-                if isinstance(item, Piece):
+                if isinstance(item, TextDelta):
                     self._taken.add(item)
                     return item
                 if isinstance(item, End):
@@ -92,7 +96,7 @@ class StreamingResponse:
                         item.detail,
                     )
                     self._end(item.reason)
-                    self._request.output.put(None)
+                    self._request.signals.output.put(None)
         return None
 
     def wait(self, timeout: float | None = None) -> StreamingResponse:
@@ -123,10 +127,10 @@ class StreamingResponse:
             if self.finish_reason is None:
                 if not self._detokenize:
                     self._taken.cut(self._num_ids_given)
-                self._request.delivered_tokens = self._taken.num_tokens
+                self._request.signals.delivered_tokens = self._taken.num_tokens
                 self._end(reason)
-        _cancel(self._request, reason)
-        self._request.output.put(None)  # wakes whoever iterates
+        self._request.signals.cancel(reason)
+        self._request.signals.output.put(None)  # wakes whoever iterates
 
     def _end(self, reason: FinishReason) -> None:
         self.finish_reason = reason
@@ -153,7 +157,7 @@ class StreamingResponse:
     @property
     def tokens(self) -> list[int]:
         """The ids that were handed out, reasoning and its marks included, the end token left out."""
-        return self._request.new_ids[: self._taken.num_tokens]
+        return self._request.progress.new_ids[: self._taken.num_tokens]
 
     @property
     def eos(self) -> bool:
@@ -161,32 +165,14 @@ class StreamingResponse:
         return self.finish_reason is not None
 
     @property
-    def usage(self) -> dict:
-        """`prompt_tokens`, `reused_tokens` (of those, not computed again), `shared_tokens` (of those, taken
-        from another conversation), `image_tokens` and `reused_image_tokens` (what of the first two stands for
-        images, or is else given as embeddings), `new_tokens`, and in seconds `queue_time`,
-        `time_to_first_token`; `tokens_per_second` of the decoding. None where not known.
-        """
-        request = self._request
-        new = len(request.new_ids)
-        span = (request.last_token or 0) - (request.first_token or 0)
-        rows = request.goal.entries < 0
-        return {
-            'prompt_tokens': request.num_prompt,
-            'reused_tokens': request.reused,
-            'shared_tokens': request.shared,
-            'image_tokens': int(rows.sum()),
-            'reused_image_tokens': int(rows[: request.reused].sum()),
-            'new_tokens': new,
-            'queue_time': request.started - request.submitted if request.started else None,
-            'time_to_first_token': request.first_token - request.submitted if request.first_token else None,
-            'tokens_per_second': (new - 1) / span if new > 1 and span > 0 else None,
-        }
+    def usage(self) -> Usage:
+        """Tokens and times so far."""
+        return self._request.usage
 
     @property
     def trace(self) -> list[tuple[str, float]]:
         """`(event, time.monotonic())` of what happened to this request."""
-        return list(self._request.trace)
+        return list(self._request.progress.trace)
 
     def __str__(self) -> str:
         return self.text
@@ -200,50 +186,45 @@ class _Taken:
     """What was handed out of a reply: it outlives a stream that is dropped."""
 
     def __init__(self):
-        self.pieces: list[Piece] = []
+        self.deltas: list[TextDelta] = []
         self.num_tokens = 0
         self.exact = True
 
-    def add(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        self.num_tokens, self.exact = piece.num_tokens, piece.exact
+    def add(self, delta: TextDelta) -> None:
+        self.deltas.append(delta)
+        self.num_tokens, self.exact = delta.num_tokens, delta.exact
 
     def cut(self, num_tokens: int) -> None:
         """Take back what stands behind so many ids."""
         if num_tokens < self.num_tokens:
-            while self.pieces and self.pieces[-1].num_tokens > num_tokens:
-                self.pieces.pop()
-            last = self.pieces[-1] if self.pieces else None
+            while self.deltas and self.deltas[-1].num_tokens > num_tokens:
+                self.deltas.pop()
+            last = self.deltas[-1] if self.deltas else None
             self.exact = last.exact and last.num_tokens == num_tokens if last else num_tokens == 0
             self.num_tokens = num_tokens
 
     @property
     def text(self) -> str:
-        return ''.join([piece.text for piece in self.pieces if not piece.reasoning])
+        return ''.join([delta.text for delta in self.deltas if not delta.reasoning])
 
     @property
     def reasoning(self) -> str:
-        return ''.join([piece.text for piece in self.pieces if piece.reasoning])
+        return ''.join([delta.text for delta in self.deltas if delta.reasoning])
 
     def settle(self, request: Request, kv_cache: KVCache) -> None:
         """Let a conversation hold its prompt and what was handed out."""
-        ids = request.new_ids[: self.num_tokens]
+        ids = request.progress.new_ids[: self.num_tokens]
         text, reasoning = self.text, self.reasoning
-        num_reasoning = len(ids) if reasoning and not text else min(request.text.num_reasoning, len(ids))
-        reply = Reply(text, reasoning, tuple(ids), num_reasoning) if self.exact else None
-        kv_cache.settle(concatenate(request.goal, Prompt.join([ids])), reply)
+        num_reasoning = (
+            len(ids) if reasoning and not text else min(request.progress.text.num_reasoning, len(ids))
+        )
+        reply = LastReply(text, reasoning, tuple(ids), num_reasoning) if self.exact else None
+        kv_cache.settle(concatenate(request.asked.goal, Prompt.join([ids])), reply)
 
 
 def _end_dropped(request: Request, kv_cache: KVCache, taken: _Taken) -> None:
     """The last reference to a stream that had not ended is gone: end the reply where the stream was."""
-    if kv_cache.content is request.goal:
-        request.delivered_tokens = taken.num_tokens
+    if kv_cache.content is request.asked.goal:
+        request.signals.delivered_tokens = taken.num_tokens
         taken.settle(request, kv_cache)
-    _cancel(request, FinishReason.CANCELLED)
-
-
-def _cancel(request: Request, reason: FinishReason) -> None:
-    if request.cancelled is None:
-        request.cancelled = (reason, time.monotonic())
-        if request.wake:
-            request.wake()
+    request.signals.cancel(FinishReason.CANCELLED)

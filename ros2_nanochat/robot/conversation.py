@@ -338,7 +338,7 @@ class RobotConversation:
 
     def _stream(self, turn: Turn, stream) -> None:
         sentences, tokens, first = SentenceSplitter(), 0, None
-        for piece in stream.pieces():
+        for piece in stream.deltas():
             self.output.piece(turn, turn.num_pieces, piece.text, piece.num_tokens - tokens, piece.reasoning)
             turn.num_pieces += 1
             tokens = piece.num_tokens
@@ -354,10 +354,10 @@ class RobotConversation:
         turn.reply, turn.reasoning = stream.text, stream.reasoning or ''
         turn.finish_reason, turn.error = stream.finish_reason, stream.error or ''
         turn.new_tokens = len(stream.tokens)
-        turn.prompt_tokens, turn.reused_tokens = usage['prompt_tokens'] or 0, usage['reused_tokens'] or 0
-        turn.image_tokens, turn.reused_image_tokens = usage['image_tokens'], usage['reused_image_tokens']
-        turn.queue_time += usage['queue_time'] or 0.0
-        turn.tokens_per_second = usage['tokens_per_second'] or 0.0
+        turn.prompt_tokens, turn.reused_tokens = usage.prompt_tokens or 0, usage.reused_tokens or 0
+        turn.image_tokens, turn.reused_image_tokens = usage.image_tokens, usage.reused_image_tokens
+        turn.queue_time += usage.queue_time or 0.0
+        turn.tokens_per_second = usage.tokens_per_second or 0.0
         if turn.new_tokens >= 16:
             self.record = max(self.record, turn.tokens_per_second)
 

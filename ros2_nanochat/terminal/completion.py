@@ -25,8 +25,8 @@ def main(args: Sequence[str] | None = None) -> int:
             try:
                 reply = model.generate(prompt, config=config)
                 screen.replies.out(prompt, end='', highlight=False)
-                for piece in reply.pieces():
-                    screen.piece(piece.text)
+                for delta in reply.deltas():
+                    screen.piece(delta.text)
                 screen.end()
                 if reply.error:
                     raise ValueError(reply.error)
@@ -37,10 +37,9 @@ def main(args: Sequence[str] | None = None) -> int:
                 screen.end()
                 return 130
             else:
-                if not options.disable_stats and reply.usage['tokens_per_second']:
+                if not options.disable_stats and reply.usage.tokens_per_second:
                     screen.note(
-                        f'({reply.usage["new_tokens"]} tokens, {reply.usage["tokens_per_second"]:.1f}'
-                        ' tokens/s)'
+                        f'({reply.usage.new_tokens} tokens, {reply.usage.tokens_per_second:.1f} tokens/s)'
                     )
         return int(failed)
 

@@ -150,11 +150,11 @@ class Session:
         reasoning = False
         before = signal.signal(signal.SIGINT, interrupt)
         try:
-            for piece in reply.pieces():
-                if reasoning and not piece.reasoning:
+            for delta in reply.deltas():
+                if reasoning and not delta.reasoning:
                     self.screen.piece('\n\n', reasoning=True)
-                reasoning = piece.reasoning
-                self.screen.piece(piece.text, piece.reasoning)
+                reasoning = delta.reasoning
+                self.screen.piece(delta.text, delta.reasoning)
         finally:
             signal.signal(signal.SIGINT, before)
         self.screen.end()
@@ -238,15 +238,15 @@ def _split_images(line: str) -> tuple[list[str], str]:
 def _figures(reply) -> str:
     usage = reply.usage
     figures = [
-        f'{usage["prompt_tokens"]} tokens in',
-        f'{usage["reused_tokens"]} of them known',
-        f'{usage["new_tokens"]} out',
+        f'{usage.prompt_tokens} tokens in',
+        f'{usage.reused_tokens} of them known',
+        f'{usage.new_tokens} out',
     ]
-    if usage['image_tokens']:
-        figures.insert(2, f'{usage["image_tokens"]} for images')
-    if usage['time_to_first_token'] is not None:
-        figures.append(f'first after {usage["time_to_first_token"]:.2f} s')
-    if usage['tokens_per_second'] is not None:
-        figures.append(f'{usage["tokens_per_second"]:.1f} tokens/s')
+    if usage.image_tokens:
+        figures.insert(2, f'{usage.image_tokens} for images')
+    if usage.time_to_first_token is not None:
+        figures.append(f'first after {usage.time_to_first_token:.2f} s')
+    if usage.tokens_per_second is not None:
+        figures.append(f'{usage.tokens_per_second:.1f} tokens/s')
     ended = '' if reply.finish_reason == 'stop' else f', ended by {reply.finish_reason}'
     return f'({", ".join(figures)}{ended})'

@@ -20,6 +20,7 @@ from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
 from ros2_nanochat.backends.gguf.header import architecture_memory, attention_heads, check_gguf, read_metadata
 from ros2_nanochat.backends.gguf.process import LogLines, interruptible, physical_cores
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
+from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, require
 from ros2_nanochat.memory import MemoryEstimate
@@ -290,13 +291,13 @@ class GGUFBackend(Backend):
 
     # --- forward ---
 
-    def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def forward(self, chunks: Sequence[Chunk]) -> Logits:
         before = [self._lengths[chunk.seq] for chunk in chunks]
         plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
         rows: dict[int, np.ndarray] = {}
         try:
             if len(plain) == len(chunks):
-                return self._decode(chunks, None)
+                return HostLogits(self._decode(chunks, None))
             # llama.cpp takes ids or embeddings, not both in one batch; attention both ways is a switch of the
             # whole batch
             runs = ([plain] if plain else []) + [
@@ -306,7 +307,7 @@ class GGUFBackend(Backend):
                 logits = self._decode([chunks[i] for i in run], chunks[run[0]].embeddings).copy()
                 for i in run:
                     rows[i], logits = logits[: chunks[i].num_logits], logits[chunks[i].num_logits :]
-            return np.concatenate([rows[i] for i in range(len(chunks))])
+            return HostLogits(np.concatenate([rows[i] for i in range(len(chunks))]))
         except BackendError as error:
             for chunk in chunks:
                 self._lengths[chunk.seq] = self._api.llama_memory_seq_pos_max(self._memory, chunk.seq) + 1

@@ -23,6 +23,7 @@ from ros2_nanochat.backends.hf.checkpoint import (
     read_gguf,
     train_context_length,
 )
+from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.backends.tokenizer import Tokenizer
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, require
@@ -31,12 +32,12 @@ from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import Preceding
 
 
-class DeviceLogits:
+class DeviceLogits(Logits):
     """Rows of logits [k, v] that stay on their device until they are asked for."""
 
     def __init__(self, rows):
         self._rows = rows
-        self.shape = tuple(rows.shape)
+        self.shape = (rows.shape[0], rows.shape[1])
 
     def numpy(self) -> np.ndarray:
         return self._rows.float().cpu().numpy()
@@ -238,7 +239,7 @@ class HFBackend(Backend):
         ]
         return hashlib.blake2b('\0'.join(map(str, facts)).encode(), digest_size=16).digest()
 
-    def forward(self, chunks: Sequence[Chunk]) -> np.ndarray | DeviceLogits:
+    def forward(self, chunks: Sequence[Chunk]) -> Logits:
         self._aborted.clear()
         room = self.kv_capacity - self.kv_used
         if sum(map(len, chunks)) > room:
@@ -248,7 +249,7 @@ class HFBackend(Backend):
                 [0] * len(chunks),
             )
         rows = self.runner.forward([(self._sequences[chunk.seq], chunk) for chunk in chunks])
-        return rows.float().numpy() if rows.device.type == 'cpu' else DeviceLogits(rows)
+        return HostLogits(rows.float().numpy()) if rows.device.type == 'cpu' else DeviceLogits(rows)
 
     @property
     def kv_used(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.backends.mlc.sampling import DeviceSampler
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 
@@ -37,13 +38,14 @@ class IdArrays:
         return array
 
 
-class DeviceLogits:
+class DeviceLogits(Logits):
     """Logits [k, v] float32 that lie on the device until they are asked for."""
 
     def __init__(self, runtime: Runtime, logits, sampler: DeviceSampler):
         self._runtime = runtime
         self._logits = logits
         self._sampler = sampler
+        self.can_sample = sampler.draws
         *counts, width = logits.shape
         self.shape = (int(np.prod(counts)), int(width))
 
@@ -58,11 +60,6 @@ class DeviceLogits:
         if not self._sampler.takes_largest:
             return self.numpy().argmax(axis=1)
         return self._sampler.largest(self._logits, self.shape)
-
-    @property
-    def can_sample(self) -> bool:
-        """Whether `sample` works: the library offers what it takes."""
-        return self._sampler.draws
 
     def sample(
         self,

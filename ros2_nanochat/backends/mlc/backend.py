@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
+from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.backends.mlc import sampling as mlc_sampling
 from ros2_nanochat.backends.mlc.arrays import DeviceLogits, IdArrays, to_bfloat16
-from ros2_nanochat.backends.mlc.calls import Piece, split
+from ros2_nanochat.backends.mlc.calls import ChunkSlice, split
 from ros2_nanochat.backends.mlc.chat_template import chat_template, end_ids
-from ros2_nanochat.backends.mlc.compiling import prepare  # noqa: F401 - what opens a model calls it first
+from ros2_nanochat.backends.mlc.compiling import prepare
 from ros2_nanochat.backends.mlc.folder import MLCFolder, cache_folder, parse_metadata
 from ros2_nanochat.backends.mlc.image_sizes import image_sizes
 from ros2_nanochat.backends.mlc.paged_kv import PagedKV
@@ -50,6 +51,11 @@ class MLCBackend(Backend):
         self._machine: Any = None
         self._params: Any = None
         self._threads_of: int | None = None
+
+    @classmethod
+    def prepare(cls, path: str, config: ModelConfig) -> str:
+        """Compile the model if it is not."""
+        return prepare(path, config)
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
@@ -167,10 +173,10 @@ class MLCBackend(Backend):
         seq = self.new_sequence()
         try:
             for n in (2, 1) if self._context_length > 2 else (1,) * self._context_length:
-                rows = self._forward([Chunk(seq, ids=np.zeros(n, np.int64), num_logits=1)], [0])
-            if not isinstance(rows, np.ndarray):
-                self._try_sampler(rows)
-                rows = rows.numpy()
+                logits = self._forward([Chunk(seq, ids=np.zeros(n, np.int64), num_logits=1)], [0])
+            if isinstance(logits, DeviceLogits):
+                self._try_sampler(logits)
+            rows = logits.numpy()
         except Exception as error:
             raise self._does_not_run(error) from error
         if not np.isfinite(rows).all():
@@ -302,7 +308,7 @@ class MLCBackend(Backend):
 
     # --- forward ---
 
-    def forward(self, chunks: Sequence[Chunk]):
+    def forward(self, chunks: Sequence[Chunk]) -> Logits:
         committed = [0] * len(chunks)
         try:
             with self._lock:
@@ -310,7 +316,7 @@ class MLCBackend(Backend):
         except Exception as error:  # of the library's kernels too, which raise tvm's own classes
             raise ForwardError(one_line(error), committed) from error
 
-    def _forward(self, chunks: Sequence[Chunk], committed: list[int]):
+    def _forward(self, chunks: Sequence[Chunk], committed: list[int]) -> Logits:
         if self.config.threads and self._threads_of != threading.get_ident():
             self._threads_of = threading.get_ident()
             self._runtime.set_threads(self.config.threads)
@@ -333,9 +339,9 @@ class MLCBackend(Backend):
             return self._step(chunks, committed)
         sequences = self._most_decoding if decoding else self._most_sequences
         runs = split(chunks, sequences, self.max_batch_tokens, self._most_rows)
-        return self._logits([self._run(chunks, pieces, committed) for pieces in runs])
+        return self._logits([self._run(chunks, slices, committed) for slices in runs])
 
-    def _step(self, chunks: Sequence[Chunk], committed: list[int]):
+    def _step(self, chunks: Sequence[Chunk], committed: list[int]) -> Logits:
         """One token for each of some sequences: the call that there are most of."""
         seqs, count = [chunk.seq for chunk in chunks], len(chunks)
         ids = [int(chunk.ids[0]) for chunk in chunks]
@@ -352,20 +358,19 @@ class MLCBackend(Backend):
         committed[:] = [1] * count
         if not self._runtime.on_cpu:
             return DeviceLogits(self._runtime, logits, self._sampler)
-        rows = self._runtime.host(logits).reshape(count, -1)
-        return rows if rows.dtype == np.float32 else rows.astype(np.float32)
+        return _on_host(self._runtime.host(logits).reshape(count, -1))
 
-    def _run(self, chunks: Sequence[Chunk], pieces: list[Piece], committed: list[int]):
+    def _run(self, chunks: Sequence[Chunk], slices: list[ChunkSlice], committed: list[int]):
         """One call of the library; return `(logits, the rows of it that are wanted, or None for all)`."""
         self._stop_if_asked()
-        seqs = [chunks[piece.index].seq for piece in pieces]
-        counts = [piece.stop - piece.start for piece in pieces]
-        embeddings = self._embed_pieces(chunks, pieces)
+        seqs = [chunks[part.index].seq for part in slices]
+        counts = [part.stop - part.start for part in slices]
+        embeddings = self._embed_slices(chunks, slices)
         extends = any(self._kv.lengths[seq] for seq in seqs)
         with self._kv.appending(seqs, counts):
-            logits, rows = self._call(embeddings, pieces, counts, extends)
-        for piece, count in zip(pieces, counts):
-            committed[piece.index] += count
+            logits, rows = self._call(embeddings, slices, counts, extends)
+        for part, count in zip(slices, counts):
+            committed[part.index] += count
         return logits, rows
 
     def _stop_if_asked(self) -> None:
@@ -373,30 +378,30 @@ class MLCBackend(Backend):
             self._aborted.clear()
             raise BackendError('the forward was stopped')
 
-    def _call(self, embeddings, pieces: list[Piece], counts: list[int], extends: bool):
-        total, several = sum(counts), len(pieces) > 1
+    def _call(self, embeddings, slices: list[ChunkSlice], counts: list[int], extends: bool):
+        total, several = sum(counts), len(slices) > 1
         view, kv, params = self._runtime.view, self._kv.state, self._params
         decode = self._functions['batch_decode' if several else 'decode']
-        if total == len(pieces) and decode:
+        if total == len(slices) and decode:
             logits = decode(view(embeddings, (total, 1, self._width)), kv, params)[0]
-            return logits, None if all(piece.rows for piece in pieces) else [
-                i for i, piece in enumerate(pieces) if piece.rows
+            return logits, None if all(part.rows for part in slices) else [
+                i for i, part in enumerate(slices) if part.rows
             ]
         one, batch = self._extend if extends else self._prefill
-        rows = sum(piece.rows for piece in pieces)
+        rows = sum(part.rows for part in slices)
         embeddings = view(embeddings, (1, total, self._width))
         if not several and rows <= 1:
             return one(embeddings, kv, params)[0], None if rows else []
         ends = np.cumsum(counts)
-        positions = np.concatenate([np.arange(end - piece.rows, end) for piece, end in zip(pieces, ends)])
+        positions = np.concatenate([np.arange(end - part.rows, end) for part, end in zip(slices, ends)])
         if not rows:
             positions = ends[-1:] - 1  # a call wants one at least
         positions = self._runtime.from_numpy(positions.astype(np.int32))
         return batch(embeddings, positions, kv, params)[0], None if rows else []
 
-    def _logits(self, runs: list[tuple]):
+    def _logits(self, runs: list[tuple]) -> Logits:
         if not runs:
-            return np.empty((0, self._logits_width), np.float32)
+            return HostLogits(np.empty((0, self._logits_width), np.float32))
         if len(runs) == 1 and not self._runtime.on_cpu and runs[0][1] is None:
             return DeviceLogits(self._runtime, runs[0][0], self._sampler)
         host = []
@@ -404,28 +409,26 @@ class MLCBackend(Backend):
             array = self._runtime.host(logits)
             array = array.reshape(-1, array.shape[-1])
             host.append(array if rows is None else array[rows])
-        if len(host) == 1:
-            return host[0] if host[0].dtype == np.float32 else host[0].astype(np.float32)
-        return np.concatenate(host).astype(np.float32, copy=False)
+        return _on_host(host[0] if len(host) == 1 else np.concatenate(host))
 
     # --- embeddings ---
 
     def _embed(self, ids: np.ndarray):
         return self._functions['embed'](self._device_ids(ids), self._params)
 
-    def _embed_pieces(self, chunks: Sequence[Chunk], pieces: list[Piece]):
+    def _embed_slices(self, chunks: Sequence[Chunk], slices: list[ChunkSlice]):
         """Device array [n, d] of all entries of a run, ids looked up by the library."""
-        if all(chunks[piece.index].embeddings is None for piece in pieces):
-            ids = [chunks[piece.index].ids[piece.start : piece.stop] for piece in pieces]
+        if all(chunks[part.index].embeddings is None for part in slices):
+            ids = [chunks[part.index].ids[part.start : part.stop] for part in slices]
             return self._embed(self._checked(np.asarray(ids[0]) if len(ids) == 1 else np.concatenate(ids)))
-        rows = [self._rows(chunks[piece.index], piece) for piece in pieces]
+        rows = [self._rows(chunks[part.index], part) for part in slices]
         return self._upload(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
-    def _rows(self, chunk: Chunk, piece: Piece) -> np.ndarray:
+    def _rows(self, chunk: Chunk, part: ChunkSlice) -> np.ndarray:
         if chunk.embeddings is None:
-            ids = self._checked(np.asarray(chunk.ids[piece.start : piece.stop]))
+            ids = self._checked(np.asarray(chunk.ids[part.start : part.stop]))
             return np.asarray(self._runtime.host(self._embed(ids)), np.float32)
-        rows = np.asarray(chunk.embeddings[piece.start : piece.stop], np.float32)
+        rows = np.asarray(chunk.embeddings[part.start : part.stop], np.float32)
         if rows.ndim != 2 or rows.shape[1] != self._width:
             raise BackendError(f'embeddings must have the shape [n, {self._width}], not {list(rows.shape)}')
         return rows
@@ -447,3 +450,7 @@ class MLCBackend(Backend):
             self._prefill = self._extend = self._sampler = self._device_ids = None  # type: ignore[assignment]
             self._functions = {}
         give_back_memory()
+
+
+def _on_host(rows: np.ndarray) -> HostLogits:
+    return HostLogits(rows if rows.dtype == np.float32 else rows.astype(np.float32))

@@ -9,7 +9,7 @@ from ros2_nanochat.backends.base import Chunk
 
 
 @dataclass
-class Piece:
+class ChunkSlice:
     """Entries [start, stop) of the chunk at `index` that run together with others; rows: logits wanted, of
     their last positions.
     """
@@ -22,23 +22,23 @@ class Piece:
 
 def split(
     chunks: Sequence[Chunk], most_sequences: int, most_tokens: int, most_rows: int
-) -> Iterator[list[Piece]]:
+) -> Iterator[list[ChunkSlice]]:
     """Calls, in order, of at most so many sequences, tokens and rows of logits each. Rows come in the order
     of the chunks.
     """
-    pieces: list[Piece] = []
+    slices: list[ChunkSlice] = []
     tokens = rows = 0
     for index, chunk in enumerate(chunks):
         at, n = 0, len(chunk)
         quiet = n - chunk.num_logits  # entries before the first row that is wanted
         while at < n:
             take = min(n - at, most_tokens - tokens, max(0, quiet - at) + most_rows - rows)
-            if take <= 0 or len(pieces) == most_sequences:
-                yield pieces
-                pieces, tokens, rows = [], 0, 0
+            if take <= 0 or len(slices) == most_sequences:
+                yield slices
+                slices, tokens, rows = [], 0, 0
                 continue
             wanted = max(0, at + take - max(at, quiet))
-            pieces.append(Piece(index, at, at + take, wanted))
+            slices.append(ChunkSlice(index, at, at + take, wanted))
             at, tokens, rows = at + take, tokens + take, rows + wanted
-    if pieces:
-        yield pieces
+    if slices:
+        yield slices

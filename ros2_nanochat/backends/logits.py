@@ -1,0 +1,65 @@
+"""Rows of logits as every backend returns them, on the host or on the device where they were computed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Logits(ABC):
+    """k rows of v logits. Valid until the next forward."""
+
+    shape: tuple[int, int]
+    """(k, v)."""
+
+    can_sample: bool = False
+    """Whether `sample` works: ids can be drawn where the logits lie."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        rows = self.numpy()
+        return np.array(rows, dtype=dtype) if copy else np.asarray(rows, dtype=dtype)
+
+    @abstractmethod
+    def numpy(self) -> np.ndarray:
+        """All rows on the host, [k, v] float32."""
+
+    @abstractmethod
+    def argmax(self) -> np.ndarray:
+        """The id of the largest logit of each row, [k]."""
+
+    def sample(
+        self,
+        rows: Sequence[int],
+        temperature: Sequence[float],
+        top_p: Sequence[float],
+        uniform: Sequence[float],
+    ) -> np.ndarray:
+        """Draw ids [n] of n rows where they lie. Only if `can_sample`.
+
+        Args:
+            rows: Which rows, [n].
+            temperature: Of each, [n].
+            top_p: Of each, [n].
+            uniform: A random number of each, [n], from 0 to 1: the id is the one at which the sum of
+                probabilities passes it (in the order of ids at top-p 1, else from the likeliest on).
+        """
+        raise NotImplementedError('these logits are drawn from on the host')
+
+
+class HostLogits(Logits):
+    """Logits in host memory."""
+
+    def __init__(self, rows: np.ndarray):
+        self._rows = rows
+        self.shape = (rows.shape[0], rows.shape[1])
+
+    def numpy(self) -> np.ndarray:
+        return self._rows
+
+    def argmax(self) -> np.ndarray:
+        return self._rows.argmax(axis=1)

@@ -1,0 +1,180 @@
+"""Handing out tokens: from the logits of a forward to ids, text and the end of each reply.
+
+Runs on the engine's thread. Knows requests, and the scheduler to which a reply that ends gives its place back;
+nothing of what runs next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from ros2_nanochat.backends.base import Backend
+from ros2_nanochat.backends.logits import Logits
+from ros2_nanochat.engine.metrics import Metrics
+from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.engine.sampler import choose_largest, choose_there
+from ros2_nanochat.engine.scheduler import Scheduler, Work
+from ros2_nanochat.prompt import Preceding
+from ros2_nanochat.states import FinishReason
+
+
+class Delivery:
+    """Chooses the next id of each reply, and gives its text to whoever waits for it."""
+
+    def __init__(self, backend: Backend, scheduler: Scheduler, metrics: Metrics):
+        self._backend = backend
+        self._scheduler = scheduler
+        self._metrics = metrics
+
+    # --- a batch ---
+
+    def hand_out(self, batch: Sequence[Work], logits: Logits) -> None:
+        """Take in what a forward computed: what the KV holds now, and the next ids."""
+        plain = [work for work in batch if not work.draft]
+        for work in plain:
+            self._note_held(work)
+        sampled = [work.request for work in batch if work.chunk.num_logits]
+        self._metrics.observe('batch_size', len(sampled))
+        if len(plain) == len(batch):
+            ids = self._choose(sampled, logits)
+            for request, token_id in zip(sampled, ids):
+                if token_id is not None:
+                    self._accept(request, token_id)
+            return
+        rows, at = logits.numpy(), 0
+        for work in batch:
+            self._verify(work, rows[at : at + work.chunk.num_logits])
+            at += work.chunk.num_logits
+
+    def _note_held(self, work: Work) -> None:
+        progress, held = work.request.progress, work.request.sequence.held
+        if work.num_entries == 1:
+            held.append(progress.entries.view(held.length)[0])
+        else:
+            held.extend(progress.entries.view(held.length)[: work.num_entries])
+        progress.solo = False
+        if not progress.new_ids:
+            self._metrics.count('prefilled_tokens', work.num_entries)
+
+    def _choose(self, requests: list[Request], rows: Logits) -> Sequence[int | None]:
+        samplers = [request.progress.sampler for request in requests]
+        try:
+            if all(sampler.plain for sampler in samplers):
+                return choose_largest(rows) if requests else []
+            chosen = choose_there(samplers, rows)
+        except Exception as error:
+            self.fail(requests, f'choosing the next token failed: {error}')
+            return [None] * len(requests)
+        if None in chosen:  # one copy for all of them
+            here = rows.numpy()
+            chosen = [
+                self._choose_here(request, here[i]) if token_id is None else token_id
+                for i, (request, token_id) in enumerate(zip(requests, chosen))
+            ]
+        return chosen
+
+    def _choose_here(self, request: Request, row: np.ndarray) -> int | None:
+        progress = request.progress
+        try:
+            return progress.sampler.choose(row, request.context(), len(progress.new_ids))
+        except Exception as error:
+            self.fail([request], f'choosing the next token failed: {error}')
+            return None
+
+    def _verify(self, work: Work, rows: np.ndarray) -> None:
+        """Accept the guesses that are what the model chooses itself, and the id it chooses behind them."""
+        request, sequence = work.request, work.request.sequence
+        if work.draft:
+            sequence.held.extend(work.chunk.ids)
+        known, accepted = len(sequence.held) - len(work.draft), 0
+        for i, row in enumerate(rows):
+            token_id = self._choose_here(request, row)
+            if token_id is None:
+                break
+            held_up = i < len(work.draft) and token_id == work.draft[i]
+            accepted += held_up
+            if not self._accept(request, token_id) or not held_up:
+                break
+        if work.draft and request.progress.draft is not None:
+            request.progress.draft.record(len(work.draft), accepted)
+            self._metrics.count('drafted_tokens', len(work.draft))
+            self._metrics.count('accepted_tokens', accepted)
+            if sequence.handle is not None and known + accepted < len(sequence.held):
+                sequence.held.cut(self._backend.trim(sequence.handle, known + accepted))
+
+    # --- one reply ---
+
+    def _accept(self, request: Request, token_id: int) -> bool:
+        """Put an id behind a reply; False if the reply ends with it."""
+        asked, progress = request.asked, request.progress
+        config = asked.config
+        if config.max_new_tokens == 0:  # the prompt was all that was wanted
+            self.finish(request, FinishReason.LENGTH)
+            return False
+        now = time.monotonic()
+        if progress.last_token is None:
+            progress.first_token = now
+            progress.trace.append(('first_token', now))
+            self._metrics.observe('time_to_first_token', now - asked.submitted)
+        else:
+            self._metrics.observe('time_per_token', now - progress.last_token)
+        progress.last_token = now
+        if token_id in asked.end_ids:
+            self.finish(request, FinishReason.STOP)
+            return False
+        self._put(request, token_id)
+        if not progress.text.stopped and config.functions:
+            self._call_functions(request)
+        if progress.text.stopped:
+            self.finish(request, FinishReason.STOP)
+        elif (
+            0 <= config.max_new_tokens <= len(progress.new_ids)
+            or progress.entries.length >= self._scheduler.room
+        ):
+            self.finish(request, FinishReason.LENGTH)
+        return not request.signals.ended.is_set()
+
+    def _put(self, request: Request, token_id: int) -> None:
+        progress, output = request.progress, request.signals.output
+        self._metrics.counters['generated_tokens'] += 1
+        progress.new_ids.append(token_id)
+        progress.entries.append(token_id)
+        for delta in progress.text.add(token_id):
+            output.put(delta)
+
+    def _call_functions(self, request: Request) -> None:
+        progress = request.progress
+        for function in request.asked.config.functions:
+            try:
+                added = function(progress.text.answer)
+                ids = self._backend.tokenize(added, preceding=Preceding.TEXT) if added else []
+            except Exception as error:
+                name = getattr(function, '__name__', function)
+                self.fail([request], f'{name!r} in functions failed: {error!r}')
+                return
+            for token_id in ids[: self._scheduler.room - len(progress.entries)]:
+                self._put(request, token_id)
+
+    # --- ending ---
+
+    def finish(self, request: Request, reason: FinishReason, detail: str | None = None) -> None:
+        """End a reply: its last text goes out, and its place is free. The first end holds."""
+        if request.signals.ended.is_set():
+            return
+        request.signals.ended.set()
+        progress, output = request.progress, request.signals.output
+        progress.mark(reason)
+        for delta in progress.text.flush():
+            output.put(delta)
+        count, exact = progress.text.given(len(progress.new_ids))
+        self._scheduler.remove(request)
+        self._metrics.count(f'finished_{reason}')
+        output.put(End(reason, count, exact, detail))
+
+    def fail(self, requests: Sequence[Request], detail: str) -> None:
+        """End replies that something went wrong with."""
+        for request in list(requests):
+            self.finish(request, FinishReason.ERROR, detail)

@@ -31,11 +31,25 @@ _QOS_PARAMETERS = {
     each.name: Parameter.of(each)
     for each in (
         Option('Messages kept', name='depth', kind=int, default=10, low=1),
-        Option('Which are kept', name='history', choices=('keep_last', 'keep_all', 'system_default')),
-        Option('What is lost', name='reliability', choices=('reliable', 'best_effort', 'system_default')),
+        Option(
+            'Which are kept',
+            name='history',
+            kind=str,
+            default='keep_last',
+            choices=('keep_last', 'keep_all', 'system_default'),
+        ),
+        Option(
+            'What is lost',
+            name='reliability',
+            kind=str,
+            default='reliable',
+            choices=('reliable', 'best_effort', 'system_default'),
+        ),
         Option(
             'What was sent before',
             name='durability',  # of the camera's topics
+            kind=str,
+            default='volatile',
             choices=('volatile', 'transient_local', 'system_default'),
         ),
     )

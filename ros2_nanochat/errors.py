@@ -57,3 +57,11 @@ def shorten(text: str, limit: int = 200) -> str:
     """A text of the user as an error shows it: on one line, cut at `limit` characters."""
     line = ' '.join(text[: 2 * limit].split())
     return line if len(line) <= limit and len(text) <= 2 * limit else line[:limit] + '...'
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """A text of a file as logs and errors show it: on one line, without characters that control a terminal
+    or turn the direction of writing, cut at `limit` characters.
+    """
+    line = ' '.join(''.join([c if c.isprintable() else ' ' for c in str(text)[: 2 * limit]]).split())
+    return line if len(line) <= limit else line[:limit] + '...'

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from ros2_nanochat.errors import printable
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,18 @@ class ModelInfo:
     takes_embeddings: bool = False
     takes_deepstack: bool = False
     bidirectional_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        """A model's own files are not trusted: names are made fit for a log, ids have to exist."""
+        for name in ('name', 'architecture', 'quantization'):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, printable(value))
+        ids = frozenset(i for i in self.eos_token_ids if 0 <= i < self.vocab_size)
+        if ids != self.eos_token_ids:
+            _log.warning(
+                '%s: its end tokens %s are ignored: the vocabulary ends at %d',
+                self.name,
+                sorted(self.eos_token_ids - ids),
+                self.vocab_size - 1,
+            )
+            object.__setattr__(self, 'eos_token_ids', ids)

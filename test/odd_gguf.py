@@ -108,3 +108,94 @@ def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_head(path, architecture: str, **fields) -> None:
+    """A file without tensors. fields: `name=(gguf.GGUFValueType, value)` with `__` for the dots."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, (kind, value) in fields.items():
+        writer.add_key_value(name.replace('__', '.'), value, kind)
+    _finish(writer)
+
+
+def write_tiny_t5(path) -> None:
+    """An encoder and a decoder of one layer each, with random weights."""
+    texts, merges = bpe_vocabulary()
+    width, hidden, count = 32, 64, len(texts)
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, 't5')
+    writer.add_context_length(512)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(hidden)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_key_length(16)
+    writer.add_value_length(16)
+    writer.add_relative_attn_buckets_count(8)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_decoder_start_token_id(0)
+    writer.add_tokenizer_model('gpt2')
+    writer.add_tokenizer_pre('gpt-2')
+    writer.add_token_list(texts)
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(0)
+    shapes: dict[str, tuple[int, ...]] = {'token_embd': (count, width)}
+    for side, parts in (('enc', ('attn',)), ('dec', ('attn', 'cross_attn'))):
+        shapes[f'{side}.output_norm'] = (width,)
+        for part in parts:
+            shapes[f'{side}.blk.0.{part}_norm'] = (width,)
+            shapes[f'{side}.blk.0.{part}_rel_b'] = (8, 2)
+            shapes |= {f'{side}.blk.0.{part}_{name}': (width, width) for name in 'qkvo'}
+        shapes[f'{side}.blk.0.ffn_norm'] = (width,)
+        shapes[f'{side}.blk.0.ffn_up'] = (hidden, width)
+        shapes[f'{side}.blk.0.ffn_down'] = (width, hidden)
+    for name, shape in shapes.items():
+        writer.add_tensor(f'{name}.weight', random.standard_normal(shape).astype(np.float32) * 0.3)
+    _finish(writer)
+
+
+def write_tiny_mamba(path, context: int = 4096) -> None:
+    """A recurrent model with random weights."""
+    texts, merges = bpe_vocabulary()
+    width, inner, state, rank, count = 32, 64, 16, 2, len(texts)
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, 'mamba')
+    writer.add_name('tiny-mamba')
+    writer.add_context_length(context)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_block_count(1)
+    writer.add_ssm_conv_kernel(4)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model('gpt2')
+    writer.add_tokenizer_pre('gpt-2')
+    writer.add_token_list(texts)
+    writer.add_token_merges(merges)
+    writer.add_token_types([int(gguf.TokenType.CONTROL)] + [int(gguf.TokenType.NORMAL)] * (count - 1))
+    writer.add_eos_token_id(0)
+
+    def matrix(*shape):
+        return random.standard_normal(shape).astype(np.float32) * 0.3
+
+    tensors = {
+        'token_embd.weight': matrix(count, width),
+        'output.weight': matrix(count, width),
+        'output_norm.weight': np.ones(width, np.float32),
+        'blk.0.attn_norm.weight': np.ones(width, np.float32),
+        'blk.0.ssm_in.weight': matrix(2 * inner, width),
+        'blk.0.ssm_conv1d.weight': matrix(inner, 4),
+        'blk.0.ssm_conv1d.bias': matrix(inner),
+        'blk.0.ssm_x.weight': matrix(rank + 2 * state, inner),
+        'blk.0.ssm_dt.weight': matrix(inner, rank),
+        'blk.0.ssm_dt.bias': matrix(inner),
+        'blk.0.ssm_a': -np.exp(matrix(inner, state)),
+        'blk.0.ssm_d': np.ones(inner, np.float32),
+        'blk.0.ssm_out.weight': matrix(width, inner),
+    }
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    _finish(writer)

@@ -567,3 +567,47 @@ def test_a_compiled_model_gives_the_same_logits(kind, tmp_path):
             ]
         ).numpy()
         assert close(rows[0], expected(model, ids[: i + 1])[-1])
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        ({'architectures': ['BertForMaskedLM']}, 'made for another task'),
+        ({'architectures': ['XLMRobertaForSequenceClassification']}, 'made for another task'),
+        ({'architectures': ['MistralModel']}, 'without a language head'),
+        ({'architectures': ['T5ForConditionalGeneration'], 'is_encoder_decoder': True}, 'encoder-decoder'),
+        ({}, 'an embedding model'),
+    ],
+)
+def test_what_is_no_language_model_is_named(llama, tmp_path, change, said):
+    copy_of(llama, tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**config, **change}))
+    if not change:
+        (tmp_path / '1_Pooling').mkdir()
+    with pytest.raises(BackendError, match=said) as caught:
+        opened(tmp_path)
+    assert '\n' not in str(caught.value) and 'take a causal language model' in str(caught.value)
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused_at_opening(llama, tmp_path):
+    copy_of(llama, tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / 'model.safetensors')
+    name = next(name for name in weights if 'mlp' in name)
+    weights[name] = torch.full_like(weights[name], float('nan'))
+    safetensors.torch.save_file(weights, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(BackendError, match='not numbers') as caught:
+        opened(tmp_path)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('ids', [10**9, [-1, 2], ['</s>', None, 2.5, True]])
+def test_end_tokens_that_do_not_exist_are_ignored(llama, tmp_path, ids):
+    copy_of(llama, tmp_path)
+    (tmp_path / 'generation_config.json').write_text(json.dumps({'eos_token_id': ids}))
+    with NanoLLM.from_pretrained(str(tmp_path), api='hf', max_context_len=64) as model:
+        assert all(0 <= i < model.info.vocab_size for i in model.info.eos_token_ids)
+        assert model.generate([3, 4], max_new_tokens=3, min_new_tokens=2).wait().finish_reason in (
+            'stop',
+            'length',
+        )

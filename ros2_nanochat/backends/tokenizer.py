@@ -288,9 +288,10 @@ def read_eos_ids(path: str) -> frozenset[int]:
     """
     config = read_json(path, 'config.json')
     for source in (read_json(path, 'generation_config.json'), config, config.get('text_config') or {}):
-        ids = source.get('eos_token_id')
+        ids = source.get('eos_token_id') if isinstance(source, dict) else None
         if ids is not None:
-            return frozenset(int(i) for i in (ids if isinstance(ids, list) else [ids]))
+            ids = ids if isinstance(ids, list) else [ids]
+            return frozenset(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
     return frozenset()
 
 

@@ -6,18 +6,54 @@ takes a second for a vocabulary.)
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import re
 import struct
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from ros2_nanochat.errors import BackendError
+from ros2_nanochat.errors import BackendError, printable
 
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 _STRING, _ARRAY = 8, 9
 _LONGEST_ARRAY_KEPT = 4096  # vocabularies are passed over
 _F16 = 2
+_BLOCKS = {
+    0: (1, 4),
+    1: (1, 2),
+    30: (1, 2),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    20: (32, 18),
+    39: (32, 17),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    34: (256, 54),
+    35: (256, 66),
+}
+"""Values and bytes of a block, by the number of the tensor's type (ggml.h, `enum ggml_type`)."""
 
 
 def check_gguf(path: str) -> int:
@@ -37,10 +73,11 @@ def check_gguf(path: str) -> int:
         raise BackendError(
             f'{path} is not a GGUF file: it starts with {head[:4]!r}, a GGUF file with {b"GGUF"!r}'
         )
-    return sum(os.path.getsize(part) for part in _parts(path))
+    return sum(os.path.getsize(part) for part in parts_of(path))
 
 
-def _parts(path: str) -> list[str]:
+def parts_of(path: str) -> list[str]:
+    """The files of a model, in order: one, or those of a split model."""
     split = re.fullmatch(r'(.*)-(\d{5})-of-(\d{5})\.gguf', path)
     if not split:
         return [path]
@@ -55,23 +92,51 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies. start, end: bytes in the file; end is None for a type that is unknown here."""
+
+    start: int
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Head:
+    """metadata: as `read_metadata` gives it. tensors: by name."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
 def read_metadata(path: str) -> dict[str, Any]:
-    """Key-value pairs of a GGUF file; arrays of strings, and long ones, are left out. Raises a BackendError
-    where the head is cut short.
+    """Key-value pairs of a GGUF file; arrays of strings, and long ones, are left out. Bytes that are not
+    UTF-8 are replaced. Raises a BackendError where the head is cut short.
     """
+    return _read(path, lambda data: _pairs(data)[0])
+
+
+def read_head(path: str) -> Head:
+    """Key-value pairs and tensors of a GGUF file, without their values. Raises a BackendError where the file
+    is cut short.
+    """
+    return _read(path, lambda data: _head(path, data))
+
+
+Result = TypeVar('Result')
+
+
+def _read(path: str, parse: Callable[[mmap.mmap], Result]) -> Result:
     try:
         with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            version, _, pairs = struct.unpack_from('<IQQ', data, 4)
+            (version,) = struct.unpack_from('<I', data, 4)
+            if version in (2 << 24, 3 << 24):
+                raise BackendError(
+                    f'{path} is a big-endian GGUF file, made for another kind of processor: take the'
+                    ' little-endian file of the model'
+                )
             if version not in (2, 3):
                 raise BackendError(f'{path} is GGUF version {version}; versions 2 and 3 can be read')
-            metadata, at = {}, 24
-            for _ in range(pairs):
-                key, at = _string(data, at)
-                (kind,) = struct.unpack_from('<I', data, at)
-                value, at = _value(data, at + 4, kind)
-                if value is not None:
-                    metadata[key] = value
-            return metadata
+            return parse(data)
     except (
         struct.error,
         IndexError,
@@ -87,12 +152,51 @@ def read_metadata(path: str) -> dict[str, Any]:
         ) from error
 
 
+def _pairs(data) -> tuple[dict[str, Any], int]:
+    """The metadata, and where the tensors are listed."""
+    _, pairs = struct.unpack_from('<QQ', data, 8)
+    metadata: dict[str, Any] = {}
+    at = 24
+    for _ in range(pairs):
+        key, at = _string(data, at)
+        (kind,) = struct.unpack_from('<I', data, at)
+        value, at = _value(data, at + 4, kind)
+        if value is not None:
+            metadata[key] = value
+    return metadata, at
+
+
+def _head(path: str, data) -> Head:
+    metadata, at = _pairs(data)
+    (count,) = struct.unpack_from('<Q', data, 8)
+    listed = []
+    for _ in range(count):
+        name, at = _string(data, at)
+        (axes,) = struct.unpack_from('<I', data, at)
+        *shape, kind, offset = struct.unpack_from(f'<{axes}QIQ', data, at + 4)
+        at += 16 + 8 * axes
+        listed.append((name, shape, kind, offset))
+    alignment = metadata.get('general.alignment', 32)
+    base = -(-at // alignment) * alignment
+    tensors = {}
+    for name, shape, kind, offset in listed:
+        values, size = _BLOCKS.get(kind, (1, 0))
+        end = base + offset + math.prod(shape) // values * size if size else None
+        if (end or base + offset) > len(data):
+            raise BackendError(
+                f'{path} is cut short: it has {len(data)} bytes, and the tensor {printable(name)} ends at'
+                f' {end or base + offset}; download it again'
+            )
+        tensors[name] = Tensor(base + offset, end)
+    return Head(metadata, tensors)
+
+
 def _string(data, at: int) -> tuple[str, int]:
     (length,) = struct.unpack_from('<Q', data, at)
     end = at + 8 + length
     if end > len(data):
         raise ValueError('string behind the end')
-    return data[at + 8 : end].decode('utf-8'), end
+    return data[at + 8 : end].decode('utf-8', 'replace'), end
 
 
 def _value(data, at: int, kind: int) -> tuple[Any, int]:

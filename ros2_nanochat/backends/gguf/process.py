@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+from ros2_nanochat.errors import printable
+
 
 class LogLines:
     """Keeps what llama.cpp logs while a model is opened, quietly, so that a failure can say why."""
@@ -33,7 +35,7 @@ class LogLines:
             for line in self._lines
             if 'error' in line.lower() or 'fail' in line.lower() or 'unknown' in line.lower()
         ]
-        return (known or self._lines or ['llama.cpp gives no reason'])[0].split(': ', 1)[-1]
+        return printable((known or self._lines or ['llama.cpp gives no reason'])[0].split(': ', 1)[-1])
 
 
 _silent = None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
+from ros2_nanochat.backends.check import check_model
 from ros2_nanochat.backends.hf.checkpoint import (
     Checkpoint,
     kv_bytes_per_token,
@@ -102,6 +103,7 @@ class HFBackend(Backend):
         self.kv_capacity = self.config.kv_tokens or self.max_sequences * context_length
         if self.info.bidirectional_prompt:  # which comes whole, however long, beside what the others decode
             self.max_batch_tokens = max(self.max_batch_tokens, context_length + self.max_sequences)
+        check_model(self)
         report(1.0)
 
     def _tokenizer_folder(self, checkpoint: Checkpoint) -> str:

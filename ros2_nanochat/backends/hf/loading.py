@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from ros2_nanochat.backends.hf import awq as hf_awq
 from ros2_nanochat.backends.hf.checkpoint import DTYPES, Checkpoint
+from ros2_nanochat.backends.hf.kinds import other_kind
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, LoadAborted, one_line
 
@@ -293,6 +294,8 @@ def _model_class(checkpoint: Checkpoint, config: ModelConfig):
             f'{folder}: model_type {kind!r} is unknown to transformers {transformers.__version__}; a newer'
             ' one may know it (pip install -U transformers)'
         )
+    if problem := other_kind(checkpoint):
+        raise BackendError(problem)
     settings = transformers.CONFIG_MAPPING[kind]
     architectures = checkpoint.config.get('architectures') or ['']
     image_text = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
+from ros2_nanochat.backends.check import check_model
 from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.backends.mlc import sampling as mlc_sampling
 from ros2_nanochat.backends.mlc.arrays import DeviceLogits, IdArrays, to_bfloat16
@@ -94,6 +95,7 @@ class MLCBackend(Backend):
         self._make_kv(folder)
         self._warm_up(library)
         self.info = self._read_info(folder, sum(record.size for shard in shards for record in shard.records))
+        check_model(self)
 
     def _read_metadata(self, library: str) -> dict:
         describe = self._runtime.function(self._machine, '_metadata')

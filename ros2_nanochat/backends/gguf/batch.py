@@ -1,0 +1,61 @@
+"""The arrays of one `llama_batch`, filled anew for each forward."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+
+from ros2_nanochat.backends.base import Chunk
+
+
+class Batch:
+    """api: llama_cpp.llama_cpp. size: entries that it holds at most."""
+
+    def __init__(self, api, size: int, max_sequences: int):
+        self._tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._wanted = np.zeros(size, np.int8)
+        self._ones = np.ones(size, np.int32)
+        self._ids = np.arange(max_sequences, dtype=np.int32)
+        self._id_pointers = np.zeros(size, np.uintp)  # one pointer to a sequence id for each entry
+        self._rows: np.ndarray | None = None  # keeps the embeddings alive while llama.cpp reads them
+        batch = api.llama_batch()
+        fields = dict(api.llama_batch._fields_)
+        for name, array in (
+            ('token', self._tokens),
+            ('pos', self._positions),
+            ('n_seq_id', self._ones),
+            ('seq_id', self._id_pointers),
+            ('logits', self._wanted),
+        ):
+            setattr(batch, name, ctypes.cast(array.ctypes.data, fields[name]))
+        self._batch, self._float_pointer = batch, fields['embd']
+        self._token_pointer = ctypes.cast(
+            self._tokens.ctypes.data, fields['token']
+        )  # batch.token would be a view that follows the field
+
+    def fill(self, chunks: Sequence[Chunk], starts: Sequence[int], embeddings: np.ndarray | None):
+        """The `llama_batch` of chunks that begin at positions `starts`. embeddings: [n, d] of all of them,
+        in place of ids.
+        """
+        at = 0
+        self._wanted[:] = 0
+        for chunk, start in zip(chunks, starts):
+            end = at + len(chunk)
+            if chunk.ids is not None:
+                self._tokens[at:end] = chunk.ids
+            self._positions[at:end] = np.arange(start, start + len(chunk))
+            self._id_pointers[at:end] = self._ids.ctypes.data + 4 * chunk.seq
+            if chunk.num_logits:
+                self._wanted[end - chunk.num_logits : end] = 1
+            at = end
+        batch = self._batch
+        batch.n_tokens = at
+        if embeddings is None:
+            batch.token, batch.embd = self._token_pointer, None
+        else:
+            self._rows = np.ascontiguousarray(embeddings, np.float32)
+            batch.token, batch.embd = None, ctypes.cast(self._rows.ctypes.data, self._float_pointer)
+        return batch

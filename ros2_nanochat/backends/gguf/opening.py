@@ -1,0 +1,139 @@
+"""What a model will take, and the calls of llama.cpp that load it, set up its context and tell its facts."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ros2_nanochat.backends.gguf.header import (
+    architecture_memory,
+    attention_heads,
+    check_gguf,
+    read_metadata,
+)
+from ros2_nanochat.backends.gguf.kinds import check_metadata
+from ros2_nanochat.backends.gguf.process import LogLines, physical_cores
+from ros2_nanochat.backends.gguf.vocabulary import GGUFText
+from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
+from ros2_nanochat.errors import BackendError
+from ros2_nanochat.memory import MemoryEstimate
+from ros2_nanochat.model_info import ModelInfo
+
+_KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
+_DRAFT_ROWS = 24  # rows of logits a sequence may ask for in one forward, besides the one to sample
+
+
+def estimate_memory(path: str, config: ModelConfig, batch: int) -> MemoryEstimate:
+    """The memory that a model will take, by its head. BackendError for what is no causal language model."""
+    weights, metadata = check_gguf(path), read_metadata(path)
+    check_metadata(path, metadata)
+    kv_per_token, overhead, context = architecture_memory(metadata, batch)
+    if not config.flash_attention:
+        length = min(config.max_context_len or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)
+        overhead += 4 * batch * length * attention_heads(metadata)
+    return MemoryEstimate(
+        weights=weights,
+        kv_per_token=kv_per_token,
+        overhead=overhead,
+        available=None,
+        context_length=context,
+    )
+
+
+def load_model(
+    api,
+    path: str,
+    gpu_layers: int,
+    progress: Callable[[float], None] | None,
+    is_aborted: Callable[[], bool],
+    as_it_lies: bool = False,
+):
+    """Load the weights; return the `llama_model`.
+
+    Args:
+        as_it_lies: Use the weights as they lie in the file. Those that are repacked for the processor take
+            memory twice.
+
+    Raises:
+        BackendError: It cannot be loaded, or `is_aborted` became true.
+    """
+    log = LogLines(api)
+    api.llama_backend_init()
+    if gpu_layers and not api.llama_supports_gpu_offload():
+        raise BackendError(
+            f'gpu_layers={gpu_layers} needs a GPU build of llama-cpp-python, and this one has none: set it to'
+            ' 0 for the CPU, or reinstall with  CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary'
+            ' llama-cpp-python --force-reinstall llama-cpp-python'
+        )
+
+    @api.llama_progress_callback
+    def report(share, _):
+        if progress:
+            progress(share)
+        return not is_aborted()
+
+    params = api.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 0x7FFFFFFF
+    params.progress_callback = report
+    if as_it_lies:
+        params.use_extra_bufts = False
+    with log:
+        model = api.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise BackendError(f'{path} cannot be loaded: {log.reason()}')
+    return model
+
+
+def context_params(api, config: ModelConfig, length: int, max_sequences: int, batch: int):
+    """The `llama_context_params` for so many sequences of `length` tokens."""
+    params = api.llama_context_default_params()
+    params.n_ctx = -(-length // _KV_PADDING) * _KV_PADDING * max_sequences
+    params.n_batch = params.n_ubatch = batch
+    params.n_seq_max = max_sequences
+    params.n_outputs_max = min(batch, max(64, max_sequences * (1 + _DRAFT_ROWS)))
+    params.n_threads = params.n_threads_batch = config.threads or physical_cores()
+    params.kv_unified = False
+    params.flash_attn_type = (
+        api.LLAMA_FLASH_ATTN_TYPE_AUTO if config.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    params.swa_full = True  # a window that forgets could not be trimmed to where a conversation was edited
+    params.no_perf = True
+    return params
+
+
+def describe(
+    api,
+    model,
+    path: str,
+    metadata: dict[str, Any],
+    text: GGUFText,
+    context_length: int,
+    kv_bytes_per_token: int,
+) -> ModelInfo:
+    """The facts about a loaded model."""
+    buffer = ctypes.create_string_buffer(128)
+    api.llama_model_desc(model, buffer, len(buffer))
+    return ModelInfo(
+        name=metadata.get('general.name') or os.path.splitext(os.path.basename(path))[0],
+        api='gguf',
+        architecture=metadata.get('general.architecture', 'unknown'),
+        path=path,
+        context_length=context_length,
+        train_context_length=api.llama_model_n_ctx_train(model),
+        vocab_size=text.size,
+        embedding_size=api.llama_model_n_embd(model),
+        eos_token_ids=text.eos_token_ids,
+        bos_token_id=text.bos_token_id,
+        add_bos=text.add_bos,
+        named_tokens=text.named_tokens,
+        special_tokens=tuple(text.special_tokens),
+        chat_template=text.chat_template,
+        quantization=buffer.value.decode('utf-8', 'replace'),
+        weights_bytes=api.llama_model_size(model),
+        kv_bytes_per_token=kv_bytes_per_token,
+        has_embed=importlib.util.find_spec('gguf') is not None,
+        takes_embeddings=True,
+    )

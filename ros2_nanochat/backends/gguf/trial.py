@@ -1,0 +1,171 @@
+"""Opens a GGUF file once in a process of its own, before it is opened in this one.
+
+llama.cpp ends its process where a file's figures surprise it. What a file does there is seen here, and said
+in one line. A file that came through is remembered by its path, size and time in
+`$XDG_CACHE_HOME/nanochat/gguf`, so that this costs time only when a model is new.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from ros2_nanochat.backends.gguf.header import parts_of
+from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError, LoadAborted, one_line, printable
+from ros2_nanochat.locate import embedded_model
+from ros2_nanochat.memory import available_memory
+
+_log = logging.getLogger(__name__)
+_CONTEXT = 64
+_PATIENCE = 120.0  # seconds, and as many more as a slow disk takes to read the file
+_SLOW_DISK = 10e6  # bytes per second
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callable[[], bool]) -> None:
+    """Open a file in a process of its own, unless it came through that before.
+
+    Raises:
+        BackendError: It cannot be run; the message says what llama.cpp said.
+        LoadAborted: `aborted()` became true meanwhile.
+    """
+    if not sys.executable or _is_embedded(path):
+        return
+    seen = os.path.join(_folder(), _fingerprint(path, config, api_version))
+    if os.path.exists(seen):
+        return
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        try:
+            child = subprocess.Popen(
+                [sys.executable, '-m', __spec__.name, path, json.dumps(config.flash_attention)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for this process, which then ends the child
+            )
+        except OSError as error:
+            _log.warning('%s is opened without a trial in a process of its own: %s', path, error)
+            return
+        code = _wait(child, path, aborted)
+        out.seek(0)
+        errors.seek(0)
+        said = out.read().decode('utf-8', 'replace').strip()
+        shouted = errors.read().decode('utf-8', 'replace')
+    if code == 0 and said == 'ok':
+        _remember(seen)
+        return
+    if code == 0 and said:
+        raise BackendError(said)
+    raise BackendError(
+        f'{path} cannot be run: llama.cpp ends the process that opens it ({_last_words(shouted, code)}). The'
+        ' file is damaged, or made for another version of llama.cpp: download it again, or update'
+        ' llama-cpp-python'
+    )
+
+
+def _wait(child: subprocess.Popen, path: str, aborted: Callable[[], bool]) -> int:
+    left = _PATIENCE + sum(map(os.path.getsize, parts_of(path))) / _SLOW_DISK
+    try:
+        while True:
+            try:
+                return child.wait(0.05)
+            except subprocess.TimeoutExpired:
+                left -= 0.05
+            if aborted():
+                raise LoadAborted(f'loading {path} was stopped')
+            if left < 0:
+                raise BackendError(
+                    f'{path} cannot be run: llama.cpp does not come to an end when it opens the file;'
+                    ' download it again'
+                )
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _last_words(shouted: str, code: int) -> str:
+    lines = [line for line in shouted.splitlines() if 'ASSERT' in line or 'rror' in line]
+    if lines:
+        return printable(lines[-1].rsplit('/', 1)[-1])
+    return signal.Signals(-code).name if code < 0 else f'exit code {code}'
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
+        'CUDA_VISIBLE_DEVICES': '',  # the trial runs on the CPU
+        'GGML_NO_BACKTRACE': '1',  # which would start a debugger
+    }
+
+
+def _is_embedded(path: str) -> bool:
+    try:
+        return os.path.samefile(path, embedded_model())
+    except (ImportError, OSError):
+        return False
+
+
+def _folder() -> str:
+    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    return os.path.join(cache, 'nanochat', 'gguf')
+
+
+def _fingerprint(path: str, config: ModelConfig, api_version: str) -> str:
+    facts: list[object] = [os.path.realpath(path), api_version, config.flash_attention]
+    for part in parts_of(path):
+        status = os.stat(part)
+        facts += [status.st_size, status.st_mtime_ns]
+    return hashlib.blake2b('\0'.join(map(str, facts)).encode('utf-8', 'replace'), digest_size=16).hexdigest()
+
+
+def _remember(seen: str) -> None:
+    try:
+        os.makedirs(os.path.dirname(seen), exist_ok=True)
+        with open(seen, 'w'):
+            pass
+    except OSError as error:  # then it is tried again the next time
+        _log.debug('%s cannot be written: %s', seen, error)
+
+
+def main() -> None:
+    """The process of its own: `PATH FLASH_ATTENTION`. Writes `ok`, or why the file cannot be run."""
+    from ros2_nanochat.backends.gguf.backend import GGUFBackend
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if (free := available_memory()) is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (max(free, 1 << 28),) * 2)
+    path, flash_attention = sys.argv[1], json.loads(sys.argv[2])
+    config = ModelConfig(
+        model=path, max_context_len=_CONTEXT, max_sequences=1, flash_attention=flash_attention
+    )
+    backend = GGUFBackend(path, config)
+    try:
+        backend.open_on_trial()
+    except BackendError as error:
+        print(error)
+    except MemoryError:
+        print(f'{path} cannot be loaded: it needs more memory than is free')
+    except Exception as error:
+        print(f'{path} cannot be loaded: {one_line(error)}')
+    else:
+        print('ok')
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,51 @@
+"""The check of an opened model, on backends that compute wrongly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ros2_nanochat.backends.check import check_model
+from ros2_nanochat.backends.fake import FakeBackend
+from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError
+
+
+class Wrong(FakeBackend):
+    """Its logits are what `fault` makes of the right ones."""
+
+    def __init__(self, fault):
+        super().__init__('', ModelConfig(max_context_len=64, kv_tokens=256))
+        self.fault = fault
+        self.open()
+
+    def forward(self, chunks):
+        rows = super().forward(chunks)
+        logits = np.array(rows if isinstance(rows, np.ndarray) else rows.numpy())
+        return self.fault(logits, len(chunks[0]))
+
+
+def roll(logits, length):
+    return np.roll(logits, 7, axis=1) if length == 3 else logits
+
+
+@pytest.mark.parametrize(
+    'fault, said',
+    [
+        (lambda logits, length: logits * np.nan, 'not numbers'),
+        (lambda logits, length: np.where(logits > 0, np.inf, logits), 'infinite'),
+        (roll, 'how a text is cut'),
+        (lambda logits, length: logits if length != 2 else logits * np.nan, 'not numbers'),
+    ],
+)
+def test_a_model_that_computes_wrongly_is_refused_in_one_line(fault, said):
+    backend = Wrong(fault)
+    with pytest.raises(BackendError, match=said) as caught:
+        check_model(backend)
+    assert '\n' not in str(caught.value) and 'fake' in str(caught.value)
+    assert backend.kv_used == 0
+
+
+def test_rounding_is_no_fault():
+    random = np.random.default_rng(0)
+    check_model(Wrong(lambda logits, length: logits + random.uniform(-0.3, 0.3, logits.shape)))

@@ -243,8 +243,9 @@ class NanoLLM:
             streaming: Return at once, and give the text as it is produced.
             kv_cache: What the conversation holds so far; a Prompt is put behind its first `position` entries,
                 anything else behind all of them.
-            stop_tokens: Ids or strings that end the reply, in addition to the model's own end tokens; the
-                text of a special token stands for its id.
+            stop_tokens: Ids or strings that end the reply, in addition to the model's own end tokens. A
+                string ends it at its text, whichever ids spell that; an id at that id; the text of a special
+                token at both.
             detokenize: With `streaming=False`: return the text, else the ids.
             priority: Higher goes first, and pauses lower ones.
             deadline: Seconds from now after which the reply ends with what it has.
@@ -274,6 +275,7 @@ class NanoLLM:
                 ' or none'
             )
         kv_cache = KVCache() if kv_cache is None else kv_cache
+        self.engine.check_process()
         kv_cache.check_idle()
         kv_cache.bind(self.engine)
         alive = self.engine.alive
@@ -413,8 +415,11 @@ class NanoLLM:
         ids, strings = set(self.info.eos_token_ids), []
         for stop in config.stop_tokens:
             if isinstance(stop, str):
+                strings.append(stop)
                 special = self._special_ids.get(stop, self._special_ids.get(stop.strip()))
-                strings.append(stop) if special is None else ids.add(special)
+                # one that gives text (Gemma has entries for line breaks) is found as text
+                if special is not None and not self.detokenize([special]):
+                    ids.add(special)
             elif 0 <= stop < self.info.vocab_size:
                 ids.add(stop)
             else:

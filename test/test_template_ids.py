@@ -203,7 +203,12 @@ def test_small_models_have_transformers_ids(name):
     backend = GGUFBackend(path, ModelConfig(max_context_len=512, max_sequences=1, kv_tokens=512))
     backend.open()
     model = SimpleNamespace(
-        info=backend.info, tokenize=backend.tokenize, has_embed=False, has_vision=False, vision=None
+        info=backend.info,
+        tokenize=backend.tokenize,
+        detokenize=lambda ids: ''.join(map(backend.detokenizer().add, ids)),
+        has_embed=False,
+        has_vision=False,
+        vision=None,
     )
     oracle = transformers.AutoTokenizer.from_pretrained(
         os.path.dirname(path), gguf_file=os.path.basename(path)

@@ -30,7 +30,7 @@ class Logits(ABC):
 
     @abstractmethod
     def argmax(self) -> np.ndarray:
-        """The id of the largest logit of each row, [k]."""
+        """The id of the largest logit of each row, [k]; negative where that is known to be no finite number."""
 
     def sample(
         self,
@@ -62,4 +62,5 @@ class HostLogits(Logits):
         return self._rows
 
     def argmax(self) -> np.ndarray:
-        return self._rows.argmax(axis=1)
+        best = self._rows.argmax(axis=1)  # a NaN counts as the largest
+        return np.where(np.isfinite(self._rows[np.arange(len(best)), best]), best, -1)

@@ -62,9 +62,10 @@ class Delivery:
     def _choose(self, requests: list[Request], rows: Logits) -> Sequence[int | None]:
         samplers = [request.progress.sampler for request in requests]
         try:
-            if all(sampler.plain for sampler in samplers):
-                return choose_largest(rows) if requests else []
-            chosen = choose_there(samplers, rows)
+            if not requests:
+                return []
+            plain = all(sampler.plain for sampler in samplers)
+            chosen = choose_largest(rows) if plain else choose_there(samplers, rows)
         except Exception as error:
             self.fail(requests, f'choosing the next token failed: {error}')
             return [None] * len(requests)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 import time
 import weakref
@@ -44,6 +45,7 @@ class Engine:
         self._scheduler = Scheduler(backend, config, self.metrics)
         self._delivery = Delivery(backend, self._scheduler, self.metrics)
         self._inbox: Inbox[Request | tuple[Future, Callable[[], Any]]] = Inbox()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name='nanochat-engine', daemon=True)
         self._thread.start()
         atexit.register(_close_at_exit, weakref.ref(self))
@@ -52,6 +54,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Hand in a request; never blocks. What it puts out ends with an `End`."""
+        self.check_process()
         request.signals.inbox = self._inbox
         if not self._inbox.put(request):
             request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
@@ -65,10 +68,24 @@ class Engine:
         Raises:
             BackendError: the model is closed.
         """
+        self.check_process()
         future: Future[_Result] = Future()
         if not self._inbox.put((future, function)):
             raise BackendError(_CLOSED)
         return future.result()
+
+    def check_process(self) -> None:
+        """Check that this process may use the model.
+
+        Raises:
+            BackendError: it was forked from the one that opened the model; the thread that owns the model does
+                not exist here.
+        """
+        if os.getpid() != self._process:
+            raise BackendError(
+                f'the model belongs to process {self._process}, which opened it, and this is process'
+                f" {os.getpid()}: open a model here, or start processes with multiprocessing's method 'spawn'"
+            )
 
     def stats(self) -> dict:
         """Counters, histograms and the present state as one dictionary; see `metrics.Metrics`. Also `active`,
@@ -91,6 +108,8 @@ class Engine:
 
     def close(self) -> None:
         """End all replies (`cancelled`), the loop, and the backend. May be called twice."""
+        if os.getpid() != self._process:
+            return  # the model is not this process's to close, and its locks may be held for ever
         if self._inbox.close():
             self.backend.abort()
             self._inbox.wake()

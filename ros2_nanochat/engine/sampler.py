@@ -125,9 +125,9 @@ def _nucleus(weights: np.ndarray, ids: np.ndarray | None, top_p: float) -> tuple
     return weights[keep], (keep if ids is None else ids[keep])
 
 
-def choose_largest(rows: Logits) -> list[int]:
-    """The id of the largest logit in each row."""
-    return rows.argmax().tolist()
+def choose_largest(rows: Logits) -> list[int | None]:
+    """The id of the largest logit in each row; None if that is not a finite number."""
+    return [token_id if token_id >= 0 else None for token_id in rows.argmax().tolist()]
 
 
 def choose_there(samplers: Sequence[Sampler], rows: Logits) -> list[int | None]:

@@ -7,12 +7,10 @@ in one line. A file that came through is remembered by its path, size and time i
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -21,15 +19,13 @@ from collections.abc import Callable
 
 from ros2_nanochat.backends.gguf.header import parts_of
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.errors import BackendError, LoadAborted, one_line, printable
+from ros2_nanochat.errors import BackendError, LoadAborted, printable
 from ros2_nanochat.locate import embedded_model
-from ros2_nanochat.memory import available_memory
 
 _log = logging.getLogger(__name__)
-_CONTEXT = 64
+_PROCESS = 'ros2_nanochat.backends.gguf.trial_process'
 _PATIENCE = 120.0  # seconds, and as many more as a slow disk takes to read the file
 _SLOW_DISK = 10e6  # bytes per second
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callable[[], bool]) -> None:
@@ -47,7 +43,7 @@ def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callabl
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
             child = subprocess.Popen(
-                [sys.executable, '-m', __spec__.name, path, json.dumps(config.flash_attention)],
+                [sys.executable, '-m', _PROCESS, path, json.dumps(config.flash_attention)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
@@ -138,34 +134,3 @@ def _remember(seen: str) -> None:
             pass
     except OSError as error:  # then it is tried again the next time
         _log.debug('%s cannot be written: %s', seen, error)
-
-
-def main() -> None:
-    """The process of its own: `PATH FLASH_ATTENTION`. Writes `ok`, or why the file cannot be run."""
-    from ros2_nanochat.backends.gguf.backend import GGUFBackend
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if (free := available_memory()) is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (max(free, 1 << 28),) * 2)
-    path, flash_attention = sys.argv[1], json.loads(sys.argv[2])
-    config = ModelConfig(
-        model=path, max_context_len=_CONTEXT, max_sequences=1, flash_attention=flash_attention
-    )
-    backend = GGUFBackend(path, config)
-    try:
-        backend.open_on_trial()
-    except BackendError as error:
-        print(error)
-    except MemoryError:
-        print(f'{path} cannot be loaded: it needs more memory than is free')
-    except Exception as error:
-        print(f'{path} cannot be loaded: {one_line(error)}')
-    else:
-        print('ok')
-    sys.stdout.flush()
-    os._exit(0)
-
-
-if __name__ == '__main__':
-    main()

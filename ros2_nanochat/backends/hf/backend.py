@@ -44,7 +44,8 @@ class DeviceLogits(Logits):
         return self._rows.float().cpu().numpy()
 
     def argmax(self) -> np.ndarray:
-        return self._rows.argmax(-1).cpu().numpy()
+        values, best = self._rows.max(-1)  # a NaN counts as the largest
+        return best.masked_fill(~values.isfinite(), -1).cpu().numpy()
 
 
 class HFBackend(Backend):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ros2_nanochat.backends.logits import Logits
+from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.backends.mlc.sampling import DeviceSampler
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 
@@ -58,7 +58,7 @@ class DeviceLogits(Logits):
         there.
         """
         if not self._sampler.takes_largest:
-            return self.numpy().argmax(axis=1)
+            return HostLogits(self.numpy()).argmax()
         return self._sampler.largest(self._logits, self.shape)
 
     def sample(

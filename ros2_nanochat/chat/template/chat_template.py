@@ -144,8 +144,15 @@ class ChatTemplate:
         if stops is None:
             end = next((token.text for _, _, token in self._finder.find(self.markup.end_of_turn)), None)
             stops = [end] if end is not None and end != self._variables.get('bos_token') else []
-        found = [self._by_text[s].id if s in self._by_text else s for s in stops]
+        found = [self._stop_id(s) for s in stops]
         return [*found, *sorted(i for i in info.eos_token_ids if i not in found)]
+
+    def _stop_id(self, stop: int | str) -> int | str:
+        """The id of a special token. An entry of the vocabulary that gives text stays text: other ids may
+        spell it, too.
+        """
+        token = self._by_text.get(stop) if isinstance(stop, str) else None
+        return stop if token is None or self._model.detokenize([token.id]) else token.id
 
     def _find_image_token(self) -> str | None:
         """The text in the template's marker of an image for which the image itself goes in."""

@@ -1,0 +1,47 @@
+"""The process in which `trial` opens a GGUF file: `PATH FLASH_ATTENTION`. Writes `ok`, or why the file cannot
+be run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+
+from ros2_nanochat.backends.gguf.backend import GGUFBackend
+from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError, one_line
+from ros2_nanochat.memory import available_memory
+
+_CONTEXT = 64
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if (free := available_memory()) is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (max(free, 1 << 28),) * 2)
+    path, flash_attention = sys.argv[1], json.loads(sys.argv[2])
+    config = ModelConfig(
+        model=path, max_context_len=_CONTEXT, max_sequences=1, flash_attention=flash_attention
+    )
+    try:
+        GGUFBackend(path, config).open_on_trial()
+    except BackendError as error:
+        print(error)
+    except MemoryError:
+        print(f'{path} cannot be loaded: it needs more memory than is free')
+    except Exception as error:
+        print(f'{path} cannot be loaded: {one_line(error)}')
+    else:
+        print('ok')
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,36 @@
+"""A process that was forked from the one with the model is told so; it neither waits nor closes the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SOURCE = """
+import os, sys, warnings
+warnings.simplefilter('ignore')
+from ros2_nanochat import KVCache, NanoLLM
+from ros2_nanochat.errors import BackendError
+model = NanoLLM.from_pretrained(api='fake')
+assert model.generate('hello', max_new_tokens=3, streaming=False)
+child = os.fork()
+if child == 0:
+    said = []
+    for ask in (model.generate, model.engine.call, model.save_kv):
+        try:
+            ask(KVCache() if ask == model.save_kv else "hello")
+        except BackendError as error:
+            said.append(str(error))
+    model.close()
+    print(len(said), said[0], flush=True)
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert model.generate('hello', max_new_tokens=3, streaming=False)
+print('parent', os.getpid(), flush=True)
+"""
+
+
+def test_a_forked_child_is_told_that_the_model_belongs_to_another_process():
+    done = subprocess.run([sys.executable, '-c', SOURCE], capture_output=True, text=True, timeout=60)
+    child, parent = done.stdout.splitlines()
+    assert child.startswith('3 the model belongs to process ') and 'spawn' in child
+    assert parent.split()[1] in child

@@ -7,6 +7,7 @@ import pytest
 
 from ros2_nanochat.backends.check import check_model
 from ros2_nanochat.backends.fake import FakeBackend
+from ros2_nanochat.backends.logits import HostLogits
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 
@@ -20,9 +21,7 @@ class Wrong(FakeBackend):
         self.open()
 
     def forward(self, chunks):
-        rows = super().forward(chunks)
-        logits = np.array(rows if isinstance(rows, np.ndarray) else rows.numpy())
-        return self.fault(logits, len(chunks[0]))
+        return HostLogits(self.fault(np.array(super().forward(chunks)), len(chunks[0])))
 
 
 def roll(logits, length):

@@ -99,6 +99,10 @@ class Backend(ABC):
     """Tokens of KV over all sequences."""
     max_batch_tokens: int = 512
     """Entries that one forward takes, over all chunks."""
+    trims_exactly: bool = True
+    """Whether `trim` keeps as many entries as it is asked to. If not, a wrong guess costs a whole prompt, and
+    the engine guesses nothing.
+    """
     max_chunk_tokens: int | None = None
     """Entries that one chunk should have at most (a span that comes whole may have more); None: as many as
     the forward takes.

@@ -57,8 +57,7 @@ def _logits(backend: Backend, parts: list[np.ndarray]) -> np.ndarray:
     try:
         for part in parts:
             logits = backend.forward([Chunk(seq, ids=part, num_logits=1)])
-        rows = logits if isinstance(logits, np.ndarray) else logits.numpy()
-        return np.array(rows[-1], np.float32)
+        return np.array(logits.numpy()[-1], np.float32)
     finally:
         backend.free(seq)
 

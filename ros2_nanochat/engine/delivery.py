@@ -104,7 +104,10 @@ class Delivery:
             self._metrics.count('drafted_tokens', len(work.draft))
             self._metrics.count('accepted_tokens', accepted)
             if sequence.handle is not None and known + accepted < len(sequence.held):
-                sequence.held.cut(self._backend.trim(sequence.handle, known + accepted))
+                kept = self._backend.trim(sequence.handle, known + accepted)
+                sequence.held.cut(kept)
+                if kept < known + accepted:  # computing that again costs more than guesses gain
+                    self._scheduler.guesses = False
 
     # --- one reply ---
 

@@ -62,6 +62,8 @@ class Scheduler:
         self._config = config
         self._metrics = metrics
         self._placement = Residency(backend, config, metrics, self.costs)
+        self.guesses = backend.trims_exactly
+        """Whether guesses may be made: what a wrong one puts into the KV has to be cut off again."""
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
         self._credit = 0.0  # seconds by which running replies may still be slowed for a prefill
 
@@ -239,6 +241,8 @@ class Scheduler:
         return max(1, self.costs.mixed.most(decoding, alone + allowance, most, 2, least=(decoding, alone)))
 
     def _draft(self, batch: list[Work]) -> None:
+        if not self.guesses:
+            return
         room = self._backend.max_batch_tokens - sum(work.num_entries for work in batch)
         seconds = functools.partial(self.costs.decode_seconds, len(batch))
         for work in batch:

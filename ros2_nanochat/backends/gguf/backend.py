@@ -85,6 +85,7 @@ class GGUFBackend(Backend):
             )
             self._batch = Batch(self._api, _BATCH, self.max_sequences)
             check_model(self)
+            self.trims_exactly = self._goes_back()
         except BaseException:
             self.close()
             if self._aborted:
@@ -119,6 +120,15 @@ class GGUFBackend(Backend):
         self._memory = api.llama_get_memory(self._context)
         if not self._memory:
             raise no_memory_of_text(self.path, architecture)
+
+    def _goes_back(self) -> bool:
+        """Whether a sequence can be cut: a recurrent state cannot go back."""
+        seq = self.new_sequence()
+        try:
+            self.forward([Chunk(seq, ids=np.zeros(2, np.int64))])
+            return self.trim(seq, 1) == 1
+        finally:
+            self.free(seq)
 
     # --- text ---
 

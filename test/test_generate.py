@@ -169,9 +169,10 @@ def test_a_stop_string_is_cut_off_exactly_and_may_span_tokens(model, greedy):
     assert reply.kv_cache.entries.tolist() == greedy[1] + reply.tokens
 
 
-def test_the_text_of_a_special_token_stands_for_its_id(model):
+def test_the_text_of_a_special_token_stands_for_its_id_and_for_its_text(model):
     reply = model.generate('Hello', max_new_tokens=1, stop_tokens=['<|im_start|>', '<|im_end|>\n'])
-    assert {1, 2} <= reply._request.asked.end_ids and not reply._request.progress.text._stops._needles
+    assert {1, 2} <= reply._request.asked.end_ids
+    assert reply._request.progress.text._stops._needles == ('<|im_start|>', '<|im_end|>\n')
     reply.wait()
 
 

@@ -28,7 +28,7 @@ class Breaks(FakeBackend):
         return HostLogits(rows)
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('value', [np.nan, -np.inf])
 @pytest.mark.parametrize('options', [{}, {'do_sample': True}, {'repetition_penalty': 1.1}])
 def test_a_reply_ends_with_an_error_and_the_others_go_on(options, value):
     backend = Breaks('', ModelConfig(max_context_len=512, kv_tokens=2048))

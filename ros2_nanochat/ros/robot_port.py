@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 
+from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from nanochat.action import Chat
 from nanochat.msg import Message, Token
@@ -246,7 +247,9 @@ class RobotPort:
 
     def _publish_token(self, turn: Turn, token: Token) -> None:
         self._publish(self._tokens, token)
-        if turn.goal is not None:
+        # Outside the executing state (a goal that waits, is refused or is being cancelled) Lyrical warns of
+        # feedback and drops it. The client learns the end from the result.
+        if turn.goal is not None and turn.goal.status == GoalStatus.STATUS_EXECUTING:
             self._unless_closed(turn.goal.publish_feedback, Chat.Feedback(token=token))
 
     def _publish(self, publisher, message) -> None:

@@ -1,0 +1,103 @@
+"""Feedback of the action, as ROS 2 Lyrical asks for it: only while a goal executes, so that a client learns
+from the result how its turn ended.
+"""
+
+import threading
+
+import pytest
+import rclpy
+from action_msgs.msg import GoalStatus
+from nanochat.action import Chat
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+
+from ros2_nanochat.ros.spinning import spin
+
+SLOW = 'tokens_per_second=100'
+LONG = 'x' * 150
+
+
+class Client:
+    """An action client as a user would write it; keeps what it hears of each goal."""
+
+    def __init__(self):
+        self._node = rclpy.create_node('a_client')
+        self._client = ActionClient(self._node, Chat, '/nanochat/chat')
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=spin, args=(self._executor,), daemon=True)
+        self._thread.start()
+        assert self._client.wait_for_server(30.0)
+
+    def ask(self, **goal):
+        heard, accepted, ended = [], threading.Event(), threading.Event()
+        sent = self._client.send_goal_async(
+            Chat.Goal(**goal), feedback_callback=lambda message: heard.append(message.feedback.token)
+        )
+        sent.add_done_callback(lambda _: accepted.set())
+        assert accepted.wait(20.0) and sent.result().accepted
+        result = sent.result().get_result_async()
+        result.add_done_callback(lambda _: ended.set())
+        return sent.result(), heard, lambda: ended.wait(20.0) and result.result()
+
+    def close(self):
+        self._executor.shutdown()
+        self._thread.join(5.0)
+        self._client.destroy()
+        self._node.destroy_node()
+
+
+@pytest.fixture
+def client(start, talk):
+    start(model=SLOW, on_new_query='queue')
+    talk()  # the node answers
+    client = Client()
+    yield client
+    client.close()
+
+
+def test_a_refused_goal_gives_no_feedback_and_a_result_that_says_why(client):
+    _, heard, result = client.ask(query='hello', temperature=1000.0)
+    response = result()
+    assert response.status == GoalStatus.STATUS_ABORTED
+    assert 'temperature' in response.result.turn.error and not heard
+
+
+def test_a_cancelled_goal_gives_no_feedback_after_the_cancel_and_a_result_with_all_of_its_text(client):
+    goal, heard, result = client.ask(query=LONG)
+    while len(heard) < 5:
+        threading.Event().wait(0.01)
+    goal.cancel_goal_async()
+    response = result()
+    turn = response.result.turn
+    assert response.status == GoalStatus.STATUS_CANCELED and turn.finish_reason == 'cancelled'
+    assert not any(token.last for token in heard)
+    assert turn.reply.startswith(''.join(token.text for token in heard))
+
+
+def test_a_goal_that_is_cancelled_while_it_waits_gives_no_feedback_and_a_result(client):
+    first, _, first_result = client.ask(query=LONG)
+    goal, heard, result = client.ask(query='waits')
+    goal.cancel_goal_async()
+    response = result()
+    assert response.status == GoalStatus.STATUS_CANCELED
+    assert response.result.turn.finish_reason == 'cancelled' and not heard
+    assert first_result().result.turn.finish_reason == 'stop'
+
+
+def test_a_goal_that_ends_by_itself_ends_its_feedback(client):
+    _, heard, result = client.ask(query='hello')
+    assert result().result.turn.finish_reason == 'stop'
+    assert heard[-1].last and ''.join(token.text for token in heard) == 'You said: hello'
+
+
+def test_the_client_learns_how_a_refused_and_a_waiting_turn_ended(start, talk):
+    start(model=SLOW, on_new_query='queue')
+    chat = talk()
+    refused = chat.ask('hello', temperature=1000.0)
+    assert list(refused) == [] and 'temperature' in refused.turn.error
+    first = chat.ask(LONG)
+    waiting = chat.ask('waits')
+    waiting.cancel()
+    assert list(waiting) == [] and waiting.result(20).finish_reason == 'cancelled'
+    assert ''.join(first) == first.turn.reply

@@ -126,3 +126,29 @@ def test_the_distribution_says_that_it_is_typed():
     setup.read(ROOT / 'setup.cfg')
     assert 'py.typed' in setup['options.package_data']['ros2_nanochat']
     assert (ROOT / 'ros2_nanochat' / 'py.typed').exists()
+
+
+def test_the_versions_of_python_are_the_same_everywhere():
+    import configparser
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    minors = [int(minor) for minor in re.findall(r':: 3\.(\d+)$', setup['metadata']['classifiers'], re.M)]
+    assert minors == list(range(minors[0], minors[-1] + 1))
+    assert setup['options']['python_requires'] == f'>=3.{minors[0]}'
+    script = (ROOT / 'tools' / 'setup.sh').read_text()
+    assert f'(3, {minors[0]}) <= sys.version_info < (3, {minors[-1] + 1})' in script
+    for page in ('README.md', 'docs/install.md', 'CONTRIBUTING.md'):
+        assert f'3.{minors[0]} to 3.{minors[-1]}' in (ROOT / page).read_text(), page
+
+
+def test_an_installed_ros_of_any_distro_is_taken_with_the_python_of_the_system(tmp_path):
+    (tmp_path / 'setup.bash').touch()
+    for distro in ('humble', 'jazzy', 'kilted', 'lyrical'):
+        script = '. tools/places.sh; echo "$ROS_DISTRO $ROS_HERE $PYTHON $VENV"'
+        environment = {'PATH': os.environ['PATH'], 'ROS_DISTRO': distro, 'ROS_PREFIX': str(tmp_path)}
+        done = subprocess.run(
+            ['bash', '-c', script], cwd=ROOT, capture_output=True, text=True, env=environment, check=True
+        )
+        suffix = '' if distro == 'kilted' else f'-{distro}'
+        assert done.stdout.split() == [distro, 'yes', '/usr/bin/python3', f'{ROOT}/.venv{suffix}']

@@ -11,7 +11,7 @@
 #
 # ROS_DISTRO   kilted where it is not set and nothing else is installed under /opt/ros
 # ROS_PREFIX   an installed ROS 2; /opt/ros/$ROS_DISTRO by default. Where it exists it is used, else ROS comes from the package index.
-# PYTHON       the interpreter for the virtual environment; 3.10 to 3.13
+# PYTHON       the interpreter for the virtual environment; 3.10 to 3.14 (the wheels of ROS 2: 3.10 to 3.13)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/places.sh
@@ -58,8 +58,8 @@ debian_packages() {
 }
 
 make_venv() {
-    "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' ||
-        fail "$PYTHON is $("$PYTHON" --version 2>&1): it must be 3.10 to 3.13. Name another one with PYTHON=..."
+    "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' ||
+        fail "$PYTHON is $("$PYTHON" --version 2>&1): it must be 3.10 to 3.14. Name another one with PYTHON=..."
     say "making the virtual environment $VENV with $PYTHON"
     rm -rf "$VENV"
     # An installed ROS keeps rclpy among the system's packages.
@@ -70,7 +70,9 @@ pip_install() { run "$VENV/pip-$1.log" "$VENV/bin/python" -m pip install --disab
 
 ros_wheels() {
     [ -f "requirements/$ROS_DISTRO.txt" ] || fail "no /opt/ros/$ROS_DISTRO, and no wheels are known for '$ROS_DISTRO'. There are: kilted, jazzy"
-    [ "$(uname -m)" = x86_64 ] || fail "ROS wheels exist for x86-64 alone; on $(uname -m) install ROS 2 under /opt/ros first (docs/install.md)"
+    [ "$(uname -m)" = x86_64 ] || fail "ROS wheels exist for x86-64 only; on $(uname -m) install ROS 2 under /opt/ros first (docs/install.md)"
+    "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info >= (3, 14))' ||
+        fail "the ROS wheels are for CPython 3.10 to 3.13: name one with PYTHON=..., and remove $VENV first; or install ROS 2 under /opt/ros"
     say "installing ROS 2 from the package index (half a minute)"
     pip_install ros -r "requirements/$ROS_DISTRO.txt"
     run "$VENV/pip-ros.log" "$VENV/bin/python" tools/use_wheels_here.py

@@ -303,7 +303,9 @@ def test_a_model_that_adds_pictures_in_a_way_of_its_own_says_so_in_one_line(tmp_
     with NanoLLM.from_pretrained(
         str(tmp_path), api='hf', device='cpu', max_context_len=512, threads=1
     ) as model:
-        eyes = OnePieceEncoder(model.backend, dataclasses.replace(model.info, takes_deepstack=False))
+        eyes = OnePieceEncoder(
+            model.backend.vision_part, dataclasses.replace(model.info, takes_deepstack=False)
+        )
         with pytest.raises(BackendError, match='in several layers') as caught:
             eyes.load()
         assert '\n' not in str(caught.value)

@@ -77,7 +77,7 @@ def test_only_tower_and_projector_are_loaded(checkpoints):
     folder, model = checkpoints('clip')
     encoder = LlavaEncoder(folder, INFO, CPU)
     encoder.load()
-    held = sum(p.numel() for p in encoder._model.parameters() if p.device.type != 'meta')
+    held = sum(p.numel() for p in encoder._part.model.parameters() if p.device.type != 'meta')
     assert held == sum(
         p.numel()
         for name, p in model.named_parameters()

@@ -7,8 +7,9 @@ Shapes: n tokens, d embedding width, v vocabulary, k rows of logits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,47 @@ class Detokenizer(ABC):
     def pending(self) -> bool:
         """Whether the ids so far hold a part of a character behind the text that was given."""
         return False
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """What a vision part makes of pictures, as tensors of torch.
+
+    Attributes:
+        rows: for each picture, its embeddings [k, d].
+        deepstack: for each of the first layers, what it adds to the rows [k, d] of all pictures; often none.
+    """
+
+    rows: list[Any]
+    deepstack: list[Any]
+
+
+class VisionPart(ABC):
+    """The vision part of a model that the backend runs, for `vision/`, which makes prompts of pictures.
+
+    Attributes:
+        config: the configuration of the whole model, as transformers defines it.
+        device: torch's, on which it runs.
+    """
+
+    config: Any
+    device: Any
+
+    @abstractmethod
+    def features(self, inputs: Mapping[str, Any]) -> ImageFeatures:
+        """Encode what an image processor of transformers gave; inputs that are not for pictures are
+        ignored.
+        """
+
+    @abstractmethod
+    def positions(self, inputs: Mapping[str, Any], row_id: int | None) -> np.ndarray | None:
+        """Positions [axes, n + 1] of the `input_ids` of a processor and of the entry that follows them, None
+        if the model counts in one axis.
+
+        Args:
+            inputs: what the processor gave for one picture.
+            row_id: the id that stands for each row of a picture.
+        """
 
 
 class Backend(ABC):
@@ -154,6 +196,11 @@ class Backend(ABC):
         thread. Only where `embeds_images`.
         """
         raise BackendError(f'{self.info.api} does not embed pictures')
+
+    @property
+    def vision_part(self) -> VisionPart | None:
+        """The vision part of the opened model, None if it has none or the backend embeds images itself."""
+        return None
 
     @abstractmethod
     def new_sequence(self) -> int:

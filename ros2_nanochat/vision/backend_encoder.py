@@ -21,13 +21,14 @@ class BackendEncoder(VisionEncoder):
 
     def __init__(self, backend: Backend, info: ModelInfo):
         super().__init__()
-        self._backend = backend
+        self._backend: Backend | None = backend
         self.fingerprint = hashlib.blake2b(info.path.encode(), digest_size=16).digest()
 
     def _load(self) -> None:
         """The backend has loaded it."""
 
     def _encode(self, picture: Image.Image, digest: bytes) -> list:
+        assert self._backend is not None  # `encode` does not get here after `close`
         return [self._span(self._backend.embed_image(np.asarray(picture, np.uint8)), digest)]
 
     def _unload(self) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from ros2_nanochat.backends.base import VisionPart
+from ros2_nanochat.backends.transformers_vision import TransformersVision
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, require
 from ros2_nanochat.model_info import ModelInfo
@@ -32,15 +34,15 @@ class LlavaEncoder(VisionEncoder):
     """The eyes of one LLaVA-form checkpoint.
 
     folder: config.json, preprocessor_config.json (or processor_config.json) and safetensors. `BackendError`
-    where that is not what lies there, or where the language model (info) has another embedding width. model:
-    the whole of it, where a backend holds that already.
+    where that is not what lies there, or where the language model (info) has another embedding width. part:
+    what encodes, if the backend holds that already.
     """
 
-    def __init__(self, folder: Path, info: ModelInfo, config: ModelConfig, model: Any = None):
+    def __init__(self, folder: Path, info: ModelInfo, config: ModelConfig, part: VisionPart | None = None):
         super().__init__()
         self.folder = folder
         self._device = config.device
-        self._model = model
+        self._part = part
         self._processor: Any = None
         settings = read_config(folder)
         kind = settings.get('model_type')
@@ -67,7 +69,7 @@ class LlavaEncoder(VisionEncoder):
                 f'but those of {info.name} are {info.embedding_size} wide: they do not belong together'
             )
         self._files = sorted(folder.glob('*.safetensors'))
-        if not self._files and model is None:
+        if not self._files and part is None:
             raise BackendError(f'vision={str(folder)!r} has no .safetensors files')
         self.fingerprint = hashlib.blake2b(
             json.dumps([settings, [f.stat().st_size for f in self._files]]).encode(), digest_size=16
@@ -86,14 +88,8 @@ class LlavaEncoder(VisionEncoder):
                 f'{self.folder} has no image processor (preprocessor_config.json) that transformers'
                 f' {transformers.__version__} can open: {_line(error)}'
             ) from error
-        if self._model is None:
-            self._model = self._load_modules(self._torch, transformers)
-        weight = next(
-            self._model.get_submodule(
-                'vision_tower' if hasattr(self._model, 'vision_tower') else 'model.vision_tower'
-            ).parameters()
-        )
-        self._on, self._dtype = weight.device, weight.dtype
+        if self._part is None:
+            self._part = TransformersVision(self._load_modules(self._torch, transformers))
 
     def _load_modules(self, torch, transformers):
         """The model of the checkpoint with the weights of tower and projector; its language model takes no
@@ -119,7 +115,8 @@ class LlavaEncoder(VisionEncoder):
         with _no_init():
             model.vision_tower = transformers.AutoModel.from_config(config.vision_config)
             model.multi_modal_projector = type(model.multi_modal_projector)(config)
-        if hasattr(model, 'image_newline'):
+        has_newline = getattr(model, 'image_newline', None) is not None
+        if has_newline:
             model.image_newline = torch.nn.Parameter(torch.empty(config.text_config.hidden_size))
         model.eval().requires_grad_(False)
         self._fill(
@@ -131,7 +128,7 @@ class LlavaEncoder(VisionEncoder):
         )
         for name in _MODULES:
             getattr(model, name).to(device=device, dtype=dtype)
-        if hasattr(model, 'image_newline'):
+        if has_newline:
             model.image_newline.data = model.image_newline.data.to(device=device, dtype=dtype)
         return model
 
@@ -156,22 +153,22 @@ class LlavaEncoder(VisionEncoder):
                         del missing[_plain(name)]
             except (OSError, safetensors.SafetensorError) as error:
                 raise BackendError(f'{path} cannot be read: {_line(error)}') from error
-        missing = [name for name in missing if not any(part in name for part in _UNUSED)]
-        if missing:
+        lacking = [name for name in missing if not any(part in name for part in _UNUSED)]
+        if lacking:
             raise BackendError(
-                f'{self.folder} lacks the weights of {missing[0]} ({len(missing)} of {len(wanted)} are'
+                f'{self.folder} lacks the weights of {lacking[0]} ({len(lacking)} of {len(wanted)} are'
                 ' missing)'
             )
 
     def _encode(self, picture: Image.Image, digest: bytes) -> list:
+        assert self._part is not None  # `encode` does not get here before `_load` or after `close`
         with self._torch.inference_mode():
             inputs = self._processor(
-                images=self._reduced(picture), return_tensors='pt', **_on_device(self._processor, self._on)
+                images=self._reduced(picture),
+                return_tensors='pt',
+                **_on_device(self._processor, self._part.device),
             )
-            pixels = inputs['pixel_values'].to(self._on, self._dtype)
-            sizes = {'image_sizes': inputs['image_sizes']} if 'image_sizes' in inputs else {}
-            features = features_of(self._model.get_image_features(pixel_values=pixels, **sizes))
-        return [self._span(features[0], digest)]
+            return [self._span(self._part.features(inputs).rows[0], digest)]
 
     def _reduced(self, picture: Image.Image) -> Image.Image:
         """The picture, no more than `reducing_gap` times as large as what it is resized to: a mean of blocks
@@ -185,14 +182,7 @@ class LlavaEncoder(VisionEncoder):
         return picture.reduce((max(1, factors[0]), max(1, factors[1]))) if max(factors) > 1 else picture
 
     def _unload(self) -> None:
-        self._model = self._processor = None
-
-
-def features_of(output: Any) -> list:
-    """The rows of each picture, from what `get_image_features` of any release of transformers returns."""
-    if hasattr(output, 'pooler_output'):
-        output = output.pooler_output
-    return [row.reshape(-1, row.shape[-1]) for row in output]
+        self._part = self._processor = None
 
 
 def _on_device(processor: Any, device: Any) -> dict:

@@ -1,26 +1,24 @@
 """The eyes of models that are one piece in transformers (Qwen2-VL, Idefics3 and SmolVLM, Gemma 3, LLaVA
-itself), which the hf backend holds.
+itself), which a backend runs.
 
-The model's own processor says what stands in a prompt for a picture, the model gives the embeddings, and
-where it counts positions in more than one axis (M-RoPE, arXiv:2409.12191, section 2.1) its positions. Needs
-of the backend: `model`, a loaded transformers model, and `path`, its folder.
+The model's own processor says what stands in a prompt for a picture. The backend's `vision_part` gives the
+embeddings and, if the model counts positions in more than one axis (M-RoPE, arXiv:2409.12191, section 2.1),
+the positions.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import json
 from typing import Any
 
 from PIL import Image
 
-from ros2_nanochat.backends.base import Backend
+from ros2_nanochat.backends.base import VisionPart
 from ros2_nanochat.errors import BackendError, require
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.encoder import VisionEncoder, read_config, to_array
-from ros2_nanochat.vision.llava import features_of
 
 _BOTH_WAYS = ('gemma3', 'gemma3n', 'gemma4')
 """`model_type` of models whose rows of one picture attend to one another."""
@@ -30,26 +28,16 @@ _WRITES_PROMPT = ('paligemma',)
 does.
 """
 
-_TEXT_INPUTS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
-
-
-def holds_vision(backend: Backend) -> bool:
-    """Whether a backend holds a model of transformers that takes pictures."""
-    model = getattr(backend, 'model', None)
-    return getattr(getattr(model, 'config', None), 'vision_config', None) is not None and callable(
-        getattr(model, 'get_image_features', None)
-    )
-
 
 class OnePieceEncoder(VisionEncoder):
     """Pictures through the vision part of the model that the backend runs."""
 
-    def __init__(self, backend: Backend, info: ModelInfo):
+    def __init__(self, part: VisionPart, info: ModelInfo):
         super().__init__()
-        self._model: Any = backend.model
+        self._part: VisionPart | None = part
         self._name, self._path = info.name, info.path
         self._takes_deepstack = info.takes_deepstack
-        config = self._model.config
+        config = part.config
         self._kind = config.model_type
         self._row_id = _first(config, 'image_token_id', 'image_token_index')
         marker = _first(config, 'boi_token_index', 'boi_token_id') if self._kind in _BOTH_WAYS else None
@@ -67,7 +55,7 @@ class OnePieceEncoder(VisionEncoder):
 
     def _load(self) -> None:
         """The backend has loaded the model; what is left is the processor."""
-        config = self._model.config
+        config = self._opened.config
         if not self._takes_deepstack and (
             getattr(config.vision_config, 'deepstack_visual_indexes', None)
             or getattr(config, 'deepstack_layer_map', None)
@@ -84,15 +72,15 @@ class OnePieceEncoder(VisionEncoder):
         inputs = self._processor(text=[self.image_token], images=[picture], return_tensors='pt')
         ids = inputs['input_ids'][0].tolist()
         with torch.inference_mode():
-            features = self._model.get_image_features(**self._pixels(inputs))
-            rows = torch.cat(features_of(features))
-            deeper = [torch.cat(list(layer)) for layer in getattr(features, 'deepstack_features', None) or ()]
+            features = self._opened.features(inputs)
+            rows = torch.cat(features.rows)
+            deeper = [torch.cat(list(layer)) for layer in features.deepstack]
         if ids.count(self._row_id) != len(rows):
             raise BackendError(
                 f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives'
                 f' {len(rows)}: {self._path} does not hold what belongs together'
             )
-        positions = self._positions(inputs)
+        positions = self._opened.positions(inputs, self._row_id)
         parts: list = []
         begin = used = 0
         for is_rows, group in itertools.groupby(ids, key=lambda i: i == self._row_id):
@@ -126,41 +114,6 @@ class OnePieceEncoder(VisionEncoder):
             begin += n
         return parts
 
-    def _pixels(self, inputs) -> dict:
-        """What of the processor's output the vision part takes, where and as what it takes it."""
-        taken = inspect.signature(self._model.get_image_features).parameters
-        weight = next(self._model.parameters())
-        return {
-            name: value.to(weight.device, weight.dtype)
-            if value.is_floating_point()
-            else value.to(weight.device)
-            for name, value in inputs.items()
-            if name in taken and name not in _TEXT_INPUTS
-        }
-
-    def _positions(self, inputs):
-        """Positions [axes, n + 1] of the processor's ids and of what follows them, None where the model
-        counts in one axis.
-        """
-        torch = require('torch', 'vision')
-        find = getattr(self._model, 'get_rope_index', None) or getattr(
-            getattr(self._model, 'model', None), 'get_rope_index', None
-        )
-        if find is None or 'image_grid_thw' not in inputs:
-            return None
-        one = inputs['input_ids'].new_zeros(1, 1)
-        ids = torch.cat([inputs['input_ids'], one], dim=1)
-        options = {
-            'input_ids': ids,
-            'image_grid_thw': inputs['image_grid_thw'],
-            'attention_mask': torch.ones_like(ids),
-            'mm_token_type_ids': (ids == self._row_id).int(),
-        }
-        taken = inspect.signature(find).parameters
-        return (
-            find(**{name: value for name, value in options.items() if name in taken})[0][:, 0].cpu().numpy()
-        )
-
     @staticmethod
     def _relative(positions, begin: int, n: int) -> dict:
         start = positions[:, begin].min()
@@ -169,8 +122,13 @@ class OnePieceEncoder(VisionEncoder):
             'advance': int(positions[0, begin + n] - start),
         }
 
+    @property
+    def _opened(self) -> VisionPart:
+        assert self._part is not None  # `encode` does not get here after `close`
+        return self._part
+
     def _unload(self) -> None:
-        self._model = self._processor = None
+        self._part = self._processor = None
 
 
 def _first(config: Any, *names: str) -> int | None:
@@ -191,7 +149,7 @@ def open_processor(path: str, row_id: int | None):
     try:
         images = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
         words = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-        if row_id is not None and hasattr(images, 'merge_size'):
+        if row_id is not None and getattr(images, 'merge_size', None):
             return _GridProcessor(images, words, row_id)
         if (settings := read_config(path)).get(
             'model_type'

@@ -14,7 +14,7 @@ from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.backend_encoder import BackendEncoder
 from ros2_nanochat.vision.encoder import TINY, VisionEncoder, read_config
 from ros2_nanochat.vision.llava import FAMILIES, LlavaEncoder
-from ros2_nanochat.vision.onepiece import OnePieceEncoder, holds_vision
+from ros2_nanochat.vision.onepiece import OnePieceEncoder
 
 
 def open_vision(
@@ -36,12 +36,10 @@ def open_vision(
     kind = read_config(info.path).get('model_type') if os.path.isdir(info.path) else None
     if backend.embeds_images:
         return BackendEncoder(backend, info)
-    if holds_vision(backend):
-        return (
-            LlavaEncoder(Path(info.path), info, config, backend.model)
-            if kind in FAMILIES
-            else OnePieceEncoder(backend, info)
-        )
+    if part := backend.vision_part:
+        if kind in FAMILIES:
+            return LlavaEncoder(Path(info.path), info, config, part)
+        return OnePieceEncoder(part, info)
     if info.takes_embeddings and kind in FAMILIES:
         encoder = LlavaEncoder(Path(info.path), info, config)
         encoder.load()

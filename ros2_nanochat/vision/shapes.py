@@ -122,6 +122,7 @@ def outline(scene: Scene, width: int, height: int, tilt: float = 0.0) -> list[tu
     x, y = scene.x * width, scene.y * height
     if scene.shape == 'circle':
         return [(x - radius, y - radius), (x + radius, y + radius)]
+    corners: list[tuple[float, float]]
     corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)] if scene.shape == 'square' else [(0, -1), (1, 1), (-1, 1)]
     if scene.shape == 'square' and tilt:
         corners = [(0.9 * a, 0.9 * b) for a, b in corners]
@@ -147,7 +148,7 @@ def draw(
             else color
         )
         if scene.color in ('white', 'black'):
-            color = (color[0],) * 3
+            color = (color[0], color[0], color[0])
         tilt = float(rng.uniform(-0.2, 0.2)) if rng.random() < 0.4 else 0.0
         smooth = int(rng.integers(1, 4))
         picture = Image.fromarray(random_background(rng, width, height, color))

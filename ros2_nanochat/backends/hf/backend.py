@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
+from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer, VisionPart
 from ros2_nanochat.backends.check import check_model
 from ros2_nanochat.backends.hf.checkpoint import (
     Checkpoint,
@@ -26,6 +26,7 @@ from ros2_nanochat.backends.hf.checkpoint import (
 )
 from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.backends.tokenizer import Tokenizer
+from ros2_nanochat.backends.transformers_vision import TransformersVision
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, require
 from ros2_nanochat.memory import MemoryEstimate
@@ -193,6 +194,10 @@ class HFBackend(Backend):
                 .cpu()
                 .numpy()
             )
+
+    @functools.cached_property
+    def vision_part(self) -> VisionPart | None:
+        return TransformersVision.of(self.model)
 
     def new_sequence(self) -> int:
         return self._keep(self.runner.new())

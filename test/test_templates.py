@@ -512,6 +512,12 @@ def test_markup_that_both_the_template_and_the_model_write_before_an_answer_stan
 # --- images ---
 
 
+class Parts(list):
+    """What stands for an image."""
+
+    seconds = 0.0
+
+
 class Seeing:
     """A family's model that is shown images: each becomes two ids that stand for its rows."""
 
@@ -525,7 +531,7 @@ class Seeing:
         return image
 
     def embed_image(self, image):
-        return [[900001, 900002]]
+        return Parts([[900001, 900002]])
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 
 from ros2_nanochat.chat import storage
 from ros2_nanochat.chat.message import ChatMessage, check_role
+from ros2_nanochat.chat.model import ChatModel, ConversationCache, ModelReply
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
 from ros2_nanochat.prompt import Prompt, common_prefix, surely_longer
 
@@ -34,13 +35,18 @@ class ChatHistory:
     A failing call raises ValueError and leaves the history as it was.
     """
 
-    def __init__(self, model, chat_template: str | Mapping | None = None, system_prompt: str | None = None):
+    def __init__(
+        self,
+        model: ChatModel,
+        chat_template: str | Mapping | None = None,
+        system_prompt: str | None = None,
+    ):
         self.model = model
         self.template = ChatTemplate(model, chat_template)
         self.messages: list[ChatMessage] = []
         self.num_dropped = 0
         self.encode_seconds = 0.0
-        self._kv_cache = None
+        self._kv_cache: ConversationCache | None = None
         self._default_prompt = self.template.system_prompt if system_prompt is None else system_prompt
         self._last: tuple[tuple, Prompt] | None = None
         self.reset()
@@ -59,9 +65,10 @@ class ChatHistory:
     def __delitem__(self, key: int | slice | ChatMessage) -> None:
         """Remove messages: `del history[-2]`, `del history[1:]`, `del history[message]`."""
         if isinstance(key, ChatMessage):
-            key = next((i for i, message in enumerate(self.messages) if message is key), None)
-            if key is None:
+            at = next((i for i, message in enumerate(self.messages) if message is key), None)
+            if at is None:
                 raise ValueError('this message is not in the history')
+            key = at
         del self.messages[key]
 
     def append(
@@ -75,8 +82,8 @@ class ChatHistory:
         """
         if isinstance(msg, ChatMessage):
             message = msg
-        elif hasattr(msg, 'kv_cache'):
-            message = ChatMessage(role, text=msg.text, reasoning=msg.reasoning, **options)
+        elif isinstance(msg, ModelReply):
+            message = ChatMessage(role, text=msg.text, reasoning=msg.reasoning or '', **options)
         else:
             message = ChatMessage(role, msg, text=text, image=image, **options)
         if message.image is not None and not self.model.has_vision:
@@ -84,7 +91,7 @@ class ChatHistory:
         if message.image is not None and not message.is_embedded(self.model):
             message.picture = self.model.open_image(message.image)  # what a file holds now is what was shown
         self.messages.append(message)
-        if hasattr(msg, 'kv_cache'):
+        if isinstance(msg, ModelReply):
             self.kv_cache = msg.kv_cache
         return message
 
@@ -143,7 +150,8 @@ class ChatHistory:
     @property
     def system_prompt(self) -> str:
         """The instruction at the beginning, '' where there is none. Setting it keeps the conversation."""
-        return self.messages[0].text if self.messages and self.messages[0].role == 'system' else ''
+        first = self.messages[0] if self.messages else None
+        return first.text or '' if first is not None and first.role == 'system' else ''
 
     @system_prompt.setter
     def system_prompt(self, instruction: str | None) -> None:
@@ -175,16 +183,16 @@ class ChatHistory:
     # --- entries and KV ---
 
     @property
-    def kv_cache(self):
+    def kv_cache(self) -> Any:
         """The `KVCache` of the conversation, None before the first reply. Setting it to that of a reply gives
         the message of the bot that has the reply's text the ids which the model sampled.
         """
         return self._kv_cache
 
     @kv_cache.setter
-    def kv_cache(self, kv_cache) -> None:
+    def kv_cache(self, kv_cache: ConversationCache | None) -> None:
         self._kv_cache = kv_cache
-        reply = getattr(kv_cache, 'reply', None)
+        reply = None if kv_cache is None else kv_cache.reply
         message = next((m for m in reversed(self.messages) if m.role == 'bot'), None)
         if (
             reply is not None
@@ -238,7 +246,7 @@ class ChatHistory:
         ]
         self._refuse_too_long(limit)
         whole, dropped = self._whole(), 0
-        self.encode_seconds = sum(getattr(message.embed(self.model), 'seconds', 0.0) for message in new)
+        self.encode_seconds = sum(message.embed(self.model).seconds for message in new)
         if len(whole) > limit:
             system = self.messages[: int(bool(self.system_prompt))]
             kept = [*system, *self._latest_turns(system, self.messages[len(system) :], wrap)]

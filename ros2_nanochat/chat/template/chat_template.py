@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.chat.model import ChatModel
 from ros2_nanochat.chat.template.builtin import BUILTIN, find_name
 from ros2_nanochat.chat.template.jinja import JinjaMarkup
-from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder, SpecialText
+from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder
 from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
 from ros2_nanochat.chat.template.turns import Conversation, Written
+from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding, Prompt
 
 _IMAGE_TOKEN = re.compile(r'image|img|pad', re.IGNORECASE)
@@ -36,7 +38,7 @@ class ChatTemplate:
     name, system_prompt (the default one, or None), stop (ids and strings that end a reply).
     """
 
-    def __init__(self, model, chat_template: str | Mapping | None = None):
+    def __init__(self, model: ChatModel, chat_template: str | Mapping | None = None):
         info = model.info
         self._model = model
         self._variables = dict(info.named_tokens)
@@ -56,7 +58,7 @@ class ChatTemplate:
         self._finder = SpecialFinder(info.special_tokens)
         self.image_token = self._find_image_token()
         extra = (
-            [SpecialText(-1, self.image_token)]
+            [SpecialToken(-1, self.image_token)]
             if self.image_token and self.image_token not in self._by_text
             else []
         )
@@ -159,7 +161,7 @@ class ChatTemplate:
         markers = self.markup.image_markers
         if not markers:
             return None
-        known = getattr(getattr(self._model, 'vision', None), 'image_token', None)
+        known = self._model.vision.image_token if self._model.vision is not None else None
         if known and any(known in marker for marker in markers):
             return known
         marker = max(markers, key=lambda marker: len(list(self._finder.find(marker))))
@@ -198,7 +200,9 @@ class ChatTemplate:
         conversation = Conversation(messages, self.markup, self._hide, self.image_token)
         text = conversation.render(self._generation(messages, add_generation_prompt))
         for character, value in conversation.placeholders.objects.items():
-            text = text.replace(character, value.message.text if isinstance(value, Written) else '<image>')
+            text = text.replace(
+                character, value.message.text or '' if isinstance(value, Written) else '<image>'
+            )
         return conversation.placeholders.restore(text)
 
     def prompt(self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None = None) -> Prompt:
@@ -236,9 +240,12 @@ class ChatTemplate:
         return ''.join([*pieces, text[end:]])
 
     def _parts(self, text: str, placeholders: Placeholders) -> list[Any]:
-        special = [(start, end, [token.id]) for start, end, token in self._finder.find(text)]
+        special: list[tuple[int, int, Any]] = [
+            (start, end, [token.id]) for start, end, token in self._finder.find(text)
+        ]
         objects = [(at, at + 1, placeholders.objects[text[at]]) for at in placeholders.find_objects(text)]
-        parts, position, preceding = [], 0, Preceding.START
+        parts: list[Any] = []
+        position, preceding = 0, Preceding.START
         for start, end, value in sorted(special + objects, key=lambda item: item[0]) if objects else special:
             if start > position:
                 parts.append(self._runs(placeholders.restore(text[position:start]), preceding))

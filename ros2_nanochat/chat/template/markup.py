@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from ros2_nanochat.model_info import SpecialToken
 
 from ros2_nanochat.prompt import Preceding
 
@@ -23,21 +25,12 @@ _BLANK = frozenset(
 _PLANE = re.compile('[\U00100000-\U0010ffff]')
 
 
-class SpecialText(NamedTuple):
-    """A text that becomes one id: the fields of `backends.base.SpecialToken`."""
-
-    id: int
-    text: str
-    lstrip: bool = False
-    rstrip: bool = False
-
-
 class SpecialFinder:
     """Finds special tokens in a text as tokenizers do: leftmost, then longest; with `lstrip` and `rstrip`,
     white space beside one belongs to it.
     """
 
-    def __init__(self, tokens: Sequence[SpecialText], ignore_case: bool = False):
+    def __init__(self, tokens: Sequence[SpecialToken], ignore_case: bool = False):
         self._fold = str.lower if ignore_case else lambda text: text
         self._tokens = {self._fold(token.text): token for token in reversed(tokens) if token.text}
         self._lengths: dict[str, list[int]] = {}
@@ -49,7 +42,7 @@ class SpecialFinder:
         starts = '|'.join(re.escape(start) for start in sorted(self._lengths, key=len, reverse=True))
         self._start = re.compile(starts or '(?!)')
 
-    def find(self, text: str) -> Iterator[tuple[int, int, SpecialText]]:
+    def find(self, text: str) -> Iterator[tuple[int, int, SpecialToken]]:
         """Give `(start, end, token)` of every special token, in order."""
         folded = self._fold(text)
         if len(folded) != len(text):  # a few capital letters have small forms of two characters
@@ -70,7 +63,7 @@ class SpecialFinder:
             yield start, end, token
             position = end
 
-    def _longest(self, text: str, start: int) -> tuple[SpecialText | None, int]:
+    def _longest(self, text: str, start: int) -> tuple[SpecialToken | None, int]:
         for head in (text[start : start + 2], text[start : start + 1]):
             for length in self._lengths.get(head, ()):
                 token = self._tokens.get(text[start : start + length])
@@ -111,7 +104,7 @@ class Placeholders:
         self.objects[character] = value
         return character
 
-    def hide(self, content: str, finder: SpecialFinder, protected: Callable[[SpecialText], bool]) -> str:
+    def hide(self, content: str, finder: SpecialFinder, protected: Callable[[SpecialToken], bool]) -> str:
         """The content with every text of the finder that is `protected` replaced."""
         content = _PLANE.sub(lambda match: self.for_text(match[0]), content)
         pieces, end = [], 0
@@ -138,7 +131,7 @@ class Placeholders:
         )
 
 
-def _core(content: str, start: int, stop: int, token: SpecialText) -> tuple[int, int]:
+def _core(content: str, start: int, stop: int, token: SpecialToken) -> tuple[int, int]:
     """Where the token itself stands, without white space that it takes."""
     if token.lstrip:
         while content[start] in _BLANK and stop - start > len(token.text):

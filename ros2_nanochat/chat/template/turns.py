@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ros2_nanochat.chat.message import ChatMessage
-from ros2_nanochat.chat.template.jinja import IMAGE_PART, reasoning_part
+from ros2_nanochat.chat.model import ChatModel
+from ros2_nanochat.chat.template.jinja import IMAGE_PART, JinjaMarkup, reasoning_part
 from ros2_nanochat.chat.template.markup import Placeholders
+from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat
 from ros2_nanochat.reasoning import REASONING_MARKS
 
 BETWEEN = '\n'  # between two messages that share one turn
@@ -28,9 +30,9 @@ class Written:
     message: ChatMessage
     whole: bool
 
-    def ids(self, model) -> tuple[int, ...]:
+    def ids(self, model: ChatModel) -> tuple[int, ...]:
         """The ids that go in. White space between the reasoning and the answer goes with the reasoning."""
-        ids = self.message.tokens
+        ids = self.message.tokens or ()
         if self.whole:
             return ids
         start = self.message.num_reasoning
@@ -51,7 +53,7 @@ class Conversation:
     def __init__(
         self,
         messages: Sequence[ChatMessage],
-        markup,
+        markup: JinjaMarkup | NanoLLMFormat,
         hide: Callable[[str, Placeholders], str],
         image_token: str | None,
     ):

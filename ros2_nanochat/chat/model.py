@@ -1,0 +1,96 @@
+"""What a conversation asks of a model, of a reply and of a KV cache.
+
+`NanoLLM`, `StreamingResponse` and `KVCache` are these; anything else with the same members will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.prompt import Preceding
+
+
+class ImageParts(Protocol):
+    """What stands in a prompt for one picture: spans of embeddings, and markup around them as text.
+
+    seconds: what encoding it took, 0.0 if the picture was known.
+    """
+
+    seconds: float
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class ImageEncoder(Protocol):
+    """image_token: the text that chat templates of its model write for a picture, None if unknown."""
+
+    image_token: str | None
+
+
+class ChatModel(Protocol):
+    """A model that conversations are held with; `nano_llm.NanoLLM` documents the members."""
+
+    info: ModelInfo
+
+    @property
+    def has_embed(self) -> bool: ...
+
+    @property
+    def has_vision(self) -> bool: ...
+
+    @property
+    def vision(self) -> ImageEncoder | None: ...
+
+    def tokenize(self, text: str, special: bool = ..., preceding: Preceding = ...) -> list[int]: ...
+
+    def detokenize(self, ids: Sequence[int]) -> str: ...
+
+    def embed_tokens(self, ids: Sequence[int]) -> np.ndarray: ...
+
+    def open_image(self, image: Any) -> Any: ...
+
+    def embed_image(self, image: Any) -> ImageParts: ...
+
+
+class SampledReply(Protocol):
+    """What the model sampled last into a KV cache; see `engine.kv_cache.Reply`."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def reasoning(self) -> str: ...
+
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_reasoning(self) -> int: ...
+
+
+class ConversationCache(Protocol):
+    """What the model has read of one conversation; see `engine.kv_cache.KVCache`."""
+
+    @property
+    def entries(self) -> np.ndarray: ...
+
+    @property
+    def reply(self) -> SampledReply | None: ...
+
+
+@runtime_checkable
+class ModelReply(Protocol):
+    """A reply of the model that can be appended to a history; see `engine.stream.StreamingResponse`."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def reasoning(self) -> str | None: ...
+
+    @property
+    def kv_cache(self) -> Any: ...

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from ros2_nanochat.image_sources import is_image_name
 from ros2_nanochat.vision import fetch as fetch_module
-from ros2_nanochat.vision.images import MAX_BYTES, MAX_PIXELS, image_digest, is_image_reference, open_image
+from ros2_nanochat.vision.images import MAX_BYTES, image_digest, open_image
+from ros2_nanochat.vision.pixels import MAX_PIXELS
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -119,8 +121,8 @@ def test_transparent_parts_become_white():
 
 def test_sixteen_bits_are_scaled_to_eight():
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30) * 109
-    assert np.array_equal(opened(encoded(Image.fromarray(deep)))[..., 0], deep // 257)
-    assert np.array_equal(opened(deep)[..., 0], deep // 257)
+    assert np.array_equal(opened(encoded(Image.fromarray(deep)))[..., 0], np.rint(deep / 257))
+    assert np.array_equal(opened(deep)[..., 0], np.rint(deep / 257))
 
 
 def test_of_an_animation_the_first_frame_is_taken():
@@ -259,7 +261,7 @@ def test_what_is_done_to_an_array_later_does_not_change_the_picture():
     ],
 )
 def test_names_of_images_are_told_from_text(text, image):
-    assert is_image_reference(text) is image
+    assert is_image_name(text) is image
 
 
 # --- over http ---

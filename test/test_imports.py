@@ -70,7 +70,19 @@ IMPORTS = {module: imports(path, module) for module, path in MODULES.items()}
 
 
 FLOORS = (
-    ('config', 'errors', 'files', 'hub', 'locate', 'memory', 'model_info', 'prompt', 'reasoning', 'states'),
+    (
+        'config',
+        'errors',
+        'files',
+        'hub',
+        'image_sources',
+        'locate',
+        'memory',
+        'model_info',
+        'prompt',
+        'reasoning',
+        'states',
+    ),
     ('backends', 'answer'),
     ('engine', 'vision', 'chat'),
     ('remote',),

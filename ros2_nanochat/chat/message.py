@@ -7,14 +7,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from ros2_nanochat.chat.model import ChatModel, ImageParts
+from ros2_nanochat.errors import shorten
+from ros2_nanochat.image_sources import FileObject, is_image_name, is_url, read_file_object
+
 ROLES = ('system', 'user', 'bot', 'tool')
 _OTHER_NAMES = {'assistant': 'bot', 'model': 'bot', 'tool_response': 'tool'}
-
-IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 
 
 def check_role(role: str) -> str:
@@ -27,33 +28,24 @@ def check_role(role: str) -> str:
     return role
 
 
-def is_url(text: str) -> bool:
-    """Whether the text is one web address or data URL, and nothing besides."""
-    return text.startswith(('http://', 'https://', 'data:image/', 'file://')) and not any(
-        c.isspace() for c in text
-    )
-
-
 def is_image(content: Any) -> bool:
-    """Whether this is an image: a PIL image, an array or tensor of [h, w] or [h, w, c], or a string that
-    names a file or address by the ending of an image. A sentence that ends in such a name is text, unless a
-    file is called just so.
+    """Whether this is an image: a PIL image, encoded bytes or a file that is open for reading, an array or
+    tensor of [h, w] or [h, w, c], maybe in a batch of one, or a text that `is_image_name`.
     """
     if isinstance(content, (str, os.PathLike)):
-        name = os.fspath(content)
-        if name.startswith('data:image/'):
-            return is_url(name)
-        path = urlsplit(name).path if is_url(name) else name
-        return path.lower().endswith(IMAGE_EXTENSIONS) and (
-            not any(c.isspace() for c in name) or os.path.isfile(name)
-        )
+        return is_image_name(os.fspath(content))
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return True
     if (
         isinstance(content, np.ndarray)
-        or hasattr(content, '__array_interface__')
-        or type(content).__module__.startswith('torch')
+        or getattr(content, '__array_interface__', None) is not None
+        or type(content).__module__.partition('.')[0] == 'torch'
     ):
-        return getattr(content, 'ndim', 2) in (2, 3)
-    return type(content).__module__.startswith('PIL.')
+        shape = tuple(getattr(content, 'shape', (1, 1)))
+        while len(shape) > 3 and shape[0] == 1:
+            shape = shape[1:]
+        return len(shape) in (2, 3)
+    return type(content).__module__.startswith('PIL.') or isinstance(content, FileObject)
 
 
 def clean_text(text: Any, what: str = 'text') -> str:
@@ -106,18 +98,20 @@ class ChatMessage:
                 text = msg
             else:
                 raise ValueError(
-                    'a message is text (str), or an image (path, URL, PIL image, array), not'
-                    f' {type(msg).__name__}'
+                    'a message is text (str), or an image (path, URL, bytes, open file, PIL image, array), not '
+                    f'{type(msg).__name__}'
                 )
         if text is None and image is None:
             raise ValueError('a message needs text or an image')
         if isinstance(image, os.PathLike):
             image = os.fspath(image)
         if isinstance(image, str) and not is_url(image) and not os.path.isfile(image):
-            raise ValueError(f'there is no image file {image!r}')
+            raise ValueError(f'there is no image file {shorten(image)!r}')
+        if not isinstance(image, np.ndarray) and isinstance(image, FileObject):
+            image = read_file_object(image)  # now: the caller may close it or read on
         self._image = image
         self.picture = None
-        self._parts: tuple[Any, list] | None = None
+        self._parts: tuple[ChatModel, ImageParts] | None = None
         self._text = None if text is None else clean_text(text)
         self.adopt(tokens, reasoning, num_reasoning)
 
@@ -146,11 +140,11 @@ class ChatMessage:
     def image(self, image: Any) -> None:
         self._image, self.picture, self._parts = image, None, None
 
-    def embed(self, model) -> list:
+    def embed(self, model: ChatModel) -> ImageParts:
         """What stands for the image in prompts of this model (see `NanoLLM.embed_image`). It stays so,
         whatever becomes of the file.
         """
-        if not self.is_embedded(model):
+        if self._parts is None or self._parts[0] is not model:
             self._parts = model, model.embed_image(self._image if self.picture is None else self.picture)
             self.picture = None
         return self._parts[1]
@@ -161,7 +155,7 @@ class ChatMessage:
         """
         self._image, self.picture = PixelsGone(), None
 
-    def is_embedded(self, model) -> bool:
+    def is_embedded(self, model: ChatModel) -> bool:
         """Whether `embed` has been called for this model since the image was set."""
         return self._parts is not None and self._parts[0] is model
 

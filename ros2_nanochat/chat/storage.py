@@ -10,8 +10,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ros2_nanochat.chat.message import ChatMessage, is_url
+from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.files import write_whole
+from ros2_nanochat.image_sources import is_url
 
 FORMAT = 'nanochat-history'
 VERSION = 1

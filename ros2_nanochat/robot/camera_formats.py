@@ -9,17 +9,16 @@ its nearest to its farthest value.
 
 from __future__ import annotations
 
-import io
 import re
 
 import numpy as np
 
-from ros2_nanochat.errors import require
+from ros2_nanochat.errors import require, shorten
+from ros2_nanochat.vision import pixels
 
-MAX_PIXELS = 64_000_000
 _COLOR = re.compile(r'(rgb|bgr|rgba|bgra)(8|16)\Z')
 _BAYER = re.compile(r'bayer_(rggb|bggr|gbrg|grbg)(8|16)\Z')
-_GENERIC = re.compile(r'8UC([134])\Z')
+_MATRIX = re.compile(r'(8|16|32|64)[USF]C\d+\Z', re.IGNORECASE)
 # OpenCV names a Bayer pattern by the second row's second and third pixel, ROS by the first row's first two.
 _BAYER_CODES = {
     'rggb': 'COLOR_BayerBG2RGB',
@@ -33,33 +32,25 @@ _YUV_CODES = {
     'yuv422_yuy2': 'COLOR_YUV2RGB_YUY2',
     'yuyv': 'COLOR_YUV2RGB_YUY2',
 }
+_MATRIX_COLORS = {'8UC3': 'bgr8', '8UC4': 'bgra8', '16UC3': 'bgr16', '16UC4': 'bgra16'}
+_DEPTHS = {'16UC1': np.uint16, '32FC1': np.float32, '64FC1': np.float64}
+_FLOATS = {'32FC3': np.float32, '32FC4': np.float32, '64FC3': np.float64, '64FC4': np.float64}
+_GREYS = {'mono8': np.uint8, '8UC1': np.uint8, 'mono16': np.uint16}
 ENCODINGS = (
-    'rgb8',
-    'bgr8',
-    'rgba8',
-    'bgra8',
-    'rgb16',
-    'bgr16',
-    'rgba16',
-    'bgra16',
-    'mono8',
-    'mono16',
-    '8UC1',
-    '8UC3',
-    '8UC4',
-    '16UC1',
-    '32FC1',
-    'yuv422',
-    'uyvy',
-    'yuv422_yuy2',
-    'yuyv',
-    'nv21',
-    'nv24',
-    *(f'bayer_{p}{b}' for p in _BAYER_CODES for b in (8, 16)),
+    *(order + bits for bits in ('8', '16') for order in ('rgb', 'bgr', 'rgba', 'bgra')),
+    *_GREYS,
+    *_MATRIX_COLORS,
+    *_DEPTHS,
+    *_FLOATS,
+    *_YUV_CODES,
+    *('nv12', 'nv21', 'nv24'),
+    *(f'bayer_{pattern}{bits}' for pattern in _BAYER_CODES for bits in (8, 16)),
 )
-"""Encodings of Image that `image_to_rgb` takes. 8UC3 and 8UC4 are read as bgr8 and bgra8, which is what
-OpenCV makes.
+"""Encodings of Image that `image_to_rgb` takes, in upper or lower case. Matrices of three or four channels are
+read as BGR and BGRA, which is what OpenCV makes.
 """
+
+_CANONICAL = {encoding.lower(): encoding for encoding in ENCODINGS}
 
 
 def image_to_rgb(message) -> np.ndarray:
@@ -67,49 +58,41 @@ def image_to_rgb(message) -> np.ndarray:
     encoding is unknown.
     """
     height, width = int(message.height), int(message.width)
-    _check_size(width, height)
-    if message.encoding not in ENCODINGS:
-        raise ValueError(f'unknown image encoding {message.encoding[:40]!r}; known: {", ".join(ENCODINGS)}')
+    pixels.check_size(width, height)
+    encoding = _CANONICAL.get(message.encoding.lower())
+    if encoding is None:
+        kind = 'unsupported' if _MATRIX.match(message.encoding) else 'unknown'
+        raise ValueError(
+            f'{kind} image encoding {shorten(message.encoding, 40)!r}; supported: {", ".join(ENCODINGS)}'
+        )
     bridged = _through_cv_bridge(message)
     if bridged is not None:
         return bridged
-    return _CONVERTERS[_kind(message.encoding)](message, width, height)
+    return _CONVERTERS[_kind(encoding)](message, encoding, width, height)
 
 
 def compressed_to_rgb(message) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of a sensor_msgs/CompressedImage (JPEG, PNG); ValueError where it cannot be
-    decoded.
+    """[h, w, 3] uint8 RGB of a sensor_msgs/CompressedImage; ValueError where it cannot be decoded.
+
+    What stands before `;` in its format is the encoding of the image that was compressed: a grey PNG or JPEG
+    may hold a Bayer mosaic or depth. One that is cut off at its end is shown.
     """
-    data = bytes(message.data)
-    if not data:
-        raise ValueError('the compressed image is empty')
+    name = f'the compressed image (format {shorten(message.format, 40)!r}, {len(message.data)} bytes)'
     if 'compressedDepth' in message.format:
         raise ValueError(
-            'compressedDepth is not supported: send the depth as an Image, or as "16UC1; png compressed"'
+            f'{name} is not supported: send the depth as an Image, or as "16UC1; png compressed"'
         )
-    image_class = require('PIL.Image', 'vision')
-    try:
-        picture = image_class.open(io.BytesIO(data), formats=('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF'))
-        _check_size(*picture.size)
-        picture.load()
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        reason = (
-            'it is no JPEG or PNG' if type(error).__name__ == 'UnidentifiedImageError' else str(error)[:120]
-        )
-        raise ValueError(
-            f'the compressed image (format {message.format[:40]!r}, {len(data)} bytes) cannot be decoded:'
-            f' {reason}'
-        ) from error
-    if picture.mode.startswith('I') or picture.mode == 'F':
-        grey = np.asarray(picture)
-        return _grey_to_rgb(
-            _depth_to_8_bits(grey)
-            if message.format.startswith(('16UC1', '32FC1'))
-            else _to_8_bits(grey.astype(np.uint16))
-        )
-    return np.asarray(picture.convert('RGB'))
+    picture = pixels.decode(bytes(message.data), name, cut=True)
+    before, _, rest = message.format.partition(';')
+    encoding = _CANONICAL.get(before.strip().lower(), '')
+    target = rest.partition('compressed')[2].strip()
+    if pixels.is_deep(picture) or picture.mode == 'L':
+        grey = pixels.deep_pixels(picture) if pixels.is_deep(picture) else np.asarray(picture)
+        if _BAYER.match(encoding) and (not target or target == encoding):
+            return _demosaic(grey, encoding)
+        if encoding in _DEPTHS and pixels.is_deep(picture):
+            return _grey_to_rgb(_depth_to_8_bits(grey))
+    return np.asarray(pixels.upright_rgb(picture))
 
 
 def stamp_of(message) -> int:
@@ -117,29 +100,19 @@ def stamp_of(message) -> int:
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1:
-        raise ValueError(f'the image has no pixels: {width} x {height}')
-    if width * height > MAX_PIXELS:
-        raise ValueError(
-            f'the image is too large: {width} x {height}, at most {MAX_PIXELS // 1_000_000} megapixels'
-        )
-
-
 def _kind(encoding: str) -> str:
-    if _COLOR.match(encoding) or encoding in ('8UC3', '8UC4'):
+    if _COLOR.match(encoding) or encoding in _MATRIX_COLORS:
         return 'color'
     if _BAYER.match(encoding):
         return 'bayer'
-    if encoding in _YUV_CODES:
-        return 'yuv'
-    return {'mono8': 'grey', 'mono16': 'grey', '8UC1': 'grey', '16UC1': 'depth', '32FC1': 'depth'}.get(
-        encoding, encoding
-    )
+    for kind, encodings in (('yuv', _YUV_CODES), ('grey', _GREYS), ('depth', _DEPTHS), ('float', _FLOATS)):
+        if encoding in encodings:
+            return kind
+    return encoding if encoding == 'nv24' else 'nv12'
 
 
 def _through_cv_bridge(message) -> np.ndarray | None:
-    if _kind(message.encoding) not in ('color', 'grey', 'bayer') or message.encoding.startswith('8UC'):
+    if _kind(message.encoding.lower()) not in ('color', 'grey', 'bayer') or message.encoding[:1].isdigit():
         return None
     try:
         from cv_bridge import CvBridge
@@ -172,10 +145,6 @@ def _rows(message, width: int, height: int, channels: int, dtype=np.uint8) -> np
     return rows.reshape(height, width, channels)
 
 
-def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    return np.rint(pixels / 257.0).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-
-
 def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey.reshape(grey.shape[0], grey.shape[1], 1), 3, axis=2)
 
@@ -193,41 +162,46 @@ def _depth_to_8_bits(depth: np.ndarray) -> np.ndarray:
     return grey
 
 
-def _color(message, width: int, height: int) -> np.ndarray:
-    name = {'8UC3': 'bgr8', '8UC4': 'bgra8'}.get(message.encoding, message.encoding)
-    order, bits = _COLOR.match(name).groups()
-    pixels = _rows(message, width, height, len(order), np.uint8 if bits == '8' else np.uint16)[..., :3]
-    return np.ascontiguousarray(_to_8_bits(pixels if order.startswith('rgb') else pixels[..., ::-1]))
+def _color(message, encoding: str, width: int, height: int) -> np.ndarray:
+    order = _MATRIX_COLORS.get(encoding, encoding)
+    bits = np.uint16 if order.endswith('16') else np.uint8
+    order = order.rstrip('0123456789')
+    rows = _rows(message, width, height, len(order), bits)[..., :3]
+    return np.ascontiguousarray(pixels.to_8_bits(rows if order.startswith('rgb') else rows[..., ::-1]))
 
 
-def _grey(message, width: int, height: int) -> np.ndarray:
-    return _grey_to_rgb(
-        _to_8_bits(_rows(message, width, height, 1, np.uint16 if message.encoding == 'mono16' else np.uint8))
-    )
+def _float(message, encoding: str, width: int, height: int) -> np.ndarray:
+    rows = _rows(message, width, height, int(encoding[-1]), _FLOATS[encoding])[..., :3]
+    return np.ascontiguousarray(pixels.to_8_bits(rows[..., ::-1]))
 
 
-def _depth(message, width: int, height: int) -> np.ndarray:
-    return _grey_to_rgb(
-        _depth_to_8_bits(
-            _rows(message, width, height, 1, np.uint16 if message.encoding == '16UC1' else np.float32)
+def _grey(message, encoding: str, width: int, height: int) -> np.ndarray:
+    return _grey_to_rgb(pixels.to_8_bits(_rows(message, width, height, 1, _GREYS[encoding])))
+
+
+def _depth(message, encoding: str, width: int, height: int) -> np.ndarray:
+    return _grey_to_rgb(_depth_to_8_bits(_rows(message, width, height, 1, _DEPTHS[encoding])))
+
+
+def _bayer(message, encoding: str, width: int, height: int) -> np.ndarray:
+    bits = np.uint16 if encoding.endswith('16') else np.uint8
+    return _demosaic(_rows(message, width, height, 1, bits)[..., 0], encoding)
+
+
+def _demosaic(mosaic: np.ndarray, encoding: str) -> np.ndarray:
+    if min(mosaic.shape) < 2:
+        raise ValueError(
+            f'a Bayer image has at least 2 x 2 pixels, not {mosaic.shape[1]} x {mosaic.shape[0]}'
         )
-    )
-
-
-def _bayer(message, width: int, height: int) -> np.ndarray:
-    pattern, bits = _BAYER.match(message.encoding).groups()
-    if width < 2 or height < 2:
-        raise ValueError(f'a Bayer image has at least 2 x 2 pixels, not {width} x {height}')
     cv2 = require('cv2', 'vision')
-    mosaic = _rows(message, width, height, 1, np.uint8 if bits == '8' else np.uint16)
-    return _to_8_bits(cv2.cvtColor(mosaic[..., 0], getattr(cv2, _BAYER_CODES[pattern])))
+    return pixels.to_8_bits(cv2.cvtColor(mosaic, getattr(cv2, _BAYER_CODES[encoding[6:10]])))
 
 
-def _yuv(message, width: int, height: int) -> np.ndarray:
+def _yuv(message, encoding: str, width: int, height: int) -> np.ndarray:
     if width % 2:
-        raise ValueError(f'{message.encoding} needs an even width, not {width}')
+        raise ValueError(f'{encoding} needs an even width, not {width}')
     cv2 = require('cv2', 'vision')
-    return cv2.cvtColor(_rows(message, width, height, 2), getattr(cv2, _YUV_CODES[message.encoding]))
+    return cv2.cvtColor(_rows(message, width, height, 2), getattr(cv2, _YUV_CODES[encoding]))
 
 
 def _planes(
@@ -254,16 +228,17 @@ def _planes(
     return brightness, data[step * height : needed].reshape(chroma_rows, step * scale)[:, :chroma_step]
 
 
-def _nv21(message, width: int, height: int) -> np.ndarray:
+def _nv12(message, encoding: str, width: int, height: int) -> np.ndarray:
     if width % 2 or height % 2:
-        raise ValueError(f'nv21 needs an even width and height, not {width} x {height}')
+        raise ValueError(f'{encoding} needs an even width and height, not {width} x {height}')
     cv2 = require('cv2', 'vision')
     return cv2.cvtColor(
-        np.concatenate(_planes(message, width, height, height // 2, width)), cv2.COLOR_YUV2RGB_NV21
+        np.concatenate(_planes(message, width, height, height // 2, width)),
+        cv2.COLOR_YUV2RGB_NV12 if encoding == 'nv12' else cv2.COLOR_YUV2RGB_NV21,
     )
 
 
-def _nv24(message, width: int, height: int) -> np.ndarray:
+def _nv24(message, encoding: str, width: int, height: int) -> np.ndarray:
     cv2 = require('cv2', 'vision')
     brightness, colors = _planes(message, width, height, height, 2 * width)
     u_and_v = colors.reshape(height, width, 2)
@@ -278,10 +253,11 @@ def _nv24(message, width: int, height: int) -> np.ndarray:
 
 _CONVERTERS = {
     'color': _color,
+    'float': _float,
     'grey': _grey,
     'depth': _depth,
     'bayer': _bayer,
     'yuv': _yuv,
-    'nv21': _nv21,
+    'nv12': _nv12,
     'nv24': _nv24,
 }

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.turn import Picture, Turn
 
 _SAME_VIEW = 6.0  # mean difference of two small grey pictures, of 255; camera noise stays well under it
@@ -83,8 +84,10 @@ class CameraFrames:
             turn.remark(f'the image came {picture.age:.1f} s ago, which counts as its age: {picture.doubt}')
         try:
             return self._if_new(turn, picture, mode, history)
-        except ValueError as error:
-            raise ValueError(f'the camera image cannot be used: {error}') from error
+        except Exception as error:  # what comes from a camera may be wrong in any way; the question goes on
+            turn.picture = None
+            turn.remark(f'the camera image was not used: {one_line(error)}')
+            return []
 
     def _if_new(self, turn: Turn, picture: Picture, mode: str, history) -> list[tuple[Picture, np.ndarray]]:
         """Nothing where the conversation already shows this image: the question is then about that one."""

@@ -1,0 +1,72 @@
+"""What may stand for an image: texts that name one by the ending of a path or address, data URLs, and open
+files. Decodes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+MAX_BYTES = 64 << 20
+"""An encoded image may be this large, in bytes."""
+
+EXTENSIONS = (
+    *('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp', '.tif', '.tiff', '.mpo'),
+    *('.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.avif', '.heic', '.heif'),
+)
+"""Endings by which a text is taken for the name of an image, also of kinds that only some set-ups can open."""
+
+_URL = re.compile(r'(https?|file)://\S+\Z', re.IGNORECASE)
+_DATA_URL = re.compile(r'data:image/\S*\Z', re.IGNORECASE)
+_BASE64 = r'[A-Za-z0-9+/=_%-]*'
+_BASE64_URL = re.compile(
+    rf'data:image/[^,\s]*;base64,{_BASE64}(?:[ \t]*\r?\n[ \t]*{_BASE64})*\Z', re.IGNORECASE
+)
+
+
+@runtime_checkable
+class FileObject(Protocol):
+    """Something to read bytes from, as `open(path, 'rb')` gives."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def read_file_object(file: FileObject) -> bytes:
+    """What is left in an open file, which stays open. ValueError for text, or more than `MAX_BYTES`."""
+    try:
+        data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise ValueError(f'the image file cannot be read: {error}') from error
+    if not isinstance(data, (bytes, bytearray)):
+        raise ValueError(
+            f"the image file gives {type(data).__name__}, not bytes: open it with mode 'rb', not as text"
+        )
+    if len(data) > MAX_BYTES:
+        raise ValueError(f'the image file is too large: at most {MAX_BYTES:,} bytes')
+    return bytes(data)
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is one web address, file URL or data URL of an image, and nothing else. Base64 may have
+    line breaks.
+    """
+    return any(form.match(text) for form in (_URL, _DATA_URL, _BASE64_URL))
+
+
+def is_image_name(text: Any) -> bool:
+    """Whether a text is nothing but the name of an image: a path or address with an image's ending, or a data
+    URL. A sentence that ends in such a name is text, unless a file is called just so.
+    """
+    if not isinstance(text, str) or not text or '\0' in text:
+        return False
+    if text[:11].lower() == 'data:image/':
+        return is_url(text)
+    if '\n' in text:
+        return False
+    try:
+        path = urlsplit(text).path if is_url(text) else text
+    except ValueError:
+        return False
+    return path.lower().endswith(EXTENSIONS) and (not any(c.isspace() for c in text) or os.path.isfile(text))

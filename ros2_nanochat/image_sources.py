@@ -16,7 +16,7 @@ EXTENSIONS = (
     *('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp', '.tif', '.tiff', '.mpo'),
     *('.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.avif', '.heic', '.heif'),
 )
-"""Endings by which a text is taken for the name of an image, also of kinds that only some set-ups can open."""
+"""Endings by which a text is taken for the name of an image, also of kinds that only some set-ups open."""
 
 _URL = re.compile(r'(https?|file)://\S+\Z', re.IGNORECASE)
 _DATA_URL = re.compile(r'data:image/\S*\Z', re.IGNORECASE)

@@ -53,6 +53,16 @@ class ReasoningMarks:
     message_id: int | None = None
 
 
+def marks_in_template(source: str) -> tuple[str, str] | None:
+    """The texts around reasoning that the source of a chat template knows, None if it knows none."""
+    return next((pair for pair in REASONING_MARKS if pair[1] in source), None)
+
+
+def is_marked(thought: str, text: str) -> bool:
+    """Whether a text holds a thought between marks of reasoning."""
+    return any(f'{start}{thought}{end}' in text for start, end in REASONING_MARKS)
+
+
 def find_reasoning_marks(info: ModelInfo) -> ReasoningMarks | None:
     """The marks that a model declares, in its vocabulary or its template; None where it declares none."""
     ids = {token.text: token.id for token in info.special_tokens}

@@ -156,6 +156,98 @@ def test_what_does_not_fit_itself_is_told_in_one_line(wrong, told):
     assert '\n' not in str(caught.value)
 
 
+HEADER = [  # sensor_msgs/image_encodings.hpp
+    *('rgb8', 'rgba8', 'rgb16', 'rgba16', 'bgr8', 'bgra8', 'bgr16', 'bgra16', 'mono8', 'mono16'),
+    *(f'{kind}C{n}' for kind in ('8U', '8S', '16U', '16S', '32S', '32F', '64F') for n in range(1, 5)),
+    *(f'bayer_{pattern}{bits}' for pattern in ('rggb', 'bggr', 'gbrg', 'grbg') for bits in (8, 16)),
+    *('uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2', 'nv12', 'nv21', 'nv24'),
+]
+
+
+@pytest.mark.parametrize('encoding', HEADER)
+def test_every_encoding_of_ros_is_decoded_or_named_as_unsupported(encoding):
+    data = np.random.default_rng(2).random((HEIGHT, WIDTH, 4)).astype('<f8').tobytes()
+    step = {'n': WIDTH, 'm': WIDTH * 2}.get(encoding[0], len(data) // HEIGHT)
+    if '64F' not in encoding:
+        data = np.random.default_rng(2).random(len(data) // 4).astype('<f4').tobytes()
+        step = min(step, len(data) // HEIGHT)
+    try:
+        assert image_to_rgb(message(encoding, data, step=step)).shape == (HEIGHT, WIDTH, 3)
+        assert encoding in ENCODINGS
+    except ValueError as error:
+        assert f"unsupported image encoding '{encoding}'" in str(error) and encoding not in ENCODINGS
+
+
+@pytest.mark.parametrize('big', [0, 1])
+def test_matrices_of_opencv_are_bgr(big):
+    colors = pixels(3, np.uint16)
+    data = colors.astype('>u2' if big else '<u2').tobytes()
+    expected = np.rint(colors[..., ::-1] / 257)
+    assert np.array_equal(image_to_rgb(message('16UC3', data, big=big)), expected)
+    for top in (1.0, 255.0):
+        floats = (colors / 65535 * top).astype('>f4' if big else '<f4')
+        floats[0, 0] = top
+        got = image_to_rgb(message('32FC3', floats.tobytes(), big=big))
+        assert np.abs(got[1:] - expected[1:]).max() <= 1
+    with pytest.raises(ValueError, match='values from'):
+        image_to_rgb(message('32FC3', (colors * 1.0).astype('<f4').tobytes()))
+
+
+def test_encodings_are_known_in_upper_case_too():
+    source = pixels(3)
+    assert np.array_equal(image_to_rgb(message('BGR8', source.tobytes())), source[..., ::-1])
+
+
+def test_nv12_gives_the_pixels_of_opencv():
+    plane = np.random.default_rng(1).integers(0, 256, (HEIGHT * 3 // 2, WIDTH), dtype=np.uint8)
+    assert np.array_equal(
+        image_to_rgb(message('nv12', plane.tobytes(), step=WIDTH)),
+        cv2.cvtColor(plane, cv2.COLOR_YUV2RGB_NV12),
+    )
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+def test_the_prefix_of_a_compressed_format_is_the_encoding(pattern, bits):
+    mosaic = pixels(1, np.uint8 if bits == 8 else np.uint16)[..., 0]
+    ok, data = cv2.imencode('.png', mosaic)
+    encoding = f'bayer_{pattern}{bits}'
+    for target in ('', ' ', f' {encoding}'):
+        sent = SimpleNamespace(format=f'{encoding}; png compressed{target}', data=data.tobytes())
+        assert np.array_equal(compressed_to_rgb(sent), image_to_rgb(message(encoding, mosaic.tobytes())))
+    grey = compressed_to_rgb(SimpleNamespace(format=f'{encoding}; png compressed mono8', data=data.tobytes()))
+    assert (grey == grey[..., :1]).all()
+
+
+@pytest.mark.parametrize('options', [{}, {'progressive': True}], ids=['baseline', 'progressive'])
+@pytest.mark.parametrize('lost', [1, 2, 40, 0.3])
+def test_a_jpeg_that_is_cut_off_at_its_end_still_shows(lost, options):
+    smooth = cv2.resize(pixels(3), (320, 240), interpolation=cv2.INTER_CUBIC)
+    buffer = io.BytesIO()
+    Image.fromarray(smooth).save(buffer, 'JPEG', quality=95, **options)
+    data = buffer.getvalue()
+    cut = data[: -(lost if lost >= 1 else int(lost * len(data)))]
+    got = compressed_to_rgb(SimpleNamespace(format='jpeg', data=cut)).astype(int)
+    assert got.shape == smooth.shape and np.abs(got[:100] - smooth[:100]).mean() < 10
+
+
+@pytest.mark.parametrize(
+    ('form', 'start', 'says'),
+    [
+        ('16UC1; compressedDepth png', bytes(12) + b'\x89PNG', 'compressedDepth'),
+        ('heic', b'\0\0\0\x18ftypheic', 'HEIC'),
+        ('h264', b'\0\0\0\1g', 'H.264'),
+        ('mp4', b'\0\0\0\x18ftypisom', 'video'),
+        ('', b'', 'empty'),
+        ('jpeg', b'\xff\xd8\xff', 'beginning is broken'),
+    ],
+)
+def test_what_is_not_supported_is_named(form, start, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        compressed_to_rgb(SimpleNamespace(format=form, data=start))
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 500
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from([*ENCODINGS, 'rgb', '']),

@@ -3,6 +3,7 @@
 import base64
 import http.server
 import io
+import tempfile
 import threading
 import time
 
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ros2_nanochat.image_sources import is_image_name
+from ros2_nanochat.chat.message import ChatMessage, is_image
+from ros2_nanochat.image_sources import EXTENSIONS, is_image_name
 from ros2_nanochat.vision import fetch as fetch_module
 from ros2_nanochat.vision.images import MAX_BYTES, image_digest, open_image
 from ros2_nanochat.vision.pixels import MAX_PIXELS
@@ -63,6 +65,69 @@ def refused(source, **options) -> str:
 )
 def test_the_same_picture_comes_out_of_every_form(source):
     assert np.array_equal(opened(source), RGB)
+
+
+@pytest.mark.parametrize('line', [64, 76, 1])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\n  '])
+def test_base64_may_have_line_breaks(line, end):
+    text = base64.b64encode(encoded(Image.fromarray(RGB[:8, :8]))).decode()
+    url = 'data:image/png;base64,' + end.join(text[at : at + line] for at in range(0, len(text), line))
+    assert is_image_name(url) and np.array_equal(opened(url), RGB[:8, :8])
+
+
+def test_open_files_are_read_and_stay_open(tmp_path):
+    path = tmp_path / 'x.png'
+    path.write_bytes(encoded())
+    with open(path, 'rb') as file:
+        assert np.array_equal(opened(file), RGB)
+        file.seek(0)
+        assert file.read(4) == b'\x89PNG'
+    assert 'closed' in refused(file)
+    assert np.array_equal(opened(io.BytesIO(encoded())), RGB)
+    with tempfile.SpooledTemporaryFile() as spooled:
+        spooled.write(encoded())
+        spooled.seek(0)
+        assert np.array_equal(opened(spooled), RGB)
+    with open(__file__) as file:
+        assert "'rb'" in refused(file)
+
+
+@pytest.mark.parametrize('batch', [(None,), (None, None)])
+def test_a_batch_of_one_is_an_image(batch):
+    assert is_image(RGB[batch]) and np.array_equal(opened(RGB[batch]), RGB)
+    assert not is_image(np.zeros((2, 8, 8, 3)))
+
+
+@pytest.mark.parametrize('form', ['JPEG', 'TGA', 'AVIF', 'GIF'])
+@pytest.mark.parametrize('ending', EXTENSIONS)
+def test_every_extension_names_an_image_which_opens_or_is_refused_in_one_line(form, ending, tmp_path):
+    path = tmp_path / f'x{ending}'
+    try:
+        Image.fromarray(RGB).save(path, form)
+    except (KeyError, OSError):
+        pytest.skip(f'this Pillow has no {form}')
+    assert is_image_name(str(path)) and is_image_name(f'https://x.org/cat{ending.upper()}')
+    if form != 'TGA' or ending == '.tga':
+        assert opened(str(path)).shape == RGB.shape
+    else:
+        assert 'not an image' in refused(str(path))
+
+
+@pytest.mark.parametrize(
+    'long',
+    [
+        'data:image/png;base64,' + 'A' * 75_000,
+        'data:image/png;base64,' + '@' * 75_000,
+        'data:image/png,' + '%41' * 30_000,
+        'x' * 75_000 + '.png',
+        'ftp://x/' + 'y' * 75_000 + '.png',
+    ],
+)
+def test_long_texts_are_cut_in_errors(long):
+    assert len(refused(long)) < 500
+    with pytest.raises(ValueError) as caught:
+        ChatMessage('user', image=long + ' ')
+    assert len(str(caught.value)) < 500
 
 
 def test_tensors_are_taken_in_either_order():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ros2_nanochat import NanoLLM
+from ros2_nanochat.errors import MissingDependency
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.frames import CameraFrames, thumbnail
 from ros2_nanochat.robot.options import (
@@ -238,6 +239,35 @@ def test_a_model_without_vision_says_so_once_and_answers_the_text(robot):
     chat, _ = robot(camera=Camera())
     turn = ask(chat, 'hello')
     assert turn.reply == 'You said: hello' and 'no vision' in turn.note and turn.picture is None
+
+
+@pytest.mark.parametrize(
+    'error', [ValueError('no pixels'), MissingDependency('cv2'), MemoryError(), KeyError(3)]
+)
+def test_a_frame_that_cannot_be_decoded_costs_a_note_and_not_the_question(error):
+    def broken():
+        raise error
+
+    class Camera:
+        present = expecting = True
+
+        def newest(self):
+            return Picture(broken, 7, 'camera', 0.1)
+
+        def trouble(self):
+            return ''
+
+    turn = Turn('What is it?', RobotOptions())
+    assert CameraFrames(Camera()).pictures(turn, [], None) == []
+    assert turn.picture is None and 'the camera image was not used' in turn.note
+
+
+def test_an_image_of_the_question_itself_is_mandatory():
+    def broken():
+        raise ValueError('no pixels')
+
+    with pytest.raises(ValueError, match='no pixels'):
+        CameraFrames(None).pictures(Turn('What?', RobotOptions(), [Picture(broken)]), [], None)
 
 
 def test_a_picture_that_the_conversation_shows_already_does_not_go_in_again_whatever_its_stamp():

@@ -105,7 +105,7 @@ class VisionPart(ABC):
         """
 
     @abstractmethod
-    def positions(self, inputs: Mapping[str, Any], row_id: int | None) -> np.ndarray | None:
+    def positions(self, inputs: Mapping[str, Any], row_id: int) -> np.ndarray | None:
         """Positions [axes, n + 1] of the `input_ids` of a processor and of the entry that follows them, None
         if the model counts in one axis.
 

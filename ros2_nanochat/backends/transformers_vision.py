@@ -54,7 +54,7 @@ class TransformersVision(VisionPart):
             list(getattr(output, 'deepstack_features', None) or ()),
         )
 
-    def positions(self, inputs: Mapping[str, Any], row_id: int | None) -> np.ndarray | None:
+    def positions(self, inputs: Mapping[str, Any], row_id: int) -> np.ndarray | None:
         import torch
 
         find = getattr(self.model, 'get_rope_index', None) or getattr(

@@ -98,8 +98,8 @@ class ChatMessage:
                 text = msg
             else:
                 raise ValueError(
-                    'a message is text (str), or an image (path, URL, bytes, open file, PIL image, array), not '
-                    f'{type(msg).__name__}'
+                    'a message is text (str), or an image (path, URL, bytes, open file, PIL image, array),'
+                    f' not {type(msg).__name__}'
                 )
         if text is None and image is None:
             raise ValueError('a message needs text or an image')

@@ -118,7 +118,7 @@ def _message(entry: Any, path: str, n: int, same_model: bool) -> ChatMessage:
         if not isinstance(num_reasoning, int) or not 0 <= num_reasoning <= len(tokens or ()):
             raise ValueError(f'num_reasoning={num_reasoning!r} is not a number of ids')
         return ChatMessage(
-            entry.get('role'),
+            entry.get('role', ''),
             text=entry.get('text'),
             image=image,
             reasoning=entry.get('reasoning', ''),

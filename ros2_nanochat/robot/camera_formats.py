@@ -46,8 +46,8 @@ ENCODINGS = (
     *('nv12', 'nv21', 'nv24'),
     *(f'bayer_{pattern}{bits}' for pattern in _BAYER_CODES for bits in (8, 16)),
 )
-"""Encodings of Image that `image_to_rgb` takes, in upper or lower case. Matrices of three or four channels are
-read as BGR and BGRA, which is what OpenCV makes.
+"""Encodings of Image that `image_to_rgb` takes, in upper or lower case. Matrices of three or four channels
+are read as BGR and BGRA, which is what OpenCV makes.
 """
 
 _CANONICAL = {encoding.lower(): encoding for encoding in ENCODINGS}

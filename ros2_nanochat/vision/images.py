@@ -31,8 +31,8 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
     Transparent parts become white; 16 bits are scaled to 8; of several frames the first is taken.
 
     Args:
-        source: a path, `http(s)://`, `file://` or `data:image/` URL; encoded bytes, or a file that is open for
-            reading them, which stays open; a PIL image; an array or torch tensor of [h, w], [h, w, c] or
+        source: a path, `http(s)://`, `file://` or `data:image/` URL; encoded bytes, or a file that is open
+            for reading them, which stays open; a PIL image; an array or torch tensor of [h, w], [h, w, c] or
             [c, h, w], maybe in a batch of one, with c of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), as
             integers of 8 or 16 bits, or floats from 0 to 1 or to 255.
         urls: whether strings may name something outside: addresses and paths. False for what comes from a
@@ -81,7 +81,7 @@ def image_digest(picture: Image.Image) -> bytes:
     digest = hashlib.sha256(
         repr((picture.mode, picture.size)).encode()
     )  # most processors have instructions for it: 3 ms for a frame of 1080p
-    digest.update(np.ascontiguousarray(picture))
+    digest.update(np.ascontiguousarray(picture).data)
     return digest.digest()[:16]
 
 
@@ -142,8 +142,8 @@ def _from_array(source: Any) -> Image.Image:
         source = source.numpy()
     if not isinstance(source, np.ndarray) and getattr(source, '__array_interface__', None) is None:
         raise ValueError(
-            f'a {type(source).__name__} is not an image: pass a path, URL, bytes, open file, PIL image, array '
-            'or tensor'
+            f'a {type(source).__name__} is not an image: pass a path, URL, bytes, open file, PIL image,'
+            ' array or tensor'
         )
     array = np.asarray(source)
     shape = array.shape

@@ -80,7 +80,7 @@ class OnePieceEncoder(VisionEncoder):
                 f'{self._kind}: the processor makes room for {ids.count(self._row_id)} rows, the model gives'
                 f' {len(rows)}: {self._path} does not hold what belongs together'
             )
-        positions = self._opened.positions(inputs, self._row_id)
+        positions = None if self._row_id is None else self._opened.positions(inputs, self._row_id)
         parts: list = []
         begin = used = 0
         for is_rows, group in itertools.groupby(ids, key=lambda i: i == self._row_id):

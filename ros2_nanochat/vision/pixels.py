@@ -1,5 +1,5 @@
-"""Pixels: encoded bytes, and numbers of other widths, to 8-bit RGB. The one place that does this, for images of
-the library and frames of cameras alike.
+"""Pixels: encoded bytes, and numbers of other widths, to 8-bit RGB. The one place that does this, for images
+of the library and frames of cameras.
 
 Knows neither files nor messages. Imports Pillow only to decode.
 """
@@ -27,7 +27,7 @@ of the other with this.
 """
 
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'MPO', 'AVIF')
-"""Formats of Pillow that are tried, if it has them. Others are not: EPS, for example, starts another program."""
+"""Formats of Pillow that are tried, if it has them. Others are not: EPS, for example, starts a program."""
 
 _JPEG, _END_OF_JPEG = b'\xff\xd8\xff', b'\xff\xd9'
 _SIGNATURES = (
@@ -55,7 +55,8 @@ def check_size(width: int, height: int, name: str = 'the image') -> None:
         raise ValueError(f'{name} is empty: it has no pixels ({width}x{height})')
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f'{name} is too large: {width}x{height} pixels, at most {MAX_PIXELS:,} in all; scale it down first'
+            f'{name} is too large: {width}x{height} pixels, at most {MAX_PIXELS:,} in all;'
+            ' scale it down first'
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(
@@ -118,8 +119,8 @@ def _identify(data: bytes, name: str, targa: bool) -> Image.Image:
 
 
 def upright_rgb(picture: Image.Image, borrowed: bool = False) -> Image.Image:
-    """A picture as RGB, turned as its EXIF block says, without metadata. Transparent parts become white; 16 bits
-    are scaled to 8. borrowed: leave the one that was passed as it is.
+    """A picture as RGB, turned as its EXIF block says, without metadata. Transparent parts become white; 16
+    bits are scaled to 8. borrowed: leave the one that was passed as it is.
     """
     from PIL import ExifTags, Image, ImageOps
 

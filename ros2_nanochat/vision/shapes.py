@@ -88,7 +88,7 @@ def random_scene(
 
 
 def random_background(
-    rng: np.random.Generator, width: int, height: int, color: tuple[int, int, int]
+    rng: np.random.Generator, width: int, height: int, color: tuple[int, ...]
 ) -> np.ndarray:
     """A plain or gently uneven background [height, width, 3] uint8 from which `color` stands out."""
     kind = rng.integers(4)
@@ -138,7 +138,8 @@ def draw(
     background: tuple[int, int, int] = (128, 128, 128),
 ) -> Image.Image:
     """Draw a scene. rng: varies shade, tilt and background, which is plain without it."""
-    color, tilt, smooth = COLORS[scene.color], 0.0, 1
+    color: tuple[int, ...] = COLORS[scene.color]
+    tilt, smooth = 0.0, 1
     if rng is None:
         picture = Image.new('RGB', (width, height), background)
     else:

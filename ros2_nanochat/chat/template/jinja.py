@@ -19,7 +19,7 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from ros2_nanochat.reasoning import REASONING_MARKS
+from ros2_nanochat.reasoning import is_marked
 
 _P1, _P2 = '\U0010fff0', '\U0010fff1'  # stand for contents where a template is asked what it does
 IMAGE_PART = {'type': 'image'}
@@ -246,4 +246,4 @@ class JinjaMarkup:
         Ministral 3).
         """
         text = self._try(('user', _P1), ('assistant', [reasoning_part(_P2), {'type': 'text', 'text': _P1}]))
-        return text is not None and any(f'{start}{_P2}{end}' in text for start, end in REASONING_MARKS)
+        return text is not None and is_marked(_P2, text)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ros2_nanochat.model_info import SpecialToken
-
 from ros2_nanochat.prompt import Preceding
 
 _FIRST, _LAST = 0x100000, 0x10FFEF

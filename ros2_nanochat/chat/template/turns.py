@@ -14,7 +14,7 @@ from ros2_nanochat.chat.model import ChatModel
 from ros2_nanochat.chat.template.jinja import IMAGE_PART, JinjaMarkup, reasoning_part
 from ros2_nanochat.chat.template.markup import Placeholders
 from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat
-from ros2_nanochat.reasoning import REASONING_MARKS
+from ros2_nanochat.reasoning import marks_in_template
 
 BETWEEN = '\n'  # between two messages that share one turn
 # between a system prompt and the first message, where these share one turn (as in Gemma 3's template)
@@ -69,7 +69,7 @@ class Conversation:
             raise ValueError(f'chat template {markup.name} has no place for the answer of a tool')
         self._messages = [self._message(turn) for turn in self._turns(messages)]
 
-    def _turns(self, messages: Sequence[ChatMessage]) -> list[list[ChatMessage | str]]:
+    def _turns(self, messages: Sequence[ChatMessage]) -> list[list[Any]]:
         """Messages that go into one turn together: an image and what is said about it; neighbours of one role
         where the template wants roles to alternate; a system prompt and the first message where the template
         has no place for it.
@@ -96,9 +96,10 @@ class Conversation:
                 turns.insert(0, [ChatMessage('user', text=system)])
         return turns
 
-    def _message(self, turn: list[ChatMessage | str]) -> dict:
+    def _message(self, turn: list[Any]) -> dict:
+        """turn: messages; before them, as text, a system prompt that has no other place."""
         role = turn[-1].role
-        message = {'role': 'assistant' if role == 'bot' else role}
+        message: dict[str, Any] = {'role': 'assistant' if role == 'bot' else role}
         items: list[Any] = []  # texts, ready, and messages with images
         if isinstance(turn[0], str):
             items.append(self._hide(turn.pop(0)) + AFTER_SYSTEM)
@@ -140,8 +141,7 @@ class Conversation:
         """The content of a message of the bot; its reasoning goes where the template looks for it, which may
         be the content.
         """
-        source = self._markup.source
-        marks = next((pair for pair in REASONING_MARKS if pair[1] in source), None)
+        marks = marks_in_template(self._markup.source)
         thought = entry.reasoning.strip()
         apart = bool(thought) and (self._markup.takes_reasoning or marks is not None)
         text = self._hide(entry.text)
@@ -154,7 +154,7 @@ class Conversation:
         if self._markup.takes_reasoning_part:
             message.setdefault('parts', []).append(reasoning_part(reasoning))
             return text
-        if self._markup.takes_reasoning:
+        if self._markup.takes_reasoning or marks is None:
             message['reasoning_content'] = message['thinking'] = reasoning
             return text
         return f'{marks[0]}\n{reasoning}\n{marks[1]}\n\n{text}'

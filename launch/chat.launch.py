@@ -28,11 +28,21 @@ _PARAMETERS = (
 )
 
 
+_OTHERS = {
+    'robots': 'names of the robots to serve, with commas or spaces between; empty: the node itself',
+    'namespace': 'namespace of the node',
+    'image_topic': 'camera topic, raw (<topic>/compressed is used if only that is published) or compressed;'
+    " {robot} in it stands for the name of each robot, as in '{robot}/camera/image_raw'; empty:"
+    ' <robot>/nanochat/image',
+    'params_file': 'YAML file with parameters; config/ of this package has presets',
+    'use_sim_time': 'true: stamps and ages follow /clock; empty: as params_file says, else false',
+    'log_level': 'debug, info, warn, error, fatal',
+}
+_DEFAULTS = {'log_level': 'info'}
+
+
 def _start(context):
-    value = {
-        name: LaunchConfiguration(name).perform(context)
-        for name in (*_PARAMETERS, 'robots', 'namespace', 'image_topic', 'params_file', 'log_level')
-    }
+    value = {name: LaunchConfiguration(name).perform(context) for name in (*_PARAMETERS, *_OTHERS)}
     share = get_package_share_directory('nanochat')
     parameters = [os.path.join(share, 'config', 'chat.yaml')]
     if value['params_file']:
@@ -40,17 +50,14 @@ def _start(context):
     given = {name: value[name] for name in _PARAMETERS if value[name]}
     if 'gpu_layers' in given:
         given['gpu_layers'] = _whole_number('gpu_layers', given['gpu_layers'])
-    robots = [name for name in value['robots'].replace(',', ' ').split() if name]
+    if value['use_sim_time']:
+        given['use_sim_time'] = _true_or_false('use_sim_time', value['use_sim_time'])
+    robots = [name.strip('/') for name in value['robots'].replace(',', ' ').split()]
     if robots:
         given['robots'] = robots
     if given:
         parameters.append(given)
-    # Every robot looks at the same camera then; else each has its own, <robot>/nanochat/image.
-    images = [f'{robot}/nanochat/image' for robot in robots] or ['~/image']
-    topic = value['image_topic']
-    # A topic of compressed frames is taken for what it is; beside one of raw frames, the compressed ones.
-    suffixes = ('',) if topic.endswith('/compressed') else ('', '/compressed')
-    remappings = [(name + suffix, topic + suffix) for name in images for suffix in suffixes] if topic else []
+    remappings = _cameras(value['image_topic'], robots) if value['image_topic'] else []
     # Room for camera frames in shared memory; see config/fastdds.xml. Fast DDS 2 knows the variable under its
     # old name.
     profile = os.path.join(share, 'config', 'fastdds.xml')
@@ -74,8 +81,22 @@ def _start(context):
     return [*environment, node]
 
 
+def _cameras(topic, robots):
+    """Remappings of the images of each robot to its camera: a pattern with {robot}, or one camera for all."""
+    if '{robot}' in topic and not robots:
+        raise ValueError(f'image_topic:={topic} is not valid: it names {{robot}}, and robots is empty')
+    images = {f'{robot}/nanochat/image': topic.replace('{robot}', robot) for robot in robots}
+    # A topic of compressed frames is taken for what it is; beside one of raw frames, the compressed ones.
+    suffixes = ('',) if topic.endswith('/compressed') else ('', '/compressed')
+    return [
+        (image + suffix, camera + suffix)
+        for image, camera in (images or {'~/image': topic}).items()
+        for suffix in suffixes
+    ]
+
+
 def _file(name, path):
-    path = os.path.expanduser(path)  # a shell leaves ~ alone behind :=
+    path = os.path.expanduser(path)  # a shell leaves ~ as it is behind :=
     if not os.path.isfile(path):
         raise ValueError(f'{name}:={path} is no file')  # launch would warn, and start without it
     return path
@@ -86,6 +107,13 @@ def _whole_number(name, text):
         return int(text)
     except ValueError:
         raise ValueError(f'{name}:={text} is not valid: it has to be a whole number') from None
+
+
+def _true_or_false(name, text):
+    values = {'true': True, '1': True, 'false': False, '0': False}
+    if text.lower() not in values:
+        raise ValueError(f'{name}:={text} is not valid: it has to be true or false')
+    return values[text.lower()]
 
 
 def generate_launch_description():
@@ -99,27 +127,10 @@ def generate_launch_description():
                 )
                 for name in _PARAMETERS
             ),
-            DeclareLaunchArgument(
-                'robots',
-                default_value='',
-                description='names of the robots to serve, with commas or spaces between; empty: the node'
-                ' itself',
+            *(
+                DeclareLaunchArgument(name, default_value=_DEFAULTS.get(name, ''), description=text)
+                for name, text in _OTHERS.items()
             ),
-            DeclareLaunchArgument('namespace', default_value='', description='namespace of the node'),
-            DeclareLaunchArgument(
-                'image_topic',
-                default_value='',
-                description=(
-                    'camera topic, raw (<topic>/compressed is used if only that is published) or compressed;'
-                    ' empty: <robot>/nanochat/image'
-                ),
-            ),
-            DeclareLaunchArgument(
-                'params_file',
-                default_value='',
-                description='YAML file with parameters; config/ of this package has presets',
-            ),
-            DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
             OpaqueFunction(function=_start),
         ]
     )

@@ -79,6 +79,7 @@ FLOORS = (
         'locate',
         'memory',
         'model_info',
+        'program',
         'prompt',
         'reasoning',
         'states',

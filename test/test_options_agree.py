@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from launch_stand_in import chat_launch
 
 from ros2_nanochat.config import (
     EngineConfig,
@@ -99,7 +100,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     return {
         action.dest: action
         for action in parser._actions
-        if action.dest not in ('help', 'prompt', 'disable_stats')
+        if action.dest not in ('help', 'prompt', 'disable_stats', 'debug')
     }
 
 
@@ -150,8 +151,10 @@ def test_a_goal_has_the_options_that_say_so_with_the_default_that_leaves_the_rob
 
 
 def test_the_launch_file_takes_its_texts_from_the_declarations():
-    source = (ROOT / 'launch' / 'chat.launch.py').read_text()
-    assert 'PARAMETERS[name].text' in source
+    described, _ = chat_launch(ROOT)
+    shared = set(described) & set(parameters.PARAMETERS) - {'robots'}
+    assert {'model', 'system_prompt', 'gpu_layers'} <= shared
+    assert all(described[name].startswith(parameters.PARAMETERS[name].text) for name in shared)
 
 
 def test_tables_of_the_documentation_have_the_defaults_of_the_declarations():

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from launch_stand_in import chat_launch
 
 from ros2_nanochat.robot.options import PARAMETERS
 
@@ -60,6 +61,41 @@ def test_arguments_of_the_launch_file_that_set_parameters_name_some_that_exist()
         if isinstance(node, ast.Assign) and node.targets[0].id == '_PARAMETERS'
     )
     assert {'model', 'state_dir', 'gpu_layers', 'vision'} <= set(names) <= set(PARAMETERS)
+
+
+def given(node) -> dict:
+    """The parameters that a launch file gives a node beside files."""
+    return {
+        name: value
+        for each in node.named['parameters']
+        if isinstance(each, dict)
+        for name, value in each.items()
+    }
+
+
+def test_the_launch_file_gives_each_robot_its_camera_by_a_pattern_or_all_of_them_one():
+    def cameras(**arguments):
+        return dict(chat_launch(ROOT, **arguments)[1].named['remappings'])
+
+    assert cameras(robots='r1, r2', image_topic='{robot}/camera/image_raw') == {
+        'r1/nanochat/image': 'r1/camera/image_raw',
+        'r1/nanochat/image/compressed': 'r1/camera/image_raw/compressed',
+        'r2/nanochat/image': 'r2/camera/image_raw',
+        'r2/nanochat/image/compressed': 'r2/camera/image_raw/compressed',
+    }
+    assert set(cameras(robots='r1 r2', image_topic='/cam').values()) == {'/cam', '/cam/compressed'}
+    assert cameras(image_topic='/cam') == {'~/image': '/cam', '~/image/compressed': '/cam/compressed'}
+    assert cameras() == {}
+    with pytest.raises(ValueError, match='names {robot}, and robots is empty'):
+        cameras(image_topic='{robot}/camera/image_raw')
+
+
+def test_the_launch_file_sets_the_clock_only_if_told_to():
+    assert given(chat_launch(ROOT, use_sim_time='true')[1]) == {'use_sim_time': True}
+    assert given(chat_launch(ROOT, use_sim_time='False')[1]) == {'use_sim_time': False}
+    assert given(chat_launch(ROOT)[1]) == {}
+    with pytest.raises(ValueError, match='use_sim_time:=maybe is not valid: it has to be true or false'):
+        chat_launch(ROOT, use_sim_time='maybe')
 
 
 def test_every_field_of_the_interfaces_stands_under_a_comment():

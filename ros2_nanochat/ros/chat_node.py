@@ -14,24 +14,19 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import (
-    InvalidParameterException,
-    InvalidParameterTypeException,
-    InvalidParameterValueException,
-)
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNodeMixin, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
-from rclpy.utilities import remove_ros_args
 
 from ros2_nanochat.config import ImageMode
 from ros2_nanochat.errors import BackendError, MissingDependency
@@ -41,6 +36,8 @@ from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.options import PARAMETERS, robot_names
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.ros.node_parameters import NodeParameters
+from ros2_nanochat.ros.parameter_files import files_without_effect
+from ros2_nanochat.ros.program import init, run_ros_program
 from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.ros.spinning import spin
@@ -405,31 +402,25 @@ class _Nobody:
 
 def main(args=None) -> int:
     """Run the node until a signal or a failed start; returns the exit code."""
-    unknown = remove_ros_args(sys.argv if args is None else ['chat_node', *args])[1:]
-    if unknown:
-        print(
-            f'nanochat: {" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p'
-            ' model:=/path/to/model.gguf  and so on, config/chat.yaml has them all',
-            file=sys.stderr,
-        )
-        return 1
+    arguments = sys.argv if args is None else ['chat_node', *args]
+    return run_ros_program('nanochat', arguments, lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
     # We end the replies that stream and announce their turns before the context goes down, so the signals are
     # ours.
     done = threading.Event()
     on_signal(done.set)
-    try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = ChatNode(done)
-    except (
-        ValueError,
-        InvalidParameterException,
-        InvalidParameterTypeException,
-        InvalidParameterValueException,
-        rclpy.exceptions.ROSInterruptException,
-        RuntimeError,
-    ) as error:
-        print('nanochat: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 1
+    words = init(arguments, signal_handler_options=SignalHandlerOptions.NO)
+    unknown = [word for word in words if word != '--debug']
+    if unknown:
+        raise ValueError(
+            f'{" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p'
+            ' model:=/path/to/model.gguf  and so on, config/chat.yaml has them all'
+        )
+    node = ChatNode(done)
+    for warning in files_without_effect(arguments, node.get_fully_qualified_name()):
+        node.get_logger().warning(warning)
     executor = MultiThreadedExecutor(
         num_threads=max(_THREADS, 16 + 2 * len(node.get_parameter('robots').value or []))
     )

@@ -23,13 +23,15 @@ from nanochat.msg import Turn
 from nanochat.srv import GetHistory, Reset
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.exceptions import InvalidHandle
+from rclpy.exceptions import InvalidHandle, InvalidTopicNameException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
+from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
+from ros2_nanochat.errors import shorten
 from ros2_nanochat.ros.spinning import close_action, spin
 
 _SILENCE = 1.0  # seconds without a token after which a reply is looked after
@@ -145,6 +147,11 @@ class ChatClient:
         self.prefix = (
             '/'.join([space, robot.strip('/'), leaf]).replace('//', '/') if robot else f'{space}/{leaf}'
         )
+        try:
+            validate_full_topic_name(self.prefix)
+        except InvalidTopicNameException as error:
+            reason = ' '.join(str(error).split()).rstrip('^ ')
+            raise ValueError(f'{shorten(self.prefix)} cannot be the name of a chat node: {reason}') from None
         self._own = node is None
         if self._own:
             if not rclpy.ok():

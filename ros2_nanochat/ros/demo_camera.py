@@ -8,15 +8,16 @@ each time).
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import rclpy
-from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
+from ros2_nanochat.ros.program import init, run_ros_program
 from ros2_nanochat.vision.shapes import random_picture
 
 
@@ -58,13 +59,15 @@ class DemoCamera(Node):
         print(f'[camera] {scene}', flush=True)
 
 
-def main(args=None):
-    rclpy.init(args=args)
-    try:
-        node = DemoCamera()
-    except (ValueError, ParameterException) as error:
-        print(f'demo_camera: {error}', file=sys.stderr)
-        return 1
+def main(args=None) -> int:
+    """Run the camera until a signal; returns the exit code."""
+    arguments = sys.argv if args is None else ['demo_camera', *args]
+    return run_ros_program('demo_camera', arguments, lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    init(arguments)
+    node = DemoCamera()
     try:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):

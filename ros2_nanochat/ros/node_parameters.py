@@ -64,12 +64,15 @@ class NodeParameters:
 
     def __init__(self, node: Node):
         self._node = node
+        overrides = node._parameter_overrides  # public ways show only what was declared
+        for name in [name for name, given in overrides.items() if given.value is None and name in PARAMETERS]:
+            del overrides[name]  # `robots: []` has no type in ROS: nothing is given
         for parameter in PARAMETERS.values():
             node.declare_parameter(parameter.name, parameter.default, _descriptor(parameter))
         names = self.robots()
         self.declare_robots(names)
         absent: dict[str, list[str]] = {}
-        for name, override in node._parameter_overrides.items():  # public ways show only what was declared
+        for name, override in overrides.items():
             robot, _, option = name.rpartition('.')
             if name.startswith(_QOS):
                 if option in _QOS_PARAMETERS:

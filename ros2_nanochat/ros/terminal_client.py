@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import rclpy
 from rclpy.signals import SignalHandlerOptions
-from rclpy.utilities import remove_ros_args
 
 from ros2_nanochat.ros.client import ChatClient, NodeGone
+from ros2_nanochat.ros.program import init, run_ros_program
 
 _HELP = (
     '/reset [SYSTEM PROMPT]  forget the conversation\n/history  show it\n/stats  figures of the last turn\n'
@@ -41,8 +42,12 @@ def main(args=None) -> int:
         metavar='SECONDS',
         help='how long to wait for the node (default: %(default)s)',
     )
-    options = parser.parse_args(remove_ros_args(args)[1:])
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    parser.add_argument('--debug', action='store_true', help='show where an error comes from')
+    return run_ros_program('chat_client', args, lambda: _run(parser, args))
+
+
+def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
+    options = parser.parse_args(init(args, signal_handler_options=SignalHandlerOptions.NO))
     chat = ChatClient(options.node, options.robot)
     try:
         return _Terminal(chat, options).run()

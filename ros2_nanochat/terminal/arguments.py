@@ -43,6 +43,7 @@ def make_parser(program: str, description: str, conversation: bool = False) -> a
         'prompt a line, a .json file a list of them; - reads standard input, one a line',
     )
     parser.add_argument('--disable-stats', action='store_true', help='no figures after each reply')
+    parser.add_argument('--debug', action='store_true', help='show where an error comes from')
     return parser
 
 

@@ -24,15 +24,9 @@ def main(args: Sequence[str] | None = None) -> int:
     screen = Screen()
 
     def run(model, config, prompts) -> int:
-        try:
-            robot = robot_options(options)
-            history = ChatHistory(model, options.chat_template, robot.system_prompt)
-            session = Session(
-                model, history, screen, config, robot.wrap_tokens, stats=not options.disable_stats
-            )
-        except ValueError as error:
-            screen.error(str(error))
-            return 1
+        robot = robot_options(options)
+        history = ChatHistory(model, options.chat_template, robot.system_prompt)
+        session = Session(model, history, screen, config, robot.wrap_tokens, stats=not options.disable_stats)
         if screen.interactive and prompts is None:
             screen.note(
                 f'{model.info.name}, context of {model.info.context_length} tokens. /help shows the commands.'

@@ -11,7 +11,7 @@ import sys
 from ros2_nanochat import hub
 from ros2_nanochat.backends.mlc.compiling import prepare
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.errors import BackendError, MissingDependency
+from ros2_nanochat.program import run_program
 
 _DEVICES = {'llvm': 'cpu'}
 
@@ -51,9 +51,11 @@ def main(argv: list[str] | None = None) -> int:
         metavar='N',
         help='conversations that run at once (default: 4)',
     )
+    parser.add_argument('--debug', action='store_true', help='show where an error comes from')
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started, as Ctrl-C does
-    try:
+
+    def body() -> int:
         config = ModelConfig(
             model=options.model,
             api='mlc',
@@ -65,12 +67,14 @@ def main(argv: list[str] | None = None) -> int:
         path, _ = hub.resolve(config)
         print(prepare(path, config, lambda line: print(line, file=sys.stderr, flush=True)))
         return 0
-    except (BackendError, MissingDependency, ValueError) as error:
-        print(f'nanochat-mlc: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('nanochat-mlc: stopped; nothing that was begun is left', file=sys.stderr)
-        return 130
+
+    def tell(line: str) -> None:
+        print(f'nanochat-mlc: {line}', file=sys.stderr)
+
+    status = run_program(body, tell, options.debug)
+    if status == 130:
+        tell('stopped; nothing that was begun is left')
+    return status
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ wheels: ROS from apt has them).
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,7 @@ def test_what_is_given_wins_over_the_file_of_parameters_and_reaches_the_node(lau
     'name, argument, told',
     [
         ('chat.launch.py', 'gpu_layers:=many', 'gpu_layers:=many is not valid: it has to be a whole number'),
+        ('chat.launch.py', 'use_sim_time:=maybe', 'use_sim_time:=maybe is not valid'),
         ('chat.launch.py', 'params_file:=/no/such.yaml', 'params_file:=/no/such.yaml is no file'),
         ('voice.launch.py', 'robots:=r1', 'robots:=r1 is not valid here'),
     ],
@@ -107,6 +109,23 @@ def test_a_wrong_argument_ends_the_launch_with_one_line(launch, name, argument, 
     assert process.wait(30) == 1
     lines = [line for line in process.stdout if 'ERROR' in line]
     assert len(lines) == 1 and told in lines[0]
+
+
+def test_fleet_launch_gives_each_robot_its_own_camera_and_follows_a_simulated_clock(launch, listen):
+    import rclpy
+
+    launch('fleet.launch.py', 'api:=fake', 'robots:=r1,r2', 'image_topic:={robot}/cam', 'use_sim_time:=true')
+    ears = listen('/r1/nanochat', '/r2/nanochat')
+    ears.turn('hello', '/r1/nanochat')
+    node = rclpy.create_node('camera_test')
+    until = time.monotonic() + 20
+    while not all(node.count_subscribers(f'/{robot}/cam') for robot in ('r1', 'r2')):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    node.destroy_node()
+    request = GetParameters.Request(names=['use_sim_time'])
+    answer = call(ears, GetParameters, '/nanochat/get_parameters', request)
+    assert parameter_value_to_python(answer.values[0]) is True
 
 
 def test_fleet_launch_serves_its_robots(launch, listen):

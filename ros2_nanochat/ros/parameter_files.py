@@ -1,0 +1,61 @@
+"""Which files of parameters on the command line set nothing for a node. rcl drops those without a word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from ros2_nanochat.errors import shorten
+
+
+def files_without_effect(arguments: Sequence[str], node: str) -> list[str]:
+    """A warning for each `--params-file` from which a node takes no parameter.
+
+    Args:
+        arguments: The command line; its files were read by rcl, so they are valid.
+        node: Name of the node, with its namespace.
+    """
+    warnings = []
+    for path in _params_files(arguments):
+        try:
+            with open(path, encoding='utf-8') as file:
+                # BaseLoader takes any tag, as rcl does: launch writes tuples of Python into its files.
+                sections = dict(_sections(yaml.load(file, yaml.BaseLoader)))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # rcl could read it, so the node has what it says
+        if not any(parameters and matches(key, node) for key, parameters in sections.items()):
+            found = ', '.join(key for key, parameters in sections.items() if parameters)
+            holds = f'holds parameters of {shorten(found)}' if found else 'holds no parameters'
+            warnings.append(
+                f'{path} sets nothing here: it {holds}, and this node is {node} (/** stands for any node)'
+            )
+    return warnings
+
+
+def matches(key: str, node: str) -> bool:
+    """Whether a key of a file of parameters means a node: `*` stands for one name, `**` for any number."""
+    pattern = ''
+    for name in key.strip('/').split('/'):
+        pattern += '(/[^/]+)*' if name == '**' else '/' + re.escape(name).replace(r'\*', '[^/]+')
+    return re.fullmatch(pattern, node) is not None
+
+
+def _params_files(arguments: Sequence[str]) -> Iterator[str]:
+    inside = False
+    for option, value in zip(arguments, [*arguments[1:], '']):
+        if option in ('--ros-args', '--'):
+            inside = option == '--ros-args'
+        elif inside and option == '--params-file':
+            yield value
+
+
+def _sections(data: Any, space: str = '') -> Iterator[tuple[str, Any]]:
+    """The names of nodes in a file, with what stands below `ros__parameters`."""
+    for name, below in data.items() if isinstance(data, dict) else ():
+        if name == 'ros__parameters':
+            yield space, below
+        else:
+            yield from _sections(below, f'{space}/{str(name).strip("/")}')

@@ -1,0 +1,64 @@
+"""How a ROS program begins and ends: arguments that rcl refuses, and any other error, become one line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from rclpy.logging import LoggingSeverity, set_logger_level
+from rclpy.utilities import remove_ros_args
+
+from ros2_nanochat.program import run_program
+
+_HINTS = {
+    'opening YAML file': 'is it there, and can you read it?',
+    'parameter override rule': 'the value has to be YAML: put a text in quotes, -p "name:=\'text\'"',
+    'params file': 'it has to hold the name of a node or /**, below that ros__parameters:, and there the'
+    ' parameters, as config/chat.yaml of this package does',
+    'remap rule': 'it has to be old:=new, names of letters, digits, _ and / that start with no digit',
+    'log level': 'debug, info, warn, error or fatal',
+}
+"""What to do about what rcl says."""
+
+
+def run_ros_program(name: str, arguments: Sequence[str], body: Callable[[], int]) -> int:
+    """Run a program, as `run_program` does. `--debug`, or the log level debug, shows the traceback."""
+
+    def tell(line: str) -> None:
+        print(f'{name}: {line}', file=sys.stderr, flush=True)
+
+    return run_program(body, tell, is_debug(arguments), describe, '--ros-args --log-level debug')
+
+
+def init(arguments: Sequence[str], **options: Any) -> list[str]:
+    """Bring rclpy up with a command line; returns what of it is not for ROS, without the program's name. rcl
+    stays silent about what it raises, so that one line is all there is.
+    """
+    debug = is_debug(arguments)
+    if not debug:
+        set_logger_level('rcl', LoggingSeverity.FATAL)
+    try:
+        rclpy.init(args=list(arguments), **options)
+        return remove_ros_args(list(arguments))[1:]
+    finally:
+        if not debug:
+            set_logger_level('rcl', LoggingSeverity.UNSET)
+
+
+def is_debug(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for everything to be shown."""
+    levels = [value for option, value in zip(arguments, arguments[1:]) if option == '--log-level']
+    return '--debug' in arguments or any(level.lower().rpartition(':=')[2] == 'debug' for level in levels)
+
+
+def describe(error: BaseException) -> str:
+    """The text of an error of rcl or rclpy without the places in their sources, and with what to do."""
+    text = re.sub(r',? at [^\s,]+:\d+', '', str(error)).removeprefix('failed to initialize rcl: ')
+    text = ' '.join(text.split()).rstrip('^ ').replace('. Error: error not set', '')
+    if type(error).__name__ == 'UnknownROSArgsError':
+        text = f'{text} is not understood behind --ros-args'
+    hint = next((hint for words, hint in _HINTS.items() if words in text and 'parse' in text), '')
+    return f'{text}: {hint}' if hint else text

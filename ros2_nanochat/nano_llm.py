@@ -286,7 +286,8 @@ class NanoLLM:
         end_ids, strings = self._stops(config)
         marks = self.reasoning_marks
         opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
-        text = ReplyText(self.backend.detokenizer(), strings, marks, opened)
+        detokenizer = self.backend.detokenizer(self._preceding(inputs, goal))
+        text = ReplyText(detokenizer, strings, marks, opened)
         due = None if deadline is None else time.monotonic() + deadline
         asked = Asked(goal, config, end_ids, priority, due, self._speculate, prefix)
         request = Request(asked, kv_cache.sequence, text)
@@ -410,6 +411,17 @@ class NanoLLM:
             f'inputs of shape {array.shape} and type {array.dtype if array.ndim else type(inputs).__name__}'
             ' are not valid: text, ids [n] or [1, n], or embeddings [n, d] or [1, n, d]'
         )
+
+    def _preceding(self, inputs, goal: Prompt) -> Preceding:
+        """What stands before the reply, as far as its first space is concerned: a reply to a conversation is
+        a text of its own, in a template whose markup is text, too.
+        """
+        if isinstance(inputs, Prompt) or not len(goal):
+            return Preceding.START
+        last = int(goal.entries[-1])
+        if last < 0 or last in self._special_ids.values() or last == self.info.bos_token_id:
+            return Preceding.SPECIAL_TOKEN
+        return Preceding.TEXT
 
     def _stops(self, config: GenerationConfig) -> tuple[frozenset[int], list[str]]:
         ids, strings = set(self.info.eos_token_ids), []

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
-from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat import ChatHistory, KVCache, NanoLLM
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
 from ros2_nanochat.prompt import Preceding
 
@@ -106,3 +106,30 @@ def test_text_goes_on_behind_a_reply_and_behind_what_a_function_returned_without
     cache, before = reply.kv_cache, len(reply.kv_cache)
     model.generate('🙂', kv_cache=cache, max_new_tokens=1).wait()
     assert cache.entries[before:].tolist()[:4] == model.tokenize('🙂', preceding=Preceding.TEXT)
+
+
+def test_a_completion_keeps_its_first_space_and_a_reply_of_a_conversation_has_none(model):
+    words = model.tokenize('robot')
+    assert model.detokenize(words) == 'robot'
+
+    def force(context, logits):
+        step = force.step = force.step + 1
+        logits[:] = float('-inf')
+        logits[words[step % len(words)]] = 0
+        return logits
+
+    def reply(*args, **options):
+        force.step = -1
+        return model.generate(
+            *args, max_new_tokens=len(words), logits_processors=[force], streaming=False, **options
+        )
+
+    assert reply('hello') == ' robot'
+    assert reply(model.tokenize('hello')) == ' robot'
+    assert reply([model.info.bos_token_id]) == 'robot'
+    cache = KVCache()
+    assert reply('hello', kv_cache=cache) + reply('', kv_cache=cache) == ' robot robot'
+    for name in ('llama-2', 'vicuna-v1'):
+        history = ChatHistory(model, name, '')
+        history.append('user', text='hello')
+        assert reply(history.embed_chat()[0]) == 'robot', name

@@ -1,4 +1,6 @@
-"""Logits that are no numbers end the reply they are for with an error, however it is sampled, and no other."""
+"""Logits that are no numbers end the reply they are for with an error, however it is sampled, and no other
+reply.
+"""
 
 from __future__ import annotations
 

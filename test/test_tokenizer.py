@@ -224,6 +224,23 @@ def test_pieces_join_to_what_decoding_all_ids_gives(kind, data):
         )
 
 
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'wordpiece'])  # which guesses spaces
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from(['robot', ' ', 'hello', '  ', '.', '\n', 'x1']), min_size=2, max_size=8),
+    st.data(),
+)
+def test_a_text_that_is_cut_and_goes_on_keeps_its_spaces(kind, parts, data):
+    tokenizer = ours(kind)
+    ids = tokenizer.tokenize('a' + ''.join(parts))
+    cut = data.draw(st.integers(1, len(ids)))
+    texts = []
+    for some, preceding in ((ids[:cut], Preceding.START), (ids[cut:], Preceding.TEXT)):
+        detokenizer = tokenizer.detokenizer(preceding)
+        texts.append(''.join([detokenizer.add(i) for i in some]) + detokenizer.flush())
+    assert ''.join(texts) == tokenizer.detokenize(ids)
+
+
 def test_half_characters_are_held_back_and_whole_ones_are_not():
     for kind in ('byte_level', 'gemma'):
         tokenizer = ours(kind)

@@ -171,8 +171,13 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def detokenizer(self) -> Detokenizer:
-        """Make a detokenizer for one reply."""
+    def detokenizer(self, preceding: Preceding = Preceding.START) -> Detokenizer:
+        """Make a detokenizer for one reply.
+
+        Args:
+            preceding: What stands before the reply. A space before the first word, which some vocabularies
+                put there and their decoders strip, belongs to it if that is text.
+        """
 
     def token_text(self, token_id: int) -> str:
         """The text of one id, special tokens shown as they are written."""

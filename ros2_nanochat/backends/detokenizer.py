@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.prompt import Preceding
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,17 +39,22 @@ _BYTES = _byte_of_char()
 
 def make_detokenizer(
     tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]
-) -> Callable[[], Detokenizer]:
-    """Return what makes a detokenizer for this tokenizer's decoder; ids in `special_ids` give no text."""
+) -> Callable[[Preceding], Detokenizer]:
+    """Return what makes a detokenizer for this tokenizer's decoder, by what stands before its text; ids in
+    `special_ids` give no text.
+    """
     decoder = json.loads(tokenizer.to_str())['decoder']
     steps = decoder['decoders'] if decoder and decoder['type'] == 'Sequence' else [decoder] if decoder else []
     kinds = [step['type'] for step in steps]
     if kinds == ['ByteLevel']:
         known: dict[int, bytes] = {}  # of the ids that replies have had, for all of them
-        return lambda: ByteLevelDetokenizer(tokenizer, special_ids, known)
+        return lambda preceding: ByteLevelDetokenizer(tokenizer, special_ids, known)
     if SentencePieceDetokenizer.follows(steps):
-        return lambda: SentencePieceDetokenizer(tokenizer, special_ids, steps)
-    return lambda: WindowDetokenizer(tokenizer, special_ids)
+        return lambda preceding: SentencePieceDetokenizer(tokenizer, special_ids, steps, preceding)
+    before = tokenizer.encode('a', add_special_tokens=False).ids
+    return lambda preceding: WindowDetokenizer(
+        tokenizer, special_ids, before if preceding is Preceding.TEXT else []
+    )
 
 
 class ByteLevelDetokenizer(Utf8Detokenizer):
@@ -102,7 +108,13 @@ class SentencePieceDetokenizer(Detokenizer):
             ['ByteFallback'],
         )
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], steps: list[dict]):
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        special_ids: frozenset[int],
+        steps: list[dict],
+        preceding: Preceding = Preceding.START,
+    ):
         self._token = tokenizer.id_to_token
         self._special_ids = special_ids
         step = {step['type']: step for step in steps}
@@ -116,6 +128,8 @@ class SentencePieceDetokenizer(Detokenizer):
         self._strip = step.get('Strip', {}).get('content', '')
         self._strips = step.get('Strip', {}).get('start', 0)
         self._start()
+        if preceding is Preceding.TEXT:  # a space that is stripped belongs to the beginning of a text
+            self._to_strip, self._is_first = 0, False
 
     def _start(self) -> None:
         self._bytes = bytearray()
@@ -175,11 +189,13 @@ class WindowDetokenizer(Detokenizer):
     PATIENCE = 16
     """Tokens after which bytes that make no character are given up."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]):
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], before: Sequence[int] = ()
+    ):
         self._tokenizer = tokenizer
         self._special_ids = special_ids
-        self._ids: list[int] = []
-        self._given = ''  # of what the ids decode to, this was handed out
+        self._ids = list(before)
+        self._given = self._decode(self._ids)  # of what the ids decode to, this was handed out
         self._waiting = 0
 
     def add(self, token_id: int) -> str:

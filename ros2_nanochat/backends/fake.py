@@ -99,7 +99,7 @@ class FakeBackend(Backend):
                 ids += [_END] * (j > 0) + list(run.encode('utf-8', 'replace'))
         return ids
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, preceding: Preceding = Preceding.START) -> Detokenizer:
         return Utf8Detokenizer(lambda token_id: bytes([token_id]) if token_id < 256 else b'')
 
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:

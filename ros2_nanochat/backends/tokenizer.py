@@ -198,9 +198,9 @@ class Tokenizer:
         """The text of ids, special tokens left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def detokenizer(self) -> Detokenizer:
-        """Make a detokenizer for one reply."""
-        return self._make_detokenizer()
+    def detokenizer(self, preceding: Preceding = Preceding.START) -> Detokenizer:
+        """Make a detokenizer for one reply. preceding: see `Backend.detokenizer`."""
+        return self._make_detokenizer(preceding)
 
     def _special_tokens(self, ids: set) -> tuple[SpecialToken, ...]:
         added = self._tokenizer.get_added_tokens_decoder()

@@ -78,8 +78,8 @@ class Engine:
         """Check that this process may use the model.
 
         Raises:
-            BackendError: it was forked from the one that opened the model; the thread that owns the model does
-                not exist here.
+            BackendError: it was forked from the one that opened the model; the thread that owns the model
+                does not exist here.
         """
         if os.getpid() != self._process:
             raise BackendError(

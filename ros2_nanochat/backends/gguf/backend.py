@@ -135,8 +135,8 @@ class GGUFBackend(Backend):
     def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
         return self._vocabulary.tokenize(text, special, preceding)
 
-    def detokenizer(self) -> Detokenizer:
-        return self._vocabulary.detokenizer()
+    def detokenizer(self, preceding: Preceding = Preceding.START) -> Detokenizer:
+        return self._vocabulary.detokenizer(preceding)
 
     @property
     def _vocabulary(self) -> GGUFText:

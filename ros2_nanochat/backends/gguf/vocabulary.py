@@ -119,8 +119,8 @@ class GGUFText:
             count = -count
         return buffer[:count]
 
-    def detokenizer(self) -> Utf8Detokenizer:
-        return Utf8Detokenizer(self._piece, self._strip_first_space)
+    def detokenizer(self, preceding: Preceding) -> Utf8Detokenizer:
+        return Utf8Detokenizer(self._piece, self._strip_first_space and preceding is not Preceding.TEXT)
 
     def _piece(self, token_id: int) -> bytes:
         piece = self._pieces.get(token_id)

@@ -179,8 +179,8 @@ class HFBackend(Backend):
     def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
         return self.tokenizer.tokenize(text, special, preceding)
 
-    def detokenizer(self) -> Detokenizer:
-        return self.tokenizer.detokenizer()
+    def detokenizer(self, preceding: Preceding = Preceding.START) -> Detokenizer:
+        return self.tokenizer.detokenizer(preceding)
 
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
         if not self.info.has_embed:

@@ -243,8 +243,8 @@ class MLCBackend(Backend):
     def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
         return self._tokenizer.tokenize(text, special, preceding)
 
-    def detokenizer(self) -> Detokenizer:
-        return self._tokenizer.detokenizer()
+    def detokenizer(self, preceding: Preceding = Preceding.START) -> Detokenizer:
+        return self._tokenizer.detokenizer(preceding)
 
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
         ids = self._checked(np.asarray(ids, dtype=np.int64).reshape(-1))

@@ -4,9 +4,11 @@ backend that runs it, and the engine.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import numbers
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,9 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ros2_nanochat import hub, memory
+from ros2_nanochat.answer.response_format import read_response_format
+from ros2_nanochat.answer.vocabulary import AnswerVocabulary
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names, reject_unknown
 from ros2_nanochat.engine import kv_bytes
+from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.kv_cache import KVCache
 from ros2_nanochat.engine.loop import Engine
 from ros2_nanochat.engine.reply_text import ReplyText
@@ -56,6 +61,8 @@ class NanoLLM:
         self._speculate = engine_config.speculation
         self._special_ids = {token.text: token.id for token in self.info.special_tokens}
         self._last: weakref.ref | None = None
+        self._vocabulary_lock = threading.Lock()
+        self._known_vocabulary: AnswerVocabulary | None = None
         weakref.finalize(self, self.engine.close).atexit = False
 
     @classmethod
@@ -287,10 +294,16 @@ class NanoLLM:
         marks = self.reasoning_marks
         opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
         detokenizer = self.backend.detokenizer(self._preceding(inputs, goal))
-        text = ReplyText(detokenizer, strings, marks, opened)
+        form = read_response_format(config.response_format)
+        matcher = self._vocabulary().matcher(form.grammar, end_ids) if form is not None and alive else None
+        may_stop = None if matcher is None else matcher.matches
+        text = ReplyText(detokenizer, strings, marks, opened, may_stop)
         due = None if deadline is None else time.monotonic() + deadline
         asked = Asked(goal, config, end_ids, priority, due, self._speculate, prefix)
-        request = Request(asked, kv_cache.sequence, text)
+        held_to = None
+        if form is not None and matcher is not None:
+            held_to = AnswerForm(form, matcher, text, end_ids, self._vocabulary().space_ids)
+        request = Request(asked, kv_cache.sequence, text, held_to)
         reply = StreamingResponse(request, kv_cache, detokenize)
         self._last = weakref.ref(reply)
         self.engine.submit(request)
@@ -422,6 +435,18 @@ class NanoLLM:
         if last < 0 or last in self._special_ids.values() or last == self.info.bos_token_id:
             return Preceding.SPECIAL_TOKEN
         return Preceding.TEXT
+
+    def _vocabulary(self) -> AnswerVocabulary:
+        """The vocabulary as forms of answers need it; read when the first one is asked for."""
+        with self._vocabulary_lock:
+            if self._known_vocabulary is None:
+                detokenizer = self.backend.detokenizer()
+                token_bytes = [detokenizer.token_bytes(i) for i in range(self.info.vocab_size)]
+                special = [token.id for token in self.info.special_tokens]
+                tokenize = functools.partial(self.backend.tokenize, preceding=Preceding.TEXT)
+                ends = self.info.eos_token_ids
+                self._known_vocabulary = AnswerVocabulary(token_bytes, special, ends, tokenize)
+            return self._known_vocabulary
 
     def _stops(self, config: GenerationConfig) -> tuple[frozenset[int], list[str]]:
         ids, strings = set(self.info.eos_token_ids), []

@@ -48,6 +48,7 @@ WRONG = {
         'repetition_penalty': [0, -1, 101, INF],
         'seed': [-1, 1.5, 'x'],
         'stop_tokens': [5.0, b'ab', [''], [None], [True], [-1], {'a': 1}, np.array([1.5]), [[1]]],
+        'probabilities': ['yes', 1, None],
         'logits_processors': [3, ['x']],
         'functions': ['print', [None]],
     },
@@ -75,7 +76,7 @@ def test_every_option_has_a_wrong_value_above():
     assert {kind: set(names(kind)) - set(options) for kind, options in WRONG.items()} == {
         ModelConfig: {'api_token'},
         EngineConfig: set(),
-        GenerationConfig: set(),
+        GenerationConfig: {'response_format'},  # read by answer/
     }
 
 

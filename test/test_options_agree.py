@@ -131,7 +131,13 @@ def goal_fields() -> dict[str, tuple[str, str, str]]:
     return fields
 
 
-GOAL_TYPES = {int: {'int32', 'int64'}, float: {'float32', 'float64'}, str: {'string'}, tuple: {'string[]'}}
+GOAL_TYPES = {
+    bool: ('bool',),
+    int: {'int32', 'int64'},
+    float: {'float32', 'float64'},
+    str: {'string'},
+    tuple: {'string[]'},
+}
 
 
 def test_a_goal_has_the_options_that_say_so_with_the_default_that_leaves_the_robots_own():
@@ -141,7 +147,7 @@ def test_a_goal_has_the_options_that_say_so_with_the_default_that_leaves_the_rob
     for name, each in declared.items():
         kind, default, comment = fields[name]
         assert kind in GOAL_TYPES[str if each.choices else each.kind], name
-        assert (str(each.goal) == default) if default else (each.goal in ('', [])), name
+        assert (str(each.goal).lower() == default) if default else (each.goal in ('', [])), name
         assert len(comment) > 20, name
         assert all(str(choice) in comment for choice in each.choices), name
     goal = SimpleNamespace(**{name: each.goal for name, each in declared.items()})

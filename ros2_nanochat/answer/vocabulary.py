@@ -38,6 +38,8 @@ class AnswerVocabulary:
         never = np.zeros(self.size, bool)
         never[list(self.special_ids)] = True
         never[[i for i, data in enumerate(token_bytes) if not data]] = True
+        self.space_ids = np.array([i for i, data in enumerate(token_bytes) if data and not data.strip()])
+        """Ids whose text is only white space."""
         self.never = never
         """[v] bool: ids that no form allows, unless they end the reply."""
 

@@ -37,6 +37,7 @@ class Option:
         item: Whether one value of an option that takes several is valid.
         valid: Whether a value is valid, for what the other fields cannot say.
         allowed: What a value may be, in words; made of the other fields if it is empty.
+        python: In Python it may also be other than text; whoever uses such a value checks it.
         secret: The value is never shown.
         live: The option may change while the model is loaded.
         parameter: Name of the node's parameter if it differs; None if the node has none.
@@ -58,6 +59,7 @@ class Option:
     item: Callable[[Any], bool] | None = None
     valid: Callable[[Any], bool] | None = None
     allowed: str = ''
+    python: bool = False
     secret: bool = False
     live: bool = False
     parameter: str | None = ''
@@ -81,8 +83,8 @@ class Option:
         value = _native(value)
         if self.kind is tuple:
             return self._several(value)
-        if value is None and self.optional:
-            return None
+        if (value is None and self.optional) or (self.python and not isinstance(value, str)):
+            return value
         if not self._is_valid(value):
             raise self.error(value)
         return self.kind(value) if issubclass(self.kind, enum.Enum) else value
@@ -214,6 +216,8 @@ def options_of(config_class: type) -> tuple[Option, ...]:
 
 
 def _of_type(annotation: Any) -> dict[str, Any]:
+    if annotation is Any:
+        return {'kind': str, 'optional': True}
     parts = typing.get_args(annotation) if typing.get_origin(annotation) is not tuple else ()
     kinds = [part for part in parts if part is not type(None)]
     if typing.get_origin(annotation) is tuple:

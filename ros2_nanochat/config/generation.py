@@ -117,6 +117,20 @@ class GenerationConfig(Options):
         live=True,
         metavar='TEXT|ID',
     )
+    response_format: Any = option(
+        None,
+        'Form that the answer must have: a choice (yes | no), a regular expression (/[0-9]+/), json, a JSON Schema,'
+        ' a ROS message type, or a file .schema.json, .lark or .gbnf; see docs/answers.md',
+        otherwise='free text',
+        python=True,
+        unset='',
+        goal='',
+        live=True,
+        metavar='FORM',
+    )
+    probabilities: bool = option(
+        False, 'Also compute how likely each alternative of a choice was', goal=False, live=True
+    )
     logits_processors: tuple[Callable, ...] = option(
         (),
         'Callables (token_ids [n], logits [v]) -> logits [v], applied before sampling, in order',

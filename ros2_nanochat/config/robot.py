@@ -88,6 +88,9 @@ class RobotOptions(Options):
         live=True,
         metavar='TEXT',
     )
+    explain_format: bool = option(
+        True, 'Tell the model in the prompt which form its answer must have', live=True
+    )
     on_new_query: OnNewQuery = option(
         OnNewQuery.INTERRUPT,
         'What a query does that arrives while a reply streams: interrupt it, wait in the queue'

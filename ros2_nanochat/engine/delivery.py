@@ -13,11 +13,12 @@ import numpy as np
 
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.logits import Logits
+from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.sampler import choose_largest, choose_there
 from ros2_nanochat.engine.scheduler import Scheduler, Work
-from ros2_nanochat.prompt import Preceding
+from ros2_nanochat.prompt import Preceding, common_prefix
 from ros2_nanochat.states import FinishReason
 
 
@@ -90,15 +91,15 @@ class Delivery:
         request, sequence = work.request, work.request.sequence
         if work.draft:
             sequence.held.extend(work.chunk.ids)
-        known, accepted = len(sequence.held) - len(work.draft), 0
-        for i, row in enumerate(rows):
-            token_id = self._choose_here(request, row)
-            if token_id is None:
+        known, new_ids = len(sequence.held) - len(work.draft), request.progress.new_ids
+        start = len(new_ids)
+        while (put := new_ids[start:]) == list(work.draft[: len(put)]) and len(put) < len(rows):
+            token_id = self._choose_here(request, rows[len(put)])
+            if token_id is None or not self._accept(request, token_id):
                 break
-            held_up = i < len(work.draft) and token_id == work.draft[i]
-            accepted += held_up
-            if not self._accept(request, token_id) or not held_up:
-                break
+        put = new_ids[start:]
+        # One is left for the next forward, so that there are logits.
+        accepted = max(0, min(common_prefix(np.asarray(work.draft), np.asarray(put)), len(put) - 1))
         if work.draft and request.progress.draft is not None:
             request.progress.draft.record(len(work.draft), accepted)
             self._metrics.count('drafted_tokens', len(work.draft))
@@ -126,28 +127,51 @@ class Delivery:
         else:
             self._metrics.observe('time_per_token', now - progress.last_token)
         progress.last_token = now
-        if token_id in asked.end_ids:
+        if token_id in asked.end_ids and (progress.form is None or progress.form.whole):
             self.finish(request, FinishReason.STOP)
             return False
-        self._put(request, token_id)
+        if not self._put(request, token_id):
+            return False
         if not progress.text.stopped and config.functions:
             self._call_functions(request)
-        if progress.text.stopped:
+        if progress.form is not None:
+            self._put_forced(request, progress.form)
+        if progress.text.stopped or (progress.form is not None and progress.form.finished):
             self.finish(request, FinishReason.STOP)
-        elif (
-            0 <= config.max_new_tokens <= len(progress.new_ids)
-            or progress.entries.length >= self._scheduler.room
-        ):
+        elif self._is_full(request):
             self.finish(request, FinishReason.LENGTH)
         return not request.signals.ended.is_set()
 
-    def _put(self, request: Request, token_id: int) -> None:
+    def _is_full(self, request: Request) -> bool:
+        progress = request.progress
+        return (
+            0 <= request.asked.config.max_new_tokens <= len(progress.new_ids)
+            or progress.entries.length >= self._scheduler.room
+        )
+
+    def _put_forced(self, request: Request, form: AnswerForm) -> None:
+        """Put in what the form leaves no choice about; the next forward reads it in one go."""
+        for token_id in form.forced():
+            if self._is_full(request) or request.progress.text.stopped:
+                return
+            if not self._put(request, token_id):
+                return
+
+    def _put(self, request: Request, token_id: int) -> bool:
+        """Put an id behind a reply and its text into the output; False if its form does not take it."""
         progress, output = request.progress, request.signals.output
+        if progress.form is not None:
+            try:
+                progress.form.accept(token_id)
+            except ValueError as error:
+                self.fail([request], str(error))
+                return False
         self._metrics.counters['generated_tokens'] += 1
         progress.new_ids.append(token_id)
         progress.entries.append(token_id)
         for delta in progress.text.add(token_id):
             output.put(delta)
+        return True
 
     def _call_functions(self, request: Request) -> None:
         progress = request.progress
@@ -160,7 +184,8 @@ class Delivery:
                 self.fail([request], f'{name!r} in functions failed: {error!r}')
                 return
             for token_id in ids[: self._scheduler.room - len(progress.entries)]:
-                self._put(request, token_id)
+                if not self._put(request, token_id):
+                    return
 
     # --- ending ---
 

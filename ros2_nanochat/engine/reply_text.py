@@ -7,7 +7,7 @@ Knows nothing of threads or models; one `ReplyText` serves one reply.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ros2_nanochat.backends.base import Detokenizer
@@ -32,7 +32,8 @@ class ReplyText:
     """Takes the ids of a reply, gives its text bit by bit.
 
     marks: of the reasoning, or None. reasoning: whether the prompt ended inside it. stop_strings: end the
-    answer where one begins.
+    answer where one begins. may_stop: whether the answer may end as it stands, if not always; a stop string
+    behind any other belongs to the answer.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ReplyText:
         stop_strings: Sequence[str] = (),
         marks: ReasoningMarks | None = None,
         reasoning: bool = False,
+        may_stop: Callable[[str], bool] | None = None,
     ):
         self._detokenizer = detokenizer
         self._marks = marks
@@ -51,6 +53,8 @@ class ReplyText:
         self._header: str | None = None  # of the next message, while it comes
         self._trim = False  # white space between the reasoning and the answer belongs to neither
         self._stops = _HeldBack(stop_strings)
+        self._may_stop = may_stop
+        self._seen_header = False
         self._switches = {
             inside: _HeldBack(
                 [marks.end if inside else marks.start] if marks and not marks.header_ids else []
@@ -102,6 +106,20 @@ class ReplyText:
         return deltas
 
     @property
+    def in_answer(self) -> bool:
+        """Whether the next id belongs to the answer, and to no reasoning or header."""
+        if self._marks is not None and self._marks.header_ids:
+            return self._seen_header and self._header is None and not self._reasoning
+        return not self._reasoning
+
+    @property
+    def reasoning_start_id(self) -> int | None:
+        """The id with which the model may still begin to reason; None if it cannot."""
+        if self._marks is None or self._marks.header_ids or self._reasoning or self.num_reasoning:
+            return None
+        return self._marks.start_id
+
+    @property
     def answer(self) -> str:
         """The answer so far."""
         return ''.join(self._answer)
@@ -124,7 +142,7 @@ class ReplyText:
                 self._label = ''
             if not self._reasoning and not self._begun:
                 self.num_reasoning = len(self._ends)
-            self._header = None
+            self._header, self._seen_header = None, True
 
     def _switch(self, behind: int, deltas: list[TextDelta]) -> None:
         """Begin or end the reasoning with a mark, at whose beginning the ids spell `behind` more
@@ -174,6 +192,8 @@ class ReplyText:
         self._begun = self._begun or bool(text.strip())
         text = self._stops.pending + text
         before, self.stopped, _ = self._stops.split(text)
+        if self.stopped and self._may_stop is not None and not self._may_stop(self.answer + before):
+            before, self.stopped = text, False
         if before:
             deltas.append(self._delta(before, behind + len(text) - len(before)))
 

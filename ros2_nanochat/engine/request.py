@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.reply_text import ReplyText, TextDelta
 from ros2_nanochat.engine.sampler import Sampler
@@ -91,12 +92,13 @@ class Asked:
 class Progress:
     """How far a reply is. Written by the engine's thread only; others may read it."""
 
-    def __init__(self, asked: Asked, text: ReplyText):
+    def __init__(self, asked: Asked, text: ReplyText, form: AnswerForm | None):
         start = asked.goal.entries if asked.prefix is None else asked.prefix.entries
         self.entries = EntryBuffer(start, room=256)
         self.new_ids: list[int] = []
         self.text = text
-        self.sampler = Sampler(asked.config, asked.end_ids)
+        self.form = form
+        self.sampler = Sampler(asked.config, asked.end_ids, form)
         self.draft = NGramDraft() if asked.speculate else None
         self.solo = False
         """A forward with others failed: try it alone."""
@@ -144,13 +146,14 @@ class Signals:
 class Request:
     """A prompt to continue, made by the caller and driven by the engine's thread.
 
-    sequence: the conversation's place in the model. text: turns the ids of the reply into text.
+    sequence: the conversation's place in the model. text: turns the ids of the reply into text. form: what the
+        answer is held to.
     """
 
-    def __init__(self, asked: Asked, sequence: Sequence, text: ReplyText):
+    def __init__(self, asked: Asked, sequence: Sequence, text: ReplyText, form: AnswerForm | None = None):
         self.asked = asked
         self.sequence = sequence
-        self.progress = Progress(asked, text)
+        self.progress = Progress(asked, text, form)
         self.signals = Signals()
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 
 from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.engine.answer_form import AnswerForm
 
 _LEAST_TEMPERATURE = 1e-30  # under it numbers of 32 bits run out; what is sampled has long been the likeliest
 
@@ -20,28 +21,21 @@ _LEAST_TEMPERATURE = 1e-30  # under it numbers of 32 bits run out; what is sampl
 class Sampler:
     """Chooses the ids of one reply.
 
-    config: its options. end_ids: tokens that would end the reply.
+    config: its options. end_ids: tokens that would end the reply. form: what the answer is held to.
     """
 
-    def __init__(self, config: GenerationConfig, end_ids: frozenset[int]):
+    def __init__(self, config: GenerationConfig, end_ids: frozenset[int], form: AnswerForm | None = None):
         self.config = config
+        self._form = form
         self._end_ids = np.fromiter(sorted(end_ids), np.int64)
         self._random = np.random.Generator(np.random.PCG64(None if config.greedy else config.seed))
-        self.plain = (
-            config.greedy
-            and config.repetition_penalty == 1.0
-            and not config.min_new_tokens
-            and not config.logits_processors
+        self._unprocessed = (
+            config.repetition_penalty == 1.0 and not config.min_new_tokens and not config.logits_processors
         )
+        self.plain = config.greedy and self._unprocessed and form is None
         """Whether the id is simply that of the largest logit."""
-        self.simple = not (
-            self.plain
-            or config.greedy
-            or config.top_k
-            or config.min_p
-            or config.min_new_tokens
-            or config.logits_processors
-            or config.repetition_penalty != 1.0
+        self.simple = (
+            self._unprocessed and form is None and not (config.greedy or config.top_k or config.min_p)
         )
         """Whether it is drawn by temperature and top-p alone."""
 
@@ -54,8 +48,12 @@ class Sampler:
         the reply's.
         """
         config = self.config
-        if not self.plain:
+        if self._form is not None:
+            logits = self._form.mask(logits)
+        if not self._unprocessed:
             logits = self._process(logits, context, num_new)
+        if self._form is not None and config.logits_processors:
+            logits = self._form.mask(logits)
         if not config.greedy:
             return self._draw(logits)
         best = int(logits.argmax())

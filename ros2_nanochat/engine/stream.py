@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 from ros2_nanochat.engine.kv_cache import KVCache, LastReply
 from ros2_nanochat.engine.reply_text import TextDelta
@@ -163,6 +164,22 @@ class StreamingResponse:
     def eos(self) -> bool:
         """Whether the reply has ended."""
         return self.finish_reason is not None
+
+    @property
+    def valid(self) -> bool:
+        """Whether the answer is whole and in the form that `response_format` asked for."""
+        form = self._request.progress.form
+        return form is not None and self.finish_reason is FinishReason.STOP and form.matches(self.text)
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as a value: what `ResponseFormat.parse` makes of it. None unless it is `valid`.
+
+        Raises:
+            ValueError: The class that was given as the form does not take the value.
+        """
+        form = self._request.progress.form
+        return form.response_format.parse(self.text) if form is not None and self.valid else None
 
     @property
     def usage(self) -> Usage:

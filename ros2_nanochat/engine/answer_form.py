@@ -1,0 +1,100 @@
+"""The form of one reply in the engine: which logits it leaves, which ids it forces, and when the reply is whole.
+
+Reasoning before the answer is free. Runs on the engine's thread; knows nothing of backends.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ros2_nanochat.answer.matcher import AnswerMatcher
+from ros2_nanochat.answer.response_format import ResponseFormat
+from ros2_nanochat.engine.reply_text import ReplyText
+
+_MOST_SPACE = 2  # ids of white space that may stand between the reasoning and the answer
+
+
+class AnswerForm:
+    """Holds one reply to a form.
+
+    Args:
+        response_format: The form.
+        matcher: Follows the answer; at its start.
+        text: The text of the reply, which knows where its reasoning ends.
+        end_ids: Ids that end the reply.
+        space_ids: Ids whose text is only white space.
+        max_forced: Ids that are forced at once at most.
+    """
+
+    def __init__(
+        self,
+        response_format: ResponseFormat,
+        matcher: AnswerMatcher,
+        text: ReplyText,
+        end_ids: frozenset[int],
+        space_ids: np.ndarray,
+        max_forced: int = 64,
+    ):
+        self.response_format = response_format
+        self._matcher = matcher
+        self._text = text
+        self._end_ids = np.fromiter(sorted(end_ids), np.int64)
+        self._space_ids = space_ids
+        self._max_forced = max_forced
+        self._begun = False  # whether the answer has
+        self._num_space = 0
+
+    def mask(self, logits: np.ndarray) -> np.ndarray:
+        """A copy of logits [v] in which what the form does not allow is minus infinity.
+
+        Raises:
+            ValueError: Following the form takes too much work.
+        """
+        if not self._text.in_answer:
+            free = logits.astype(np.float32)
+            free[self._end_ids] = -np.inf
+            return free
+        allowed = self._matcher.allowed()
+        size = min(len(allowed), len(logits))
+        masked = np.full(len(logits), -np.inf, np.float32)
+        np.copyto(masked[:size], logits[:size], where=allowed[:size])
+        if not self._begun:
+            if (start := self._text.reasoning_start_id) is not None:
+                masked[start] = logits[start]
+            if self._text.num_reasoning and self._num_space < _MOST_SPACE:
+                masked[self._space_ids] = logits[self._space_ids]
+        return masked
+
+    def accept(self, token_id: int) -> None:
+        """Go on behind an id, before the text of the reply takes it.
+
+        Raises:
+            ValueError: The form does not allow the id, or following it takes too much work.
+        """
+        if not self._text.in_answer or (not self._begun and token_id == self._text.reasoning_start_id):
+            return
+        if not self._begun and token_id in self._space_ids and not self._matcher.allowed()[token_id]:
+            self._num_space += 1
+            return
+        self._begun = True
+        self._matcher.accept(token_id)
+
+    def forced(self) -> list[int]:
+        """The ids that have to come next, whatever the model prefers; often none."""
+        if not self._text.in_answer or not self._begun or self._matcher.finished:
+            return []
+        return self._matcher.forced()[: self._max_forced]
+
+    def matches(self, answer: str) -> bool:
+        """Whether a whole text keeps to the form. Any thread while the reply does not run."""
+        return self._matcher.matches(answer)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the reply may end here."""
+        return self._text.in_answer and self._matcher.whole
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is whole and nothing can follow."""
+        return self._begun and self._matcher.finished and self._matcher.whole

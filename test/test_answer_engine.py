@@ -1,0 +1,332 @@
+"""Replies of the embedded model that are held to a form: valid in whatever way they are asked for, checked by
+something else than the matcher; and free replies beside them as without them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+pytest.importorskip('llguidance')
+pytest.importorskip('llama_cpp')
+import jsonschema
+from random_forms import random_choice, random_object, random_regex
+
+from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat.answer.response_format import read_response_format
+from ros2_nanochat.engine.answer_form import AnswerForm
+from ros2_nanochat.engine.reply_text import ReplyText
+from ros2_nanochat.reasoning import ReasoningMarks
+
+
+@pytest.fixture(scope='module')
+def sixteen():
+    with NanoLLM.from_pretrained(max_context_len=512, max_sequences=16, threads=1) as opened:
+        yield opened
+
+
+def prompt(model, text):
+    history = ChatHistory(model)
+    history.append('user', text)
+    return history.embed_chat()[0]
+
+
+def check(reply, form) -> None:
+    """What ended with `stop` is in the form; what did not says so."""
+    assert reply.finish_reason in ('stop', 'length'), reply.error
+    if reply.finish_reason == 'length':
+        assert not reply.valid and reply.parsed is None
+        return
+    assert reply.valid, (form, reply.text)
+    if isinstance(form, dict):
+        value = json.loads(reply.text)
+        jsonschema.validate(value, form)
+        assert reply.parsed == value
+    elif isinstance(form, list):
+        assert reply.text in form and reply.parsed == reply.text
+    else:
+        assert re.fullmatch(form[1:-1], reply.text)
+
+
+def random_form(rng):
+    make = rng.choice([random_object, random_choice, lambda rng: f'/{random_regex(rng)}/'])
+    return make(rng)
+
+
+QUESTIONS = (
+    'Is the door open?',
+    'Describe the room.',
+    'What is 3 + 4?',
+    'Where is the cat? Answer in prose.',
+)
+
+
+def run(model, rng, count, at_once):
+    """Ask for random forms, some greedy and some sampled; check each; return how many ended with `stop`."""
+    stopped = 0
+    for start in range(0, count, at_once):
+        batch = []
+        for n in range(start, min(start + at_once, count)):
+            form, sampled = random_form(rng), rng.random() < 0.5
+            options = {'do_sample': sampled, 'temperature': 1.5, 'seed': n, 'top_p': 1.0}
+            batch.append(
+                (
+                    form,
+                    model.generate(
+                        prompt(model, rng.choice(QUESTIONS)),
+                        response_format=form,
+                        max_new_tokens=120,
+                        **options,
+                    ),
+                )
+            )
+        for form, reply in batch:
+            check(reply.wait(), form)
+            stopped += reply.finish_reason == 'stop'
+    return stopped
+
+
+def test_what_ends_with_stop_is_valid_sixteen_at_once(sixteen):
+    assert run(sixteen, random.Random(1), 160, 16) >= 120
+
+
+def test_what_ends_with_stop_is_valid_alone(sixteen):
+    assert run(sixteen, random.Random(2), 40, 1) >= 30
+
+
+@pytest.mark.long
+def test_what_ends_with_stop_is_valid_a_thousand_times(sixteen):
+    assert run(sixteen, random.Random(3), 1000, 16) >= 800
+
+
+def test_a_free_reply_beside_others_is_that_without_them():
+    """Of the same shape of batch: llama.cpp rounds a row alone otherwise than one in a batch."""
+    with NanoLLM.from_pretrained(
+        max_context_len=512, max_sequences=4, threads=1, flash_attention=False, speculation=False
+    ) as model:
+        said = []
+        for forms in ([None] * 3, ['/[a-z ]{60,80}/'] * 3):
+            free = model.generate(prompt(model, 'Tell me a story.'), max_new_tokens=30, min_new_tokens=30)
+            others = [
+                model.generate(
+                    prompt(model, question), max_new_tokens=30, min_new_tokens=30, response_format=form
+                )
+                for question, form in zip(QUESTIONS, forms)
+            ]
+            said.append(free.wait().tokens)
+            for other in others:
+                other.stop()
+        assert said[0] == said[1]
+
+
+def test_a_choice_whose_alternatives_differ_at_once_costs_one_forward(sixteen):
+    before = sixteen.stats['steps']
+    whole = prompt(sixteen, 'Is ice cold?')
+    reply = sixteen.generate(whole, response_format='yes | no').wait()
+    assert reply.parsed in ('yes', 'no') and sixteen.stats['steps'] - before <= 2, (
+        'a prefill, in two chunks at most'
+    )
+
+
+def test_forced_tokens_cost_no_forward_each(sixteen):
+    key = 'the name of the object that the robot sees in front of it'
+    form = {
+        'type': 'object',
+        'properties': {key: {'type': 'boolean'}},
+        'required': [key],
+        'additionalProperties': False,
+    }
+    before = sixteen.stats['steps']
+    reply = sixteen.generate(prompt(sixteen, 'What?'), response_format=form).wait()
+    assert set(reply.parsed) == {key} and len(reply.tokens) > 12
+    assert sixteen.stats['steps'] - before <= 6
+
+
+def test_the_next_turn_takes_over_the_ids_of_an_answer(sixteen):
+    history = ChatHistory(sixteen)
+    for question, form in (
+        ('Is ice cold?', 'yes | no'),
+        ('Describe it.', 'json'),
+        ('And fire?', 'hot | cold'),
+    ):
+        history.append('user', question)
+        whole, position = history.embed_chat()
+        reply = sixteen.generate(
+            whole, kv_cache=history.kv_cache, response_format=form, max_new_tokens=60
+        ).wait()
+        assert reply.usage.reused_tokens >= position - 70
+        history.append('bot', reply)
+    assert history[1].tokens and history[1].text in ('yes', 'no')
+
+
+@dataclass
+class Answer:
+    open: bool
+    count: int = 0
+
+
+def test_the_answer_comes_as_what_was_asked_for(sixteen):
+    reply = sixteen.generate(prompt(sixteen, 'Is it open?'), response_format=Answer).wait()
+    assert reply.valid and isinstance(reply.parsed, Answer)
+    text = sixteen.generate(prompt(sixteen, 'Is it open?'), response_format=['yes', 'no'], streaming=False)
+    assert text in ('yes', 'no')
+
+
+def test_without_a_form_nothing_is_valid(sixteen):
+    reply = sixteen.generate('Once', max_new_tokens=3).wait()
+    assert not reply.valid and reply.parsed is None
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'min_new_tokens': 50},
+        {'repetition_penalty': 1.3},
+        {'top_k': 5, 'do_sample': True, 'min_p': 0.1},
+        {'stop_tokens': ['e', 'o', 's', '"']},
+        {'stop_tokens': list(range(200, 400))},
+        {'logits_processors': [lambda ids, logits: np.where(np.arange(len(logits)) == 500, 1000.0, logits)]},
+        {'functions': [lambda text: None]},
+        {'temperature': 100.0, 'do_sample': True, 'top_p': 1.0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_forms_hold_with_every_other_option(sixteen, options):
+    for form in (['yes', 'nothing', 'not one of these'], random_object(random.Random(4))):
+        reply = sixteen.generate(
+            prompt(sixteen, 'Is ice cold?'), response_format=form, max_new_tokens=150, seed=1, **options
+        ).wait()
+        check(reply, form)
+
+
+def test_a_stop_string_ends_an_answer_where_the_form_allows_it(sixteen):
+    reply = sixteen.generate(
+        prompt(sixteen, 'Tell me a story.'),
+        response_format='/[a-z ]{1,200}/',
+        stop_tokens=[' '],
+        max_new_tokens=60,
+    ).wait()
+    assert reply.finish_reason == 'stop' and reply.valid and ' ' not in reply.text
+
+
+def test_what_functions_put_in_has_to_keep_to_the_form(sixteen):
+    def once(text):
+        return 'x!' if len(text) == 1 else None
+
+    reply = sixteen.generate(
+        prompt(sixteen, 'A number?'), response_format=r'/[0-9]{5}/', functions=[once], max_new_tokens=20
+    ).wait()
+    if len(reply.text) == 1:  # the first token was one digit, so something was put in
+        assert reply.finish_reason == 'error' and 'not allowed' in reply.error
+
+
+def test_cut_answers_say_that_they_are_not_valid(sixteen):
+    form = {'type': 'array', 'items': {'type': 'integer'}, 'minItems': 50, 'maxItems': 50}
+    cut = sixteen.generate(prompt(sixteen, 'Numbers?'), response_format=form, max_new_tokens=10).wait()
+    assert cut.finish_reason == 'length' and not cut.valid and cut.parsed is None and len(cut.tokens) == 10
+    late = sixteen.generate(
+        prompt(sixteen, 'Numbers?'), response_format=form, max_new_tokens=400, deadline=0.2
+    ).wait()
+    assert late.finish_reason == 'deadline' and not late.valid
+    stopped = sixteen.generate(prompt(sixteen, 'Numbers?'), response_format=form, max_new_tokens=400)
+    next(stopped)
+    stopped.stop()
+    assert stopped.finish_reason == 'cancelled' and not stopped.valid
+
+
+@pytest.mark.parametrize('form', ['maybe', {'not': {}}, '/(/', {'$ref': '#'}])
+def test_an_impossible_form_is_refused_before_anything_runs(sixteen, form):
+    before = sixteen.stats['steps']
+    with pytest.raises(ValueError, match='response_format'):
+        sixteen.generate('Once', response_format=form)
+    assert sixteen.stats['steps'] == before
+
+
+def test_a_form_that_takes_too_much_work_ends_its_reply_and_no_other(sixteen):
+    form = {'type': 'object', 'properties': {f'key{i}': {'type': 'number'} for i in range(3000)}}
+    free = sixteen.generate('Once upon a time', max_new_tokens=20, min_new_tokens=20)
+    reply = sixteen.generate(prompt(sixteen, 'x'), response_format=form, max_new_tokens=20).wait()
+    assert reply.finish_reason in ('error', 'stop', 'length')
+    if reply.finish_reason == 'error':
+        assert 'response_format' in reply.error and '\n' not in reply.error
+    assert len(free.wait().tokens) == 20
+
+
+# --- reasoning ---
+
+
+class Letters:
+    """A detokenizer whose ids are characters; 1 and 2 are the marks of the reasoning."""
+
+    pending = False
+
+    def add(self, token_id):
+        return '' if token_id < 3 else chr(token_id)
+
+    def flush(self):
+        return ''
+
+
+MARKS = ReasoningMarks('<think>', '</think>', 1, 2)
+
+
+def answer_form(text):
+    from ros2_nanochat.answer.vocabulary import AnswerVocabulary
+
+    tokens = [b'' if i < 3 else bytes([i]) for i in range(128)]
+    vocabulary = AnswerVocabulary(tokens, [0, 1, 2], [0], lambda text: list(text.encode()))
+    form = read_response_format('yes | no')
+    return AnswerForm(form, vocabulary.matcher(form.grammar), text, frozenset([0]), vocabulary.space_ids)
+
+
+def allowed(form) -> set[int]:
+    return set(np.flatnonzero(np.isfinite(form.mask(np.zeros(128, np.float32)))))
+
+
+def put(form, text, ids) -> None:
+    for token_id in ids:
+        assert token_id in allowed(form)
+        form.accept(token_id)
+        text.add(token_id)
+
+
+@pytest.mark.parametrize('opened', [False, True])
+def test_reasoning_is_free_and_the_answer_behind_it_is_not(opened):
+    text = ReplyText(Letters(), (), MARKS, opened)
+    form = answer_form(text)
+    if not opened:
+        assert allowed(form) == {ord('y'), ord('n'), 1}, 'the answer, or the mark of the reasoning'
+        put(form, text, [1])
+    assert allowed(form) == set(range(1, 128)), 'anything but the end'
+    assert not form.forced() and not form.whole
+    put(form, text, [*b'no: yes! ', 2])
+    spaces = {ord(' '), *range(9, 14), *range(28, 32)}
+    assert allowed(form) - spaces == {ord('y'), ord('n')}
+    put(form, text, b'\n\n')
+    assert allowed(form) == {ord('y'), ord('n')}
+    put(form, text, b'y')
+    assert form.forced() == [*b'es']
+    put(form, text, b'es')
+    assert form.finished and form.whole and text.answer == 'yes'
+
+
+def test_a_model_that_need_not_reason_answers_at_once():
+    text = ReplyText(Letters(), (), MARKS, False)
+    form = answer_form(text)
+    put(form, text, b'no')
+    assert form.finished and 1 not in allowed(form)
+
+
+def test_the_messages_of_gpt_oss_are_free_until_its_final_one():
+    marks = ReasoningMarks('<|channel|>analysis', '<|end|>', label='analysis', header_ids=(1,), message_id=2)
+    text = ReplyText(Letters(), (), marks, False)
+    form = answer_form(text)
+    put(form, text, [1, *b'analysis', 2, *b'hm, no', 1, *b'final', 2])
+    assert allowed(form) - {*range(9, 14), *range(28, 33)} == {ord('y'), ord('n')}
+    put(form, text, b'yes')
+    assert form.finished

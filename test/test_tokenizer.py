@@ -323,7 +323,7 @@ def test_tokens_of_the_configuration_are_added_with_its_flags(tmp_path):
         ({}, 'has no tokenizer.json'),
         ({'tokenizer.json': '{'}, 'cannot be read as a tokenizer'),
         ({'tokenizer.json': None, 'tokenizer_config.json': '{"a'}, 'tokenizer_config.json cannot be read'),
-        ({'tokenizer.json': None, 'tokenizer_config.json': '[]'}, 'holds no JSON object'),
+        ({'tokenizer.json': None, 'tokenizer_config.json': '[]'}, 'is not a JSON object'),
     ],
 )
 def test_a_broken_folder_is_one_clear_line(tmp_path, files, said):

@@ -9,7 +9,6 @@ it is. Neither torch nor transformers is imported before the first picture is en
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.files import read_json
 from ros2_nanochat.prompt import EmbeddingSpan
 from ros2_nanochat.vision.images import image_digest, open_image
 
@@ -160,12 +160,5 @@ def _size(parts: list) -> int:
 
 
 def read_config(folder: str | Path) -> dict:
-    """config.json of a checkpoint, {} where there is none. `BackendError` where it is not valid JSON."""
-    path = Path(folder) / 'config.json'
-    try:
-        config = json.loads(path.read_text(encoding='utf-8'))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise BackendError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
-    return config if isinstance(config, dict) else {}
+    """config.json of a checkpoint, {} where there is none. `BackendError` where it is not a JSON object."""
+    return read_json(str(folder), 'config.json')

@@ -18,7 +18,7 @@ from PIL import Image
 from ros2_nanochat.backends.base import VisionPart
 from ros2_nanochat.backends.transformers_vision import TransformersVision
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.errors import BackendError, require
+from ros2_nanochat.errors import BackendError, one_line, require
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.encoder import VisionEncoder, read_config
 
@@ -86,7 +86,7 @@ class LlavaEncoder(VisionEncoder):
         except (OSError, ValueError) as error:
             raise BackendError(
                 f'{self.folder} has no image processor (preprocessor_config.json) that transformers'
-                f' {transformers.__version__} can open: {_line(error)}'
+                f' {transformers.__version__} can open: {one_line(error)}'
             ) from error
         if self._part is None:
             self._part = TransformersVision(self._load_modules(self._torch, transformers))
@@ -100,7 +100,7 @@ class LlavaEncoder(VisionEncoder):
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise BackendError(
                 f'{self.folder / "config.json"} is not one that transformers {transformers.__version__} can'
-                f' open: {_line(error)}'
+                f' open: {one_line(error)}'
             ) from error
         device = self._device if self._device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
         dtype = (
@@ -152,7 +152,7 @@ class LlavaEncoder(VisionEncoder):
                         tensor.copy_(weights)
                         del missing[_plain(name)]
             except (OSError, safetensors.SafetensorError) as error:
-                raise BackendError(f'{path} cannot be read: {_line(error)}') from error
+                raise BackendError(f'{path} cannot be read: {one_line(error)}') from error
         lacking = [name for name in missing if not any(part in name for part in _UNUSED)]
         if lacking:
             raise BackendError(
@@ -197,10 +197,6 @@ def _on_device(processor: Any, device: Any) -> dict:
 def _plain(name: str) -> str:
     """A weight's name without the prefixes in which releases of transformers differ."""
     return '.'.join(part for part in name.split('.') if part not in ('model', 'vision_model'))
-
-
-def _line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
 @contextlib.contextmanager

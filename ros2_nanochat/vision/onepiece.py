@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ros2_nanochat.backends.base import VisionPart
-from ros2_nanochat.errors import BackendError, require
+from ros2_nanochat.errors import BackendError, one_line, require
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.encoder import VisionEncoder, read_config, to_array
 
@@ -161,8 +161,7 @@ def open_processor(path: str, row_id: int | None):
     except (ImportError, OSError, ValueError, TypeError, KeyError):
         pass
     raise BackendError(
-        f'{path}: its processor cannot be opened, so it sees no pictures:'
-        f' {" ".join(str(problem).split())[:200]}'
+        f'{path}: its processor cannot be opened, so it sees no pictures: {one_line(problem)}'
     ) from problem
 
 

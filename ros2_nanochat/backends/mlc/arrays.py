@@ -11,6 +11,7 @@ import numpy as np
 from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.backends.mlc.sampling import DeviceSampler
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
+from ros2_nanochat.errors import require
 
 _KEPT = 64  # arrays for up to so many ids are kept
 
@@ -78,5 +79,11 @@ class DeviceLogits(Logits):
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
     """The bits of float32 values rounded to the nearest bfloat16, as uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    ml_dtypes = require('ml_dtypes', 'mlc')
+    return np.ascontiguousarray(values, np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """The float32 values of bfloat16 whose bits are bytes or uint16."""
+    ml_dtypes = require('ml_dtypes', 'mlc')
+    return bits.view(ml_dtypes.bfloat16).astype(np.float32)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ros2_nanochat.backends.mlc.arrays import from_bfloat16
 from ros2_nanochat.backends.mlc.folder import MLCFolder, Record, Shard
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 from ros2_nanochat.errors import BackendError, LoadAborted
@@ -84,7 +85,7 @@ def load_parameters(
 
 def _load(runtime: Runtime, record: Record, data: np.ndarray, path: str):
     if record.format == 'f32-to-bf16' and record.dtype == 'float32':
-        data = (data.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.uint8)
+        data = from_bfloat16(data).view(np.uint8)
     elif record.format not in ('raw', 'f32-to-bf16'):
         raise BackendError(
             f'{path}: {record.name} is stored as {record.format!r}, which is not known; convert the model'

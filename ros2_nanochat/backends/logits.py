@@ -52,15 +52,18 @@ class Logits(ABC):
 
 
 class HostLogits(Logits):
-    """Logits in host memory."""
+    """Logits in host memory. order: which of `rows` each row is, [k]; None if they are in order."""
 
-    def __init__(self, rows: np.ndarray):
-        self._rows = rows
+    def __init__(self, rows: np.ndarray, order: np.ndarray | None = None):
+        self._rows, self._order = rows, order
         self.shape = (rows.shape[0], rows.shape[1])
 
     def numpy(self) -> np.ndarray:
+        if self._order is not None:  # copied once, and only if somebody looks
+            self._rows, self._order = self._rows[self._order], None
         return self._rows
 
     def argmax(self) -> np.ndarray:
         best = self._rows.argmax(axis=1)  # a NaN counts as the largest
-        return np.where(np.isfinite(self._rows[np.arange(len(best)), best]), best, -1)
+        best = np.where(np.isfinite(self._rows[np.arange(len(best)), best]), best, -1)
+        return best if self._order is None else best[self._order]

@@ -14,10 +14,11 @@ import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
 from ros2_nanochat.backends.check import check_model
-from ros2_nanochat.backends.gguf.batch import Batch
+from ros2_nanochat.backends.gguf.decoding import Decoder
 from ros2_nanochat.backends.gguf.embeddings import EmbeddingTable
 from ros2_nanochat.backends.gguf.header import architecture_memory, check_gguf, read_head, read_metadata
 from ros2_nanochat.backends.gguf.kinds import check_loaded, check_metadata, no_memory_of_text
+from ros2_nanochat.backends.gguf.kv import GGUFMemory
 from ros2_nanochat.backends.gguf.opening import context_params, describe, estimate_memory, load_model
 from ros2_nanochat.backends.gguf.process import LogLines, interruptible
 from ros2_nanochat.backends.gguf.trial import try_apart
@@ -47,8 +48,9 @@ class GGUFBackend(Backend):
         super().__init__(path, config)
         package = require('llama_cpp', 'gguf')
         self._api, self._version = package.llama_cpp, package.__version__
-        self._model = self._context = self._memory = None
-        self._lengths: dict[int, int] = {}
+        self._model = self._context = None
+        self._kv: GGUFMemory | None = None
+        self._decoder: Decoder | None = None
         self._abort_flag = ctypes.create_string_buffer(2)
         self._embeddings: EmbeddingTable | None = None
         self._text: GGUFText | None = None
@@ -83,7 +85,8 @@ class GGUFBackend(Backend):
             self.info = describe(
                 self._api, self._model, self.path, metadata, self._text, self._context_length, kv_per_token
             )
-            self._batch = Batch(self._api, _BATCH, self.max_sequences)
+            self._kv = GGUFMemory(self._api, self._context, self.max_sequences, kv_per_token)
+            self._decoder = Decoder(self._api, self._context, self._kv, self.info, _BATCH, self.max_sequences)
             check_model(self)
             self.trims_exactly = self._goes_back()
         except BaseException:
@@ -117,8 +120,7 @@ class GGUFBackend(Backend):
                 f'no memory for a context of {config.kv_tokens} tokens: {log.reason()}; ask for less with'
                 ' max_context_len'
             )
-        self._memory = api.llama_get_memory(self._context)
-        if not self._memory:
+        if not api.llama_get_memory(self._context):
             raise no_memory_of_text(self.path, architecture)
 
     def _goes_back(self) -> bool:
@@ -151,128 +153,63 @@ class GGUFBackend(Backend):
 
     # --- sequences ---
 
+    @property
+    def _sequences(self) -> GGUFMemory:
+        if self._kv is None:
+            raise BackendError('the model is not open')
+        return self._kv
+
     def new_sequence(self) -> int:
-        seq = next(i for i in range(self.max_sequences) if i not in self._lengths)
-        self._lengths[seq] = 0
-        return seq
+        return self._sequences.new()
 
     def fork(self, seq: int, n: int) -> tuple[int, int]:
-        copy = self.new_sequence()
-        try:
-            data = self.save(
-                seq
-            )  # copies the cells in use; llama.cpp's own copy between streams would move a whole context
-        except MemoryError:
-            return copy, 0
-        if not self._restore(copy, data):
-            return copy, 0
-        self._lengths[copy] = self._lengths[seq]
-        return copy, self.trim(copy, n)
+        return self._sequences.fork(seq, n)
 
     def trim(self, seq: int, n: int) -> int:
-        if n < self._lengths[seq]:
-            if not self._api.llama_memory_seq_rm(self._memory, seq, n, -1):
-                self._api.llama_memory_seq_rm(
-                    self._memory, seq, -1, -1
-                )  # a recurrent state cannot go back: begin anew
-                n = 0
-            self._lengths[seq] = n
-        return self._lengths[seq]
+        return self._sequences.trim(seq, n)
 
     def free(self, seq: int) -> None:
-        self._api.llama_memory_seq_rm(self._memory, seq, -1, -1)
-        del self._lengths[seq]
+        self._sequences.free(seq)
 
     def save(self, seq: int) -> bytes:
-        size = self._api.llama_state_seq_get_size(self._context, seq)
-        buffer = (ctypes.c_uint8 * size)()
-        written = self._api.llama_state_seq_get_data(self._context, buffer, size, seq)
-        return self._lengths[seq].to_bytes(8, 'little') + memoryview(buffer)[:written].tobytes()
+        return self._sequences.save(seq)
 
     def load(self, data: bytes) -> int | None:
-        seq = self.new_sequence()
-        if self._restore(seq, data):
-            self._lengths[seq] = int.from_bytes(data[:8], 'little')
-            return seq
-        self.free(seq)
-        return None
+        return self._sequences.load(data)
 
-    def _restore(self, seq: int, data: bytes) -> bool:
-        state = np.frombuffer(data, np.uint8, offset=8)
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        return bool(self._api.llama_state_seq_set_data(self._context, pointer, len(state), seq))
+    @property
+    def kv_used(self) -> int:
+        return sum(self._kv.lengths.values()) if self._kv else 0
 
     # --- forward ---
 
     def forward(self, chunks: Sequence[Chunk]) -> Logits:
-        before = [self._lengths[chunk.seq] for chunk in chunks]
-        plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
-        rows: dict[int, np.ndarray] = {}
+        before = [self._sequences.lengths[chunk.seq] for chunk in chunks]
         try:
-            if len(plain) == len(chunks):
-                return HostLogits(self._decode(chunks, None))
-            # llama.cpp takes ids or embeddings, not both in one batch; attention both ways is a switch of the
-            # whole batch
-            runs = ([plain] if plain else []) + [
-                [i] for i, chunk in enumerate(chunks) if chunk.embeddings is not None
-            ]
-            for run in runs:
-                logits = self._decode([chunks[i] for i in run], chunks[run[0]].embeddings).copy()
-                for i in run:
-                    rows[i], logits = logits[: chunks[i].num_logits], logits[chunks[i].num_logits :]
-            return HostLogits(np.concatenate([rows[i] for i in range(len(chunks))]))
+            return self._forward(chunks)
         except BackendError as error:
-            for chunk in chunks:
-                self._lengths[chunk.seq] = self._api.llama_memory_seq_pos_max(self._memory, chunk.seq) + 1
-            committed = [self._lengths[chunk.seq] - start for chunk, start in zip(chunks, before)]
+            if isinstance(error, LoadAborted):
+                self._abort_flag[0] = b'\0'
+            committed = [self._sequences.recount(chunk.seq) - start for chunk, start in zip(chunks, before)]
             raise ForwardError(str(error), committed) from error
 
-    def _decode(self, chunks: Sequence[Chunk], embeddings: np.ndarray | None) -> np.ndarray:
-        starts = [self._lengths[chunk.seq] for chunk in chunks]
-        for chunk, start in zip(chunks, starts):
-            if chunk.positions is not None:
-                raise BackendError(
-                    f'{self.info.name} takes no positions of more than one axis through gguf; use api=hf for'
-                    ' this model'
-                )
-            if start + len(chunk) > self._context_length:
-                raise BackendError(
-                    f'{len(chunk)} entries do not fit behind {start}: the context holds'
-                    f' {self._context_length}'
-                )
-        if sum(map(len, chunks)) > _BATCH:
-            raise BackendError(f'{sum(map(len, chunks))} entries do not fit a batch of {_BATCH}')
-        batch = self._batch.fill(chunks, starts, embeddings)
-        outputs = sum(chunk.num_logits for chunk in chunks)
-        bidirectional = any(chunk.bidirectional for chunk in chunks)
-        if bidirectional:
-            self._api.llama_set_causal_attn(self._context, False)
-        try:
-            code = self._api.llama_decode(self._context, batch)
-        finally:
-            if bidirectional:
-                self._api.llama_set_causal_attn(self._context, True)
-        if code:
-            self._abort_flag[0] = b'\0' if code == 2 else self._abort_flag[0]
-            raise (
-                LoadAborted('the forward was stopped')
-                if code == 2
-                else BackendError(
-                    'the KV cache has no room; lower max_sequences or max_context_len'
-                    if code == 1
-                    else f'llama_decode failed with code {code}'
-                )
-            )
-        for chunk in chunks:
-            self._lengths[chunk.seq] += len(chunk)
-        if not outputs:
-            return np.empty((0, self.info.vocab_size), np.float32)
-        pointer = self._api.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (outputs, self.info.vocab_size))
-
-    @property
-    def kv_used(self) -> int:
-        return sum(self._lengths.values())
+    def _forward(self, chunks: Sequence[Chunk]) -> Logits:
+        decoder = self._decoder
+        if decoder is None:
+            raise BackendError('the model is not open')
+        plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
+        if len(plain) == len(chunks):
+            return decoder.decode(chunks, None)
+        # llama.cpp takes ids or embeddings, not both in one batch; attention both ways is a switch of the
+        # whole batch
+        runs = [plain] if plain else []
+        runs += [[i] for i, chunk in enumerate(chunks) if chunk.embeddings is not None]
+        rows: dict[int, np.ndarray] = {}
+        for run in runs:
+            logits = decoder.decode([chunks[i] for i in run], chunks[run[0]].embeddings).numpy().copy()
+            for i in run:
+                rows[i], logits = logits[: chunks[i].num_logits], logits[chunks[i].num_logits :]
+        return HostLogits(np.concatenate([rows[i] for i in range(len(chunks))]))
 
     # --- the end ---
 
@@ -284,6 +221,7 @@ class GGUFBackend(Backend):
         self._abort_flag[0] = b'x'
 
     def close(self) -> None:
+        self._kv = self._decoder = None
         if self._context:
             self._api.llama_free(self._context)
             self._context = None

@@ -36,18 +36,24 @@ class Batch:
             self._tokens.ctypes.data, fields['token']
         )  # batch.token would be a view that follows the field
 
-    def fill(self, chunks: Sequence[Chunk], starts: Sequence[int], embeddings: np.ndarray | None):
-        """The `llama_batch` of chunks that begin at positions `starts`. embeddings: [n, d] of all of them,
+    def fill(
+        self,
+        chunks: Sequence[Chunk],
+        slots: Sequence[int],
+        starts: Sequence[int],
+        embeddings: np.ndarray | None,
+    ):
+        """The `llama_batch` of chunks that go to the sequences `slots`, from positions `starts` on. embeddings: [n, d] of all of them,
         in place of ids.
         """
         at = 0
         self._wanted[:] = 0
-        for chunk, start in zip(chunks, starts):
+        for chunk, slot, start in zip(chunks, slots, starts):
             end = at + len(chunk)
             if chunk.ids is not None:
                 self._tokens[at:end] = chunk.ids
             self._positions[at:end] = np.arange(start, start + len(chunk))
-            self._id_pointers[at:end] = self._ids.ctypes.data + 4 * chunk.seq
+            self._id_pointers[at:end] = self._ids.ctypes.data + 4 * slot
             if chunk.num_logits:
                 self._wanted[end - chunk.num_logits : end] = 1
             at = end

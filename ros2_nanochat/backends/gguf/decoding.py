@@ -1,0 +1,105 @@
+"""One forward on a llama.cpp context: chunks in, rows of logits out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.backends.gguf.batch import Batch
+from ros2_nanochat.backends.gguf.kv import GGUFMemory
+from ros2_nanochat.backends.logits import HostLogits
+from ros2_nanochat.errors import BackendError, LoadAborted
+from ros2_nanochat.model_info import ModelInfo
+
+_STOPPED, _NO_ROOM = 2, 1  # what llama_decode returns
+
+
+class Decoder:
+    """Runs chunks whose sequences lie in `kv`.
+
+    api: llama_cpp.llama_cpp. context: its llama_context. size: entries that a batch takes.
+    """
+
+    def __init__(
+        self, api: Any, context: Any, kv: GGUFMemory, info: ModelInfo, size: int, max_sequences: int
+    ):
+        self._api, self._context, self._kv, self._info, self._size = api, context, kv, info, size
+        self._batch = Batch(api, size, max_sequences)
+
+    def decode(self, chunks: Sequence[Chunk], embeddings: np.ndarray | None) -> HostLogits:
+        """Append chunks, of ids or one of embeddings.
+
+        Returns:
+            Their logits in the order of the chunks, valid until the next call.
+
+        Raises:
+            BackendError: It failed; the lengths of the sequences are to be counted again.
+        """
+        self._check(chunks)
+        pieces = self._kv.gather([chunk.seq for chunk in chunks])
+        slots = [self._kv.slot(chunk.seq) for chunk in chunks]
+        order = sorted(range(len(chunks)), key=slots.__getitem__)
+        ordered = [chunks[i] for i in order]
+        starts = [self._kv.lengths[chunk.seq] for chunk in ordered]
+        batch = self._batch.fill(ordered, [slots[i] for i in order], starts, embeddings)
+        began = time.perf_counter()
+        self._run(batch, any(chunk.bidirectional for chunk in chunks))
+        self._kv.stepped(pieces, time.perf_counter() - began)
+        for chunk in chunks:
+            self._kv.lengths[chunk.seq] += len(chunk)
+        outputs = sum(chunk.num_logits for chunk in chunks)
+        if not outputs:
+            return HostLogits(np.empty((0, self._info.vocab_size), np.float32))
+        pointer = self._api.llama_get_logits(self._context)
+        rows = np.ctypeslib.as_array(pointer, (outputs, self._info.vocab_size))
+        return HostLogits(rows, _row_order(chunks, order))
+
+    def _check(self, chunks: Sequence[Chunk]) -> None:
+        longest = self._info.context_length
+        for chunk in chunks:
+            if chunk.positions is not None:
+                raise BackendError(
+                    f'{self._info.name} takes no positions of more than one axis through gguf; use api=hf for'
+                    ' this model'
+                )
+            start = self._kv.lengths[chunk.seq]
+            if start + len(chunk) > longest:
+                raise BackendError(
+                    f'{len(chunk)} entries do not fit behind {start}: the context holds {longest}'
+                )
+        if (entries := sum(map(len, chunks))) > self._size:
+            raise BackendError(f'{entries} entries do not fit a batch of {self._size}')
+
+    def _run(self, batch: Any, bidirectional: bool) -> None:
+        if bidirectional:
+            self._api.llama_set_causal_attn(self._context, False)
+        try:
+            code = self._api.llama_decode(self._context, batch)
+        finally:
+            if bidirectional:
+                self._api.llama_set_causal_attn(self._context, True)
+        if code == _STOPPED:
+            raise LoadAborted('the forward was stopped')
+        if code:
+            raise BackendError(
+                'the KV cache has no room; lower max_sequences or max_context_len'
+                if code == _NO_ROOM
+                else f'llama_decode failed with code {code}'
+            )
+
+
+def _row_order(chunks: Sequence[Chunk], order: Sequence[int]) -> np.ndarray | None:
+    """Where the rows of each chunk lie if the chunks are computed in this order; None if as they are."""
+    if all(i == j for i, j in enumerate(order)):
+        return None
+    starts, at = {}, 0
+    for i in order:
+        starts[i] = at
+        at += chunks[i].num_logits
+    return np.concatenate(
+        [np.arange(starts[i], starts[i] + chunk.num_logits) for i, chunk in enumerate(chunks)]
+    )

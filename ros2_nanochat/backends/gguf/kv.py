@@ -1,0 +1,151 @@
+"""The KV of sequences in a llama.cpp context: making, forking, trimming, saving and moving them."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ros2_nanochat.backends.gguf.slots import MovePolicy, Slots
+from ros2_nanochat.errors import BackendError
+
+_log = logging.getLogger(__name__)
+_COPY_BYTES_PER_SECOND = 2e9  # until a move was measured
+
+
+class GGUFMemory:
+    """Sequences by handle.
+
+    api: llama_cpp.llama_cpp. context: its llama_context. max_sequences: streams that it has.
+    bytes_per_entry: KV of one.
+    """
+
+    def __init__(self, api: Any, context: Any, max_sequences: int, bytes_per_entry: int):
+        self._api, self._context = api, context
+        self._memory = api.llama_get_memory(context)
+        self._slots = Slots(max_sequences)
+        self._policy = MovePolicy(2 * bytes_per_entry / _COPY_BYTES_PER_SECOND)
+        self.lengths: dict[int, int] = {}
+        """Entries of each handle."""
+        self.moves = 0
+        """How often sequences changed places."""
+
+    def slot(self, seq: int) -> int:
+        """The number that llama.cpp knows a sequence by."""
+        return self._slots[seq]
+
+    # --- one sequence ---
+
+    def new(self) -> int:
+        seq = self._slots.add()
+        self.lengths[seq] = 0
+        return seq
+
+    def fork(self, seq: int, n: int) -> tuple[int, int]:
+        copy = self.new()
+        try:
+            data = self._state(
+                self._slots[seq]
+            )  # only the cells in use; llama.cpp would copy a whole context
+        except MemoryError:
+            return copy, 0
+        if not self._restore(self._slots[copy], data):
+            return copy, 0
+        self.lengths[copy] = self.lengths[seq]
+        return copy, self.trim(copy, n)
+
+    def trim(self, seq: int, n: int) -> int:
+        if n < self.lengths[seq]:
+            slot = self._slots[seq]
+            if not self._api.llama_memory_seq_rm(self._memory, slot, n, -1):
+                self._clear(slot)  # a recurrent state cannot go back: begin anew
+                n = 0
+            self.lengths[seq] = n
+        return self.lengths[seq]
+
+    def free(self, seq: int) -> None:
+        self._clear(self._slots[seq])
+        self._slots.remove(seq)
+        del self.lengths[seq]
+
+    def save(self, seq: int) -> bytes:
+        return self.lengths[seq].to_bytes(8, 'little') + self._state(self._slots[seq]).tobytes()
+
+    def load(self, data: bytes) -> int | None:
+        seq = self.new()
+        if self._restore(self._slots[seq], np.frombuffer(data, np.uint8, offset=8)):
+            self.lengths[seq] = int.from_bytes(data[:8], 'little')
+            return seq
+        self.free(seq)
+        return None
+
+    def recount(self, seq: int) -> int:
+        """Entries that a sequence holds after a forward that failed."""
+        self.lengths[seq] = self._api.llama_memory_seq_pos_max(self._memory, self._slots[seq]) + 1
+        return self.lengths[seq]
+
+    # --- several ---
+
+    def gather(self, seqs: Sequence[int]) -> int:
+        """Make neighbours of sequences that run together, if that pays; return in how many pieces llama.cpp
+        computes them.
+        """
+        pieces = self._slots.pieces(seqs)
+        if pieces == 1:
+            return 1
+        exchanges, entries = self._slots.plan(seqs, self.lengths)
+        if not self._policy.pays(pieces, entries):
+            return pieces
+        began = time.perf_counter()
+        for first, second in exchanges:
+            if not self._exchange(first, second):
+                break
+        self._policy.moved(entries, time.perf_counter() - began)
+        return self._slots.pieces(seqs)
+
+    def stepped(self, pieces: int, seconds: float) -> None:
+        """Learn what a step took."""
+        self._policy.stepped(pieces, seconds)
+
+    def _exchange(self, first: int, second: int) -> bool:
+        """Let the KV of two slots change places; False if there is no memory for that."""
+        filled = [
+            slot
+            for slot in (first, second)
+            if (seq := self._slots.at(slot)) is not None and self.lengths[seq] > 0
+        ]
+        try:
+            states = {slot: self._state(slot) for slot in filled}
+        except MemoryError:
+            _log.warning('no memory to bring conversations together that run together: they run slower')
+            return False
+        for slot in filled:
+            self._clear(slot)
+        if not all(self._restore(first + second - slot, state) for slot, state in states.items()):
+            for slot in (first, second):
+                self._clear(slot)
+            if not all(self._restore(slot, state) for slot, state in states.items()):
+                raise BackendError('llama.cpp does not take back the KV cache of a conversation')
+            return False
+        self._slots.exchange(first, second)
+        self.moves += 1
+        return True
+
+    # --- llama.cpp ---
+
+    def _state(self, slot: int) -> np.ndarray:
+        size = self._api.llama_state_seq_get_size(self._context, slot)
+        state = np.empty(size, np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return state[: self._api.llama_state_seq_get_data(self._context, pointer, size, slot)]
+
+    def _restore(self, slot: int, state: np.ndarray) -> bool:
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return bool(self._api.llama_state_seq_set_data(self._context, pointer, len(state), slot))
+
+    def _clear(self, slot: int) -> None:
+        self._api.llama_memory_seq_rm(self._memory, slot, -1, -1)

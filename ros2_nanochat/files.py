@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import stat
 import tempfile
+from typing import BinaryIO
 
 from ros2_nanochat.errors import BackendError, one_line
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file to read. OSError for what is none, such as a FIFO or a device, which might keep the reader
+    waiting for ever.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, 'it is not a regular file', os.fspath(path))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # exchanged since
+        os.close(handle)
+        raise OSError(errno.EINVAL, 'it is not a regular file', os.fspath(path))
+    return os.fdopen(handle, 'rb')
 
 
 def write_whole(path: str, data: bytes) -> None:
@@ -28,7 +45,8 @@ def _write_through_neighbour(path: str, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
 
 

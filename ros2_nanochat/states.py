@@ -50,4 +50,20 @@ class FinishReason(StrEnum):
         return self in (FinishReason.STOP, FinishReason.LENGTH)
 
 
-__all__ = ['FinishReason', 'StrEnum']
+class NodeState(StrEnum):
+    """Where the ROS node is in its life cycle."""
+
+    UNCONFIGURED = 'unconfigured'
+    """There is no model."""
+    CONFIGURING = 'configuring'
+    INACTIVE = 'inactive'
+    """The model is loaded, no topic is open."""
+    ACTIVATING = 'activating'
+    ACTIVE = 'active'
+    DEACTIVATING = 'deactivating'
+    CLEANING_UP = 'cleaning up'
+    SHUTTING_DOWN = 'shutting down'
+    FINALIZED = 'finalized'
+
+
+__all__ = ['FinishReason', 'NodeState', 'StrEnum']

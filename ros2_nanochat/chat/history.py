@@ -17,6 +17,8 @@ from ros2_nanochat.chat import storage
 from ros2_nanochat.chat.message import ChatMessage, check_role
 from ros2_nanochat.chat.model import ChatModel, ConversationCache, ModelReply
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.files import open_regular
+from ros2_nanochat.image_sources import is_url
 from ros2_nanochat.prompt import Prompt, common_prefix, surely_longer
 
 _log = logging.getLogger(__name__)
@@ -318,12 +320,23 @@ class ChatHistory:
         """
         storage.save(path, self.messages, self.template.name, self.model.info.name)
 
-    def load(self, path: str | os.PathLike) -> None:
+    def load(self, path: str | os.PathLike, *, without_images: bool = False) -> list[str]:
         """Take over the conversation of a file that `save` wrote, in place of this one. The model's own ids
         are kept where the model is the same.
+
+        without_images: an image that is missing or damaged, or that the model cannot see, is replaced by a
+            text which says so; else it is a ValueError. Returns those texts. OSError for an image that is
+            there and cannot be read.
         """
-        messages = storage.load(path, self.model.info.name)
-        if not self.model.has_vision and any(message.image is not None for message in messages):
+        replaced: list[str] = []
+
+        def stand_in(image: str) -> str:
+            replaced.append(f'(an image was shown here; its file {os.path.basename(image)} is missing)')
+            return replaced[-1]
+
+        messages = storage.load(path, self.model.info.name, stand_in if without_images else None)
+        shown = [message for message in messages if message.image is not None]
+        if shown and not self.model.has_vision and not without_images:
             raise ValueError(f'{path} holds images, and {self.model.info.name} has no vision')
         unknown = next(
             (t for message in messages for t in message.tokens or () if t >= self.model.info.vocab_size), None
@@ -333,7 +346,23 @@ class ChatHistory:
                 f'{path} holds the token id {unknown}, and the vocabulary of {self.model.info.name} ends at'
                 f' {self.model.info.vocab_size - 1}'
             )
-        for message in messages:
-            if message.image is not None:
-                message.picture = self.model.open_image(message.image)
+        for message in shown:
+            reason = self._open_picture(message) if self.model.has_vision else 'the model has no vision'
+            if reason and not without_images:
+                raise ValueError(reason)
+            if reason:
+                replaced.append(f'(an image was shown here; {reason})')
+                text = message.text or replaced[-1]
+                messages[messages.index(message)] = ChatMessage(message.role, text=text)
         self.messages = messages
+        return replaced
+
+    def _open_picture(self, message: ChatMessage) -> str:
+        """Open the image of a message; returns why it is none, '' if it is one."""
+        if isinstance(message.image, str) and not is_url(message.image):
+            open_regular(message.image).close()
+        try:
+            message.picture = self.model.open_image(message.image)
+        except ValueError as error:
+            return str(error)
+        return ''

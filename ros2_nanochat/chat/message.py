@@ -149,6 +149,10 @@ class ChatMessage:
             self.picture = None
         return self._parts[1]
 
+    def keep_as(self, path: str) -> None:
+        """Name the image by a file that holds it now; what the model has seen of it stays in its prompts."""
+        self._image = path
+
     def let_go(self) -> None:
         """Give the memory of the pixels back; what a model has seen of them stays in its prompts. Not for one
         that is to be saved, or shown to another.

@@ -5,13 +5,14 @@ templates and no model.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ros2_nanochat.chat.message import ChatMessage
-from ros2_nanochat.files import write_whole
+from ros2_nanochat.files import open_regular, write_whole
 from ros2_nanochat.image_sources import is_url
 
 FORMAT = 'nanochat-history'
@@ -52,8 +53,6 @@ def _reference(image: Any, path: str) -> str:
 
 
 def _write_image(image: Any, path: str) -> str:
-    import io
-
     import numpy as np
     from PIL import Image
 
@@ -72,13 +71,18 @@ def _write_image(image: Any, path: str) -> str:
     return name
 
 
-def load(path: str | os.PathLike, model: str) -> list[ChatMessage]:
+def load(
+    path: str | os.PathLike, model: str, stand_in: Callable[[str], str] | None = None
+) -> list[ChatMessage]:
     """Read messages. ids that a model of another name sampled are left out. ValueError with the file, and the
     message where one is wrong.
+
+    stand_in: gives the text that takes the place of an image whose file is missing; without it such an image
+        is an error.
     """
     path = os.path.abspath(os.fspath(path))
     try:
-        with open(path, encoding='utf-8') as file:
+        with io.TextIOWrapper(open_regular(path), encoding='utf-8') as file:
             data = json.load(file)
     except json.JSONDecodeError as error:
         raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
@@ -98,10 +102,13 @@ def load(path: str | os.PathLike, model: str) -> list[ChatMessage]:
         raise ValueError(
             f'{path} has version {data.get("version")!r} of the format; this program reads {VERSION}'
         )
-    return [_message(entry, path, n, data.get('model') == model) for n, entry in enumerate(data['messages'])]
+    same = data.get('model') == model
+    return [_message(entry, path, n, same, stand_in) for n, entry in enumerate(data['messages'])]
 
 
-def _message(entry: Any, path: str, n: int, same_model: bool) -> ChatMessage:
+def _message(
+    entry: Any, path: str, n: int, same_model: bool, stand_in: Callable[[str], str] | None
+) -> ChatMessage:
     try:
         if not isinstance(entry, dict):
             raise ValueError(f'{entry!r} is not an object')
@@ -110,6 +117,8 @@ def _message(entry: Any, path: str, n: int, same_model: bool) -> ChatMessage:
             raise ValueError(f'image is a path or address, not {image!r}')
         if image is not None and not is_url(image):
             image = os.path.join(os.path.dirname(path), image)
+            if stand_in is not None and not os.path.isfile(image):
+                image, entry = None, {**entry, 'text': entry.get('text') or stand_in(image)}
         if tokens is not None and not (
             isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)
         ):

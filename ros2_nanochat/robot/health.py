@@ -136,6 +136,10 @@ def robot_status(chat) -> Status:
                 f'the camera image is stale: {chat.sight.age:.1f} s (max_image_age:'
                 f' {options.max_image_age:g})',
             )
+    if chat.num_restarts:
+        status.values['restarts'] = chat.num_restarts
+    for fault in chat.faults:
+        status.raise_to(ERROR, fault)
     if options.max_queue and chat.num_waiting >= _QUEUE_FULL * options.max_queue:
         status.raise_to(WARN, f'the queue is nearly full: {chat.num_waiting} of {options.max_queue} turns')
     if chat.slow:

@@ -2,21 +2,27 @@
 before the turn is announced.
 
 The file is replaced at once (written beside, synced, renamed), so that a crash or a power cut at any moment
-leaves the old one or the new one. A file that cannot be read is set aside under another name, and the robot
-begins anew.
+leaves the old one or the new one. A file that is damaged is set aside under another name, and the robot
+begins anew; one that may not be read is an error of the configuration. Only one process at a time may use a
+file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from ros2_nanochat.errors import BackendError
+from ros2_nanochat.errors import one_line
+from ros2_nanochat.files import open_regular, write_whole
+from ros2_nanochat.robot.state_lock import StateLock
 
 
 class ConversationStore:
@@ -32,31 +38,39 @@ class ConversationStore:
         self._log = log
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.path.with_suffix('.probe')
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+            self._lock = StateLock(self.folder / f'.{self.path.stem}.lock')
         except OSError as error:
             raise ValueError(f'state_dir={str(folder)!r} cannot be written to: {error.strerror}') from error
         if not keep_kv:
             self.drop_kv()
 
+    def close(self) -> None:
+        """Let another process use the file. May be called twice."""
+        self._lock.release()
+
     def restore(self, history, system_prompt: str | None) -> None:
-        """Fill a new history with what is on disk; the file is set aside where that is damaged.
+        """Fill a new history with what is on disk; a damaged file is set aside. ValueError for one that
+        cannot be read or set aside.
 
         system_prompt: the parameter, None where it is not set. One that has changed since the conversation
         was saved takes the place of the old one; one that has not leaves the conversation the prompt that it
         has, which a reset may have given it.
         """
-        if not self.path.exists():
-            return
         try:
-            history.load(self.path)
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            aside = self.path.with_name(f'{self.path.name}.damaged-{time.strftime("%Y%m%d-%H%M%S")}')
-            self.path.rename(aside)
-            self._log.error(
-                f'the saved conversation is damaged and was set aside as {aside}; beginning anew ({error})'
-            )
+            open_regular(self.path).close()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._unreadable(self.path, error) from error
+        try:
+            for text in history.load(self.path, without_images=True):
+                self._log.warning(f'{self.path}: {text[1:-1]}')
+        except OSError as error:
+            raise self._unreadable(error.filename, error) from error
+        except Exception as error:  # a damaged file may raise anything
+            self._set_aside(error)
             return
         self._log.info(f'continuing the conversation in {self.path}: {len(history)} messages')
         wanted = history.template.system_prompt if system_prompt is None else system_prompt
@@ -74,20 +88,43 @@ class ConversationStore:
                 ' change system_prompt, to replace that'
             )
 
+    def _unreadable(self, path, error: OSError) -> ValueError:
+        return ValueError(
+            f'state_dir={str(self.folder)!r}: {path} cannot be read: {error.strerror}. Make it readable for'
+            ' this user, or choose another state_dir; nothing was changed'
+        )
+
+    def _set_aside(self, error: Exception) -> None:
+        aside = self.path.with_name(f'{self.path.name}.damaged-{time.strftime("%Y%m%d-%H%M%S")}')
+        try:
+            self.path.rename(aside)
+        except OSError as failure:
+            raise ValueError(
+                f'the saved conversation {self.path} is damaged ({one_line(error)}) and cannot be set aside: '
+                f'{failure.strerror}'
+            ) from failure
+        self._log.error(
+            f'the saved conversation is damaged and was set aside as {aside}; beginning anew'
+            f' ({one_line(error)})'
+        )
+
+    def delete(self) -> None:
+        """Delete the conversation from the disk; OSError if that fails."""
+        self.path.unlink(missing_ok=True)
+        _sync_folder(self.folder)
+
     def save(self, history, system_prompt: str | None) -> None:
         """Put the history on disk, and which system_prompt the parameter held; OSError where that fails, and
         the old file stays.
         """
+        for message in history:
+            if isinstance(message.image, np.ndarray):  # the disk took nothing when it was shown
+                message.keep_as(self.keep_image(message.image))
         history.save(self.path)
         if self._saved_prompt() != (
             system_prompt or ''
         ):  # after the history: a crash between them has the new prompt put in again
-            part = self._prompt_file.with_suffix('.part')
-            with open(part, 'w', encoding='utf-8') as file:
-                json.dump(system_prompt or '', file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(self._prompt_file)
+            write_whole(str(self._prompt_file), json.dumps(system_prompt or '').encode())
         _sync_folder(self.folder)
         self._drop_images(history)
 
@@ -101,14 +138,16 @@ class ConversationStore:
         try:
             data = history.model.save_kv(history.kv_cache)
             if data is not None:
-                part.touch(mode=0o600)  # as the conversation itself
-                part.write_bytes(data)
+                part.unlink(missing_ok=True)
+                with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as file:
+                    file.write(data)
                 part.rename(self._kv_file)
-        except (OSError, BackendError, MemoryError) as error:
-            part.unlink(missing_ok=True)
+        except Exception as error:  # it saves time and nothing else
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             self._log.warning(
-                'the KV of the conversation is not on disk, a restart would read the conversation again:'
-                f' {error}'
+                'the KV of the conversation is not on disk, a restart would read the conversation again: '
+                + one_line(error)
             )
 
     def restore_kv(self, history) -> None:
@@ -116,11 +155,12 @@ class ConversationStore:
         if not self.keep_kv:
             return
         try:
-            history.kv_cache = history.model.load_kv(self._kv_file.read_bytes())
+            with open_regular(self._kv_file) as file:
+                history.kv_cache = history.model.load_kv(file.read())
         except FileNotFoundError:
             pass
-        except (OSError, ValueError) as error:
-            self._log.info(f'the KV on disk is not used, the conversation is read again: {error}')
+        except Exception as error:  # it saves time and nothing else
+            self._log.info(f'the KV on disk is not used, the conversation is read again: {one_line(error)}')
 
     def drop_kv(self) -> None:
         """Delete it; what cannot be deleted is said."""
@@ -146,12 +186,9 @@ class ConversationStore:
         folder.mkdir(exist_ok=True)
         path = folder / (hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + '.png')
         if not path.exists():
-            part = path.with_suffix('.part')
-            with open(part, 'wb') as file:
-                Image.fromarray(pixels).save(file, 'PNG', compress_level=1)
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(path)
+            data = io.BytesIO()
+            Image.fromarray(pixels).save(data, 'PNG', compress_level=1)
+            write_whole(str(path), data.getvalue())
         return str(path)
 
     @property
@@ -160,9 +197,11 @@ class ConversationStore:
 
     def _saved_prompt(self) -> str | None:
         try:
-            return json.loads(self._prompt_file.read_text(encoding='utf-8'))
-        except (OSError, ValueError):
+            with open_regular(self._prompt_file) as file:
+                prompt = json.load(file)
+        except (OSError, ValueError, RecursionError):
             return None
+        return prompt if isinstance(prompt, str) else None
 
     @property
     def _images(self) -> Path:
@@ -173,9 +212,10 @@ class ConversationStore:
         if not self._images.is_dir():
             return
         shown = {os.path.basename(message.image) for message in history if isinstance(message.image, str)}
-        for path in self._images.iterdir():
-            if path.name not in shown:
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # they only take room, and the next turn tries again
+            for path in self._images.iterdir():
+                if path.name not in shown:
+                    path.unlink(missing_ok=True)
 
 
 def _short(text: str | None) -> str:

@@ -75,6 +75,7 @@ class Turn:
     def __post_init__(self):
         self._lock = threading.Lock()
         self._stream = None
+        self._claimed = False
         self.stop_reason: str | None = None
 
     @property
@@ -107,6 +108,21 @@ class Turn:
             self._stream = stream
             if self.stop_reason:
                 stream.stop(self.stop_reason)
+
+    def claim(self, unless_streaming: bool = False) -> bool:
+        """Whether the caller is the one that ends this turn and announces it; only the first caller is.
+        unless_streaming: leave a turn that has a reply to the thread that hands it out.
+        """
+        with self._lock:
+            if self._claimed or (unless_streaming and self._stream is not None):
+                return False
+            self._claimed = True
+            return True
+
+    @property
+    def claimed(self) -> bool:
+        """Whether somebody has ended this turn."""
+        return self._claimed
 
     def remark(self, note: str) -> None:
         """Add to `note`."""

@@ -8,18 +8,14 @@ with ChatClient() as chat:
 from __future__ import annotations
 
 import math
-import queue
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from uuid import uuid4
 
 import numpy as np
 import rclpy
 from action_msgs.msg import GoalStatus
 from nanochat.action import Chat
-from nanochat.msg import Turn
 from nanochat.srv import GetHistory, Reset
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -30,17 +26,17 @@ from rclpy.qos import QoSProfile
 from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
+from unique_identifier_msgs.msg import UUID
 
 from ros2_nanochat.errors import shorten
+from ros2_nanochat.ros.action_ends import CLIENT_BYTES, FEEDBACK_DEPTH, service_qos
+from ros2_nanochat.ros.reply import NodeGone, Reply
 from ros2_nanochat.ros.spinning import close_action, spin
 
-_SILENCE = 1.0  # seconds without a token after which a reply is looked after
+__all__ = ['ChatClient', 'NodeGone', 'Reply', 'to_message']
+
 _ACCEPT = 10.0  # seconds within which a node takes a question
 _ASK_AGAIN = 5.0  # seconds between questions for a result that has not come
-
-
-class NodeGone(RuntimeError):
-    """The chat node does not answer."""
 
 
 class _Action(ActionClient):
@@ -56,84 +52,6 @@ class _Action(ActionClient):
         with self.sending:
             pass
         await super().execute(taken_data)
-
-
-class Reply:
-    """A reply on its way. Iterating it gives pieces of text as they come; `future` (of `concurrent.futures`)
-    gives the nanochat/msg/Turn at the end, or raises `NodeGone` where the node has left. A reply that went
-    wrong does not raise: `turn.finish_reason` and `turn.error` say what happened.
-    """
-
-    def __init__(self, client: ChatClient):
-        self.future: Future[Turn] = Future()
-        self._client = client
-        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._length = 0
-        self._goal = None
-        self._looked = time.monotonic()  # when it was sent, or its result last asked for
-        self._cancelled = False
-        self._lock = threading.Lock()
-
-    def __iter__(self) -> Iterator[str]:
-        while True:
-            try:
-                piece = self._pieces.get(timeout=_SILENCE)
-            except queue.Empty:
-                self._client._look_after(self)
-                continue
-            if piece is None:
-                break
-            yield piece
-        self._pieces.put(None)  # whoever iterates again finds the end
-
-    @property
-    def turn(self) -> Turn:
-        """The whole turn; waits for its end."""
-        return self.result()
-
-    def result(self, timeout: float | None = None) -> Turn:
-        """The whole turn; TimeoutError after `timeout` seconds."""
-        until = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            left = max(0.0, until - time.monotonic())
-            try:
-                return self.future.result(min(left, _SILENCE))
-            except FutureTimeout:
-                if left <= _SILENCE:
-                    raise TimeoutError(f'no end of the reply within {timeout} s') from None
-                self._client._look_after(self)
-
-    def cancel(self) -> None:
-        """Ask the node to stop; what was said until then is the reply. Returns at once."""
-        with self._lock:
-            self._cancelled = True
-            if self._goal is not None:
-                self._client._cancel_goal(self._goal)
-
-    def _accepted(self, goal) -> None:
-        with self._lock:
-            self._goal = goal
-            if self._cancelled:
-                self._client._cancel_goal(goal)
-
-    def _feedback(self, message) -> None:
-        token = message.feedback.token
-        if token.text and not token.reasoning and not self.future.done():
-            self._length += len(token.text)
-            self._pieces.put(token.text)
-
-    def _finished(self, turn: Turn) -> None:
-        if self.future.done():
-            return
-        if len(turn.reply) > self._length:
-            self._pieces.put(turn.reply[self._length :])  # feedback that came late or was lost
-        self.future.set_result(turn)
-        self._pieces.put(None)
-
-    def _failed(self, reason: str) -> None:
-        if not self.future.done():
-            self.future.set_exception(NodeGone(reason))
-            self._pieces.put(None)
 
 
 class ChatClient:
@@ -174,8 +92,12 @@ class ChatClient:
             Chat,
             self.prefix + '/chat',
             callback_group=group,
-            feedback_sub_qos_profile=QoSProfile(depth=1000),
+            goal_service_qos_profile=service_qos(),
+            result_service_qos_profile=service_qos(),
+            cancel_service_qos_profile=service_qos(),
+            feedback_sub_qos_profile=QoSProfile(depth=FEEDBACK_DEPTH),
         )
+        self._feedback_topic = node.resolve_topic_name(self.prefix + '/chat/_action/feedback')
         self._reset = node.create_client(Reset, self.prefix + '/reset', callback_group=group)
         self._cancel = node.create_client(Trigger, self.prefix + '/cancel', callback_group=group)
         self._history = node.create_client(GetHistory, self.prefix + '/history', callback_group=group)
@@ -212,13 +134,29 @@ class ChatClient:
         for item in image if isinstance(image, (list, tuple)) else [] if image is None else [image]:
             message = to_message(item)
             (goal.images if isinstance(message, Image) else goal.compressed_images).append(message)
-        reply = Reply(self)
+        reply = Reply(self._look_after, self._cancel_goal)
         self._replies.add(reply)
         reply.future.add_done_callback(lambda _: self._replies.discard(reply))
         with self._action.sending:
-            sent = self._action.send_goal_async(goal, feedback_callback=reply._feedback)
+            sent = self._action.send_goal_async(
+                goal, feedback_callback=reply._feedback, goal_uuid=self._goal_id()
+            )
         sent.add_done_callback(lambda future: self._sent(future, reply))
         return reply
+
+    def _goal_id(self) -> UUID:
+        """An id that tells the node whose goal it is, so that it ends with this process: it begins as that of
+        our end of the feedback topic does.
+        """
+        own = next(
+            (
+                bytes(end.endpoint_gid[:CLIENT_BYTES])
+                for end in self.node.get_subscriptions_info_by_topic(self._feedback_topic)
+                if (end.node_name, end.node_namespace) == (self.node.get_name(), self.node.get_namespace())
+            ),
+            uuid4().bytes[:CLIENT_BYTES],
+        )
+        return UUID(uuid=np.frombuffer(own + uuid4().bytes[: 16 - CLIENT_BYTES], np.uint8))
 
     def _sent(self, future, reply: Reply) -> None:
         goal = future.result()

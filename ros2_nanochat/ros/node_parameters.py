@@ -67,6 +67,7 @@ class NodeParameters:
         overrides = node._parameter_overrides  # public ways show only what was declared
         for name in [name for name, given in overrides.items() if given.value is None and name in PARAMETERS]:
             del overrides[name]  # `robots: []` has no type in ROS: nothing is given
+        self._declared: set[str] = set()  # robots
         for parameter in PARAMETERS.values():
             node.declare_parameter(parameter.name, parameter.default, _descriptor(parameter))
         names = self.robots()
@@ -100,16 +101,34 @@ class NodeParameters:
     def declare_robots(self, names: list[str]) -> None:
         """Declare the parameters of these robots' own, where they are not yet."""
         for robot in names:
-            for name, parameter in ROBOT_PARAMETERS.items() if robot else ():
-                if not self._node.has_parameter(f'{robot}.{name}'):
-                    self._node.declare_parameter(
-                        f'{robot}.{name}',
-                        None,
-                        ParameterDescriptor(
-                            description=f'{parameter.text}. Of {robot} only; not set, or null: as {name}',
-                            dynamic_typing=True,
-                        ),
-                    )
+            if robot and robot not in self._declared:
+                self._declared.add(robot)
+                self._declare_robot(robot)
+
+    def _declare_robot(self, robot: str) -> None:
+        for name, parameter in ROBOT_PARAMETERS.items():
+            if not self._node.has_parameter(f'{robot}.{name}'):
+                self._node.declare_parameter(
+                    f'{robot}.{name}',
+                    None,
+                    ParameterDescriptor(
+                        description=f'{parameter.text}. Of {robot} only; not set, or null: as {name}',
+                        dynamic_typing=True,
+                    ),
+                )
+
+    def forget_robots(self, names: list[str]) -> None:
+        """Take off what was declared of robots that are not among these: their options, and the QoS of their
+        topics.
+        """
+        for robot in self._declared.difference(names):
+            topics = f'{self._node.get_namespace()}/{robot}/{self._node.get_name()}/'.replace('//', '/')
+            beginnings = (f'{robot}.', f'{_QOS}{topics}')
+            # Not undeclare_parameter: rclpy declares QoS as read-only, and so refuses to undeclare it.
+            for name in [name for name in list(self._node._parameters) if name.startswith(beginnings)]:
+                self._node._parameters.pop(name, None)
+                self._node._descriptors.pop(name, None)
+            self._declared.discard(robot)
 
     def unused_qos(self) -> list[str]:
         """What was given of `qos_overrides` and belongs to no topic, or to no policy that can be chosen, as
@@ -146,7 +165,20 @@ class NodeParameters:
 
     def robot(self, robot: str, changed: dict | None = None) -> RobotOptions:
         """A robot's options: the node's, and over them its own. ValueError for a wrong one."""
-        values, changed = self.values(changed), changed or {}
+        return self._robot(robot, self.values(changed), changed or {})
+
+    def changed_robots(self, names: list[str], changed: dict) -> dict[str, RobotOptions]:
+        """The options of those robots that a change of parameters concerns. ValueError for a wrong one."""
+        concerned = {name.rpartition('.')[0] for name in changed}  # '' stands for the node's own
+        values = self.values(changed)
+        return {
+            robot: self._robot(robot, values, changed)
+            for robot in names
+            if '' in concerned or robot in concerned
+        }
+
+    def _robot(self, robot: str, values: dict, changed: dict) -> RobotOptions:
+        values = dict(values)
         for name, parameter in ROBOT_PARAMETERS.items() if robot else ():
             own = f'{robot}.{name}'
             value = (

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM for a program that has threads and something to bring to an end."""
+"""Ctrl-C, SIGTERM and SIGHUP (a terminal or ssh connection that is gone) for a program that has threads and
+something to bring to an end.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import signal
 import threading
 from collections.abc import Callable
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def on_signal(act: Callable[[], None]) -> None:
-    """Have `act` called, on a thread of its own, at the first SIGINT or SIGTERM; later ones change nothing.
+    """Have `act` called, on a thread of its own, at the first of these signals; later ones change nothing.
     To be called on the main thread.
 
     Python runs a handler in the midst of what its main thread does. One that sets an Event would wait for
@@ -22,7 +24,8 @@ def on_signal(act: Callable[[], None]) -> None:
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     for number in _NUMBERS:
-        signal.signal(number, lambda *_: None)
+        if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:  # ignored under nohup
+            signal.signal(number, lambda *_: None)
 
     def wait():
         os.read(heard, 1)

@@ -4,6 +4,7 @@ executor notices nothing.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -11,7 +12,9 @@ from collections import deque
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor, ExternalShutdownException, ShutdownException
 
-_AT_ONCE = 50  # exceptions within a second: then it is no accident any more
+_AT_ONCE = 50  # exceptions within a second: from then on each is followed by a pause
+_PAUSE = 0.1  # seconds
+_AT_MOST = 30.0  # seconds of nothing but exceptions: then the executor itself does not work
 
 
 def spin(executor: Executor, log=None) -> None:
@@ -20,6 +23,7 @@ def spin(executor: Executor, log=None) -> None:
     fails with.
     """
     failures: deque[float] = deque(maxlen=_AT_ONCE)
+    storm = math.inf  # when the exceptions that come all the time began
     while True:
         try:
             executor.spin()
@@ -29,8 +33,11 @@ def spin(executor: Executor, log=None) -> None:
             # An executor that is shut down has given up its nodes before what it wakes itself with; Jazzy's
             # then stumbles over that.
             if executor.context.ok() and executor.get_nodes():
-                failures.append(time.monotonic())
-                if len(failures) == _AT_ONCE and failures[-1] - failures[0] < 1.0:
+                now = time.monotonic()
+                failures.append(now)
+                many = len(failures) == _AT_ONCE and now - failures[0] < _AT_ONCE * 2 * _PAUSE
+                storm = min(storm, now) if many else math.inf
+                if now - storm > _AT_MOST:
                     raise
                 # rclpy waits for and calls what another thread destroyed just now: an InvalidHandle or, from
                 # an action, another RuntimeError of the C
@@ -40,8 +47,19 @@ def spin(executor: Executor, log=None) -> None:
                     log.warning(f'a call failed: {error}') if isinstance(error, RuntimeError) else log.error(
                         f'internal error: {error!r}'
                     )
+                if many:
+                    time.sleep(_PAUSE)
                 continue
         return
+
+
+def pass_through(node, timeout: float) -> None:
+    """Wait until the executor of a node has come to what it had taken before, at most `timeout` seconds."""
+    executor, done = node.executor, threading.Event()
+    if executor is not None and executor.context.ok() and executor.get_nodes():
+        # Twice: the second is begun when all that was handed to a thread before the first one is.
+        executor.create_task(lambda: executor.create_task(done.set))
+        done.wait(timeout)
 
 
 def close_action(node, action, timeout: float) -> None:

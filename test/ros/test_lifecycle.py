@@ -83,7 +83,7 @@ def test_services_and_parameters_answer_while_the_model_loads_and_ctrl_c_ends_it
     assert time.monotonic() - began < 8.0  # under 2 s on a machine that is not busy
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_a_reply_streams_ends_it_cleanly_and_the_turn_is_told(start, listen, number):
     node = start(model='tokens_per_second=20')
     ears = listen()

@@ -1,0 +1,170 @@
+"""How one turn is answered: its pictures and text go into the history, the model continues it, and what it
+says is handed out piece by piece.
+
+Runs on the robot's thread. Whatever may be waited for from outside (the model, a disk, a listener) is a step
+of the `Worker`, so that a supervisor sees where a thread is stuck.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ros2_nanochat.chat.history import ChatHistory
+from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.robot.frames import CameraFrames
+from ros2_nanochat.robot.sentences import SentenceSplitter
+from ros2_nanochat.robot.turn import Turn
+from ros2_nanochat.robot.worker import Worker
+from ros2_nanochat.states import FinishReason
+
+_PROMPT_SECONDS = 60.0  # for making a prompt of the history; a chat template that loops takes for ever
+_BYTES_PER_TOKEN = 32  # more than any text has, so that what is longer cannot fit into the context
+
+
+@dataclass
+class Memory:
+    """What a robot's thread works on. A thread that takes the place of another one gets its own.
+
+    lock: held while the history changes. system_prompt: as last taken from the robot's options.
+    """
+
+    history: ChatHistory
+    system_prompt: str | None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def copy(self, before: list[ChatMessage] | None = None) -> Memory:
+        """For another thread, which nothing that this one still does can change. before: the messages before
+        a turn that is given up, whose KV is given up with it; None if none ran.
+        """
+        history = copy.copy(self.history)
+        history.messages = list(history.messages if before is None else before)
+        if before is not None:
+            history.kv_cache = None
+        return Memory(history, self.system_prompt)
+
+
+def too_long(query: str, context_length: int) -> str:
+    """Why a query is not even read: it cannot fit into the context. '' if it may."""
+    limit = _BYTES_PER_TOKEN * context_length
+    size = len(query) if len(query) > limit else len(query.encode('utf-8', 'replace'))
+    if size <= limit:
+        return ''
+    return (
+        f'the query has {size} bytes, and at most {limit} are read for a context of {context_length} tokens: '
+        'shorten it, or raise max_context_len'
+    )
+
+
+class Answering:
+    """model: a `NanoLLM`. store: a `ConversationStore` or None. emit: calls a method of the robot's output:
+    `emit(worker, name, *arguments)`.
+    """
+
+    def __init__(self, model, sight: CameraFrames, store, emit: Callable):
+        self._model, self._sight, self._store, self._emit = model, sight, store, emit
+
+    def begin(self, turn: Turn, memory: Memory, worker: Worker):
+        """Put the question into the history and start the reply; None if it was stopped before. Raises what
+        is wrong with the question, and then may have changed the history.
+        """
+        if not turn.query.strip() and not turn.pictures:
+            raise ValueError('the query is empty: write a question')
+        unable = None if self._model.has_vision else f'{self._model.info.name} has no vision'
+        pictures = self._sight.pictures(turn, memory.history, unable)
+        # Without the lock: whoever asks, cancels or reads the history does not wait for the vision encoder.
+        shown = [self._encoded(turn, pixels) for _, pixels in pictures]
+        worker.check()
+        if turn.stop_reason or turn.claimed or turn.due <= time.monotonic():
+            turn.finish_reason = turn.stop_reason or FinishReason.DEADLINE
+            return None
+        if memory.history.kv_cache is None and self._store is not None:
+            self._store.restore_kv(memory.history)
+        with memory.lock, worker.step('making the prompt', _PROMPT_SECONDS):
+            prompt = self._prompt(turn, memory, list(zip(shown, pictures)))
+            worker.check()
+            return self._generate(turn, memory.history, prompt)
+
+    def _encoded(self, turn: Turn, pixels: np.ndarray) -> ChatMessage:
+        """The message that shows an image, which the model has seen."""
+        image: np.ndarray | str = pixels
+        if self._store is not None:
+            try:
+                image = self._store.keep_image(pixels)
+            except OSError as error:  # a full disk costs the file, not the answer
+                turn.remark(f'the image is not on disk: {error.strerror or error}')
+        message = ChatMessage('user', image=image)
+        turn.encode_time += getattr(message.embed(self._model), 'seconds', 0.0)
+        if self._store is None:
+            message.let_go()  # 6 MB for each frame of 1080p that the conversation has shown
+        return message
+
+    def _prompt(self, turn: Turn, memory: Memory, shown: list):
+        history = memory.history
+        if turn.options.system_prompt != memory.system_prompt:
+            memory.system_prompt = turn.options.system_prompt
+            history.system_prompt = (
+                history.template.system_prompt if memory.system_prompt is None else memory.system_prompt
+            )
+        users = _num_questions(history)
+        for message, (picture, pixels) in shown:
+            history.append('user', message)
+            if not turn.pictures:
+                self._sight.shown(message, picture, pixels)
+        if turn.query.strip():
+            history.append('user', text=turn.query)
+            users += 1
+        context = self._model.info.context_length
+        room = min(turn.options.generation.max_new_tokens, context // 2)
+        prompt, _ = history.embed_chat(
+            max_tokens=context - room if room > 256 else None, wrap_tokens=turn.options.wrap_tokens
+        )
+        turn.encode_time += history.encode_seconds
+        turn.dropped_turns = users - _num_questions(history)
+        return prompt
+
+    def _generate(self, turn: Turn, history: ChatHistory, prompt):
+        return self._model.generate(
+            prompt,
+            config=turn.options.generation.stopping_at(history.template.stop),
+            kv_cache=history.kv_cache,
+            priority=turn.options.priority,
+            deadline=None if turn.due == math.inf else max(0.0, turn.due - time.monotonic()),
+        )
+
+    def stream(self, turn: Turn, stream, worker: Worker) -> None:
+        """Hand out the reply as it comes, and note on the turn how it ended."""
+        sentences, tokens, first = SentenceSplitter(), 0, None
+        for piece in stream.deltas():
+            worker.check()
+            count = piece.num_tokens - tokens
+            self._emit(worker, 'piece', turn, turn.num_pieces, piece.text, count, piece.reasoning)
+            turn.num_pieces += 1
+            tokens = piece.num_tokens
+            if first is None:
+                first = time.monotonic()
+                turn.time_to_first_token = first - turn.arrived
+            if not piece.reasoning:
+                for sentence in sentences.add(piece.text):
+                    self._emit(worker, 'sentence', turn, sentence)
+        worker.check()
+        for sentence in sentences.flush():
+            self._emit(worker, 'sentence', turn, sentence)
+        usage = stream.usage
+        turn.reply, turn.reasoning = stream.text, stream.reasoning or ''
+        turn.finish_reason, turn.error = stream.finish_reason, stream.error or ''
+        turn.new_tokens = len(stream.tokens)
+        turn.prompt_tokens, turn.reused_tokens = usage.prompt_tokens or 0, usage.reused_tokens or 0
+        turn.image_tokens, turn.reused_image_tokens = usage.image_tokens, usage.reused_image_tokens
+        turn.queue_time += usage.queue_time or 0.0
+        turn.tokens_per_second = usage.tokens_per_second or 0.0
+
+
+def _num_questions(history: ChatHistory) -> int:
+    return sum(message.role == 'user' and message.text is not None for message in history)

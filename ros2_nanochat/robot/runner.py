@@ -1,0 +1,153 @@
+"""Runs a robot's turns one after another on a thread of its own, keeps the history, and outlives whatever
+goes wrong on the way: a thread that has died or is stuck is replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ros2_nanochat.errors import BackendError, MissingDependency, one_line
+from ros2_nanochat.robot.answering import Answering, Memory
+from ros2_nanochat.robot.recovery import Faults, Guard, SavedState
+from ros2_nanochat.robot.schedule import Schedule
+from ros2_nanochat.robot.turn import Turn
+from ros2_nanochat.robot.worker import Worker
+from ros2_nanochat.states import FinishReason
+
+
+class Runner:
+    """name: of the thread. title: of the robot, for messages. output: gives the robot's present `Output`.
+
+    memory: the history; another object once a thread was replaced. last: the turn that ended last. record:
+    the most tokens a second of a turn so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        schedule: Schedule,
+        memory: Memory,
+        answering: Answering,
+        output: Callable,
+        store=None,
+        log=None,
+    ):
+        self.memory = memory
+        self.faults = Faults()
+        self.last: Turn | None = None
+        self.record = 0.0
+        self._name, self._title, self._log = name, title, log
+        self._schedule, self._answering, self._output = schedule, answering, output
+        self._guard = Guard(self.faults, log, title)
+        self.saved = SavedState(store, self._guard) if store is not None else None
+        self._before: list = []  # the messages before the turn that runs
+        self._worker = self._new_worker()
+        self._worker.start()
+
+    def _new_worker(self) -> Worker:
+        return Worker(self._name, self._work, lambda error: self._guard.failed('the robot', error))
+
+    # --- from outside ---
+
+    def supervise(self) -> None:
+        """Replace the thread if it has died or is stuck; the turn it had ends with an error."""
+        trouble = self._worker.trouble
+        if self._schedule.closed or not trouble or not self.faults.may_restart():
+            return
+        turn = self._schedule.replace(self._worker)
+        self.memory = self.memory.copy(None if turn is None else self._before)
+        if turn is not None:
+            turn.stop(FinishReason.CANCELLED)
+            if turn.claim():
+                turn.finish_reason, turn.error = FinishReason.ERROR, f'internal error: {trouble}'
+                turn.ended.set()  # now: announcing it may stick as well
+                self._schedule.put_first(lambda: self.announce(turn, self._worker))
+        self.faults.restarted(trouble)
+        self._log.error(f'{self._title}{trouble}; it was started anew')
+        self._worker = self._new_worker()
+        self._worker.start()
+
+    def announce(self, turn: Turn, worker: Worker | None = None) -> None:
+        """Tell the robot's output that a turn has ended. worker: None on any other thread than the
+        robot's.
+        """
+        if turn.error:
+            self._log.warning(f'{self._title}{turn.finish_reason}: {turn.error}')
+        try:
+            self.emit(worker, 'ended', turn)
+        finally:
+            turn.ended.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended."""
+        self._worker.join(timeout)
+
+    # --- the robot's thread ---
+
+    def _work(self, worker: Worker) -> bool:
+        """Do the next job or turn; False once there will be none."""
+        unsaved = self.saved is not None and self.saved.failure
+        work = self._schedule.next(worker, self.saved.retry_seconds if unsaved else None)
+        memory = self.memory
+        if isinstance(work, Turn):
+            self._before = list(memory.history.messages)
+            self._run_turn(work, memory, worker)
+        elif work is not None:
+            self._guard.do_job(*work)
+        elif self._schedule.closed:
+            return False
+        elif unsaved:
+            with memory.lock:
+                self.saved.save(memory, worker)
+        return True
+
+    def _run_turn(self, turn: Turn, memory: Memory, worker: Worker) -> None:
+        try:
+            self._answer(turn, memory, worker)
+        except Exception as error:  # ours to mend; the robot goes on
+            with memory.lock:
+                memory.history.messages = list(self._before)
+            turn.finish_reason, turn.error = FinishReason.ERROR, f'internal error: {one_line(repr(error))}'
+            turn.stop(FinishReason.CANCELLED)
+        worker.check()
+        if turn.claim():
+            if self.saved is not None and not FinishReason(turn.finish_reason).failed:
+                with memory.lock:
+                    self.saved.save(memory, worker, turn)
+            self.last = turn
+            if turn.new_tokens >= 16:
+                self.record = max(self.record, turn.tokens_per_second)
+            self.announce(turn, worker)
+            self.faults.went_well()
+        idle = self._schedule.finished(worker)
+        if turn.new_tokens and idle and self.saved is not None:
+            # Only what this turn computed: else the KV is that of the turns before, which a reset may have
+            # forgotten. It announces nothing, so it may take as long as copying takes.
+            self.saved.save_kv(memory, worker)
+
+    def _answer(self, turn: Turn, memory: Memory, worker: Worker) -> None:
+        turn.queue_time = time.monotonic() - turn.arrived
+        self.emit(worker, 'started', turn)
+        turn.begun = True
+        try:
+            stream = self._answering.begin(turn, memory, worker)
+        except (ValueError, OSError, BackendError, MissingDependency) as error:
+            with memory.lock:
+                memory.history.messages = list(self._before)
+            turn.finish_reason, turn.error = FinishReason.ERROR, str(error)
+            return
+        if stream is not None:
+            turn.attach(stream)
+            self._answering.stream(turn, stream, worker)
+        with memory.lock:
+            worker.check()
+            if stream is None or (not stream.tokens and turn.finish_reason != FinishReason.STOP):
+                memory.history.messages = list(self._before)  # nothing was said: as if it had not been asked
+            else:
+                memory.history.append('bot', stream)
+
+    def emit(self, worker: Worker | None, name: str, *arguments) -> None:
+        """Tell the robot's output something; what it raises goes no further."""
+        self._guard.publish(worker, getattr(self._output(), name), *arguments)

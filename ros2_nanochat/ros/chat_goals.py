@@ -1,0 +1,114 @@
+"""The action `chat` of one robot: each goal is a turn. A goal ends with its turn, and is cancelled when its
+client has left the graph.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from action_msgs.msg import GoalStatus
+from nanochat.action import Chat
+
+from ros2_nanochat.errors import one_line
+from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb, stamp_of
+from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.robot.options import goal_options
+from ros2_nanochat.robot.turn import Picture, Turn
+from ros2_nanochat.ros.action_ends import CLIENT_BYTES
+from ros2_nanochat.ros.goal_server import GoalServer
+from ros2_nanochat.ros.spinning import close_action
+from ros2_nanochat.states import FinishReason
+
+_SUCCEEDED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE)
+_CLOSING = 5.0  # seconds at most for results that are on their way when the action is closed
+
+
+class ChatGoals:
+    """chat: takes the turns. message: makes the message of a turn."""
+
+    def __init__(self, node, prefix: str, chat: RobotConversation, message):
+        self._node, self._chat, self._message = node, chat, message
+        self._open: dict[bytes, Turn] = {}
+        self._seen: set[bytes] = set()  # goals whose client was seen on the graph
+        self._lock = threading.Lock()
+        self._heard = self.muted = False
+        self._server = GoalServer(node, Chat, prefix + 'chat', self._accept, self._cancel)
+        self._feedback_topic = node.resolve_topic_name(prefix + 'chat/_action/feedback')
+
+    # --- in ---
+
+    def _accept(self, goal) -> None:
+        turn = Turn(goal.request.query, self._chat.options, (), goal)
+        with self._lock:
+            self._open[bytes(goal.goal_id.uuid)] = turn
+        try:
+            if self.muted:
+                raise ValueError('the node is being deactivated: ask again when it is active')
+            turn.options = goal_options(goal.request, turn.options)
+            turn.pictures = [
+                *(_picture(message, image_to_rgb) for message in goal.request.images),
+                *(_picture(message, compressed_to_rgb) for message in goal.request.compressed_images),
+            ]
+        except Exception as error:
+            self._chat.refuse(turn, one_line(error))
+        else:
+            self._chat.ask(turn)
+
+    def _cancel(self, goal) -> bool:
+        with self._lock:
+            turn = self._open.get(bytes(goal.goal_id.uuid))
+        if turn is not None:
+            self._chat.cancel_turn(turn)
+        return turn is not None
+
+    def cancel_unheard(self) -> None:
+        """Stop the goals of clients that have left the graph. To be called now and then."""
+        with self._lock:
+            goals = list(self._open.items())
+        if not goals:
+            self._heard = False
+            return
+        ends = self._node.get_subscriptions_info_by_topic(self._feedback_topic)
+        clients = {bytes(end.endpoint_gid[:CLIENT_BYTES]) for end in ends}
+        for key, turn in goals:
+            if key[:CLIENT_BYTES] in clients:
+                self._seen.add(key)
+            elif key in self._seen or (self._heard and not ends):
+                self._chat.cancel_turn(turn)
+        self._heard = bool(ends)
+
+    # --- out ---
+
+    def started(self, turn: Turn) -> None:
+        """The turn of a goal begins."""
+        try:
+            turn.goal.execute()
+        except RuntimeError:
+            if not turn.goal.is_cancel_requested:  # its client cancelled it just now
+                raise
+
+    def feedback(self, turn: Turn, token) -> None:
+        """Send a token to the client of a goal, while that executes: outside (a goal that waits, is refused
+        or is being cancelled) Lyrical warns of feedback and drops it. The client learns the end from the
+        result.
+        """
+        if turn.goal.status == GoalStatus.STATUS_EXECUTING:
+            turn.goal.publish_feedback(Chat.Feedback(token=token))
+
+    def ended(self, turn: Turn) -> None:
+        """The turn of a goal has ended: its client gets the result."""
+        key = bytes(turn.goal.goal_id.uuid)
+        with self._lock:
+            self._open.pop(key, None)
+            self._seen.discard(key)
+        result = Chat.Result(turn=self._message(turn))
+        self._server.finish(turn.goal, turn.finish_reason in _SUCCEEDED, result)
+
+    def close(self) -> None:
+        """Take the action off the graph when its clients have their results. Every turn has to have ended."""
+        self._server.wait_until_fetched(_CLOSING)
+        close_action(self._node, self._server, _CLOSING)
+
+
+def _picture(message, convert) -> Picture:
+    return Picture(lambda: convert(message), stamp_of(message), message.header.frame_id)

@@ -1,0 +1,140 @@
+"""The robots of a node: a conversation for each while a model is loaded, and its topics while the node is
+active.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.robot.health import WARN, Status, robot_status
+from ros2_nanochat.robot.store import ConversationStore
+from ros2_nanochat.ros.node_parameters import NodeParameters
+from ros2_nanochat.ros.robot_port import RobotPort
+
+
+class Nobody:
+    """Where a conversation goes while its topics are closed."""
+
+    def started(self, turn) -> None: ...
+    def piece(self, turn, index, text, num_tokens, reasoning) -> None: ...
+    def sentence(self, turn, text) -> None: ...
+    def ended(self, turn) -> None: ...
+
+
+class Fleet:
+    """node: whose robots they are. settings: their parameters. wanted: their names, as last set."""
+
+    def __init__(self, node, settings: NodeParameters):
+        self.wanted = settings.robots()
+        self._node, self._settings, self._log = node, settings, node.get_logger()
+        self._chats: dict[str, RobotConversation] = {}
+        self._ports: dict[str, RobotPort] = {}
+        self._changing = threading.RLock()  # held while conversations and ports are made or closed
+        self._twins: set[str] = set()
+
+    def update(self, model, open_ports: Callable[[], bool]) -> None:
+        """Make what is missing and close what is not wanted any more: parameters, conversations and, if
+        `open_ports()` says so, topics. model: None while there is none.
+        """
+        with self._changing:
+            names = self.wanted
+            self._settings.declare_robots(names)
+            for robot in [robot for robot in self._chats if robot not in names]:
+                self._close(robot)
+            self._settings.forget_robots(names)
+            for robot in names if model is not None else ():
+                if robot not in self._chats:
+                    self._chats[robot] = self._conversation(robot, model)
+                if robot not in self._ports and open_ports():
+                    self._ports[robot] = RobotPort(self._node, self._chats[robot])
+
+    def _conversation(self, robot: str, model) -> RobotConversation:
+        kept, store = self._settings.node(), None
+        if kept.state_dir:
+            place = f'{self._node.get_namespace()}/{robot}/{self._node.get_name()}'.replace('//', '/')
+            store = ConversationStore(kept.state_dir, place, self._log, kept.state_kv)
+        try:
+            return RobotConversation(
+                robot,
+                model,
+                self._settings.robot(robot),
+                Nobody(),
+                None,
+                store,
+                self._log,
+                kept.chat_template,
+            )
+        except BaseException:
+            if store is not None:
+                store.close()
+            raise
+
+    def set_options(self, options: dict) -> None:
+        """Let robots converse by other options: those named by their robot."""
+        for robot, chat in list(self._chats.items()):
+            if robot in options:
+                chat.options = options[robot]
+
+    def _close(self, robot: str) -> None:
+        port = self._ports.pop(robot, None)
+        if port is not None:
+            port.mute()
+        chat = self._chats.pop(robot)
+        chat.close()
+        if port is not None:
+            port.close()
+            chat.output, chat.sight.camera = Nobody(), None
+
+    def close_ports(self) -> None:
+        """Take all names off the graph; the conversations stay."""
+        with self._changing:
+            for port in self._ports.values():
+                port.mute()
+            for robot in list(self._ports):
+                chat = self._chats[robot]
+                try:
+                    chat.stop_all()
+                except RuntimeError as error:
+                    self._log.warning(str(error))
+                self._ports.pop(robot).close()
+                chat.output, chat.sight.camera = Nobody(), None
+
+    def close(self) -> None:
+        """End all conversations."""
+        with self._changing:
+            for port in self._ports.values():
+                port.mute()
+            for robot in list(self._chats):
+                self._close(robot)
+
+    # --- now and then: no lock that making or closing robots, or a model, holds ---
+
+    def expire(self) -> None:
+        """End turns whose deadline has passed or whose client has left."""
+        for chat in list(self._chats.values()):
+            chat.expire()
+        for port in list(self._ports.values()):
+            port.cancel_unheard()
+            port.follow_camera()
+
+    @property
+    def has_camera(self) -> bool:
+        """Whether somebody publishes images for one of the robots."""
+        return any(port.has_camera for port in list(self._ports.values()))
+
+    def statuses(self) -> list[Status]:
+        """How each robot is."""
+        statuses = []
+        for robot, chat in list(self._chats.items()):
+            status = robot_status(chat)
+            port = self._ports.get(robot)
+            twin = port.twin if port is not None else ''
+            if twin:
+                status.raise_to(WARN, twin)
+                if robot not in self._twins:
+                    self._log.warning(twin)
+            (self._twins.add if twin else self._twins.discard)(robot)
+            statuses.append(status)
+        return statuses

@@ -1,0 +1,131 @@
+"""An action server whose goals hold no thread of the executor: a goal waits for its result, nobody else
+does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from action_msgs.msg import GoalStatus
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.qos import QoSProfile
+
+from ros2_nanochat.ros.action_ends import FEEDBACK_DEPTH, service_qos
+
+_RESULT_KEPT = 10  # seconds; Jazzy's default is 900, and with each result rclpy keeps the goal's images
+_FETCH_SECONDS = 1.0  # that a client gets to ask for a result before the action is closed
+
+
+class GoalServer(ActionServer):
+    """accept(goal): a goal was taken; it ends when somebody calls `finish`. cancel(goal): whether a client
+    may cancel it; the goal has to be finished then as well. Both are called one at a time.
+    """
+
+    def __init__(self, node, action_type, name: str, accept: Callable, cancel: Callable):
+        self._moving = threading.Condition()
+        self._cancelling: set[bytes] = set()  # goals that rclpy brings to "canceling" in the call that runs
+        self._held: list[tuple[Any, bool, Any]] = []  # what was finished during that
+        self._unfetched: dict[bytes, float] = {}  # when goals have ended that nobody asked about
+        self._asked: set[bytes] = set()  # goals whose client waits for the result
+        self._ending: set[bytes] = set()
+        self._may_cancel = cancel
+        super().__init__(
+            node,
+            action_type,
+            name,
+            self._never,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            handle_accepted_callback=accept,
+            cancel_callback=self._cancel,
+            goal_service_qos_profile=service_qos(),
+            result_service_qos_profile=service_qos(),
+            cancel_service_qos_profile=service_qos(),
+            feedback_pub_qos_profile=QoSProfile(depth=FEEDBACK_DEPTH),
+            result_timeout=_RESULT_KEPT,
+        )
+
+    def _never(self, goal):
+        """rclpy wants something to run; `notify_execute` never runs it."""
+
+    def notify_execute(self, goal_handle, execute_callback) -> None:
+        """Called by `goal.execute()`, which brings the goal to "executing"; nothing is to be run."""
+
+    def finish(self, goal, succeeded: bool, result) -> None:
+        """End a goal: canceled if its client cancels it, else as `succeeded` says. Any thread."""
+        key = bytes(goal.goal_id.uuid)
+        with self._moving:
+            self._ending.add(key)
+            if key in self._cancelling:
+                self._held.append((goal, succeeded, result))
+                return
+        super().notify_execute(goal, lambda goal: self._conclude(goal, succeeded, result))
+
+    def _conclude(self, goal, succeeded: bool, result):
+        """Run by the executor; what it returns is the goal's result."""
+        try:
+            if not goal.is_active:
+                return result
+            try:
+                if goal.status == GoalStatus.STATUS_ACCEPTED:
+                    goal.execute()  # it never was, and only from "executing" a goal succeeds
+                if goal.is_cancel_requested:
+                    goal.canceled()
+                elif succeeded:
+                    goal.succeed()
+                else:
+                    goal.abort()
+            except RuntimeError:
+                goal.canceled()  # its client cancelled it just now
+            return result
+        finally:
+            key = bytes(goal.goal_id.uuid)
+            with self._moving:
+                self._ending.discard(key)
+                if key not in self._asked:
+                    self._unfetched[key] = time.monotonic()
+                self._asked.discard(key)
+                self._moving.notify_all()
+
+    def _cancel(self, goal) -> CancelResponse:
+        key = bytes(goal.goal_id.uuid)
+        with self._moving:
+            self._cancelling.add(key)
+        return CancelResponse.ACCEPT if self._may_cancel(goal) else CancelResponse.REJECT
+
+    async def execute(self, taken_data) -> None:
+        """Do what the executor took for this action: called by the executor, one at a time."""
+        if 'result' in taken_data:
+            key = bytes(taken_data['result'][1].goal_id.uuid)
+            with self._moving:
+                if self._unfetched.pop(key, None) is None and key in self._goal_handles:
+                    self._asked.add(key)
+                self._moving.notify_all()
+        try:
+            await super().execute(taken_data)
+        finally:
+            # rclpy has brought the goals that are cancelled to "canceling" by now.
+            with self._moving:
+                held, self._held = self._held, []
+                self._cancelling.clear()
+            for goal, succeeded, result in held:
+                self.finish(goal, succeeded, result)
+
+    def wait_until_fetched(self, timeout: float) -> None:
+        """Wait until the goals that were finished have their results, and their clients had the time to ask
+        for them; at most `timeout` seconds.
+        """
+        until = time.monotonic() + timeout
+
+        def open_goals() -> bool:
+            now = time.monotonic()
+            for key in [k for k, ended in self._unfetched.items() if now - ended > _FETCH_SECONDS]:
+                del self._unfetched[key]
+            return bool(self._ending or self._unfetched)
+
+        with self._moving:
+            while open_goals() and time.monotonic() < until:
+                self._moving.wait(0.05)

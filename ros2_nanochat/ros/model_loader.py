@@ -1,0 +1,108 @@
+"""Loads the node's model on a thread of its own, so that everything answers meanwhile and a signal ends
+it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from ros2_nanochat.config import EngineConfig, ModelConfig
+from ros2_nanochat.errors import BackendError, one_line
+from ros2_nanochat.nano_llm import NanoLLM
+
+_SHOWN_EVERY = 2.0  # seconds between two lines about a load
+
+
+class ModelLoader:
+    """stopping: set when the process is to end. share: how much is loaded, None while nothing loads."""
+
+    def __init__(self, stopping: threading.Event, log):
+        self.share: float | None = None
+        self._stopping, self._log = stopping, log
+        self._backend = None  # of the model that is being loaded
+        self._shown = 0.0
+        self._opening_eyes = False
+
+    def load(self, config: ModelConfig, engine: EngineConfig, wants_eyes: Callable[[], bool]) -> NanoLLM:
+        """Open a model and wait for it. Raises what went wrong. wants_eyes: whether
+        the vision encoder is wanted at once.
+        """
+        outcome: list[NanoLLM | BaseException] = []
+
+        def work() -> None:
+            try:
+                model = NanoLLM.from_pretrained(
+                    progress=self._progress,
+                    opening=self._opening,
+                    config=config,
+                    engine=engine,
+                )
+                try:
+                    # The small encoder that comes with the embedded model waits for a camera: a robot that
+                    # only talks needs no torch.
+                    if (config.model is not None or config.vision is not None) and wants_eyes():
+                        self._load_eyes(model.vision)
+                except BaseException:
+                    model.close()
+                    raise
+                outcome.append(model)
+            except BaseException as error:
+                outcome.append(error)
+
+        self.share, self._shown, self._opening_eyes = 0.0, time.monotonic(), False
+        self._log.info(f'loading {config.model or "the embedded model"}')
+        thread = threading.Thread(target=work, name='load', daemon=True)
+        thread.start()
+        while thread.is_alive() and not self._stopping.is_set():
+            thread.join(0.05)
+        self.share = None
+        if not outcome:
+            raise BackendError('loading was stopped')
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+    def _opening(self, backend) -> None:
+        self._backend = backend
+        if self._stopping.is_set():
+            backend.abort()
+
+    def _progress(self, share: float) -> None:
+        self.share = share
+        if time.monotonic() - self._shown > _SHOWN_EVERY:
+            self._shown = time.monotonic()
+            self._log.info(f'loading: {100 * share:.0f} %')
+
+    def _load_eyes(self, vision) -> None:
+        if vision is None:
+            return
+        if vision.load_seconds is None:
+            self._log.info('loading the vision encoder')
+            vision.load()
+        self._log.info(f'the vision encoder is ready: {vision.load_seconds:.1f} s')
+
+    def load_eyes_late(self, vision) -> None:
+        """Load a vision encoder that is wanted now, on a thread of its own; once for each model."""
+        if vision is None or vision.load_seconds is not None or self._opening_eyes:
+            return
+        self._opening_eyes = True
+
+        def work() -> None:
+            try:
+                vision.load()
+                self._log.info(f'there is a camera: the vision encoder is ready, {vision.load_seconds:.1f} s')
+            except Exception as error:  # the node talks all the same; a question with an image tells it again
+                self._log.warning(f'the vision encoder cannot be loaded: {one_line(error)}')
+
+        threading.Thread(target=work, name='eyes', daemon=True).start()
+
+    def abort(self) -> None:
+        """End a load."""
+        if self._backend is not None:
+            self._backend.abort()
+
+    def forget(self) -> None:
+        """The model was closed."""
+        self._backend = None

@@ -1,0 +1,53 @@
+"""A node's process: its executor runs until the process is to end, and then everything ends in order."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import rclpy
+from rclpy.executors import MultiThreadedExecutor
+
+from ros2_nanochat.ros.signals import ignore_signals
+from ros2_nanochat.ros.spinning import spin
+
+_THREADS = (
+    32  # of the executor. No goal holds one; a reset does while a reply ends, a transition while it lasts
+)
+
+
+def run_until(done: threading.Event, node) -> int:
+    """Run a node until `done` is set, end it, and return its exit code. node: has `start()`, `close()`, which
+    tells whether all has ended, and `exit_code`.
+    """
+    executor = MultiThreadedExecutor(num_threads=_THREADS)
+    executor.add_node(node)
+
+    def run():
+        try:
+            spin(executor, node.get_logger())
+        except Exception as error:
+            node.exit_code = 1
+            node.get_logger().fatal(f'internal error: {error!r}')
+        finally:
+            done.set()
+
+    spinning = threading.Thread(target=run, name='executor', daemon=True)
+    spinning.start()
+    node.start()
+    done.wait()
+    clean = node.close()
+    ending = threading.Thread(
+        target=executor.shutdown, kwargs={'timeout_sec': 0.3}, name='shutdown', daemon=True
+    )  # Kilted's waits for every callback
+    ending.start()
+    ending.join(0.3)
+    spinning.join(0.3)
+    rclpy.try_shutdown()
+    ignore_signals()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not clean or spinning.is_alive() or ending.is_alive():
+        os._exit(node.exit_code)  # a runtime that does not hear abort() must not keep the process
+    return node.exit_code

@@ -1,0 +1,97 @@
+"""A reply on its way to a `ChatClient`: pieces as they come, and the turn at the end."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+
+from nanochat.msg import Turn
+
+_SILENCE = 1.0  # seconds without a token after which a reply is looked after
+
+
+class NodeGone(RuntimeError):
+    """The chat node does not answer."""
+
+
+class Reply:
+    """A reply on its way. Iterating it gives pieces of text as they come; `future` (of `concurrent.futures`)
+    gives the nanochat/msg/Turn at the end, or raises `NodeGone` where the node has left. A reply that went
+    wrong does not raise: `turn.finish_reason` and `turn.error` say what happened.
+    """
+
+    def __init__(self, look_after: Callable[[Reply], None], cancel: Callable):
+        self.future: Future[Turn] = Future()
+        self._look_after, self._cancel_goal = look_after, cancel
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._length = 0
+        self._goal = None
+        self._looked = time.monotonic()  # when it was sent, or its result last asked for
+        self._cancelled = False
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            try:
+                piece = self._pieces.get(timeout=_SILENCE)
+            except queue.Empty:
+                self._look_after(self)
+                continue
+            if piece is None:
+                break
+            yield piece
+        self._pieces.put(None)  # whoever iterates again finds the end
+
+    @property
+    def turn(self) -> Turn:
+        """The whole turn; waits for its end."""
+        return self.result()
+
+    def result(self, timeout: float | None = None) -> Turn:
+        """The whole turn; TimeoutError after `timeout` seconds."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            try:
+                return self.future.result(min(left, _SILENCE))
+            except FutureTimeout:
+                if left <= _SILENCE:
+                    raise TimeoutError(f'no end of the reply within {timeout} s') from None
+                self._look_after(self)
+
+    def cancel(self) -> None:
+        """Ask the node to stop; what was said until then is the reply. Returns at once."""
+        with self._lock:
+            self._cancelled = True
+            if self._goal is not None:
+                self._cancel_goal(self._goal)
+
+    def _accepted(self, goal) -> None:
+        with self._lock:
+            self._goal = goal
+            if self._cancelled:
+                self._cancel_goal(goal)
+
+    def _feedback(self, message) -> None:
+        token = message.feedback.token
+        if token.text and not token.reasoning and not self.future.done():
+            self._length += len(token.text)
+            self._pieces.put(token.text)
+
+    def _finished(self, turn: Turn) -> None:
+        if self.future.done():
+            return
+        if len(turn.reply) > self._length:
+            self._pieces.put(turn.reply[self._length :])  # feedback that came late or was lost
+        self.future.set_result(turn)
+        self._pieces.put(None)
+
+    def _failed(self, reason: str) -> None:
+        if not self.future.done():
+            self.future.set_exception(NodeGone(reason))
+            self._pieces.put(None)

@@ -1,0 +1,353 @@
+"""What goes wrong around a robot's conversation ends at most one turn: listeners, disks, jobs, the thread
+itself.
+"""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ros2_nanochat import NanoLLM
+from ros2_nanochat.config import RobotOptions
+from ros2_nanochat.robot import recovery
+from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.robot.health import ERROR, OK, robot_status
+from ros2_nanochat.robot.store import ConversationStore
+from ros2_nanochat.robot.turn import Picture, Turn
+
+
+class Log:
+    def __init__(self):
+        self.lines = []
+        self.info = self.warning = self.error = self.lines.append
+
+
+class Output:
+    """Does something bad when it is called by one of these names."""
+
+    def __init__(self, *names, act):
+        self.names, self.act, self.ended_turns = names, act, []
+
+    def __getattr__(self, name):
+        def call(turn, *_):
+            if name in self.names:
+                self.act()
+            if name == 'ended':
+                self.ended_turns.append(turn)
+
+        return call
+
+
+class Quiet:
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@pytest.fixture
+def robot():
+    closing = []
+
+    def robot(output=None, store=None, setup='', **options):
+        model = NanoLLM.from_pretrained(setup or None, api='fake', max_context_len=4096)
+        log = Log()
+        chat = RobotConversation('r1', model, RobotOptions(**options), output or Quiet(), None, store, log)
+        closing.extend([chat, model])
+        return chat, log
+
+    yield robot
+    for thing in closing:
+        thing.close()
+
+
+def ask(chat, text='hello', pictures=()):
+    turn = chat.ask(Turn(text, chat.options, pictures))
+    until = time.monotonic() + 30
+    while not turn.ended.wait(0.05):
+        chat.expire()
+        assert time.monotonic() < until, 'the turn never ended'
+    return turn
+
+
+def raise_error():
+    raise RuntimeError('no')
+
+
+@pytest.mark.parametrize('name', ['started', 'piece', 'sentence', 'ended'])
+def test_an_output_that_raises_costs_nothing_of_the_conversation_and_shows(robot, name):
+    chat, log = robot(Output(name, act=raise_error))
+    for text in ('one', 'two'):
+        assert ask(chat, text).reply == f'You said: {text}'
+    assert [message.text for message in chat.history if message.role == 'bot'] == [
+        'You said: one',
+        'You said: two',
+    ]
+    status = robot_status(chat)
+    assert status.level == ERROR and 'publishing failed' in status.message
+    assert sum('publishing failed' in line for line in log.lines) == 1, 'one line, not one for each token'
+
+
+@pytest.mark.parametrize('name', ['started', 'piece', 'ended'])
+def test_a_thread_that_sticks_is_replaced_and_its_turn_ends_with_the_reason(robot, name, monkeypatch):
+    monkeypatch.setattr(recovery, 'PUBLISH_SECONDS', 0.3)
+    stuck = threading.Event()
+    output = Output(name, act=lambda: stuck.wait(30))
+    chat, log = robot(output)
+    turn = ask(chat, 'one')
+    chat.output = Quiet()
+    if name != 'ended':
+        assert turn.finish_reason == 'error' and 'stuck' in turn.error
+    until = time.monotonic() + 10
+    while not chat.num_restarts and time.monotonic() < until:
+        chat.expire()
+        time.sleep(0.02)
+    status = robot_status(chat)
+    assert status.level == ERROR and 'started anew' in status.message
+    before = [message.text for message in chat.history]
+    assert ask(chat, 'two').reply == 'You said: two'
+    stuck.set()  # the old thread comes to itself, and has nothing to say any more
+    time.sleep(0.2)
+    assert [message.text for message in chat.history] == [*before, 'two', 'You said: two']
+    assert ask(chat, 'three').reply == 'You said: three'
+
+
+@pytest.mark.parametrize('name', ['started', 'piece'])
+def test_a_thread_that_died_is_replaced_and_its_turn_ends(robot, name):
+    chat, _ = robot(Output(name, act=sys.exit))
+    turn = ask(chat, 'one')
+    assert turn.finish_reason == 'error' and 'died' in turn.error
+    assert robot_status(chat).level == ERROR
+    chat.output = Quiet()
+    assert ask(chat, 'two').reply == 'You said: two'
+    assert [message.text for message in chat.history] == ['two', 'You said: two']
+
+
+def test_a_thread_that_sticks_again_and_again_is_not_replaced_all_the_time(robot, monkeypatch):
+    monkeypatch.setattr(recovery, 'PUBLISH_SECONDS', 0.01)
+    stuck = threading.Event()
+    chat, _ = robot(Output('started', 'ended', act=lambda: stuck.wait(30)))
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        chat.ask(Turn('x', chat.options))
+        chat.expire()
+        time.sleep(0.01)
+    stuck.set()
+    assert 1 <= chat.num_restarts <= 3
+
+
+def test_a_job_that_fails_is_an_error_for_its_caller_and_the_robot_goes_on(robot):
+    chat, _ = robot()
+    with pytest.raises(RuntimeError, match='no'):
+        chat.stop_all(then=raise_error)
+    assert ask(chat).reply == 'You said: hello'
+
+
+def test_a_picture_that_cannot_be_decoded_for_any_reason_ends_its_turn_only(robot):
+    chat, _ = robot()
+    chat.model.vision = object()  # so that pictures are looked at
+    turn = ask(chat, 'what is it?', [Picture(lambda: 1 / 0)])
+    chat.model.vision = None
+    assert turn.finish_reason == 'error' and 'ZeroDivisionError' in turn.error
+    assert ask(chat).reply == 'You said: hello'
+    assert [message.text for message in chat.history] == ['hello', 'You said: hello']
+
+
+def test_the_deadline_of_a_turn_whose_picture_is_encoded_needs_no_model(robot):
+    encoding = threading.Event()
+
+    class Slow:
+        load_seconds = 0.0
+
+        def close(self):
+            pass
+
+    chat, _ = robot(deadline=0.2)
+    chat.model.vision = Slow()
+    began = time.monotonic()
+    turn = ask(chat, 'what is it?', [Picture(lambda: encoding.wait(20))])
+    assert turn.finish_reason == 'deadline' and time.monotonic() - began < 2
+    encoding.set()
+    chat.model.vision = None
+    chat.options = RobotOptions()
+    assert ask(chat).reply == 'You said: hello'
+
+
+@pytest.mark.parametrize('text', ['x' * 10_000_000, '\u20ac' * 100_000])
+def test_a_query_that_cannot_fit_is_refused_unread_and_at_once(robot, text):
+    chat, _ = robot()
+    began = time.monotonic()
+    turn = ask(chat, text)
+    assert turn.finish_reason == 'error' and 'bytes' in turn.error and str(32 * 4096) in turn.error
+    assert len(turn.query) < 300 and time.monotonic() - began < 1
+    assert ask(chat).reply == 'You said: hello'
+
+
+# --- disks ---
+
+
+class Disk:
+    """A disk of which the writes of this process fail while `error` is set."""
+
+    def __init__(self, monkeypatch, folder):
+        self.error, folder = None, str(folder)
+        real = os.open
+
+        def open(path, flags, *arguments, **options):
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if self.error and writes and str(path).startswith(folder):
+                raise OSError(self.error, os.strerror(self.error), path)
+            return real(path, flags, *arguments, **options)
+
+        monkeypatch.setattr(os, 'open', open)
+        for name in ('unlink', 'replace', 'rename'):
+            self._wrap(monkeypatch, name, folder)
+
+    def _wrap(self, monkeypatch, name, folder):
+        call = getattr(os, name)
+
+        def wrapped(path, *arguments, **options):
+            if self.error == errno.EROFS and str(path).startswith(folder):
+                raise OSError(self.error, os.strerror(self.error), path)
+            return call(path, *arguments, **options)
+
+        monkeypatch.setattr(os, name, wrapped)
+
+
+@pytest.mark.parametrize('error', [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize('keep_kv', [False, True])
+def test_a_disk_that_takes_nothing_is_told_and_heals(robot, tmp_path, monkeypatch, error, keep_kv):
+    monkeypatch.setattr(recovery.SavedState, 'retry_seconds', 0.1)
+    chat, log = robot(store=ConversationStore(tmp_path, '/r1', Log(), keep_kv))
+    ask(chat, 'one')
+    disk = Disk(monkeypatch, tmp_path)
+    disk.error = error
+    turn = ask(chat, 'two')
+    assert turn.reply == 'You said: two' and 'not on disk' in turn.note and os.strerror(error) in turn.note
+    status = robot_status(chat)
+    assert status.level == ERROR and 'not on disk' in status.message
+    assert saved(tmp_path) == ['one', 'You said: one']
+    disk.error = None
+    wait(lambda: saved(tmp_path)[-1] == 'You said: two')
+    wait(lambda: robot_status(chat).level == OK)
+    assert ask(chat, 'three').note == ''
+
+
+@pytest.mark.parametrize('error', [errno.ENOSPC, errno.EROFS])
+def test_a_reset_that_does_not_reach_the_disk_fails_or_deletes_what_is_there(
+    robot, tmp_path, monkeypatch, error
+):
+    monkeypatch.setattr(recovery.SavedState, 'retry_seconds', 0.1)
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    ask(chat, 'one')
+    disk = Disk(monkeypatch, tmp_path)
+    disk.error = error
+    if error == errno.EROFS:
+        with pytest.raises(RuntimeError, match='not on disk'):
+            chat.reset()
+    else:
+        assert 'deleted' in chat.reset() and not list(tmp_path.glob('*.json'))
+    assert len(chat.history) == 0
+    disk.error = None
+    wait(lambda: saved(tmp_path) == [])
+
+
+def saved(folder):
+    files = list(Path(folder).glob('*.json'))
+    return [m['text'] for m in json.loads(files[0].read_text())['messages']] if files else None
+
+
+def wait(condition):
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfe', b'[1, 2]', b'{"a": 1}', b'[' * 100_000, b'1e999', b''])
+def test_a_garbled_prompt_file_is_as_none(robot, tmp_path, content):
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    ask(chat, 'one')
+    chat.close()
+    (tmp_path / 'r1.prompt').write_bytes(content)
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    assert ask(chat, 'two').note == '' and saved(tmp_path)[0] == 'one'
+
+
+@pytest.mark.parametrize('name', ['r1.json', 'r1.prompt', 'r1.kv', 'r1.kv-part'])
+@pytest.mark.parametrize('kind', ['fifo', 'device', 'folder'])
+def test_a_state_file_that_is_no_file_keeps_nobody_waiting(robot, tmp_path, name, kind):
+    path = tmp_path / name
+    if kind == 'fifo':
+        os.mkfifo(path)
+    elif kind == 'device':
+        path.symlink_to('/dev/zero')
+    else:
+        path.mkdir()
+    store = ConversationStore(tmp_path, '/r1', Log(), keep_kv=True)
+    if name == 'r1.json':
+        with pytest.raises(ValueError, match='not a regular file'):
+            robot(store=store)
+        return
+    chat, _ = robot(store=store)
+    assert ask(chat).reply == 'You said: hello'
+
+
+def test_a_file_that_may_not_be_read_is_not_damaged(robot, tmp_path, monkeypatch):
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    ask(chat, 'one')
+    chat.close()
+    real = os.open
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith('r1.json'):
+            raise PermissionError(errno.EACCES, 'Permission denied', path)
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'open', refuse)
+        with pytest.raises(ValueError, match='cannot be read: Permission denied'):
+            robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    assert saved(tmp_path) == ['one', 'You said: one'] and not list(tmp_path.glob('*damaged*'))
+
+
+def test_two_processes_do_not_share_a_robots_state(tmp_path):
+    store = ConversationStore(tmp_path, '/r1', Log())
+    code = (
+        'import sys\nfrom ros2_nanochat.robot.store import ConversationStore\n'
+        'try: ConversationStore(sys.argv[1], "/r1", None)\nexcept ValueError as error: print(error)'
+    )
+
+    def other():
+        return subprocess.run(
+            [sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert f'another process ({os.getpid()})' in other()
+    store.close()
+    assert other() == ''
+
+
+def test_without_faults_a_robot_is_well(robot):
+    chat, _ = robot()
+    ask(chat)
+    assert robot_status(chat).level == OK
+
+
+def test_a_picture_that_the_disk_does_not_take_is_kept_and_written_later(tmp_path, monkeypatch):
+    from ros2_nanochat.chat.message import ChatMessage
+
+    store = ConversationStore(tmp_path, '/r1', Log())
+    message = ChatMessage('user', image=np.zeros((4, 4, 3), np.uint8))
+
+    class History(list):
+        def save(self, path):
+            Path(path).write_text('{}')
+
+    store.save(History([message]), None)
+    assert os.path.isfile(message.image) and list((tmp_path / 'r1.json.images').iterdir())

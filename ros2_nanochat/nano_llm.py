@@ -49,6 +49,8 @@ class NanoLLM:
     back, as does the end of a `with`.
     """
 
+    reply_class = StreamingResponse
+
     def __init__(
         self, backend: Backend, config: ModelConfig, engine_config: EngineConfig = EngineConfig(), vision=None
     ):
@@ -304,7 +306,7 @@ class NanoLLM:
         if form is not None and matcher is not None:
             held_to = AnswerForm(form, matcher, text, end_ids, self._vocabulary().space_ids)
         request = Request(asked, kv_cache.sequence, text, held_to)
-        reply = StreamingResponse(request, kv_cache, detokenize)
+        reply = self.reply_class(request, kv_cache, detokenize)
         self._last = weakref.ref(reply)
         self.engine.submit(request)
         if streaming:

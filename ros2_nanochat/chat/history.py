@@ -158,7 +158,7 @@ class ChatHistory:
     @system_prompt.setter
     def system_prompt(self, instruction: str | None) -> None:
         messages = [ChatMessage('system', text=instruction)] if instruction else []
-        self.messages[: int(bool(self.system_prompt))] = messages
+        self.messages = messages + self.messages[int(bool(self.system_prompt)) :]
         self._default_prompt = instruction
 
     def reset(self, system_prompt: bool | str | None = True, wrap_tokens: int | None = None) -> None:
@@ -199,7 +199,7 @@ class ChatHistory:
         if (
             reply is not None
             and message is not None
-            and message.tokens is None
+            and message.tokens in (None, reply.tokens)
             and message.text == reply.text
         ):
             message.adopt(reply.tokens, reply.reasoning, reply.num_reasoning)

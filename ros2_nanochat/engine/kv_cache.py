@@ -50,6 +50,11 @@ class KVCache:
         return f'KVCache({len(self)} entries)'
 
     @property
+    def num_tokens(self) -> int:
+        """How many entries it holds."""
+        return len(self)
+
+    @property
     def content(self) -> Prompt:
         """The entries with the embeddings behind them, as a prompt at position 0."""
         return self._content

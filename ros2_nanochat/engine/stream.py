@@ -21,7 +21,8 @@ from ros2_nanochat.states import FinishReason
 
 class StreamingResponse:
     """A reply while it is produced. Iterating it gives the answer's text piece by piece (or ids, with
-    `detokenize=False`).
+    `detokenize=False`). The last piece of text is empty and stands for the end: there `eos` is true inside
+    the loop.
 
     What has been handed out is what was said: `text`, `tokens` and `kv_cache` hold just that, and a `stop()`
     leaves them there. A reply that fails does not raise: `finish_reason` is `error` or `refused`, and `error`
@@ -52,10 +53,13 @@ class StreamingResponse:
     def __next__(self) -> str | int:
         if not self._detokenize:
             return self._next_id()
+        had_ended = self.eos
         while (delta := self._take(None)) is not None:
             if not delta.reasoning:
                 return delta.text
-        raise StopIteration
+        if had_ended:
+            raise StopIteration
+        return ''
 
     def _next_id(self) -> int:
         while (

@@ -89,7 +89,7 @@ FLOORS = (
     ('remote',),
     ('nano_llm',),
     ('tools',),
-    ('robot', 'terminal'),
+    ('robot', 'terminal', 'compat'),
     ('ros',),
     ('web',),
 )

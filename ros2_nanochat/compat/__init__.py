@@ -1,0 +1,41 @@
+"""For programs that were written for NanoLLM: its names, arguments and results on this package's engine.
+
+Change `from nano_llm import ...` to `from ros2_nanochat.compat import ...`, and likewise `nano_llm.utils` and
+`nano_llm.plugins`. docs/library.md lists what is accepted and ignored, and what is not offered. New programs
+use `ros2_nanochat` itself.
+"""
+
+from ros2_nanochat import __version__
+from ros2_nanochat.compat.history import ChatHistory
+from ros2_nanochat.compat.message import ChatMessage
+from ros2_nanochat.compat.model import NanoLLM
+from ros2_nanochat.compat.stream import StreamingResponse
+from ros2_nanochat.compat.templates import ChatTemplate, ChatTemplates, StopTokens, remove_special_tokens
+from ros2_nanochat.engine.kv_cache import KVCache
+
+__all__ = [
+    'ChatHistory',
+    'ChatMessage',
+    'ChatTemplate',
+    'ChatTemplates',
+    'KVCache',
+    'NanoLLM',
+    'StopTokens',
+    'StreamingResponse',
+    '__version__',
+    'remove_special_tokens',
+]
+
+_ELSEWHERE = {
+    **dict.fromkeys(('BotFunctions', 'bot_function'), 'function calling of NanoLLM is not offered'),
+    **dict.fromkeys(
+        ('Agent', 'Pipeline', 'Plugin'), 'robots use the ROS 2 node in place of agents and plugins'
+    ),
+    **dict.fromkeys(('load_dataset', 'convert_dataset', 'DatasetTypes'), 'data sets are not offered'),
+}
+
+
+def __getattr__(name: str):
+    if name in _ELSEWHERE:  # an ImportError, so that `from ... import` shows the reason
+        raise ImportError(f'{__name__} has no {name}: {_ELSEWHERE[name]}', name=__name__)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,218 @@
+"""A history with the arguments and attributes that NanoLLM's has."""
+
+from __future__ import annotations
+
+import dataclasses
+import html as html_module
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ros2_nanochat.chat import history as core
+from ros2_nanochat.compat.attributes import warn_ignored
+from ros2_nanochat.compat.message import ChatMessage
+from ros2_nanochat.compat.model import NanoLLM
+from ros2_nanochat.compat.templates import ChatTemplates, remove_special_tokens
+from ros2_nanochat.prompt import Prompt, common_prefix
+
+IMAGE_ENTRY = -1
+"""Stands in `ChatHistory.tokens` for each row of an image."""
+
+_CODE = re.compile(r'`([^`]+)`')
+
+
+class ChatHistory(core.ChatHistory):
+    """Messages of one conversation, as in `ros2_nanochat`.
+
+    Args:
+        model: What `NanoLLM.from_pretrained` gave.
+        chat_template: A name of `ChatTemplates`, a JSON or Jinja file, or a dict.
+        system_prompt: None takes the template's.
+        options: `print_stats`, `debug` and others of NanoLLM are accepted and ignored.
+
+    After `reset()`, `kv_cache` is None. After messages were removed, it holds what the conversation still
+    begins with.
+    """
+
+    image_embedding = None
+
+    def __init__(
+        self,
+        model: NanoLLM,
+        chat_template: str | Mapping | None = None,
+        system_prompt: str | None = None,
+        **options,
+    ):
+        if options.get('tools'):
+            raise ValueError('tools= is not offered: pass functions= to generate()')
+        if isinstance(chat_template, str):
+            chat_template = ChatTemplates.get(chat_template, chat_template)
+        self._ends: tuple[tuple, list[int]] | None = None
+        super().__init__(getattr(model, 'core', model), chat_template, system_prompt)
+        self.model = model
+
+    # --- messages ---
+
+    @property  # type: ignore[override]
+    def messages(self) -> list[ChatMessage]:
+        """The messages, in order."""
+        return self._messages
+
+    @messages.setter
+    def messages(self, messages: Iterable) -> None:
+        self._messages = [ChatMessage.of(message, self) for message in messages]
+
+    def append(self, role: str = 'user', msg: Any = None, **options) -> ChatMessage:
+        """Add a message and return it.
+
+        Args:
+            role: Who speaks.
+            msg: Text, an image, a `ChatMessage`, or the reply of `generate`.
+            options: As for `ChatMessage`.
+        """
+        reply = msg if hasattr(msg, 'kv_cache') else None
+        if reply is not None:
+            message = ChatMessage(role, text=reply.text, reasoning=reply.reasoning, **options)
+        elif isinstance(msg, core.ChatMessage):
+            message = ChatMessage.of(msg, self)
+        else:
+            message = ChatMessage(role, msg=msg, **options)
+        message.history = self
+        super().append(role, message)
+        self.kv_cache = self.kv_cache if reply is None else reply.kv_cache
+        return message
+
+    def __delitem__(self, key) -> None:
+        super().__delitem__(key)
+        self._shorten_cache()
+
+    def pop(self, count: int = 1) -> list:
+        """Remove the last `count` messages and return them."""
+        removed = super().pop(count)
+        self._shorten_cache()
+        return removed
+
+    def remove(self, start: int, stop: int | None = None) -> list:
+        """Remove the messages from `start` up to and without `stop` and return them."""
+        removed = super().remove(start, stop)
+        self._shorten_cache()
+        return removed
+
+    def _shorten_cache(self) -> None:
+        """Leave in the KV cache what the conversation still begins with; what follows is computed again."""
+        cache = self.kv_cache
+        if cache is not None:
+            try:
+                cache.pop(len(cache) - common_prefix(self.whole.entries, cache.entries))
+            except ValueError:  # a reply is being written to it, and is compared when the next one begins
+                pass
+
+    def reset(  # type: ignore[override]
+        self, system_prompt: bool | str | None = True, use_cache: bool = True, wrap_tokens: int | None = None
+    ) -> None:
+        """Forget the conversation. use_cache is ignored: the system prompt is computed once."""
+        super().reset(system_prompt, wrap_tokens)
+        self._kv_cache = None
+
+    def add_system_prompt(self, system_prompt: str | None = None, use_cache: bool = True):
+        """Set the system prompt if one is given, and return its message, None if there is none."""
+        if system_prompt is not None:
+            self.system_prompt = system_prompt
+        return self.messages[0] if self.system_prompt else None
+
+    def reindex(self) -> None:
+        """Accepted; messages find their place themselves."""
+
+    def to_list(self, messages: Iterable | None = None, html: bool = False) -> list[dict]:
+        """The messages as dicts.
+
+        Args:
+            messages: Some messages, or dicts of an earlier call; all messages if not given.
+            html: Escape the text for HTML, with `<br/>` for line breaks and `<code>` for what stands between
+                backquotes; an image without a file name is left out.
+        """
+        chosen = list(self.messages if messages is None else messages)
+        everything = dict(zip(map(id, self.messages), super().to_list()))
+        dicts = [
+            dict(each) if isinstance(each, Mapping) else everything.get(id(each)) or _as_dict(each)
+            for each in chosen
+        ]
+        return [_as_html(each) for each in dicts] if html else dicts
+
+    def to_html(self, messages: Iterable | None = None) -> list[dict]:
+        """`to_list(html=True)`."""
+        return self.to_list(messages, html=True)
+
+    # --- entries ---
+
+    def embed_chat(
+        self,
+        use_cache: Any = True,
+        max_tokens: int | None = None,
+        wrap_tokens: int | None = None,
+        return_tokens: bool = False,
+        **options,
+    ) -> tuple[Prompt, int]:
+        """Make the prompt for the next reply: `(what the KV cache does not hold yet, its position)`.
+
+        Args:
+            use_cache: Anything that is false gives the whole conversation.
+            return_tokens: Let the prompt look like ids [1, n], also if the model gives embeddings.
+            options: `return_tensors` is ignored: the prompt is an array for NumPy.
+        """
+        warn_ignored('embed_chat()', [name for name in options if name != 'return_tensors'])
+        prompt, position = super().embed_chat(bool(use_cache), max_tokens, wrap_tokens)
+        return (dataclasses.replace(prompt, embed=None) if return_tokens else prompt), position
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """[1, n] int32: ids of the whole conversation in its template, `IMAGE_ENTRY` for rows of images."""
+        entries = self.whole.entries
+        return np.where(entries >= 0, entries, IMAGE_ENTRY).astype(np.int32)[None]
+
+    @property
+    def whole(self) -> Prompt:
+        """The prompt of the whole conversation."""
+        return self._whole() if self.messages else Prompt(np.empty(0, np.int64))
+
+    def span(self, message: ChatMessage) -> tuple[int, int]:
+        """Where the entries of a message begin and end. Raises ValueError if it is not in the history."""
+        index = message.index
+        if index is None:
+            raise ValueError('this message is not in the history')
+        ends = self._message_ends()
+        return ends[index], ends[index + 1]
+
+    def holds(self, message: ChatMessage) -> bool:
+        """Whether the KV cache holds a message; of a reply, what the model wrote is enough."""
+        cache, (start, end) = self.kv_cache, self.span(message)
+        shared = common_prefix(self.whole.entries, cache.entries) if cache is not None else 0
+        return shared >= end or (message.role == 'bot' and start < shared == len(cache))
+
+    def _message_ends(self) -> list[int]:
+        state = tuple(message.state() for message in self.messages)
+        if self._ends is None or self._ends[0] != state:
+            ends = [0]
+            for n, message in enumerate(self.messages):
+                try:
+                    prompt = self.template.prompt(self.messages[: n + 1], message.role in ('user', 'tool'))
+                    ends.append(max(ends[-1], len(prompt)))
+                except ValueError:  # not every template takes the beginning of a conversation
+                    ends.append(ends[-1])
+            self._ends = state, ends
+        return self._ends[1]
+
+
+def _as_dict(message: core.ChatMessage) -> dict:
+    return {'role': message.role, message.type: message.content}
+
+
+def _as_html(entry: dict) -> dict:
+    if 'text' in entry:
+        text = html_module.escape(remove_special_tokens(entry['text']).strip())
+        entry['text'] = _CODE.sub(r'<code>\1</code>', text).replace('\n', '<br/>')
+    image = entry.pop('image', None)
+    name = image if isinstance(image, str) else getattr(image, 'filename', None)
+    return {**entry, 'image': name} if name else entry

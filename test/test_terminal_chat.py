@@ -112,6 +112,14 @@ def test_a_script_gets_replies_alone_on_standard_output(tmp_path):
     assert 'tokens in' in done.stderr and '\x1b' not in done.stdout
 
 
+def test_the_options_of_nanollm_are_taken():
+    options = ['--vision-model', 'tiny', '--vision-api', 'trt', '--log-level', 'debug', '--disable-streaming']
+    done = run('--prompt', 'What is the capital of Japan?', '--max-new-tokens', '40', *options)
+    assert (done.returncode, done.stdout) == (0, 'The capital of Japan is Tokyo.\n')
+    done = run('--prompt', 'One, two,', '--max-new-tokens', '4', '--no-streaming', program='completion')
+    assert done.returncode == 0 and done.stdout.startswith('One, two,') and len(done.stdout) > 12
+
+
 def test_questions_come_from_standard_input():
     done = run(
         '--prompt', '-', '--max-new-tokens', '40', '--disable-stats', input='What is the capital of Japan?\n'

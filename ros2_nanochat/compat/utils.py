@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ros2_nanochat.chat.message import IMAGE_EXTENSIONS
 from ros2_nanochat.compat.attributes import AttributeDict
 from ros2_nanochat.compat.templates import ChatTemplates
 from ros2_nanochat.config import APIS
+from ros2_nanochat.image_sources import EXTENSIONS
 
 __all__ = [
     'ArgParser',
@@ -33,7 +33,7 @@ __all__ = [
     'print_table',
 ]
 
-ImageExtensions = tuple(IMAGE_EXTENSIONS)
+ImageExtensions = EXTENSIONS
 ImageTypes = (Image.Image, np.ndarray)
 DefaultChatPrompts = [
     'What is the capital of Japan?',

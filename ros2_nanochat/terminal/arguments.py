@@ -23,6 +23,7 @@ from ros2_nanochat.config import (
     program_defaults,
 )
 from ros2_nanochat.config.declaration import shown_default
+from ros2_nanochat.terminal.nanollm_options import add_nanollm_options
 
 
 def make_parser(program: str, description: str, conversation: bool = False) -> argparse.ArgumentParser:
@@ -44,6 +45,7 @@ def make_parser(program: str, description: str, conversation: bool = False) -> a
     )
     parser.add_argument('--disable-stats', action='store_true', help='no figures after each reply')
     parser.add_argument('--debug', action='store_true', help='show where an error comes from')
+    add_nanollm_options(parser)
     return parser
 
 

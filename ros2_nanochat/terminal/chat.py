@@ -4,7 +4,6 @@ as `nanochat-chat`.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -20,13 +19,20 @@ def main(args: Sequence[str] | None = None) -> int:
     about = 'Chat with a model. Commands: ' + ', '.join(COMMANDS) + '.'
     parser = make_parser('nanochat-chat', about, conversation=True)
     options = parser.parse_args(args)
-    logging.getLogger('ros2_nanochat').setLevel(logging.ERROR)  # the screen tells of a full context
     screen = Screen()
 
     def run(model, config, prompts) -> int:
         robot = robot_options(options)
         history = ChatHistory(model, options.chat_template, robot.system_prompt)
-        session = Session(model, history, screen, config, robot.wrap_tokens, stats=not options.disable_stats)
+        session = Session(
+            model,
+            history,
+            screen,
+            config,
+            robot.wrap_tokens,
+            stats=not options.disable_stats,
+            streaming=not options.disable_streaming,
+        )
         if screen.interactive and prompts is None:
             screen.note(
                 f'{model.info.name}, context of {model.info.context_length} tokens. /help shows the commands.'

@@ -25,7 +25,7 @@ def main(args: Sequence[str] | None = None) -> int:
             try:
                 reply = model.generate(prompt, config=config)
                 screen.replies.out(prompt, end='', highlight=False)
-                for delta in reply.deltas():
+                for delta in list(reply.deltas()) if options.disable_streaming else reply.deltas():
                     screen.piece(delta.text)
                 screen.end()
                 if reply.error:

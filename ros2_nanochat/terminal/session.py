@@ -33,7 +33,8 @@ class Leave(Exception):
 class Session:
     """One conversation at a terminal or in a script.
 
-    wrap_tokens: tokens that are kept when the context is full, None for half of it.
+    wrap_tokens: tokens that are kept when the context is full, None for half of it. streaming: show replies
+    while they are made.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Session:
         config: GenerationConfig,
         wrap_tokens: int | None = None,
         stats: bool = True,
+        streaming: bool = True,
     ):
         self.model = model
         self.history = history
@@ -51,6 +53,7 @@ class Session:
         self._config = config.stopping_at(history.template.stop)
         self._wrap_tokens = wrap_tokens
         self._stats = stats
+        self._streaming = streaming
         self._interrupts = 0
         self.failed = False
 
@@ -150,7 +153,7 @@ class Session:
         reasoning = False
         before = signal.signal(signal.SIGINT, interrupt)
         try:
-            for delta in reply.deltas():
+            for delta in reply.deltas() if self._streaming else list(reply.deltas()):
                 if reasoning and not delta.reasoning:
                     self.screen.piece('\n\n', reasoning=True)
                 reasoning = delta.reasoning

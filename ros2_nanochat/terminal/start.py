@@ -9,6 +9,7 @@ from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.program import run_program
 from ros2_nanochat.terminal.arguments import generation_config, load_prompts, model_config
+from ros2_nanochat.terminal.nanollm_options import set_up_logging
 from ros2_nanochat.terminal.screen import Screen
 
 
@@ -23,6 +24,7 @@ def start(
         The exit status: that of `run`, 1 if something was wrong, which is shown in one line, 130 after Ctrl-C
         while loading.
     """
+    set_up_logging(options.log_level)
 
     def body() -> int:
         config = generation_config(options)
@@ -30,4 +32,4 @@ def start(
         with NanoLLM.from_pretrained(config=model_config(options)) as model:
             return run(model, config, prompts)
 
-    return run_program(body, screen.error, options.debug)
+    return run_program(body, screen.error, options.debug or options.log_level == 'debug')

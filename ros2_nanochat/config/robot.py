@@ -157,4 +157,10 @@ class RobotOptions(Options):
         live=True,
         argument=False,
     )
+    raw_sentences: bool = option(
+        False,
+        'Publish sentences as the model writes them; otherwise without Markdown, code blocks and emoji',
+        live=True,
+        argument=False,
+    )
     generation: GenerationConfig = program_defaults(GenerationConfig)

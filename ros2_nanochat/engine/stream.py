@@ -78,6 +78,21 @@ class StreamingResponse:
         while (delta := self._take(None)) is not None:
             yield delta
 
+    def deltas_and_pauses(self, pause: float) -> Iterator[TextDelta | None]:
+        """Everything as it comes, and None each time that nothing has come for `pause` seconds."""
+        timeout: float | None = pause
+        while True:
+            try:
+                delta = self._take(timeout)
+            except queue.Empty:
+                timeout = None  # one pause, however long it lasts
+                yield None
+                continue
+            if delta is None:
+                return
+            timeout = pause
+            yield delta
+
     pieces = deltas
     """The older name of `deltas`."""
 

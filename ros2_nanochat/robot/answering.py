@@ -19,7 +19,7 @@ import numpy as np
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.robot.frames import CameraFrames
-from ros2_nanochat.robot.sentences import SentenceSplitter
+from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.robot.worker import Worker
 from ros2_nanochat.states import FinishReason
@@ -140,9 +140,12 @@ class Answering:
 
     def stream(self, turn: Turn, stream, worker: Worker) -> None:
         """Hand out the reply as it comes, and note on the turn how it ended."""
-        sentences, tokens, first = SentenceSplitter(), 0, None
-        for piece in stream.deltas():
+        sentences, tokens, first = SentenceSplitter(spoken=not turn.options.raw_sentences), 0, None
+        for piece in stream.deltas_and_pauses(PAUSE):
             worker.check()
+            if piece is None:
+                self._speak(worker, turn, sentences.pause())
+                continue
             count = piece.num_tokens - tokens
             self._emit(worker, 'piece', turn, turn.num_pieces, piece.text, count, piece.reasoning)
             turn.num_pieces += 1
@@ -151,11 +154,9 @@ class Answering:
                 first = time.monotonic()
                 turn.time_to_first_token = first - turn.arrived
             if not piece.reasoning:
-                for sentence in sentences.add(piece.text):
-                    self._emit(worker, 'sentence', turn, sentence)
+                self._speak(worker, turn, sentences.add(piece.text))
         worker.check()
-        for sentence in sentences.flush():
-            self._emit(worker, 'sentence', turn, sentence)
+        self._speak(worker, turn, sentences.flush())
         usage = stream.usage
         turn.reply, turn.reasoning = stream.text, stream.reasoning or ''
         turn.finish_reason, turn.error = stream.finish_reason, stream.error or ''
@@ -164,6 +165,10 @@ class Answering:
         turn.image_tokens, turn.reused_image_tokens = usage.image_tokens, usage.reused_image_tokens
         turn.queue_time += usage.queue_time or 0.0
         turn.tokens_per_second = usage.tokens_per_second or 0.0
+
+    def _speak(self, worker: Worker, turn: Turn, sentences: list[str]) -> None:
+        for sentence in sentences:
+            self._emit(worker, 'sentence', turn, sentence)
 
 
 def _num_questions(history: ChatHistory) -> int:

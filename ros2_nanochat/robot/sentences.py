@@ -1,43 +1,239 @@
 """Cut a streamed text into sentences, for a speech synthesizer that wants to begin before the reply is
 whole.
+
+Whether a mark ends a sentence is decided when the word behind it has come, so how tokens cut the text makes
+no difference. `sentencex` judges; here is what it does not know, and the structure of Markdown.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
-# The end of a sentence: full stops of Latin scripts need white space behind them (3.14, example.org), those
-# of Chinese and Japanese do not.
+import sentencex
+
+from ros2_nanochat.robot.spoken import spoken_text
+
+PAUSE = 0.3
+"""Seconds without further text after which `SentenceSplitter.pause` should be called."""
+
+_MARKS = '.!?\u2026'  # end a sentence if white space and no lower case follows, and sentencex agrees
+# Ends of sentences in other scripts (Unicode property Sentence_Terminal, and the full stops of Khmer).
+_FINAL_MARKS = (
+    '\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0964\u0965\u104b\u1362\u1367\u1368'
+    '\u166e\u17d4\u17d5\u1803\u1809\u1c7e\u1c7f\u203c\u203d\u2047\u2048\u2049\u2e2e\u3002\ua4ff'
+    '\ua60e\ua60f\ua6f3\ua6f7\uabeb\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61'
+)
+_GREEK_QUESTION = ';\u037e'
+_CLOSING = '"\'\u201d\u2019\u00bb\u203a)\\]}\uff09\u300d\u300f\u3011\u300b\u3009*_~`'
+_OPENING = '"\'\u201c\u2018\u201e\u201a\u00ab\u2039([{*_~`\u00bf\u00a1'
 _END = re.compile(
-    r"""[.!?\u2026]+["'\u201d\u2019)\]*_]*(?=\s)|[\u3002\uff01\uff1f]+["\u300d\u300f\u201d\u2019\uff09]*|\n\s*\n|\n(?=\s*(?:[-*\u2022]|\d+[.)])\s)"""
+    rf'(?P<marks>[{_MARKS}{_FINAL_MARKS}{_GREEK_QUESTION}]+)(?:[ \u00a0\u202f]?[\u00bb\u203a]|[{_CLOSING}])*'
+    r'|(?P<newline>\n)'
 )
-_ABBREVIATION = re.compile(
-    r'(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|vs|No|Nr|e\.g|i\.e|etc|cf|ca|approx|z\.B|d\.h|[A-Z]|\d+)\.$'
+_GREEK = re.compile('[\u0370-\u03ff\u1f00-\u1fff]')
+_CYRILLIC = re.compile('[\u0400-\u04ff]')
+_NUMBER = re.compile(r'\W*\d+[.)]?\W*\Z')
+_GERMAN_ORDINAL = re.compile(r'\b(?:der|das|den|dem|des|im|vom|zum|zur|beim) \d{1,3}\Z', re.I)
+_UNIT = re.compile(r'\d[ \u00a0]?[a-z\u00b5]{1,3}\Z')
+_WORD = re.compile(r'[^\s(\["\'\u201c\u2018\u00ab*_]+\Z')
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TITLES = _words(
+    'mr mrs ms dr prof st sr sra jr hr fr frau herr mme mlle dott sig gen col lt sgt capt rev hon'
 )
+_BEFORE_NUMBERS = _words(
+    'approx ca no nr nos fig figs eq eqs ch chap vol sec p pp art para ver v ex tab abb bd op'
+)
+_BEFORE_ANYTHING = _words('e.g i.e z.b d.h u.a bzw vs cf vgl p.ex p.ej resp')
+_BLOCK = re.compile(r'(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6}|[-*_=]{3,}|(?:`{3}|~{3}|[|>]).*)\Z', re.S)
+_ENDS_A_LINE = re.compile(r'\s*(?:#{1,6}\s|\||\*\*[^*\n]+\*\*:?\s*\Z|__[^_\n]+__:?\s*\Z|[-*_=]{3,}\s*\Z)')
+_FENCE = re.compile(r'[ \t]{0,3}(`{3,}|~{3,})')
+_PERHAPS_FENCE = re.compile(r'[ \t]{0,3}(?:`{0,2}|~{0,2})\Z')
+_WINDOW = 300  # characters before a mark that are looked at
+_LONG_WORD = 24  # characters of the word behind it that are waited for
 
 
 class SentenceSplitter:
-    """Text goes in as it comes, whole sentences come out; they keep their words and marks and lose only the
-    white space around them.
+    """Text goes in as it comes, whole sentences come out.
+
+    Each holds a letter or a digit. How the text is cut makes no difference, unless `pause` was called.
+
+    Args:
+        spoken: Give what should be spoken: without Markdown, code blocks and emoji. Otherwise the sentences
+            keep their words and marks and lose only the white space around them.
     """
 
-    def __init__(self):
+    def __init__(self, spoken: bool = False):
+        self._clean = spoken_text if spoken else str.strip
         self._rest = ''
+        self._scanned = 0  # of the rest, up to where no sentence ends
+        self._at_line_start = True  # whether the rest begins a line
 
     def add(self, text: str) -> list[str]:
         """Take more text; return the sentences that are now complete."""
         self._rest += text
-        sentences, begin = [], 0
-        for end in _END.finditer(self._rest):
-            sentence = self._rest[begin : end.end()].strip()
-            if not sentence or _ABBREVIATION.search(sentence):
-                continue
-            sentences.append(sentence)
-            begin = end.end()
-        self._rest = self._rest[begin:]
-        return sentences
+        return self._take(hurry=False)
+
+    def pause(self) -> list[str]:
+        """No text has come for a while: return what would be complete if none came any more."""
+        return self._take(hurry=True)
 
     def flush(self) -> list[str]:
         """End; return what is left."""
-        rest, self._rest = self._rest.strip(), ''
-        return [rest] if rest else []
+        sentences = self._take(hurry=True)
+        rest, self._rest = self._clean(self._rest), ''
+        self._scanned, self._at_line_start = 0, True
+        return [*sentences, rest] if _has_word(rest) else sentences
+
+    def _take(self, hurry: bool) -> list[str]:
+        sentences = []
+        while (cut := self._next_cut(hurry)) is not None:
+            end, begin = cut
+            sentence = self._clean(self._rest[:end])
+            if not _has_word(sentence):  # it goes with what follows
+                self._scanned = begin
+                continue
+            sentences.append(sentence)
+            self._at_line_start = '\n' in self._rest[end:begin]
+            self._rest, self._scanned = self._rest[begin:], 0
+        return sentences
+
+    def _next_cut(self, hurry: bool) -> tuple[int, int] | None:
+        """Where the next sentence ends, and where the text behind it begins; None if that is still open."""
+        text = self._rest
+        while True:
+            position = self._scanned
+            if self._begins_line(position):
+                if not hurry and _PERHAPS_FENCE.match(text, position):
+                    return None
+                if fence := _FENCE.match(text, position):
+                    after = _end_of_fence(text, fence)
+                    if after is None:
+                        return None
+                    self._scanned = after
+                    return after, after
+            found = _END.search(text, position)
+            if found is None:
+                return None
+            begin = _skip_space(text, found.end())
+            if found['newline']:
+                verdict = _is_block_end(text, found.start(), begin, hurry)
+                end = found.start()
+            else:
+                verdict = _is_sentence_end(text, found, begin, hurry)
+                end = found.end()
+            if verdict is None:
+                return None
+            if verdict:
+                return end, begin
+            self._scanned = found.end()
+
+    def _begins_line(self, position: int) -> bool:
+        return self._rest[position - 1] == '\n' if position else self._at_line_start
+
+
+def _has_word(text: str) -> bool:
+    return any(char.isalnum() for char in text)
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position].isspace():
+        position += 1
+    return position
+
+
+def _end_of_fence(text: str, fence: re.Match) -> int | None:
+    """Behind the line that closes a code block; None if it has not come."""
+    mark = fence[1]
+    close = re.compile(rf'\n[ \t]{{0,3}}{mark[0]}{{{len(mark)},}}[ \t]*\n').search(text, fence.end())
+    return close.end() if close else None
+
+
+def _is_block_end(text: str, newline: int, begin: int, hurry: bool) -> bool | None:
+    """Whether a line break ends what stands before it: a heading, an item of a list, a paragraph."""
+    if begin == len(text):
+        return None  # what follows decides, and if nothing does, it is the end anyway
+    if text.count('\n', newline, begin) > 1:
+        return True
+    if _ENDS_A_LINE.match(text[text.rfind('\n', 0, newline) + 1 : newline]):
+        return True
+    end = _end_of_word(text, begin, limit=8)
+    if end is None:
+        return None if not hurry else False
+    return _BLOCK.match(text[begin:end]) is not None
+
+
+def _end_of_word(text: str, begin: int, limit: int) -> int | None:
+    """Where the word at `begin` ends, or as much of it as matters; None if that is still to come."""
+    if unicodedata.category(text[begin]) == 'Lo':  # a script without spaces, or without upper case
+        return begin + 1
+    for position in range(begin, min(len(text), begin + limit)):
+        if text[position].isspace():
+            return position
+    return begin + limit if len(text) >= begin + limit else None
+
+
+def _is_sentence_end(text: str, found: re.Match, begin: int, hurry: bool) -> bool | None:
+    """Whether a run of marks ends a sentence; None if what follows has to come first."""
+    marks, behind = found['marks'], found.end()
+    if behind == len(text) and not hurry:
+        return None  # another mark may follow
+    final = any(mark in _FINAL_MARKS for mark in marks)
+    if behind < len(text) and not text[behind].isspace():
+        if not final and unicodedata.category(text[behind]) != 'Lo':
+            return False  # 3.14, example.org
+        begin = behind
+    if final:
+        if text[behind:].isspace() and begin - behind == 1 and not hurry:
+            return None  # a closing mark may follow behind a space
+        return not _stands_between_digits(text, found.start(), behind)
+    word = begin
+    while word < len(text) and (text[word].isspace() or text[word] in _OPENING):
+        word += 1
+    if word == len(text):
+        return _judge(text[:behind] + ' The', found, behind + 1) if hurry else None
+    end = _end_of_word(text, word, _LONG_WORD)
+    if end is None and not hurry:
+        return None
+    return _judge(text[:begin] + text[word:end], found, begin)
+
+
+def _stands_between_digits(text: str, start: int, end: int) -> bool:
+    return end - start == 1 and text[start - 1 : start].isdigit() and text[end : end + 1].isdigit()
+
+
+def _judge(text: str, found: re.Match, begin: int) -> bool:
+    """Whether the sentence ends. text: up to the end of the next word, which begins at `begin`."""
+    marks, following = found['marks'], text[begin]
+    if all(mark in _GREEK_QUESTION for mark in marks) and not _GREEK.search(text, 0, found.start()):
+        return False
+    before = text[max(0, found.start() - _WINDOW) : found.start()]
+    word = match[0].lower() if (match := _WORD.search(before)) else ''
+    if not any(mark in '!?' for mark in marks) and following.islower():
+        return False
+    if marks == '.':
+        if word in _TITLES or word in _BEFORE_ANYTHING or (word in _BEFORE_NUMBERS and following.isdigit()):
+            return False
+        if _NUMBER.match(text[: found.end()]) or _GERMAN_ORDINAL.search(before):  # 1. Open it; der 2. Mann
+            return False
+        if _UNIT.search(before) and following.isupper():  # It is 5 m. Then
+            return True
+    start = found.start() - len(before)
+    languages = ['el' if _GREEK.search(before) else 'ru' if _CYRILLIC.search(before) else 'en']
+    if marks == '.' and word.isdigit():
+        languages.append('de')  # Am 3. Mai
+    first, last = found.end('marks') - start, begin - start
+    return all(any(first <= end <= last for end in _ends(language, text[start:])) for language in languages)
+
+
+def _ends(language: str, text: str) -> list[int]:
+    ends, position = [], 0
+    for sentence in sentencex.segment(language, text):
+        position += len(sentence)
+        ends.append(position)
+    return ends

@@ -1,15 +1,15 @@
-# make demo                    build, start the node and a terminal client that talks to it over ROS 2; PROMPT="..." asks once
-# make demo-vision             the same with a small model that sees a moving test picture as its camera
-# make test                    all tests but the long ones (under ten minutes); make test-long: those
+# make demo                    build, then start the node and a terminal client that talks to it over ROS 2; PROMPT="..." asks once
+# make demo-vision             the same with a small model that sees, and a camera that shows drawn pictures
+# make test                    all tests except the long ones; make test-long: the long ones
 # make lint                    ruff (rules and format) and mypy
-# make bench                   figures, with a raw loop of llama.cpp beside them
-# make setup                   only the set-up, which each of the others does when it is needed
+# make bench                   figures of this machine, each beside a raw loop of llama.cpp
+# make setup                   only the set-up; the other targets run it when needed
 #
-# ROS_DISTRO=kilted (default) or jazzy; another one where it is installed under /opt/ros.
+# ROS_DISTRO=kilted (default) or jazzy; or any distro that is installed under /opt/ros.
 
 SHELL := /bin/bash
 export ROS_DISTRO PYTHON ROS_PREFIX PROMPT MODEL
-# T=test/ros: only what lies there.
+# T=test/ros runs only the tests in that folder.
 T ?=
 
 .PHONY: setup lint demo demo-vision test test-long bench clean

@@ -1,5 +1,5 @@
-"""One node that serves many robots: `ros2 launch nanochat fleet.launch.py robots:=r1,r2,r3`. Each is under
-/<robot>/nanochat/...
+"""One node that serves many robots: `ros2 launch nanochat fleet.launch.py robots:=r1,r2,r3`. Each robot has
+its topics under /<robot>/nanochat/.
 """
 
 import os
@@ -17,14 +17,14 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument(
-                'robots', description='names of the robots to serve, with commas or spaces between'
+                'robots', description='Names of the robots to serve, separated by commas or spaces'
             ),
             DeclareLaunchArgument(
                 'params_file',
                 default_value=os.path.join(share, 'config', 'fleet.yaml'),
-                description='YAML file with parameters',
+                description='YAML file of parameters',
             ),
-            # Its other arguments (model, system_prompt, namespace, ...) can be given here as well.
+            # Takes the other arguments of chat.launch.py too (model, system_prompt, namespace, ...).
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(os.path.join(share, 'launch', 'chat.launch.py')),
                 launch_arguments={

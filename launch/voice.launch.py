@@ -1,8 +1,8 @@
-"""The chat node between a speech recognizer and a speech synthesizer, which speak std_msgs/String:
+"""The chat node between a speech recognizer and a speech synthesizer, both of which use std_msgs/String:
 `ros2 launch nanochat voice.launch.py speech_topic:=/asr/text say_topic:=/tts/text`.
 
-What is recognized becomes a query; a new one interrupts the reply. The reply goes out a sentence at a time,
-so that speaking begins early.
+What the recognizer hears becomes a query, and a new query interrupts the reply. The reply goes out sentence
+by sentence, so that speech begins early.
 """
 
 import os
@@ -20,8 +20,8 @@ def _refuse_robots(context):
     robots = context.launch_configurations.get('robots')
     if robots:
         raise ValueError(
-            f'robots:={robots} is not valid here: one recognizer and one synthesizer belong to one robot,'
-            ' which is served under the node itself'
+            f'robots:={robots} is not valid here: a recognizer and a synthesizer belong to one robot,'
+            " which is served under the node's own name"
         )
 
 
@@ -30,16 +30,15 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument(
-                'speech_topic', default_value='/speech', description='what was heard (std_msgs/String)'
+                'speech_topic', default_value='/speech', description='What the recognizer heard (std_msgs/String)'
             ),
             DeclareLaunchArgument(
                 'say_topic',
                 default_value='/say',
-                description='what to speak, a sentence a message (std_msgs/String)',
+                description='What to speak, one sentence per message (std_msgs/String)',
             ),
             OpaqueFunction(function=_refuse_robots),
-            # The arguments of chat.launch.py (model, system_prompt, ..., but for robots) can be given here as
-            # well.
+            # Takes the arguments of chat.launch.py too (model, system_prompt, ...), except robots.
             GroupAction(
                 [
                     SetRemap('~/query', LaunchConfiguration('speech_topic')),

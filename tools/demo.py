@@ -1,7 +1,7 @@
-"""`make demo`: a chat node and a terminal client, two processes that talk over ROS 2. PROMPT asks once; MODEL
-names another model.
+"""`make demo`: a chat node and a terminal client, two processes that talk over ROS 2. With PROMPT it asks once;
+MODEL names another model.
 
---vision adds a small model that sees, and a camera that shows it drawn pictures (IMAGE: that file instead).
+--vision adds a small model that sees and a camera that shows drawn pictures (with IMAGE, that file instead).
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> int:
     started = []
 
     def start(command, **pipes):
-        # Of their own session, so that Ctrl-C reaches the client alone; they are ended below.
+        # In their own session, so that Ctrl-C reaches only the client; they are ended below.
         started.append(subprocess.Popen(command, start_new_session=True, **pipes))
         return started[-1]
 

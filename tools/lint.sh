@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What `make lint` checks: the rules and the format of ruff, and the types with mypy. `ruff check --fix .` and `ruff format .` mend most of it.
+# What `make lint` runs: the rules and the format of ruff, and mypy. `ruff check --fix .` and `ruff format .` fix most findings.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/places.sh

@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Everything that has to be there before something runs: tools/setup.sh lint | demo | vision | test | bench
+# Installs what a command needs: tools/setup.sh lint | demo | vision | test | bench
 #
 #   lint    ruff and mypy, nothing else
 #   demo    ROS 2, the library with the embedded model, the built workspace
 #   vision  that, and the runtimes of vision models
-#   test    that, and what the tests need (ROS_DISTRO=jazzy: the ROS tests alone, so without the other runtimes)
+#   test    that, and what the tests need (ROS_DISTRO=jazzy: only the ROS tests, so without the other runtimes)
 #   bench   that, and what draws the plot
 #
-# Each step says what it does, is done once, and is done again when the files it depends on have changed. Output goes to a log whose end is shown on failure.
+# Each step runs once, and again when the files it depends on have changed. Its output goes to a log, whose end is shown if it fails.
 #
-# ROS_DISTRO   kilted where it is not set and nothing else is installed under /opt/ros
-# ROS_PREFIX   an installed ROS 2; /opt/ros/$ROS_DISTRO by default. Where it exists it is used, else ROS comes from the package index.
+# ROS_DISTRO   if not set: what is installed under /opt/ros, otherwise kilted
+# ROS_PREFIX   an installed ROS 2; default /opt/ros/$ROS_DISTRO. If it does not exist, ROS is installed from the package index.
 # PYTHON       the interpreter for the virtual environment; 3.10 to 3.14 (the wheels of ROS 2: 3.10 to 3.13)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/places.sh
 what=${1:-demo}
-case $what in lint|demo|vision|test|bench) ;; *) echo "tools/setup.sh: '$what' is none of lint, demo, vision, test, bench" >&2; exit 2 ;; esac
+case $what in lint|demo|vision|test|bench) ;; *) echo "tools/setup.sh: '$what' is not valid; choose one of lint, demo, vision, test, bench" >&2; exit 2 ;; esac
 
 say() { echo "[setup $ROS_DISTRO] $*" >&2; }
 
 fail() { say "$@"; exit 1; }
 
-# run LOG COMMAND...: quietly, but for the end of the log where it fails
+# run LOG COMMAND...: quietly; shows the end of the log if it fails
 run() {
     local log=$1; shift
-    "$@" > "$log" 2>&1 </dev/null || { tail -n 25 "$log" >&2; fail "failed: $* (all of it: $log)"; }
+    "$@" > "$log" 2>&1 </dev/null || { tail -n 25 "$log" >&2; fail "failed: $* (full log: $log)"; }
 }
 
-# once NAME INPUTS COMMAND...: unless it was done with the same inputs (a text)
+# once NAME INPUTS COMMAND...: unless it has run with the same inputs (a text)
 once() {
     local stamp=$VENV/.done-$1 inputs=$2; shift 2
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$inputs" ] && return
@@ -51,7 +51,7 @@ debian_packages() {
         command -v colcon >/dev/null || missing+=(python3-colcon-common-extensions)
     fi
     [ ${#missing[@]} = 0 ] && return
-    [ "$(id -u)" = 0 ] || fail "needs Debian packages; please run:  sudo apt-get install ${missing[*]}"
+    [ "$(id -u)" = 0 ] || fail "Debian packages are missing; install them with:  sudo apt-get install ${missing[*]}"
     say "installing Debian packages: ${missing[*]}"
     run /tmp/nanochat-apt.log apt-get update
     run /tmp/nanochat-apt.log env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
@@ -59,18 +59,18 @@ debian_packages() {
 
 make_venv() {
     "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' ||
-        fail "$PYTHON is $("$PYTHON" --version 2>&1): it must be 3.10 to 3.14. Name another one with PYTHON=..."
-    say "making the virtual environment $VENV with $PYTHON"
+        fail "$PYTHON is $("$PYTHON" --version 2>&1), and 3.10 to 3.14 is needed: name another one with PYTHON=..."
+    say "creating the virtual environment $VENV with $PYTHON"
     rm -rf "$VENV"
-    # An installed ROS keeps rclpy among the system's packages.
+    # An installed ROS has rclpy among the system's packages.
     "$PYTHON" -m venv ${ROS_HERE:+--system-site-packages} "$VENV"
 }
 
 pip_install() { run "$VENV/pip-$1.log" "$VENV/bin/python" -m pip install --disable-pip-version-check "${@:2}"; }
 
 ros_wheels() {
-    [ -f "requirements/$ROS_DISTRO.txt" ] || fail "no /opt/ros/$ROS_DISTRO, and no wheels are known for '$ROS_DISTRO'. There are: kilted, jazzy"
-    [ "$(uname -m)" = x86_64 ] || fail "ROS wheels exist for x86-64 only; on $(uname -m) install ROS 2 under /opt/ros first (docs/install.md)"
+    [ -f "requirements/$ROS_DISTRO.txt" ] || fail "/opt/ros/$ROS_DISTRO does not exist, and there are no ROS wheels for '$ROS_DISTRO', only for kilted and jazzy"
+    [ "$(uname -m)" = x86_64 ] || fail "ROS wheels exist only for x86-64; on $(uname -m), install ROS 2 under /opt/ros first (docs/install.md)"
     "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info >= (3, 14))' ||
         fail "the ROS wheels are for CPython 3.10 to 3.13: name one with PYTHON=..., and remove $VENV first; or install ROS 2 under /opt/ros"
     say "installing ROS 2 from the package index (half a minute)"
@@ -87,7 +87,7 @@ packages() {
 
 build() {
     say 'building the workspace with colcon (about a minute)'
-    # Links to modules that were moved or removed would stay.
+    # Otherwise links to modules that were moved or removed stay.
     rm -rf "$INSTALL"/nanochat/lib/python3*/site-packages/ros2_nanochat "$BUILD"/nanochat/ament_cmake_python
     (
         if [ -n "$ROS_HERE" ]; then
@@ -95,7 +95,7 @@ build() {
         else
             export AMENT_PREFIX_PATH=$VENV CMAKE_PREFIX_PATH=$VENV PATH=$VENV/bin:$PATH
         fi
-        # The programs' first line then names the environment's Python, so that `ros2 run` finds rclpy and the runtimes both.
+        # The first line of the programs then names the environment's Python, so that `ros2 run` finds rclpy and the runtimes.
         run "$VENV/colcon.log" colcon --log-base "$LOG" build --base-paths . --build-base "$BUILD" --install-base "$INSTALL" --symlink-install \
             --cmake-args -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release "-DPython3_EXECUTABLE=$VENV/bin/python" --no-warn-unused-cli
     )
@@ -109,7 +109,7 @@ if [ "$what" = lint ]; then
     exit
 fi
 [ -n "$ROS_HERE" ] || once ros "$(digest "requirements/$ROS_DISTRO.txt" tools/use_wheels_here.py)" ros_wheels
-once demo "$(digest requirements/demo.txt requirements/constraints.txt)" packages demo ' (the first time llama.cpp is compiled: about five minutes)'
+once demo "$(digest requirements/demo.txt requirements/constraints.txt)" packages demo ' (compiles llama.cpp the first time: about five minutes)'
 if [ "$what" = vision ] || { [ "$what" != demo ] && [ -n "$ALL_TESTS" ]; }; then
     once models "$(digest requirements/models.txt requirements/constraints.txt)" packages models ' (large: torch and transformers)'
 fi
@@ -117,7 +117,7 @@ if [ "$what" = test ] || [ "$what" = bench ]; then
     once test "$(digest requirements/test.txt requirements/constraints.txt)" packages test ''
 fi
 [ "$what" != bench ] || once bench "$(digest requirements/bench.txt requirements/constraints.txt)" packages bench ''
-# With --symlink-install a change inside a Python file needs no build, a new file does.
+# With --symlink-install, a changed Python file needs no build, but a new one does.
 sources="$(digest package.xml CMakeLists.txt setup.cfg msg/* srv/* action/*) $(find ros2_nanochat launch config -type f ! -name '*.pyc' | sort | sha256sum | cut -c1-32)"
 [ -f "$INSTALL/setup.bash" ] || rm -f "$VENV/.done-build"
 once build "$sources $VENV" build

@@ -30,7 +30,9 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument(
-                'speech_topic', default_value='/speech', description='What the recognizer heard (std_msgs/String)'
+                'speech_topic',
+                default_value='/speech',
+                description='What the recognizer heard (std_msgs/String)',
             ),
             DeclareLaunchArgument(
                 'say_topic',

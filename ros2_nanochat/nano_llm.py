@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ros2_nanochat import hub, memory
-from ros2_nanochat.answer.response_format import read_response_format
+from ros2_nanochat.answer.response_format import ResponseFormat, read_response_format
 from ros2_nanochat.answer.vocabulary import AnswerVocabulary
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names, reject_unknown
 from ros2_nanochat.engine import kv_bytes
 from ros2_nanochat.engine.answer_form import AnswerForm
+from ros2_nanochat.engine.choice_scores import MAX_ALTERNATIVES, ChoiceScores
 from ros2_nanochat.engine.kv_cache import KVCache
 from ros2_nanochat.engine.loop import Engine
 from ros2_nanochat.engine.reply_text import ReplyText
@@ -305,7 +306,7 @@ class NanoLLM:
         held_to = None
         if form is not None and matcher is not None:
             held_to = AnswerForm(form, matcher, text, end_ids, self._vocabulary().space_ids)
-        request = Request(asked, kv_cache.sequence, text, held_to)
+        request = Request(asked, kv_cache.sequence, text, held_to, self._scores(config, form))
         reply = self.reply_class(request, kv_cache, detokenize)
         self._last = weakref.ref(reply)
         self.engine.submit(request)
@@ -437,6 +438,25 @@ class NanoLLM:
         if last < 0 or last in self._special_ids.values() or last == self.info.bos_token_id:
             return Preceding.SPECIAL_TOKEN
         return Preceding.TEXT
+
+    def _scores(self, config: GenerationConfig, form: ResponseFormat | None) -> ChoiceScores | None:
+        """What computes the probabilities of a choice; None if they are not asked for."""
+        if not config.probabilities:
+            return None
+        if form is None or not form.alternatives:
+            raise ValueError('probabilities=True needs a response_format that is a choice, such as yes | no')
+        if len(form.alternatives) > MAX_ALTERNATIVES:
+            raise ValueError(
+                f'probabilities=True is possible for up to {MAX_ALTERNATIVES} alternatives, not'
+                f' {len(form.alternatives)}'
+            )
+        tokenize, end = self._vocabulary().tokenize, self._end_of_turn()
+        return ChoiceScores({text: [*tokenize(text), end] for text in form.alternatives})
+
+    def _end_of_turn(self) -> int:
+        """The token with which a reply ends, of several that may."""
+        named = self._special_ids.get(self.info.named_tokens.get('eos_token', ''))
+        return named if named in self.info.eos_token_ids else min(self.info.eos_token_ids)
 
     def _vocabulary(self) -> AnswerVocabulary:
         """The vocabulary as forms of answers need it; read when the first one is asked for."""

@@ -330,3 +330,71 @@ def test_the_messages_of_gpt_oss_are_free_until_its_final_one():
     assert allowed(form) - {*range(9, 14), *range(28, 33)} == {ord('y'), ord('n')}
     put(form, text, b'yes')
     assert form.finished
+
+
+# --- probabilities of a choice ---
+
+CHOICES = (
+    ['yes', 'no', 'unclear'],
+    ['nothing', 'nothing at all', 'not a thing'],
+    ['the red door', 'the red box', 'the blue door is open'],
+)
+
+
+def test_probabilities_are_those_of_transformers():
+    """By scoring each alternative, end token included, in float32 on the same weights."""
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    from ros2_nanochat.locate import embedded_model
+
+    path = embedded_model()
+    folder, name = path.rsplit('/', 1)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    for sequences in (1, 4):  # in the conversation's own sequence, and in forks of it
+        with NanoLLM.from_pretrained(
+            path, api='hf', quantization='float32', max_context_len=256, max_sequences=sequences
+        ) as model:
+            for choice in CHOICES:
+                whole = prompt(model, 'What do you see?')
+                reply = model.generate(whole, response_format=choice, probabilities=True).wait()
+                ids = whole.token_ids.tolist()
+                logs = []
+                for text in choice:
+                    answer = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+                    with torch.no_grad():
+                        logits = reference(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+                    logs.append(logits.log_softmax(-1)[range(len(answer)), answer].sum())
+                expected = torch.stack(logs).softmax(0).tolist()
+                assert list(reply.probabilities) == choice
+                np.testing.assert_allclose(list(reply.probabilities.values()), expected, atol=1e-4)
+                assert reply.text in choice and reply.valid
+
+
+def test_probabilities_leave_the_reply_and_the_conversation_as_they_are(sixteen):
+    history = ChatHistory(sixteen)
+    history.append('user', 'What do you see?')
+    for choice in CHOICES:
+        whole, _ = history.embed_chat()
+        plain = sixteen.generate(whole, response_format=choice).wait()
+        beside = sixteen.generate('Once upon a time', max_new_tokens=12, min_new_tokens=12)
+        scored = sixteen.generate(whole, response_format=choice, probabilities=True).wait()
+        assert scored.tokens == plain.tokens and plain.probabilities is None
+        assert sum(scored.probabilities.values()) == pytest.approx(1)
+        assert len(beside.wait().tokens) == 12
+        goes_on = sixteen.generate(' So', kv_cache=scored.kv_cache, max_new_tokens=4).wait()
+        assert goes_on.usage.reused_tokens >= len(whole) - 1
+
+
+def test_the_tree_of_a_choice_is_scored_in_one_more_forward():
+    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=4, threads=1) as model:
+        whole = prompt(model, 'Is ice cold?')
+        forwards, forward = [], model.backend.forward
+        model.backend.forward = lambda chunks: forwards.append(len(chunks)) or forward(chunks)
+        model.generate(whole, response_format=CHOICES[1], probabilities=True).wait()
+    assert sum(count > 1 for count in forwards) == 1, 'all beginnings in one batch'
+
+
+@pytest.mark.parametrize('form', [None, '/a+/', [f'choice {i}' for i in range(300)]])
+def test_probabilities_need_a_choice(sixteen, form):
+    with pytest.raises(ValueError, match='probabilities'):
+        sixteen.generate('Once', response_format=form, probabilities=True)

@@ -1,4 +1,4 @@
-"""The form of one reply in the engine: which logits it leaves, which ids it forces, and when the reply is whole.
+"""The form of one reply in the engine: which logits it leaves, which ids it forces, when the reply is whole.
 
 Reasoning before the answer is free. Runs on the engine's thread; knows nothing of backends.
 """
@@ -78,6 +78,10 @@ class AnswerForm:
             return
         self._begun = True
         self._matcher.accept(token_id)
+
+    def begins_with(self, token_id: int) -> bool:
+        """Whether an id would be the first of the answer."""
+        return not self._begun and self._text.in_answer and bool(self._matcher.allowed()[token_id])
 
     def forced(self) -> list[int]:
         """The ids that have to come next, whatever the model prefers; often none."""

@@ -6,6 +6,7 @@ nothing of what runs next.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -18,8 +19,11 @@ from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.sampler import choose_largest, choose_there
 from ros2_nanochat.engine.scheduler import Scheduler, Work
+from ros2_nanochat.errors import one_line
 from ros2_nanochat.prompt import Preceding, common_prefix
 from ros2_nanochat.states import FinishReason
+
+_log = logging.getLogger(__name__)
 
 
 class Delivery:
@@ -29,6 +33,7 @@ class Delivery:
         self._backend = backend
         self._scheduler = scheduler
         self._metrics = metrics
+        self._to_score: list[tuple[Request, int]] = []
 
     # --- a batch ---
 
@@ -44,11 +49,29 @@ class Delivery:
             for request, token_id in zip(sampled, ids):
                 if token_id is not None:
                     self._accept(request, token_id)
-            return
-        rows, at = logits.numpy(), 0
-        for work in batch:
-            self._verify(work, rows[at : at + work.chunk.num_logits])
-            at += work.chunk.num_logits
+        else:
+            rows, at = logits.numpy(), 0
+            for work in batch:
+                self._verify(work, rows[at : at + work.chunk.num_logits])
+                at += work.chunk.num_logits
+        self._score_choices()
+
+    def _score_choices(self) -> None:
+        """Accept the ids that wait for the probabilities of their choice. Behind all others of the batch: the
+        forwards that this takes make its logits void.
+        """
+        waiting, self._to_score = self._to_score, []
+        for request, token_id in waiting:
+            scores, sequence = request.progress.scores, request.sequence
+            if scores is None or sequence.handle is None or request.signals.ended.is_set():
+                continue
+            spare = self._backend.max_sequences - len(self._scheduler.sequences)
+            try:
+                scores.run(self._backend, sequence.handle, len(sequence.held), spare)
+            except Exception as error:  # the answer is there all the same
+                scores.error = one_line(error)
+                _log.warning('the probabilities of a choice are not known: %s', scores.error)
+            self._accept(request, token_id)
 
     def _note_held(self, work: Work) -> None:
         progress, held = work.request.progress, work.request.sequence.held
@@ -81,6 +104,8 @@ class Delivery:
     def _choose_here(self, request: Request, row: np.ndarray) -> int | None:
         progress = request.progress
         try:
+            if progress.scores is not None and not progress.scores.started:
+                progress.scores.take((), row)
             return progress.sampler.choose(row, request.context(), len(progress.new_ids))
         except Exception as error:
             self.fail([request], f'choosing the next token failed: {error}')
@@ -115,7 +140,11 @@ class Delivery:
     def _accept(self, request: Request, token_id: int) -> bool:
         """Put an id behind a reply; False if the reply ends with it."""
         asked, progress = request.asked, request.progress
-        config = asked.config
+        config, form, scores = asked.config, progress.form, progress.scores
+        if scores is not None and form is not None and not scores.started and form.begins_with(token_id):
+            self._to_score.append((request, token_id))
+            scores.started = True
+            return False
         if config.max_new_tokens == 0:  # the prompt was all that was wanted
             self.finish(request, FinishReason.LENGTH)
             return False
@@ -127,16 +156,16 @@ class Delivery:
         else:
             self._metrics.observe('time_per_token', now - progress.last_token)
         progress.last_token = now
-        if token_id in asked.end_ids and (progress.form is None or progress.form.whole):
+        if token_id in asked.end_ids and (form is None or form.whole):
             self.finish(request, FinishReason.STOP)
             return False
         if not self._put(request, token_id):
             return False
         if not progress.text.stopped and config.functions:
             self._call_functions(request)
-        if progress.form is not None:
-            self._put_forced(request, progress.form)
-        if progress.text.stopped or (progress.form is not None and progress.form.finished):
+        if form is not None:
+            self._put_forced(request, form)
+        if progress.text.stopped or (form is not None and form.finished):
             self.finish(request, FinishReason.STOP)
         elif self._is_full(request):
             self.finish(request, FinishReason.LENGTH)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.answer_form import AnswerForm
+from ros2_nanochat.engine.choice_scores import ChoiceScores
 from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.reply_text import ReplyText, TextDelta
 from ros2_nanochat.engine.sampler import Sampler
@@ -92,12 +93,13 @@ class Asked:
 class Progress:
     """How far a reply is. Written by the engine's thread only; others may read it."""
 
-    def __init__(self, asked: Asked, text: ReplyText, form: AnswerForm | None):
+    def __init__(self, asked: Asked, text: ReplyText, form: AnswerForm | None, scores: ChoiceScores | None):
         start = asked.goal.entries if asked.prefix is None else asked.prefix.entries
         self.entries = EntryBuffer(start, room=256)
         self.new_ids: list[int] = []
         self.text = text
         self.form = form
+        self.scores = scores
         self.sampler = Sampler(asked.config, asked.end_ids, form)
         self.draft = NGramDraft() if asked.speculate else None
         self.solo = False
@@ -146,14 +148,21 @@ class Signals:
 class Request:
     """A prompt to continue, made by the caller and driven by the engine's thread.
 
-    sequence: the conversation's place in the model. text: turns the ids of the reply into text. form: what the
-        answer is held to.
+    sequence: the conversation's place in the model. text: turns the ids of the reply into text. form: what
+        the answer is held to. scores: of its alternatives, if they are wanted.
     """
 
-    def __init__(self, asked: Asked, sequence: Sequence, text: ReplyText, form: AnswerForm | None = None):
+    def __init__(
+        self,
+        asked: Asked,
+        sequence: Sequence,
+        text: ReplyText,
+        form: AnswerForm | None = None,
+        scores: ChoiceScores | None = None,
+    ):
         self.asked = asked
         self.sequence = sequence
-        self.progress = Progress(asked, text, form)
+        self.progress = Progress(asked, text, form, scores)
         self.signals = Signals()
 
     @property

@@ -201,6 +201,12 @@ class StreamingResponse:
         return form.response_format.parse(self.text) if form is not None and self.valid else None
 
     @property
+    def probabilities(self) -> dict[str, float] | None:
+        """How likely each alternative of a choice was, in sum 1; None unless asked for."""
+        scores = self._request.progress.scores
+        return None if scores is None else scores.probabilities
+
+    @property
     def usage(self) -> Usage:
         """Tokens and times so far."""
         return self._request.usage

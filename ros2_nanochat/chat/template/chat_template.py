@@ -17,6 +17,7 @@ import numpy as np
 
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.model import ChatModel
+from ros2_nanochat.chat.template.arranging import arrange
 from ros2_nanochat.chat.template.builtin import BUILTIN, find_name
 from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder
@@ -197,8 +198,7 @@ class ChatTemplate:
         """The text of a conversation, with the contents in their places, to look at; `prompt` makes the
         entries.
         """
-        conversation = Conversation(messages, self.markup, self._hide, self.image_token)
-        text = conversation.render(self._generation(messages, add_generation_prompt))
+        conversation, text = self._arranged(messages, add_generation_prompt)
         for character, value in conversation.placeholders.objects.items():
             text = text.replace(
                 character, value.message.text or '' if isinstance(value, Written) else '<image>'
@@ -213,11 +213,16 @@ class ChatTemplate:
         """
         if not messages:
             return self._join([])
-        conversation = Conversation(messages, self.markup, self._hide, self.image_token)
-        text = conversation.render(self._generation(messages, add_generation_prompt))
+        conversation, text = self._arranged(messages, add_generation_prompt)
         return self._join(
             self._parts(self._place_images(text, conversation.placeholders), conversation.placeholders)
         )
+
+    def _arranged(
+        self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None
+    ) -> tuple[Conversation, str]:
+        generation = self._generation(messages, add_generation_prompt)
+        return arrange(messages, self.markup, self._hide, self.image_token, generation)
 
     @staticmethod
     def _generation(messages: Sequence[ChatMessage], wanted: bool | None) -> bool:

@@ -7,22 +7,30 @@ Gives text alone. What is markup in it and what content, and how both become ids
 
 from __future__ import annotations
 
-import datetime
 import functools
-import json
+import hashlib
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
-
+from ros2_nanochat.chat.template.bounded_rendering import Mistake, renderer
+from ros2_nanochat.chat.template.builtin import BUILTIN
+from ros2_nanochat.chat.template.jinja_environment import Refused, compile_jinja
+from ros2_nanochat.chat.template.jinja_environment import render as render_here
+from ros2_nanochat.errors import printable
 from ros2_nanochat.reasoning import is_marked
 
-_P1, _P2 = '\U0010fff0', '\U0010fff1'  # stand for contents where a template is asked what it does
+# stand for contents where a template is asked what it does
+_P0, _P1, _P2 = '\U0010fff2', '\U0010fff0', '\U0010fff1'
+_WRITTEN_OUT = f"'text': '{_P1}'", f'"text": "{_P1}"'  # by templates that take a list of parts for text
 IMAGE_PART = {'type': 'image'}
+_KNOWN = frozenset(
+    {
+        '872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788',  # of the embedded model
+        '9fe579a2c222698c7ba22d46e26466362fbe951569a89096c366267f9b82ab92',  # of the fake backend
+    }
+)
+"""Digests (SHA-256) of templates that are rendered in this process, beside those that come along."""
 
 
 def reasoning_part(text: str) -> dict:
@@ -34,60 +42,18 @@ class TemplateRefusal(ValueError):
     """A conversation that the template does not accept, in its own words."""
 
 
-class _Generation(Extension):
-    """`{% generation %}`, which marks what the model wrote for training, lets its body through."""
-
-    tags = {'generation'}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
-        return nodes.Scope(body, lineno=line)
+def _digest(source: str) -> str:
+    return hashlib.sha256(source.encode('utf-8', 'replace')).hexdigest()
 
 
-class _Namespace(Namespace):
-    """Jinja's, without names that begin with an underscore: these would lead out of the sandbox."""
+class _Frame(NamedTuple):
+    """before: messages that have to come first. generation: whether the template only renders for a reply.
+    takes_text: whether a content may be a string.
+    """
 
-    def __init__(*args, **kwargs):
-        self, args = args[0], args[1:]
-        names = dict(*args, **kwargs)
-        for name in names:
-            _refuse_private(name)
-        Namespace.__init__(self, names)
-
-    def __setitem__(self, name, value):
-        _refuse_private(name)
-        Namespace.__setitem__(self, name, value)
-
-
-def _refuse_private(name):
-    if str(name).startswith('_'):
-        raise jinja2.exceptions.SecurityError(f'a chat template may not set {name!r}')
-
-
-def _raise_exception(message):
-    raise jinja2.exceptions.TemplateError(message)
-
-
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def compile_jinja(source: str) -> jinja2.Template:
-    """Compile a template; a jinja2.TemplateSyntaxError carries the line of a mistake."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, 'jinja2.ext.loopcontrols']
-    )
-    environment.filters['tojson'] = _tojson
-    environment.globals.update(
-        raise_exception=_raise_exception,
-        namespace=_Namespace,
-        strftime_now=lambda form: datetime.datetime.now().strftime(form),
-    )
-    return environment.from_string(source)
+    before: tuple[tuple[str, str], ...]
+    generation: bool
+    takes_text: bool
 
 
 class JinjaMarkup:
@@ -108,64 +74,106 @@ class JinjaMarkup:
         name: str = 'jinja',
         where: str | None = None,
     ):
-        try:
-            self._template = compile_jinja(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(
-                f'{where or f"chat template {name}"}, line {error.lineno}: {error.message}'
-            ) from error
         self.source = source
         self.name = name
         self._variables = variables or {}
+        self._is_known = source in BUILTIN.values() or _digest(source) in _KNOWN
+        where = where or f'chat template {name}'
+        try:
+            if self._is_known:
+                compile_jinja(source)
+            else:
+                renderer.check(source)
+        except Mistake as error:
+            raise ValueError(f'{where}, line {error.line}: {printable(error)}') from error
+        except Refused as error:
+            raise ValueError(f'{where} {printable(error)}') from error
 
     def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
         """Render messages, dicts as transformers takes them. `TemplateRefusal` where the template raises."""
+        context = {
+            **self._variables,
+            'messages': list(messages),
+            'tools': None,
+            'documents': None,
+            'add_generation_prompt': add_generation_prompt,
+        }
         try:
-            return self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
+            return (
+                render_here(self.source, context) if self._is_known else renderer.render(self.source, context)
             )
-        except jinja2.TemplateError as error:
-            raise TemplateRefusal(
-                f'chat template {self.name} refuses this conversation:'
-                f' {error.message or type(error).__name__}'
-            ) from error
-        except (TypeError, ValueError, KeyError, ArithmeticError, OverflowError) as error:
-            raise TemplateRefusal(
-                f'chat template {self.name} cannot render this conversation: {error}'
-            ) from error
+        except Refused as error:
+            raise TemplateRefusal(f'chat template {self.name} {printable(error)}') from error
 
-    def _try(self, *messages: tuple, add_generation_prompt: bool = False) -> str | None:
+    # --- what it does with conversations ---
+
+    @functools.cached_property
+    def _found(self) -> _Frame | None:
+        """What has to stand around a message of the user for the template to take it; None if nothing
+        helps.
+        """
+        for system in ([], [('system', _P0)]):
+            for generation in (False, True):
+                for takes_text in (True, False):
+                    frame = _Frame(tuple(system), generation, takes_text)
+                    text = self._render_within(frame, [('user', _P1)], False)
+                    if text is not None and _P1 in text and not any(mark in text for mark in _WRITTEN_OUT):
+                        return frame
+        return None
+
+    @property
+    def _frame(self) -> _Frame:
+        return self._found or _Frame((), False, False)
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether `takes_text` is known."""
+        return self._found is not None
+
+    def _render_within(self, frame: _Frame, messages: list[tuple], generation: bool) -> str | None:
+        if not messages or messages[0][0] != 'system':
+            messages = [*frame.before, *messages]
         try:
             return self.render(
                 [
-                    {'role': role, 'content': content if isinstance(content, list) else self._wrap(content)}
+                    {
+                        'role': role,
+                        'content': content
+                        if isinstance(content, list) or frame.takes_text
+                        else [{'type': 'text', 'text': content}],
+                    }
                     for role, content in messages
                 ],
-                add_generation_prompt,
+                generation or frame.generation,
             )
         except TemplateRefusal:
             return None
 
-    def _wrap(self, text: str):
-        return text if self.takes_text else [{'type': 'text', 'text': text}]
+    def _try(self, *messages: tuple, add_generation_prompt: bool = False) -> str | None:
+        return self._render_within(self._frame, list(messages), add_generation_prompt)
 
-    @functools.cached_property
+    @property
     def takes_text(self) -> bool:
         """Whether a content may be a string; otherwise it has to be a list of parts."""
-        try:
-            return _P1 in self.render([{'role': 'user', 'content': _P1}])
-        except TemplateRefusal:
-            return False
+        return self._frame.takes_text
 
     @functools.cached_property
     def takes_system(self) -> bool:
         """Whether a system prompt has a place: some templates raise, some drop it without a word."""
         text = self._try(('system', _P1), ('user', _P2))
         return text is not None and _P1 in text
+
+    @functools.cached_property
+    def reads_first_as_system(self) -> bool:
+        """Whether the first message is taken for the system prompt, whatever its role."""
+        user = self._render_within(self._frame, [('user', _P0), ('user', _P1)], False)
+        system = self._render_within(self._frame, [('system', _P0), ('user', _P1)], False)
+        if self._frame.before or user is None or user != system or user.count(_P0) != 1:
+            return False
+        before, _, rest = user.partition(_P0)
+        between = rest.partition(_P1)[0]
+        same = os.path.commonprefix([before[::-1], between[::-1]])
+        return bool(between.strip()) and not same.strip()
 
     @functools.cached_property
     def takes_tool(self) -> bool:

@@ -41,6 +41,21 @@ class Written:
         return ids[start:]
 
 
+@dataclass(frozen=True)
+class Arrangement:
+    """How the messages of a history are handed to a template.
+
+    joins_neighbours: two messages of one role in a row become one. folds_system: a system prompt goes before
+        the first message of the user. blank_system: an empty system prompt is put in front. as_parts: a
+        content is a list of parts, also if it is only text.
+    """
+
+    joins_neighbours: bool = False
+    folds_system: bool = False
+    blank_system: bool = False
+    as_parts: bool = False
+
+
 class Conversation:
     """Messages made ready for a template.
 
@@ -56,8 +71,12 @@ class Conversation:
         markup: JinjaMarkup | NanoLLMFormat,
         hide: Callable[[str, Placeholders], str],
         image_token: str | None,
+        arrangement: Arrangement,
     ):
         self.placeholders = Placeholders()
+        self.contents: list[tuple[int, list[str]]] = []
+        """What has to stand in the rendering: for each message not of the bot, its number and its texts."""
+        self._arrangement = arrangement
         self._markup = markup
         self._image_token = image_token
         self._hide = lambda text: hide(text, self.placeholders)
@@ -65,9 +84,12 @@ class Conversation:
         self._written: list[
             tuple[str, str | None]
         ] = []  # characters of an answer that has ids, and of its reasoning
-        if any(message.role == 'tool' for message in messages) and not markup.takes_tool:
-            raise ValueError(f'chat template {markup.name} has no place for the answer of a tool')
-        self._messages = [self._message(turn) for turn in self._turns(messages)]
+        self.messages: list[dict] = []
+        """As the template takes them."""
+        if arrangement.blank_system:
+            self.messages.append({'role': 'system', 'content': self._content([''])})
+        for turn in self._turns(messages):
+            self.messages.append(self._message(turn))
 
     def _turns(self, messages: Sequence[ChatMessage]) -> list[list[Any]]:
         """Messages that go into one turn together: an image and what is said about it; neighbours of one role
@@ -82,13 +104,13 @@ class Conversation:
                 and before.role == message.role
                 and (
                     'image' in (before.type, message.type)
-                    or (self._markup.alternates and message.role != 'tool')
+                    or (self._arrangement.joins_neighbours and message.role != 'tool')
                 )
             ):
                 turns[-1].append(message)
             else:
                 turns.append([message])
-        if turns and turns[0][0].role == 'system' and not self._markup.takes_system:
+        if turns and turns[0][0].role == 'system' and self._arrangement.folds_system:
             system = BETWEEN.join(message.text for message in turns.pop(0) if message.text)
             if turns and turns[0][0].role == 'user':
                 turns[0].insert(0, system)
@@ -108,6 +130,9 @@ class Conversation:
                 items.append((entry,))
             if entry.text is not None:
                 items.append(self._bot_text(entry, message) if role == 'bot' else self._hide(entry.text))
+        if role != 'bot':
+            texts = [item.strip() for item in items if isinstance(item, str)]
+            self.contents.append((len(self.messages), [text for text in texts if text]))
         content = self._content(items)
         if thoughts := message.pop('parts', None):
             content = thoughts + (
@@ -133,7 +158,7 @@ class Conversation:
                 parts[-1]['text'] += between + text
             else:
                 parts.append({'type': 'text', 'text': text})
-        if as_parts or not self._markup.takes_text:
+        if as_parts or self._arrangement.as_parts:
             return parts
         return ''.join(part['text'] for part in parts)
 
@@ -159,9 +184,8 @@ class Conversation:
             return text
         return f'{marks[0]}\n{reasoning}\n{marks[1]}\n\n{text}'
 
-    def render(self, add_generation_prompt: bool) -> str:
-        """The text of the template, with characters for images and for what the model wrote."""
-        text = self._markup.render(self._messages, add_generation_prompt)
+    def finish(self, text: str) -> str:
+        """A rendering of `messages`, with characters for images and for what the model wrote."""
         if self._images:
             pieces = text.split(self._image_token)
             if len(pieces) != len(self._images) + 1:

@@ -1,0 +1,106 @@
+"""Finds how a template takes a conversation: as it is given first, and rearranged only if the template
+refuses that or leaves something out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.chat.template.jinja import JinjaMarkup
+from ros2_nanochat.chat.template.markup import Placeholders
+from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat
+from ros2_nanochat.chat.template.turns import Arrangement, Conversation
+
+_PROBE = '\U0010fff0'  # stands for a content
+
+
+def arrange(
+    messages: Sequence[ChatMessage],
+    markup: JinjaMarkup | NanoLLMFormat,
+    hide: Callable[[str, Placeholders], str],
+    image_token: str | None,
+    add_generation_prompt: bool,
+) -> tuple[Conversation, str]:
+    """The conversation as the template takes it, and its text.
+
+    Raises:
+        ValueError: The template takes it in no way; the message is what it says of the conversation as given.
+    """
+    if isinstance(markup, NanoLLMFormat):
+        if not markup.takes_tool and any(message.role == 'tool' for message in messages):
+            raise _no_place_for_tools(markup)
+        arrangement = Arrangement(joins_neighbours=True, folds_system=not markup.takes_system)
+        conversation = Conversation(messages, markup, hide, image_token, arrangement)
+        return conversation, conversation.finish(markup.render(conversation.messages, add_generation_prompt))
+    refusal: ValueError | None = None
+    incomplete: tuple[Conversation, str] | None = None
+    for arrangement in _arrangements(messages, markup):
+        conversation = Conversation(messages, markup, hide, image_token, arrangement)
+        try:
+            text = markup.render(conversation.messages, add_generation_prompt)
+            finished = conversation.finish(text)
+        except ValueError as error:
+            refusal = refusal or error
+            continue
+        is_misread = (
+            messages[0].role == 'user' and not arrangement.blank_system and markup.reads_first_as_system
+        )
+        if not is_misread and _is_complete(conversation, text, markup, add_generation_prompt):
+            return conversation, finished
+        incomplete = incomplete or (conversation, finished)
+    if any(message.role == 'tool' for message in messages) and not markup.takes_tool:
+        raise _no_place_for_tools(markup)
+    if incomplete is not None:
+        return incomplete
+    assert refusal is not None
+    raise refusal
+
+
+def _no_place_for_tools(markup: JinjaMarkup | NanoLLMFormat) -> ValueError:
+    return ValueError(f'chat template {markup.name} has no place for the answer of a tool')
+
+
+def _arrangements(messages: Sequence[ChatMessage], markup: JinjaMarkup) -> Iterator[Arrangement]:
+    """What may be tried, the conversation as given first."""
+    has_system = messages[0].role == 'system'
+    has_neighbours = any(a.role == b.role != 'tool' for a, b in zip(messages, messages[1:]))
+    ways = [Arrangement(), Arrangement(folds_system=True) if has_system else Arrangement(blank_system=True)]
+    for way in ways:
+        for joined in (False, True) if has_neighbours else (False,):
+            for as_parts in (not markup.takes_text,) if markup.is_understood else (False, True):
+                yield replace(way, joins_neighbours=joined, as_parts=as_parts)
+
+
+def _is_complete(
+    conversation: Conversation, text: str, markup: JinjaMarkup, add_generation_prompt: bool
+) -> bool:
+    """Whether all that was said to the model stands in a rendering. Some templates drop a system prompt, the
+    first message or parts without a word.
+    """
+    if not markup.is_understood and any(mark in text for mark in ("'type': 'text'", '"type": "text"')):
+        return False  # the list of parts was written out as it is
+    position = 0
+    for number, contents in conversation.contents:
+        for content in contents:
+            at = text.find(content, position)
+            if at >= 0:
+                position = at + len(content)
+            elif content not in text and not _has_place(conversation, number, markup, add_generation_prompt):
+                return False
+    return True
+
+
+def _has_place(
+    conversation: Conversation, number: int, markup: JinjaMarkup, add_generation_prompt: bool
+) -> bool:
+    """Whether a message has a place in the template, which may write its content in another way."""
+    messages = list(conversation.messages)
+    content = messages[number]['content']
+    probe = _PROBE if isinstance(content, str) else [{'type': 'text', 'text': _PROBE}]
+    messages[number] = {**messages[number], 'content': probe}
+    try:
+        return _PROBE in markup.render(messages, add_generation_prompt)
+    except ValueError:
+        return False

@@ -35,7 +35,7 @@ def say(model, ids, **options):
         logits[ids[min(step, len(ids) - 1)]] = 0
         return logits
 
-    return model.generate([5], max_new_tokens=len(ids), logits_processors=[force], **options).wait()
+    return model.generate([1], max_new_tokens=len(ids), logits_processors=[force], **options).wait()
 
 
 def entry(model, text):

@@ -43,8 +43,10 @@ class Batch:
         starts: Sequence[int],
         embeddings: np.ndarray | None,
     ):
-        """The `llama_batch` of chunks that go to the sequences `slots`, from positions `starts` on. embeddings: [n, d] of all of them,
-        in place of ids.
+        """The `llama_batch` of chunks that go to the sequences `slots`, from positions `starts` on.
+
+        Args:
+            embeddings: [n, d] of all of them, in place of ids.
         """
         at = 0
         self._wanted[:] = 0

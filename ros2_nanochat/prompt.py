@@ -10,10 +10,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import TypeAlias
 
 import numpy as np
 
-Ids = Sequence[int] | np.ndarray
+Ids: TypeAlias = 'Sequence[int] | np.ndarray'
 """Token ids, as a list or an array [n]."""
 
 _CHARACTERS_PER_TOKEN = 16  # more than text has on average, in any language

@@ -29,7 +29,7 @@ PROMPTS = [
 
 @pytest.fixture(scope='module')
 def model():
-    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16) as opened:
+    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16, threads=2) as opened:
         yield opened
 
 
@@ -99,7 +99,9 @@ def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it()
     reference = llama_cpp.Llama(
         embedded_model(), n_ctx=1024, n_threads=2, n_threads_batch=2, flash_attn=False, verbose=False
     )
-    with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=4, flash_attention=False) as model:
+    with NanoLLM.from_pretrained(
+        max_context_len=1024, max_sequences=4, flash_attention=False, threads=2
+    ) as model:
         prompts = [
             prompt_ids(model, PROMPTS[0]),
             *(prompt_ids(model, f'{PROMPTS[i]} ' + 'Please answer well. ' * 30 * i) for i in (1, 4)),
@@ -187,7 +189,7 @@ def test_a_conversation_of_ten_turns_computes_no_token_twice(model):
 
 
 def test_trimming_and_forking_leave_the_logits_of_a_fresh_prefill():
-    model = NanoLLM.from_pretrained(max_context_len=512, max_sequences=3)
+    model = NanoLLM.from_pretrained(max_context_len=512, max_sequences=3, threads=2)
     backend = model.backend
     ids = np.array(prompt_ids(model, 'Tell me about the moon and the sun and the stars.'))
 
@@ -228,7 +230,9 @@ def test_speculation_leaves_greedy_ids_as_they_are():
     text = 'The crate is in hall B. The ladder is in hall C. The drill is in hall A. '
     replies = []
     for speculation in (False, True):
-        with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, speculation=speculation) as model:
+        with NanoLLM.from_pretrained(
+            max_context_len=1024, max_sequences=1, speculation=speculation, threads=2
+        ) as model:
             reply = model.generate(text * 6, max_new_tokens=100).wait()
             replies.append((reply.tokens, model.stats.get('accepted_tokens', 0)))
     assert replies[0][0] == replies[1][0]
@@ -246,7 +250,9 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
         ids = text[:cut] if cache is None else []
         return model.generate([*ids, *more], max_new_tokens=8, kv_cache=cache).wait()
 
-    with NanoLLM.from_pretrained(str(package.assemble()), max_context_len=768, max_sequences=2) as model:
+    with NanoLLM.from_pretrained(
+        str(package.assemble()), max_context_len=768, max_sequences=2, threads=2
+    ) as model:
         text = model.tokenize(' '.join(f'Crate {i} holds {i * 7 % 11} drills.' for i in range(90)))[:600]
         more = model.tokenize(' The robot')
         cache, edited = KVCache(), []
@@ -255,7 +261,9 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
             cache.pop(len(cache) - cut)
             edited.append(answers(model, cache, cut))
             assert edited[-1].usage['reused_tokens'] == cut
-    with NanoLLM.from_pretrained(str(package.assemble()), max_context_len=768, max_sequences=1) as model:
+    with NanoLLM.from_pretrained(
+        str(package.assemble()), max_context_len=768, max_sequences=1, threads=2
+    ) as model:
         assert [answers(model, None, cut).tokens for cut in (60, 560)] == [
             reply.tokens for reply in reversed(edited)
         ]

@@ -258,6 +258,10 @@ class Backend(ABC):
         once).
         """
 
+    def stats(self) -> dict[str, int | str]:
+        """What the backend tells about how it runs, for `NanoLLM.stats`. Any thread."""
+        return {}
+
     def abort(self) -> None:  # noqa: B027 (a backend whose forward is short needs none)
         """End a load or a forward that is under way as soon as can be; it raises `LoadAborted`. Any
         thread.

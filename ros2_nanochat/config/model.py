@@ -93,7 +93,7 @@ class ModelConfig(Options):
     threads: int | None = option(
         None,
         'CPU threads of the model',
-        otherwise='the physical cores',
+        otherwise='as many as are fastest at the present load (gguf), or the physical cores',
         low=1,
         high=MAX_THREADS,
         unset=0,

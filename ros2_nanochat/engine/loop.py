@@ -89,7 +89,8 @@ class Engine:
 
     def stats(self) -> dict:
         """Counters, histograms and the present state as one dictionary; see `metrics.Metrics`. Also `active`,
-        `waiting`, `sequences`, `max_sequences`, `kv_tokens` in use and their bound `kv_capacity`.
+        `waiting`, `sequences`, `max_sequences`, `kv_tokens` in use and their bound `kv_capacity`, and what the
+        backend tells (`Backend.stats`).
         """
         return {
             **self.metrics.snapshot(),
@@ -99,6 +100,7 @@ class Engine:
             'max_sequences': self.backend.max_sequences,
             'kv_tokens': self.backend.kv_used,
             'kv_capacity': self.backend.kv_capacity,
+            **self.backend.stats(),
         }
 
     @property

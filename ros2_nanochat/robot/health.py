@@ -70,6 +70,7 @@ def engine_status(state: str, model) -> Status:
             'evictions': stats.get('evictions', 0),
             'time_per_token_p50': _seconds(stats['time_per_token']['p50']),
             'time_to_first_token_p50': _seconds(stats['time_to_first_token']['p50']),
+            **({'threads': _threads(stats)} if 'threads' in stats else {}),
             'memory': f'{resident_bytes() / 2**20:.0f} MiB',
         },
     )
@@ -156,6 +157,12 @@ def resident_bytes() -> int:
     """Memory of this process that is in RAM."""
     with open('/proc/self/statm') as file:
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def _threads(stats: dict) -> str:
+    decode, prefill = stats['threads'], stats['threads_prefill']
+    both = f'{decode}' if decode == prefill else f'{decode} to decode, {prefill} to prefill'
+    return f'{both} ({stats["threads_reason"]})'
 
 
 def _seconds(value: float | None) -> str:

@@ -20,10 +20,11 @@ from ros2_nanochat.backends.gguf.header import architecture_memory, check_gguf, 
 from ros2_nanochat.backends.gguf.kinds import check_loaded, check_metadata, no_memory_of_text
 from ros2_nanochat.backends.gguf.kv import GGUFMemory
 from ros2_nanochat.backends.gguf.opening import context_params, describe, estimate_memory, load_model
-from ros2_nanochat.backends.gguf.process import LogLines, interruptible
+from ros2_nanochat.backends.gguf.process import LogLines, interruptible, physical_cores, threads_wait_briefly
 from ros2_nanochat.backends.gguf.trial import try_apart
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
 from ros2_nanochat.backends.logits import HostLogits, Logits
+from ros2_nanochat.backends.threads import ThreadChooser
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, printable, require
 from ros2_nanochat.memory import MemoryEstimate
@@ -46,11 +47,14 @@ class GGUFBackend(Backend):
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
-        package = require('llama_cpp', 'gguf')
+        with threads_wait_briefly():
+            package = require('llama_cpp', 'gguf')
         self._api, self._version = package.llama_cpp, package.__version__
         self._model = self._context = None
         self._kv: GGUFMemory | None = None
         self._decoder: Decoder | None = None
+        # with layers on a GPU, the processor has little to do
+        self._threads = None if config.threads or config.gpu_layers else ThreadChooser(physical_cores())
         self._abort_flag = ctypes.create_string_buffer(2)
         self._embeddings: EmbeddingTable | None = None
         self._text: GGUFText | None = None
@@ -86,7 +90,9 @@ class GGUFBackend(Backend):
                 self._api, self._model, self.path, metadata, self._text, self._context_length, kv_per_token
             )
             self._kv = GGUFMemory(self._api, self._context, self.max_sequences, kv_per_token)
-            self._decoder = Decoder(self._api, self._context, self._kv, self.info, _BATCH, self.max_sequences)
+            self._decoder = Decoder(
+                self._api, self._context, self._kv, self.info, _BATCH, self.max_sequences, self._threads
+            )
             check_model(self)
             self.trims_exactly = self._goes_back()
         except BaseException:
@@ -210,6 +216,18 @@ class GGUFBackend(Backend):
             for i in run:
                 rows[i], logits = logits[: chunks[i].num_logits], logits[chunks[i].num_logits :]
         return HostLogits(np.concatenate([rows[i] for i in range(len(chunks))]))
+
+    def stats(self) -> dict[str, int | str]:
+        """`threads` that decode, `threads_prefill`, and `threads_reason`."""
+        if self._threads is not None:
+            return {
+                'threads': self._threads.decoding,
+                'threads_prefill': self._threads.prefilling,
+                'threads_reason': 'the fastest that was measured',
+            }
+        threads = self.config.threads or physical_cores()
+        reason = 'threads is set' if self.config.threads else 'the physical cores'
+        return {'threads': threads, 'threads_prefill': threads, 'threads_reason': reason}
 
     # --- the end ---
 

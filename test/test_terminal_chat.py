@@ -177,10 +177,10 @@ def test_replies_without_a_limit_of_length_have_room_in_a_full_context():
     from ros2_nanochat import ChatHistory, NanoLLM
     from ros2_nanochat.config import GenerationConfig
     from ros2_nanochat.terminal.screen import Screen
-    from ros2_nanochat.terminal.session import Session
+    from ros2_nanochat.terminal.chat_loop import ChatLoop
 
     with NanoLLM.from_pretrained(api='fake', max_context_len=400) as model:
-        session = Session(
+        session = ChatLoop(
             model, ChatHistory(model), Screen(), GenerationConfig(max_new_tokens=-1), stats=False
         )
         for n in range(12):

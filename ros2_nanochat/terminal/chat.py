@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.terminal.arguments import make_parser, robot_options
 from ros2_nanochat.terminal.screen import Screen
-from ros2_nanochat.terminal.session import COMMANDS, Session
+from ros2_nanochat.terminal.chat_loop import COMMANDS, ChatLoop
 from ros2_nanochat.terminal.start import start
 
 
@@ -24,7 +24,7 @@ def main(args: Sequence[str] | None = None) -> int:
     def run(model, config, prompts) -> int:
         robot = robot_options(options)
         history = ChatHistory(model, options.chat_template, robot.system_prompt)
-        session = Session(
+        session = ChatLoop(
             model,
             history,
             screen,

@@ -30,7 +30,7 @@ class Leave(Exception):
     """The user wants to leave."""
 
 
-class Session:
+class ChatLoop:
     """One conversation at a terminal or in a script.
 
     wrap_tokens: tokens that are kept when the context is full, None for half of it. streaming: show replies

@@ -1,7 +1,10 @@
-"""Files: written whole or not at all, and JSON read with an error of one line."""
+"""Files and texts of users: written whole or not at all, read with any byte-order mark, and JSON with an
+error of one line.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -11,6 +14,34 @@ import tempfile
 from typing import BinaryIO
 
 from ros2_nanochat.errors import BackendError, one_line
+
+_MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
+
+
+def read_text(path: str) -> str:
+    """The text of a file in UTF-8, or in what its byte-order mark says.
+
+    Raises:
+        OSError, UnicodeDecodeError: It cannot be read.
+    """
+    with open(path, 'rb') as file:
+        return decode_text(file.read())
+
+
+def decode_text(data: bytes) -> str:
+    """The text of bytes in UTF-8, or in what their byte-order mark says."""
+    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), 'utf-8')
+    return data.decode(encoding).replace('\r\n', '\n')
+
+
+def valid_text(text: str) -> str:
+    """A text whose undecodable bytes, which Python keeps as surrogates, are U+FFFD: any encoder takes it."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON can spell one
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -58,8 +89,7 @@ def read_json(path: str, name: str) -> dict:
     if not os.path.isfile(file):
         return {}
     try:
-        with open(file, encoding='utf-8') as stream:
-            data = json.load(stream)
+        data = json.loads(read_text(file))
     except OSError as error:
         raise BackendError(f'{file} cannot be read: {error.strerror}') from error
     except (ValueError, RecursionError) as error:

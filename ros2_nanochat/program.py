@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -33,6 +34,7 @@ def run_program(
     Returns:
         The exit status: that of `body`, 1 if it failed, 130 after Ctrl-C.
     """
+    prepare_streams()
     try:
         return body()
     except KeyboardInterrupt:
@@ -45,6 +47,18 @@ def run_program(
             traceback.print_exc()
         tell(error_line(error, describe, how))
         return 1
+
+
+def prepare_streams() -> None:
+    """Let the standard streams take and give any text, and be there: an encoding that lacks a character shows
+    `?`, bytes that cannot be decoded become U+FFFD, and a stream that was closed (`<&-`) is empty.
+    """
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, mode, encoding='utf-8'))  # noqa: SIM115 it lasts as we do
+        elif isinstance(stream, io.TextIOWrapper) and name != 'stderr':
+            stream.reconfigure(errors='replace')
 
 
 def error_line(error: BaseException, describe: Callable[[BaseException], str] = str, how: str = '') -> str:

@@ -313,6 +313,63 @@ def test_one_gguf_file_of_several_is_named_by_name_pattern_or_quantization(ask, 
     assert content(path) == b'GGUF q4'
 
 
+@pytest.mark.parametrize(
+    'model, expected',
+    [
+        ('o/n', ('o/n', None, '')),
+        ('o/n@v1.2', ('o/n', 'v1.2', '')),
+        ('o/n@refs/pr/3:*Q4*', ('o/n', 'refs/pr/3', '*Q4*')),
+        ('o/n:Q4_K_M', ('o/n', None, 'Q4_K_M')),
+        ('hf.co/o/n:Q4_K_M', ('o/n', None, 'Q4_K_M')),
+        ('huggingface.co/o/n', ('o/n', None, '')),
+        ('hf://o/n@main', ('o/n', 'main', '')),
+        ('https://huggingface.co/o/n', ('o/n', None, '')),
+        ('https://www.huggingface.co/o/n/?library=gguf#usage', ('o/n', None, '')),
+        ('https://huggingface.co/o/n/tree/v2', ('o/n', 'v2', '')),
+        ('https://huggingface.co/o/n/tree/main/sub', ('o/n', 'main', 'sub/*')),
+        ('https://huggingface.co/o/n/blob/main/sub/m-Q4.gguf', ('o/n', 'main', 'sub/m-Q4.gguf')),
+        ('https://huggingface.co/o/n/resolve/main/m.gguf?download=true', ('o/n', 'main', 'm.gguf')),
+        ('https://huggingface.co/o/n/blob/main/config.json', ('o/n', 'main', '')),
+        ('https://huggingface.co/o/n/tree/refs%2Fpr%2F1', ('o/n', 'refs/pr/1', '')),
+        ('https://huggingface.co/o/n/blob/refs/pr/1/m.gguf', ('o/n', 'refs/pr/1', 'm.gguf')),
+        ('https://huggingface.co/o/n/discussions/4', ('o/n', None, '')),
+    ],
+)
+def test_names_revisions_and_addresses_of_pages_mean_a_repository(model, expected):
+    assert hub.hub_name(model) == hub.HubName(*expected)
+
+
+@pytest.mark.parametrize('model', ['name', 'a/b/c', 'o/n@', 'two words/n'])
+def test_what_can_be_no_name_on_the_hub_is_none(model):
+    assert hub.hub_name(model) is None
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        'https://example.org/o/n',
+        'https://huggingface.co/datasets/o/n',
+        'https://huggingface.co/',
+        'ftp://example.org/m.gguf',
+    ],
+)
+def test_an_address_of_something_else_is_one_line(model, no_network):
+    with pytest.raises(ValueError, match='is no page') as caught:
+        resolve(model)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_revision_and_the_address_of_a_file_are_fetched_as_they_say(ask, server):
+    names = ['o/one@v2', f'{server.endpoint}/o/many/blob/v3/sub/m-F16.gguf']
+    (one, many), _ = ask(*names)
+    assert content(one[0]) == b'GGUF one' and content(many[0]) == b'GGUF f16'
+    asked = {path for _, path, _ in server.requests}
+    assert {'/api/models/o/one/revision/v2', '/api/models/o/many/revision/v3'} <= asked
+    server.close()
+    assert ask('o/one@v2')[0] == one  # from the cache, under its own revision
+    assert 'cannot be fetched' in ask('o/one')[0]
+
+
 def test_several_gguf_files_and_none_named_shows_the_list(ask, server):
     (unnamed, unknown, no_ggufs), _ = ask('o/many', 'o/many:q5', 'o/awq:q4')
     assert unnamed == 'ValueError: o/many has 3 files; name one of: m-Q4_0.gguf, m-Q8_0.gguf, sub/m-F16.gguf'

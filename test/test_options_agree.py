@@ -97,11 +97,10 @@ def test_a_number_has_one_range_everywhere(declared):
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    return {
-        action.dest: action
-        for action in parser._actions
-        if action.dest not in ('help', 'prompt', 'disable_stats', 'debug')
-    }
+    """The arguments that stand for options, not those of the program itself or of old command lines."""
+    titles = ('the model', 'the reply', 'the conversation')
+    groups = [group for group in parser._action_groups if group.title in titles]
+    return {action.dest: action for group in groups for action in group._group_actions}
 
 
 def test_the_terminal_has_the_options_that_say_so_with_type_and_choices():

@@ -176,8 +176,8 @@ def test_a_stop_token_with_half_an_escape_is_refused_by_its_name():
 def test_replies_without_a_limit_of_length_have_room_in_a_full_context():
     from ros2_nanochat import ChatHistory, NanoLLM
     from ros2_nanochat.config import GenerationConfig
-    from ros2_nanochat.terminal.screen import Screen
     from ros2_nanochat.terminal.chat_loop import ChatLoop
+    from ros2_nanochat.terminal.screen import Screen
 
     with NanoLLM.from_pretrained(api='fake', max_context_len=400) as model:
         session = ChatLoop(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ros2_nanochat.chat.message import ChatMessage
-from ros2_nanochat.files import open_regular, write_whole
+from ros2_nanochat.files import decode_text, open_regular, write_whole
 from ros2_nanochat.image_sources import is_url
 
 FORMAT = 'nanochat-history'
@@ -82,8 +82,8 @@ def load(
     """
     path = os.path.abspath(os.fspath(path))
     try:
-        with io.TextIOWrapper(open_regular(path), encoding='utf-8') as file:
-            data = json.load(file)
+        with open_regular(path) as file:
+            data = json.loads(decode_text(file.read()))
     except json.JSONDecodeError as error:
         raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
     except RecursionError:

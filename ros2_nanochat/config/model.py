@@ -24,7 +24,9 @@ class ModelConfig(Options):
 
     model: str | None = option(
         None,
-        'Path of a file or folder, or owner/name on the hub (owner/name:file.gguf for one file)',
+        'Path of a file or folder, or owner/name on the hub (owner/name:file.gguf for one file,'
+        ' owner/name@revision,'
+        ' or the address of its page)',
         otherwise='the embedded SmolLM2-135M-Instruct, small and often wrong',
         unset='',
         metavar='PATH|OWNER/NAME',

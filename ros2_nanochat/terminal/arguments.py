@@ -23,6 +23,7 @@ from ros2_nanochat.config import (
     program_defaults,
 )
 from ros2_nanochat.config.declaration import shown_default
+from ros2_nanochat.files import read_text, valid_text
 from ros2_nanochat.terminal.nanollm_options import add_nanollm_options
 
 
@@ -115,14 +116,14 @@ def load_prompts(given: Sequence[Sequence[str]] | None) -> list[str] | None:
     prompts: list[str] = []
     for prompt in (text for group in given for text in group):
         if prompt == '-':
-            prompts += _lines(sys.stdin.read())
+            prompts += _lines(sys.stdin.read().removeprefix('\ufeff'))
         elif prompt.lower().endswith(('.txt', '.json')) and (
-            not any(c.isspace() for c in prompt) or os.path.isfile(prompt)
+            not any(c.isspace() for c in prompt) or os.path.isfile(os.path.expanduser(prompt))
         ):
-            prompts += load_file(prompt)
+            prompts += load_file(os.path.expanduser(prompt))
         else:
             prompts.append(prompt)
-    return prompts
+    return [valid_text(prompt) for prompt in prompts]
 
 
 def load_file(path: str) -> list[str]:
@@ -130,8 +131,7 @@ def load_file(path: str) -> list[str]:
     and perhaps `image`.
     """
     try:
-        with open(path, encoding='utf-8') as file:
-            text = file.read()
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f'prompts cannot be read from {path}: {error}') from error
     if not path.lower().endswith('.json'):

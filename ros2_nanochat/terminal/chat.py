@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ros2_nanochat.chat.history import ChatHistory
+from ros2_nanochat.files import valid_text
 from ros2_nanochat.terminal.arguments import make_parser, robot_options
+from ros2_nanochat.terminal.chat_loop import ChatLoop
+from ros2_nanochat.terminal.commands import COMMANDS
 from ros2_nanochat.terminal.screen import Screen
-from ros2_nanochat.terminal.chat_loop import COMMANDS, ChatLoop
 from ros2_nanochat.terminal.start import start
 
 
@@ -23,8 +25,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def run(model, config, prompts) -> int:
         robot = robot_options(options)
-        history = ChatHistory(model, options.chat_template, robot.system_prompt)
-        session = ChatLoop(
+        system_prompt = None if robot.system_prompt is None else valid_text(robot.system_prompt)
+        history = ChatHistory(model, options.chat_template, system_prompt)
+        loop = ChatLoop(
             model,
             history,
             screen,
@@ -32,6 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
             robot.wrap_tokens,
             stats=not options.disable_stats,
             streaming=not options.disable_streaming,
+            debug=options.debug,
         )
         if screen.interactive and prompts is None:
             screen.note(
@@ -42,8 +46,8 @@ def main(args: Sequence[str] | None = None) -> int:
                     'This is the small model that comes along: quick, and often wrong. --model names a better'
                     ' one.'
                 )
-        session.run(prompts)
-        return int(session.failed and not screen.interactive)
+        loop.run(prompts)
+        return int(loop.failed and not screen.interactive)
 
     return start(options, screen, run)
 

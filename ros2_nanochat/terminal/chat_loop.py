@@ -4,37 +4,28 @@ shows through a `Screen`.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import traceback
 from collections.abc import Iterable
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import is_image
 from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.program import error_line
+from ros2_nanochat.terminal.commands import COMMANDS, Commands, Leave
 from ros2_nanochat.terminal.screen import LineReader, Screen
-
-COMMANDS = {
-    '/help': 'show the commands',
-    '/reset': 'forget the conversation',
-    '/system': '/system TEXT sets the system prompt, /system alone shows it',
-    '/undo': 'take back the last question and its reply',
-    '/save': '/save FILE writes the conversation',
-    '/load': '/load FILE goes on with a saved one',
-    '/stats': 'figures of the model and the conversation',
-    '/quit': 'leave (so do Ctrl-D, and Ctrl-C twice)',
-}
-_KEYS = 'Image file names or addresses may stand before a question. Ctrl-C stops a reply.'
-
-
-class Leave(Exception):
-    """The user wants to leave."""
 
 
 class ChatLoop:
     """One conversation at a terminal or in a script.
 
-    wrap_tokens: tokens that are kept when the context is full, None for half of it. streaming: show replies
-    while they are made.
+    Args:
+        wrap_tokens: Tokens that are kept when the context is full, None for half of it.
+        stats: Show figures after each reply.
+        streaming: Show replies while they are made.
+        debug: Show the traceback of what goes wrong.
     """
 
     def __init__(
@@ -46,14 +37,15 @@ class ChatLoop:
         wrap_tokens: int | None = None,
         stats: bool = True,
         streaming: bool = True,
+        debug: bool = False,
     ):
         self.model = model
         self.history = history
         self.screen = screen
         self._config = config.stopping_at(history.template.stop)
         self._wrap_tokens = wrap_tokens
-        self._stats = stats
-        self._streaming = streaming
+        self._stats, self._streaming, self._debug = stats, streaming, debug
+        self.commands = Commands(model, history, screen)
         self._interrupts = 0
         self.failed = False
 
@@ -96,14 +88,18 @@ class ChatLoop:
         try:
             name, _, rest = line.partition(' ')
             if name in COMMANDS:
-                getattr(self, f'_do_{name[1:]}')(rest.strip())
+                self.commands.run(name, rest)
             elif re.fullmatch(r'/\w+', name) and not is_image(name):
                 raise ValueError(f'there is no command {name}: {" ".join(COMMANDS)}')
             else:
                 self.ask(line)
-        except (ValueError, OSError) as error:
+        except Leave:
+            raise
+        except Exception as error:  # whatever it is, the conversation goes on
+            if self._debug:
+                traceback.print_exc()
             self.failed = True
-            self.screen.error(str(error))
+            self.screen.error(error_line(error, how='--debug'))
         except KeyboardInterrupt:
             self._interrupt()
 
@@ -162,66 +158,6 @@ class ChatLoop:
             signal.signal(signal.SIGINT, before)
         self.screen.end()
 
-    # --- commands ---
-
-    def _do_help(self, _: str) -> None:
-        for name, meaning in COMMANDS.items():
-            self.screen.note(f'{name:9}{meaning}')
-        self.screen.note(_KEYS)
-
-    def _do_reset(self, _: str) -> None:
-        self.history.reset()
-        self.screen.note('The conversation is forgotten.')
-
-    def _do_system(self, text: str) -> None:
-        if text:
-            self.history.system_prompt = text
-        self.screen.note(f'System prompt: {self.history.system_prompt or "(none)"}')
-
-    def _do_undo(self, _: str) -> None:
-        last = max((i for i, message in enumerate(self.history) if message.role == 'user'), default=None)
-        if last is None:
-            raise ValueError('there is no question to take back')
-        while last > 0 and self.history[last - 1].role == 'user':
-            last -= 1
-        removed = self.history.pop(len(self.history) - last)
-        text = ' '.join(message.text for message in removed if message.role == 'user' and message.text)
-        self.screen.note(f'Taken back: {text}')
-
-    def _do_save(self, path: str) -> None:
-        if not path:
-            raise ValueError('/save needs the name of a file')
-        self.history.save(path)
-        self.screen.note(f'Saved {len(self.history)} messages to {path}.')
-
-    def _do_load(self, path: str) -> None:
-        if not path:
-            raise ValueError('/load needs the name of a file')
-        self.history.load(path)
-        self.screen.note(f'Loaded {len(self.history)} messages from {path}.')
-
-    def _stats_lines(self):
-        info, last = self.model.info, self.model.stats.get('last') or {}
-        yield (
-            f'model                {info.name}'
-            f' ({info.api}{", " + info.quantization if info.quantization else ""})'
-        )
-        yield (
-            f'context              {self.history.num_tokens if len(self.history) else 0} of'
-            f' {info.context_length} tokens'
-        )
-        yield f'template             {self.history.template.name}'
-        for name, value in [*self.model.stats.items(), *last.items()]:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                yield f'{name:21}{value:,.3f}' if isinstance(value, float) else f'{name:21}{value:,}'
-
-    def _do_stats(self, _: str) -> None:
-        for line in self._stats_lines():
-            self.screen.note(line)
-
-    def _do_quit(self, _: str) -> None:
-        raise Leave
-
 
 def _split_images(line: str) -> tuple[list[str], str]:
     """Image names at the beginning of a line, and the question behind them. A name with blanks stands in
@@ -230,7 +166,7 @@ def _split_images(line: str) -> tuple[list[str], str]:
     images, rest = [], line
     while rest:
         match = re.match(r'"([^"]+)"|\'([^\']+)\'|(\S+)', rest)
-        name = next((part for part in match.groups() if part), '') if match else ''
+        name = os.path.expanduser(next((part for part in match.groups() if part), '')) if match else ''
         if not is_image(name):
             break
         images.append(name)

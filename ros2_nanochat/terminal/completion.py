@@ -5,8 +5,10 @@ time,'`.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 
+from ros2_nanochat.program import error_line
 from ros2_nanochat.terminal.arguments import make_parser
 from ros2_nanochat.terminal.screen import LineReader, Screen
 from ros2_nanochat.terminal.start import start
@@ -30,9 +32,11 @@ def main(args: Sequence[str] | None = None) -> int:
                 screen.end()
                 if reply.error:
                     raise ValueError(reply.error)
-            except ValueError as error:
+            except Exception as error:
+                if options.debug:
+                    traceback.print_exc()
                 failed = True
-                screen.error(str(error))
+                screen.error(error_line(error, how='--debug'))
             except KeyboardInterrupt:
                 screen.end()
                 return 130

@@ -10,12 +10,15 @@ import sys
 
 from rich.console import Console
 
+from ros2_nanochat.files import valid_text
+from ros2_nanochat.program import prepare_streams
+
 _CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]')
 
 
 def harmless(text: str) -> str:
-    """Text without control characters: what a model writes shall not move the cursor or set the title of a
-    window.
+    """Text without control characters: what a model writes must not move the cursor or set the title
+    of a window.
     """
     return _CONTROL.sub('', text)
 
@@ -26,6 +29,7 @@ class Screen:
     """
 
     def __init__(self):
+        prepare_streams()
         self.replies = Console(highlight=False, markup=False, emoji=False)
         self.notices = (
             self.replies
@@ -62,19 +66,23 @@ class LineReader:
     """Reads lines with editing, a history that lasts, and completion of commands and file names; plain lines
     where there is no terminal.
 
-    commands: names with what each does. `read` raises EOFError at the end and KeyboardInterrupt at Ctrl-C.
+    commands: names with what each does. `read` raises EOFError at the end, also that of a terminal which has
+    gone, and KeyboardInterrupt at Ctrl-C.
     """
 
     def __init__(self, commands: dict[str, str], interactive: bool):
         self._session = _make_session(commands) if interactive else None
 
     def read(self) -> str:
-        if self._session is not None:
-            return self._session.prompt([('class:prompt', '>> ')])
-        line = sys.stdin.readline()
+        try:
+            if self._session is not None:
+                return valid_text(self._session.prompt([('class:prompt', '>> ')]))
+            line = sys.stdin.readline()
+        except OSError as error:
+            raise EOFError from error
         if not line:
             raise EOFError
-        return line.rstrip('\n')
+        return valid_text(line.rstrip('\n').removeprefix('\ufeff'))
 
 
 def _make_session(commands: dict[str, str]):
@@ -105,8 +113,8 @@ def _make_session(commands: dict[str, str]):
 
 
 def _history():
-    """Lines typed in earlier sessions, in a file that the user alone can read; where that cannot be written,
-    those of this one.
+    """Lines typed in earlier sessions, in a file that only the user can read; if it cannot be written, those
+    of this one.
     """
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 

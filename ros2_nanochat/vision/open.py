@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.hub import REPOSITORY, download
+from ros2_nanochat.hub import download, hub_name
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.backend_encoder import BackendEncoder
 from ros2_nanochat.vision.encoder import TINY, VisionEncoder, read_config
@@ -28,7 +28,7 @@ def open_vision(
     """
     if path:
         folder = TINY if path == 'tiny' else Path(path).expanduser()
-        if not folder.exists() and REPOSITORY.fullmatch(path):
+        if not folder.exists() and hub_name(path):
             folder = Path(download(dataclasses.replace(config, model=path, api=None)))
         encoder = LlavaEncoder(folder, info, config)
         encoder.load()

@@ -23,6 +23,7 @@ from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder
 from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
 from ros2_nanochat.chat.template.turns import Conversation, Written
+from ros2_nanochat.files import read_text
 from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding, Prompt
 
@@ -106,8 +107,8 @@ class ChatTemplate:
             )
         if '{%' in wanted or '{{' in wanted:
             return JinjaMarkup(wanted, self._variables, where='chat_template')
-        if os.path.isfile(wanted):
-            return self._from_file(wanted)
+        if os.path.isfile(path := os.path.expanduser(wanted)):
+            return self._from_file(path)
         raise ValueError(
             f'there is no chat template {wanted!r}: neither a file nor one of {", ".join(self.names())}'
         )
@@ -117,8 +118,7 @@ class ChatTemplate:
 
     def _from_file(self, path: str) -> JinjaMarkup | NanoLLMFormat:
         try:
-            with open(path, encoding='utf-8') as file:
-                source = file.read()
+            source = read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f'chat template {path} cannot be read: {error}') from error
         name = os.path.splitext(os.path.basename(path))[0]

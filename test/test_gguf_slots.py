@@ -1,4 +1,4 @@
-"""Conversations that run together are neighbours in llama.cpp, whichever they are, and nothing else changes."""
+"""Conversations that run together are neighbours in llama.cpp, whichever they are; nothing else changes."""
 
 from __future__ import annotations
 

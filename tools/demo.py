@@ -1,5 +1,5 @@
-"""`make demo`: a chat node and a terminal client, two processes that talk over ROS 2. With PROMPT it asks once;
-MODEL names another model.
+"""`make demo`: a chat node and a terminal client, two processes that talk over ROS 2. With PROMPT it asks
+once; MODEL names another model.
 
 --vision adds a small model that sees and a camera that shows drawn pictures (with IMAGE, that file instead).
 """

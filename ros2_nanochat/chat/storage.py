@@ -112,7 +112,8 @@ def _message(
     try:
         if not isinstance(entry, dict):
             raise ValueError(f'{entry!r} is not an object')
-        image, tokens = entry.get('image'), entry.get('tokens')
+        image: Any = entry.get('image')
+        tokens = entry.get('tokens')
         if image is not None and not isinstance(image, str):
             raise ValueError(f'image is a path or address, not {image!r}')
         if image is not None and not is_url(image):

@@ -50,8 +50,9 @@ class ChatHistory(core.ChatHistory):
         if isinstance(chat_template, str):
             chat_template = ChatTemplates.get(chat_template, chat_template)
         self._ends: tuple[tuple, list[int]] | None = None
-        super().__init__(getattr(model, 'core', model), chat_template, system_prompt)
-        self.model = model
+        core: Any = getattr(model, 'core', model)
+        super().__init__(core, chat_template, system_prompt)
+        self.model: Any = model
 
     # --- messages ---
 

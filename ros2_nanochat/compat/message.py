@@ -103,7 +103,7 @@ class ChatMessage(core.ChatMessage):
 
     # --- in the model ---
 
-    def embed(self, model=None, **_) -> list:
+    def embed(self, model=None, **_) -> Any:
         """What stands for the image in prompts; model: that of the history if not given."""
         return super().embed(self._core(model))
 

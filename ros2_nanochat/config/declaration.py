@@ -150,12 +150,15 @@ class Option:
 
     def _is_number(self, value: Any) -> bool:
         of_kind = numbers.Integral if self.kind is int else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, of_kind) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, of_kind):
+            return False
+        number: Any = value
+        if not math.isfinite(number):
             return False
         return (
-            (self.low is None or value >= self.low)
-            and (self.above is None or value > self.above)
-            and (self.high is None or value <= self.high)
+            (self.low is None or number >= self.low)
+            and (self.above is None or number > self.above)
+            and (self.high is None or number <= self.high)
         )
 
     def _several(self, value: Any) -> tuple:
@@ -198,9 +201,7 @@ class Options:
             object.__setattr__(self, declared.name, declared.check(getattr(self, declared.name)))
 
 
-@functools.cache
-def options_of(config_class: type) -> tuple[Option, ...]:
-    """The options that a dataclass declares, in order."""
+def _options_of(config_class: Any) -> tuple[Option, ...]:
     types = typing.get_type_hints(config_class)
     return tuple(
         dataclasses.replace(
@@ -213,6 +214,10 @@ def options_of(config_class: type) -> tuple[Option, ...]:
         for field in dataclasses.fields(config_class)
         if 'option' in field.metadata
     )
+
+
+options_of: Callable[[type], tuple[Option, ...]] = functools.cache(_options_of)
+"""The options that a dataclass declares, in order."""
 
 
 def _of_type(annotation: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ros2_nanochat.config.declaration import Options, option
 def _is_stop(value: Any) -> bool:
     if isinstance(value, str):
         return value != ''
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class GenerationConfig(Options):
     )
     response_format: Any = option(
         None,
-        'Form that the answer must have: a choice (yes | no), a regular expression (/[0-9]+/), json, a JSON Schema,'
-        ' a ROS message type, or a file .schema.json, .lark or .gbnf; see docs/answers.md',
+        'Form that the answer must have: a choice (yes | no), a regular expression (/[0-9]+/), json, a JSON'
+        ' Schema, a ROS message type, or a file .schema.json, .lark or .gbnf; see docs/answers.md',
         otherwise='free text',
         python=True,
         unset='',

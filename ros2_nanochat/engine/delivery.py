@@ -1,7 +1,7 @@
 """Handing out tokens: from the logits of a forward to ids, text and the end of each reply.
 
-Runs on the engine's thread. Knows requests, and the scheduler to which a reply that ends gives its place back;
-nothing of what runs next.
+Runs on the engine's thread. Knows requests, and the scheduler to which a reply that ends gives its place
+back; nothing of what runs next.
 """
 
 from __future__ import annotations

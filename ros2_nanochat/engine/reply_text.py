@@ -15,8 +15,8 @@ from ros2_nanochat.reasoning import ReasoningMarks
 
 
 class TextDelta(NamedTuple):
-    """What a reply grew by. text: certain text, not empty. num_tokens: ids of the reply whose text has been given
-    with it, from the start.
+    """What a reply grew by. text: certain text, not empty. num_tokens: ids of the reply whose text has been
+        given with it, from the start.
     exact: whether those ids spell just that text (a token may be given in part, where a stop string might
         begin in it).
     reasoning: written before the answer, between the model's marks.

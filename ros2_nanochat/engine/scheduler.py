@@ -93,15 +93,18 @@ class Scheduler:
         widest = max((len(span) for _, span in request.asked.spans if span.whole), default=0)
         if prompt >= longest:
             return (
-                f'the prompt has {prompt} tokens and the context holds {longest}, of which at least one is for the '
-                'reply: shorten it, or open the model with a larger max_context_len'
+                f'the prompt has {prompt} tokens and the context holds {longest}, of which at least one is'
+                ' for the reply: shorten it, or open the model with a larger max_context_len'
             )
         if prompt >= backend.kv_capacity:
-            return f'the prompt has {prompt} tokens and the KV cache holds {backend.kv_capacity}: raise kv_tokens'
+            return (
+                f'the prompt has {prompt} tokens and the KV cache holds {backend.kv_capacity}:'
+                ' raise kv_tokens'
+            )
         if widest > backend.max_batch_tokens:
             return (
-                f'an image takes {widest} tokens in one piece and a batch holds {backend.max_batch_tokens}: use a '
-                'smaller image'
+                f'an image takes {widest} tokens in one piece and a batch holds {backend.max_batch_tokens}:'
+                ' use a smaller image'
             )
         if len(self.waiting) >= self._config.max_queued_requests:
             return (
@@ -120,7 +123,9 @@ class Scheduler:
             self._placement.release(request)
 
     def _admit(self) -> list[tuple[Request, str]]:
-        """Give waiting requests a sequence, the most urgent first; return those that cannot have one, and why."""
+        """Give waiting requests a sequence, the most urgent first; return those that cannot have one, and
+        why.
+        """
         refused = []
         self.waiting.sort(key=lambda request: request.order)
         for request in list(self.waiting):

@@ -21,9 +21,10 @@ class NewestFrame(Protocol):
     one may come any moment. trouble: why none comes, '' if that is not known.
     """
 
-    present: bool
-    expecting: bool
-
+    @property
+    def present(self) -> bool: ...
+    @property
+    def expecting(self) -> bool: ...
     def newest(self) -> Picture | None: ...
     def trouble(self) -> str: ...
 

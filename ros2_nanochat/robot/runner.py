@@ -88,8 +88,8 @@ class Runner:
 
     def _work(self, worker: Worker) -> bool:
         """Do the next job or turn; False once there will be none."""
-        unsaved = self.saved is not None and self.saved.failure
-        work = self._schedule.next(worker, self.saved.retry_seconds if unsaved else None)
+        unsaved = self.saved if self.saved is not None and self.saved.failure else None
+        work = self._schedule.next(worker, unsaved.retry_seconds if unsaved else None)
         memory = self.memory
         if isinstance(work, Turn):
             self._before = list(memory.history.messages)
@@ -100,7 +100,7 @@ class Runner:
             return False
         elif unsaved:
             with memory.lock:
-                self.saved.save(memory, worker)
+                unsaved.save(memory, worker)
         return True
 
     def _run_turn(self, turn: Turn, memory: Memory, worker: Worker) -> None:

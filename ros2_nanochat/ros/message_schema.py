@@ -88,7 +88,7 @@ def is_message_type(value: Any) -> bool:
     return isinstance(value, type) and isinstance(getattr(value, 'SLOT_TYPES', None), tuple)
 
 
-def message_type(name: str) -> type:
+def message_type(name: str) -> Any:
     """The class of `package/msg/Type` or `package/Type`. ValueError if it is not installed."""
     match = _TYPE_NAME.fullmatch(name)
     if match is None:
@@ -107,7 +107,7 @@ def message_type(name: str) -> type:
     return found
 
 
-def message_format(cls: type, fields: Any = None) -> ResponseFormat:
+def message_format(cls: Any, fields: Any = None) -> ResponseFormat:
     """The form of answers that become messages of a type.
 
     Args:
@@ -130,7 +130,7 @@ def message_format(cls: type, fields: Any = None) -> ResponseFormat:
     return schema_format(schema, lambda data: to_message(cls, data))
 
 
-def message_schema(cls: type, outer: tuple[type, ...] = ()) -> dict:
+def message_schema(cls: Any, outer: tuple[type, ...] = ()) -> dict:
     """The JSON Schema (draft 2020-12) of a message type: all its fields, those without a default required."""
     defaults, properties, required = cls(), {}, []
     for name, slot in zip(cls.get_fields_and_field_types(), cls.SLOT_TYPES):
@@ -148,7 +148,7 @@ def message_schema(cls: type, outer: tuple[type, ...] = ()) -> dict:
     return {'type': 'object', 'properties': properties, 'required': required, 'additionalProperties': False}
 
 
-def type_name(cls: type) -> str:
+def type_name(cls: Any) -> str:
     """`package/Type` of a message class."""
     return f'{cls.__module__.partition(".")[0]}/{cls.__name__}'
 
@@ -199,7 +199,7 @@ def _of_basic(name: str, where: str) -> dict:
     raise ValueError(f'response_format: {where} has a type that is not supported: {name}')
 
 
-def _narrow(schema: dict, cls: type, path: str, limits: Any) -> None:
+def _narrow(schema: dict, cls: Any, path: str, limits: Any) -> None:
     """Set further limits on the field at a path; `[]` behind a name goes to the items of an array."""
     where, node, owner = f'response_format: fields[{path!r}]', schema, cls
     parent, last = schema['properties'], ''
@@ -266,7 +266,7 @@ def _bounds(node: dict) -> str:
     return ', '.join(f'{key} {node[key]}' for key in ('type', *_NARROWING) if key in node)
 
 
-def constants_of(cls: type, field: str, where: str = 'response_format') -> list:
+def constants_of(cls: Any, field: str, where: str = 'response_format') -> list:
     """The values of the constants that a type declares for one of its fields.
 
     A constant belongs to the field whose name it begins with, in capital letters; without such a name, to the
@@ -284,13 +284,13 @@ def constants_of(cls: type, field: str, where: str = 'response_format') -> list:
     return values
 
 
-def _names_another_field(cls: type, constant: str, field: str) -> bool:
+def _names_another_field(cls: Any, constant: str, field: str) -> bool:
     return any(
         name != field and constant.startswith(f'{name.upper()}_') for name in cls.get_fields_and_field_types()
     )
 
 
-def to_message(cls: type, data: Mapping) -> Any:
+def to_message(cls: Any, data: Mapping) -> Any:
     """A message of parsed JSON that obeys the schema of its type; what is left out keeps its default."""
     message = cls()
     slots = dict(zip(cls.get_fields_and_field_types(), cls.SLOT_TYPES))

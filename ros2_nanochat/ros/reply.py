@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
 
 from nanochat.msg import Turn
 
@@ -30,7 +31,7 @@ class Reply:
         self._look_after, self._cancel_goal = look_after, cancel
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._length = 0
-        self._goal = None
+        self._goal: Any = None
         self._looked = time.monotonic()  # when it was sent, or its result last asked for
         self._cancelled = False
         self._lock = threading.Lock()

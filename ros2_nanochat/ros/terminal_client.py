@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import rclpy
 from rclpy.signals import SignalHandlerOptions
@@ -65,8 +66,8 @@ def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
 class _Terminal:
     def __init__(self, chat: ChatClient, options):
         self._chat, self._options = chat, options
-        self._image = None
-        self._last = None
+        self._image: bytes | None = None
+        self._last: Any = None  # the last turn
 
     def run(self) -> int:
         if self._options.image:

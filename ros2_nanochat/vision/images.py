@@ -46,7 +46,8 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
         return source
     name = 'the image'
     if isinstance(source, Image.Image):
-        check_size(*source.size, name)
+        width, height = source.size
+        check_size(width, height, name)
         picture = source
     elif isinstance(source, (str, os.PathLike)):
         if not urls:
@@ -68,9 +69,9 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise a dozen different ones on broken data
         raise ValueError(f'{name} cannot be decoded: {one_line(error, 200)}') from error
     # it is ours alone: what was opened once is taken as it is from then on
-    opened.opened_digest = image_digest(opened)  # type: ignore[attr-defined]
+    opened.opened_digest = image_digest(opened)
     if isinstance(source, str) and os.path.isfile(source):
-        opened.filename = source  # type: ignore[attr-defined]
+        opened.filename = source
     return opened
 
 

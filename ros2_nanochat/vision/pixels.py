@@ -82,7 +82,8 @@ def decode(data: bytes, name: str, *, cut: bool = False, targa: bool = False) ->
     if len(data) > MAX_BYTES:
         raise ValueError(f'{name} is too large: {len(data):,} bytes, at most {MAX_BYTES:,}')
     picture = _identify(data, name, targa)
-    check_size(*picture.size, name)
+    width, height = picture.size
+    check_size(width, height, name)
     try:
         picture.load()
         return picture

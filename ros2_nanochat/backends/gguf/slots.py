@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 _SHARE_LOST = 0.5
-"""Of a step's time, about what decoding in very many pieces costs more than in one: 75 ms were measured against
-37, for 8 sequences in 8 pieces of one."""
+"""Of a step's time, about what decoding in very many pieces costs more than in one: 75 ms were measured
+against 37, for 8 sequences in 8 pieces of one."""
 _FORESIGHT = 8
 """Steps that a set of sequences is expected to go on for, once it has for as many."""
 _WEIGHT = 0.2  # of the newest measurement

@@ -346,7 +346,7 @@ class MLCBackend(Backend):
     def _step(self, chunks: Sequence[Chunk], committed: list[int]) -> Logits:
         """One token for each of some sequences: the call that there are most of."""
         seqs, count = [chunk.seq for chunk in chunks], len(chunks)
-        ids = [int(chunk.ids[0]) for chunk in chunks]
+        ids = [int(_ids(chunk)[0]) for chunk in chunks]
         if min(ids) < 0 or max(ids) >= self._vocabulary:
             self._checked(np.array(ids))
         self._stop_if_asked()
@@ -421,14 +421,14 @@ class MLCBackend(Backend):
     def _embed_slices(self, chunks: Sequence[Chunk], slices: list[ChunkSlice]):
         """Device array [n, d] of all entries of a run, ids looked up by the library."""
         if all(chunks[part.index].embeddings is None for part in slices):
-            ids = [chunks[part.index].ids[part.start : part.stop] for part in slices]
+            ids = [_ids(chunks[part.index])[part.start : part.stop] for part in slices]
             return self._embed(self._checked(np.asarray(ids[0]) if len(ids) == 1 else np.concatenate(ids)))
         rows = [self._rows(chunks[part.index], part) for part in slices]
         return self._upload(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
     def _rows(self, chunk: Chunk, part: ChunkSlice) -> np.ndarray:
         if chunk.embeddings is None:
-            ids = self._checked(np.asarray(chunk.ids[part.start : part.stop]))
+            ids = self._checked(np.asarray(_ids(chunk)[part.start : part.stop]))
             return np.asarray(self._runtime.host(self._embed(ids)), np.float32)
         rows = np.asarray(chunk.embeddings[part.start : part.stop], np.float32)
         if rows.ndim != 2 or rows.shape[1] != self._width:
@@ -456,3 +456,8 @@ class MLCBackend(Backend):
 
 def _on_host(rows: np.ndarray) -> HostLogits:
     return HostLogits(rows if rows.dtype == np.float32 else rows.astype(np.float32))
+
+
+def _ids(chunk: Chunk) -> np.ndarray:
+    assert chunk.ids is not None  # it has no embeddings
+    return chunk.ids

@@ -46,7 +46,7 @@ class ChoiceScores:
             self._log_probabilities[(*beginning, token_id)] = float(scores[token_id]) - log_total
 
     def run(self, backend: Backend, seq: int, length: int, spare: int) -> None:
-        """Compute what is missing behind the first `length` entries of a sequence, and leave those as they are.
+        """Compute what is missing behind the first `length` entries of a sequence; those stay as they are.
 
         Args:
             backend: The model.

@@ -89,8 +89,8 @@ class Engine:
 
     def stats(self) -> dict:
         """Counters, histograms and the present state as one dictionary; see `metrics.Metrics`. Also `active`,
-        `waiting`, `sequences`, `max_sequences`, `kv_tokens` in use and their bound `kv_capacity`, and what the
-        backend tells (`Backend.stats`).
+        `waiting`, `sequences`, `max_sequences`, `kv_tokens` in use and their bound `kv_capacity`, and those
+        of the backend (`Backend.stats`).
         """
         return {
             **self.metrics.snapshot(),

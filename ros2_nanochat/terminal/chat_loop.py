@@ -167,7 +167,7 @@ def _split_images(line: str) -> tuple[list[str], str]:
     while rest:
         match = re.match(r'"([^"]+)"|\'([^\']+)\'|(\S+)', rest)
         name = os.path.expanduser(next((part for part in match.groups() if part), '')) if match else ''
-        if not is_image(name):
+        if match is None or not is_image(name):
             break
         images.append(name)
         rest = rest[match.end() :].strip()

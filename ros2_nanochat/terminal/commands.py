@@ -54,10 +54,11 @@ class Commands:
         self.screen.note(f'System prompt: {self.history.system_prompt or "(none)"}')
 
     def _do_undo(self, _: str) -> None:
-        last = max((i for i, message in enumerate(self.history) if message.role == 'user'), default=None)
+        messages = self.history.messages
+        last = max((i for i, message in enumerate(messages) if message.role == 'user'), default=None)
         if last is None:
             raise ValueError('there is no question to take back')
-        while last > 0 and self.history[last - 1].role == 'user':
+        while last > 0 and messages[last - 1].role == 'user':
             last -= 1
         removed = self.history.pop(len(self.history) - last)
         text = ' '.join(message.text for message in removed if message.role == 'user' and message.text)

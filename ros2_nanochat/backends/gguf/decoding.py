@@ -22,8 +22,8 @@ _STOPPED, _NO_ROOM = 2, 1  # what llama_decode returns
 class Decoder:
     """Runs chunks whose sequences lie in `kv`.
 
-    api: llama_cpp.llama_cpp. context: its llama_context. size: entries that a batch takes. threads: chooses how
-    many compute; None leaves the number as it is.
+    api: llama_cpp.llama_cpp. context: its llama_context. size: entries that a batch takes.
+    threads: chooses how many compute; None leaves the number as it is.
     """
 
     def __init__(

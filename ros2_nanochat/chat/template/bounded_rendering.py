@@ -110,7 +110,7 @@ class BoundedRenderer:
             start_new_session=True,
         )
         self._owner = os.getpid()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in filter(None, (self._process.stdin, self._process.stdout)):
             with contextlib.suppress(OSError):  # a long conversation at once, without waiting for each other
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
         return self._process

@@ -228,8 +228,7 @@ class ChatNode(LifecycleNodeMixin, Node):
     def _tick(self) -> None:
         try:
             self._fleet.expire()
-            if self._fleet.has_camera:
-                self._loader.load_eyes_late(getattr(self._model, 'vision', None))
+            self._loader.load_eyes_late(getattr(self._model, 'vision', None), self._fleet)
             self._ticks += 1
             if self._ticks % 4 == 0:
                 self._publish_diagnostics()

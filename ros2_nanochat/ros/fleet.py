@@ -13,6 +13,10 @@ from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.robot_port import RobotPort
 
+_CAMERAS_AT_ONCE = 16
+"""Of more robots not every camera is looked after each time: to ask the graph about one takes longer the more
+robots there are."""
+
 
 class Nobody:
     """Where a conversation goes while its topics are closed."""
@@ -33,6 +37,7 @@ class Fleet:
         self._ports: dict[str, RobotPort] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
         self._twins: set[str] = set()
+        self._calls = 0  # of expire()
 
     def update(self, model, open_ports: Callable[[], bool]) -> None:
         """Make what is missing and close what is not wanted any more: parameters, conversations and, if
@@ -115,13 +120,17 @@ class Fleet:
         """End turns whose deadline has passed or whose client has left."""
         for chat in list(self._chats.values()):
             chat.expire()
-        for port in list(self._ports.values()):
+        self._calls += 1
+        ports = list(self._ports.values())
+        every = min(1 + len(ports) // _CAMERAS_AT_ONCE, 4)
+        for index, port in enumerate(ports):
             port.cancel_unheard()
-            port.follow_camera()
+            if (index + self._calls) % every == 0:
+                port.follow_camera()
 
     @property
     def has_camera(self) -> bool:
-        """Whether somebody publishes images for one of the robots."""
+        """Whether somebody publishes images for one of the robots. Asks the graph about each."""
         return any(port.has_camera for port in list(self._ports.values()))
 
     def statuses(self) -> list[Status]:

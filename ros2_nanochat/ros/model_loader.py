@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ros2_nanochat.config import EngineConfig, ModelConfig
 from ros2_nanochat.errors import BackendError, one_line
 from ros2_nanochat.nano_llm import NanoLLM
+from ros2_nanochat.ros.fleet import Fleet
 
 _SHOWN_EVERY = 2.0  # seconds between two lines about a load
 
@@ -83,9 +84,9 @@ class ModelLoader:
             vision.load()
         self._log.info(f'the vision encoder is ready: {vision.load_seconds:.1f} s')
 
-    def load_eyes_late(self, vision) -> None:
-        """Load a vision encoder that is wanted now, on a thread of its own; once for each model."""
-        if vision is None or vision.load_seconds is not None or self._opening_eyes:
+    def load_eyes_late(self, vision, fleet: Fleet) -> None:
+        """Load the vision encoder, on a thread of its own, once one of the robots has a camera."""
+        if vision is None or vision.load_seconds is not None or self._opening_eyes or not fleet.has_camera:
             return
         self._opening_eyes = True
 

@@ -1,0 +1,205 @@
+"""Many goals, queries and robots at once, and what must answer meanwhile, on the fake model."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from nanochat.action import Chat
+from rcl_interfaces.srv import GetParameters, ListParameters
+from rclpy.action import ActionClient
+from rclpy.qos import QoSProfile
+from test_robots import call, set_parameter
+
+
+def client_of(ears, name='/nanochat/chat', depth=1000):
+    qos = QoSProfile(depth=depth)
+    client = ActionClient(ears.node, Chat, name, goal_service_qos_profile=qos, result_service_qos_profile=qos)
+    assert client.wait_for_server(20)
+    return client
+
+
+def results_of(client, goals):
+    """Send goals; a list that fills with their results."""
+    results = []
+
+    def accepted(future):
+        handle = future.result()
+        assert handle.accepted
+        handle.get_result_async().add_done_callback(lambda future: results.append(future.result()))
+
+    for goal in goals:
+        client.send_goal_async(goal).add_done_callback(accepted)
+    return results
+
+
+def wait(condition, timeout=60.0):
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_three_hundred_goals_at_once_each_get_a_result(start, listen):
+    start(on_new_query='queue', max_queue=10_000)
+    ears = listen()
+    results = results_of(client_of(ears), [Chat.Goal(query=f'goal {i}') for i in range(300)])
+    wait(lambda: len(results) == 300)
+    assert {result.result.turn.reply for result in results} == {f'You said: goal {i}' for i in range(300)}
+
+
+def test_a_burst_of_two_hundred_queries_is_taken_whole(start, listen):
+    start(model='tokens_per_second=2000', on_new_query='queue', max_queue=10)
+    ears = listen()
+    for i in range(200):
+        ears.ask(f'query {i}')
+    ears.wait_for(lambda: len(ears.turns) == 200)
+    assert {turn.query for _, _, turn in ears.turns} == {f'query {i}' for i in range(200)}
+    assert {turn.finish_reason for _, _, turn in ears.turns} == {'stop', 'refused'}
+
+
+def test_at_deactivation_every_goal_gets_a_result_and_every_query_a_turn(start, listen):
+    start(model='tokens_per_second=100', on_new_query='queue', max_queue=10_000)
+    ears = listen()
+    results = results_of(client_of(ears), [Chat.Goal(query='x' * 50) for _ in range(100)])
+    for i in range(20):
+        ears.ask(f'query {i}')
+    ears.wait_for(lambda: len(ears.tokens) > 5)
+    time.sleep(0.5)
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE))
+    assert call(ears, ChangeState, '/nanochat/change_state', request, 60.0).success
+    wait(lambda: len(results) == 100, 10)
+    assert {result.result.turn.finish_reason for result in results} <= {'stop', 'cancelled', 'error'}
+    ears.wait_for(lambda: len(ears.turns) == 120, 5)
+
+
+def test_robots_that_all_hold_a_goal_leave_everything_else_responsive(start, listen, talk):
+    names = [f'r{i}' for i in range(80)]
+    start(model='tokens_per_second=20', robots=names)
+    ears = listen('/r0/nanochat')
+    clients = [client_of(ears, f'/{name}/nanochat/chat') for name in names]
+    results = [results_of(client, [Chat.Goal(query='x' * 400)]) for client in clients]
+    ears.wait_for(lambda: len(ears.tokens) > 3)
+    time.sleep(2.0)
+    statuses = []
+    ears.node.create_subscription(DiagnosticArray, '/diagnostics', statuses.append, 10)
+    began = time.monotonic()
+    request = GetParameters.Request(names=['temperature'])
+    assert call(ears, GetParameters, '/nanochat/get_parameters', request).values
+    assert talk(robot='r0').cancel()
+    wait(lambda: results[0], 10)
+    wait(lambda: statuses, 10)
+    assert not any(results[1:]), 'the others go on'
+    assert time.monotonic() - began < 20
+
+
+def test_robots_that_go_take_their_parameters_with_them(start, listen):
+    start(robots=['r1'])
+    ears = listen('/r1/nanochat')
+
+    def names():
+        request = ListParameters.Request(depth=0)
+        return set(call(ears, ListParameters, '/nanochat/list_parameters', request).result.names)
+
+    before = names()
+    assert set_parameter(ears, 'robots', ['r1', 'r2', 'r3']).successful
+    wait(lambda: len(names()) > len(before) + 2 * 20)
+    assert set_parameter(ears, 'robots', ['r1']).successful
+    wait(lambda: names() == before)
+    assert set_parameter(ears, 'robots', ['r1', 'r2']).successful
+    wait(lambda: 'r2.temperature' in names())
+    assert listen('/r2/nanochat').turn('hello').reply == 'You said: hello'
+
+
+ASKER = """
+import rclpy, sys, time
+from ros2_nanochat.ros.client import ChatClient
+chat = ChatClient()
+assert chat.wait_until_ready(30)
+reply = chat.ask('y' * 2000, max_new_tokens=-1)
+next(iter(reply))
+print('streams', flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_client_that_is_killed_while_another_one_listens_stops_its_turn(start, listen, talk):
+    start(model='tokens_per_second=20', on_new_query='queue')
+    ears, other = listen(), talk()
+    asker = subprocess.Popen([sys.executable, '-c', ASKER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert asker.stdout.readline() == 'streams\n'
+        mine = other.ask('mine')
+    finally:
+        asker.send_signal(signal.SIGKILL)
+        asker.wait()
+    ears.wait_for(lambda: ears.turns, 40)
+    assert ears.turns[0][2].finish_reason == 'cancelled' and ears.turns[0][2].query == 'y' * 2000
+    assert mine.result(30).reply == 'You said: mine'
+
+
+def test_history_answers_for_a_template_that_refuses_the_conversation(start, listen, talk, tmp_path):
+    template = tmp_path / 'strict.jinja'
+    template.write_text(
+        "{% for m in messages %}{% if m['role'] == 'user' and m['content'] == 'bad' and not loop.last %}"
+        "{{ raise_exception('no') }}{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+    )
+    node = start(chat_template=str(template))
+    chat = talk()
+    assert chat.ask('bad').result(20).finish_reason == 'stop'
+    for _ in range(230):
+        assert chat.history()[0][1] == 'bad'
+    assert node.process.poll() is None
+    assert listen().turn('again').finish_reason == 'error'
+
+
+def test_a_listener_that_blocks_a_topic_does_not_touch_the_conversation(start, listen):
+    start(
+        ros_args=[
+            '-p',
+            'qos_overrides./nanochat/tokens.publisher.history:=keep_all',
+        ]
+    )
+    code = """
+import rclpy, time
+from nanochat.msg import Token
+from rclpy.qos import HistoryPolicy, QoSProfile
+rclpy.init()
+node = rclpy.create_node('never_reads')
+qos = QoSProfile(depth=1, history=HistoryPolicy.KEEP_ALL)
+node.create_subscription(Token, '/nanochat/tokens', lambda _: None, qos)
+while not node.count_publishers('/nanochat/tokens'): time.sleep(0.05)
+print('subscribed', flush=True)
+time.sleep(100)
+"""
+    blocker = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert blocker.stdout.readline() == 'subscribed\n'
+        ears = listen()
+        for i in range(8):
+            turn = ears_turn(ears, f'{i}' + 'x' * 1500)
+            assert turn.finish_reason in ('stop', 'length') and turn.reply
+    finally:
+        blocker.kill()
+        blocker.wait()
+
+
+def ears_turn(ears, text):
+    before = len(ears.turns)
+    ears.ask(text)
+    ears.wait_for(lambda: len(ears.turns) > before)
+    return ears.turns[before][2]
+
+
+def test_a_second_node_of_one_name_and_state_does_not_start_and_without_state_there_is_a_warning(
+    start, listen, tmp_path
+):
+    first = start(state_dir=str(tmp_path))
+    second = start(wait=False, state_dir=str(tmp_path))
+    assert second.process.wait(60) == 1 and 'another process' in second.output
+    start(wait=False)
+    first.wait_for_line('do two nodes have one name?', 30)

@@ -62,6 +62,7 @@ class ChatClient:
 
     def __init__(self, name: str = '/nanochat', robot: str = '', node=None):
         space, _, leaf = ('/' + name.strip('/')).rpartition('/')
+        self._space, self._leaf = space, leaf
         self.prefix = (
             '/'.join([space, robot.strip('/'), leaf]).replace('//', '/') if robot else f'{space}/{leaf}'
         )
@@ -121,6 +122,20 @@ class ChatClient:
                 if time.monotonic() >= until:
                     return False
         return True
+
+    def robots(self) -> list[str]:
+        """The robots that nodes of this name serve, as far as the graph shows; without one that serves
+        itself.
+        """
+        beginning, end = f'{self._space}/', f'/{self._leaf}/history'
+        return sorted(
+            service[len(beginning) : -len(end)]
+            for service, types in self.node.get_service_names_and_types()
+            if 'nanochat/srv/GetHistory' in types
+            and service.startswith(beginning)
+            and service.endswith(end)
+            and len(service) > len(beginning) + len(end)
+        )
 
     def ask(self, text: str, image=None, **options) -> Reply:
         """Ask a question.

@@ -23,6 +23,8 @@ _HELP = (
     '/quit  leave\nanything else is a question'
 )
 
+_FLEET_SECONDS = 3.0  # after which a node that is not there may be one that serves other robots
+
 
 def main(args=None) -> int:
     """Run the terminal; returns the exit code."""
@@ -78,7 +80,15 @@ class _Terminal:
                 _say(f'chat_client: {self._options.image} cannot be read: {error.strerror}')
                 return 1
         _say(f'waiting for {self._chat.prefix} ...')
-        if not self._chat.wait_until_ready(self._options.wait):
+        ready = self._chat.wait_until_ready(min(_FLEET_SECONDS, self._options.wait))
+        robots = [] if ready else self._chat.robots()
+        if robots:
+            wrong = f'no robot {self._options.robot!r}' if self._options.robot else 'several robots'
+            _say(
+                f'chat_client: {self._options.node} serves {wrong}: choose with  --robot  {", ".join(robots)}'
+            )
+            return 1
+        if not ready and not self._chat.wait_until_ready(self._options.wait - _FLEET_SECONDS):
             _say(
                 f'chat_client: {self._chat.prefix} is not there: start it with  ros2 run nanochat'
                 ' chat_node  and see that ROS_DOMAIN_ID is the same'

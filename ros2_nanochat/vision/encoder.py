@@ -104,8 +104,8 @@ class VisionEncoder(ABC):
     @property
     def stats(self) -> dict:
         """encoded, reused: pictures. seconds: spent on encoding. cached, cache_bytes: what is remembered."""
-        with self._lock:
-            return {**self._counts, 'cached': len(self._cache), 'cache_bytes': self._bytes}
+        # Without the lock, which loading and encoding hold for seconds: diagnostics go on meanwhile.
+        return {**self._counts, 'cached': len(self._cache), 'cache_bytes': self._bytes}
 
     def close(self) -> None:
         """Give the memory back. May be called twice."""

@@ -50,6 +50,8 @@ class Fleet:
                 self._close(robot)
             self._settings.forget_robots(names)
             for robot in names if model is not None else ():
+                if self._node.done.is_set():
+                    return  # the process ends, and does not wait for hundreds of robots
                 if robot not in self._chats:
                     self._chats[robot] = self._conversation(robot, model)
                 if robot not in self._ports and open_ports():

@@ -44,10 +44,12 @@ def run_until(done: threading.Event, node) -> int:
     ending.start()
     ending.join(0.3)
     spinning.join(0.3)
-    rclpy.try_shutdown()
+    leaving = threading.Thread(target=rclpy.try_shutdown, name='leaving', daemon=True)
+    leaving.start()  # it waits for whoever still opens or closes something
+    leaving.join(1.0)
     ignore_signals()
     sys.stdout.flush()
     sys.stderr.flush()
-    if not clean or spinning.is_alive() or ending.is_alive():
+    if not clean or spinning.is_alive() or ending.is_alive() or leaving.is_alive():
         os._exit(node.exit_code)  # a runtime that does not hear abort() must not keep the process
     return node.exit_code

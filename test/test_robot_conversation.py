@@ -330,6 +330,7 @@ def goal(**fields):
             'priority': 0,
             'deadline': 0.0,
             'on_new_query': '',
+            'response_format': '',
             **fields,
         }
     )

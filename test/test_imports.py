@@ -76,6 +76,7 @@ FLOORS = (
         'files',
         'hub',
         'image_sources',
+        'loading_bar',
         'locate',
         'memory',
         'model_info',

@@ -12,6 +12,7 @@ from ros2_nanochat.config.declaration import (
     options_of,
     program_defaults,
     reject_unknown,
+    whole,
 )
 from ros2_nanochat.config.generation import GenerationConfig
 from ros2_nanochat.config.model import APIS, DEFAULT_CONTEXT, MAX_THREADS, EngineConfig, ModelConfig
@@ -36,4 +37,5 @@ __all__ = [
     'options_of',
     'program_defaults',
     'reject_unknown',
+    'whole',
 ]

@@ -16,7 +16,7 @@ import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ros2_nanochat.errors import shorten
 
@@ -291,3 +291,15 @@ def _native(value: Any) -> Any:
     if hasattr(value, 'dtype') and getattr(value, 'ndim', None) == 0:
         return value.item()
     return value
+
+
+Config = TypeVar('Config')
+
+
+def whole(kind: type[Config], config: Config | None, name: str) -> Config:
+    """The options that were passed as a whole, or the defaults."""
+    if config is None:
+        return kind()
+    if not isinstance(config, kind):
+        raise ValueError(f'{name} of type {type(config).__name__} is not valid: a {kind.__name__}')
+    return config

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ros2_nanochat.backends.base import Backend
+
 if TYPE_CHECKING:
     from ros2_nanochat.engine.request import Request
 
@@ -75,6 +77,13 @@ class Sequence:
         self.request: Request | None = None
         self.last_used = 0.0
         self.abandoned = False
+
+    def saved(self, backend: Backend) -> Parked | None:
+        """A copy of its KV; None if there is none, or the backend cannot give it."""
+        if self.handle is None or not len(self.held):
+            return self.parked
+        data = backend.save(self.handle)
+        return None if data is None else Parked(data, self.held.view().copy())
 
     @property
     def placed(self) -> int:

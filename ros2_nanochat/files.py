@@ -28,10 +28,10 @@ def read_text(path: str) -> str:
         return decode_text(file.read())
 
 
-def decode_text(data: bytes) -> str:
-    """The text of bytes in UTF-8, or in what their byte-order mark says."""
+def decode_text(data: bytes, errors: str = 'strict') -> str:
+    """The text of bytes in UTF-8, or in what their byte-order mark says. errors: as in `bytes.decode`."""
     encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), 'utf-8')
-    return data.decode(encoding).replace('\r\n', '\n')
+    return data.decode(encoding, errors).replace('\r\n', '\n')
 
 
 def valid_text(text: str) -> str:
@@ -82,14 +82,15 @@ def _write_through_neighbour(path: str, data: bytes) -> None:
 
 
 def read_json(path: str, name: str) -> dict:
-    """The object in the file `name` of a folder, or {} where there is none. A `BackendError` where it is
-    broken.
+    """The object in the file `name` of a folder, or {} where there is none. Bytes that are not UTF-8 are
+    replaced. A `BackendError` where it is broken.
     """
     file = os.path.join(path, name)
     if not os.path.isfile(file):
         return {}
     try:
-        data = json.loads(read_text(file))
+        with open(file, 'rb') as stream:
+            data = json.loads(decode_text(stream.read(), errors='replace'))
     except OSError as error:
         raise BackendError(f'{file} cannot be read: {error.strerror}') from error
     except (ValueError, RecursionError) as error:

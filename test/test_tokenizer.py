@@ -427,3 +427,15 @@ def test_a_sentencepiece_model_alone_without_transformers_says_what_to_do(tmp_pa
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and 'copy the tokenizer.json' in done.stderr.splitlines()[-1]
+
+
+def test_files_of_a_model_that_are_no_utf_8_are_read(tmp_path):
+    theirs('byte_level').save(str(tmp_path / 'tokenizer.json'))
+    (tmp_path / 'config.json').write_bytes(
+        b'\xef\xbb\xbf{"author": "Andr\xe9", "eos_token_id": [0, "x", 2.5]}'
+    )
+    (tmp_path / 'tokenizer_config.json').write_bytes(b'{"eos_token": "<|endoftext|>", "by": "\xff\xfe"}')
+    (tmp_path / 'chat_template.jinja').write_bytes(b'{# \xe9 #}{{ messages[0].content }}')
+    tokenizer = Tokenizer.from_folder(str(tmp_path))
+    assert tokenizer.eos_token_ids == {0} and tokenizer.named['eos_token'] == '<|endoftext|>'
+    assert tokenizer.chat_template == '{# \ufffd #}{{ messages[0].content }}'

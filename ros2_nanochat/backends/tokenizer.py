@@ -13,10 +13,17 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.backends.detokenizer import make_detokenizer
+from ros2_nanochat.backends.tokenizer_files import (
+    NAMES,
+    named_tokens,
+    read_chat_template,
+    read_eos_ids,
+    text_of,
+    without_first_space,
+)
 from ros2_nanochat.errors import BackendError, MissingDependency, one_line
 from ros2_nanochat.files import read_json
 from ros2_nanochat.model_info import SpecialToken
@@ -30,7 +37,6 @@ except ImportError as error:
         ' this'
     ) from error
 
-NAMES = ('bos_token', 'eos_token', 'unk_token', 'pad_token', 'sep_token', 'cls_token', 'mask_token')
 _MARKUP = re.compile(r'<[|｜].*[|｜]>', re.DOTALL)
 """Tokens that begin and end turns, by their looks: some checkpoints do not flag them as special."""
 
@@ -76,7 +82,7 @@ class Tokenizer:
         self._anchor = f'\x01{secrets.token_hex(16)}\x01'
         source = self._tokenizer.to_str()
         data = json.loads(source)
-        self._puts_space = _without_first_space(data)[1]
+        self._puts_space = without_first_space(data)[1]
         self._markup = self._with_anchor(source)
         self._content = self._with_anchor(json.dumps(self._without_special(data)))
 
@@ -104,7 +110,7 @@ class Tokenizer:
                 ' tokenizers'
             ) from error
         config = read_json(path, 'tokenizer_config.json')
-        named = _named_tokens(config, read_json(path, 'special_tokens_map.json'))
+        named = named_tokens(config, read_json(path, 'special_tokens_map.json'))
         _add_missing(tokenizer, config, named)
         return cls(tokenizer, named, read_chat_template(path, config), read_eos_ids(path))
 
@@ -186,12 +192,12 @@ class Tokenizer:
 
     @functools.cached_property
     def _joined_markup(self) -> tokenizers.Tokenizer:
-        return self._with_anchor(json.dumps(_without_first_space(json.loads(self._tokenizer.to_str()))[0]))
+        return self._with_anchor(json.dumps(without_first_space(json.loads(self._tokenizer.to_str()))[0]))
 
     @functools.cached_property
     def _joined_content(self) -> tokenizers.Tokenizer:
         return self._with_anchor(
-            json.dumps(_without_first_space(self._without_special(json.loads(self._tokenizer.to_str())))[0])
+            json.dumps(without_first_space(self._without_special(json.loads(self._tokenizer.to_str())))[0])
         )
 
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -249,91 +255,6 @@ class Tokenizer:
         return data
 
 
-def _without_first_space(data: dict) -> tuple[dict, bool]:
-    """The data of a tokenizer.json, so that it puts no space before a text; and whether it did behind a
-    special token.
-    """
-    did = False
-
-    def plain(step: dict | None) -> dict | None:
-        nonlocal did
-        if step is None:
-            return None
-        kind = step['type']
-        if kind == 'Sequence':
-            name = 'normalizers' if 'normalizers' in step else 'pretokenizers'
-            return {**step, name: [s for s in map(plain, step[name]) if s is not None]}
-        if kind == 'Prepend':
-            did = True
-            return None
-        if kind == 'Metaspace' and step.get('prepend_scheme', 'always') != 'never':
-            did = did or step.get('prepend_scheme', 'always') == 'always'
-            return {**step, 'prepend_scheme': 'never'}
-        if kind == 'ByteLevel' and step.get('add_prefix_space'):
-            did = True
-            return {**step, 'add_prefix_space': False}
-        return step
-
-    plain_data = {
-        **data,
-        'normalizer': plain(data.get('normalizer')),
-        'pre_tokenizer': plain(data.get('pre_tokenizer')),
-    }
-    return plain_data, did
-
-
-def read_eos_ids(path: str) -> frozenset[int]:
-    """End ids of `generation_config.json`, as `generate` of transformers takes them, else those of
-    `config.json`.
-    """
-    config = read_json(path, 'config.json')
-    for source in (read_json(path, 'generation_config.json'), config, config.get('text_config') or {}):
-        ids = source.get('eos_token_id') if isinstance(source, dict) else None
-        if ids is not None:
-            ids = ids if isinstance(ids, list) else [ids]
-            return frozenset(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
-    return frozenset()
-
-
-def read_chat_template(path: str, tokenizer_config: dict) -> str | None:
-    """Jinja source of a folder: `chat_template.jinja`, else `chat_template` of tokenizer_config.json (a
-    string, or a list of named ones of which `default` counts), else that of `chat_template.json` or
-    `processor_config.json`, as image-text models have it.
-    """
-    file = os.path.join(path, 'chat_template.jinja')
-    if os.path.isfile(file):
-        with open(file, encoding='utf-8') as stream:
-            return stream.read()
-    for config in (
-        tokenizer_config,
-        read_json(path, 'chat_template.json'),
-        read_json(path, 'processor_config.json'),
-    ):
-        template = config.get('chat_template')
-        if isinstance(template, list):
-            template = {
-                entry.get('name'): entry.get('template') for entry in template if isinstance(entry, dict)
-            }
-        if isinstance(template, dict):
-            template = template.get('default') or next(iter(template.values()), None)
-        if template:
-            return template
-    return None
-
-
-def _text(token) -> str | None:
-    return token.get('content') if isinstance(token, dict) else token
-
-
-def _named_tokens(*sources: dict) -> dict[str, str]:
-    named: dict[str, Any] = {}
-    for name in NAMES:
-        for source in sources:
-            if _text(source.get(name)):
-                named.setdefault(name, _text(source[name]))
-    return named
-
-
 def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str, str]) -> None:
     """Add tokens that tokenizer_config.json has beyond tokenizer.json, in the order of their ids; their flags
     there count, as in transformers.
@@ -352,6 +273,6 @@ def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str,
     extra = config.get('additional_special_tokens') or config.get('extra_special_tokens') or []
     if isinstance(extra, dict):
         extra = list(extra.values())
-    for text in [*named.values(), *filter(None, map(_text, extra))]:
+    for text in [*named.values(), *filter(None, map(text_of, extra))]:
         if text not in known:
             tokenizer.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True)])

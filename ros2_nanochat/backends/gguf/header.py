@@ -139,10 +139,10 @@ def _read(path: str, parse: Callable[[mmap.mmap], Result]) -> Result:
             return parse(data)
     except (
         struct.error,
-        IndexError,
-        KeyError,
+        LookupError,
+        TypeError,
         ValueError,
-        OverflowError,
+        ArithmeticError,
         MemoryError,
         RecursionError,
     ) as error:

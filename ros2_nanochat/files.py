@@ -57,9 +57,15 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return os.fdopen(handle, 'rb')
 
 
+TEMPORARY = '.part'
+"""The end of the names of files that `write_whole` has not finished. They begin with a dot and the name of
+the file that they would have become.
+"""
+
+
 def write_whole(path: str, data: bytes) -> None:
-    """Write a file through a neighbour that takes its place, so that a crash leaves the old or the new one.
-    OSError with the name of the file.
+    """Write a private file (mode 0600) through a neighbour that takes its place, so that a crash or a power
+    cut leaves the old or the new one. OSError with the name of the file.
     """
     try:
         _write_through_neighbour(path, data)
@@ -68,7 +74,8 @@ def write_whole(path: str, data: bytes) -> None:
 
 
 def _write_through_neighbour(path: str, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix='.nanochat-', dir=os.path.dirname(path))
+    folder, name = os.path.split(path)
+    handle, temporary = tempfile.mkstemp(prefix=f'.{name}.', suffix=TEMPORARY, dir=folder or '.')
     try:
         with os.fdopen(handle, 'wb') as file:
             file.write(data)
@@ -79,6 +86,28 @@ def _write_through_neighbour(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    sync_folder(folder or '.')
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Bring the names in a folder to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network shares cannot
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_temporary(folder: str | os.PathLike, name: str) -> None:
+    """Delete what a crash has left of unfinished writes of one file. Nobody may be writing it."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.startswith(f'.{name}.') and entry.name.endswith(TEMPORARY):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def read_json(path: str, name: str) -> dict:

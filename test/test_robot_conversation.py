@@ -1,13 +1,18 @@
 """One robot's conversation without ROS, on the fake model."""
 
+import gc
+import logging
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
 from ros2_nanochat import NanoLLM
-from ros2_nanochat.errors import MissingDependency
+from ros2_nanochat.chat import storage
+from ros2_nanochat.chat.message import PixelsGone
+from ros2_nanochat.errors import BackendError, MissingDependency
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.frames import CameraFrames, thumbnail
 from ros2_nanochat.robot.options import (
@@ -20,6 +25,8 @@ from ros2_nanochat.robot.options import (
 from ros2_nanochat.robot.sentences import SentenceSplitter
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.turn import Picture, Turn
+from ros2_nanochat.vision import images
+from ros2_nanochat.vision.images import open_image
 
 
 class Notes:
@@ -258,7 +265,7 @@ def test_a_frame_that_cannot_be_decoded_costs_a_note_and_not_the_question(error)
             return ''
 
     turn = Turn('What is it?', RobotOptions())
-    assert CameraFrames(Camera()).pictures(turn, [], None) == []
+    assert CameraFrames(Camera()).pictures(turn, [], None, open_image) == []
     assert turn.picture is None and 'the camera image was not used' in turn.note
 
 
@@ -267,7 +274,175 @@ def test_an_image_of_the_question_itself_is_mandatory():
         raise ValueError('no pixels')
 
     with pytest.raises(ValueError, match='no pixels'):
-        CameraFrames(None).pictures(Turn('What?', RobotOptions(), [Picture(broken)]), [], None)
+        CameraFrames(None).pictures(Turn('What?', RobotOptions(), [Picture(broken)]), [], None, open_image)
+
+
+class SeeingModel:
+    """The fake model with eyes that remember what they were shown."""
+
+    has_vision = True
+
+    def __init__(self, model, error=None):
+        self._model, self._error, self.seen = model, error, []
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def open_image(self, image):
+        return open_image(image)
+
+    def embed_image(self, image):
+        if self._error is not None:
+            raise self._error
+        self.seen.append(np.asarray(open_image(image)))
+        return Rows([' [picture] '])
+
+
+class Rows(list):
+    seconds = 0.5
+
+
+class FrontCamera(Camera):
+    expecting = False
+
+    def __init__(self, *frames):
+        self.frames = list(frames)
+
+    def newest(self):
+        pixels = self.frames.pop(0)
+        return Picture(lambda: pixels, 7, 'front', 0.1, number=7 + len(self.frames))
+
+    def trouble(self):
+        return ''
+
+
+def noise(seed, height=30, width=40):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def seeing(robot, tmp_path):
+    def make(frames=(), error=None, store=True):
+        model = SeeingModel(NanoLLM.from_pretrained(api='fake'), error)
+        made.append(model)
+        kept = ConversationStore(tmp_path / 'state', 'r1', logging.getLogger()) if store else None
+        chat = RobotConversation('r1', model, RobotOptions(), Notes(), FrontCamera(*frames), kept)
+        made.append(chat)
+        return chat, model
+
+    made = []
+    yield make
+    for each in reversed(made):
+        each.close()
+
+
+@pytest.mark.parametrize('error', [BackendError('the encoder has no memory'), RuntimeError('out of memory')])
+def test_a_frame_that_cannot_be_encoded_costs_a_note_and_not_the_question(seeing, error):
+    chat, _ = seeing([noise(1)], error)
+    turn = ask(chat, 'hello')
+    assert turn.finish_reason == 'stop' and turn.picture is None
+    assert f'the camera image was not used: {error}' in turn.note
+    given = ask(chat, 'hello', pictures=[Picture(lambda: noise(2))])
+    assert given.finish_reason == 'error' and str(error) in given.error
+
+
+def test_a_frame_is_hashed_once_and_encoded_before_it_is_on_disk(seeing, tmp_path, monkeypatch):
+    hashed = []
+    digest = images.image_digest
+    monkeypatch.setattr(images, 'image_digest', lambda picture: hashed.append(1) or digest(picture))
+    monkeypatch.setattr(images, 'decode', None)  # nothing is read back
+    chat, model = seeing([noise(1), noise(1), noise(2)])
+    monkeypatch.setattr(
+        model, 'embed_image', lambda image, embed=model.embed_image: check_unwritten() or embed(image)
+    )
+    folder = tmp_path / 'state' / 'r1.json.images'
+
+    def check_unwritten():
+        assert len(list(folder.glob('*.png'))) == len(model.seen)
+
+    assert ask(chat, 'hello').picture is not None and len(hashed) == 1
+    assert ask(chat, 'and now?').picture is not None and len(hashed) == 2
+    assert ask(chat, 'and now?').note == '' and len(hashed) == 3 and len(model.seen) == 2
+    assert np.array_equal(model.seen[0], noise(1)) and np.array_equal(model.seen[1], noise(2))
+    assert len(list(folder.iterdir())) == 2
+    assert all(message.image is None or isinstance(message.image, str) for message in chat.history)
+
+
+def test_what_is_on_disk_is_private_and_a_restart_cleans_up(seeing, tmp_path):
+    chat, _ = seeing([noise(1)])
+    ask(chat, 'hello')
+    chat.close()
+    folder = tmp_path / 'state'
+    for path in [folder, *folder.rglob('*')]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    pictures = folder / 'r1.json.images'
+    kept = sorted(pictures.iterdir())
+    pictures.chmod(0o755)
+    left = [folder / '.r1.json.abc.part', folder / '.r1.prompt.x.part', folder / 'r1.kv-part']
+    left += [pictures / '.y.png.x.part', pictures / 'orphan.png']
+    others = [folder / '.r10.json.abc.part', folder / '.other.part']
+    for path in left + others:
+        path.write_bytes(b'x')
+    again, _ = seeing()
+    assert sorted(pictures.iterdir()) == kept and pictures.stat().st_mode & 0o077 == 0
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
+    assert len(again.history) == len(chat.history)
+
+
+@pytest.mark.parametrize(
+    ('pictures', 'says'),
+    [
+        ([Picture(lambda: noise(1))] * 3000, 'carries 3000 images, and at most 16'),
+        ([Picture(lambda: noise(1), num_bytes=100 << 20)] * 3, 'bytes'),
+        ([Picture(lambda: np.broadcast_to(np.uint8(0), (6000, 6000, 3)))] * 2, 'pixels together'),
+    ],
+)
+def test_the_images_of_a_question_are_bounded(seeing, pictures, says):
+    chat, _ = seeing()
+    turn = ask(chat, 'What is it?', pictures=pictures)
+    assert turn.finish_reason == 'error' and says in turn.error and '\n' not in turn.error
+    assert ask(chat, 'hello', pictures=[Picture(lambda: noise(1))] * 2).finish_reason == 'stop'
+
+
+def test_images_are_let_go_with_their_turn(seeing):
+    chat, _ = seeing([noise(5)], store=False)
+    alive = []
+
+    def picture(seed):
+        pixels = noise(seed).view(Pixels)
+        alive.append(weakref.ref(pixels))
+        return Picture(lambda: pixels)
+
+    turns = [ask(chat, f'{n}?', pictures=[picture(n), picture(10 + n)]) for n in range(3)]
+    turns.append(ask(chat, 'too many', pictures=[picture(n) for n in range(20)]))
+    gc.collect()
+    assert not any(ref() is not None for ref in alive)
+    assert [turn.picture is not None for turn in turns] == [True, True, True, False]
+
+
+class Pixels(np.ndarray):
+    """An array that can be watched."""
+
+
+def test_while_the_disk_takes_nothing_few_pictures_are_kept(seeing, monkeypatch):
+    chat, _ = seeing([noise(n) for n in range(12)])
+    monkeypatch.setattr(storage, 'write_whole', full)
+    for _ in range(12):
+        assert 'not on disk' in ask(chat, 'and now?').note
+    held = [m.image for m in chat.history if m.image is not None]
+    assert sum(not isinstance(image, PixelsGone) for image in held) <= 9
+    monkeypatch.undo()
+    chat.sight.camera = None
+    ask(chat, 'and now?')
+    held = [m.image for m in chat.history if m.image is not None]
+    assert sum(isinstance(image, str) for image in held) >= 8
+    chat.close()
+    again, _ = seeing()
+    assert len(again.history) == len(chat.history)
+
+
+def full(*_):
+    raise OSError(28, 'No space left on device')
 
 
 def test_a_picture_that_the_conversation_shows_already_does_not_go_in_again_whatever_its_stamp():
@@ -285,7 +460,7 @@ def test_a_picture_that_the_conversation_shows_already_does_not_go_in_again_what
     def shown(*of):
         sight.camera.frame = frame(*of)
         turn = Turn('what is it?', RobotOptions())
-        pictures = sight.pictures(turn, history, None)
+        pictures = sight.pictures(turn, history, None, open_image)
         for picture, pixels in pictures:
             sight.shown(history[0], picture, pixels)
         return len(pictures), turn.picture.stamp

@@ -341,9 +341,10 @@ def test_without_faults_a_robot_is_well(robot):
 
 def test_a_picture_that_the_disk_does_not_take_is_kept_and_written_later(tmp_path, monkeypatch):
     from ros2_nanochat.chat.message import ChatMessage
+    from ros2_nanochat.vision.images import open_image
 
     store = ConversationStore(tmp_path, '/r1', Log())
-    message = ChatMessage('user', image=np.zeros((4, 4, 3), np.uint8))
+    message = ChatMessage('user', image=open_image(np.zeros((4, 4, 3), np.uint8)))
 
     class History(list):
         def save(self, path):

@@ -318,7 +318,7 @@ class ChatHistory:
         """Write the conversation to a JSON file, whole or not at all. Images are named by path or address;
         one that has neither is written beside it.
         """
-        storage.save(path, self.messages, self.template.name, self.model.info.name)
+        storage.save(path, self.messages, self.template.name, self.model)
 
     def load(self, path: str | os.PathLike, *, without_images: bool = False) -> list[str]:
         """Take over the conversation of a file that `save` wrote, in place of this one. The model's own ids

@@ -14,6 +14,14 @@ from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import Preceding
 
 
+class OpenedImage(Protocol):
+    """A PIL image that `NanoLLM.open_image` gave. opened_digest: names its pixels."""
+
+    opened_digest: bytes
+
+    def save(self, file: Any, form: str, /, **options: Any) -> None: ...
+
+
 class ImageParts(Protocol):
     """What stands in a prompt for one picture: spans of embeddings, and markup around them as text.
 
@@ -51,7 +59,7 @@ class ChatModel(Protocol):
 
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray: ...
 
-    def open_image(self, image: Any) -> Any: ...
+    def open_image(self, image: Any) -> OpenedImage: ...
 
     def embed_image(self, image: Any) -> ImageParts: ...
 

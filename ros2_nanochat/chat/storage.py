@@ -4,22 +4,23 @@ templates and no model.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.chat.message import ChatMessage, PixelsGone
+from ros2_nanochat.chat.model import ChatModel, OpenedImage
 from ros2_nanochat.files import decode_text, open_regular, write_whole
 from ros2_nanochat.image_sources import is_url
 
 FORMAT = 'nanochat-history'
 VERSION = 1
+_GONE = '(an image was shown here; its pixels were not kept)'
 
 
-def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str, model: str) -> None:
+def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str, model: ChatModel) -> None:
     """Write messages; the file is there whole or as it was. Images without a name are written as PNG into
     `<path>.images/`. OSError as it comes.
     """
@@ -27,8 +28,10 @@ def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str
     entries = []
     for message in messages:
         entry: dict[str, Any] = {'role': message.role}
-        if message.image is not None:
-            entry['image'] = _reference(message.image, path)
+        if isinstance(message.image, PixelsGone):
+            entry['text'] = _GONE
+        elif message.image is not None:
+            entry['image'] = _reference(message.image, path, model)
         if message.text is not None:
             entry['text'] = message.text
         if message.reasoning:
@@ -38,35 +41,37 @@ def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str
             entry['num_reasoning'] = message.num_reasoning
         entries.append(entry)
     data = json.dumps(
-        {'format': FORMAT, 'version': VERSION, 'model': model, 'template': template, 'messages': entries},
+        {
+            'format': FORMAT,
+            'version': VERSION,
+            'model': model.info.name,
+            'template': template,
+            'messages': entries,
+        },
         ensure_ascii=False,
         indent=1,
     )
     write_whole(path, data.encode())
 
 
-def _reference(image: Any, path: str) -> str:
+def _reference(image: Any, path: str, model: ChatModel) -> str:
     if not isinstance(image, str):
         name = getattr(image, 'filename', '')  # a PIL image that was opened from a file
-        image = name if isinstance(name, str) and name and os.path.isfile(name) else _write_image(image, path)
+        known = isinstance(name, str) and name and os.path.isfile(name)
+        image = name if known else write_image(model.open_image(image), path)
     return image if is_url(image) else os.path.relpath(os.path.abspath(image), os.path.dirname(path))
 
 
-def _write_image(image: Any, path: str) -> str:
-    import numpy as np
-    from PIL import Image
-
-    if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        if array.dtype != np.uint8:
-            array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
-        image = Image.fromarray(array)
-    buffer = io.BytesIO()
-    image.save(buffer, 'PNG')
-    folder = path + '.images'
-    os.makedirs(folder, exist_ok=True)
-    name = os.path.join(folder, hashlib.sha256(buffer.getvalue()).hexdigest()[:16] + '.png')
+def write_image(picture: OpenedImage, path: str | os.PathLike) -> str:
+    """Write a picture as PNG into `<path>.images/`, which only this user may read, and return its path. One
+    that is there is not written again. OSError as it comes.
+    """
+    folder = os.fspath(path) + '.images'
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    name = os.path.join(folder, picture.opened_digest.hex() + '.png')
     if not os.path.exists(name):
+        buffer = io.BytesIO()
+        picture.save(buffer, 'PNG', compress_level=1)
         write_whole(name, buffer.getvalue())
     return name
 

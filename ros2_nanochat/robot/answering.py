@@ -8,16 +8,16 @@ of the `Worker`, so that a supervisor sees where a thread is stuck.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.frames import CameraFrames
 from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
 from ros2_nanochat.robot.turn import Turn
@@ -77,9 +77,9 @@ class Answering:
         if not turn.query.strip() and not turn.pictures:
             raise ValueError('the query is empty: write a question')
         unable = None if self._model.has_vision else f'{self._model.info.name} has no vision'
-        pictures = self._sight.pictures(turn, memory.history, unable)
         # Without the lock: whoever asks, cancels or reads the history does not wait for the vision encoder.
-        shown = [self._encoded(turn, pixels) for _, pixels in pictures]
+        shown = self._shown(turn, memory.history, unable)
+        turn.let_go()
         worker.check()
         if turn.stop_reason or turn.claimed or turn.due <= time.monotonic():
             turn.finish_reason = turn.stop_reason or FinishReason.DEADLINE
@@ -87,23 +87,31 @@ class Answering:
         if memory.history.kv_cache is None and self._store is not None:
             self._store.restore_kv(memory.history)
         with memory.lock, worker.step('making the prompt', _PROMPT_SECONDS):
-            prompt = self._prompt(turn, memory, list(zip(shown, pictures)))
+            prompt = self._prompt(turn, memory, shown)
             worker.check()
             return self._generate(turn, memory.history, prompt)
 
-    def _encoded(self, turn: Turn, pixels: np.ndarray) -> ChatMessage:
-        """The message that shows an image, which the model has seen."""
-        image: np.ndarray | str = pixels
-        if self._store is not None:
+    def _shown(self, turn: Turn, history, unable: str | None) -> list[tuple[ChatMessage, Callable[[], None]]]:
+        """The messages that show the images of a turn, which the model has seen, each with what is to be
+        called once it is in the history.
+        """
+        of_camera = not turn.pictures
+        shown: list[tuple[ChatMessage, Callable[[], None]]] = []
+        for picture, opened in self._sight.pictures(turn, history, unable, self._model.open_image):
+            message = ChatMessage('user', image=opened)
             try:
-                image = self._store.keep_image(pixels)
-            except OSError as error:  # a full disk costs the file, not the answer
-                turn.remark(f'the image is not on disk: {error.strerror or error}')
-        message = ChatMessage('user', image=image)
-        turn.encode_time += getattr(message.embed(self._model), 'seconds', 0.0)
-        if self._store is None:
-            message.let_go()  # 6 MB for each frame of 1080p that the conversation has shown
-        return message
+                turn.encode_time += message.embed(self._model).seconds
+            except Exception as error:
+                if not of_camera:
+                    raise
+                turn.picture = None
+                turn.remark(f'the camera image was not used: {one_line(error)}')
+                continue
+            tell = functools.partial(self._sight.shown, message, picture, opened) if of_camera else _nothing
+            shown.append((message, tell))
+            if self._store is None:
+                message.let_go()  # 6 MB for each frame of 1080p that the conversation has shown
+        return shown
 
     def _prompt(self, turn: Turn, memory: Memory, shown: list):
         history = memory.history
@@ -113,10 +121,9 @@ class Answering:
                 history.template.system_prompt if memory.system_prompt is None else memory.system_prompt
             )
         users = _num_questions(history)
-        for message, (picture, pixels) in shown:
+        for message, tell in shown:
             history.append('user', message)
-            if not turn.pictures:
-                self._sight.shown(message, picture, pixels)
+            tell()
         if turn.query.strip():
             history.append('user', text=turn.query)
             users += 1
@@ -169,6 +176,10 @@ class Answering:
     def _speak(self, worker: Worker, turn: Turn, sentences: list[str]) -> None:
         for sentence in sentences:
             self._emit(worker, 'sentence', turn, sentence)
+
+
+def _nothing() -> None:
+    """An image that came with a question is not compared with the camera's."""
 
 
 def _num_questions(history: ChatHistory) -> int:

@@ -21,7 +21,7 @@ from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.config import RobotOptions
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.answering import Answering, Memory, too_long
-from ros2_nanochat.robot.frames import CameraFrames
+from ros2_nanochat.robot.frames import CameraFrames, too_many_pictures
 from ros2_nanochat.robot.runner import Runner
 from ros2_nanochat.robot.schedule import Schedule
 from ros2_nanochat.robot.turn import Turn
@@ -95,6 +95,8 @@ class RobotConversation:
         unread = too_long(turn.query, self.model.info.context_length)
         if unread:
             turn.query = turn.query[:_SHOWN] + '...'
+        unread = unread or too_many_pictures(turn.pictures)
+        if unread:
             self.refuse(turn, unread)
             return turn
         refusal, gone = self._schedule.admit(turn)

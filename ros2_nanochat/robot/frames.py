@@ -1,17 +1,24 @@
 """Which image goes with a question: those that came with it, or the camera's newest where it shows something
-new. Decodes it; knows nothing of models.
+new. Decodes it, bounds what one question may carry, and knows nothing of models.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.turn import Picture, Turn
+from ros2_nanochat.vision.pixels import MAX_PIXELS
+
+MAX_PICTURES = 16
+"""Images that one question may carry."""
+
+MAX_PICTURE_BYTES = 256 << 20
+"""Bytes that they may have together, as they came. Together they may also have `MAX_PIXELS` pixels."""
 
 _SAME_VIEW = 6.0  # mean difference of two small grey pictures, of 255; camera noise stays well under it
 
@@ -27,6 +34,21 @@ class NewestFrame(Protocol):
     def expecting(self) -> bool: ...
     def newest(self) -> Picture | None: ...
     def trouble(self) -> str: ...
+
+
+def too_many_pictures(pictures: Sequence[Picture]) -> str:
+    """Why a question with these images is not even read; '' if it may."""
+    if len(pictures) > MAX_PICTURES:
+        return (
+            f'the question carries {len(pictures)} images, and at most {MAX_PICTURES} are taken: send fewer'
+        )
+    size = sum(picture.num_bytes for picture in pictures)
+    if size > MAX_PICTURE_BYTES:
+        return (
+            f'the images of the question have {size:,} bytes, and at most {MAX_PICTURE_BYTES:,} are taken:'
+            ' send fewer, smaller or compressed ones'
+        )
+    return ''
 
 
 class CameraFrames:
@@ -45,20 +67,27 @@ class CameraFrames:
         """Take the next image as new."""
         self._seen = None
 
-    def shown(self, message, picture: Picture, pixels: np.ndarray) -> None:
+    def shown(self, message, picture: Picture, opened) -> None:
         """Tell which message of the conversation shows the camera's image."""
-        self._seen = message, picture, thumbnail(pixels), _digest(pixels)
+        self._seen = message, picture.freed(), thumbnail(np.asarray(opened)), opened.opened_digest
 
-    def pictures(self, turn: Turn, history, unable: str | None) -> list[tuple[Picture, np.ndarray]]:
-        """The images that go with a question, decoded. ValueError where one that came with it cannot be.
+    def pictures(
+        self, turn: Turn, history, unable: str | None, open_image: Callable[[np.ndarray], Any]
+    ) -> list[tuple[Picture, Any]]:
+        """The images that go with a question, decoded and opened. ValueError if one that came with it cannot
+        be used; what is wrong with the camera's is a note on the turn.
 
-        history: messages so far. unable: why the model cannot use images, None where it can.
+        Args:
+            turn: the question.
+            history: messages so far.
+            unable: why the model cannot use images, None if it can.
+            open_image: as `NanoLLM.open_image`: gives a picture with its digest.
         """
         if turn.pictures:
             if unable is not None:
                 raise ValueError(f'{unable}: ask without an image, or load a model that sees')
             turn.picture = turn.pictures[-1]
-            return [(picture, picture.decode()) for picture in turn.pictures]
+            return self._all(turn.pictures, open_image)
         mode, camera = turn.options.image_mode, self.camera
         if mode == 'off' or camera is None or not camera.present:
             return []
@@ -84,13 +113,29 @@ class CameraFrames:
         if picture.doubt:
             turn.remark(f'the image came {picture.age:.1f} s ago, which counts as its age: {picture.doubt}')
         try:
-            return self._if_new(turn, picture, mode, history)
+            return self._if_new(turn, picture, mode, history, open_image)
         except Exception as error:  # what comes from a camera may be wrong in any way; the question goes on
             turn.picture = None
             turn.remark(f'the camera image was not used: {one_line(error)}')
             return []
 
-    def _if_new(self, turn: Turn, picture: Picture, mode: str, history) -> list[tuple[Picture, np.ndarray]]:
+    @staticmethod
+    def _all(pictures: Sequence[Picture], open_image: Callable) -> list[tuple[Picture, Any]]:
+        opened, num_pixels = [], 0
+        for picture in pictures:
+            pixels = picture.decode()
+            num_pixels += pixels.shape[0] * pixels.shape[1]
+            if num_pixels > MAX_PIXELS:
+                raise ValueError(
+                    f'the images of the question have more than {MAX_PIXELS:,} pixels together: send fewer'
+                    ' or smaller ones'
+                )
+            opened.append((picture, open_image(pixels)))
+        return opened
+
+    def _if_new(
+        self, turn: Turn, picture: Picture, mode: str, history, open_image: Callable
+    ) -> list[tuple[Picture, Any]]:
         """Nothing where the conversation already shows this image: the question is then about that one."""
         seen = (
             self._seen
@@ -100,14 +145,14 @@ class CameraFrames:
         turn.picture = picture
         if seen is not None and picture.number and picture.number == seen[1].number:
             return []
-        pixels = picture.decode()
-        if seen is not None and _digest(pixels) == seen[3]:
+        opened = open_image(picture.decode())
+        if seen is not None and opened.opened_digest == seen[3]:
             # a camera that shows a still picture, or a driver that repeats a frame under new stamps
             return []
-        if seen is not None and mode == 'changed' and np.abs(thumbnail(pixels) - seen[2]).mean() < _SAME_VIEW:
+        if seen is not None and mode == 'changed' and _alike(thumbnail(np.asarray(opened)), seen[2]):
             turn.picture = seen[1]
             return []
-        return [(picture, pixels)]
+        return [(picture, opened)]
 
 
 def _is_unusable(picture: Picture | None, limit: float | None) -> bool:
@@ -115,10 +160,8 @@ def _is_unusable(picture: Picture | None, limit: float | None) -> bool:
     return picture is None or (limit is not None and picture.age is not None and picture.age > limit)
 
 
-def _digest(pixels: np.ndarray) -> bytes:
-    digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
-    return digest.digest()
+def _alike(thumbnail: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(thumbnail - other).mean() < _SAME_VIEW)
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:

@@ -75,6 +75,7 @@ class Runner:
         """
         if turn.error:
             self._log.warning(f'{self._title}{turn.finish_reason}: {turn.error}')
+        turn.let_go()
         try:
             self.emit(worker, 'ended', turn)
         finally:

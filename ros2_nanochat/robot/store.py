@@ -10,19 +10,19 @@ file.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
+from ros2_nanochat.chat.message import PixelsGone
+from ros2_nanochat.chat.storage import write_image
 from ros2_nanochat.errors import one_line
-from ros2_nanochat.files import open_regular, write_whole
+from ros2_nanochat.files import open_regular, remove_temporary, sync_folder, write_whole
 from ros2_nanochat.robot.state_lock import StateLock
+
+_UNSAVED_IMAGES = 8  # whose pixels are kept while the disk takes none
 
 
 class ConversationStore:
@@ -37,14 +37,20 @@ class ConversationStore:
         self.keep_kv = keep_kv
         self._log = log
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
             self._lock = StateLock(self.folder / f'.{self.path.stem}.lock')
         except OSError as error:
             raise ValueError(f'state_dir={str(folder)!r} cannot be written to: {error.strerror}') from error
+        for file in (self.path, self._prompt_file):
+            remove_temporary(self.folder, file.name)
         if not keep_kv:
             self.drop_kv()
+        with contextlib.suppress(OSError):
+            self._kv_part.unlink(missing_ok=True)
+            if self._images.is_dir():
+                self._images.chmod(0o700)  # earlier versions let others read them
 
     def close(self) -> None:
         """Let another process use the file. May be called twice."""
@@ -61,12 +67,16 @@ class ConversationStore:
         try:
             open_regular(self.path).close()
         except FileNotFoundError:
+            self._drop_images(history)
             return
         except OSError as error:
             raise self._unreadable(self.path, error) from error
         try:
-            for text in history.load(self.path, without_images=True):
+            replaced = history.load(self.path, without_images=True)
+            for text in replaced:
                 self._log.warning(f'{self.path}: {text[1:-1]}')
+            if not replaced:  # else the file may name pictures that the history does not show now
+                self._drop_images(history)
         except OSError as error:
             raise self._unreadable(error.filename, error) from error
         except Exception as error:  # a damaged file may raise anything
@@ -111,22 +121,37 @@ class ConversationStore:
     def delete(self) -> None:
         """Delete the conversation from the disk; OSError if that fails."""
         self.path.unlink(missing_ok=True)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def save(self, history, system_prompt: str | None) -> None:
         """Put the history on disk, and which system_prompt the parameter held; OSError where that fails, and
         the old file stays.
         """
-        for message in history:
-            if isinstance(message.image, np.ndarray):  # the disk took nothing when it was shown
-                message.keep_as(self.keep_image(message.image))
+        self._write_images(history)
         history.save(self.path)
         if self._saved_prompt() != (
             system_prompt or ''
         ):  # after the history: a crash between them has the new prompt put in again
             write_whole(str(self._prompt_file), json.dumps(system_prompt or '').encode())
-        _sync_folder(self.folder)
         self._drop_images(history)
+
+    def _write_images(self, history) -> None:
+        """Put the pictures of a history on disk and let their pixels go. While that fails, the latest few are
+        kept for the next try.
+        """
+        unsaved = [
+            message
+            for message in history
+            if message.image is not None and not isinstance(message.image, (str, PixelsGone))
+        ]
+        try:
+            for message in unsaved:
+                message.keep_as(write_image(message.image, self.path))
+        except OSError:
+            for message in unsaved[:-_UNSAVED_IMAGES]:
+                if not isinstance(message.image, str):
+                    message.let_go()
+            raise
 
     def save_kv(self, history) -> None:
         """Put the keys and values of the conversation on disk, where they are to be kept. Not synced: a file
@@ -134,7 +159,7 @@ class ConversationStore:
         """
         if not self.keep_kv or history.kv_cache is None:
             return
-        part = self._kv_file.with_suffix('.kv-part')
+        part = self._kv_part
         try:
             data = history.model.save_kv(history.kv_cache)
             if data is not None:
@@ -164,7 +189,7 @@ class ConversationStore:
 
     def drop_kv(self) -> None:
         """Delete it; what cannot be deleted is said."""
-        for path in (self._kv_file, self._kv_file.with_suffix('.kv-part')):
+        for path in (self._kv_file, self._kv_part):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
@@ -176,20 +201,9 @@ class ConversationStore:
     def _kv_file(self) -> Path:
         return self.path.with_suffix('.kv')
 
-    def keep_image(self, pixels: np.ndarray) -> str:
-        """Write an image [h, w, 3] uint8 beside the conversation, once; return its path, which goes into the
-        history.
-        """
-        from PIL import Image
-
-        folder = self._images
-        folder.mkdir(exist_ok=True)
-        path = folder / (hashlib.sha256(pixels.tobytes()).hexdigest()[:24] + '.png')
-        if not path.exists():
-            data = io.BytesIO()
-            Image.fromarray(pixels).save(data, 'PNG', compress_level=1)
-            write_whole(str(path), data.getvalue())
-        return str(path)
+    @property
+    def _kv_part(self) -> Path:
+        return self.path.with_suffix('.kv-part')
 
     @property
     def _prompt_file(self) -> Path:
@@ -220,11 +234,3 @@ class ConversationStore:
 
 def _short(text: str | None) -> str:
     return repr(text if len(text) <= 60 else text[:57] + '...') if text else 'none'
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

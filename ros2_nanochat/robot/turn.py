@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Picture:
     """An image that is not decoded yet. decode: gives [h, w, 3] uint8 RGB, or raises ValueError. age: seconds
     when it was taken, None if that is not known. stamp: nanoseconds. doubt: why the age is not that of the
     stamp, '' if it is. number: of a camera's frame, in the order in which frames came; 0 for another image.
+    num_bytes: that it has as it came.
     """
 
     decode: Callable[[], np.ndarray]
@@ -33,6 +34,15 @@ class Picture:
     age: float | None = None
     doubt: str = ''
     number: int = 0
+    num_bytes: int = 0
+
+    def freed(self) -> Picture:
+        """What is known of it, without the image itself."""
+        return replace(self, decode=_gone)
+
+
+def _gone() -> np.ndarray:
+    raise ValueError('the image was let go')
 
 
 @dataclass(eq=False)
@@ -123,6 +133,12 @@ class Turn:
     def claimed(self) -> bool:
         """Whether somebody has ended this turn."""
         return self._claimed
+
+    def let_go(self) -> None:
+        """Free the images, which nobody needs any more."""
+        self.pictures = ()
+        if self.picture is not None:
+            self.picture = self.picture.freed()
 
     def remark(self, note: str) -> None:
         """Add to `note`."""

@@ -49,6 +49,9 @@ class ChatGoals:
                 *(_picture(message, image_to_rgb) for message in goal.request.images),
                 *(_picture(message, compressed_to_rgb) for message in goal.request.compressed_images),
             ]
+            goal.request.images = (
+                goal.request.compressed_images
+            ) = []  # a goal is kept for longer than its turn
         except Exception as error:
             self._chat.refuse(turn, one_line(error))
         else:
@@ -111,4 +114,6 @@ class ChatGoals:
 
 
 def _picture(message, convert) -> Picture:
-    return Picture(lambda: convert(message), stamp_of(message), message.header.frame_id)
+    return Picture(
+        lambda: convert(message), stamp_of(message), message.header.frame_id, num_bytes=len(message.data)
+    )

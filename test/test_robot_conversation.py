@@ -502,6 +502,8 @@ def goal(**fields):
             'repetition_penalty': 0.0,
             'seed': -1,
             'stop': [],
+            'response_format': '',
+            'probabilities': False,
             'priority': 0,
             'deadline': 0.0,
             'on_new_query': '',

@@ -507,7 +507,6 @@ def goal(**fields):
             'priority': 0,
             'deadline': 0.0,
             'on_new_query': '',
-            'response_format': '',
             **fields,
         }
     )

@@ -43,7 +43,8 @@ class ChoiceScores:
         scores = logits.astype(np.float64)
         log_total = float(scores.max() + np.log(np.exp(scores - scores.max()).sum()))
         for token_id in self._children[beginning]:
-            self._log_probabilities[(*beginning, token_id)] = float(scores[token_id]) - log_total
+            prefix = (*beginning, token_id)
+            self._log_probabilities[prefix] = float(scores[token_id]) - log_total
 
     def run(self, backend: Backend, seq: int, length: int, spare: int) -> None:
         """Compute what is missing behind the first `length` entries of a sequence; those stay as they are.

@@ -275,7 +275,7 @@ class NanoLLM:
         if streaming:
             return reply
         reply.wait()
-        if reply.finish_reason.failed:
+        if reply.finish_reason is not None and reply.finish_reason.failed:
             raise BackendError(reply.error)
         return reply.text if detokenize else reply.tokens
 

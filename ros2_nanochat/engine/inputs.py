@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -153,7 +154,7 @@ class Inputs:
         return ''.join([detokenizer.add(i) for i in self.ids(ids)]) + detokenizer.flush()
 
 
-def check_call(kv_cache: object, priority: object, deadline: object) -> None:
+def check_call(kv_cache: object, priority: object, deadline: Any) -> None:
     """Raise a ValueError for what `generate` cannot take."""
     if deadline is not None and not (isinstance(deadline, numbers.Real) and deadline >= 0):
         raise ValueError(f'deadline={deadline!r} is not valid: seconds from now, 0 or more')

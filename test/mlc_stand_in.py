@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Stands in for the `mlc_llm` command: takes the options that mlc-llm declares (python/mlc_llm/cli), refuses
 all else, writes down what it was given, and makes small files where mlc-llm would make large ones. What it
-shall do otherwise is in $STAND_IN: `fail STEP`, `sleep STEP`, `full STEP`.
+shall do otherwise is in $STAND_IN: `fail STEP`, `sleep STEP`, `cling STEP` (no SIGTERM ends it), `full STEP`.
 """
 
 import argparse
 import json
 import os
+import signal
+import struct
 import sys
 import time
 
@@ -54,7 +56,7 @@ def main():
     compiling.add_argument('--output', '-o', required=True)
     options = parser.parse_args()
 
-    given = vars(options)
+    given = {**vars(options), 'tmpdir': os.environ.get('TMPDIR')}
     if options.step != 'compile':  # it takes the folder or the file
         with open(os.path.join(options.config, 'config.json')) as file:
             given['config_json'] = json.load(file)
@@ -66,7 +68,9 @@ def main():
         file.write(json.dumps(given) + '\n')
     act, _, step = os.environ.get('STAND_IN', '').partition(' ')
     if step == options.step:
-        if act == 'sleep':
+        if act in ('sleep', 'cling'):
+            if act == 'cling':
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             with open(os.environ['STAND_IN_RECORD'] + '.pid', 'w') as file:
                 file.write(str(os.getpid()))
             time.sleep(60)
@@ -119,7 +123,10 @@ def main():
         if os.path.isdir(options.output) or not os.path.isdir(os.path.dirname(options.output)):
             sys.exit('error: --output must be a file in a folder that exists')
         with open(options.output, 'wb') as file:
-            file.write(b'\x7fELF a library')
+            kind = (options.device or 'cpu').encode()
+            file.write(
+                b'\x7fELF a library' + struct.pack('<Q', len(kind)) + kind
+            )  # as TVM writes a module's kind
 
 
 main()

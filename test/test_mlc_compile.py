@@ -15,9 +15,11 @@ import time
 import pytest
 
 from ros2_nanochat.backends.mlc import compiling as mlc_compile
+from ros2_nanochat.backends.mlc import mlc_llm
 from ros2_nanochat.backends.mlc.checkpoint import older_config
 from ros2_nanochat.backends.mlc.compiling import prepare
 from ros2_nanochat.backends.mlc.folder import MLCFolder
+from ros2_nanochat.backends.mlc.mlc_llm import telling
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 
@@ -148,10 +150,51 @@ def test_ctrl_c_ends_what_was_started_and_leaves_nothing(place, number):
         os.kill(int(pid.read_text()), 0)
 
 
-def test_what_a_killed_run_left_looks_unfinished_and_is_cleared_by_the_next(place):
+def is_gone(pid):
+    """Whether a process has ended; one that nobody has waited for counts."""
+    try:
+        return open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[0] == 'Z'
+    except FileNotFoundError:
+        return True
+
+
+WAITS_IN_A_THREAD = """
+import sys, threading
+from ros2_nanochat.backends.mlc.compiling import prepare
+from ros2_nanochat.config import ModelConfig
+threading.Thread(target=prepare, args=(sys.argv[1], ModelConfig(device='cpu')), daemon=True).start()
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize('program', ['tool', 'thread'])
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT, signal.SIGHUP])
+def test_what_was_started_ends_with_whoever_asked_and_leaves_nothing(place, program, number):
+    """The tool, and a program that compiles in a thread and does not expect the signal, as a node does."""
+    checkpoint = str(place / 'Martian-1B')
+    process = subprocess.Popen(
+        tool(checkpoint, '--target', 'llvm')
+        if program == 'tool'
+        else [sys.executable, '-c', WAITS_IN_A_THREAD, checkpoint],
+        env={**os.environ, 'STAND_IN': 'sleep compile'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pid = place / 'record.pid'
+    wait_for(lambda: pid.exists() and pid.read_text())
+    process.send_signal(number)
+    process.wait(20)
+    wait_for(lambda: is_gone(pid.read_text()), 10)
+    wait_for(lambda: left(place) == [], 10)
+    made = prepare(checkpoint, ModelConfig(device='cpu'), print)
+    assert left(place) == [os.path.basename(made)]
+
+
+def test_the_lock_is_held_until_what_was_started_has_ended(place):
+    """A child that takes its time to end, after its parent was killed: nobody else begins meanwhile."""
     process = subprocess.Popen(
         tool(str(place / 'Martian-1B'), '--target', 'llvm'),
-        env={**os.environ, 'STAND_IN': 'sleep compile'},
+        env={**os.environ, 'STAND_IN': 'cling convert_weight'},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -159,10 +202,20 @@ def test_what_a_killed_run_left_looks_unfinished_and_is_cleared_by_the_next(plac
     wait_for(lambda: pid.exists() and pid.read_text())
     process.kill()
     process.wait()
-    os.kill(int(pid.read_text()), signal.SIGKILL)
-    assert all('.making-' in name for name in left(place)) and left(place)
-    made = prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
-    assert left(place) == [os.path.basename(made)]
+    assert not is_gone(pid.read_text())
+    said = []
+    prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), said.append)
+    assert is_gone(pid.read_text()) and 'waiting for another process' in said[0]
+
+
+def test_what_a_computer_that_was_switched_off_left_is_cleared_by_the_next_run(place):
+    name = os.path.basename(prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print))
+    cache = place / 'cache' / 'nanochat' / 'mlc'
+    shutil.rmtree(cache / name)
+    (cache / f'.{name}.making-abc').mkdir()
+    (cache / f'.{name}.making-abc' / 'half').write_text('x')
+    prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
+    assert left(place) == [name]
 
 
 def test_two_processes_at_once_do_it_once(place):
@@ -184,11 +237,89 @@ def test_weights_that_lack_a_library_get_one_in_the_cache(place):
     shutil.copytree(made, weights, ignore=shutil.ignore_patterns('*.so'))
     assert prepare(weights, ModelConfig(device='cpu'), print) == weights
     library = MLCFolder(weights).find_library(ModelConfig(device='cpu'))
-    assert os.path.basename(library) == 'Martian-1B-q4f16_1-cpu.so' and steps(place)[-1]['model'].startswith(
-        weights
-    )
+    assert os.path.basename(library).startswith('Martian-1B-q4f16_1-cpu-')
+    assert steps(place)[-1]['model'].startswith(weights)
     count = len(steps(place))
     assert prepare(weights, ModelConfig(), print) == weights and len(steps(place)) == count
+
+
+def weights_with(place, **changes):
+    """MLC weights without a library, with changes to their configuration, in a folder of the same name."""
+    made = prepare(str(place / 'Martian-1B'), ModelConfig(quantization='q4f16_1', device='cpu'), len)
+    folder = place / f'of {sorted(changes.items())}' / 'Martian-1B-q4f16_1-MLC'
+    shutil.copytree(made, folder, ignore=shutil.ignore_patterns('*.so'))
+    config = json.loads((folder / 'mlc-chat-config.json').read_text())
+    (folder / 'mlc-chat-config.json').write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def test_a_folder_of_the_same_name_with_another_content_gets_a_library_of_its_own(place):
+    found = set()
+    for base in (10000, 500000):
+        folder = weights_with(place, model_config={'position_embedding_base': base})
+        prepare(str(folder), ModelConfig(device='cpu'), print)
+        found.add(MLCFolder(str(folder)).find_library(ModelConfig(device='cpu')))
+        assert steps(place)[-1]['chat_config']['model_config']['position_embedding_base'] == base
+    assert len(found) == 2
+    count = len(steps(place))
+    prepare(str(folder), ModelConfig(device='cpu'), print)
+    other = weights_with(place, model_config={'position_embedding_base': 500000}, temperature=0.1)
+    prepare(str(other), ModelConfig(device='cpu'), print)  # a library does not depend on the temperature
+    assert len(steps(place)) == count
+
+
+def test_another_tokenizer_or_template_makes_another_folder(place):
+    path = str(place / 'Martian-1B')
+    made = {prepare(path, ModelConfig(device='cpu'), print)}
+    (place / 'Martian-1B' / 'chat_template.jinja').write_text('another')
+    made.add(prepare(path, ModelConfig(device='cpu'), print))
+    assert len(made) == 2
+
+
+FOREIGN = b'\x7fELF\x02\x01\x01' + bytes(9) + b'\x03\x00\xf3\x00' + bytes(60)  # of a RISC-V
+
+
+@pytest.mark.parametrize(
+    'library, target, reason',
+    [
+        (FOREIGN, 'llvm', 'was compiled for riscv'),
+        (b'\x7fELF a library', 'cuda', 'was compiled for cpu'),
+        (b'\x7fELF a library \x04\0\0\0\0\0\0\0cuda', 'llvm', 'was compiled for cuda'),
+        (b'\x7fELF a library', 'llvm', 'cut off'),
+        (b'', 'llvm', 'no shared library'),
+    ],
+    ids=['another processor', 'another target', 'a GPU', 'another TVM', 'nothing'],
+)
+def test_a_library_that_does_not_do_what_is_asked_for_is_compiled_anew(
+    place, library, target, reason, capsys
+):
+    pytest.importorskip('tvm')
+    from ros2_nanochat.terminal.compile_mlc import main
+
+    folder = weights_with(place)
+    beside = folder / 'Martian-1B-q4f16_1.so'
+    beside.write_bytes(library)
+    count = len(steps(place))
+    assert main([str(folder), '--target', target]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(folder) and reason in said.err and 'it is compiled here' in said.err
+    assert (
+        len(steps(place)) == count + 1
+        and steps(place)[-1]['device'] == ModelConfig(device='cpu' if target == 'llvm' else target).device
+    )
+    chosen = MLCFolder(str(folder)).find_library(ModelConfig(device='cpu' if target == 'llvm' else target))
+    assert os.path.dirname(chosen).endswith('mlc') and beside.read_bytes() == library
+
+
+def test_why_a_library_is_not_made_anew_is_told(place, monkeypatch):
+    folder = weights_with(place)
+    (folder / 'x.so').write_bytes(FOREIGN)
+    monkeypatch.setenv('PATH', '/nowhere')
+    with pytest.raises(BackendError, match='was compiled for riscv.*nanochat-mlc.*mlc_llm is not installed'):
+        prepare(str(folder), ModelConfig(device='cpu'))
+    (folder / 'y.so').write_bytes(b'\x7fELF a library')
+    assert prepare(str(folder), ModelConfig(device='cpu')) == str(folder)  # the other one is for here
+    assert MLCFolder(str(folder)).find_library(ModelConfig(device='cpu')) == str(folder / 'y.so')
 
 
 def test_quantization_may_be_a_path_to_weights_and_must_agree_with_what_is_there(place):
@@ -248,6 +379,56 @@ def test_a_disk_that_takes_no_more_while_compiling_is_one_line_and_leaves_nothin
     assert left(place) == []
 
 
+@pytest.mark.parametrize(
+    'output, said',
+    [
+        (
+            "OSError: [Errno 28] No space left on device: '{inside}'",
+            'the disk is full; free some room on the disk of {root}',
+        ),
+        (
+            "OSError: [Errno 28] No space left on device: '/proc/x/y'",
+            'the disk is full; free some room on the disk of /proc/x',
+        ),
+        ('ptxas fatal: No space left on device\n  File "x"\n    return', 'the disk is full; free some room'),
+        ('Traceback\n    return', 'return'),
+    ],
+)
+def test_the_disk_that_is_full_is_named(tmp_path, output, said):
+    aside = tmp_path / 'cache' / 'aside'
+    aside.mkdir(parents=True)
+    names = {'inside': aside / 'x', 'root': tmp_path / 'cache'}
+    assert telling(output.format(**names), str(aside)).startswith(said.format(**names))
+
+
+def test_output_that_a_full_disk_cut_off_is_not_taken_for_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlc_llm, '_free', lambda folder: 4096)
+    assert telling('Traceback\n    return', str(tmp_path / 'aside')).startswith('the disk is full')
+
+
+def test_compilers_write_beside_what_is_made_and_not_to_a_small_tmpdir(place, monkeypatch):
+    monkeypatch.setenv('TMPDIR', '/nowhere/at/all')
+    prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
+    cache = str(place / 'cache')
+    assert all(step['tmpdir'].startswith(cache) for step in steps(place))
+
+
+def test_progress_is_shown_by_the_terminal_chat(place):
+    program = (
+        'import sys; from ros2_nanochat.terminal.nanollm_options import set_up_logging; '
+        'set_up_logging(None); from ros2_nanochat.backends.mlc.backend import MLCBackend; '
+        'from ros2_nanochat.config import ModelConfig; '
+        "MLCBackend.prepare(sys.argv[1], ModelConfig(device='cpu'))"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program, str(place / 'Martian-1B')],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and 'mlc_llm 3/3: compiling for cpu' in done.stderr, done.stderr
+
+
 def test_what_is_no_checkpoint_is_named(place):
     os.remove(place / 'Martian-1B' / 'model.safetensors')
     with pytest.raises(BackendError, match='has no weights'):
@@ -284,6 +465,44 @@ def test_configurations_of_transformers_5_get_the_names_of_before():
         'torch_dtype': 'float16',
     }
     assert older_config(before) == before
+
+
+def test_what_transformers_5_leaves_out_or_renames_is_there():
+    assert older_config({'model_type': 'qwen3_moe', 'num_local_experts': 128})['num_experts'] == 128
+    assert older_config({'model_type': 'mixtral', 'num_experts': 8})['num_local_experts'] == 8
+    v2, v3 = (older_config({'model_type': f'deepseek_v{n}'}) for n in (2, 3))
+    assert (v2['moe_layer_freq'], v2['scoring_func']) == (1, 'softmax')
+    assert (v3['moe_layer_freq'], v3['scoring_func'], v3['topk_method']) == (1, 'sigmoid', 'noaux_tc')
+    assert older_config({'model_type': 'deepseek_v2', 'moe_layer_freq': 2})['moe_layer_freq'] == 2
+    neox = older_config({'rope_parameters': {'rope_type': 'default', 'partial_rotary_factor': 0.25}})
+    assert neox['rotary_pct'] == 0.25
+    llava = {'model_type': 'llava', 'text_config': {'vocab_size': 32064}, 'vision_config': {'hidden_size': 4}}
+    old = older_config(llava)
+    assert (
+        old['vocab_size'] == old['text_config']['vocab_size'] == old['vision_config']['vocab_size'] == 32064
+    )
+    assert llava['vision_config'] == {'hidden_size': 4}
+
+
+REQUIRED = {  # fields without a default in the model configurations of mlc-llm, July 2026
+    'mixtral': ('num_local_experts', 'num_experts_per_tok'),
+    'qwen3_moe': ('num_experts', 'num_experts_per_tok', 'moe_intermediate_size'),
+    'deepseek_v2': ('moe_layer_freq', 'scoring_func', 'topk_method', 'kv_lora_rank', 'rope_theta'),
+    'deepseek_v3': ('moe_layer_freq', 'scoring_func', 'topk_method', 'kv_lora_rank', 'rope_theta'),
+    'gpt_neox': ('rotary_pct', 'layer_norm_eps'),
+    'llava': ('vocab_size', 'image_token_index'),
+}
+
+
+@pytest.mark.parametrize('kind', REQUIRED)
+def test_configurations_that_transformers_writes_have_what_mlc_llm_wants(kind, tmp_path):
+    """The oracle is the installed transformers."""
+    transformers = pytest.importorskip('transformers')
+    transformers.AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    config = older_config(json.loads((tmp_path / 'config.json').read_text()))
+    assert [name for name in REQUIRED[kind] if config.get(name) is None] in ([], ['num_experts_per_tok'])
+    if kind == 'llava':
+        assert config['vision_config']['vocab_size'] and config['text_config']['vocab_size']
 
 
 def wait_for(condition, seconds=30):

@@ -19,9 +19,16 @@ import mlc_model  # noqa: E402
 from ros2_nanochat.backends.mlc.arrays import DeviceLogits, to_bfloat16  # noqa: E402
 from ros2_nanochat.backends.mlc.backend import MLCBackend  # noqa: E402
 from ros2_nanochat.backends.mlc.chat_template import chat_template, end_ids  # noqa: E402
-from ros2_nanochat.backends.mlc.folder import MLCFolder, parse_metadata  # noqa: E402
+from ros2_nanochat.backends.mlc.folder import MLCFolder  # noqa: E402
+from ros2_nanochat.backends.mlc.library import check_elf, library_kind, parse_metadata  # noqa: E402
 from ros2_nanochat.backends.mlc.sampling import DeviceSampler  # noqa: E402
-from ros2_nanochat.backends.mlc.tvm_runtime import Runtime, check_elf  # noqa: E402
+from ros2_nanochat.backends.mlc.tvm_runtime import (  # noqa: E402
+    LacksDevice,
+    Runtime,
+    lacking_part,
+    load_library,
+    why_it_does_not_load,
+)
 from ros2_nanochat.backends.mlc.weights import load_parameters  # noqa: E402
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
@@ -129,6 +136,40 @@ def test_what_is_no_library_for_this_machine_is_told_and_does_not_crash(folder):
     assert 'is no model library' in refusal(folder)
     with pytest.raises(BackendError, match='cannot be read'):
         check_elf(str(folder / 'nothing.so'))
+
+
+def test_the_kind_of_device_is_read_from_the_file(folder):
+    assert library_kind(str(library(folder))) == 'cpu'
+    with open(library(folder), 'ab') as file:
+        file.write(b'\x04\0\0\0\0\0\0\0cuda')
+    assert library_kind(str(library(folder))) == 'cuda'
+
+
+def test_a_device_part_of_tvm_that_does_not_load_is_told_in_the_words_of_the_loader(folder, tmp_path):
+    package = tmp_path / 'tvm'
+    (package / 'lib').mkdir(parents=True)
+    assert lacking_part(str(package), 'cuda') is None  # an older TVM is one library
+    (package / 'lib' / 'libtvm_runtime_extra.so').write_text('')
+    assert 'built without cuda' in lacking_part(str(package), 'cuda')
+    (package / 'lib' / 'libtvm_runtime_cuda.so').write_text('a text')
+    assert 'libtvm_runtime_cuda.so does not load' in lacking_part(str(package), 'cuda')
+
+    class Broken:
+        __version__ = '0.27'
+        __file__ = str(package / '__init__.py')
+        runtime = None
+
+    with open(library(folder), 'ab') as file:
+        file.write(b'\x04\0\0\0\0\0\0\0cuda')
+    with pytest.raises(LacksDevice, match='TVM 0.27 has no cuda here: .*does not load'):
+        load_library(Broken, str(library(folder)))
+
+
+def test_whether_a_library_loads_here_is_told(folder, tmp_path):
+    assert why_it_does_not_load(str(library(folder))) is None
+    other = tmp_path / 'other.so'
+    other.write_bytes(library(folder).read_bytes()[:5000])
+    assert 'cut off' in why_it_does_not_load(str(other))
 
 
 def test_a_device_that_the_library_was_not_compiled_for_is_refused(folder):

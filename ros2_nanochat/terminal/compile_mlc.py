@@ -10,10 +10,17 @@ import sys
 
 from ros2_nanochat import hub
 from ros2_nanochat.backends.mlc.compiling import prepare
+from ros2_nanochat.backends.mlc.folder import target_of
+from ros2_nanochat.backends.mlc.tvm_runtime import why_it_does_not_load
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.program import run_program
 
 _DEVICES = {'llvm': 'cpu'}
+
+
+def tell(line: str) -> None:
+    """Show how far it is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--quantization',
         metavar='METHOD',
-        help='a method of MLC-LLM: q4f16_1 (default), q4f16_ft, q8f16_0, q0f16, ...',
+        help='a method of MLC-LLM: q4f16_1 (default), q4f16_ft, q4f32_1, q3f16_1, q0f16, q0f32, ... '
+        '(no 8-bit one)',
     )
     parser.add_argument(
         '--target',
@@ -62,10 +70,10 @@ def main(argv: list[str] | None = None) -> int:
             quantization=options.quantization,
             max_context_len=options.max_context_len,
             max_sequences=options.max_sequences,
-            device=_DEVICES.get(options.target, options.target),
+            device=target_of(_DEVICES.get(options.target, options.target)),
         )
         path, _ = hub.resolve(config)
-        print(prepare(path, config, lambda line: print(line, file=sys.stderr, flush=True)))
+        print(prepare(path, config, tell, why_it_does_not_load))
         return 0
 
     def tell(line: str) -> None:

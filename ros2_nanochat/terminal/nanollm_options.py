@@ -37,6 +37,6 @@ def add_nanollm_options(parser: argparse.ArgumentParser) -> None:
 def set_up_logging(level: str | None) -> None:
     """Show log messages; None leaves out those that the screen shows in its own way."""
     if level is None:
-        logging.getLogger('ros2_nanochat').setLevel(logging.ERROR)
+        logging.getLogger('ros2_nanochat.chat').setLevel(logging.ERROR)
     else:
         logging.basicConfig(level=level.upper(), format='%(levelname)s %(name)s: %(message)s')

@@ -23,8 +23,9 @@ from ros2_nanochat.backends.mlc.arrays import DeviceLogits, IdArrays, to_bfloat1
 from ros2_nanochat.backends.mlc.calls import ChunkSlice, split
 from ros2_nanochat.backends.mlc.chat_template import chat_template, end_ids
 from ros2_nanochat.backends.mlc.compiling import prepare
-from ros2_nanochat.backends.mlc.folder import MLCFolder, cache_folder, parse_metadata
+from ros2_nanochat.backends.mlc.folder import MLCFolder, cache_folder
 from ros2_nanochat.backends.mlc.image_sizes import image_sizes
+from ros2_nanochat.backends.mlc.library import parse_metadata
 from ros2_nanochat.backends.mlc.paged_kv import PagedKV
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime, free_memory, give_back_memory
 from ros2_nanochat.backends.mlc.weights import load_parameters, match_parameters

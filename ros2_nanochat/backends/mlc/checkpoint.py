@@ -2,8 +2,8 @@
 the older form.
 
 transformers 5 writes `rope_parameters` and `dtype` where mlc_llm (as of 2026) looks for `rope_theta`,
-`rope_scaling` and `torch_dtype`, and would take the default rope base without a word. Knows files; runs
-nothing.
+`rope_scaling` and `torch_dtype`, and would take the default rope base without a word. It leaves out or
+renames more that mlc_llm wants. Knows files; runs nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,16 @@ from ros2_nanochat.errors import BackendError
 from ros2_nanochat.files import read_json
 
 WEIGHTS = ('*.safetensors', 'pytorch_model*.bin')
+_RENAMED = (
+    ('dtype', 'torch_dtype'),
+    ('num_local_experts', 'num_experts'),  # Qwen 3 MoE
+    ('num_experts', 'num_local_experts'),
+)
+_DROPPED: dict[str, dict] = {
+    'deepseek_v2': {'moe_layer_freq': 1, 'scoring_func': 'softmax'},
+    'deepseek_v3': {'moe_layer_freq': 1, 'scoring_func': 'sigmoid', 'topk_method': 'noaux_tc'},
+}
+"""What transformers 5 no longer writes, with the only value that its models have."""
 _BESIDE = ('chat_template.jinja', 'chat_template.json', 'generation_config.json', 'special_tokens_map.json')
 
 
@@ -55,8 +65,13 @@ def older_config(config: dict) -> dict:
     config = dict(config)
     if isinstance(config.get('text_config'), dict):
         config['text_config'] = older_config(config['text_config'])
-    if 'dtype' in config:
-        config.setdefault('torch_dtype', config['dtype'])
+    for new, old in _RENAMED:
+        if config.get(new) is not None:
+            config.setdefault(old, config[new])
+    for name, value in _DROPPED.get(str(config.get('model_type')), {}).items():
+        config.setdefault(name, value)
+    if config.get('model_type') == 'llava':
+        _share_vocabulary(config)
     rope = config.get('rope_parameters')
     if isinstance(rope, dict):
         local, whole = rope.get('sliding_attention'), rope.get('full_attention')
@@ -67,6 +82,8 @@ def older_config(config: dict) -> dict:
         for name in ('rope_theta', 'partial_rotary_factor'):
             if rope.get(name) is not None:
                 config.setdefault(name, rope[name])
+        if config.get('partial_rotary_factor') is not None:
+            config.setdefault('rotary_pct', config['partial_rotary_factor'])  # GPT-NeoX
         if rope.get('rope_type', 'default') != 'default' and not config.get('rope_scaling'):
             config['rope_scaling'] = {
                 name: value
@@ -74,6 +91,17 @@ def older_config(config: dict) -> dict:
                 if name not in ('rope_theta', 'partial_rotary_factor')
             }
     return config
+
+
+def _share_vocabulary(config: dict) -> None:
+    """Give a LLaVA and its parts the `vocab_size` that mlc_llm wants of each; transformers writes one."""
+    parts = {name: dict(config[name]) for name in ('text_config', 'vision_config') if name in config}
+    sizes = [part.get('vocab_size') for part in (config, *parts.values())]
+    size = next((size for size in sizes if size), None)
+    if size is not None:
+        for part in (config, *parts.values()):
+            part.setdefault('vocab_size', size)
+    config.update(parts)
 
 
 def beside_tokenizer(path: str) -> list[str]:

@@ -6,6 +6,7 @@ named. Reads and checks files; runs nothing, needs no TVM.
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import math
 import os
@@ -14,12 +15,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ros2_nanochat.backends.mlc.library import library_kind, other_processor
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.files import read_json
 from ros2_nanochat.memory import MemoryEstimate
 
 CONFIG = 'mlc-chat-config.json'
+_MADE = re.compile(r'-[0-9a-f]{10}\.so\Z')
+_NOT_COMPILED = (
+    *('version', 'conv_template', 'tokenizer_files', 'tokenizer_info', 'temperature', 'top_p'),
+    *(
+        'presence_penalty',
+        'frequency_penalty',
+        'repetition_penalty',
+        'bos_token_id',
+        'eos_token_id',
+        'pad_token_id',
+    ),
+)
+"""Parts of a configuration that a library does not depend on."""
 INDEXES = ('tensor-cache.json', 'ndarray-cache.json')
 
 
@@ -52,6 +67,10 @@ class Shard:
     path: str
     nbytes: int
     records: tuple[Record, ...]
+
+
+class NoneFits(BackendError):
+    """There are libraries, and none is for this machine and the device that is asked for."""
 
 
 class MLCFolder:
@@ -176,24 +195,47 @@ class MLCFolder:
     # --- the library ---
 
     def find_library(self, config: ModelConfig) -> str | None:
-        """The model library: `model_lib`, else a lone .so beside the weights, else one of this model's name
-        in the cache folder; None where there is none. A BackendError where `model_lib` names nothing, or
-        several would do.
+        """The model library, None if there is none.
+
+        It is `model_lib`; else one that was made here for this model and device; else a .so beside the
+        weights; else one of this model's name in the cache folder. One for another processor or device is
+        taken if there is no other. A BackendError if `model_lib` names nothing, or several would do.
         """
         if config.model_lib:
             return self._named_library(os.path.expanduser(config.model_lib))
+        made = self.made_library(target_of(config.device))
+        if os.path.isfile(made):
+            return made
+        unfit = []
         for folder, names in (
             (self.path, ['*.so']),
             (cache_folder(), [f'{glob.escape(stem)}*.so' for stem in self._stems()]),
         ):
-            found = sorted(
-                {path for name in names for path in glob.glob(os.path.join(glob.escape(folder), name))}
-            )
-            if len(found) > 1:
-                found = self._for_device(found, config.device)
-            if found:
-                return found[0]
-        return None
+            found = {path for name in names for path in glob.glob(os.path.join(glob.escape(folder), name))}
+            candidates = sorted(path for path in found if folder == self.path or not _MADE.search(path))
+            fitting = [path for path in candidates if unfit_for(path, config.device) is None]
+            if len(fitting) > 1:
+                fitting = self._for_device(fitting, config.device)
+            if fitting:
+                return fitting[0]
+            unfit += candidates
+        if len(unfit) > 1:
+            try:
+                return self._for_device(unfit, config.device)[0]
+            except BackendError as error:
+                raise NoneFits(str(error)) from None
+        return unfit[0] if unfit else None
+
+    def made_library(self, target: str) -> str:
+        """Where the library of this model that is compiled here lies. Its name holds a digest of what goes
+        into it: the configuration, and this machine's processor.
+        """
+        compiled = {name: value for name, value in self.config.items() if name not in _NOT_COMPILED}
+        content = json.dumps([compiled, os.uname().machine], sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:10]
+        stem = re.sub(r'[-_]MLC$', '', self.name)
+        stem = stem if self.quantization in stem else f'{stem}-{self.quantization}'
+        return os.path.join(cache_folder(), f'{stem}-{target}-{digest}.so')
 
     def _named_library(self, name: str) -> str:
         places = [
@@ -218,14 +260,27 @@ class MLCFolder:
 
     def _for_device(self, paths: list[str], device: str) -> list[str]:
         kind = target_of(device)
-        kinds = ('cpu', 'llvm', 'x86', 'aarch64') if kind == 'cpu' else (kind,)
-        fitting = [path for path in paths if any(kind in os.path.basename(path) for kind in kinds)]
+        fitting = [path for path in paths if library_kind(path) == kind]
+        if len(fitting) != 1:
+            kinds = ('cpu', 'llvm', 'x86', 'aarch64') if kind == 'cpu' else (kind,)
+            fitting = [path for path in paths if any(kind in os.path.basename(path) for kind in kinds)]
         if len(fitting) != 1:
             raise BackendError(
                 f'{os.path.dirname(paths[0])} has {len(paths)} model libraries: name one with model_lib, out'
                 f' of {", ".join(os.path.basename(path) for path in paths)}'
             )
         return fitting
+
+
+def unfit_for(library: str, device: str) -> str | None:
+    """Why a library cannot run on this machine, on the device that is asked for; None if its file does not
+    say so.
+    """
+    if machine := other_processor(library):
+        return f'{library} was compiled for {machine}, and this machine is {os.uname().machine}'
+    if device != 'auto' and (kind := library_kind(library)) != target_of(device):
+        return f'{library} was compiled for {kind}, and device={device!r} was asked for'
+    return None
 
 
 def target_of(device: str) -> str:
@@ -250,31 +305,3 @@ def dtype_bits(dtype: str) -> int:
     if match is None:
         raise BackendError(f'the weights have elements of type {dtype!r}, which is not known')
     return int(match[1])
-
-
-def parse_metadata(text: str, library: str) -> dict:
-    """What a library says of itself: the JSON of its `_metadata`; a BackendError where it is of a kind that
-    is not run here.
-    """
-    try:
-        metadata = json.loads(text)
-        metadata['params'] = [
-            (param['name'], tuple(param['shape']), param['dtype']) for param in metadata.get('params', [])
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(
-            f'{library} describes itself in a way that is not understood ({error}); compile it with a newer'
-            ' mlc_llm'
-        ) from error
-    kind = metadata.get('kv_state_kind', 'kv_cache')
-    if kind != 'kv_cache':
-        raise BackendError(
-            f'{library} keeps a state of kind {kind!r} ({metadata.get("model_type")}); a paged KV cache is'
-            ' needed: run this model with api=hf'
-        )
-    for name in ('tensor_parallel_shards', 'pipeline_parallel_stages', 'seqlen_padding_factor'):
-        if metadata.get(name, 1) > 1:
-            raise BackendError(
-                f'{library} was compiled with {name}={metadata[name]}; compile it for one GPU, with {name}=1'
-            )
-    return metadata

@@ -8,18 +8,17 @@ models.
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
-import struct
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ros2_nanochat.errors import BackendError, require
+from ros2_nanochat.backends.mlc.library import DEVICE_KINDS, check_elf, library_kind
+from ros2_nanochat.errors import BackendError, MissingDependency, one_line, require
 
 _POOLED = 2  # AllocatorType of tvm/runtime/memory/memory_manager.h
 _CPU = 1  # DLDeviceType of DLPack
-_DEVICE_KINDS = ('cuda', 'vulkan', 'rocm', 'metal', 'opencl')
-_ELF_MACHINES = {0x03: 'x86', 0x28: 'arm', 0x3E: 'x86_64', 0xB7: 'aarch64', 0xF3: 'riscv'}
 
 
 class Runtime:
@@ -33,9 +32,9 @@ class Runtime:
         self.tvm = require('tvm', 'mlc')
         check_elf(library)
         self.library = library
-        self._executable = self._load(library)
+        self._executable = load_library(self.tvm, library)
         kinds = module_kinds(self._executable)
-        compiled = next((kind for kind in _DEVICE_KINDS if kind in kinds), 'cpu')
+        compiled = next((kind for kind in DEVICE_KINDS if kind in kinds), 'cpu')
         wanted = compiled if device == 'auto' else device
         kind, _, index = wanted.partition(':')
         if kind != compiled:
@@ -60,26 +59,6 @@ class Runtime:
     @property
     def version(self) -> str:
         return self.tvm.__version__
-
-    def _load(self, path: str):
-        try:
-            module = self.tvm.runtime.load_module(path)
-        except Exception as error:  # tvm raises classes of its own for what dlopen and its loaders say
-            text = str(error)
-            if 'loader' in text or 'binary' in text.lower() or 'not enabled' in text:
-                what = 'was compiled for a device that this TVM was not built for'
-            else:
-                what = 'cannot be loaded'
-            raise BackendError(
-                f'{path} {what} (TVM {self.version}: {_reason(error)}); use a library compiled for this'
-                ' machine and this TVM, or compile it again with nanochat-mlc'
-            ) from error
-        if not _has(module, 'vm_load_executable'):
-            raise BackendError(
-                f'{path} is no model library: it has no function vm_load_executable; name the .so that'
-                ' mlc_llm compile made'
-            )
-        return module
 
     def virtual_machine(self):
         """A new virtual machine that runs the library on the device."""
@@ -201,40 +180,67 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def check_elf(path: str) -> None:
-    """Refuse what dlopen would crash on or explain badly: a library that is cut off, of another processor, or
-    no library.
+def load_library(tvm, path: str):
+    """The module of a model library. Raises BackendError, one line, if this TVM does not load it."""
+    try:
+        module = tvm.runtime.load_module(path)
+    except Exception as error:  # tvm raises classes of its own for what dlopen and its loaders say
+        kind = library_kind(path)
+        lacking = None if kind == 'cpu' else lacking_part(os.path.dirname(tvm.__file__), kind)
+        if lacking:
+            raise LacksDevice(
+                f'{path} was compiled for {kind}, and TVM {tvm.__version__} has no {kind} here: {lacking}'
+            ) from error
+        text = str(error)
+        if 'loader' in text or 'binary' in text.lower() or 'not enabled' in text:
+            what = 'was compiled for a device that this TVM was not built for'
+        else:
+            what = 'cannot be loaded'
+        raise BackendError(
+            f'{path} {what} (TVM {tvm.__version__}: {_reason(error)}); use a library compiled for this'
+            ' machine and this TVM, or compile it again with nanochat-mlc'
+        ) from error
+    if not _has(module, 'vm_load_executable'):
+        raise BackendError(
+            f'{path} is no model library: it has no function vm_load_executable; name the .so that'
+            ' mlc_llm compile made'
+        )
+    return module
+
+
+class LacksDevice(BackendError):
+    """The library is right, and this TVM has no such device."""
+
+
+def lacking_part(folder: str, kind: str) -> str | None:
+    """Why the part of TVM for a kind of device, a library of its own since 0.25, is not there; None if it
+    loads, or if this TVM has no such parts. folder: of the package.
+    """
+    parts = glob.glob(os.path.join(glob.escape(folder), '**', 'libtvm_runtime*.so'), recursive=True)
+    if not any(os.path.basename(part).count('_') > 1 for part in parts):
+        return None
+    part = next((part for part in parts if os.path.basename(part) == f'libtvm_runtime_{kind}.so'), None)
+    if part is None:
+        return f'it was built without {kind}; install one that was built with it'
+    try:
+        ctypes.CDLL(part)
+    except OSError as error:
+        return f'{os.path.basename(part)} does not load ({one_line(error)}); install what it needs'
+    return None
+
+
+def why_it_does_not_load(library: str) -> str | None:
+    """What is wrong with a library, for this machine and this TVM; None if it loads, or if that cannot be
+    tried because TVM or the device is not there.
     """
     try:
-        size = os.path.getsize(path)
-        with open(path, 'rb') as file:
-            head = file.read(64)
-    except OSError as error:
-        raise BackendError(f'the model library {path} cannot be read: {error.strerror}') from error
-    if head[:4] != b'\x7fELF':
-        if head[:4] in (b'\xcf\xfa\xed\xfe', b'MZ\x90\x00'):
-            raise BackendError(
-                f'{path} is a library for another operating system; compile it here with nanochat-mlc'
-            )
-        raise BackendError(
-            f'{path} is no shared library (it has {size} bytes and does not begin as one); copy it again'
-        )
-    if len(head) < 64 or head[4] != 2:
-        raise BackendError(f'{path} is no 64-bit library, or is cut off at {size} bytes; copy it again')
-    (machine,) = struct.unpack_from('<H', head, 18)
-    here = os.uname().machine
-    if _ELF_MACHINES.get(machine, '') != here and machine in _ELF_MACHINES:
-        raise BackendError(
-            f'{path} was compiled for {_ELF_MACHINES[machine]}, and this machine is {here}; compile it here'
-            ' with nanochat-mlc'
-        )
-    (sections,) = struct.unpack_from('<Q', head, 40)
-    entry_size, count = struct.unpack_from('<HH', head, 58)
-    if size < sections + entry_size * count:
-        raise BackendError(
-            f'{path} is cut off: it has {size} bytes and should have {sections + entry_size * count} or more;'
-            ' copy it again'
-        )
+        check_elf(library)
+        load_library(require('tvm', 'mlc'), library)
+    except (MissingDependency, LacksDevice):
+        return None
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 def module_kinds(module) -> set[str]:

@@ -1,0 +1,106 @@
+"""What a model library says of itself: for which processor and which kind of device it was compiled, whether
+it is whole, and its metadata. Loads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+
+from ros2_nanochat.errors import BackendError
+
+DEVICE_KINDS = ('cuda', 'vulkan', 'rocm', 'metal', 'opencl')
+"""Kinds of devices, other than the CPU, for which a library may carry kernels."""
+
+_ELF_MACHINES = {0x03: 'x86', 0x28: 'arm', 0x3E: 'x86_64', 0xB7: 'aarch64', 0xF3: 'riscv'}
+
+
+def library_kind(path: str) -> str:
+    """The kind of device that a library was compiled for: TVM writes the kind of each module that it packs
+    into one, behind its length, as a string of its own.
+    """
+    try:
+        with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for kind in DEVICE_KINDS:
+                if data.find(struct.pack('<Q', len(kind)) + kind.encode()) >= 0:
+                    return kind
+    except (OSError, ValueError):  # ValueError: it is empty
+        pass
+    return 'cpu'
+
+
+def other_processor(path: str) -> str | None:
+    """The processor that a library was compiled for if it is not this machine's, else None."""
+    try:
+        with open(path, 'rb') as file:
+            head = file.read(20)
+    except OSError:
+        return None
+    machine = _ELF_MACHINES.get(struct.unpack_from('<H', head, 18)[0]) if len(head) == 20 else None
+    return machine if head[:4] == b'\x7fELF' and machine not in (None, os.uname().machine) else None
+
+
+def check_elf(path: str) -> None:
+    """Refuse what dlopen would crash on or explain badly: a library that is cut off, of another processor, or
+    no library.
+    """
+    try:
+        size = os.path.getsize(path)
+        with open(path, 'rb') as file:
+            head = file.read(64)
+    except OSError as error:
+        raise BackendError(f'the model library {path} cannot be read: {error.strerror}') from error
+    if head[:4] != b'\x7fELF':
+        if head[:4] in (b'\xcf\xfa\xed\xfe', b'MZ\x90\x00'):
+            raise BackendError(
+                f'{path} is a library for another operating system; compile it here with nanochat-mlc'
+            )
+        raise BackendError(
+            f'{path} is no shared library (it has {size} bytes and does not begin as one); copy it again'
+        )
+    if len(head) < 64 or head[4] != 2:
+        raise BackendError(f'{path} is no 64-bit library, or is cut off at {size} bytes; copy it again')
+    (machine,) = struct.unpack_from('<H', head, 18)
+    here = os.uname().machine
+    if _ELF_MACHINES.get(machine, '') != here and machine in _ELF_MACHINES:
+        raise BackendError(
+            f'{path} was compiled for {_ELF_MACHINES[machine]}, and this machine is {here}; compile it here'
+            ' with nanochat-mlc'
+        )
+    (sections,) = struct.unpack_from('<Q', head, 40)
+    entry_size, count = struct.unpack_from('<HH', head, 58)
+    if size < sections + entry_size * count:
+        raise BackendError(
+            f'{path} is cut off: it has {size} bytes and should have {sections + entry_size * count} or more;'
+            ' copy it again'
+        )
+
+
+def parse_metadata(text: str, library: str) -> dict:
+    """What a library says of itself: the JSON of its `_metadata`; a BackendError where it is of a kind that
+    is not run here.
+    """
+    try:
+        metadata = json.loads(text)
+        metadata['params'] = [
+            (param['name'], tuple(param['shape']), param['dtype']) for param in metadata.get('params', [])
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError(
+            f'{library} describes itself in a way that is not understood ({error}); compile it with a newer'
+            ' mlc_llm'
+        ) from error
+    kind = metadata.get('kv_state_kind', 'kv_cache')
+    if kind != 'kv_cache':
+        raise BackendError(
+            f'{library} keeps a state of kind {kind!r} ({metadata.get("model_type")}); a paged KV cache is'
+            ' needed: run this model with api=hf'
+        )
+    for name in ('tensor_parallel_shards', 'pipeline_parallel_stages', 'seqlen_padding_factor'):
+        if metadata.get(name, 1) > 1:
+            raise BackendError(
+                f'{library} was compiled with {name}={metadata[name]}; compile it for one GPU, with {name}=1'
+            )
+    return metadata

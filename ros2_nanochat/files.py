@@ -104,7 +104,7 @@ def sync_folder(folder: str | os.PathLike) -> None:
 def remove_temporary(folder: str | os.PathLike, name: str) -> None:
     """Delete what a crash has left of unfinished writes of one file. Nobody may be writing it."""
     with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
+        for entry in os.scandir(os.fspath(folder)):
             if entry.name.startswith(f'.{name}.') and entry.name.endswith(TEMPORARY):
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)

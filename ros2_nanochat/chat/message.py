@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ros2_nanochat.chat.model import ChatModel, ImageParts
+from ros2_nanochat.chat.model import ChatModel, ImageParts, OpenedImage
 from ros2_nanochat.errors import shorten
 from ros2_nanochat.image_sources import FileObject, is_image_name, is_url, read_file_object
 
@@ -110,7 +110,7 @@ class ChatMessage:
         if not isinstance(image, np.ndarray) and isinstance(image, FileObject):
             image = read_file_object(image)  # now: the caller may close it or read on
         self._image = image
-        self.picture = None
+        self.picture: OpenedImage | None = None
         self._parts: tuple[ChatModel, ImageParts] | None = None
         self._text = None if text is None else clean_text(text)
         self.adopt(tokens, reasoning, num_reasoning)

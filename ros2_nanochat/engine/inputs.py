@@ -156,7 +156,8 @@ class Inputs:
 
 def check_call(kv_cache: object, priority: object, deadline: Any) -> None:
     """Raise a ValueError for what `generate` cannot take."""
-    if deadline is not None and not (isinstance(deadline, numbers.Real) and deadline >= 0):
+    seconds: Any = deadline
+    if deadline is not None and not (isinstance(deadline, numbers.Real) and seconds >= 0):
         raise ValueError(f'deadline={deadline!r} is not valid: seconds from now, 0 or more')
     if not isinstance(priority, numbers.Integral):
         raise ValueError(f'priority={priority!r} is not valid: a whole number')

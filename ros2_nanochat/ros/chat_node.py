@@ -37,6 +37,7 @@ from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.node_process import run_until
 from ros2_nanochat.ros.parameter_files import files_without_effect
 from ros2_nanochat.ros.program import init, run_ros_program
+from ros2_nanochat.ros.shared_memory import shortage
 from ros2_nanochat.ros.signals import on_signal
 from ros2_nanochat.states import NodeState
 
@@ -283,8 +284,9 @@ def _run(arguments: Sequence[str]) -> int:
             ' model:=/path/to/model.gguf  and so on, config/chat.yaml has them all'
         )
     node = ChatNode(done)
-    for warning in files_without_effect(arguments, node.get_fully_qualified_name()):
-        node.get_logger().warning(warning)
+    for warning in (*files_without_effect(arguments, node.get_fully_qualified_name()), shortage()):
+        if warning:
+            node.get_logger().warning(warning)
     return run_until(done, node)
 
 

@@ -127,14 +127,14 @@ class ChatClient:
         """The robots that nodes of this name serve, as far as the graph shows; without one that serves
         itself.
         """
-        beginning, end = f'{self._space}/', f'/{self._leaf}/history'
+        beginning, end = f'{self._space}/', f'/{self._leaf}/turn'
         return sorted(
-            service[len(beginning) : -len(end)]
-            for service, types in self.node.get_service_names_and_types()
-            if 'nanochat/srv/GetHistory' in types
-            and service.startswith(beginning)
-            and service.endswith(end)
-            and len(service) > len(beginning) + len(end)
+            topic[len(beginning) : -len(end)]
+            for topic, _ in self.node.get_topic_names_and_types()
+            if topic.startswith(beginning)
+            and topic.endswith(end)
+            and len(topic) > len(beginning) + len(end)
+            and self.node.count_publishers(topic)
         )
 
     def ask(self, text: str, image=None, **options) -> Reply:

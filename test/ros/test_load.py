@@ -141,6 +141,29 @@ def test_a_client_that_is_killed_while_another_one_listens_stops_its_turn(start,
     assert mine.result(30).reply == 'You said: mine'
 
 
+def test_cleanup_and_configure_again_and_again_take_no_more_memory(start, listen):
+    node = start(model='')
+    ears = listen()
+
+    def transit(name):
+        request = ChangeState.Request(transition=Transition(id=getattr(Transition, f'TRANSITION_{name}')))
+        assert call(ears, ChangeState, '/nanochat/change_state', request, 60.0).success
+
+    memory = []
+    for _ in range(5):
+        for name in ('DEACTIVATE', 'CLEANUP', 'CONFIGURE', 'ACTIVATE'):
+            transit(name)
+        memory.append(node.memory(shared=False))
+    assert max(memory[1:]) < 1.05 * memory[0], memory
+
+
+def test_a_fleet_client_without_a_robot_is_told_which_there_are(start, run_program):
+    start(robots=['left', 'right'])
+    for arguments in ((), ('--robot', 'middle')):
+        code, _, told = run_program('chat_client', *arguments, '--wait', '10', '--prompt', 'hello')
+        assert code == 1 and '--robot  left, right' in told and 'DOMAIN' not in told
+
+
 def test_history_answers_for_a_template_that_refuses_the_conversation(start, listen, talk, tmp_path):
     template = tmp_path / 'strict.jinja'
     template.write_text(

@@ -587,7 +587,7 @@ def test_what_is_no_language_model_is_named(llama, tmp_path, change, said):
         (tmp_path / '1_Pooling').mkdir()
     with pytest.raises(BackendError, match=said) as caught:
         opened(tmp_path)
-    assert '\n' not in str(caught.value) and 'take a causal language model' in str(caught.value)
+    assert '\n' not in str(caught.value) and 'no causal language model' in str(caught.value)
 
 
 def test_a_model_whose_logits_are_no_numbers_is_refused_at_opening(llama, tmp_path):

@@ -12,7 +12,7 @@ _OTHER_TASK = re.compile(
     r'For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|'
     r'NextSentencePrediction|PreTraining|ImageClassification|TextEncoding|SpeechSeq2Seq|CTC)$'
 )
-_TAKE = 'take a causal language model (its "architectures" end in ForCausalLM) or an image-text model'
+_TAKE = 'take one (its "architectures" end in ForCausalLM), or an image-text model'
 
 
 def other_kind(checkpoint: Checkpoint) -> str | None:
@@ -28,4 +28,7 @@ def other_kind(checkpoint: Checkpoint) -> str | None:
         what = f'made for another task ({found[1]})'
     elif name.endswith('Model') and not name.endswith('LMHeadModel'):
         what = 'a model without a language head, such as one for embeddings'
-    return f'{checkpoint.folder} ({name or config.get("model_type")}) is {what}: {_TAKE}' if what else None
+    if what is None:
+        return None
+    kind = name or printable(config.get('model_type'))
+    return f'{checkpoint.folder} ({kind}) is no causal language model but {what}: {_TAKE}'

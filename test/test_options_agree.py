@@ -106,6 +106,9 @@ def arguments_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 def test_the_terminal_has_the_options_that_say_so_with_type_and_choices():
     found = arguments_of(arguments.make_parser('test', '', conversation=True))
     declared = {each.name: each for each in OPTIONS if each.argument}
+    assert found.pop('template_option').option_strings == [
+        '--template-option'
+    ]  # one part of template_options
     assert set(found) == set(declared)
     for name, action in found.items():
         assert action.option_strings[0] == '--' + name.replace('_', '-')

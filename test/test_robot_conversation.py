@@ -12,12 +12,12 @@ import pytest
 from ros2_nanochat import NanoLLM
 from ros2_nanochat.chat import storage
 from ros2_nanochat.chat.message import PixelsGone
+from ros2_nanochat.config import GenerationConfig, RobotOptions, options_of
 from ros2_nanochat.errors import BackendError, MissingDependency
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.frames import CameraFrames, thumbnail
 from ros2_nanochat.robot.options import (
     ROBOT_PARAMETERS,
-    RobotOptions,
     goal_options,
     robot_names,
     robot_options,
@@ -493,20 +493,12 @@ def goal(**fields):
     return SimpleNamespace(
         **{
             'query': 'q',
-            'image_mode': '',
-            'max_new_tokens': 0,
-            'temperature': -1.0,
-            'top_p': 0.0,
-            'top_k': -1,
-            'min_p': -1.0,
-            'repetition_penalty': 0.0,
-            'seed': -1,
-            'stop': [],
-            'response_format': '',
-            'probabilities': False,
-            'priority': 0,
-            'deadline': 0.0,
-            'on_new_query': '',
+            **{
+                each.parameter or each.name: each.goal
+                for kind in (RobotOptions, GenerationConfig)
+                for each in options_of(kind)
+                if each.goal is not None
+            },
             **fields,
         }
     )

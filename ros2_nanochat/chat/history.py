@@ -29,7 +29,7 @@ class ChatHistory:
     """Messages of one conversation, indexed like a list.
 
     model: a `NanoLLM`. chat_template: as in `ChatTemplate`. system_prompt: None takes the template's, ''
-        none.
+        none. template_options: variables of the template, such as `{'enable_thinking': False}`.
     kv_cache: what the model has read of it; set it to `reply.kv_cache` after each reply. num_dropped:
     messages that the last `embed_chat` dropped because the context was full. encode_seconds: what it spent on
     encoding images, 0.0 where all were known.
@@ -42,9 +42,11 @@ class ChatHistory:
         model: ChatModel,
         chat_template: str | Mapping | None = None,
         system_prompt: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ):
         self.model = model
-        self.template = ChatTemplate(model, chat_template)
+        self._chat_template = chat_template
+        self.template = ChatTemplate(model, chat_template, template_options)
         self.messages: list[ChatMessage] = []
         self.num_dropped = 0
         self.encode_seconds = 0.0
@@ -80,10 +82,14 @@ class ChatHistory:
 
         msg: text or an image, told apart as `is_image` does; a `ChatMessage`; or the `StreamingResponse` of
         the model, whose text, ids and KV cache are taken over as far as it was delivered. text, image: said
-        outright. ValueError for an unknown role, or an image that the model cannot see.
+        outright. Words of the bot that end the history are continued by the next reply, which then becomes a
+        part of that message. ValueError for an unknown role, or an image that the model cannot see.
         """
         if isinstance(msg, ChatMessage):
             message = msg
+        elif isinstance(msg, ModelReply) and role == 'bot' and self._continues(self.messages):
+            message = self.messages.pop()  # what the reply continued
+            message.text = (message.text or '') + msg.text
         elif isinstance(msg, ModelReply):
             message = ChatMessage(role, text=msg.text, reasoning=msg.reasoning or '', **options)
         else:
@@ -182,6 +188,16 @@ class ChatHistory:
         if isinstance(system_prompt, str):
             self._default_prompt = system_prompt
 
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """Variables of the template. Setting them keeps the conversation."""
+        return self.template.options
+
+    @template_options.setter
+    def template_options(self, options: Mapping[str, Any] | None) -> None:
+        self.template = ChatTemplate(self.model, self._chat_template, options)
+        self._last = None
+
     # --- entries and KV ---
 
     @property
@@ -218,7 +234,13 @@ class ChatHistory:
         return self._last[1]
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
-        return self.template.prompt(messages)
+        return self.template.prompt(messages, continues=self._continues(messages))
+
+    @staticmethod
+    def _continues(messages: Sequence[ChatMessage]) -> bool:
+        """Whether the last message is the beginning of a reply, in words that the model has not sampled."""
+        last = messages[-1] if messages else None
+        return last is not None and last.role == 'bot' and bool(last.text) and last.tokens is None
 
     def embed_chat(
         self, use_cache: bool = True, max_tokens: int | None = None, wrap_tokens: int | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from ros2_nanochat.config.declaration import Options, option, program_defaults
 from ros2_nanochat.config.generation import GenerationConfig
@@ -31,6 +33,13 @@ class ImageTransport(StrEnum):
     AUTO = 'auto'
     RAW = 'raw'
     COMPRESSED = 'compressed'
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,18 @@ class RobotOptions(Options):
     )
     explain_format: bool = option(
         True, 'Tell the model in the prompt which form its answer must have', live=True
+    )
+    template_options: str | None = option(
+        None,
+        'Variables of the chat template, as a JSON object: {"enable_thinking": false}, or documents,'
+        ' date_string'
+        ' and others that it reads',
+        otherwise="the template's own",
+        valid=_is_json_object,
+        allowed='a JSON object, such as {"enable_thinking": false}',
+        unset='',
+        live=True,
+        argument=False,
     )
     on_new_query: OnNewQuery = option(
         OnNewQuery.INTERRUPT,
@@ -164,3 +185,8 @@ class RobotOptions(Options):
         argument=False,
     )
     generation: GenerationConfig = program_defaults(GenerationConfig)
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What `template_options` holds."""
+        return json.loads(self.template_options) if self.template_options else {}

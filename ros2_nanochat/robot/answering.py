@@ -115,6 +115,8 @@ class Answering:
 
     def _prompt(self, turn: Turn, memory: Memory, shown: list):
         history = memory.history
+        if turn.options.template_variables != history.template_options:
+            history.template_options = turn.options.template_variables
         if turn.options.system_prompt != memory.system_prompt:
             memory.system_prompt = turn.options.system_prompt
             history.system_prompt = (

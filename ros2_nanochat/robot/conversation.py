@@ -68,7 +68,7 @@ class RobotConversation:
         self.sight = CameraFrames(camera)
         self._store, self._log = store, log
         self._title = f'{name}: ' if name else ''
-        history = ChatHistory(model, chat_template=chat_template, system_prompt=options.system_prompt)
+        history = ChatHistory(model, chat_template, options.system_prompt, options.template_variables)
         if store is not None:
             store.restore(history, options.system_prompt)
         self._schedule = Schedule()

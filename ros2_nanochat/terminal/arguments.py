@@ -23,6 +23,7 @@ from ros2_nanochat.config import (
     program_defaults,
 )
 from ros2_nanochat.config.declaration import shown_default
+from ros2_nanochat.errors import shorten
 from ros2_nanochat.files import read_text, valid_text
 from ros2_nanochat.terminal.nanollm_options import add_nanollm_options
 
@@ -36,6 +37,13 @@ def make_parser(program: str, description: str, conversation: bool = False) -> a
         group = parser.add_argument_group('the conversation')
         _add_options(group, NodeConfig)
         _add_options(group, RobotOptions)
+        group.add_argument(
+            '--template-option',
+            action='append',
+            metavar='NAME=VALUE',
+            help='a variable of the chat template, such as enable_thinking=false; can be repeated. The value'
+            ' is JSON, or else text',
+        )
     parser.add_argument(
         '--prompt',
         action='append',
@@ -95,6 +103,20 @@ def generation_config(args: argparse.Namespace) -> GenerationConfig:
     if 'stop_tokens' in options:
         options['stop_tokens'] = tuple(map(_stop_token, options['stop_tokens']))
     return replace(program_defaults(GenerationConfig), **options)
+
+
+def template_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Variables of the chat template; ValueError for one without a value."""
+    options = {}
+    for text in args.template_option or ():
+        name, separator, value = valid_text(text).partition('=')
+        if not separator or not name:
+            raise ValueError(f'--template-option {shorten(text)} is not valid: it has to be NAME=VALUE')
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def _stop_token(stop: str) -> int | str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.files import valid_text
-from ros2_nanochat.terminal.arguments import make_parser, robot_options
+from ros2_nanochat.terminal.arguments import make_parser, robot_options, template_options
 from ros2_nanochat.terminal.chat_loop import ChatLoop
 from ros2_nanochat.terminal.commands import COMMANDS
 from ros2_nanochat.terminal.screen import Screen
@@ -26,7 +26,7 @@ def main(args: Sequence[str] | None = None) -> int:
     def run(model, config, prompts) -> int:
         robot = robot_options(options)
         system_prompt = None if robot.system_prompt is None else valid_text(robot.system_prompt)
-        history = ChatHistory(model, options.chat_template, system_prompt)
+        history = ChatHistory(model, options.chat_template, system_prompt, template_options(options))
         loop = ChatLoop(
             model,
             history,

@@ -22,8 +22,10 @@ def arrange(
     hide: Callable[[str, Placeholders], str],
     image_token: str | None,
     add_generation_prompt: bool,
+    continues: bool = False,
 ) -> tuple[Conversation, str]:
-    """The conversation as the template takes it, and its text.
+    """The conversation as the template takes it, and its text. continues: the last message, of the bot, goes
+    on; see `Conversation`.
 
     Raises:
         ValueError: The template takes it in no way; the message is what it says of the conversation as given.
@@ -32,14 +34,15 @@ def arrange(
         if not markup.takes_tool and any(message.role == 'tool' for message in messages):
             raise _no_place_for_tools(markup)
         arrangement = Arrangement(joins_neighbours=True, folds_system=not markup.takes_system)
-        conversation = Conversation(messages, markup, hide, image_token, arrangement)
+        conversation = Conversation(messages, markup, hide, image_token, arrangement, continues)
         return conversation, conversation.finish(markup.render(conversation.messages, add_generation_prompt))
     refusal: ValueError | None = None
     incomplete: tuple[Conversation, str] | None = None
     for arrangement in _arrangements(messages, markup):
-        conversation = Conversation(messages, markup, hide, image_token, arrangement)
+        conversation = Conversation(messages, markup, hide, image_token, arrangement, continues)
         try:
-            text = markup.render(conversation.messages, add_generation_prompt)
+            options = conversation.hidden(markup.options)
+            text = markup.render(conversation.messages, add_generation_prompt, options)
             finished = conversation.finish(text)
         except ValueError as error:
             refusal = refusal or error

@@ -1,8 +1,7 @@
 """Chat templates: messages become one text by the model's markup, and that text a `Prompt`, in which special
 tokens come from markup alone.
 
-Finds the template: what is asked for (a name, a file, a dict), else the model's own Jinja source, else by the
-model's name. Rendering is the business of `jinja` and `pieces`, ids are that of `segments`.
+Finds the template: what is asked for (a name, a file, a dict), else the model's own, else by its name.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder
 from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
 from ros2_nanochat.chat.template.turns import Conversation, Written
+from ros2_nanochat.chat.template.variables import check_template_options, warn_of_unread
 from ros2_nanochat.files import read_text
 from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding, Prompt
@@ -37,11 +37,18 @@ class ChatTemplate:
     chat_template: a name (`ChatTemplate.names()`), a JSON file in the form of `pieces`, a Jinja file, Jinja
     source, a dict, or None: the model's own, else one found by its name and type.
 
+    options: variables of the template, whatever JSON can hold; texts in them are content, never markup.
     name, system_prompt (the default one, or None), stop (ids and strings that end a reply).
     """
 
-    def __init__(self, model: ChatModel, chat_template: str | Mapping | None = None):
+    def __init__(
+        self,
+        model: ChatModel,
+        chat_template: str | Mapping | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
         info = model.info
+        self.options = check_template_options(options)
         self._model = model
         self._variables = dict(info.named_tokens)
         texts = {token.id: token.text for token in info.special_tokens}
@@ -53,6 +60,7 @@ class ChatTemplate:
         self._ends = ends
         self.markup = self._find(chat_template)
         self.name = self.markup.name
+        warn_of_unread(self.options, self.markup)
         self.system_prompt = self.markup.system_prompt
         self._by_id = {token.id: token for token in info.special_tokens}
         self._by_text = {token.text: token for token in info.special_tokens}
@@ -79,7 +87,7 @@ class ChatTemplate:
         info = self._model.info
         if wanted is None or wanted == 'auto':
             if info.chat_template:
-                return JinjaMarkup(info.chat_template, self._variables, name=f'of {info.name}')
+                return self._jinja(info.chat_template, f'of {info.name}')
             wanted = find_name(info.name, info.architecture) or find_name(os.path.basename(info.path), '')
             if wanted is None and {'<|im_start|>', '<|im_end|>'} <= {
                 token.text for token in info.special_tokens
@@ -101,17 +109,20 @@ class ChatTemplate:
         if wanted in BUILTIN:
             builtin = BUILTIN[wanted]
             return (
-                JinjaMarkup(builtin, self._variables, wanted)
+                self._jinja(builtin, wanted)
                 if isinstance(builtin, str)
                 else self._from_pieces(builtin, wanted)
             )
         if '{%' in wanted or '{{' in wanted:
-            return JinjaMarkup(wanted, self._variables, where='chat_template')
+            return self._jinja(wanted, where='chat_template')
         if os.path.isfile(path := os.path.expanduser(wanted)):
             return self._from_file(path)
         raise ValueError(
             f'there is no chat template {wanted!r}: neither a file nor one of {", ".join(self.names())}'
         )
+
+    def _jinja(self, source: str, name: str = 'jinja', where: str | None = None) -> JinjaMarkup:
+        return JinjaMarkup(source, self._variables, name, where, self.options)
 
     def _from_pieces(self, pieces: Mapping, name: str) -> NanoLLMFormat:
         return NanoLLMFormat(pieces, self._variables, self._ends, name)
@@ -123,7 +134,7 @@ class ChatTemplate:
             raise ValueError(f'chat template {path} cannot be read: {error}') from error
         name = os.path.splitext(os.path.basename(path))[0]
         if not path.lower().endswith('.json'):
-            return JinjaMarkup(source, self._variables, name, where=path)
+            return self._jinja(source, name, path)
         try:
             pieces = json.loads(source)
         except json.JSONDecodeError as error:
@@ -133,7 +144,7 @@ class ChatTemplate:
         if isinstance(pieces, dict) and isinstance(
             pieces.get('chat_template'), str
         ):  # the file in which transformers keeps one
-            return JinjaMarkup(pieces['chat_template'], self._variables, name, where=path)
+            return self._jinja(pieces['chat_template'], name, path)
 
         def line_of(key):
             at = re.search(rf'"{re.escape(key)}"\s*:', source)
@@ -205,28 +216,29 @@ class ChatTemplate:
             )
         return conversation.placeholders.restore(text)
 
-    def prompt(self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None = None) -> Prompt:
+    def prompt(
+        self,
+        messages: Sequence[ChatMessage],
+        add_generation_prompt: bool | None = None,
+        continues: bool = False,
+    ) -> Prompt:
         """The entries of a conversation, from position 0. add_generation_prompt: let the model begin a reply;
-        None: unless the bot spoke last.
-
+        None: unless the bot spoke last. continues: end with the words of the last message, of the bot.
         ValueError where the template does not take such a conversation.
         """
         if not messages:
             return self._join([])
-        conversation, text = self._arranged(messages, add_generation_prompt)
+        conversation, text = self._arranged(messages, add_generation_prompt, continues)
+        text = conversation.cut(text) if continues else text
         return self._join(
             self._parts(self._place_images(text, conversation.placeholders), conversation.placeholders)
         )
 
     def _arranged(
-        self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None
+        self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None, continues: bool = False
     ) -> tuple[Conversation, str]:
-        generation = self._generation(messages, add_generation_prompt)
-        return arrange(messages, self.markup, self._hide, self.image_token, generation)
-
-    @staticmethod
-    def _generation(messages: Sequence[ChatMessage], wanted: bool | None) -> bool:
-        return messages[-1].role != 'bot' if wanted is None else wanted
+        generation = messages[-1].role != 'bot' if add_generation_prompt is None else add_generation_prompt
+        return arrange(messages, self.markup, self._hide, self.image_token, generation, continues)
 
     def _place_images(self, text: str, placeholders: Placeholders) -> str:
         """The text with the markup that a model has around an image written out, and a character for each

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ros2_nanochat.chat.template.bounded_rendering import Mistake, renderer
 from ros2_nanochat.chat.template.builtin import BUILTIN
@@ -60,7 +60,8 @@ class JinjaMarkup:
     """One Jinja template, and what it does with conversations that not every template takes, found out by
     asking it.
 
-    variables: `bos_token`, `eos_token` and others that it may refer to, as texts.
+    variables: `bos_token`, `eos_token` and others that it may refer to, as texts. options: further variables,
+        whatever JSON can hold.
     """
 
     writes_bos = True  # the template puts the begin-of-text token itself, or means that there is none
@@ -73,7 +74,9 @@ class JinjaMarkup:
         variables: dict[str, str] | None = None,
         name: str = 'jinja',
         where: str | None = None,
+        options: Mapping[str, Any] | None = None,
     ):
+        self.options = dict(options or {})
         self.source = source
         self.name = name
         self._variables = variables or {}
@@ -89,13 +92,21 @@ class JinjaMarkup:
         except Refused as error:
             raise ValueError(f'{where} {printable(error)}') from error
 
-    def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
-        """Render messages, dicts as transformers takes them. `TemplateRefusal` where the template raises."""
+    def render(
+        self,
+        messages: Sequence[dict],
+        add_generation_prompt: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Render messages, dicts as transformers takes them; options: in place of its own.
+        `TemplateRefusal` where the template raises.
+        """
         context = {
             **self._variables,
-            'messages': list(messages),
             'tools': None,
             'documents': None,
+            **(self.options if options is None else options),
+            'messages': list(messages),
             'add_generation_prompt': add_generation_prompt,
         }
         try:

@@ -5,7 +5,7 @@ read as markup are characters that stand for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +62,9 @@ class Conversation:
     markup: the template (`jinja.JinjaMarkup`, `pieces.NanoLLMFormat`). hide: replaces what could be markup in
         a content.
     image_token: for what in the rendered text an image goes in, where the template takes images among the
-    parts of a content.
+        parts of a content.
+    continues: the words of the last message, of the bot, are not the whole reply: `continued` stands for them
+        in the rendering, so that it can be cut there.
     """
 
     def __init__(
@@ -72,8 +74,12 @@ class Conversation:
         hide: Callable[[str, Placeholders], str],
         image_token: str | None,
         arrangement: Arrangement,
+        continues: bool = False,
     ):
         self.placeholders = Placeholders()
+        self._open = messages[-1] if continues else None
+        self.continued = ''
+        """The character that stands for the words that go on."""
         self.contents: list[tuple[int, list[str]]] = []
         """What has to stand in the rendering: for each message not of the bot, its number and its texts."""
         self._arrangement = arrangement
@@ -170,7 +176,9 @@ class Conversation:
         thought = entry.reasoning.strip()
         apart = bool(thought) and (self._markup.takes_reasoning or marks is not None)
         text = self._hide(entry.text)
-        if entry.tokens:
+        if entry is self._open:
+            text = self.continued = self.placeholders.for_text(entry.text)
+        elif entry.tokens:
             text = self.placeholders.for_object(Written(entry, whole=not apart))
             self._written.append((text, self.placeholders.for_text(thought) if apart else None))
         if not apart:
@@ -183,6 +191,14 @@ class Conversation:
             message['reasoning_content'] = message['thinking'] = reasoning
             return text
         return f'{marks[0]}\n{reasoning}\n{marks[1]}\n\n{text}'
+
+    def hidden(self, value: Any) -> Any:
+        """A variable of the template: what could be markup in its texts is hidden, as in contents."""
+        if isinstance(value, str):
+            return self._hide(value)
+        if isinstance(value, Mapping):
+            return {key: self.hidden(each) for key, each in value.items()}
+        return [self.hidden(each) for each in value] if isinstance(value, (list, tuple)) else value
 
     def finish(self, text: str) -> str:
         """A rendering of `messages`, with characters for images and for what the model wrote."""
@@ -198,6 +214,15 @@ class Conversation:
         for answer, reasoning in self._written:
             text = self._join_reply(text, answer, reasoning)
         return text
+
+    def cut(self, text: str) -> str:
+        """A finished rendering up to the words that go on."""
+        end = text.rfind(self.continued) if self.continued else -1
+        if end < 0:
+            raise ValueError(
+                f'chat template {self._markup.name} has no place for the words of the bot that go on'
+            )
+        return text[: end + 1]
 
     def _join_reply(self, text: str, answer: str, reasoning: str | None) -> str:
         """Let what the model sampled stand just where it began to sample: white space that the template

@@ -154,7 +154,7 @@ class Inputs:
         return ''.join([detokenizer.add(i) for i in self.ids(ids)]) + detokenizer.flush()
 
 
-def check_call(kv_cache: object, priority: object, deadline: Any) -> None:
+def check_call(kv_cache: Any, priority: Any, deadline: Any) -> None:
     """Raise a ValueError for what `generate` cannot take."""
     seconds: Any = deadline
     if deadline is not None and not (isinstance(deadline, numbers.Real) and seconds >= 0):

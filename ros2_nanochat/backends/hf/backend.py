@@ -229,7 +229,7 @@ class HFBackend(Backend):
     def load(self, data: bytes) -> int | None:
         if not self.runner.packed:
             return None
-        from ros2_nanochat.backends.hf.packed_cache import PackedSequence
+        from ros2_nanochat.backends.hf.sequences import PackedSequence
 
         sequence = PackedSequence.from_bytes(data, self._fingerprint, self.runner.context_length, self.device)
         if sequence is None or sequence.length > self.kv_capacity - self.kv_used:

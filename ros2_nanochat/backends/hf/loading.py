@@ -6,7 +6,6 @@ Knows nothing of sequences or forwards. Safetensors and GGUF only: nothing is un
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
@@ -16,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from transformers.utils import logging as transformers_logging
 
 from ros2_nanochat.backends.hf import awq as hf_awq
 from ros2_nanochat.backends.hf.checkpoint import DTYPES, Checkpoint
-from ros2_nanochat.backends.hf.kinds import other_kind
+from ros2_nanochat.backends.hf.load_progress import report_progress
+from ros2_nanochat.backends.hf.model_class import concrete_class, model_class, need_packages
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, LoadAborted, one_line
 
@@ -171,9 +170,9 @@ def load(
             raise LoadAborted(f'loading {checkpoint.folder} was aborted')
         progress(best)
 
-    with _report(step):
+    with report_progress(step):
         if checkpoint.gguf_file:
-            _need_packages(('gguf', 'accelerate'), f'opening {checkpoint.gguf_file} with hf')
+            need_packages(('gguf', 'accelerate'), f'opening {checkpoint.gguf_file} with hf')
             model, held = (
                 _from_pretrained(
                     transformers.AutoModelForCausalLM, checkpoint, gguf_file=checkpoint.gguf_file, **options
@@ -185,14 +184,14 @@ def load(
         else:
             if choice.quantizer:
                 quantizer = QUANTIZERS[choice.quantizer]
-                _need_packages(quantizer.packages, f'quantization={choice.quantizer!r}')
+                need_packages(quantizer.packages, f'quantization={choice.quantizer!r}')
                 if quantizer.needs_cuda and device.type != 'cuda':
                     raise BackendError(
                         f'quantization={choice.quantizer!r} runs on CUDA devices alone, not on {device.type};'
                         ' take bitsandbytes-8bit or a dtype'
                     )
                 options['quantization_config'] = quantizer.make(dtype)
-            model = _from_pretrained(_model_class(checkpoint, config), checkpoint, **options)
+            model = _from_pretrained(model_class(checkpoint, config), checkpoint, **options)
             held = choice.quantizer or checkpoint.quant_method or str(dtype)[6:]
     step(1.0)
     if device.type == 'cpu' and not choice.quantizer:
@@ -243,7 +242,7 @@ def _load_awq(
     )
     if hasattr(config, 'quantization_config'):
         del config.quantization_config
-    cls = _concrete_class(config, checkpoint)
+    cls = concrete_class(config, checkpoint)
     options = {name: value for name, value in options.items() if name in ('dtype', 'device_map')}
     return _from_pretrained(
         cls, checkpoint, path=None, config=config, state_dict=tensors, **options
@@ -275,113 +274,3 @@ def _from_pretrained(cls, checkpoint: Checkpoint, path: str | None = '', **optio
             'it is incomplete, or its config.json belongs to another model'
         )
     return model
-
-
-def _model_class(checkpoint: Checkpoint, config: ModelConfig):
-    """The auto class: image-text models are opened whole, so that their vision part is there; else the
-    language model.
-    """
-    kind, folder = checkpoint.config.get('model_type'), checkpoint.folder
-    if config.trust_remote_code and 'auto_map' in checkpoint.config:
-        return transformers.AutoModelForCausalLM
-    if 'auto_map' in checkpoint.config and kind not in transformers.CONFIG_MAPPING:
-        raise BackendError(
-            f'{folder} brings its own code ({kind}); it runs only with trust_remote_code=True, if you trust'
-            ' its authors'
-        )
-    if kind not in transformers.CONFIG_MAPPING:
-        raise BackendError(
-            f'{folder}: model_type {kind!r} is unknown to transformers {transformers.__version__}; a newer'
-            ' one may know it (pip install -U transformers)'
-        )
-    if problem := other_kind(checkpoint):
-        raise BackendError(problem)
-    settings = transformers.CONFIG_MAPPING[kind]
-    architectures = checkpoint.config.get('architectures') or ['']
-    image_text = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    if settings in image_text and (
-        settings not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        or architectures[0] == image_text[settings].__name__
-    ):
-        return transformers.AutoModelForImageTextToText
-    if settings in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        return transformers.AutoModelForCausalLM
-    raise BackendError(
-        f'{folder}: {architectures[0] or kind} is no causal language model; hf runs causal and image-text'
-        ' models'
-    )
-
-
-def _concrete_class(config, checkpoint: Checkpoint):
-    for mapping in (
-        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    ):
-        if type(config) in mapping:
-            cls = mapping[type(config)]
-            return cls[0] if isinstance(cls, tuple) else cls
-    raise BackendError(
-        f'{checkpoint.folder}: transformers {transformers.__version__} has no language model for'
-        f' {config.model_type}'
-    )
-
-
-def _need_packages(packages: tuple[str, ...], what: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendError(
-            f'{what} needs {" and ".join(missing)}: run  pip install {" ".join(missing)}  with the Python'
-            ' that runs this'
-        )
-
-
-@contextlib.contextmanager
-def _report(step: Callable[[float], None]):
-    """Hear transformers' progress bar of this thread, and keep it and the reports off the terminal."""
-    thread = threading.get_ident()
-
-    class Bar:
-        """What transformers takes for a progress bar."""
-
-        def __init__(self, items=None, total=None, **_):
-            self._items = items
-            self.total = total or (len(items) if hasattr(items, '__len__') else 0)
-            self.n = 0
-
-        def __iter__(self):
-            for item in self._items:
-                yield item
-                self.update()
-
-        def update(self, n: int = 1) -> None:
-            self.n += n
-            if self.total:
-                step(min(self.n / self.total, 1.0))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def __getattr__(self, name):
-            return lambda *args, **options: None
-
-    def hook(factory, args, options):
-        return Bar(*args, **options) if threading.get_ident() == thread else factory(*args, **options)
-
-    from transformers import modeling_gguf_pytorch_utils as of_gguf  # makes its bar without the hook
-
-    makes_bar = getattr(of_gguf, 'tqdm', None)
-    previous = transformers_logging.set_tqdm_hook(hook)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(
-        max(verbosity, transformers_logging.ERROR)
-    )  # its tables about a checkpoint: we say it in a line
-    of_gguf.tqdm = lambda *args, **options: hook(makes_bar, args, options)
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(previous)
-        transformers_logging.set_verbosity(verbosity)
-        of_gguf.tqdm = makes_bar

@@ -10,125 +10,21 @@ devices or the engine.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import safetensors.torch
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from ros2_nanochat.backends.hf.sequences import PackedSequence
 
 NAME = 'nanochat_packed'
 """How transformers calls our attention."""
 
 _active = threading.local()
-
-
-class Positions:
-    """Where the entries of one sequence lie on the model's position axis: one further with each entry, but
-    for spans with positions of their own.
-    """
-
-    def __init__(self):
-        self.length = 0
-        self.next = 0
-        self._spans: list[
-            tuple[int, int, int, int]
-        ] = []  # start and end in entries, start and end in positions
-
-    def append(self, n: int, advance: int | None = None, whole: bool = False) -> None:
-        """Count n entries that take `advance` positions. whole: they are a span that cannot be cut."""
-        advance = n if advance is None else advance
-        if whole or advance != n:
-            self._spans.append((self.length, self.length + n, self.next, self.next + advance))
-        self.length += n
-        self.next += advance
-
-    def trim(self, n: int) -> int:
-        """Keep n entries, or fewer where n lies inside a span; return how many."""
-        if n >= self.length:
-            return self.length
-        while self._spans and self._spans[-1][1] > n:
-            start, _, position, _ = self._spans.pop()
-            if start < n:
-                n = start
-        end, position = (self._spans[-1][1], self._spans[-1][3]) if self._spans else (0, 0)
-        self.length, self.next = n, position + n - end
-        return n
-
-
-class PackedSequence(Positions):
-    """KV of one sequence: for each layer keys and values [1, heads, room, width], of which the first `length`
-    entries count.
-    """
-
-    GRAIN = 64
-
-    def __init__(self, limit: int):
-        super().__init__()
-        self.limit = limit
-        self.layers: dict[int, list[torch.Tensor]] = {}
-
-    def room(self, layer: int, n: int, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of a layer, with room for n entries."""
-        kv = self.layers.get(layer)
-        if kv is None or kv[0].shape[2] < n:
-            size = max(n, min(2 * (kv[0].shape[2] if kv else 0), self.limit))
-            size = -(-size // self.GRAIN) * self.GRAIN
-            grown = [states.new_empty(1, states.shape[1], size, states.shape[3]) for states in (key, value)]
-            if kv is not None:
-                for old, new in zip(kv, grown):
-                    new[:, :, : self.length] = old[:, :, : self.length]
-            kv = self.layers[layer] = grown
-        return kv
-
-    def copy(self, n: int) -> PackedSequence:
-        """A sequence of its own that holds the first n entries, or fewer where n lies inside a span."""
-        other = copy.copy(self)
-        other._spans = list(self._spans)
-        n = other.trim(n)
-        size = -(-max(n, 1) // self.GRAIN) * self.GRAIN
-        other.layers = {
-            layer: [states[:, :, :size].clone() for states in kv] for layer, kv in self.layers.items()
-        }
-        return other
-
-    def to_bytes(self, model: bytes) -> bytes:
-        """Everything it holds, in the form of safetensors. model: what tells the model it belongs to from
-        others.
-        """
-        tensors = {
-            'model': torch.frombuffer(bytearray(model), dtype=torch.uint8),
-            'at': torch.tensor([self.length, self.next]),
-            'spans': torch.tensor(self._spans, dtype=torch.long).reshape(-1, 4),
-        }
-        for layer, kv in self.layers.items():
-            for name, states in zip('kv', kv):
-                tensors[f'{layer}.{name}'] = states[:, :, : self.length].contiguous().cpu()
-        return safetensors.torch.save(tensors)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, model: bytes, limit: int, device: torch.device) -> PackedSequence | None:
-        """What `to_bytes` gave, on a device again; None where it is of another model, or longer than the
-        limit.
-        """
-        tensors = safetensors.torch.load(data)
-        if bytes(tensors.pop('model').tolist()) != model:
-            return None
-        sequence = cls(limit)
-        sequence.length, sequence.next = tensors.pop('at').tolist()
-        sequence._spans = [tuple(span) for span in tensors.pop('spans').tolist()]
-        if sequence.length > limit:
-            return None
-        for name in tensors:
-            layer, _, which = name.rpartition('.')
-            if which == 'k':
-                sequence.layers[int(layer)] = [tensors[f'{layer}.{each}'].to(device) for each in 'kv']
-        return sequence
 
 
 @dataclass(eq=False)
@@ -335,86 +231,3 @@ def _attend(
 
 AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, packed_mask)
-
-
-class StockSequence(Positions):
-    """One sequence in a cache of transformers' own, for recurrent and hybrid models and those whose attention
-    cannot be exchanged.
-
-    A recurrent state cannot go back: it is kept as it was at the ends of the last prompts, and `trim` returns
-        to such a point.
-    """
-
-    CHECKPOINTS = 3
-
-    def __init__(self, config):
-        super().__init__()
-        self._config = config
-        self.cache = DynamicCache(config=config)
-        self._checkpoints: list[tuple[int, int, list, Cache]] = []
-
-    def state(self) -> tuple[int, int, list, Cache]:
-        """What `restore` brings back. Costs little: keys and values are not written over by transformers,
-        recurrent states are small.
-        """
-        return self.length, self.next, list(self._spans), _snapshot(self.cache)
-
-    def restore(self, state: tuple[int, int, list, Cache]) -> None:
-        self.length, self.next, spans, cache = state
-        self._spans, self.cache = list(spans), _snapshot(cache)
-
-    def checkpoint(self) -> None:
-        """Remember this point, where the cache cannot be cropped back to it."""
-        if any(
-            isinstance(layer, LinearAttentionCacheLayerMixin) or getattr(layer, 'is_sliding', False)
-            for layer in self.cache.layers
-        ):
-            self._checkpoints = [*self._checkpoints, self.state()][-self.CHECKPOINTS :]
-
-    def trim(self, n: int) -> int:
-        if n >= self.length:
-            return self.length
-        before = self.length
-        kept = super().trim(n)
-        self._checkpoints = [point for point in self._checkpoints if point[0] <= kept]
-        if kept and self._crop(before, before - kept):
-            return kept
-        self.restore(
-            self._checkpoints[-1] if self._checkpoints else (0, 0, [], DynamicCache(config=self._config))
-        )
-        return self.length
-
-    def copy(self, n: int) -> StockSequence:
-        """A sequence of its own that holds the first n entries, or fewer where the cache cannot go back."""
-        other = copy.copy(self)
-        other.restore(self.state())
-        other.trim(n)
-        return other
-
-    def _crop(self, length: int, n: int) -> bool:
-        for layer in self.cache.layers:
-            if isinstance(layer, LinearAttentionCacheLayerMixin) or not layer.is_croppable:
-                return False
-            if getattr(layer, 'is_sliding', False) and length >= layer.sliding_window:
-                return False
-        self.cache.crop(-n)
-        return True
-
-
-def _snapshot(cache: Cache) -> Cache:
-    other = copy.copy(cache)
-    other.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in other.layers:
-        for name, value in vars(layer).items():
-            if isinstance(
-                value, dict
-            ):  # the states of a recurrent layer are written over, and so are notes about them
-                setattr(
-                    layer,
-                    name,
-                    {
-                        key: state.clone() if isinstance(state, torch.Tensor) else state
-                        for key, state in value.items()
-                    },
-                )
-    return other

@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.hf import packed_cache as hf_cache
-from ros2_nanochat.backends.hf.packed_cache import PackedCache, PackedSequence, Part, Positions, StockSequence
+from ros2_nanochat.backends.hf.model_inputs import model_inputs
+from ros2_nanochat.backends.hf.packed_cache import PackedCache, Part
+from ros2_nanochat.backends.hf.positions import commit, join_positions, layer_lists
+from ros2_nanochat.backends.hf.sequences import PackedSequence, Positions, StockSequence
 from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, one_line
 
 log = logging.getLogger(__name__)
@@ -113,8 +117,8 @@ class Runner:
         try:
             with PackedCache(parts) as cache:
                 rows = self._call(
-                    self._inputs([chunk for _, chunk in chunks]),
-                    _join_positions(chunks),
+                    model_inputs([chunk for _, chunk in chunks], self.embed, self.dtype, self.device),
+                    join_positions(chunks),
                     cache,
                     wanted or [start - 1],
                 )
@@ -125,7 +129,7 @@ class Runner:
         ) as error:  # out of memory, or whatever a model's code can raise; nothing was committed
             raise ForwardError(f'the model failed: {one_line(error)}', [0] * len(chunks)) from error
         for sequence, chunk in chunks:
-            _commit(sequence, chunk)
+            commit(sequence, chunk)
         return rows[: len(wanted)]
 
     # ---- one sequence a forward
@@ -156,8 +160,8 @@ class Runner:
                 f'{type(self.model).__name__} runs a sequence at a time here, where attention both ways'
                 ' within a chunk is not possible'
             )
-        positions = _join_positions([(sequence, chunk)])
-        inputs, n, rows = self._inputs([chunk]), len(chunk), []
+        positions = join_positions([(sequence, chunk)])
+        inputs, n, rows = model_inputs([chunk], self.embed, self.dtype, self.device), len(chunk), []
         step = self._step or n
         for start in range(0, n, step):
             end = min(start + step, n)
@@ -167,39 +171,12 @@ class Runner:
                 cut, positions[..., start:end], sequence.cache, list(wanted) or [end - start - 1]
             )
             rows.append(got[: len(wanted)])
-        _commit(sequence, chunk)
+        commit(sequence, chunk)
         if n > 1 and chunk.num_logits:
             sequence.checkpoint()
         return torch.cat(rows)
 
     # ---- the model
-
-    def _inputs(self, chunks: Sequence[Chunk]) -> dict[str, torch.Tensor]:
-        if all(chunk.embeddings is None for chunk in chunks):
-            return {
-                'input_ids': torch.as_tensor(
-                    np.concatenate([np.asarray(chunk.ids, dtype=np.int64) for chunk in chunks])
-                )[None].to(self.device)
-            }
-        rows = [
-            self.embed(torch.as_tensor(np.asarray(chunk.ids, dtype=np.int64)).to(self.device))
-            if chunk.embeddings is None
-            else torch.as_tensor(np.asarray(chunk.embeddings, dtype=np.float32)).to(self.device, self.dtype)
-            for chunk in chunks
-        ]
-        inputs = {'inputs_embeds': torch.cat([row.to(self.dtype) for row in rows])[None]}
-        layers = next((len(chunk.deepstack) for chunk in chunks if chunk.deepstack is not None), 0)
-        if layers:
-            inputs['deepstack'] = torch.cat(
-                [
-                    row.new_zeros(layers, *row.shape)
-                    if chunk.deepstack is None
-                    else torch.as_tensor(chunk.deepstack).to(row)
-                    for chunk, row in zip(chunks, rows)
-                ],
-                dim=1,
-            )
-        return inputs
 
     def _call(self, inputs: dict, positions: torch.Tensor, cache, wanted: list[int]) -> torch.Tensor:
         rows = torch.tensor(wanted, device=self.device)
@@ -265,7 +242,7 @@ class Runner:
 
         before = self.settings._attn_implementation
         recurrent = any(
-            isinstance(layer, hf_cache.LinearAttentionCacheLayerMixin)
+            isinstance(layer, LinearAttentionCacheLayerMixin)
             for layer in StockSequence(self.model.config).cache.layers
         )
         self.packed = (
@@ -315,29 +292,3 @@ class Runner:
         sequence = self.new()
         for n in (7, 5, 1, 1):
             self.forward([(sequence, Chunk(0, ids=np.zeros(n, np.int64), num_logits=1))])
-
-
-def layer_lists(model) -> list:
-    """The language model's list of layers: the longest one that is no part of another."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return [max(lists, key=len)] if lists else []
-
-
-def _join_positions(chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:
-    """Position ids of all chunks in one row: [1, n], or [axes, 1, n] where one chunk has positions on several
-    axes.
-    """
-    runs = []
-    for sequence, chunk in chunks:
-        relative = np.arange(len(chunk)) if chunk.positions is None else np.asarray(chunk.positions)
-        runs.append(sequence.next + relative.astype(np.int64))
-    axes = max((run.shape[0] for run in runs if run.ndim == 2), default=0)
-    if not axes:
-        return torch.as_tensor(np.concatenate(runs))[None]
-    return torch.as_tensor(
-        np.concatenate([np.broadcast_to(run, (axes, run.shape[-1])) for run in runs], axis=1)
-    )[:, None]
-
-
-def _commit(sequence: Positions, chunk: Chunk) -> None:
-    sequence.append(len(chunk), chunk.advance, whole=chunk.bidirectional or chunk.positions is not None)

@@ -59,6 +59,11 @@ def shorten(text: str, limit: int = 200) -> str:
     return line if len(line) <= limit and len(text) <= 2 * limit else line[:limit] + '...'
 
 
+def shown(value: object, limit: int = 200) -> str:
+    """Any value as an error shows it: its `repr`, on one line, cut at `limit` characters."""
+    return shorten(repr(value), limit)
+
+
 def printable(text: object, limit: int = 200) -> str:
     """A text of a file as logs and errors show it: on one line, without characters that control a terminal
     or turn the direction of writing, cut at `limit` characters.

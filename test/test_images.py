@@ -6,6 +6,7 @@ import io
 import tempfile
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from ros2_nanochat.chat import storage
 from ros2_nanochat.chat.message import ChatMessage, is_image
 from ros2_nanochat.image_sources import EXTENSIONS, is_image_name
 from ros2_nanochat.vision import fetch as fetch_module
@@ -423,3 +425,28 @@ def test_names_are_not_followed_where_that_is_not_wanted(server, tmp_path):
     for name in (f'{server}/cat.png', str(tmp_path / 'a.png'), 'data:image/png;base64,AAAA'):
         assert 'not followed' in refused(name, urls=False)
     assert np.array_equal(opened(encoded(), urls=False), RGB)
+
+
+@pytest.mark.parametrize(
+    'image',
+    [RGB, RGB[None], RGB.transpose(2, 0, 1), RGB / 255, RGB.astype(np.uint16) * 257, encoded(form='BMP')],
+    ids=['array', 'batch', 'channels first', 'floats', '16 bits', 'bytes'],
+)
+def test_a_saved_conversation_holds_the_pixels_of_images_of_any_form(image, tmp_path):
+    model = SimpleNamespace(info=SimpleNamespace(name='m'), open_image=open_image)
+    path = tmp_path / 'talk.json'
+    storage.save(path, [ChatMessage('user', image=image)], 'chat-ml', model)
+    (message,) = storage.load(path, 'm')
+    assert np.array_equal(opened(message.image), RGB)
+    for written in (tmp_path / 'talk.json.images', *(tmp_path / 'talk.json.images').iterdir(), path):
+        assert written.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize('role', ['x' * 75_000, ['y' * 75_000]])
+def test_long_roles_and_texts_are_cut_in_errors(role):
+    with pytest.raises(ValueError) as caught:
+        ChatMessage(role, text='hello')
+    assert len(str(caught.value)) < 400
+    with pytest.raises(ValueError) as caught:
+        ChatMessage('user', text=['z' * 75_000])
+    assert len(str(caught.value)) < 400

@@ -17,6 +17,7 @@ from ros2_nanochat.chat import storage
 from ros2_nanochat.chat.message import ChatMessage, check_role
 from ros2_nanochat.chat.model import ChatModel, ConversationCache, ModelReply
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.errors import shown
 from ros2_nanochat.files import open_regular
 from ros2_nanochat.image_sources import is_url
 from ros2_nanochat.prompt import Prompt, common_prefix, surely_longer
@@ -255,7 +256,7 @@ class ChatHistory:
         """
         for name, value in (('max_tokens', max_tokens), ('wrap_tokens', wrap_tokens)):
             if not isinstance(value, numbers.Integral | None):
-                raise ValueError(f'{name}={value!r} is not valid: a whole number of tokens, or none')
+                raise ValueError(f'{name}={shown(value)} is not valid: a whole number of tokens, or none')
         context = self.model.info.context_length
         limit = context - min(_REPLY_ROOM, context // 4) if max_tokens is None else min(max_tokens, context)
         wrap = limit // 2 if wrap_tokens is None else min(wrap_tokens, limit)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.chat.model import ChatModel, ImageParts, OpenedImage
-from ros2_nanochat.errors import shorten
+from ros2_nanochat.errors import shown
 from ros2_nanochat.image_sources import FileObject, is_image_name, is_url, read_file_object
 
 ROLES = ('system', 'user', 'bot', 'tool')
@@ -23,7 +23,7 @@ def check_role(role: str) -> str:
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(
-            f'role={role!r} is not valid: one of {", ".join(ROLES)} (assistant is accepted for bot)'
+            f'role={shown(role)} is not valid: one of {", ".join(ROLES)} (assistant is accepted for bot)'
         )
     return role
 
@@ -53,7 +53,7 @@ def clean_text(text: Any, what: str = 'text') -> str:
     is no string.
     """
     if not isinstance(text, str):
-        raise ValueError(f'{what} has to be a string, not {type(text).__name__} {str(text)[:40]!r}')
+        raise ValueError(f'{what} has to be a string, not {type(text).__name__} {shown(text, 40)}')
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -106,7 +106,7 @@ class ChatMessage:
         if isinstance(image, os.PathLike):
             image = os.fspath(image)
         if isinstance(image, str) and not is_url(image) and not os.path.isfile(image):
-            raise ValueError(f'there is no image file {shorten(image)!r}')
+            raise ValueError(f'there is no image file {shown(image)}')
         if not isinstance(image, np.ndarray) and isinstance(image, FileObject):
             image = read_file_object(image)  # now: the caller may close it or read on
         self._image = image

@@ -12,6 +12,7 @@ from typing import Any
 
 from ros2_nanochat.chat.message import ChatMessage, PixelsGone
 from ros2_nanochat.chat.model import ChatModel, OpenedImage
+from ros2_nanochat.errors import shown
 from ros2_nanochat.files import decode_text, open_regular, write_whole
 from ros2_nanochat.image_sources import is_url
 
@@ -105,7 +106,7 @@ def load(
         )
     if data.get('version') != VERSION:
         raise ValueError(
-            f'{path} has version {data.get("version")!r} of the format; this program reads {VERSION}'
+            f'{path} has version {shown(data.get("version"))} of the format; this program reads {VERSION}'
         )
     same = data.get('model') == model
     return [_message(entry, path, n, same, stand_in) for n, entry in enumerate(data['messages'])]
@@ -116,11 +117,11 @@ def _message(
 ) -> ChatMessage:
     try:
         if not isinstance(entry, dict):
-            raise ValueError(f'{entry!r} is not an object')
+            raise ValueError(f'{shown(entry)} is not an object')
         image: Any = entry.get('image')
         tokens = entry.get('tokens')
         if image is not None and not isinstance(image, str):
-            raise ValueError(f'image is a path or address, not {image!r}')
+            raise ValueError(f'image is a path or address, not {shown(image)}')
         if image is not None and not is_url(image):
             image = os.path.join(os.path.dirname(path), image)
             if stand_in is not None and not os.path.isfile(image):
@@ -131,7 +132,7 @@ def _message(
             raise ValueError('tokens is a list of ids')
         num_reasoning = entry.get('num_reasoning', 0)
         if not isinstance(num_reasoning, int) or not 0 <= num_reasoning <= len(tokens or ()):
-            raise ValueError(f'num_reasoning={num_reasoning!r} is not a number of ids')
+            raise ValueError(f'num_reasoning={shown(num_reasoning)} is not a number of ids')
         return ChatMessage(
             entry.get('role', ''),
             text=entry.get('text'),

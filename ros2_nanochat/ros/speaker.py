@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from ros2_nanochat.errors import shorten
+
 _FIRST_REST, _LONGEST_REST = 0.5, 10.0  # seconds
 
 
@@ -35,6 +37,6 @@ class Speaker:
             self._rest = min(2 * self._rest, _LONGEST_REST)
             raise RuntimeError(
                 f'{self._name} cannot be published, a listener may not read what it subscribed to '
-                f'({" ".join(str(error).split())[:200]}); messages are dropped until it can'
+                f'({shorten(str(error))}); messages are dropped until it can'
             ) from error
         self._rest = _FIRST_REST

@@ -10,6 +10,8 @@ import urllib.request
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
+from ros2_nanochat.errors import shorten
+
 TIMEOUT = 20.0
 """Seconds that a download may take in all."""
 
@@ -28,7 +30,7 @@ def fetch(url: str, max_bytes: int, timeout: float = TIMEOUT) -> bytes:
     """Return what lies at an http(s) address. ValueError: another scheme (also by redirect), an error of the
     server, too large, too slow.
     """
-    shown = url if len(url) <= 100 else url[:97] + '...'
+    name = shorten(url, 100)
     try:
         parts = urlsplit(url)
         valid = (
@@ -40,16 +42,16 @@ def fetch(url: str, max_bytes: int, timeout: float = TIMEOUT) -> bytes:
     except ValueError:
         valid = False
     if not valid:
-        raise ValueError(f'{shown!r} is not an address that is opened here: http:// and https:// are')
+        raise ValueError(f'{name!r} is not an address that is opened here: http:// and https:// are')
     download = _Download(url, max_bytes, timeout)
     thread = threading.Thread(target=download.run, name='fetch', daemon=True)
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
         download.cancel()
-        raise ValueError(f'{shown} took longer than {timeout:g} s')
+        raise ValueError(f'{name} took longer than {timeout:g} s')
     if download.problem is not None:
-        raise ValueError(f'{shown} cannot be fetched: {download.problem}')
+        raise ValueError(f'{name} cannot be fetched: {download.problem}')
     return download.data
 
 
@@ -76,7 +78,7 @@ class _Download:
         except (OSError, HTTPException, ValueError) as error:
             self.problem = str(error) or type(error).__name__
         if self.problem is not None:
-            self.problem = ' '.join(self.problem.split())[:200]
+            self.problem = shorten(self.problem)
 
     def _read(self) -> str | None:
         opener = (

@@ -23,6 +23,7 @@ from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder
 from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
 from ros2_nanochat.chat.template.turns import Conversation, Written
 from ros2_nanochat.chat.template.variables import check_template_options, warn_of_unread
+from ros2_nanochat.errors import shown
 from ros2_nanochat.files import read_text
 from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding, Prompt
@@ -118,7 +119,7 @@ class ChatTemplate:
         if os.path.isfile(path := os.path.expanduser(wanted)):
             return self._from_file(path)
         raise ValueError(
-            f'there is no chat template {wanted!r}: neither a file nor one of {", ".join(self.names())}'
+            f'there is no chat template {shown(wanted)}: neither a file nor one of {", ".join(self.names())}'
         )
 
     def _jinja(self, source: str, name: str = 'jinja', where: str | None = None) -> JinjaMarkup:

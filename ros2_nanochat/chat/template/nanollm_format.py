@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ros2_nanochat.errors import shown
+
 MESSAGE = '${MESSAGE}'
 _TEXTS = ('system', 'first', 'user', 'bot', 'tool')
 KEYS = ('name', 'system_prompt', *_TEXTS, 'stop')
@@ -34,7 +36,7 @@ def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') ->
             continue
         if name not in KEYS:
             raise ValueError(
-                f'{where}{line_of(key)}: a chat template has no {key!r}; it has {", ".join(KEYS)}'
+                f'{where}{line_of(key)}: a chat template has no {shown(key)}; it has {", ".join(KEYS)}'
             )
         if name == 'stop':
             value = [value] if isinstance(value, (str, int)) else value
@@ -42,17 +44,17 @@ def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') ->
                 isinstance(s, (str, int)) and not isinstance(s, bool) and s != '' for s in value
             ):
                 raise ValueError(
-                    f'{where}{line_of(key)}: stop is a list of strings or token ids, not {value!r}'
+                    f'{where}{line_of(key)}: stop is a list of strings or token ids, not {shown(value)}'
                 )
             value = list(value)
         elif value is None and name in ('system', 'first', 'tool', 'system_prompt'):
             continue
         elif not isinstance(value, str):
-            raise ValueError(f'{where}{line_of(key)}: {key} is a string, not {value!r}')
+            raise ValueError(f'{where}{line_of(key)}: {key} is a string, not {shown(value)}')
         elif name in _TEXTS and value.count(MESSAGE) != 1:
             raise ValueError(
                 f'{where}{line_of(key)}: {key} has to hold {MESSAGE} once, where the message goes; it is'
-                f' {value!r}'
+                f' {shown(value)}'
             )
         checked[name] = value
     for name in ('user', 'bot'):

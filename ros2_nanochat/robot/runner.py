@@ -62,8 +62,8 @@ class Runner:
             turn.stop(FinishReason.CANCELLED)
             if turn.claim():
                 turn.finish_reason, turn.error = FinishReason.ERROR, f'internal error: {trouble}'
-                turn.ended.set()  # now: announcing it may stick as well
                 self._schedule.put_first(lambda: self.announce(turn, self._worker))
+            turn.ended.set()  # now: its announcement may stick, and may be what has stuck
         self.faults.restarted(trouble)
         self._log.error(f'{self._title}{trouble}; it was started anew')
         self._worker = self._new_worker()

@@ -42,7 +42,7 @@ class Runner:
         self._schedule, self._answering, self._output = schedule, answering, output
         self._guard = Guard(self.faults, log, title)
         self.saved = SavedState(store, self._guard) if store is not None else None
-        self._before: list = []  # the messages before the turn that runs
+        self._before: list = []  # the messages without the turn that runs
         self._worker = self._new_worker()
         self._worker.start()
 
@@ -113,6 +113,7 @@ class Runner:
             turn.finish_reason, turn.error = FinishReason.ERROR, f'internal error: {one_line(repr(error))}'
             turn.stop(FinishReason.CANCELLED)
         worker.check()
+        self._before = list(memory.history.messages)  # what sticks from now on does not undo the turn
         if turn.claim():
             if self.saved is not None and not FinishReason(turn.finish_reason).failed:
                 with memory.lock:

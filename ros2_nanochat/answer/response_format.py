@@ -44,6 +44,7 @@ class ResponseFormat:
         alternatives: The texts of a choice.
         schema: The JSON Schema that the answer obeys, if it is JSON.
         convert: Turns the parsed JSON into what the caller asked for.
+        target: The class that `convert` makes, if the caller gave one.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class ResponseFormat:
     alternatives: tuple[str, ...] = ()
     schema: dict | None = field(default=None, repr=False)
     convert: Callable[[Any], Any] | None = field(default=None, repr=False)
+    target: type | None = None
 
     def parse(self, text: str) -> Any:
         """Turn a whole answer into a value.
@@ -175,16 +177,18 @@ def _from_class(value: Any) -> ResponseFormat:
         return _choice([member.value for member in value])
     if is_dataclass(value):
         kind: Any = value
-        return schema_format(dataclass_schema(kind), lambda data: make_dataclass(kind, data))
+        return schema_format(dataclass_schema(kind), lambda data: make_dataclass(kind, data), kind)
     pydantic = sys.modules.get('pydantic')  # a model exists only where it was imported
     if pydantic is not None and issubclass(value, pydantic.BaseModel):
-        return schema_format(value.model_json_schema(), value.model_validate)
+        return schema_format(value.model_json_schema(), value.model_validate, value)
     raise ValueError(
         f'response_format={value.__name__} is not valid: a dataclass, a pydantic model or an Enum of texts'
     )
 
 
-def schema_format(schema: dict, convert: Callable[[Any], Any] | None = None) -> ResponseFormat:
+def schema_format(
+    schema: dict, convert: Callable[[Any], Any] | None = None, target: type | None = None
+) -> ResponseFormat:
     """The form of JSON that obeys a schema, without white space between its tokens.
 
     Raises:
@@ -201,7 +205,9 @@ def schema_format(schema: dict, convert: Callable[[Any], Any] | None = None) -> 
             f'response_format is not valid: a schema of {len(text):,} characters, at most {MAX_BYTES:,}'
         )
     instruction = f'Answer only with JSON that follows this JSON Schema: {text}' if len(text) <= 4000 else ''
-    return ResponseFormat('schema', grammars.from_schema(text), instruction, schema=schema, convert=convert)
+    return ResponseFormat(
+        'schema', grammars.from_schema(text), instruction, schema=schema, convert=convert, target=target
+    )
 
 
 def _any_object() -> ResponseFormat:

@@ -32,12 +32,14 @@ _BYTES_PER_TOKEN = 32  # more than any text has, so that what is longer cannot f
 class Memory:
     """What a robot's thread works on. A thread that takes the place of another one gets its own.
 
-    lock: held while the history changes. system_prompt: as last taken from the robot's options.
+    lock: held while the history changes. system_prompt: as last taken from the robot's options. instruction:
+    about the form of answers, as it stands behind the system prompt.
     """
 
     history: ChatHistory
     system_prompt: str | None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    instruction: str = ''
 
     def copy(self, before: list[ChatMessage] | None = None) -> Memory:
         """For another thread, which nothing that this one still does can change. before: the messages before
@@ -47,7 +49,7 @@ class Memory:
         history.messages = list(history.messages if before is None else before)
         if before is not None:
             history.kv_cache = None
-        return Memory(history, self.system_prompt)
+        return Memory(history, self.system_prompt, instruction=self.instruction)
 
 
 def too_long(query: str, context_length: int) -> str:
@@ -117,17 +119,13 @@ class Answering:
         history = memory.history
         if turn.options.template_variables != history.template_options:
             history.template_options = turn.options.template_variables
-        if turn.options.system_prompt != memory.system_prompt:
-            memory.system_prompt = turn.options.system_prompt
-            history.system_prompt = (
-                history.template.system_prompt if memory.system_prompt is None else memory.system_prompt
-            )
+        self._set_system_prompt(turn, memory)
         users = _num_questions(history)
         for message, tell in shown:
             history.append('user', message)
             tell()
         if turn.query.strip():
-            history.append('user', text=turn.query)
+            history.append('user', text=_paragraphs(turn.query, self._instruction(turn, turn.own_form)))
             users += 1
         context = self._model.info.context_length
         room = min(turn.options.generation.max_new_tokens, context // 2)
@@ -137,6 +135,30 @@ class Answering:
         turn.encode_time += history.encode_seconds
         turn.dropped_turns = users - _num_questions(history)
         return prompt
+
+    def _set_system_prompt(self, turn: Turn, memory: Memory) -> None:
+        """The robot's instruction, and behind it the form that its answers must have: there the model
+        reads it once and not with each question.
+        """
+        history = memory.history
+        instruction = memory.instruction if turn.own_form else self._instruction(turn, not turn.own_form)
+        if turn.options.system_prompt != memory.system_prompt:
+            memory.system_prompt = turn.options.system_prompt
+            prompt = history.template.system_prompt if memory.system_prompt is None else memory.system_prompt
+        elif instruction == memory.instruction and (history.system_prompt or '').endswith(instruction):
+            return
+        else:
+            prompt = history.system_prompt
+            for written in (memory.instruction, instruction):
+                prompt = (prompt or '').removesuffix(written).rstrip('\n') if written else prompt
+        memory.instruction = instruction
+        history.system_prompt = _paragraphs(prompt or '', instruction)
+
+    @staticmethod
+    def _instruction(turn: Turn, here: bool) -> str:
+        """What the prompt says about the form of the answer, if it is to be said here."""
+        form = turn.options.generation.response_format
+        return form.instruction if here and form is not None and turn.options.explain_format else ''
 
     def _generate(self, turn: Turn, history: ChatHistory, prompt):
         return self._model.generate(
@@ -170,10 +192,22 @@ class Answering:
         turn.reply, turn.reasoning = stream.text, stream.reasoning or ''
         turn.finish_reason, turn.error = stream.finish_reason, stream.error or ''
         turn.new_tokens = len(stream.tokens)
+        self._note_form(turn, stream)
         turn.prompt_tokens, turn.reused_tokens = usage.prompt_tokens or 0, usage.reused_tokens or 0
         turn.image_tokens, turn.reused_image_tokens = usage.image_tokens, usage.reused_image_tokens
         turn.queue_time += usage.queue_time or 0.0
         turn.tokens_per_second = usage.tokens_per_second or 0.0
+
+    @staticmethod
+    def _note_form(turn: Turn, stream) -> None:
+        turn.valid = stream.valid
+        try:
+            turn.parsed = stream.parsed
+        except ValueError as error:
+            turn.valid = False
+            turn.remark(f'the answer is in the form but not of its type: {one_line(error)}')
+        if stream.probabilities and turn.reply in stream.probabilities:
+            turn.choice, turn.probability = turn.reply, stream.probabilities[turn.reply]
 
     def _speak(self, worker: Worker, turn: Turn, sentences: list[str]) -> None:
         for sentence in sentences:
@@ -182,6 +216,10 @@ class Answering:
 
 def _nothing() -> None:
     """An image that came with a question is not compared with the camera's."""
+
+
+def _paragraphs(*texts: str) -> str:
+    return '\n\n'.join(text for text in texts if text)
 
 
 def _num_questions(history: ChatHistory) -> int:

@@ -48,7 +48,8 @@ def _gone() -> np.ndarray:
 @dataclass(eq=False)
 class Turn:
     """A question and, once `ended` is set, its answer. options: of this turn. goal: whatever the caller wants
-    to find again in the output's calls.
+    to find again in the output's calls. own_form: the turn has a form of its own, not the robot's. parsed:
+    the answer as a value if it is valid.
 
     Times are of `time.monotonic()`, durations seconds. The rest is as in nanochat/msg/Turn.
     """
@@ -69,6 +70,11 @@ class Turn:
     error: str = ''
     note: str = ''
     picture: Picture | None = None
+    own_form: bool = False
+    valid: bool = False
+    parsed: Any = None
+    choice: str = ''
+    probability: float = 0.0
     prompt_tokens: int = 0
     reused_tokens: int = 0
     image_tokens: int = 0

@@ -17,6 +17,7 @@ from ros2_nanochat.robot.turn import Picture, Turn
 from ros2_nanochat.ros.action_ends import CLIENT_BYTES
 from ros2_nanochat.ros.goal_server import GoalServer
 from ros2_nanochat.ros.spinning import close_action
+from ros2_nanochat.ros.typed_reply import with_form
 from ros2_nanochat.states import FinishReason
 
 _SUCCEEDED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE)
@@ -44,7 +45,8 @@ class ChatGoals:
         try:
             if self.muted:
                 raise ValueError('the node is being deactivated: ask again when it is active')
-            turn.options = goal_options(goal.request, turn.options)
+            turn.options = with_form(goal_options(goal.request, turn.options), files=False)
+            turn.own_form = bool(goal.request.response_format)
             turn.pictures = [
                 *(_picture(message, image_to_rgb) for message in goal.request.images),
                 *(_picture(message, compressed_to_rgb) for message in goal.request.compressed_images),

@@ -30,8 +30,10 @@ from unique_identifier_msgs.msg import UUID
 
 from ros2_nanochat.errors import shorten
 from ros2_nanochat.ros.action_ends import CLIENT_BYTES, FEEDBACK_DEPTH, service_qos
+from ros2_nanochat.ros.message_schema import read_format
 from ros2_nanochat.ros.reply import NodeGone, Reply
 from ros2_nanochat.ros.spinning import close_action, spin
+from ros2_nanochat.ros.typed_reply import form_text
 
 __all__ = ['ChatClient', 'NodeGone', 'Reply', 'to_message']
 
@@ -142,14 +144,17 @@ class ChatClient:
 
         image: a sensor_msgs Image or CompressedImage, an RGB array [h, w, 3] uint8, bytes of a JPEG or PNG,
             or a list of these.
+        response_format: among the options; as text, or a list of texts, a JSON Schema, a dataclass, a
+            pydantic model, or the class of a ROS message. `result().parsed` is then the answer as a value.
         options: further fields of the goal of nanochat/action/Chat (`max_new_tokens`, `temperature`,
         `priority`, `deadline`, ...).
         """
-        goal = Chat.Goal(query=text, **options)
+        form = options.pop('response_format', None)
+        goal = Chat.Goal(query=text, response_format=form_text(form), **options)
         for item in image if isinstance(image, (list, tuple)) else [] if image is None else [image]:
             message = to_message(item)
             (goal.images if isinstance(message, Image) else goal.compressed_images).append(message)
-        reply = Reply(self._look_after, self._cancel_goal)
+        reply = Reply(self._look_after, self._cancel_goal, read_format(form))
         self._replies.add(reply)
         reply.future.add_done_callback(lambda _: self._replies.discard(reply))
         with self._action.sending:

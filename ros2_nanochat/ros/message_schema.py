@@ -89,7 +89,7 @@ def message_format(cls: Any, fields: Any = None) -> ResponseFormat:
             )
         for path, limits in fields.items():
             narrow(schema, cls, str(path), limits)
-    return schema_format(schema, lambda data: to_message(cls, data))
+    return schema_format(schema, lambda data: to_message(cls, data), cls)
 
 
 def message_schema(cls: Any, outer: tuple[type, ...] = ()) -> dict:

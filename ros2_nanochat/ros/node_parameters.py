@@ -21,6 +21,7 @@ from ros2_nanochat.robot.options import (
     robot_options,
 )
 from ros2_nanochat.robot.parameter import Parameter
+from ros2_nanochat.ros.typed_reply import with_form
 
 # What `ros2 param dump` writes for a parameter that is not set, and `ros2 param load` then gives back.
 _NOT_SET = ('null', 'None')
@@ -190,7 +191,7 @@ class NodeParameters:
             )
             if _is_set(value):
                 values[name] = parameter.check(value, own)
-        return robot_options(values)
+        return with_form(robot_options(values), files=True)
 
 
 def _is_set(value: Any) -> bool:

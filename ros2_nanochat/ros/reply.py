@@ -13,11 +13,30 @@ from typing import Any
 
 from nanochat.msg import Turn
 
+from ros2_nanochat.answer.response_format import ResponseFormat
+
 _SILENCE = 1.0  # seconds without a token after which a reply is looked after
 
 
 class NodeGone(RuntimeError):
     """The chat node does not answer."""
+
+
+class FormedTurn(Turn):
+    """A turn whose answer was asked for in a form.
+
+    Attributes:
+        parsed: The answer as a value: a text, parsed JSON, or an instance of the class that was asked for;
+            None if the turn is not `valid`.
+    """
+
+    __slots__ = ('parsed',)
+
+    def __init__(self, turn: Turn, form: ResponseFormat):
+        super().__init__()
+        for name in turn.get_fields_and_field_types():
+            setattr(self, name, getattr(turn, name))
+        self.parsed = form.parse(turn.reply) if turn.valid else None
 
 
 class Reply:
@@ -26,7 +45,10 @@ class Reply:
     wrong does not raise: `turn.finish_reason` and `turn.error` say what happened.
     """
 
-    def __init__(self, look_after: Callable[[Reply], None], cancel: Callable):
+    def __init__(
+        self, look_after: Callable[[Reply], None], cancel: Callable, form: ResponseFormat | None = None
+    ):
+        self._form = form
         self.future: Future[Turn] = Future()
         self._look_after, self._cancel_goal = look_after, cancel
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -89,7 +111,7 @@ class Reply:
             return
         if len(turn.reply) > self._length:
             self._pieces.put(turn.reply[self._length :])  # feedback that came late or was lost
-        self.future.set_result(turn)
+        self.future.set_result(turn if self._form is None else FormedTurn(turn, self._form))
         self._pieces.put(None)
 
     def _failed(self, reason: str) -> None:

@@ -27,6 +27,7 @@ from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
 from ros2_nanochat.ros.speaker import Speaker
 from ros2_nanochat.ros.spinning import pass_through
+from ros2_nanochat.ros.typed_reply import TypedReply
 
 DEPTH = 1000
 """Messages that a topic keeps: enough for a burst of some hundred queries and turns, and for a whole
@@ -63,6 +64,8 @@ class RobotPort:
             Speaker(publisher.publish, publisher.topic_name, lambda: self._closed)
             for publisher in self._publishers
         )
+        self._typed = TypedReply(node, prefix + 'typed_reply')
+        self._typed.follow(chat.options)
         self._camera = Camera(node, prefix, *self._camera_use)
         chat.output, chat.sight.camera = self, self._camera
         self._services = [
@@ -138,6 +141,7 @@ class RobotPort:
     def follow_camera(self) -> None:
         """Open the camera's topic that is wanted and published. To be called now and then."""
         self._camera.follow(*self._camera_use)
+        self._typed.follow(self._chat.options)
 
     @property
     def twin(self) -> str:
@@ -185,6 +189,7 @@ class RobotPort:
         for tell in (
             lambda: self._publish_token(turn, last),
             lambda: self._reply(String(data=turn.reply)),
+            lambda: self._typed.publish(turn),
             lambda: self._turn(self._turn_message(turn)),
             lambda: self._goals.ended(turn) if turn.goal is not None else None,
         ):
@@ -212,6 +217,9 @@ class RobotPort:
             finish_reason=turn.finish_reason,
             error=turn.error,
             note=turn.note,
+            valid=turn.valid,
+            choice=turn.choice,
+            probability=turn.probability,
             image_used=turn.picture is not None,
             prompt_tokens=turn.prompt_tokens,
             reused_tokens=turn.reused_tokens,
@@ -247,6 +255,7 @@ class RobotPort:
         for service in self._services:
             self._node.destroy_service(service)
         self._camera.close()
+        self._typed.close()
         for publisher in self._publishers:
             publisher.wait_for_all_acked(
                 _LAST_WORDS

@@ -1,0 +1,104 @@
+"""Forms of answers on the ROS side: read from parameters and goals, written into goals, and answers published
+as messages of their own type.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rclpy.qos import QoSProfile
+
+from ros2_nanochat.answer.response_format import ResponseFormat, read_response_format
+from ros2_nanochat.config import RobotOptions
+from ros2_nanochat.robot.turn import Turn
+from ros2_nanochat.ros.message_schema import read_format
+from ros2_nanochat.ros.message_types import is_message_type, type_name
+
+_DEPTH = 1000
+
+
+def with_form(options: RobotOptions, files: bool) -> RobotOptions:
+    """The options with their `response_format` read, so that a wrong one is found now.
+
+    Args:
+        options: Of a robot or a turn.
+        files: Whether the form may be a file, which only the node's owner may name.
+
+    Raises:
+        ValueError: The form is unknown, malformed or impossible; one line.
+    """
+    form = read_format(options.generation.response_format, files)
+    if form is options.generation.response_format:
+        return options
+    return replace(options, generation=replace(options.generation, response_format=form))
+
+
+def form_text(value: Any) -> str:
+    """A form as the field of a goal takes it. ValueError if it cannot be written so."""
+    if value is None or isinstance(value, str):
+        return value or ''
+    if is_message_type(value):
+        return type_name(value).replace('/', '/msg/')
+    if isinstance(value, Mapping):
+        data = dict(value)
+        if is_message_type(data.get('ros_type')):
+            data['ros_type'] = form_text(data['ros_type'])
+        return json.dumps(data)
+    form = value if isinstance(value, ResponseFormat) else read_response_format(value)
+    if form is None:
+        return ''
+    if form.alternatives:
+        if any(' | ' in text for text in form.alternatives):
+            raise ValueError(
+                "response_format: an alternative of a choice holds ' | ', which stands between them"
+            )
+        return ' | '.join(form.alternatives)
+    if form.schema is None:
+        raise ValueError('response_format: write this form as text')
+    return json.dumps(form.schema)
+
+
+class TypedReply:
+    """The topic `typed_reply` of a robot: it has the type of the robot's form, and is open only while that is
+    a ROS type.
+    """
+
+    def __init__(self, node, topic: str):
+        self._node, self._topic = node, topic
+        self._lock = threading.Lock()  # the topic is followed on one thread and used on another
+        self._type: Any = None
+        self._publisher: Any = None
+
+    def follow(self, options: RobotOptions) -> None:
+        """Open, change or close the topic as the robot's options want it. To be called now and then."""
+        form = options.generation.response_format
+        wanted = form.target if isinstance(form, ResponseFormat) else None
+        wanted = wanted if is_message_type(wanted) else None
+        if wanted is self._type:
+            return
+        self.close()
+        with self._lock:
+            if wanted is not None:
+                self._publisher = self._node.create_publisher(wanted, self._topic, QoSProfile(depth=_DEPTH))
+            self._type = wanted
+
+    def publish(self, turn: Turn) -> None:
+        """Publish the answer of a turn if it is whole and a message of the topic's type."""
+        message: Any = turn.parsed
+        with self._lock:
+            if self._publisher is None or not turn.valid or type(message) is not self._type:
+                return
+            if message.get_fields_and_field_types().get('header') == 'std_msgs/Header':
+                message.header.stamp = self._node.get_clock().now().to_msg()
+            self._publisher.publish(message)
+
+    def close(self) -> None:
+        """Take the topic off the graph."""
+        with self._lock:
+            if self._publisher is not None:
+                self._node.destroy_publisher(self._publisher)
+            self._type = self._publisher = None

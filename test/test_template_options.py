@@ -152,3 +152,24 @@ def test_a_reply_goes_on_with_the_words_and_becomes_a_part_of_their_message():
         history.append('user', 'And of France?')
         _, position = history.embed_chat()
         assert position >= len(prompt)  # nothing is computed twice
+
+
+def test_a_robot_takes_changed_variables_with_its_next_turn_and_keeps_the_conversation(model):
+    from dataclasses import replace
+
+    from ros2_nanochat.robot.conversation import RobotConversation
+    from ros2_nanochat.robot.turn import Turn
+
+    class Nobody:
+        started = piece = sentence = ended = staticmethod(lambda *_: None)
+
+    chat = RobotConversation('r1', model, RobotOptions(), Nobody(), chat_template=THINKING)
+    try:
+        for options, variables in (('{"date_string": "1 May"}', {'date_string': '1 May'}), (None, {})):
+            chat.options = replace(chat.options, template_options=options)
+            turn = chat.ask(Turn('Hi', chat.options))
+            assert turn.ended.wait(20) and turn.reply == 'You said: Hi' and not turn.error
+            assert chat.history.template_options == variables
+        assert len(chat.history) == 4
+    finally:
+        chat.close()

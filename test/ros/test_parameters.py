@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import rclpy
+from conftest import ROOT
 from rcl_interfaces.msg import ParameterType
+from rclpy.parameter import parameter_dict_from_yaml_file
 
 from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS
 from ros2_nanochat.ros.node_parameters import NodeParameters
@@ -42,3 +44,10 @@ def test_a_node_declares_type_range_and_meaning_of_every_parameter(node, paramet
 def test_each_robot_has_parameters_of_its_own(node):
     assert all(node.has_parameter(f'r1.{name}') for name in ROBOT_PARAMETERS)
     assert not node.has_parameter('r1.model')
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.yaml')), ids=lambda path: path.name)
+def test_the_shipped_files_load_into_a_node_of_any_name(path):
+    """As `ros2 param load` reads them."""
+    loaded = parameter_dict_from_yaml_file(str(path), use_wildcard=True, target_nodes=['/somewhere/my_chat'])
+    assert loaded and set(loaded) <= set(PARAMETERS)

@@ -10,23 +10,24 @@ from __future__ import annotations
 import logging
 import numbers
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ros2_nanochat.chat import storage
-from ros2_nanochat.chat.message import ChatMessage, check_role
+from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.chat.message_list import MessageList
 from ros2_nanochat.chat.model import ChatModel, ConversationCache, ModelReply
+from ros2_nanochat.chat.restoring import restore
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.chat.wrapping import latest_turns, refuse_too_long
 from ros2_nanochat.errors import shown
-from ros2_nanochat.files import open_regular
-from ros2_nanochat.image_sources import is_url
-from ros2_nanochat.prompt import Prompt, common_prefix, surely_longer
+from ros2_nanochat.prompt import Prompt, common_prefix
 
 _log = logging.getLogger(__name__)
 _REPLY_ROOM = 256  # tokens of the context left for the reply where the caller does not say
 
 
-class ChatHistory:
+class ChatHistory(MessageList):
     """Messages of one conversation, indexed like a list.
 
     model: a `NanoLLM`. chat_template: as in `ChatTemplate`. system_prompt: None takes the template's, ''
@@ -56,25 +57,7 @@ class ChatHistory:
         self._last: tuple[tuple, Prompt] | None = None
         self.reset()
 
-    # --- a list of messages ---
-
-    def __len__(self) -> int:
-        return len(self.messages)
-
-    def __iter__(self) -> Iterator[ChatMessage]:
-        return iter(self.messages)
-
-    def __getitem__(self, key: int | slice) -> ChatMessage | list[ChatMessage]:
-        return self.messages[key]
-
-    def __delitem__(self, key: int | slice | ChatMessage) -> None:
-        """Remove messages: `del history[-2]`, `del history[1:]`, `del history[message]`."""
-        if isinstance(key, ChatMessage):
-            at = next((i for i, message in enumerate(self.messages) if message is key), None)
-            if at is None:
-                raise ValueError('this message is not in the history')
-            key = at
-        del self.messages[key]
+    # --- a list of messages; see also `MessageList` ---
 
     def append(
         self, role: str = 'user', msg: Any = None, *, text: str | None = None, image: Any = None, **options
@@ -103,56 +86,6 @@ class ChatHistory:
         if isinstance(msg, ModelReply):
             self.kv_cache = msg.kv_cache
         return message
-
-    def pop(self, count: int = 1) -> list[ChatMessage]:
-        """Remove the last `count` messages and return them."""
-        if not 0 <= count <= len(self.messages):
-            raise ValueError(f'pop({count}): the history has {len(self.messages)} messages')
-        kept = len(self.messages) - count
-        removed = self.messages[kept:]
-        del self.messages[kept:]
-        return removed
-
-    def remove(self, start: int, stop: int | None = None) -> list[ChatMessage]:
-        """Remove the messages from `start` up to and without `stop` (just one where it is not given) and
-        return them. Both may count from the end, and a stop of 0 is the end: `remove(-2, 0)` removes the last
-        two.
-        """
-        count = len(self.messages)
-        first = start + count if start < 0 else start
-        last = first + 1 if stop is None else stop + count if stop <= 0 else stop
-        if not 0 <= first <= last <= count or (first == count and count):
-            raise ValueError(f'remove({start}, {stop}): the history has {count} messages')
-        removed = self.messages[first:last]
-        del self.messages[first:last]
-        return removed
-
-    def turn(self, role: str = 'user') -> bool:
-        """Whether it is this role's turn to speak."""
-        role = check_role(role)
-        last = self.messages[-1] if self.messages else None
-        if role == 'system':
-            return last is None
-        asked = last is not None and (last.role == 'tool' or (last.role == 'user' and last.type == 'text'))
-        return (
-            asked
-            if role == 'bot'
-            else last is not None and last.role == 'bot'
-            if role == 'tool'
-            else not asked
-        )
-
-    def to_list(self) -> list[dict]:
-        """The messages as dicts: role, text and image where there is one, reasoning where there is any."""
-        return [
-            {
-                'role': message.role,
-                **({'image': message.image} if message.image is not None else {}),
-                **({'text': message.text} if message.text is not None else {}),
-                **({'reasoning': message.reasoning} if message.reasoning else {}),
-            }
-            for message in self.messages
-        ]
 
     # --- the system prompt ---
 
@@ -183,7 +116,7 @@ class ChatHistory:
         messages = [ChatMessage('system', text=prompt)] if prompt else []
         if wrap_tokens is not None:
             rest = self.messages[int(bool(self.system_prompt)) :]
-            kept = self._latest_turns(messages, rest, wrap_tokens, at_least_one=False)
+            kept = latest_turns(self._length, messages, rest, wrap_tokens, at_least_one=False)
             messages += kept
         self.messages = messages
         if isinstance(system_prompt, str):
@@ -237,6 +170,9 @@ class ChatHistory:
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
         return self.template.prompt(messages, continues=self._continues(messages))
 
+    def _length(self, messages: Sequence[ChatMessage]) -> int:
+        return len(self._prompt(messages))
+
     @staticmethod
     def _continues(messages: Sequence[ChatMessage]) -> bool:
         """Whether the last message is the beginning of a reply, in words that the model has not sampled."""
@@ -269,12 +205,12 @@ class ChatHistory:
             for message in self.messages
             if message.image is not None and not message.is_embedded(self.model)
         ]
-        self._refuse_too_long(limit)
+        refuse_too_long(self.model, self.messages, limit)
         whole, dropped = self._whole(), 0
         self.encode_seconds = sum(message.embed(self.model).seconds for message in new)
         if len(whole) > limit:
             system = self.messages[: int(bool(self.system_prompt))]
-            kept = [*system, *self._latest_turns(system, self.messages[len(system) :], wrap)]
+            kept = [*system, *latest_turns(self._length, system, self.messages[len(system) :], wrap)]
             shorter = self._prompt(kept)
             if len(shorter) > limit:
                 raise ValueError(
@@ -299,42 +235,6 @@ class ChatHistory:
         rest = whole.after(position)
         return rest, rest.position
 
-    def _refuse_too_long(self, limit: int) -> None:
-        """Raise a ValueError for a message that has to stay and cannot fit, before all of it is tokenized."""
-        for message in self.messages[:1] + self.messages[-1:]:
-            if message.text and surely_longer(self.model.tokenize, message.text, limit):
-                raise ValueError(
-                    f'a message of {len(message.text)} characters has more than {limit} tokens, and'
-                    f' no more fit '
-                    f'(a context of {self.model.info.context_length}): shorten it, or raise max_context_len'
-                )
-
-    def _latest_turns(
-        self,
-        system: list[ChatMessage],
-        messages: list[ChatMessage],
-        wrap_tokens: int,
-        at_least_one: bool = True,
-    ) -> list[ChatMessage]:
-        """The longest end of the messages that begins with the user and fits, behind the system prompt, into
-        `wrap_tokens`.
-        """
-        starts = [
-            i
-            for i, message in enumerate(messages)
-            if message.role == 'user' and (i == 0 or messages[i - 1].role != 'user')
-        ]
-        low, high = 0, len(starts)
-        while low < high:
-            middle = (low + high) // 2
-            if len(self._prompt([*system, *messages[starts[middle] :]])) <= wrap_tokens:
-                high = middle
-            else:
-                low = middle + 1
-        if low == len(starts) and (not at_least_one or not starts):
-            return messages if at_least_one else []
-        return messages[starts[min(low, len(starts) - 1)] :]
-
     # --- files ---
 
     def save(self, path: str | os.PathLike) -> None:
@@ -351,41 +251,5 @@ class ChatHistory:
             text which says so; else it is a ValueError. Returns those texts. OSError for an image that is
             there and cannot be read.
         """
-        replaced: list[str] = []
-
-        def stand_in(image: str) -> str:
-            replaced.append(f'(an image was shown here; its file {os.path.basename(image)} is missing)')
-            return replaced[-1]
-
-        messages = storage.load(path, self.model.info.name, stand_in if without_images else None)
-        shown = [message for message in messages if message.image is not None]
-        if shown and not self.model.has_vision and not without_images:
-            raise ValueError(f'{path} holds images, and {self.model.info.name} has no vision')
-        unknown = next(
-            (t for message in messages for t in message.tokens or () if t >= self.model.info.vocab_size), None
-        )
-        if unknown is not None:
-            raise ValueError(
-                f'{path} holds the token id {unknown}, and the vocabulary of {self.model.info.name} ends at'
-                f' {self.model.info.vocab_size - 1}'
-            )
-        for message in shown:
-            reason = self._open_picture(message) if self.model.has_vision else 'the model has no vision'
-            if reason and not without_images:
-                raise ValueError(reason)
-            if reason:
-                replaced.append(f'(an image was shown here; {reason})')
-                text = message.text or replaced[-1]
-                messages[messages.index(message)] = ChatMessage(message.role, text=text)
-        self.messages = messages
+        self.messages, replaced = restore(path, self.model, without_images)
         return replaced
-
-    def _open_picture(self, message: ChatMessage) -> str:
-        """Open the image of a message; returns why it is none, '' if it is one."""
-        if isinstance(message.image, str) and not is_url(message.image):
-            open_regular(message.image).close()
-        try:
-            message.picture = self.model.open_image(message.image)
-        except ValueError as error:
-            return str(error)
-        return ''

@@ -177,7 +177,7 @@ class Conversation:
         apart = bool(thought) and (self._markup.takes_reasoning or marks is not None)
         text = self._hide(entry.text)
         if entry is self._open:
-            text = self.continued = self.placeholders.for_text(entry.text)
+            text = self.continued = self.placeholders.for_text(entry.text or '')
         elif entry.tokens:
             text = self.placeholders.for_object(Written(entry, whole=not apart))
             self._written.append((text, self.placeholders.for_text(thought) if apart else None))

@@ -20,7 +20,7 @@ from ros2_nanochat.config import (  # noqa: E402
     RobotOptions,
     options_of,
 )
-from ros2_nanochat.config.declaration import shown_default  # noqa: E402
+from ros2_nanochat.config.wording import shown_default  # noqa: E402
 from ros2_nanochat.robot.parameter import Parameter  # noqa: E402
 
 YAML_HEAD = """\

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ros2_nanochat.errors import shorten
+from ros2_nanochat.config.wording import figure, invalid, shown
 
 _KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
 
@@ -96,9 +96,9 @@ class Option:
     def allowed_values(self, unset: Any = None) -> str:
         """What a value may be, in words: `a whole number from 1 to 512, or none`."""
         text = self.allowed or self.range_text
-        text += ''.join(f', {_figure(value)} ({meaning})' for value, meaning in self.special.items())
+        text += ''.join(f', {figure(value)} ({meaning})' for value, meaning in self.special.items())
         if unset is not None and self.otherwise:
-            return f'{text}, or {_figure(unset) or "empty"} ({self.otherwise})'
+            return f'{text}, or {figure(unset) or "empty"} ({self.otherwise})'
         return f'{text}, or none' if self.optional else text
 
     def explained(self, unset: Any = None) -> str:
@@ -107,7 +107,7 @@ class Option:
         if unset is not None and self.otherwise:
             meanings[unset] = self.otherwise
         return '; '.join(
-            [self.text, *(f'{_figure(each) or "empty"}: {text}' for each, text in meanings.items())]
+            [self.text, *(f'{figure(each) or "empty"}: {text}' for each, text in meanings.items())]
         )
 
     @property
@@ -133,11 +133,11 @@ class Option:
             return f'one of {", ".join(self.choices)}'
         text = _KINDS[self.kind]
         if self.above is not None:
-            limit = '' if self.high is None else f' and up to {_figure(self.high)}'
-            return f'{text} over {_figure(self.above)}{limit}'
+            limit = '' if self.high is None else f' and up to {figure(self.high)}'
+            return f'{text} over {figure(self.above)}{limit}'
         if self.low is not None and self.high is not None:
-            return f'{text} from {_figure(self.low)} to {_figure(self.high)}'
-        return f'{text} of at least {_figure(self.low)}' if self.low is not None else text
+            return f'{text} from {figure(self.low)} to {figure(self.high)}'
+        return f'{text} of at least {figure(self.low)}' if self.low is not None else text
 
     def _is_valid(self, value: Any) -> bool:
         if self.kind is bool:
@@ -261,27 +261,6 @@ def reject_unknown(options: Iterable[str], allowed: Sequence[str], where: str) -
             f'{where} has no option {", ".join(map(repr, unknown))}{hint}. Options:'
             f' {", ".join(sorted(allowed))}'
         )
-
-
-def invalid(name: str, value: str | None, allowed: str) -> ValueError:
-    """The error about a wrong value; value: as it is shown, None if it must not be."""
-    return ValueError(f'{name}{"" if value is None else "=" + value} is not valid: {allowed}')
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: one line, shortened."""
-    return shorten(repr(value))
-
-
-def shown_default(value: Any) -> str:
-    """A default as help texts and tables show it."""
-    if isinstance(value, bool):
-        return 'true' if value else 'false'
-    return 'none' if value in (None, ()) else _figure(value)
-
-
-def _figure(value: float | str) -> str:
-    return f'{value:.12g}' if isinstance(value, float) else str(value)
 
 
 def _native(value: Any) -> Any:

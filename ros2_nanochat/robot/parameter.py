@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ros2_nanochat.config import Option
-from ros2_nanochat.config.declaration import invalid, shown
+from ros2_nanochat.config.wording import invalid, shown
 
 _TYPES = {
     bool: 'true or false',

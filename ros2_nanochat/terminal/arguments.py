@@ -22,7 +22,7 @@ from ros2_nanochat.config import (
     options_of,
     program_defaults,
 )
-from ros2_nanochat.config.declaration import shown_default
+from ros2_nanochat.config.wording import shown_default
 from ros2_nanochat.errors import shorten
 from ros2_nanochat.files import read_text, valid_text
 from ros2_nanochat.terminal.nanollm_options import add_nanollm_options

@@ -212,14 +212,19 @@ class ChatNode(LifecycleNodeMixin, Node):
         self._loader.forget()
         give_back_memory()
 
+    def _end(self) -> None:
+        try:
+            self._unload()
+        except Exception as error:  # what takes too long finds that the context has been shut down meanwhile
+            if self.context.ok():
+                self.get_logger().warning(f'closing: {one_line(repr(error))}')
+
     def close(self, timeout: float = 1.5) -> bool:
-        """End everything; whether it ended within `timeout` seconds. From any state, any thread but the
-        executor's.
-        """
+        """End everything, from any state; whether it ended in time. Any thread but the executor's."""
         self.done.set()
         if self._model is None:
             self._loader.abort()
-        ending = threading.Thread(target=self._unload, name='close', daemon=True)
+        ending = threading.Thread(target=self._end, name='close', daemon=True)
         ending.start()
         ending.join(timeout)
         return not ending.is_alive() and self._loader.share is None

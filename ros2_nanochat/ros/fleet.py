@@ -113,6 +113,8 @@ class Fleet:
         with self._changing:
             for port in self._ports.values():
                 port.mute()
+            for chat in self._chats.values():
+                chat.cancel()  # all at once: the process may not have the time to close them one by one
             for robot in list(self._chats):
                 self._close(robot)
 

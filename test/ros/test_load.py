@@ -164,6 +164,16 @@ def test_a_fleet_client_without_a_robot_is_told_which_there_are(start, run_progr
         assert code == 1 and '--robot  left, right' in told and 'DOMAIN' not in told
 
 
+def test_a_huge_query_is_refused_and_nobody_waits_for_it(start, listen):
+    start()
+    ears = listen()
+    ears.ask('x' * 10_000_000)
+    ears.wait_for(lambda: ears.turns, 20)
+    turn = ears.turns[0][2]
+    assert turn.finish_reason == 'error' and 'bytes' in turn.error and len(turn.query) < 300
+    assert ears.turn('hello').reply == 'You said: hello'
+
+
 def test_history_answers_for_a_template_that_refuses_the_conversation(start, listen, talk, tmp_path):
     template = tmp_path / 'strict.jinja'
     template.write_text(

@@ -138,6 +138,26 @@ def test_what_is_no_library_for_this_machine_is_told_and_does_not_crash(folder):
         check_elf(str(folder / 'nothing.so'))
 
 
+def test_a_library_whose_logits_depend_on_how_a_text_is_cut_is_refused(folder, monkeypatch):
+    """As those of models with layers that have windows of their own, if the library does not keep them."""
+    find = MLCBackend._find_functions
+
+    def forgetful(self, path):
+        find(self, path)
+        one, batch = self._extend
+
+        def extend(*arguments):
+            logits = self._runtime.host(one(*arguments)[0])
+            return [self._runtime.from_numpy(np.ascontiguousarray(logits[..., ::-1]))]
+
+        self._extend = extend, batch
+
+    MLCBackend(str(folder), ModelConfig(max_context_len=64)).open()
+    monkeypatch.setattr(MLCBackend, '_find_functions', forgetful)
+    said = refusal(folder, max_context_len=64)
+    assert 'its logits depend on how a text is cut' in said and 'another api' in said
+
+
 def test_the_kind_of_device_is_read_from_the_file(folder):
     assert library_kind(str(library(folder))) == 'cpu'
     with open(library(folder), 'ab') as file:

@@ -10,7 +10,7 @@ import sys
 
 from ros2_nanochat import hub
 from ros2_nanochat.backends.mlc.compiling import prepare
-from ros2_nanochat.backends.mlc.folder import target_of
+from ros2_nanochat.backends.mlc.library import target_of
 from ros2_nanochat.backends.mlc.tvm_runtime import why_it_does_not_load
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.program import run_program

@@ -28,9 +28,8 @@ from ros2_nanochat.backends.mlc.folder import (
     NoneFits,
     cache_folder,
     is_mlc_folder,
-    target_of,
-    unfit_for,
 )
+from ros2_nanochat.backends.mlc.library import target_of, unfit_for
 from ros2_nanochat.backends.mlc.making import making
 from ros2_nanochat.backends.mlc.mlc_llm import Steps, command
 from ros2_nanochat.config import ModelConfig

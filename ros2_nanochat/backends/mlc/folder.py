@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ros2_nanochat.backends.mlc.library import library_kind, other_processor
+from ros2_nanochat.backends.mlc.library import library_kind, target_of, unfit_for
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.files import read_json
@@ -270,26 +270,6 @@ class MLCFolder:
                 f' of {", ".join(os.path.basename(path) for path in paths)}'
             )
         return fitting
-
-
-def unfit_for(library: str, device: str) -> str | None:
-    """Why a library cannot run on this machine, on the device that is asked for; None if its file does not
-    say so.
-    """
-    if machine := other_processor(library):
-        return f'{library} was compiled for {machine}, and this machine is {os.uname().machine}'
-    if device != 'auto' and (kind := library_kind(library)) != target_of(device):
-        return f'{library} was compiled for {kind}, and device={device!r} was asked for'
-    return None
-
-
-def target_of(device: str) -> str:
-    """The kind of a device that was asked for; of `auto`, a GPU of NVIDIA where there is one, else the
-    CPU.
-    """
-    if device != 'auto':
-        return device.partition(':')[0]
-    return 'cuda' if any(map(os.path.exists, ('/dev/nvidia0', '/dev/nvhost-gpu', '/dev/nvgpu'))) else 'cpu'
 
 
 def is_mlc_folder(path: str) -> bool:

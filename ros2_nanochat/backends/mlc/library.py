@@ -42,6 +42,26 @@ def other_processor(path: str) -> str | None:
     return machine if head[:4] == b'\x7fELF' and machine not in (None, os.uname().machine) else None
 
 
+def unfit_for(library: str, device: str) -> str | None:
+    """Why a library cannot run on this machine, on the device that is asked for; None if its file does not
+    say so.
+    """
+    if machine := other_processor(library):
+        return f'{library} was compiled for {machine}, and this machine is {os.uname().machine}'
+    if device != 'auto' and (kind := library_kind(library)) != target_of(device):
+        return f'{library} was compiled for {kind}, and device={device!r} was asked for'
+    return None
+
+
+def target_of(device: str) -> str:
+    """The kind of a device that was asked for; of `auto`, a GPU of NVIDIA where there is one, else the
+    CPU.
+    """
+    if device != 'auto':
+        return device.partition(':')[0]
+    return 'cuda' if any(map(os.path.exists, ('/dev/nvidia0', '/dev/nvhost-gpu', '/dev/nvgpu'))) else 'cpu'
+
+
 def check_elf(path: str) -> None:
     """Refuse what dlopen would crash on or explain badly: a library that is cut off, of another processor, or
     no library.

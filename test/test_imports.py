@@ -240,3 +240,8 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match='NanoLM'):
         ros2_nanochat.NanoLM  # noqa: B018
     assert set(ros2_nanochat.__all__) <= set(dir(ros2_nanochat))
+
+
+@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda p: p.name)
+def test_a_file_has_at_most_300_lines(path):
+    assert len(path.read_text().splitlines()) <= 300, f'{path}: split it by idea'

@@ -26,6 +26,6 @@ def shortage(folder: str = _FOLDER) -> str:
     if size >= _PROCESSES * segment:
         return ''
     return (
-        f'{folder} has {size >> 20} MB, and {profile} takes {segment >> 20} MB for each process: camera frames'
-        ' will be lost. In a container run with --ipc=host or --shm-size=1g, or lower segment_size'
+        f'{folder} has {size >> 20} MB, and {profile} takes {segment >> 20} MB for each process: camera'
+        ' frames will be lost. In a container run with --ipc=host or --shm-size=1g, or lower segment_size'
     )

@@ -37,7 +37,6 @@ class ChatTemplate:
 
     chat_template: a name (`ChatTemplate.names()`), a JSON file in the form of `pieces`, a Jinja file, Jinja
     source, a dict, or None: the model's own, else one found by its name and type.
-
     options: variables of the template, whatever JSON can hold; texts in them are content, never markup.
     name, system_prompt (the default one, or None), stop (ids and strings that end a reply).
     """

@@ -120,6 +120,16 @@ def test_the_options_of_nanollm_are_taken():
     assert done.returncode == 0 and done.stdout.startswith('One, two,') and len(done.stdout) > 12
 
 
+def test_answers_have_the_form_that_is_set():
+    prompts = 'Is ice cold?', '/format /[0-9]{2}/', 'A number?'
+    done = run('--response-format', 'yes | no', '--prompt', *prompts)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split()
+    assert first in ('yes', 'no') and len(second) == 2 and second.isdigit()
+    wrong = run('--response-format', 'perhaps', '--prompt', 'Is ice cold?')
+    assert wrong.returncode == 1 and "response_format='perhaps' is not valid" in wrong.stderr
+
+
 def test_questions_come_from_standard_input():
     done = run(
         '--prompt', '-', '--max-new-tokens', '40', '--disable-stats', input='What is the capital of Japan?\n'

@@ -98,7 +98,7 @@ class RobotOptions(Options):
         metavar='TEXT',
     )
     explain_format: bool = option(
-        True, 'Tell the model in the prompt which form its answer must have', live=True
+        True, 'Tell the model in the prompt which form its answer must have', live=True, argument=False
     )
     template_options: str | None = option(
         None,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ros2_nanochat.answer.response_format import read_response_format
 from ros2_nanochat.config import (
     GenerationConfig,
     ModelConfig,
@@ -102,6 +103,8 @@ def generation_config(args: argparse.Namespace) -> GenerationConfig:
     options = given(args, GenerationConfig)
     if 'stop_tokens' in options:
         options['stop_tokens'] = tuple(map(_stop_token, options['stop_tokens']))
+    if 'response_format' in options:  # read here, where the user may name a file
+        options['response_format'] = read_response_format(options['response_format'], files=True)
     return replace(program_defaults(GenerationConfig), **options)
 
 

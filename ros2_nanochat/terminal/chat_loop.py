@@ -9,6 +9,7 @@ import re
 import signal
 import traceback
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import is_image
@@ -46,6 +47,7 @@ class ChatLoop:
         self._wrap_tokens = wrap_tokens
         self._stats, self._streaming, self._debug = stats, streaming, debug
         self.commands = Commands(model, history, screen)
+        self.commands.form = config.response_format
         self._interrupts = 0
         self.failed = False
 
@@ -126,7 +128,8 @@ class ChatLoop:
                 self.screen.note(
                     f'The context is full: the oldest {self.history.num_dropped} messages were dropped.'
                 )
-            reply = self.model.generate(prompt, kv_cache=self.history.kv_cache, config=self._config)
+            config = replace(self._config, response_format=self.commands.form)
+            reply = self.model.generate(prompt, kv_cache=self.history.kv_cache, config=config)
             self._show(reply)
             if reply.finish_reason in ('error', 'refused'):
                 raise ValueError(reply.error)
@@ -134,6 +137,8 @@ class ChatLoop:
             self.history.messages[:] = before
             raise
         self.history.append('bot', reply)
+        if config.response_format is not None and not reply.valid:
+            self.screen.note(f'The answer is not in the form: the reply was cut ({reply.finish_reason}).')
         if self._stats:
             self.screen.note(_figures(reply))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ros2_nanochat.answer.response_format import ResponseFormat, read_response_format
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.terminal.screen import Screen
 
@@ -14,6 +15,7 @@ COMMANDS = {
     '/help': 'show the commands',
     '/reset': 'forget the conversation',
     '/system': '/system TEXT sets the system prompt, /system alone shows it',
+    '/format': '/format FORM sets the form of answers (yes | no, json, ...), /format alone ends it',
     '/undo': 'take back the last question and its reply',
     '/save': '/save FILE writes the conversation',
     '/load': '/load FILE goes on with a saved one',
@@ -34,6 +36,8 @@ class Commands:
 
     def __init__(self, model, history: ChatHistory, screen: Screen):
         self.model, self.history, self.screen = model, history, screen
+        self.form: ResponseFormat | None = None
+        """What answers are held to."""
 
     def run(self, name: str, rest: str) -> None:
         """Run the command `name`, one of `COMMANDS`, with what stands behind it."""
@@ -52,6 +56,10 @@ class Commands:
         if text:
             self.history.system_prompt = text
         self.screen.note(f'System prompt: {self.history.system_prompt or "(none)"}')
+
+    def _do_format(self, text: str) -> None:
+        self.form = read_response_format(text, files=True)
+        self.screen.note(f'Answers have this form: {text}' if self.form else 'Answers are free text.')
 
     def _do_undo(self, _: str) -> None:
         messages = self.history.messages

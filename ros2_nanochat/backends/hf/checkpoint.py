@@ -15,20 +15,6 @@ from dataclasses import dataclass, field
 from ros2_nanochat.errors import BackendError, one_line, require
 from ros2_nanochat.files import read_json
 
-BYTES = {
-    'F64': 8,
-    'F32': 4,
-    'F16': 2,
-    'BF16': 2,
-    'I64': 8,
-    'I32': 4,
-    'I16': 2,
-    'I8': 1,
-    'U8': 1,
-    'BOOL': 1,
-    'F8_E4M3': 1,
-    'F8_E5M2': 1,
-}
 LENGTHS = (
     'max_position_embeddings',
     'n_positions',

@@ -41,7 +41,7 @@ class Notes:
     def started(self, turn):
         self._note('started', turn)
 
-    def piece(self, turn, index, text, num_tokens, reasoning):
+    def token(self, turn, index, text, num_tokens, reasoning):
         self._note('piece', turn, text)
 
     def sentence(self, turn, text):

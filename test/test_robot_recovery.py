@@ -79,7 +79,7 @@ def raise_error():
     raise RuntimeError('no')
 
 
-@pytest.mark.parametrize('name', ['started', 'piece', 'sentence', 'ended'])
+@pytest.mark.parametrize('name', ['started', 'token', 'sentence', 'ended'])
 def test_an_output_that_raises_costs_nothing_of_the_conversation_and_shows(robot, name):
     chat, log = robot(Output(name, act=raise_error))
     for text in ('one', 'two'):
@@ -93,7 +93,7 @@ def test_an_output_that_raises_costs_nothing_of_the_conversation_and_shows(robot
     assert sum('publishing failed' in line for line in log.lines) == 1, 'one line, not one for each token'
 
 
-@pytest.mark.parametrize('name', ['started', 'piece', 'ended'])
+@pytest.mark.parametrize('name', ['started', 'token', 'ended'])
 def test_a_thread_that_sticks_is_replaced_and_its_turn_ends_with_the_reason(robot, name, monkeypatch):
     monkeypatch.setattr(recovery, 'PUBLISH_SECONDS', 0.3)
     stuck = threading.Event()
@@ -118,7 +118,7 @@ def test_a_thread_that_sticks_is_replaced_and_its_turn_ends_with_the_reason(robo
     assert ask(chat, 'three').reply == 'You said: three'
 
 
-@pytest.mark.parametrize('name', ['started', 'piece'])
+@pytest.mark.parametrize('name', ['started', 'token'])
 def test_a_thread_that_died_is_replaced_and_its_turn_ends(robot, name):
     chat, _ = robot(Output(name, act=sys.exit))
     turn = ask(chat, 'one')

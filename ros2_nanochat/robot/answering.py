@@ -178,7 +178,7 @@ class Answering:
                 self._speak(worker, turn, sentences.pause())
                 continue
             count = piece.num_tokens - tokens
-            self._emit(worker, 'piece', turn, turn.num_pieces, piece.text, count, piece.reasoning)
+            self._emit(worker, 'token', turn, turn.num_pieces, piece.text, count, piece.reasoning)
             turn.num_pieces += 1
             tokens = piece.num_tokens
             if first is None:

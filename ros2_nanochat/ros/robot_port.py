@@ -160,7 +160,7 @@ class RobotPort:
         if turn.goal is not None:
             self._goals.started(turn)
 
-    def piece(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None:
+    def token(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None:
         self._publish_token(
             turn,
             Token(

@@ -307,6 +307,13 @@ def test_the_history_as_a_list_and_as_html(model):
     assert history.to_list() == [{'role': 'system', 'text': 'Be <brief>.'}]
 
 
+def test_variables_of_the_template_go_through(model):
+    template = "{{ mood }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    history = ChatHistory(model, template, '', template_options={'mood': 'gentle'}, print_stats=True)
+    history.append('user', 'Hello')
+    assert 'gentle' in model.detokenize(history.tokens)
+
+
 def test_templates_by_name_and_as_dictionaries(model):
     expected = {'llama-2', 'llama-3', 'vicuna-v0', 'vicuna-v1', 'llava-v1', 'chat-ml', 'phi-2-chat', 'gemma'}
     assert expected <= set(ChatTemplates)

@@ -30,7 +30,8 @@ class ChatHistory(core.ChatHistory):
         model: What `NanoLLM.from_pretrained` gave.
         chat_template: A name of `ChatTemplates`, a JSON or Jinja file, or a dict.
         system_prompt: None takes the template's.
-        options: `print_stats`, `debug` and others of NanoLLM are accepted and ignored.
+        options: `template_options`, as in `ros2_nanochat`. `print_stats`, `debug` and others of NanoLLM are
+            accepted and ignored.
 
     After `reset()`, `kv_cache` is None. After messages were removed, it holds what the conversation still
     begins with.
@@ -51,7 +52,7 @@ class ChatHistory(core.ChatHistory):
             chat_template = ChatTemplates.get(chat_template, chat_template)
         self._ends: tuple[tuple, list[int]] | None = None
         core: Any = getattr(model, 'core', model)
-        super().__init__(core, chat_template, system_prompt)
+        super().__init__(core, chat_template, system_prompt, options.get('template_options'))
         self.model: Any = model
 
     # --- messages ---

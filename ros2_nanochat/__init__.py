@@ -1,7 +1,7 @@
 """Chat with language and vision models on robots: the library under the ROS 2 package `nanochat`.
 
-The names below are imported on first use, so that `import ros2_nanochat` is quick and needs neither ROS nor
-the runtime of a model.
+The public names are imported on first use, so `import ros2_nanochat` is fast and needs neither ROS nor a
+model runtime.
 """
 
 import importlib

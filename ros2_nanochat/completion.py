@@ -1,5 +1,5 @@
-"""`python3 -m ros2_nanochat.completion`: plain completion in the terminal, under the name that NanoLLM gave
-it.
+"""`python3 -m ros2_nanochat.completion`: plain completion in the terminal, under the module name that NanoLLM
+uses.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions whose message is one line, and how any error becomes one line."""
+"""Exceptions whose message is one line, and helpers that turn any error into one line."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Sequence
 
 
 class BackendError(RuntimeError):
-    """A model that cannot be opened or run; the message is one line that says what was wrong and what to
-    do.
-    """
+    """A model cannot be opened or run. The message is one line: what is wrong and what to do."""
 
 
 class LoadAborted(BackendError):
-    """A load or forward that `abort()` ended."""
+    """`abort()` ended a load or a forward."""
 
 
 class ForwardError(BackendError):
-    """A forward that failed. committed: for each chunk, how many of its entries its sequence holds now."""
+    """A forward failed.
+
+    Attributes:
+        committed: For each chunk, the number of its entries that its sequence holds now.
+    """
 
     def __init__(self, message: str, committed: Sequence[int]):
         super().__init__(message)
@@ -25,12 +27,21 @@ class ForwardError(BackendError):
 
 
 class MissingDependency(ImportError):
-    """A package that an extra would have installed."""
+    """A package is missing that one of the extras installs."""
 
 
 def require(module: str, extra: str):
-    """Import `module` and return it, or raise a `MissingDependency` that names the command which installs
-    it.
+    """Import a module of an optional dependency.
+
+    Args:
+        module: The name of the module.
+        extra: The extra of `ros2_nanochat` that installs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingDependency: The module cannot be imported. The message holds the command that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -47,26 +58,30 @@ def require(module: str, extra: str):
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """The first line of an error's text that says something, shortened."""
+    """Return the first line of an error's text that is not blank, cut at `limit` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[:limit] + '...'
 
 
 def shorten(text: str, limit: int = 200) -> str:
-    """A text of the user as an error shows it: on one line, cut at `limit` characters."""
+    """Return a text on one line, cut at `limit` characters, to be quoted in an error message."""
     line = ' '.join(text[: 2 * limit].split())
     return line if len(line) <= limit and len(text) <= 2 * limit else line[:limit] + '...'
 
 
 def shown(value: object, limit: int = 200) -> str:
-    """Any value as an error shows it: its `repr`, on one line, cut at `limit` characters."""
+    """Return the `repr` of a value on one line, cut at `limit` characters, to be quoted in an error
+    message.
+    """
     return shorten(repr(value), limit)
 
 
 def printable(text: object, limit: int = 200) -> str:
-    """A text of a file as logs and errors show it: on one line, without characters that control a terminal
-    or turn the direction of writing, cut at `limit` characters.
+    """Return a text from a file in a form that is safe in logs and errors.
+
+    The result is one line, cut at `limit` characters. Characters that control a terminal or change the
+    writing direction are replaced by spaces.
     """
     line = ' '.join(''.join([c if c.isprintable() else ' ' for c in str(text)[: 2 * limit]]).split())
     return line if len(line) <= limit else line[:limit] + '...'

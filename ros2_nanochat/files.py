@@ -1,6 +1,4 @@
-"""Files and texts of users: written whole or not at all, read with any byte-order mark, and JSON with an
-error of one line.
-"""
+"""Reads and writes users' files: atomic writes, text with any byte-order mark, JSON with one-line errors."""
 
 from __future__ import annotations
 
@@ -19,53 +17,70 @@ _MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF16_LE: 'utf-16', codecs.BO
 
 
 def read_text(path: str) -> str:
-    """The text of a file in UTF-8, or in what its byte-order mark says.
+    """Read a text file, as UTF-8 or in the encoding of its byte-order mark.
 
     Raises:
-        OSError, UnicodeDecodeError: It cannot be read.
+        OSError: The file cannot be read.
+        UnicodeDecodeError: The bytes do not fit the encoding.
     """
     with open(path, 'rb') as file:
         return decode_text(file.read())
 
 
 def decode_text(data: bytes, errors: str = 'strict') -> str:
-    """The text of bytes in UTF-8, or in what their byte-order mark says. errors: as in `bytes.decode`."""
+    r"""Decode bytes as UTF-8, or in the encoding of their byte-order mark.
+
+    Args:
+        data: The bytes.
+        errors: How to handle undecodable bytes, as in `bytes.decode`.
+
+    Returns:
+        The text, with line breaks as `\n`.
+    """
     encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), 'utf-8')
     return data.decode(encoding, errors).replace('\r\n', '\n')
 
 
 def valid_text(text: str) -> str:
-    """A text whose undecodable bytes, which Python keeps as surrogates, are U+FFFD: any encoder takes it."""
+    """Replace undecodable bytes, which Python keeps as surrogates, by U+FFFD, so that any encoder accepts the
+    text.
+    """
     if text.isascii():
         return text
     try:
         return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON can spell one
+    except UnicodeEncodeError:  # a surrogate that stands for no byte: JSON can contain such
         return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a file to read. OSError for what is none, such as a FIFO or a device, which might keep the reader
-    waiting for ever.
+    """Open a regular file for reading, in binary mode.
+
+    Raises:
+        OSError: It cannot be opened, or it is a FIFO, a device or the like, on which reading could block
+            forever.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, 'it is not a regular file', os.fspath(path))
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):  # exchanged since
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # replaced since the first check
         os.close(handle)
         raise OSError(errno.EINVAL, 'it is not a regular file', os.fspath(path))
     return os.fdopen(handle, 'rb')
 
 
 TEMPORARY = '.part'
-"""The end of the names of files that `write_whole` has not finished. They begin with a dot and the name of
-the file that they would have become.
+"""Suffix of the files that `write_whole` has not finished. Their names start with a dot and the name of the
+target file.
 """
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Write a private file (mode 0600) through a neighbour that takes its place, so that a crash or a power
-    cut leaves the old or the new one. OSError with the name of the file.
+    """Write a private file (mode 0600) atomically: after a crash or a power cut it holds the old or the new
+    data.
+
+    Raises:
+        OSError: The file cannot be written. The error holds the name of the target file.
     """
     try:
         _write_through_neighbour(path, data)
@@ -90,19 +105,24 @@ def _write_through_neighbour(path: str, data: bytes) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Bring the names in a folder to disk."""
+    """Flush the directory entries of a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network shares cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network shares cannot sync
             raise
     finally:
         os.close(handle)
 
 
 def remove_temporary(folder: str | os.PathLike, name: str) -> None:
-    """Delete what a crash has left of unfinished writes of one file. Nobody may be writing it."""
+    """Delete unfinished writes of one file that a crash left behind. No one may be writing the file.
+
+    Args:
+        folder: The folder of the file.
+        name: The name of the file.
+    """
     with contextlib.suppress(OSError):
         for entry in os.scandir(os.fspath(folder)):
             if entry.name.startswith(f'.{name}.') and entry.name.endswith(TEMPORARY):
@@ -111,8 +131,17 @@ def remove_temporary(folder: str | os.PathLike, name: str) -> None:
 
 
 def read_json(path: str, name: str) -> dict:
-    """The object in the file `name` of a folder, or {} where there is none. Bytes that are not UTF-8 are
-    replaced. A `BackendError` where it is broken.
+    """Read a JSON object from a file of a folder. Bytes that are not UTF-8 are replaced.
+
+    Args:
+        path: The folder.
+        name: The name of the file.
+
+    Returns:
+        The object, or {} if the file does not exist.
+
+    Raises:
+        BackendError: The file cannot be read, or is not a JSON object.
     """
     file = os.path.join(path, name)
     if not os.path.isfile(file):

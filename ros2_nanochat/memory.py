@@ -1,5 +1,5 @@
-"""Whether a model fits: compares what it will take with what is free, before it is loaded, and cuts what can
-be cut.
+"""Compares the memory that a model needs with what is free before the model is loaded, and reduces what was
+not asked for.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from ros2_nanochat.errors import BackendError
 
 _log = logging.getLogger(__name__)
 _LEAST_CONTEXT = 512
-_SPARE = 64 << 20  # bytes left to the rest of the process
+_SPARE = 64 << 20  # bytes left for the rest of the process
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that a model will take: weights, KV cache per token, and the rest (compute buffers). available:
-    bytes that are free where it will lie, or None where that cannot be told. context_length: the model's own,
-    in tokens.
+    """The memory that a model needs, in bytes.
+
+    Attributes:
+        weights: Bytes of the weights.
+        kv_per_token: Bytes of KV cache for each token.
+        overhead: Bytes of compute buffers and the rest.
+        available: Free bytes on the device that the model will use; None if unknown.
+        context_length: The context that the model was trained for, in tokens.
     """
 
     weights: int
@@ -32,9 +37,10 @@ class MemoryEstimate:
 
 
 def available_memory(proc: str = '/proc', groups: str = '/sys/fs/cgroup') -> int | None:
-    """Bytes of host memory that this process can still take: what Linux calls available, or what its control
-    group or one above it leaves, if less. (Formats: proc(5); Documentation/admin-guide/cgroup-v2.rst and
-    cgroup-v1/memory.rst of Linux.)
+    """Return the bytes of host memory that this process can still allocate; None if unknown.
+
+    This is what Linux calls available, or less if a control group limits the process. Formats: proc(5), and
+    Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of the Linux kernel.
     """
     try:
         with open(f'{proc}/meminfo') as file:
@@ -61,7 +67,7 @@ def _left_by_groups(proc: str, groups: str) -> Iterator[int]:
             )
         else:
             continue
-        # a container sees its own group as the root, whatever its name outside
+        # inside a container, its own group is the root, whatever its name is outside
         for folder in {base + group[:i] for i in range(len(group) + 1) if group[i : i + 1] in ('', '/')}:
             try:
                 most = _read(f'{folder}/{limit}')
@@ -69,7 +75,7 @@ def _left_by_groups(proc: str, groups: str) -> Iterator[int]:
                     stat = dict(pair.split()[:2] for pair in _read(f'{folder}/memory.stat').splitlines())
                     files = sum(
                         int(stat.get(f'{prefix}{kind}_file', 0)) for kind in ('active', 'inactive')
-                    )  # cached, and make way
+                    )  # file cache, which the kernel can drop
                     yield int(most) - int(_read(f'{folder}/{usage}')) + files
             except (OSError, ValueError):
                 continue
@@ -81,11 +87,20 @@ def _read(path: str) -> str:
 
 
 def fill_in(config: ModelConfig, estimate: MemoryEstimate) -> ModelConfig:
-    """Fill in context, sequences and KV tokens so that the model fits.
+    """Fill in the context, the sequences and the KV tokens so that the model fits.
 
-    What was not asked for is cut first: sequences beside the first, then the context. What was asked for is
-    refused where it does not fit, with the figures, as a BackendError. A context longer than the model was
-    trained for is a ValueError.
+    What the user did not ask for is reduced first: additional sequences, then the context.
+
+    Args:
+        config: The options that the user asked for.
+        estimate: What the model needs.
+
+    Returns:
+        The config with `max_context_len`, `max_sequences` and `kv_tokens` set.
+
+    Raises:
+        ValueError: The context is longer than the model was trained for.
+        BackendError: What the user asked for does not fit. The message holds the figures.
     """
     trained = estimate.context_length or DEFAULT_CONTEXT
     asked = config.max_context_len
@@ -99,7 +114,7 @@ def fill_in(config: ModelConfig, estimate: MemoryEstimate) -> ModelConfig:
     if config.kv_tokens is not None and config.kv_tokens < context:
         if asked is not None:
             raise ValueError(
-                f'kv_tokens={config.kv_tokens} is not valid: one conversation alone may take'
+                f'kv_tokens={config.kv_tokens} is not valid: a single conversation may take'
                 f' max_context_len={asked}'
             )
         context = config.kv_tokens

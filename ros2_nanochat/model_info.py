@@ -1,4 +1,4 @@
-"""Facts about an opened model. Knows nothing of how it is run."""
+"""Facts about an opened model, independent of how it is run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """A token that only markup may produce. lstrip, rstrip: white space on that side in the text belongs to
-    it.
+    """A token that only markup may produce.
+
+    Attributes:
+        id: The token id.
+        text: How it is written.
+        lstrip: White space on its left in the text belongs to it.
+        rstrip: White space on its right in the text belongs to it.
     """
 
     id: int
@@ -27,20 +32,30 @@ class SpecialToken:
 class ModelInfo:
     """Facts about an opened model.
 
-    name: as people call it. architecture: `model_type` of transformers or `general.architecture` of GGUF.
-        path: where it lies.
-    context_length: tokens one sequence may hold as opened. train_context_length: tokens it was trained for.
-    embedding_size: d. eos_token_ids: any of them ends a reply.
-    bos_token_id: begin-of-text of the vocabulary, None where it has none. add_bos: the tokenizer puts it
-        before a text of its own accord.
-    named_tokens: texts of the special tokens that Jinja templates refer to by name (`bos_token`, `eos_token`,
-        `unk_token`, `pad_token`).
-    special_tokens: every token of the vocabulary that tokenizing with `special=True` finds in a text.
-    chat_template: Jinja source, or None. weights_bytes, kv_bytes_per_token: memory.
-    has_embed: `embed_tokens` works. takes_embeddings: `forward` takes chunks of embeddings.
-    takes_deepstack: such a chunk may say what is added to its rows in later layers.
-    bidirectional_prompt: all that stands before a reply attends to one another both ways (a prefix language
-    model), so it has to come as one such chunk.
+    Attributes:
+        name: The model's usual name.
+        api: What runs it.
+        architecture: `model_type` of transformers or `general.architecture` of GGUF.
+        path: The local file or folder.
+        context_length: Tokens that one sequence may hold, as opened.
+        train_context_length: Tokens that the model was trained for.
+        vocab_size: Number of token ids.
+        embedding_size: Width d of an embedding.
+        eos_token_ids: Tokens that end a reply.
+        bos_token_id: The begin-of-text token; None if the vocabulary has none.
+        add_bos: The tokenizer puts begin-of-text before a text by itself.
+        named_tokens: Texts of the special tokens that Jinja templates use by name (`bos_token`, `eos_token`,
+            `unk_token`, `pad_token`).
+        special_tokens: All tokens that tokenizing with `special=True` finds in a text.
+        chat_template: Jinja source, or None.
+        quantization: How the weights are quantized; None if they are not, or it is unknown.
+        weights_bytes: Memory of the weights.
+        kv_bytes_per_token: Memory of the KV cache for each token.
+        has_embed: `embed_tokens` works.
+        takes_embeddings: `forward` takes chunks of embeddings.
+        takes_deepstack: Such a chunk may also hold what later layers add to its rows.
+        bidirectional_prompt: The whole prompt attends to itself in both directions (a prefix language model),
+            so it must come as one chunk of embeddings.
     """
 
     name: str
@@ -66,7 +81,7 @@ class ModelInfo:
     bidirectional_prompt: bool = False
 
     def __post_init__(self) -> None:
-        """A model's own files are not trusted: names are made fit for a log, ids have to exist."""
+        """A model's own files are not trusted: names are made safe for logs, and ids must exist."""
         for name in ('name', 'architecture', 'quantization'):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, printable(value))

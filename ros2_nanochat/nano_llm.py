@@ -1,6 +1,4 @@
-"""`NanoLLM`: an opened model with the interface of NanoLLM's chat. Ties together what finds a model, the
-backend that runs it, and the engine.
-"""
+"""`NanoLLM`: an opened model with the interface of NanoLLM's chat."""
 
 from __future__ import annotations
 
@@ -33,8 +31,8 @@ from ros2_nanochat.vision import open_vision
 
 
 class NanoLLM:
-    """A language model that is ready to generate. Make one with `from_pretrained`; `close()` gives its memory
-    back, as does the end of a `with`.
+    """A language model that is ready to generate. Create it with `from_pretrained`; `close()` or a `with`
+    block frees it.
     """
 
     reply_class = StreamingResponse
@@ -72,19 +70,19 @@ class NanoLLM:
         """Open a model.
 
         Args:
-            model: A file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one file of
-                several), or None for the embedded default.
-            api: `gguf`, `mlc`, `hf`, `awq`, `fake`; None infers it from what the model's folder holds.
+            model: A file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one of several
+                files), or None for the embedded default.
+            api: `gguf`, `mlc`, `hf`, `awq` or `fake`; None infers it from the model's files.
             quantization, api_token, max_context_len: See `ModelConfig`.
-            config: The options of the model as a whole; those that are also given by name replace its.
-            engine: The options of the engine as a whole, likewise.
+            config: The options of the model; options that are also given by name override it.
+            engine: The options of the engine, likewise.
             options: Further fields of `ModelConfig` and `EngineConfig`.
-            progress: Called with the share that is loaded, 0 to 1; without it a bar is shown if standard
+            progress: Called with the share that is loaded, 0 to 1. Without it, a bar is shown if standard
                 error is a terminal.
             opening: Called with the backend before it loads; its `abort()` ends the load.
 
         Raises:
-            ValueError: Options are wrong, or the model is not there. One line, like the others.
+            ValueError: An option is wrong, or the model does not exist. All messages are one line.
             BackendError: The model cannot be run.
             MissingDependency: A package is not installed.
         """
@@ -117,7 +115,7 @@ class NanoLLM:
         return cls(backend, config, engine, vision)
 
     def close(self) -> None:
-        """End all replies and give the memory back. May be called twice."""
+        """End all replies and free the memory. Can be called twice."""
         self.engine.close()
         if self.vision is not None:
             self.vision.close()
@@ -137,14 +135,12 @@ class NanoLLM:
 
     @property
     def has_vision(self) -> bool:
-        """Whether images can be put into a conversation."""
+        """Whether a conversation can contain images."""
         return self.vision is not None
 
     @property
     def stats(self) -> dict:
-        """Counters of the engine (`engine.metrics.Metrics`), and as `last` the usage of the latest reply
-        (`StreamingResponse.usage`).
-        """
+        """Counters of the engine (`engine.metrics.Metrics`), and as `last` the usage of the latest reply."""
         last = self._last() if self._last else None
         return {**self.engine.stats(), 'last': last.usage if last else None}
 
@@ -154,44 +150,45 @@ class NanoLLM:
     # --- text and embeddings ---
 
     def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
-        """Ids of a text; no begin-of-text is added. special, preceding: see `Backend.tokenize`."""
+        """Turn a text into ids, without begin-of-text. See `Backend.tokenize`."""
         if not isinstance(text, str):
             raise ValueError(f'text has to be a string, not {type(text).__name__} {str(text)[:40]!r}')
         return self.backend.tokenize(text, special, preceding)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens give none."""
+        """Turn ids into text, without special tokens."""
         return self._inputs.detokenize(ids)
 
     def embed_text(self, text: str) -> np.ndarray:
-        """Embeddings [1, n, d] float32 of a text."""
+        """Return the embeddings [1, n, d] float32 of a text."""
         return self.embed_tokens(self.tokenize(text))
 
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
-        """Embeddings [1, n, d] float32 of ids."""
+        """Return the embeddings [1, n, d] float32 of ids."""
         return self.backend.embed_tokens(self._inputs.ids(ids))[None]
 
     # --- images ---
 
     def open_image(self, image, urls: bool = True):
-        """The picture (PIL, RGB, upright) of a path, URL, bytes, PIL image, array or tensor, as it is now;
-        what it is called later does not change it.
-        urls: whether a string may name a path or address. ValueError where it is no image, in one line.
+        """Return a picture (PIL, RGB, upright), which later changes to the image do not affect.
+
+        Args:
+            image: A path, URL, bytes, PIL image, array or tensor. Text is a path or address only if `urls`.
+
+        Raises:
+            ValueError: It is not an image; the message is one line.
         """
-        return self._eyes().open_image(image, urls)
+        return self._opened_vision().open_image(image, urls)
 
     def embed_image(self, image):
-        """What stands in a prompt for an image: a list of `EmbeddingSpan` and of markup as text. Its
-        `seconds` say what it took, 0.0 where the picture was known; its `num_tokens` how many rows it has.
-        image: as for `open_image`.
-        """
-        return self._eyes().encode(image)
+        """Encode an image (see `open_image`) as a list of `EmbeddingSpan` and markup text."""
+        return self._opened_vision().encode(image)
 
-    def _eyes(self):
+    def _opened_vision(self):
         if self.vision is None:
             raise ValueError(
                 f'{self.info.name} has no vision: open it with vision= a LLaVA-form checkpoint made for it,'
-                ' or take a model that sees'
+                ' or use a vision model'
                 + (
                     ", or run  pip install 'ros2_nanochat[vision]'  for the small one that comes with it"
                     if self.config.model is None
@@ -220,22 +217,21 @@ class NanoLLM:
             inputs: A string, ids [n] or [1, n], embeddings [n, d] or [1, n, d], or the Prompt of
                 `ChatHistory.embed_chat`.
             streaming: Return at once, and give the text as it is produced.
-            kv_cache: What the conversation holds so far; a Prompt is put behind its first `position` entries,
-                anything else behind all of them.
-            stop_tokens: Ids or strings that end the reply, in addition to the model's own end tokens. A
-                string ends it at its text, whichever ids spell that; an id at that id; the text of a special
-                token at both.
+            kv_cache: What the conversation holds so far. A Prompt goes after its first `position` entries,
+                anything else after all of them.
+            stop_tokens: Ids or strings that end the reply, in addition to the model's end tokens. A string
+                ends it at that text, whichever ids spell it; the text of a special token also at its id.
             detokenize: With `streaming=False`: return the text, else the ids.
-            priority: Higher goes first, and pauses lower ones.
-            deadline: Seconds from now after which the reply ends with what it has.
-            config: How to generate, as a whole; options that are also given by name replace its.
+            priority: Higher runs first, and pauses lower ones.
+            deadline: Seconds from now after which the reply ends with the text it has.
+            config: How to generate; options that are also given by name override it.
             options: Further fields of `GenerationConfig`.
 
         Returns:
-            A StreamingResponse; with `streaming=False` the text or the ids, once all is there.
+            A StreamingResponse; with `streaming=False` the complete text or ids.
 
         Raises:
-            ValueError: Options or inputs are wrong.
+            ValueError: An option or the input is wrong.
             BackendError: With `streaming=False`, the reply failed.
         """
         if stop_tokens is not None:
@@ -250,7 +246,7 @@ class NanoLLM:
         kv_cache.check_idle()
         kv_cache.bind(self.engine)
         alive = self.engine.alive
-        # the reply of a closed model says so
+        # if the model is closed, the reply says so
         goal = self._inputs.goal(inputs, kv_cache) if alive else kv_cache.content
         prefix = goal.as_span(self.backend.embed_tokens) if alive and self.info.bidirectional_prompt else None
         end_ids, strings = self._inputs.stops(config)
@@ -280,18 +276,22 @@ class NanoLLM:
         return reply.text if detokenize else reply.tokens
 
     def save_kv(self, kv_cache: KVCache) -> bytes | None:
-        """The keys and values that a conversation has in the model, for `load_kv` in this process or a later
-        one that opens the model with the same options; None where there are none, or the backend cannot give
-        them. Takes as long as copying them, between two steps of the engine. Raises BackendError where the
-        model is closed.
+        """Return a conversation's keys and values for `load_kv`, in this process or a later one with the same
+        model and options. None if there are none, or the backend cannot give them. Copies them between two
+        steps.
+
+        Raises:
+            BackendError: The model is closed.
         """
         kv = self.engine.call(lambda: kv_cache.sequence.saved(self.backend))
         return None if kv is None else kv_bytes.pack(kv, self.info)
 
     def load_kv(self, data: bytes) -> KVCache:
-        """An empty `KVCache` for a conversation whose keys and values `save_kv` gave: what its next prompt
-        shares with them is not computed again. Raises ValueError where they are damaged, or were computed by
-        another model.
+        """Return an empty `KVCache` for what `save_kv` gave: what the next prompt shares with it is not
+        recomputed.
+
+        Raises:
+            ValueError: The data is damaged, or from another model.
         """
         kv_cache = KVCache()
         kv_cache.sequence.parked = kv_bytes.unpack(data, self.info)

@@ -1,4 +1,4 @@
-"""The outermost caller of every program: whatever goes wrong there becomes one line and an exit status."""
+"""The outermost caller of every program: turns any error into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ros2_nanochat.errors import shorten
 
-# What Python raises about a program rather than about its input.
+# Errors that Python raises about a bug in the program, not about its input.
 _MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, SyntaxError, TypeError)
 _SHOWN = 600  # characters of an error
 
@@ -22,13 +22,13 @@ def run_program(
     describe: Callable[[BaseException], str] = str,
     how: str = '--debug',
 ) -> int:
-    """Run a program.
+    """Run a program, and turn any error into one line and an exit status.
 
     Args:
         body: The program; returns its exit status.
         tell: Shows the line.
-        debug: Show the traceback as well.
-        describe: Text of an error that comes from outside.
+        debug: Also show the traceback.
+        describe: Turns an error that is not a bug of the program into text.
         how: What the user adds to see the traceback.
 
     Returns:
@@ -39,7 +39,7 @@ def run_program(
         return body()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has left: `nanochat-chat ... | head`
+    except BrokenPipeError:  # the reader of our output has closed it: `nanochat-chat ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -50,8 +50,10 @@ def run_program(
 
 
 def prepare_streams() -> None:
-    """Let the standard streams take and give any text, and be there: an encoding that lacks a character shows
-    `?`, bytes that cannot be decoded become U+FFFD, and a stream that was closed (`<&-`) is empty.
+    """Make sure that the standard streams exist and accept any text.
+
+    Characters that the encoding lacks become `?`, bytes that cannot be decoded become U+FFFD, and a stream
+    that was closed (`<&-`) is empty.
     """
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         stream = getattr(sys, name)
@@ -62,8 +64,15 @@ def prepare_streams() -> None:
 
 
 def error_line(error: BaseException, describe: Callable[[BaseException], str] = str, how: str = '') -> str:
-    """An error in one line. One that is the program's own says so, and how to see its traceback."""
+    """Return an error as one line. If it is a bug of the program, the line says so, and how to see the
+    traceback.
+
+    Args:
+        error: The error.
+        describe: Turns an error that is not a bug into text.
+        how: What the user adds to see the traceback; empty if there is no way.
+    """
     text = shorten(describe(error), _SHOWN) or type(error).__name__
     if not isinstance(error, _MISTAKES):
         return text
-    return f'internal error: {type(error).__name__}: {text}' + (f' (with {how} you see where)' if how else '')
+    return f'internal error: {type(error).__name__}: {text}' + (f' (use {how} to see where)' if how else '')

@@ -1,7 +1,7 @@
-"""What goes into a model, entry by entry: token ids and rows of embeddings in one list, which can be compared
-with what a KV cache holds.
+"""The input of a model, entry by entry: token ids and rows of embeddings in one list, which can be compared
+with the contents of a KV cache.
 
-Shared by `chat` (which makes prompts) and `engine` (which runs them); knows neither.
+Shared by `chat` (makes prompts) and `engine` (runs them); knows neither.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import numpy as np
 Ids: TypeAlias = 'Sequence[int] | np.ndarray'
 """Token ids, as a list or an array [n]."""
 
-_CHARACTERS_PER_TOKEN = 16  # more than text has on average, in any language
+_CHARACTERS_PER_TOKEN = 16  # above the average in any language
 
 
 class Preceding(Enum):
-    """What stands before a text that is tokenized. Some SentencePiece vocabularies put a space before the
-    first word, and where they do depends on it.
+    """What comes before a text that is tokenized.
+
+    Some SentencePiece vocabularies add a space before the first word, depending on what comes before it.
     """
 
     START = 'start'
@@ -30,19 +31,21 @@ class Preceding(Enum):
     SPECIAL_TOKEN = 'special token'
     """A special token or an image."""
     TEXT = 'text'
-    """Other text, for example what the model wrote; then no vocabulary puts a space before it."""
+    """Other text, for example the model's own; no vocabulary adds a space in this case."""
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSpan:
-    """Rows of embeddings that stand in a prompt as one piece, an image say.
+    """Rows of embeddings that form one piece of a prompt, for example an image.
 
-    rows: [k, d] float32. digest: names their content, so that equal spans are equal entries.
-    positions: [k] or [axes, k], relative to the position where the span starts; None counts on by one.
-    advance: positions that the span takes (what follows it starts that much later); None takes k.
-    bidirectional: the rows attend to one another both ways; the span is then not cut.
-    deepstack: [layers, k, d] float32: what is added to the rows behind each of the model's first layers
-    (arXiv:2406.04334); the span is then not cut.
+    Attributes:
+        rows: [k, d] float32.
+        digest: Identifies the content; equal spans are equal entries.
+        positions: [k] or [axes, k], relative to the position where the span starts; None counts on by one.
+        advance: Positions that the span takes (what follows it starts that much later); None means k.
+        bidirectional: The rows attend to one another in both directions; the span is never cut.
+        deepstack: [layers, k, d] float32: added to the rows after each of the model's first layers
+            (arXiv:2406.04334); the span is never cut.
     """
 
     rows: np.ndarray
@@ -57,7 +60,7 @@ class EmbeddingSpan:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the embeddings take."""
+        """Memory of the embeddings, in bytes."""
         return self.rows.nbytes + (0 if self.deepstack is None else self.deepstack.nbytes)
 
     @property
@@ -67,7 +70,7 @@ class EmbeddingSpan:
 
     @property
     def entries(self) -> np.ndarray:
-        """[k] int64, all negative: what stands for the rows in a list of ids."""
+        """[k] int64, all negative: represent the rows in a list of ids."""
         base = int.from_bytes(hashlib.blake2b(self.digest, digest_size=8).digest(), 'big')
         offsets = np.arange(len(self.rows), dtype=np.uint64) + np.uint64(base >> 2)
         return -(offsets & np.uint64((1 << 62) - 1)).astype(np.int64) - 1
@@ -75,13 +78,15 @@ class EmbeddingSpan:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Entries to put behind the first `position` entries of a KV cache.
+    """Entries that follow the first `position` entries of a KV cache.
 
-    entries: [n] int64; an id where it is not negative, else a row of a span.
-    spans: `(start, span)`, start counted in this prompt's entries, in order.
-    position: how many entries of the cache stay; what the cache holds behind them is trimmed.
-    embed: turns ids into embeddings [n, d], where the model has that; then the prompt looks like `[1, n, d]`,
-    else like `[1, n]`.
+    As an array it looks like its embeddings, `[1, n, d]`, if `embed` is set, else like its ids, `[1, n]`.
+
+    Attributes:
+        entries: [n] int64: an id if not negative, else a row of a span.
+        spans: `(start, span)` in order; start is an index into `entries`.
+        position: How many entries of the cache stay; those after them are trimmed.
+        embed: Turns ids into embeddings [n, d], if the model can.
     """
 
     entries: np.ndarray
@@ -91,7 +96,12 @@ class Prompt:
 
     @classmethod
     def join(cls, parts: Iterable[Sequence[int] | EmbeddingSpan], embed: Callable | None = None) -> Prompt:
-        """Make one from lists of ids and spans of embeddings, in order."""
+        """Make a prompt from lists of ids and spans of embeddings, in order.
+
+        Args:
+            parts: The lists and spans.
+            embed: See the class.
+        """
         entries, spans, length = [], [], 0
         for part in parts:
             if isinstance(part, EmbeddingSpan):
@@ -107,18 +117,19 @@ class Prompt:
 
     @property
     def token_ids(self) -> np.ndarray:
-        """[m] int64: the ids alone, without rows of embeddings."""
+        """[m] int64: only the ids, without rows of embeddings."""
         return self.entries[self.entries >= 0]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(1, n, d)` where ids have embeddings, else `(1, n)`."""
+        """`(1, n, d)` if `embed` is set, else `(1, n)`."""
         if self.embed is None:
             return (1, len(self))
         return (1, len(self), np.asarray(self.embed([0])).shape[-1])
 
     @property
     def ndim(self) -> int:
+        """Number of axes of `shape`."""
         return len(self.shape)
 
     def __array__(self, dtype=None, copy=None):
@@ -135,7 +146,7 @@ class Prompt:
         return array if dtype is None else array.astype(dtype)
 
     def parts(self) -> Iterable[np.ndarray | EmbeddingSpan]:
-        """Runs of ids and spans, in order."""
+        """Return runs of ids and spans, in order."""
         end = 0
         for start, span in self.spans:
             if start > end:
@@ -146,15 +157,20 @@ class Prompt:
             yield self.entries[end:]
 
     def as_span(self, embed: Callable[[Ids], np.ndarray]) -> EmbeddingSpan:
-        """All of it as one span whose rows attend to one another both ways. embed: as above."""
+        """Return the whole prompt as one span whose rows attend to one another in both directions.
+
+        Args:
+            embed: Turns ids into embeddings [n, d].
+        """
         name = hashlib.blake2b(
             self.entries.tobytes() + b''.join(span.digest for _, span in self.spans), digest_size=16
         ).digest()
         return EmbeddingSpan(np.asarray(replace(self, embed=embed))[0], name, bidirectional=True)
 
     def after(self, position: int) -> Prompt:
-        """This prompt (which must start at 0) without its first `position` entries, to be put behind them. A
-        span is never cut in two: where `position` falls inside one, the prompt starts at that span.
+        """Return what follows the first `position` entries of this prompt, which must start at 0.
+
+        A span is never cut: if `position` is inside one, the result starts at that span.
         """
         for start, span in self.spans:
             if start < position < start + len(span):
@@ -164,26 +180,28 @@ class Prompt:
 
 
 def surely_longer(tokenize: Callable[[str], Sequence[int]], text: str, limit: int) -> bool:
-    """Whether a text has more than `limit` tokens, found without tokenizing much more of it than that. False
-    if that is not sure: then the whole text is worth tokenizing.
+    """Return whether a text has more than `limit` tokens, without tokenizing much more of it than that.
+
+    Returns:
+        False if it is not certain; then tokenize the whole text.
     """
     count = _CHARACTERS_PER_TOKEN * limit
     while count < len(text):
-        if len(tokenize(text[:count])) > 2 * limit:  # twice: where the text was cut it may have more tokens
+        if len(tokenize(text[:count])) > 2 * limit:  # twice: the cut itself may add tokens
             return True
         count *= 4
     return False
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """Number of leading entries that two int64 arrays share."""
+    """Return the number of leading entries that two int64 arrays share."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
 
 
 def head(prompt: Prompt, stop: int) -> Prompt:
-    """The first `stop` entries. A span is not cut in two: where `stop` falls inside one, it is left out."""
+    """Return the first `stop` entries. A span that `stop` would cut is left out."""
     for start, span in prompt.spans:
         if start < stop < start + len(span):
             stop = start
@@ -191,7 +209,7 @@ def head(prompt: Prompt, stop: int) -> Prompt:
 
 
 def tail(prompt: Prompt, start: int) -> Prompt:
-    """The entries from `start` on; a span that is cut in two is left out."""
+    """Return the entries from `start` on. A span that `start` would cut is left out."""
     for at, span in prompt.spans:
         if at < start < at + len(span):
             start = at + len(span)
@@ -204,6 +222,6 @@ def tail(prompt: Prompt, start: int) -> Prompt:
 
 
 def concatenate(a: Prompt, b: Prompt) -> Prompt:
-    """Both prompts in a row, at position 0."""
+    """Return both prompts in a row, at position 0."""
     spans = a.spans + tuple((start + len(a), span) for start, span in b.spans)
     return Prompt(np.concatenate([a.entries, b.entries]), spans, 0, a.embed or b.embed)

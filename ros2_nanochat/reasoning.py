@@ -1,5 +1,5 @@
-"""The marks around what a model thinks before it answers: which ones a model declares, and whether a prompt
-ends inside them.
+"""The marks around a model's reasoning: which marks a model declares, and whether a prompt ends inside
+them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,18 @@ one reply has several.
 
 @dataclass(frozen=True)
 class ReasoningMarks:
-    """Texts around the reasoning, and their ids where each is one token of the vocabulary. label: text behind
-    the start that is no reasoning.
+    """The texts around the reasoning, and their ids.
 
-    header_ids, message_id: of a model that writes several messages (gpt-oss). One of the former begins a
-    header, the latter what it is the header of, which is reasoning where the header ends with the label.
+    Attributes:
+        start: The text that begins the reasoning.
+        end: The text that ends it.
+        start_id: The id of `start`, if it is one token of the vocabulary.
+        end_id: The id of `end`, if it is one token of the vocabulary.
+        label: Text after the start that is not part of the reasoning.
+        header_ids: For a model that writes several messages per reply (gpt-oss): each of these begins a
+            header.
+        message_id: For such a model: ends the header and begins its message, which is reasoning if the header
+            ends with the label.
     """
 
     start: str
@@ -54,17 +61,17 @@ class ReasoningMarks:
 
 
 def marks_in_template(source: str) -> tuple[str, str] | None:
-    """The texts around reasoning that the source of a chat template knows, None if it knows none."""
+    """Return the texts around reasoning that the source of a chat template contains; None if it has none."""
     return next((pair for pair in REASONING_MARKS if pair[1] in source), None)
 
 
 def is_marked(thought: str, text: str) -> bool:
-    """Whether a text holds a thought between marks of reasoning."""
+    """Return whether a text holds a thought between reasoning marks."""
     return any(f'{start}{thought}{end}' in text for start, end in REASONING_MARKS)
 
 
 def find_reasoning_marks(info: ModelInfo) -> ReasoningMarks | None:
-    """The marks that a model declares, in its vocabulary or its template; None where it declares none."""
+    """Return the marks that a model declares in its vocabulary or template; None if it declares none."""
     ids = {token.text: token.id for token in info.special_tokens}
     if all(text in ids for text in _HARMONY):
         *headers, message = (ids[text] for text in _HARMONY)
@@ -84,7 +91,13 @@ def find_reasoning_marks(info: ModelInfo) -> ReasoningMarks | None:
 def reasoning_is_open(
     prompt_ids: Sequence[int], marks: ReasoningMarks, text_of: Callable[[Sequence[int]], str]
 ) -> bool:
-    """Whether a prompt ends inside the reasoning (some templates open it for the model)."""
+    """Return whether a prompt ends inside the reasoning, which some templates open for the model.
+
+    Args:
+        prompt_ids: The ids of the prompt; negative numbers are rows of images.
+        marks: The model's marks.
+        text_of: Turns ids into text.
+    """
     tail = [int(i) for i in prompt_ids[-8:]]
     if marks.start_id is not None:
         return next(

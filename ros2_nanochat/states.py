@@ -1,5 +1,5 @@
-"""The named states and reasons that travel between rooms: each a string, so that it prints, compares and goes
-into a ROS message as it is.
+"""The states and reasons that the rooms share. Each is a string: it prints, compares and goes into a ROS
+message as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class FinishReason(StrEnum):
     """Why a reply ended."""
 
     STOP = 'stop'
-    """The model ended it, or a stop string did."""
+    """The model ended it, or a stop string was found."""
     LENGTH = 'length'
     """`max_new_tokens` or the context length was reached."""
     CANCELLED = 'cancelled'
@@ -33,31 +33,31 @@ class FinishReason(StrEnum):
     INTERRUPTED = 'interrupted'
     """The user spoke again."""
     DEADLINE = 'deadline'
-    """Its time was over; what came by then stays."""
+    """The time was up; the text so far stays."""
     REFUSED = 'refused'
-    """It was never begun: the prompt does not fit, or too many requests wait."""
+    """It never started: the prompt does not fit, or too many requests wait."""
     ERROR = 'error'
     """Something failed; the reply's `error` says what."""
 
     @property
     def failed(self) -> bool:
-        """Whether something went wrong, which the reply's `error` then explains."""
+        """Whether something went wrong; the reply's `error` explains it."""
         return self in (FinishReason.REFUSED, FinishReason.ERROR)
 
     @property
     def complete(self) -> bool:
-        """Whether the model wrote all that it had to: nothing failed and nobody ended it early."""
+        """Whether the model wrote its whole reply: nothing failed and no one ended it early."""
         return self in (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class NodeState(StrEnum):
-    """Where the ROS node is in its life cycle."""
+    """The ROS node's state in its life cycle."""
 
     UNCONFIGURED = 'unconfigured'
-    """There is no model."""
+    """No model is loaded."""
     CONFIGURING = 'configuring'
     INACTIVE = 'inactive'
-    """The model is loaded, no topic is open."""
+    """The model is loaded; no topic is open."""
     ACTIVATING = 'activating'
     ACTIVE = 'active'
     DEACTIVATING = 'deactivating'

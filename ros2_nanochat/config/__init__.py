@@ -1,7 +1,7 @@
-"""Every option, declared once: type, default, range, what it is for, where it can be set.
+"""Every option, declared once: its type, default, range, purpose, and where it can be set.
 
-The declarations are frozen dataclasses. A wrong value is a `ValueError` that names the option, the value and
-what is allowed. Knows nothing of backends, templates or ROS.
+The declarations are frozen dataclasses. A wrong value raises a `ValueError` that names the option, the value
+and what is allowed. This package knows nothing of backends, templates or ROS.
 """
 
 from ros2_nanochat.config.declaration import (

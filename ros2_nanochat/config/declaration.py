@@ -1,8 +1,7 @@
-"""What an option is. Each one is declared once, as a dataclass field made by `option()`: its default, what it
-is for, what it may be, and where it can be set.
+"""What an option is. Each is declared once, as a dataclass field made by `option()`.
 
 The node's parameters, the arguments of the terminal programs, the `Chat` action, `config/chat.yaml` and
-docs/options.md are made of these declarations or tested against them. No option is known here by name.
+docs/options.md are made from these declarations or tested against them. No option is known here by name.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ class Option:
 
     Args:
         text: What the option is for, without a full stop.
-        otherwise: What happens without a value; for an option that may be none.
+        otherwise: What happens without a value; for an option that may be None.
         low, high: Range of a number, both included.
-        above: Range of a number, itself not included.
+        above: Lower bound of a number, itself not included.
         special: Values with a meaning of their own, and what they mean.
-        choices: The values of a string.
-        item: Whether one value of an option that takes several is valid.
-        valid: Whether a value is valid, for what the other fields cannot say.
-        allowed: What a value may be, in words; made of the other fields if it is empty.
-        python: In Python it may also be other than text; whoever uses such a value checks it.
+        choices: The allowed values of a string.
+        item: Checks one value of an option that takes several.
+        valid: Checks a value, for rules that the other fields cannot express.
+        allowed: The allowed values, in words; derived from the other fields if empty.
+        python: In Python the value may also be something other than text; its user checks it.
         secret: The value is never shown.
         live: The option may change while the model is loaded.
         parameter: Name of the node's parameter if it differs; None if the node has none.
-        unset: Value of the parameter that stands for none, since a parameter always has a value.
-        program: Default of the programs, which is the library's if it is None.
+        unset: Value of the parameter that stands for None, since a parameter always has a value.
+        program: Default of the programs; None for the library's default.
         argument: Whether the terminal programs have an argument for it.
-        metavar: What stands for the value in their help.
-        goal: Value of the `Chat` action's field that leaves the robot's own; None if the action has no such
+        metavar: Placeholder for the value in their help.
+        goal: Value of the `Chat` action's field that keeps the robot's own; None if the action has no such
             field. If it is below 0, every value below 0 does.
     """
 
@@ -68,14 +67,14 @@ class Option:
     argument: bool = True
     metavar: str = ''
     goal: Any = None
-    # Known from the dataclass field, so not for `option()`:
+    # Taken from the dataclass field; do not pass these to `option()`:
     name: str = ''
     kind: type = str
     optional: bool = False
     default: Any = None
 
     def check(self, value: Any) -> Any:
-        """Return a value as its dataclass keeps it.
+        """Check a value and return it in the form that the dataclass keeps.
 
         Raises:
             ValueError: One line with the option, the value and what is allowed.
@@ -90,11 +89,15 @@ class Option:
         return self.kind(value) if issubclass(self.kind, enum.Enum) else value
 
     def error(self, value: Any, name: str = '', unset: Any = None) -> ValueError:
-        """What to raise about a wrong value; name, unset: of the parameter that has it."""
+        """Return the error for a wrong value of the option, or of a parameter `name` whose `unset` stands for
+        None.
+        """
         return invalid(name or self.name, None if self.secret else shown(value), self.allowed_values(unset))
 
     def allowed_values(self, unset: Any = None) -> str:
-        """What a value may be, in words: `a whole number from 1 to 512, or none`."""
+        """Return what a value may be, in words: `a whole number from 1 to 512, or none`; `unset`, if given,
+        for `none`.
+        """
         text = self.allowed or self.range_text
         text += ''.join(f', {figure(value)} ({meaning})' for value, meaning in self.special.items())
         if unset is not None and self.otherwise:
@@ -102,7 +105,9 @@ class Option:
         return f'{text}, or none' if self.optional else text
 
     def explained(self, unset: Any = None) -> str:
-        """What the option is for, and what its special values mean; unset: that of the parameter."""
+        """Return what the option and its special values mean. `unset` is the parameter's value that stands
+        for None.
+        """
         meanings = dict(self.special)
         if unset is not None and self.otherwise:
             meanings[unset] = self.otherwise
@@ -121,14 +126,14 @@ class Option:
         return self.default if self.program is None else self.program
 
     def keeps(self, value: Any) -> bool:
-        """Whether the value of a goal's field leaves the robot's own."""
+        """Return whether a value of the goal's field keeps the robot's own value."""
         if isinstance(self.goal, (int, float)) and self.goal < 0:
             return bool(value < 0)
         return not value if isinstance(self.goal, (list, str)) else bool(value == self.goal)
 
     @property
     def range_text(self) -> str:
-        """The type and the range, in words; special values are not mentioned."""
+        """The type and the range in words, without special values."""
         if self.choices:
             return f'one of {", ".join(self.choices)}'
         text = _KINDS[self.kind]
@@ -162,7 +167,7 @@ class Option:
         )
 
     def _several(self, value: Any) -> tuple:
-        """An option that may be one thing, none, or several in a list, an array of NumPy or the like."""
+        """The values of an option that takes one, none, or several in a list, NumPy array or the like."""
         if value is None:
             return ()
         if isinstance(value, (str, numbers.Integral)) or callable(value):
@@ -178,15 +183,13 @@ class Option:
 
 
 def option(default: Any, text: str, **declaration: Any) -> Any:
-    """A dataclass field that declares an option; `declaration` holds fields of `Option`."""
+    """Return a dataclass field that declares an option; `declaration` holds fields of `Option`."""
     declared = Option(text, **declaration)
     return dataclasses.field(default=default, repr=not declared.secret, metadata={'option': declared})
 
 
 class Options:
-    """Base of the dataclasses whose fields are options: it checks the values, and lists the options in the
-    docstring.
-    """
+    """Base class of the dataclasses of options: checks the values, and lists the options in the docstring."""
 
     def __init_subclass__(cls) -> None:
         lines = [
@@ -237,23 +240,21 @@ def _choices(annotation: Any) -> dict[str, Any]:
 
 
 def program_defaults(config_class: type) -> Any:
-    """The dataclass with the defaults that the programs have: the node, the terminal."""
+    """Return an instance with the defaults of the programs: the node and the terminal."""
     options = options_of(config_class)
     return config_class(**{each.name: each.program_default for each in options})
 
 
 def names(config_class: type) -> list[str]:
-    """Names of the fields of one of the dataclasses."""
+    """Return the names of a dataclass's fields."""
     return [field.name for field in dataclasses.fields(config_class)]
 
 
 def reject_unknown(options: Iterable[str], allowed: Sequence[str], where: str) -> None:
-    """Raise a ValueError that names the options of `where` which do not exist, and the nearest ones that
-    do.
-    """
+    """Raise a ValueError that names unknown options of `where`, a similar name, and all that are allowed."""
     unknown = [name for name in options if name not in allowed]
     if unknown:
-        import difflib  # 5 ms that only a wrong name costs
+        import difflib  # takes 5 ms, so only for a wrong name
 
         near = difflib.get_close_matches(unknown[0], allowed, n=1)
         hint = f' (did you mean {near[0]!r}?)' if near else ''
@@ -264,7 +265,7 @@ def reject_unknown(options: Iterable[str], allowed: Sequence[str], where: str) -
 
 
 def _native(value: Any) -> Any:
-    """A plain number, switch or string of one of NumPy or a path, which users compute their options with."""
+    """A plain number, bool or string, from a NumPy scalar or a path."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, 'dtype') and getattr(value, 'ndim', None) == 0:
@@ -276,7 +277,11 @@ Config = TypeVar('Config')
 
 
 def whole(kind: type[Config], config: Config | None, name: str) -> Config:
-    """The options that were passed as a whole, or the defaults."""
+    """Return the options that were passed as one object, or the defaults.
+
+    Raises:
+        ValueError: The object passed as the argument `name` is of another class.
+    """
     if config is None:
         return kind()
     if not isinstance(config, kind):

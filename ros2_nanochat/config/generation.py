@@ -25,7 +25,7 @@ class GenerationConfig(Options):
 
     max_new_tokens: int = option(
         128,
-        'Tokens of a reply at most',
+        'Maximum number of tokens in a reply',
         low=-1,
         special={-1: 'as many as the context allows'},
         program=256,
@@ -33,21 +33,21 @@ class GenerationConfig(Options):
         live=True,
         metavar='N',
     )
-    # NanoLLM writes -1 for none.
+    # In NanoLLM, -1 means none.
     min_new_tokens: int = option(
         0,
-        'Tokens before which the model may not end its reply',
+        'Minimum number of tokens before the model may end its reply',
         low=-1,
         allowed='a whole number of 0 or more, or -1 for none',
         live=True,
         metavar='N',
     )
     do_sample: bool = option(
-        False, 'Sample with the options below; otherwise the likeliest token is taken (greedy)', live=True
+        False, 'Sample with the options below; otherwise take the likeliest token (greedy)', live=True
     )
     temperature: float = option(
         0.7,
-        'Temperature of sampling: above 1 evens out, below 1 sharpens',
+        'Sampling temperature: higher is more random, lower is more predictable',
         low=0.0,
         high=100.0,
         special={0: 'greedy'},
@@ -75,7 +75,7 @@ class GenerationConfig(Options):
     )
     min_p: float = option(
         0.0,
-        'Leave out tokens less likely than this share of the likeliest',
+        'Drop tokens whose probability is below this share of the likeliest token',
         low=0.0,
         high=1.0,
         special={0: 'none'},
@@ -86,7 +86,7 @@ class GenerationConfig(Options):
     # As in transformers (Keskar et al. 2019, arXiv:1909.05858).
     repetition_penalty: float = option(
         1.0,
-        'Above 1 makes tokens of the prompt and the reply less likely',
+        'Above 1, tokens that are already in the prompt or reply become less likely',
         above=0.0,
         high=100.0,
         special={1: 'off'},
@@ -97,7 +97,7 @@ class GenerationConfig(Options):
     seed: int | None = option(
         None,
         'The same seed gives the same reply, whatever else runs in the batch',
-        otherwise='another one each time',
+        otherwise='a new one each time',
         low=0,
         unset=-1,
         goal=-1,
@@ -107,8 +107,7 @@ class GenerationConfig(Options):
     stop_tokens: tuple[int | str, ...] = option(
         (),
         'Strings (or token ids, but not in parameters and goals) that end a reply, in addition to'
-        " the template's "
-        'own and the end tokens of the model; a string is cut off the text',
+        " the template's own and the model's end tokens; the string is not part of the reply",
         item=_is_stop,
         allowed='token ids or strings that are not empty',
         parameter='stop',
@@ -129,7 +128,7 @@ class GenerationConfig(Options):
         metavar='FORM',
     )
     probabilities: bool = option(
-        False, 'Also compute how likely each alternative of a choice was', goal=False, live=True
+        False, 'Also compute the probability of each alternative of a choice', goal=False, live=True
     )
     logits_processors: tuple[Callable, ...] = option(
         (),
@@ -141,9 +140,8 @@ class GenerationConfig(Options):
     )
     functions: tuple[Callable, ...] = option(
         (),
-        'Callables (text so far) -> str | None, called after each piece; what they return is put'
-        ' into the reply '
-        'and read by the model',
+        'Callables (text so far) -> str | None, called after each piece; the text they return goes into'
+        ' the reply, and the model reads it',
         item=callable,
         allowed='callables',
         parameter=None,
@@ -157,7 +155,7 @@ class GenerationConfig(Options):
         object.__setattr__(self, 'stop_tokens', stops)
 
     def stopping_at(self, stops: Sequence[int | str]) -> GenerationConfig:
-        """The same with further `stop_tokens`."""
+        """Return a copy with further `stop_tokens`."""
         return replace(self, stop_tokens=(*stops, *self.stop_tokens)) if stops else self
 
     @property

@@ -10,17 +10,15 @@ APIS = ('gguf', 'mlc', 'hf', 'awq', 'fake')
 """Values of `ModelConfig.api`; None infers it from what the model path holds."""
 
 DEFAULT_CONTEXT = 4096
-"""Context in tokens if none is asked for (less if the model has less): what fits beside a robot's other
-programs.
-"""
+"""Default context in tokens (less if the model has less); leaves memory for a robot's other programs."""
 
 MAX_THREADS = 512
-"""Threads that llama.cpp can use at most (`GGML_MAX_N_THREADS`); it ends the process over more."""
+"""Maximum number of threads of llama.cpp (`GGML_MAX_N_THREADS`); it ends the process above that."""
 
 
 @dataclass(frozen=True)
 class ModelConfig(Options):
-    """Which model to open, and the room it may take."""
+    """Which model to open, and the memory it may use."""
 
     model: str | None = option(
         None,
@@ -33,7 +31,7 @@ class ModelConfig(Options):
     )
     api: str | None = option(
         None,
-        'What runs the model',
+        'Runtime of the model',
         otherwise='inferred from its files',
         choices=APIS,
         unset='',
@@ -45,7 +43,7 @@ class ModelConfig(Options):
         unset='',
         metavar='METHOD',
     )
-    # Never a parameter, which everyone on the graph can read, and never an argument, which `ps` shows.
+    # Never a parameter, which everyone on the graph can read, nor an argument, which `ps` shows.
     api_token: str | None = option(
         None,
         'Token of a hub account; never shown',
@@ -80,9 +78,8 @@ class ModelConfig(Options):
     )
     flash_attention: bool = option(
         True,
-        'Flash attention of llama.cpp (gguf); without it a CPU is several times faster behind long'
-        ' histories, '
-        'but rounds differently (docs/engine.md)',
+        'Flash attention of llama.cpp (gguf); without it a CPU is several times faster after long'
+        ' histories, but rounds differently (docs/engine.md)',
         argument=False,
     )
     gpu_layers: int = option(
@@ -95,7 +92,7 @@ class ModelConfig(Options):
     threads: int | None = option(
         None,
         'CPU threads of the model',
-        otherwise='as many as are fastest at the present load (gguf), or the physical cores',
+        otherwise='as many as are fastest under the current load (gguf), or the physical cores',
         low=1,
         high=MAX_THREADS,
         unset=0,
@@ -110,7 +107,7 @@ class ModelConfig(Options):
     model_lib: str | None = option(
         None,
         'Compiled library of an MLC model',
-        otherwise='beside its weights',
+        otherwise='next to its weights',
         unset='',
         metavar='FILE',
     )
@@ -122,8 +119,7 @@ class ModelConfig(Options):
     vision: str | None = option(
         None,
         'LLaVA-form checkpoint (path, or owner/name on the hub) whose vision tower and projector are'
-        ' added to '
-        'the model, or tiny for the one that comes with the package',
+        ' added to the model, or tiny for the one that comes with the package',
         otherwise="the model's own",
         unset='',
         metavar='PATH|OWNER/NAME',
@@ -136,36 +132,34 @@ class EngineConfig(Options):
 
     running_share: float = option(
         0.5,
-        'Share of their speed that running replies keep while a long prompt is prefilled beside them',
+        'Share of their speed that running replies keep while a long prompt is prefilled',
         above=0.0,
         high=1.0,
         argument=False,
     )
     max_step: float = option(
         0.2,
-        'Seconds that one step takes at most while a prompt is prefilled and nothing else runs; a'
-        ' stop waits no '
-        'longer than this',
+        'Maximum seconds of one step while a prompt is prefilled and nothing else runs; a stop waits no'
+        ' longer than this',
         above=0.0,
         parameter=None,
         argument=False,
     )
     max_queued_requests: int = option(
         256,
-        'Requests of all conversations that may wait for the model; one more is refused',
+        'Requests of all conversations that may wait for the model; further ones are refused',
         low=0,
         parameter=None,
         argument=False,
     )
     speculation: bool = option(
         True,
-        'Guess the next tokens from what stands in the context if that pays; the reply stays the same',
+        'Guess the next tokens from earlier text when that is faster; the reply stays the same',
         argument=False,
     )
     park_bytes: int = option(
         0,
-        'Bytes of host memory for the KV of idle conversations, used if loading it back is faster'
-        ' than prefilling',
+        'Bytes of host memory for the KV of idle conversations, used if loading it is faster than prefilling',
         low=0,
         special={0: 'none'},
         argument=False,

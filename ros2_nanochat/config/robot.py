@@ -12,7 +12,7 @@ from ros2_nanochat.states import StrEnum
 
 
 class OnNewQuery(StrEnum):
-    """What a query does that arrives while a reply streams."""
+    """What happens to a query that arrives while a reply streams."""
 
     INTERRUPT = 'interrupt'
     QUEUE = 'queue'
@@ -20,7 +20,7 @@ class OnNewQuery(StrEnum):
 
 
 class ImageMode(StrEnum):
-    """Which camera image goes with a query."""
+    """Which camera image is sent with a query."""
 
     LATEST = 'latest'
     CHANGED = 'changed'
@@ -28,7 +28,7 @@ class ImageMode(StrEnum):
 
 
 class ImageTransport(StrEnum):
-    """Which camera topic is subscribed to."""
+    """Which camera topic the node subscribes to."""
 
     AUTO = 'auto'
     RAW = 'raw'
@@ -44,11 +44,11 @@ def _is_json_object(text: str) -> bool:
 
 @dataclass(frozen=True)
 class NodeConfig(Options):
-    """What the node serves, and what it keeps."""
+    """What the node serves and stores."""
 
     autostart: bool = option(
         True,
-        'Configure and activate at once; otherwise a lifecycle manager, or `ros2 lifecycle set`, does',
+        'Configure and activate at startup; otherwise a lifecycle manager or `ros2 lifecycle set` does it',
         argument=False,
     )
     robots: tuple[str, ...] = option(
@@ -63,17 +63,16 @@ class NodeConfig(Options):
     )
     state_dir: str | None = option(
         None,
-        'Folder where each finished turn is written before it is announced; a restarted node'
-        ' continues from it',
+        'Folder where each finished turn is written before it is announced; a restarted node continues'
+        ' from it',
         otherwise='nothing is kept',
         unset='',
         argument=False,
     )
     state_kv: bool = option(
         False,
-        'Keep the KV of each conversation in state_dir as well, so that a restart needs no prefill'
-        ' (gguf and hf); '
-        'tens of kB a token for small models, 0.5 MB for 8 B',
+        'Also keep the KV of each conversation in state_dir, so that a restart needs no prefill (gguf and'
+        ' hf); tens of kB per token for small models, 0.5 MB for 8 B',
         argument=False,
     )
     chat_template: str | None = option(
@@ -87,7 +86,7 @@ class NodeConfig(Options):
 
 @dataclass(frozen=True)
 class RobotOptions(Options):
-    """How one robot converses."""
+    """Options of one robot's conversation."""
 
     system_prompt: str | None = option(
         None,
@@ -114,15 +113,14 @@ class RobotOptions(Options):
     )
     on_new_query: OnNewQuery = option(
         OnNewQuery.INTERRUPT,
-        'What a query does that arrives while a reply streams: interrupt it, wait in the queue'
-        ' behind it, or be '
-        'rejected',
+        'What to do with a query that arrives while a reply streams: interrupt the reply, queue the query,'
+        ' or reject it',
         goal='',
         live=True,
         argument=False,
     )
     max_queue: int = option(
-        10, 'Turns that may wait for one robot; one more is refused', low=0, live=True, argument=False
+        10, 'Turns that may wait for one robot; further ones are refused', low=0, live=True, argument=False
     )
     priority: int = option(
         0,
@@ -135,7 +133,7 @@ class RobotOptions(Options):
     )
     deadline: float | None = option(
         None,
-        'Seconds after which a turn ends with what it has',
+        'Seconds after which a turn ends with the text it has',
         otherwise='no deadline',
         above=0.0,
         high=1e6,
@@ -155,15 +153,14 @@ class RobotOptions(Options):
     )
     image_mode: ImageMode = option(
         ImageMode.LATEST,
-        'Which camera image goes with a query: the latest, only one that shows something changed, or'
-        ' none (off)',
+        'Camera image to send with a query: the latest, the latest if the scene has changed, or none (off)',
         goal='',
         live=True,
         argument=False,
     )
     image_transport: ImageTransport = option(
         ImageTransport.AUTO,
-        'Which camera topic is subscribed to: raw images, compressed ones, or what is published (raw if both'
+        'Camera topic to subscribe to: raw images, compressed ones, or whichever is published (raw if both'
         ' are)',
         live=True,
         argument=False,
@@ -188,5 +185,5 @@ class RobotOptions(Options):
 
     @property
     def template_variables(self) -> dict[str, Any]:
-        """What `template_options` holds."""
+        """`template_options`, parsed."""
         return json.loads(self.template_options) if self.template_options else {}

@@ -1,4 +1,4 @@
-"""JSON Schemas of dataclasses, and dataclasses made of parsed JSON."""
+"""JSON Schemas of dataclasses, and dataclasses made from parsed JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PLAIN = {bool: 'boolean', int: 'integer', float: 'number', str: 'string', type(
 
 
 def dataclass_schema(cls: type) -> dict:
-    """The JSON Schema of a dataclass.
+    """Return the JSON Schema of a dataclass.
 
-    Fields without a default are required. Types: bool, int, float, str, None, lists, tuples, dicts with text
-    as keys, Literal, Enum, unions of those, and other dataclasses (not themselves again).
+    Fields without a default are required. Supported types: bool, int, float, str, None, lists, tuples, dicts
+    with text keys, Literal, Enum, unions of these, and other dataclasses (not recursive ones).
 
     Raises:
-        ValueError: A field has a type that has no schema; it is named.
+        ValueError: A field has a type without a schema; the message names it.
     """
     return _of_dataclass(cls, ())
 
@@ -65,7 +65,7 @@ def _of_type(hint: Any, where: str, outer: tuple[type, ...]) -> dict:
 
 
 def make_dataclass(cls: type, data: Any) -> Any:
-    """An instance of a dataclass from parsed JSON that obeys its schema."""
+    """Make an instance of a dataclass from parsed JSON that conforms to its schema."""
     hints = typing.get_type_hints(cls)
     return cls(**{name: _value(hints[name], value) for name, value in data.items()})
 
@@ -93,7 +93,7 @@ def _value(hint: Any, value: Any) -> Any:
 
 
 def _fits(hint: Any, value: Any) -> bool:
-    """Whether a parsed value can be meant for one type of a union."""
+    """Whether a parsed value matches one type of a union."""
     if hint in _PLAIN:
         return type(value) is hint or (hint is float and type(value) is int)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

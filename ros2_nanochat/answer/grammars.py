@@ -1,8 +1,7 @@
-"""Grammars of llguidance made from regular expressions, choices, JSON Schemas, Lark and GBNF, and checked.
+"""Makes and checks llguidance grammars from regular expressions, choices, JSON Schemas, Lark and GBNF.
 
-Knows no vocabulary. The syntax of Lark is that of
-https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md,
-GBNF that of https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md.
+Knows no vocabulary. Lark syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. GBNF
+syntax: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md.
 """
 
 from __future__ import annotations
@@ -19,12 +18,16 @@ _COMPACT = {'whitespace_flexible': False}
 
 
 def library() -> ModuleType:
-    """llguidance; `MissingDependency` if it is not installed."""
+    """Import llguidance.
+
+    Raises:
+        MissingDependency: It is not installed.
+    """
     return require('llguidance', 'answer')
 
 
 def from_regex(pattern: str) -> str:
-    """The grammar of all texts that a regular expression matches as a whole.
+    """Return the grammar of all texts that a regular expression matches completely.
 
     Raises:
         ValueError: The expression is malformed, or uses look-around or back-references.
@@ -40,7 +43,7 @@ def from_regex(pattern: str) -> str:
 
 
 def from_choice(alternatives: Sequence[str]) -> str:
-    """The grammar of a few texts."""
+    """Return the grammar of a few texts."""
     escaped = '|'.join(
         ''.join('\\' + char if char in _SPECIAL_IN_REGEX else char for char in text) for text in alternatives
     )
@@ -48,7 +51,10 @@ def from_choice(alternatives: Sequence[str]) -> str:
 
 
 def from_schema(schema: str) -> str:
-    """The grammar of JSON without white space that obeys a JSON Schema, given as JSON.
+    """Return the grammar of JSON without white space that conforms to a JSON Schema.
+
+    Args:
+        schema: The schema, as JSON.
 
     Raises:
         ValueError: The schema is malformed, uses a keyword that is not supported, or nothing satisfies it.
@@ -58,16 +64,32 @@ def from_schema(schema: str) -> str:
 
 
 def from_lark(text: str, name: str) -> str:
-    """The grammar of a file in Lark's syntax. ValueError if it is malformed."""
+    """Return the grammar of a file in Lark's syntax.
+
+    Args:
+        text: The contents of the file.
+        name: The name of the file, for messages.
+
+    Raises:
+        ValueError: The grammar is malformed.
+    """
     return _checked(library().LLMatcher.grammar_from_lark(text), name)
 
 
 def from_gbnf(text: str, name: str) -> str:
-    """The grammar of a file in GBNF. ValueError if it is malformed."""
+    """Return the grammar of a file in GBNF.
+
+    Args:
+        text: The contents of the file.
+        name: The name of the file, for messages.
+
+    Raises:
+        ValueError: The grammar is malformed.
+    """
     convert = require('llguidance.gbnf_to_lark', 'answer').gbnf_to_lark
     try:
         lark = convert(text)
-    except Exception as error:  # whatever the library raises over somebody's file
+    except Exception as error:  # the library may raise anything for a user's file
         raise ValueError(f'response_format: {name} is no GBNF grammar: {one_line(error)}') from error
     return from_lark(lark, name)
 
@@ -81,7 +103,7 @@ def _checked(grammar: str, what: str) -> str:
 
 
 def limits():
-    """Bounds of the work and memory that a grammar may take, for every use of the library."""
+    """Return the limits on the work and memory of a grammar, for every use of the library."""
     return library().LLParserLimits(
         max_items_in_row=2000,
         initial_lexer_fuel=1_000_000,
@@ -94,7 +116,7 @@ def limits():
 
 
 def _reason(message: str) -> str:
-    """What the library said, on one line, without the drawing of where it said it."""
+    """The library's message on one line, without its drawing of the position."""
     lines = [line.strip() for line in message.splitlines()]
     kept = [
         line for line in lines if line and line.strip('^ ') and not line[:1].isdigit() and '|' not in line[:4]

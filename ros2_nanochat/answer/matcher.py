@@ -1,4 +1,5 @@
-"""One answer while it is written: which tokens may come next, which must, and whether it is whole.
+"""The state of one answer while it is written: which tokens may come next, which must, and whether it is
+complete.
 
 Knows token ids and bytes; nothing of logits or models.
 """
@@ -16,23 +17,34 @@ if TYPE_CHECKING:
 
 
 class AnswerMatcher:
-    """Follows one answer through its form. One thread at a time."""
+    """Follows one answer through its form. Not thread-safe.
+
+    Args:
+        raw: The `LLMatcher` of llguidance.
+        vocabulary: The vocabulary that made it.
+        end_ids: Ids that end the reply.
+    """
 
     def __init__(self, raw: Any, vocabulary: AnswerVocabulary, end_ids: frozenset[int]):
         self._raw = raw
         self._vocabulary = vocabulary
         self._end_ids = np.array(sorted(end_ids))
-        self._mask: np.ndarray | None = None  # of the present state, once asked for
+        self._mask: np.ndarray | None = None  # of the current state, once computed
 
     def check(self) -> None:
-        """Raise a ValueError if nothing satisfies the form, or following it takes too much work."""
+        """Check that the form can be satisfied.
+
+        Raises:
+            ValueError: Nothing satisfies the form, or following it takes too much work.
+        """
         self._check_work()
         if not self._raw.is_stopped() and self.allowed().any():
             return
         raise ValueError('response_format is not valid: no text satisfies it')
 
     def allowed(self) -> np.ndarray:
-        """[v] bool: the ids that may come next, end tokens among them if the answer is whole.
+        """Return the ids that may come next, [v] bool; the end tokens are among them if the answer is
+        complete.
 
         If only one text can follow, this is the first of its `forced` ids. Do not change the array.
 
@@ -57,12 +69,12 @@ class AnswerMatcher:
             raise ValueError(f'response_format cannot be followed: {detail}{reason}')
 
     def forced(self) -> list[int]:
-        """The ids that have to come next, whatever the model prefers; often none."""
+        """Return the ids that must come next, whatever the model prefers; often none."""
         ids = self._raw.compute_ff_tokens()
         return [] if any(self._vocabulary.never[i] for i in ids) else ids
 
     def accept(self, token_id: int) -> None:
-        """Go on behind an id that `allowed` has.
+        """Advance by one id that `allowed` contains.
 
         Raises:
             ValueError: The id is not allowed, or following it takes more work than is allowed.
@@ -78,11 +90,11 @@ class AnswerMatcher:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but the end may come."""
+        """Whether the answer can only end here."""
         return self._raw.is_stopped()
 
     def matches(self, text: str) -> bool:
-        """Whether a whole text is an answer in this form. Does not change the state."""
+        """Return whether a complete text is an answer in this form. Does not change the state."""
         fresh = self._raw.deep_copy()
         fresh.reset()
         ids = self._vocabulary.tokenize(text)

@@ -6,8 +6,8 @@ A form is one of
 - a regular expression between slashes: `'/[0-9]{1,3}/'`;
 - `'json'`: any JSON object;
 - a JSON Schema (draft 2020-12): a dict, or text that begins with `{`; OpenAI's `response_format` dicts;
-- a dataclass or a pydantic model, which the answer is turned into;
-- a file `*.schema.json`, `*.lark` or `*.gbnf`, only where the caller allows files.
+- a dataclass or a pydantic model, into which the answer is converted;
+- a file `*.schema.json`, `*.lark` or `*.gbnf`, only if the caller allows files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ros2_nanochat.answer.dataclass_schema import dataclass_schema, make_datacla
 from ros2_nanochat.errors import shorten
 
 MAX_BYTES = 1 << 20
-"""Size at which a form is refused."""
+"""Maximum size of a form."""
 
 FORMS = "'yes | no', '/[0-9]+/', 'json', a JSON Schema"
 _FILES = ('.schema.json', '.lark', '.gbnf')
@@ -39,10 +39,10 @@ class ResponseFormat:
 
     Attributes:
         kind: `choice`, `regex`, `json`, `schema` or `grammar`.
-        grammar: The form as a grammar of llguidance.
+        grammar: The form as an llguidance grammar.
         instruction: What the prompt may say about it, in one or two sentences.
         alternatives: The texts of a choice.
-        schema: The JSON Schema that the answer obeys, if it is JSON.
+        schema: The JSON Schema of the answer, if it is JSON.
         convert: Turns the parsed JSON into what the caller asked for.
         target: The class that `convert` makes, if the caller gave one.
     """
@@ -56,13 +56,13 @@ class ResponseFormat:
     target: type | None = None
 
     def parse(self, text: str) -> Any:
-        """Turn a whole answer into a value.
+        """Turn a complete answer into a value.
 
         Returns:
             The parsed JSON, or what `convert` makes of it; the text itself for the other kinds.
 
         Raises:
-            ValueError: The text is no JSON, or `convert` does not take it.
+            ValueError: The text is not JSON, or `convert` does not accept it.
         """
         if self.kind not in ('json', 'schema'):
             return text
@@ -77,8 +77,11 @@ def read_response_format(value: Any, files: bool = False) -> ResponseFormat | No
         value: The form, or None or '' for none.
         files: Whether a text may name a file to read the form from.
 
+    Returns:
+        The form, or None for free text.
+
     Raises:
-        ValueError: The form is unknown, malformed, or one that nothing satisfies; one line.
+        ValueError: The form is unknown or malformed, or nothing satisfies it. The message is one line.
     """
     if value is None or value == '':
         return None
@@ -178,7 +181,7 @@ def _from_class(value: Any) -> ResponseFormat:
     if is_dataclass(value):
         kind: Any = value
         return schema_format(dataclass_schema(kind), lambda data: make_dataclass(kind, data), kind)
-    pydantic = sys.modules.get('pydantic')  # a model exists only where it was imported
+    pydantic = sys.modules.get('pydantic')  # if it was never imported, the value is no model of it
     if pydantic is not None and issubclass(value, pydantic.BaseModel):
         return schema_format(value.model_json_schema(), value.model_validate, value)
     raise ValueError(
@@ -189,7 +192,12 @@ def _from_class(value: Any) -> ResponseFormat:
 def schema_format(
     schema: dict, convert: Callable[[Any], Any] | None = None, target: type | None = None
 ) -> ResponseFormat:
-    """The form of JSON that obeys a schema, without white space between its tokens.
+    """Return the form of JSON that conforms to a schema, without white space between its tokens.
+
+    Args:
+        schema: The JSON Schema.
+        convert: Turns the parsed JSON into what the caller asked for.
+        target: The class that `convert` makes.
 
     Raises:
         ValueError: The schema is malformed, uses a keyword that is not supported, or nothing satisfies it.

@@ -1,4 +1,6 @@
-"""The vocabulary of a model as llguidance reads it: the bytes of every token, and how a text is tokenized."""
+"""A model's vocabulary in the form that llguidance needs: the bytes of each token, and how to tokenize a
+text.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ from ros2_nanochat.answer.matcher import AnswerMatcher
 
 
 class AnswerVocabulary:
-    """Makes the matchers of one model. Reading 50,000 tokens takes 0.3 s, so make it once. Any thread.
+    """Makes the matchers of one model. Thread-safe. Create it only once: reading 50,000 tokens takes 0.3 s.
 
     Args:
-        token_bytes: The bytes of each id as it stands inside a text; empty for one that gives no text.
-        special_ids: Ids that never stand in an answer, the end tokens among them.
+        token_bytes: The bytes of each id inside a text; empty if it gives no text.
+        special_ids: Ids that never occur in an answer, including the end tokens.
         end_ids: Ids that end a reply, at least one.
-        tokenize: Ids of a text that stands behind other text, special tokens not found in it.
+        tokenize: Turns a text that follows other text into ids, without looking for special tokens.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class AnswerVocabulary:
         """[v] bool: ids that no form allows, unless they end the reply."""
 
     def matcher(self, grammar: str, end_ids: Iterable[int] = ()) -> AnswerMatcher:
-        """A matcher at the start of an answer.
+        """Make a matcher at the start of an answer.
 
         Args:
             grammar: The `grammar` of a `ResponseFormat`.
@@ -60,7 +62,7 @@ class AnswerVocabulary:
 
 
 class _Tokens:
-    """What llguidance asks of a tokenizer."""
+    """The tokenizer interface that llguidance expects."""
 
     bos_token_id = None
 

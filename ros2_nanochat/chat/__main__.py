@@ -1,4 +1,4 @@
-"""`python3 -m ros2_nanochat.chat`: the terminal chat, under the name that NanoLLM gave it."""
+"""`python3 -m ros2_nanochat.chat`: the terminal chat, under its name in NanoLLM."""
 
 import sys
 

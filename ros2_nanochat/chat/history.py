@@ -1,8 +1,7 @@
-"""The history of a conversation: messages, the template that makes a prompt of them, and the KV cache that
-holds the part the model has read.
+"""The history of a conversation: its messages, the template that turns them into a prompt, and the KV cache
+with the part that the model has already read.
 
-Whatever is edited, the next prompt says how much of the KV cache still holds: the longest common prefix of
-its entries and the new ones.
+After any edit, the next prompt reuses the KV cache up to the first entry that changed.
 """
 
 from __future__ import annotations
@@ -24,19 +23,24 @@ from ros2_nanochat.errors import shown
 from ros2_nanochat.prompt import Prompt, common_prefix
 
 _log = logging.getLogger(__name__)
-_REPLY_ROOM = 256  # tokens of the context left for the reply where the caller does not say
+_REPLY_ROOM = 256  # tokens of the context left for the reply, unless the caller sets a limit
 
 
 class ChatHistory(MessageList):
     """Messages of one conversation, indexed like a list.
 
-    model: a `NanoLLM`. chat_template: as in `ChatTemplate`. system_prompt: None takes the template's, ''
-        none. template_options: variables of the template, such as `{'enable_thinking': False}`.
-    kv_cache: what the model has read of it; set it to `reply.kv_cache` after each reply. num_dropped:
-    messages that the last `embed_chat` dropped because the context was full. encode_seconds: what it spent on
-    encoding images, 0.0 where all were known.
+    A call that fails raises ValueError and leaves the history as it was.
 
-    A failing call raises ValueError and leaves the history as it was.
+    Args:
+        model: A `NanoLLM`.
+        chat_template: See `ChatTemplate`.
+        system_prompt: The instruction at the beginning; None uses the template's default, '' uses none.
+        template_options: Variables of the template, for example `{'enable_thinking': False}`.
+
+    Attributes:
+        kv_cache: What the model has read. Set it to `reply.kv_cache` after each reply.
+        num_dropped: Messages that the last `embed_chat` dropped because the context was full.
+        encode_seconds: Time that the last `embed_chat` spent on encoding images; 0.0 if all were cached.
     """
 
     def __init__(
@@ -64,10 +68,18 @@ class ChatHistory(MessageList):
     ) -> ChatMessage:
         """Add a message and return it.
 
-        msg: text or an image, told apart as `is_image` does; a `ChatMessage`; or the `StreamingResponse` of
-        the model, whose text, ids and KV cache are taken over as far as it was delivered. text, image: said
-        outright. Words of the bot that end the history are continued by the next reply, which then becomes a
-        part of that message. ValueError for an unknown role, or an image that the model cannot see.
+        If the history ends with words of the bot, the next reply continues them and is merged into that
+        message.
+
+        Args:
+            role: `system`, `user`, `bot` or `tool`.
+            msg: Text or an image (`is_image` decides), a `ChatMessage`, or the model's `StreamingResponse`,
+                whose text, ids and KV cache are taken over as far as they were delivered.
+            text: The text, if you pass it by name.
+            image: The image, if you pass it by name.
+
+        Raises:
+            ValueError: The role is unknown, or the model cannot see images.
         """
         if isinstance(msg, ChatMessage):
             message = msg
@@ -81,7 +93,7 @@ class ChatHistory(MessageList):
         if message.image is not None and not self.model.has_vision:
             raise ValueError(f'{self.model.info.name} has no vision: it cannot be shown images')
         if message.image is not None and not message.is_embedded(self.model):
-            message.picture = self.model.open_image(message.image)  # what a file holds now is what was shown
+            message.picture = self.model.open_image(message.image)  # the file may change later
         self.messages.append(message)
         if isinstance(msg, ModelReply):
             self.kv_cache = msg.kv_cache
@@ -91,7 +103,7 @@ class ChatHistory(MessageList):
 
     @property
     def system_prompt(self) -> str:
-        """The instruction at the beginning, '' where there is none. Setting it keeps the conversation."""
+        """The instruction at the beginning, '' if there is none. Setting it keeps the conversation."""
         first = self.messages[0] if self.messages else None
         return first.text or '' if first is not None and first.role == 'system' else ''
 
@@ -102,9 +114,11 @@ class ChatHistory(MessageList):
         self._default_prompt = instruction
 
     def reset(self, system_prompt: bool | str | None = True, wrap_tokens: int | None = None) -> None:
-        """Forget the conversation. system_prompt: True keeps it, a string replaces it, False or None leaves
-        none.
-        wrap_tokens: keep the latest turns that fit into as many tokens, system prompt included.
+        """Forget the conversation.
+
+        Args:
+            system_prompt: True keeps it, a string replaces it, False or None removes it.
+            wrap_tokens: Keep the latest turns that fit into this many tokens, including the system prompt.
         """
         prompt = (
             system_prompt
@@ -136,8 +150,10 @@ class ChatHistory(MessageList):
 
     @property
     def kv_cache(self) -> Any:
-        """The `KVCache` of the conversation, None before the first reply. Setting it to that of a reply gives
-        the message of the bot that has the reply's text the ids which the model sampled.
+        """The `KVCache` of the conversation, None before the first reply.
+
+        When you set it to a reply's cache, the bot message with the reply's text takes over the token ids
+        that the model sampled.
         """
         return self._kv_cache
 
@@ -156,8 +172,9 @@ class ChatHistory(MessageList):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole conversation in the template, with what lets the model begin a reply where it
-        is its turn.
+        """Tokens of the whole conversation in the template.
+
+        Includes the generation prompt if the bot is next.
         """
         return len(self._whole())
 
@@ -182,13 +199,20 @@ class ChatHistory(MessageList):
     def embed_chat(
         self, use_cache: bool = True, max_tokens: int | None = None, wrap_tokens: int | None = None
     ) -> tuple[Prompt, int]:
-        """Make the prompt for the next reply: `(what the KV cache does not hold yet, its position)`.
+        """Make the prompt for the next reply.
 
-        The first looks like an array, embeddings [1, n, d] where the model gives those, else ids [1, n].
-        use_cache=False gives the whole conversation at 0.
-        max_tokens: what the conversation may take; None leaves room for a reply in the context. Where it is
-        more, the oldest turns are dropped until the rest fits into wrap_tokens (None: half of max_tokens);
-        the system prompt and the last turn stay. ValueError where these alone are too long.
+        Args:
+            use_cache: Return only what the KV cache does not hold; False returns the whole conversation.
+            max_tokens: Limit for the conversation. None leaves room for a reply in the context.
+            wrap_tokens: If the limit is exceeded, the oldest turns are dropped until the rest fits into this
+                many tokens (None: half of max_tokens). The system prompt and the last turn stay.
+
+        Returns:
+            The prompt and its position. The prompt behaves like an array: embeddings [1, n, d] if the model
+            provides them, else ids [1, n].
+
+        Raises:
+            ValueError: The system prompt and the last turn are too long, or a limit is not valid.
         """
         for name, value in (('max_tokens', max_tokens), ('wrap_tokens', wrap_tokens)):
             if not isinstance(value, numbers.Integral | None):
@@ -238,18 +262,29 @@ class ChatHistory(MessageList):
     # --- files ---
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the conversation to a JSON file, whole or not at all. Images are named by path or address;
-        one that has neither is written beside it.
+        """Write the conversation to a JSON file, atomically.
+
+        Images are saved by path or URL; an image that has neither is written next to the file. Raises OSError
+        if writing fails.
         """
         storage.save(path, self.messages, self.template.name, self.model)
 
     def load(self, path: str | os.PathLike, *, without_images: bool = False) -> list[str]:
-        """Take over the conversation of a file that `save` wrote, in place of this one. The model's own ids
-        are kept where the model is the same.
+        """Replace this conversation with one that `save` wrote.
 
-        without_images: an image that is missing or damaged, or that the model cannot see, is replaced by a
-            text which says so; else it is a ValueError. Returns those texts. OSError for an image that is
-            there and cannot be read.
+        The sampled ids are kept if the model is the same.
+
+        Args:
+            path: The JSON file.
+            without_images: Replace an image that is missing or damaged, or that the model cannot see, with a
+                text that says so. Otherwise such an image is an error.
+
+        Returns:
+            The texts that replaced images.
+
+        Raises:
+            ValueError: The file or an image in it is not valid.
+            OSError: An image exists but cannot be read.
         """
         self.messages, replaced = restore(path, self.model, without_images)
         return replaced

@@ -1,5 +1,6 @@
-"""One message of a conversation: who speaks, and what: text or an image. Tells images from text. Knows no
-template.
+"""One message of a conversation: its role, and its text or image.
+
+Tells images from text. Knows no template.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ _OTHER_NAMES = {'assistant': 'bot', 'model': 'bot', 'tool_response': 'tool'}
 
 
 def check_role(role: str) -> str:
-    """Return the role as one of `ROLES`; any other is a ValueError."""
+    """Return the role as one of `ROLES`. `assistant`, `model` and `tool_response` are accepted.
+
+    Raises:
+        ValueError: The role is unknown.
+    """
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(
@@ -29,8 +34,10 @@ def check_role(role: str) -> str:
 
 
 def is_image(content: Any) -> bool:
-    """Whether this is an image: a PIL image, encoded bytes or a file that is open for reading, an array or
-    tensor of [h, w] or [h, w, c], maybe in a batch of one, or a text that `is_image_name`.
+    """Whether this is an image.
+
+    Images are PIL images, encoded bytes, files open for reading, arrays or tensors of [h, w] or [h, w, c]
+    (also in a batch of one), and strings for which `is_image_name` holds.
     """
     if isinstance(content, (str, os.PathLike)):
         return is_image_name(os.fspath(content))
@@ -49,8 +56,14 @@ def is_image(content: Any) -> bool:
 
 
 def clean_text(text: Any, what: str = 'text') -> str:
-    """Return the text with halves of surrogate pairs replaced, which no tokenizer takes; ValueError where it
-    is no string.
+    """Return the text with lone surrogates replaced, because no tokenizer accepts them.
+
+    Args:
+        text: The text.
+        what: What the error message calls it.
+
+    Raises:
+        ValueError: It is not a string.
     """
     if not isinstance(text, str):
         raise ValueError(f'{what} has to be a string, not {type(text).__name__} {shown(text, 40)}')
@@ -62,19 +75,24 @@ def clean_text(text: Any, what: str = 'text') -> str:
 
 
 class PixelsGone:
-    """Stands for an image whose pixels nobody needs any more."""
+    """Stands for an image whose pixels are no longer needed."""
 
 
 class ChatMessage:
     """One message.
 
-    role: `system`, `user`, `bot` (`assistant` is accepted) or `tool`.
-    msg: text or an image, told apart by `is_image`; text=, image= say which it is. With both, the image
-        stands before the text.
-    tokens: ids that the model itself sampled for this message, the first `num_reasoning` of them for its
-    reasoning; they go into later prompts as they are. They hold for the text they came with: setting another
-    text drops them.
-    reasoning: what the model wrote between its thinking marks.
+    Args:
+        role: `system`, `user`, `bot` (`assistant` is accepted) or `tool`.
+        msg: Text or an image; `is_image` decides.
+        text: The text, if you pass it by name.
+        image: The image, if you pass it by name. It comes before the text.
+        tokens: Ids that the model sampled for this message. Later prompts contain them unchanged. Setting
+            another text drops them.
+        reasoning: What the model wrote between its thinking marks.
+        num_reasoning: How many of the first `tokens` belong to the reasoning.
+
+    Raises:
+        ValueError: The role is unknown, or there is neither text nor an image.
     """
 
     def __init__(
@@ -117,8 +135,9 @@ class ChatMessage:
 
     @property
     def text(self) -> str | None:
-        """The text, None for an image alone. Another text than the model's drops the model's ids and
-        reasoning.
+        """The text, None if there is only an image.
+
+        Setting another text drops the sampled ids and reasoning.
         """
         return self._text
 
@@ -131,8 +150,9 @@ class ChatMessage:
 
     @property
     def image(self) -> Any:
-        """The image as it was given, None for text alone. picture: the same, opened when it was appended,
-        until the model has seen it.
+        """The image as you passed it, None if there is only text.
+
+        `picture` is the same image, opened when the message was appended, until the model has encoded it.
         """
         return self._image
 
@@ -141,8 +161,9 @@ class ChatMessage:
         self._image, self.picture, self._parts = image, None, None
 
     def embed(self, model: ChatModel) -> ImageParts:
-        """What stands for the image in prompts of this model (see `NanoLLM.embed_image`). It stays so,
-        whatever becomes of the file.
+        """Return what represents the image in prompts of this model; see `NanoLLM.embed_image`.
+
+        The image is encoded once: a file that changes later has no effect.
         """
         if self._parts is None or self._parts[0] is not model:
             self._parts = model, model.embed_image(self._image if self.picture is None else self.picture)
@@ -150,12 +171,14 @@ class ChatMessage:
         return self._parts[1]
 
     def keep_as(self, path: str) -> None:
-        """Name the image by a file that holds it now; what the model has seen of it stays in its prompts."""
+        """Refer to the image by a file that now holds it. The encoded image stays in the prompts."""
         self._image = path
 
     def let_go(self) -> None:
-        """Give the memory of the pixels back; what a model has seen of them stays in its prompts. Not for one
-        that is to be saved, or shown to another.
+        """Free the memory of the pixels.
+
+        The encoded image stays in the prompts. Do not call this if the message is still to be saved or
+        encoded by another model.
         """
         self._image, self.picture = PixelsGone(), None
 
@@ -165,26 +188,26 @@ class ChatMessage:
 
     @property
     def type(self) -> str:
-        """`text` or `image` (where there is no text beside it)."""
+        """`image` if the message has no text, else `text`."""
         return 'image' if self._text is None else 'text'
 
     @property
     def content(self) -> Any:
-        """The text, or the image where there is no text."""
+        """The text, or the image if there is no text."""
         return self.image if self._text is None else self._text
 
     def is_type(self, type: str) -> bool:
-        """Whether the message is of this type, `text` or `image`."""
+        """Whether the message has this type, `text` or `image`."""
         return self.type == type
 
     def adopt(self, tokens: Iterable[int] | None, reasoning: str = '', num_reasoning: int = 0) -> None:
-        """Take over what the model sampled for the text that stands here."""
+        """Take over the ids and reasoning that the model sampled for the current text."""
         self.tokens: tuple[int, ...] | None = None if tokens is None else tuple(int(t) for t in tokens)
         self.reasoning = clean_text(reasoning, 'reasoning')
         self.num_reasoning = num_reasoning
 
     def state(self) -> tuple:
-        """What decides how the message goes into a prompt: equal states, equal entries."""
+        """Everything that affects how the message is rendered. Equal states give equal prompt entries."""
         return (
             self.role,
             self._text,

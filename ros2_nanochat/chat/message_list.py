@@ -1,4 +1,4 @@
-"""The messages of a conversation as a list that is indexed and cut. Knows no template and no model."""
+"""The messages of a conversation as a list that can be indexed and cut. Knows no template and no model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from ros2_nanochat.chat.message import ChatMessage, check_role
 
 
 class MessageList:
-    """messages: in order; may be replaced as a whole."""
+    """A list of messages.
+
+    Attributes:
+        messages: The messages in order. You may replace the whole list.
+    """
 
     messages: list[ChatMessage]
 
@@ -31,7 +35,11 @@ class MessageList:
         del self.messages[key]
 
     def pop(self, count: int = 1) -> list[ChatMessage]:
-        """Remove the last `count` messages and return them."""
+        """Remove the last `count` messages and return them.
+
+        Raises:
+            ValueError: There are fewer messages.
+        """
         if not 0 <= count <= len(self.messages):
             raise ValueError(f'pop({count}): the history has {len(self.messages)} messages')
         kept = len(self.messages) - count
@@ -40,9 +48,17 @@ class MessageList:
         return removed
 
     def remove(self, start: int, stop: int | None = None) -> list[ChatMessage]:
-        """Remove the messages from `start` up to and without `stop` (just one where it is not given) and
-        return them. Both may count from the end, and a stop of 0 is the end: `remove(-2, 0)` removes the last
-        two.
+        """Remove the messages from `start` to `stop`, exclusive, and return them.
+
+        Both may be negative and then count from the end. A `stop` of 0 means the end: `remove(-2, 0)` removes
+        the last two messages.
+
+        Args:
+            start: The first message to remove.
+            stop: The message after the last one; None removes one message.
+
+        Raises:
+            ValueError: The range is not within the history.
         """
         count = len(self.messages)
         first = start + count if start < 0 else start
@@ -69,7 +85,7 @@ class MessageList:
         )
 
     def to_list(self) -> list[dict]:
-        """The messages as dicts: role, text and image where there is one, reasoning where there is any."""
+        """Return the messages as dicts with `role`, and `text`, `image` and `reasoning` if present."""
         return [
             {
                 'role': message.role,

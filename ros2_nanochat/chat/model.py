@@ -1,6 +1,6 @@
-"""What a conversation asks of a model, of a reply and of a KV cache.
+"""What a conversation needs from a model, a reply and a KV cache.
 
-`NanoLLM`, `StreamingResponse` and `KVCache` are these; anything else with the same members will do.
+`NanoLLM`, `StreamingResponse` and `KVCache` satisfy these protocols; so does anything with the same members.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from ros2_nanochat.prompt import Preceding
 
 
 class OpenedImage(Protocol):
-    """A PIL image that `NanoLLM.open_image` gave. opened_digest: names its pixels."""
+    """A PIL image that `NanoLLM.open_image` returned.
+
+    Attributes:
+        opened_digest: Digest of its pixels.
+    """
 
     opened_digest: bytes
 
@@ -23,9 +27,10 @@ class OpenedImage(Protocol):
 
 
 class ImageParts(Protocol):
-    """What stands in a prompt for one picture: spans of embeddings, and markup around them as text.
+    """What represents one picture in a prompt: spans of embeddings, and the markup around them as text.
 
-    seconds: what encoding it took, 0.0 if the picture was known.
+    Attributes:
+        seconds: Time spent on encoding, 0.0 if the picture was cached.
     """
 
     seconds: float
@@ -34,13 +39,17 @@ class ImageParts(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """image_token: the text that chat templates of its model write for a picture, None if unknown."""
+    """The vision encoder of a model.
+
+    Attributes:
+        image_token: The text that chat templates of the model write for a picture, None if unknown.
+    """
 
     image_token: str | None
 
 
 class ChatModel(Protocol):
-    """A model that conversations are held with; `nano_llm.NanoLLM` documents the members."""
+    """A model that can hold conversations; `nano_llm.NanoLLM` documents the members."""
 
     info: ModelInfo
 
@@ -65,7 +74,7 @@ class ChatModel(Protocol):
 
 
 class SampledReply(Protocol):
-    """What the model sampled last into a KV cache; see `engine.kv_cache.Reply`."""
+    """The reply that the model last sampled into a KV cache; see `engine.kv_cache.Reply`."""
 
     @property
     def text(self) -> str: ...
@@ -92,7 +101,7 @@ class ConversationCache(Protocol):
 
 @runtime_checkable
 class ModelReply(Protocol):
-    """A reply of the model that can be appended to a history; see `engine.stream.StreamingResponse`."""
+    """A reply that can be appended to a history; see `engine.stream.StreamingResponse`."""
 
     @property
     def text(self) -> str: ...

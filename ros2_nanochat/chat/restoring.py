@@ -1,4 +1,4 @@
-"""A saved conversation, made ready for a model: its images opened, its ids checked."""
+"""Restores a saved conversation for a model: opens its images and checks its token ids."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ def restore(
 ) -> tuple[list[ChatMessage], list[str]]:
     """Read the messages of a file that `storage.save` wrote; see `ChatHistory.load`.
 
+    Args:
+        path: The JSON file.
+        model: The model that continues the conversation.
+        without_images: Replace images that cannot be used with texts.
+
     Returns:
-        The messages, and the texts that took the places of images.
+        The messages, and the texts that replaced images.
+
+    Raises:
+        ValueError: The file or an image in it is not valid for this model.
+        OSError: An image exists but cannot be read.
     """
     replaced: list[str] = []
 
@@ -49,7 +58,7 @@ def restore(
 
 
 def _open_picture(model: ChatModel, message: ChatMessage) -> str:
-    """Open the image of a message; returns why it is none, '' if it is one."""
+    """Open the image of a message. Return what is wrong with it, '' if nothing is."""
     if isinstance(message.image, str) and not is_url(message.image):
         open_regular(message.image).close()
     try:

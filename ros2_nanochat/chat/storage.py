@@ -1,5 +1,6 @@
-"""Conversations as JSON files. An image is a reference: a path relative to the file, or an address. Knows no
-templates and no model.
+"""Conversations as JSON files.
+
+Images are saved as references: a path relative to the file, or a URL. Knows no template and no model.
 """
 
 from __future__ import annotations
@@ -22,8 +23,18 @@ _GONE = '(an image was shown here; its pixels were not kept)'
 
 
 def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str, model: ChatModel) -> None:
-    """Write messages; the file is there whole or as it was. Images without a name are written as PNG into
-    `<path>.images/`. OSError as it comes.
+    """Write messages to a JSON file, atomically.
+
+    Images without a name are written as PNG to `<path>.images/`.
+
+    Args:
+        path: The JSON file.
+        messages: The messages.
+        template: Name of the chat template, for the reader's information.
+        model: The model, whose name says later whether the sampled ids still apply.
+
+    Raises:
+        OSError: A file cannot be written.
     """
     path = os.path.abspath(os.fspath(path))
     entries = []
@@ -64,8 +75,19 @@ def _reference(image: Any, path: str, model: ChatModel) -> str:
 
 
 def write_image(picture: OpenedImage, path: str | os.PathLike) -> str:
-    """Write a picture as PNG into `<path>.images/`, which only this user may read, and return its path. One
-    that is there is not written again. OSError as it comes.
+    """Write a picture as PNG to `<path>.images/`, unless it is there already.
+
+    Only the current user may read the folder.
+
+    Args:
+        picture: The picture.
+        path: The JSON file of the conversation.
+
+    Returns:
+        The path of the PNG file.
+
+    Raises:
+        OSError: It cannot be written.
     """
     folder = os.fspath(path) + '.images'
     os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -80,11 +102,16 @@ def write_image(picture: OpenedImage, path: str | os.PathLike) -> str:
 def load(
     path: str | os.PathLike, model: str, stand_in: Callable[[str], str] | None = None
 ) -> list[ChatMessage]:
-    """Read messages. ids that a model of another name sampled are left out. ValueError with the file, and the
-    message where one is wrong.
+    """Read messages from a JSON file that `save` wrote.
 
-    stand_in: gives the text that takes the place of an image whose file is missing; without it such an image
-        is an error.
+    Args:
+        path: The JSON file.
+        model: Name of the model. Ids that another model sampled are dropped.
+        stand_in: Returns the text that replaces an image whose file is missing. Without it, a missing image
+            is an error.
+
+    Raises:
+        ValueError: The file or a message in it is not valid. The text names the file and the message.
     """
     path = os.path.abspath(os.fspath(path))
     try:

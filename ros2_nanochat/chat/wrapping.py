@@ -1,4 +1,4 @@
-"""What of a conversation stays when the context is full."""
+"""Chooses which messages stay when the context is full."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from ros2_nanochat.prompt import surely_longer
 
 
 def refuse_too_long(model: ChatModel, messages: Sequence[ChatMessage], limit: int) -> None:
-    """Raise a ValueError for a message that has to stay and cannot fit, before all of it is tokenized."""
+    """Raise a ValueError if a message that has to stay cannot fit, before all of it is tokenized.
+
+    Args:
+        model: The model whose tokenizer counts.
+        messages: The conversation; its first and last messages have to stay.
+        limit: Tokens that the conversation may use.
+    """
     for message in [*messages[:1], *messages[-1:]]:
         if message.text and surely_longer(model.tokenize, message.text, limit):
             raise ValueError(
@@ -27,8 +33,14 @@ def latest_turns(
     wrap_tokens: int,
     at_least_one: bool = True,
 ) -> list[ChatMessage]:
-    """The longest end of the messages that begins with the user and fits, behind the system prompt, into
-    `wrap_tokens`. length: tokens that messages take in a prompt.
+    """Return as many of the latest messages as fit, beginning with a message of the user.
+
+    Args:
+        length: Counts the tokens of messages in a prompt.
+        system: The system prompt, which counts too.
+        messages: The other messages.
+        wrap_tokens: Tokens that the result and the system prompt may use.
+        at_least_one: Return the last turn even if it does not fit.
     """
     starts = [
         i

@@ -1,1 +1,1 @@
-"""Chat templates: from messages to a prompt."""
+"""Chat templates: turn messages into a prompt."""

@@ -1,5 +1,5 @@
-"""Finds how a template takes a conversation: as it is given first, and rearranged only if the template
-refuses that or leaves something out.
+"""Finds the form in which a template accepts a conversation: first as given, and rearranged only if the
+template rejects that or leaves something out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,19 @@ def arrange(
     add_generation_prompt: bool,
     continues: bool = False,
 ) -> tuple[Conversation, str]:
-    """The conversation as the template takes it, and its text. continues: the last message, of the bot, goes
-    on; see `Conversation`.
+    """Return the conversation in a form that the template accepts, and its text.
+
+    Args:
+        messages: The conversation.
+        markup: The template.
+        hide: Replaces text of a message that could be read as markup.
+        image_token: The text that the template writes for an image, if any.
+        add_generation_prompt: Let the model begin a reply.
+        continues: The model continues the last message, of the bot; see `Conversation`.
 
     Raises:
-        ValueError: The template takes it in no way; the message is what it says of the conversation as given.
+        ValueError: The template accepts no form of it. The text is the template's error for the
+            conversation as given.
     """
     if isinstance(markup, NanoLLMFormat):
         if not markup.takes_tool and any(message.role == 'tool' for message in messages):
@@ -66,7 +74,7 @@ def _no_place_for_tools(markup: JinjaMarkup | NanoLLMFormat) -> ValueError:
 
 
 def _arrangements(messages: Sequence[ChatMessage], markup: JinjaMarkup) -> Iterator[Arrangement]:
-    """What may be tried, the conversation as given first."""
+    """The arrangements to try, the conversation as given first."""
     has_system = messages[0].role == 'system'
     has_neighbours = any(a.role == b.role != 'tool' for a, b in zip(messages, messages[1:]))
     ways = [Arrangement(), Arrangement(folds_system=True) if has_system else Arrangement(blank_system=True)]
@@ -79,8 +87,9 @@ def _arrangements(messages: Sequence[ChatMessage], markup: JinjaMarkup) -> Itera
 def _is_complete(
     conversation: Conversation, text: str, markup: JinjaMarkup, add_generation_prompt: bool
 ) -> bool:
-    """Whether all that was said to the model stands in a rendering. Some templates drop a system prompt, the
-    first message or parts without a word.
+    """Whether a rendering contains all messages.
+
+    Some templates silently drop a system prompt, the first message or parts of a message.
     """
     if not markup.is_understood and any(mark in text for mark in ("'type': 'text'", '"type": "text"')):
         return False  # the list of parts was written out as it is
@@ -98,7 +107,7 @@ def _is_complete(
 def _has_place(
     conversation: Conversation, number: int, markup: JinjaMarkup, add_generation_prompt: bool
 ) -> bool:
-    """Whether a message has a place in the template, which may write its content in another way."""
+    """Whether the template renders a message at all, even if it writes the content differently."""
     messages = list(conversation.messages)
     content = messages[number]['content']
     probe = _PROBE if isinstance(content, str) else [{'type': 'text', 'text': _PROBE}]

@@ -1,7 +1,7 @@
-"""Renders chat templates in a process of its own, which is ended if one takes too much time or memory.
+"""Renders chat templates in a separate process, which is killed if a template uses too much time or memory.
 
-Templates come with models and can compute anything. Jinja's sandbox keeps them from files and the network; it
-does not keep them from computing for ever, and nothing within one process can.
+Templates come with models and can compute anything. Jinja's sandbox keeps them away from files and the
+network, but it does not stop an endless loop, and nothing within one process can.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from ros2_nanochat.chat.template.jinja_environment import Refused
 
 _log = logging.getLogger(__name__)
 _COMMAND = ['-m', 'ros2_nanochat.chat.template.render_process']
-_PATIENCE = 60.0  # seconds of the clock, for a machine that is so busy that processor time does not pass
+_PATIENCE = 60.0  # seconds of wall-clock time, in case a busy machine gives the process no CPU time
 _PIPE = 1 << 20
 _BOUNDS = 'more than 5 s of processor time or 512 MB of memory'
 
 
 class Mistake(ValueError):
-    """A template that does not compile. line: where."""
+    """A template that does not compile.
+
+    Attributes:
+        line: Line number of the error.
+    """
 
     def __init__(self, line: int, message: str):
         super().__init__(message)
@@ -38,32 +42,39 @@ class Mistake(ValueError):
 
 
 class TooCostly(Refused):
-    """A template that was stopped."""
+    """A template that was stopped because it used too much time or memory."""
 
 
 class BoundedRenderer:
-    """One process for all templates; made on first use, and anew after it was ended. Any thread."""
+    """One process that renders all templates; started on first use and restarted after it was killed.
+
+    Can be used from any thread.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._owner = 0
-        self._stopped: dict[str, str] = {}  # templates that took too much: they get no second chance
+        self._stopped: dict[str, str] = {}  # templates that were stopped: they are not tried again
 
     def check(self, source: str) -> None:
         """Compile a template.
 
         Raises:
-            Mistake: It has a mistake.
-            TooCostly: It took too much.
+            Mistake: It does not compile.
+            TooCostly: It used too much time or memory.
         """
         self._ask(source, None)
 
     def render(self, source: str, context: dict[str, Any]) -> str:
         """Render a template.
 
+        Args:
+            source: The template.
+            context: Its variables, which JSON has to be able to represent.
+
         Raises:
-            Refused: It raises, or cannot render this; `TooCostly` if it was stopped.
+            Refused: It raises an error or cannot render this; `TooCostly` if it was stopped.
         """
         return self._ask(source, context)
 
@@ -111,7 +122,7 @@ class BoundedRenderer:
         )
         self._owner = os.getpid()
         for pipe in filter(None, (self._process.stdin, self._process.stdout)):
-            with contextlib.suppress(OSError):  # a long conversation at once, without waiting for each other
+            with contextlib.suppress(OSError):  # a long conversation fits into the pipe at once
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
         return self._process
 
@@ -144,7 +155,7 @@ class BoundedRenderer:
 
 
 def _read(handle: int, size: int, until: float) -> bytes | None:
-    """So many bytes; None where they end before, or do not come in time."""
+    """Read `size` bytes; None if the stream ends first or they do not come in time."""
     pieces = []
     waiter = select.poll()
     waiter.register(handle, select.POLLIN)
@@ -160,5 +171,5 @@ def _read(handle: int, size: int, until: float) -> bytes | None:
 
 
 renderer = BoundedRenderer()
-"""The one of this process."""
+"""The renderer of this process."""
 atexit.register(renderer.close)

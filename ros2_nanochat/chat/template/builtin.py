@@ -1,9 +1,9 @@
-"""Chat templates by name, written from the documentation of each model's authors, and which model takes
-which.
+"""Built-in chat templates by name, written from the documentation of each model's authors, and the model
+families that use them.
 
-Most models carry their own template, which comes first; these are for those that do not, and for choosing by
-hand. `${bos_token}` stands where an author repeats the begin-of-text token within a conversation; at its
-start it is put wherever the model's tokenizer would.
+A model's own template takes precedence; these are for models without one, and for choosing by hand.
+`${bos_token}` is only written where an author repeats the begin-of-text token within a conversation; at the
+start, the model's tokenizer decides.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ BUILTIN: dict[str, dict | str] = {
 }
 BUILTIN['gemma-3'] = BUILTIN['gemma']
 
-# PaliGemmaProcessor of transformers: all pictures, begin-of-text, the question, a line break; written in
-# Jinja, which can put pictures in front. These models
-# were trained on one question and its answer: that further turns are further lines is ours.
+# PaliGemmaProcessor of transformers: all pictures, begin-of-text, the question, a line break. Written in
+# Jinja, which can put pictures first. These models were trained on one question and its answer; writing
+# later turns as further lines is our choice.
 BUILTIN['paligemma'] = (
     "{% for m in messages if m['content'] is not string %}"
     "{% for part in m['content'] if part['type'] == 'image' %}<image>{% endfor %}"
@@ -154,7 +154,7 @@ BUILTIN['paligemma'] = (
     "{% endfor %}{{ '\n' if add_generation_prompt }}"
 )
 
-# what stands in the name or the architecture of a model, the particular before the general
+# patterns in the name or the architecture of a model; specific ones come before general ones
 _FAMILIES = (
     (r'stablelm.*zephyr', 'stablelm-zephyr'),
     (r'obsidian', 'nous-obsidian'),
@@ -182,13 +182,13 @@ _FAMILIES = (
     (r'vicuna|llava', 'vicuna-v0'),
     (r'hermes|yi-', 'chat-ml'),
 )
-"""In a size, such as llama-3b, the number is no version. The models of LLaVA 1.6 and VILA on other language
-models use the template of these.
+"""The number in a size, such as llama-3b, is not a version. LLaVA 1.6 and VILA models that are built on
+another language model use its template.
 """
 
 
 def find_name(name: str, architecture: str) -> str | None:
-    """The template for a model of this name, else of this architecture; None where neither tells."""
+    """Return the name of the template for a model, by its name or else its architecture; None if unknown."""
     for text in (name.lower(), architecture.lower()):
         for pattern, template in _FAMILIES:
             if re.search(pattern, text):

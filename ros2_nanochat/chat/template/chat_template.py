@@ -1,7 +1,5 @@
-"""Chat templates: messages become one text by the model's markup, and that text a `Prompt`, in which special
-tokens come from markup alone.
-
-Finds the template: what is asked for (a name, a file, a dict), else the model's own, else by its name.
+"""Chat templates: turn messages into text with the model's markup, and the text into a `Prompt` in which only
+markup produces special tokens.
 """
 
 from __future__ import annotations
@@ -35,10 +33,16 @@ _IMAGE_EDGE = re.compile(r'start|end|begin|break|newline|vision_', re.IGNORECASE
 class ChatTemplate:
     """The template of one model's conversations.
 
-    chat_template: a name (`ChatTemplate.names()`), a JSON file in the form of `pieces`, a Jinja file, Jinja
-    source, a dict, or None: the model's own, else one found by its name and type.
-    options: variables of the template, whatever JSON can hold; texts in them are content, never markup.
-    name, system_prompt (the default one, or None), stop (ids and strings that end a reply).
+    Args:
+        model: The model.
+        chat_template: A name (see `names`), a JSON or Jinja file, Jinja source, a dict in NanoLLM's format,
+            or None: the model's own template, else a built-in one for its name or type.
+        options: Variables of the template, of JSON's types; texts in them are never read as markup.
+
+    Attributes:
+        name: Its name.
+        system_prompt: The default system prompt, or None.
+        stop: Ids and strings that end a reply.
     """
 
     def __init__(
@@ -78,10 +82,8 @@ class ChatTemplate:
 
     @staticmethod
     def names() -> list[str]:
-        """The templates that can be named."""
+        """Return the names of the built-in templates."""
         return sorted(BUILTIN)
-
-    # --- finding ---
 
     def _find(self, wanted) -> JinjaMarkup | NanoLLMFormat:
         info = self._model.info
@@ -143,7 +145,7 @@ class ChatTemplate:
             raise ValueError(f'{path} is nested too deep') from None
         if isinstance(pieces, dict) and isinstance(
             pieces.get('chat_template'), str
-        ):  # the file in which transformers keeps one
+        ):  # as saved by transformers
             return self._jinja(pieces['chat_template'], name, path)
 
         def line_of(key):
@@ -162,14 +164,12 @@ class ChatTemplate:
         return [*found, *sorted(i for i in info.eos_token_ids if i not in found)]
 
     def _stop_id(self, stop: int | str) -> int | str:
-        """The id of a special token. An entry of the vocabulary that gives text stays text: other ids may
-        spell it, too.
-        """
+        """The id of a special token. A token that decodes to text stays text: other ids may spell it."""
         token = self._by_text.get(stop) if isinstance(stop, str) else None
         return stop if token is None or self._model.detokenize([token.id]) else token.id
 
     def _find_image_token(self) -> str | None:
-        """The text in the template's marker of an image for which the image itself goes in."""
+        """The text in the template's image marker that the image itself replaces."""
         markers = self.markup.image_markers
         if not markers:
             return None
@@ -181,12 +181,8 @@ class ChatTemplate:
         likely = [text for text in specials if _IMAGE_TOKEN.search(text) and not _IMAGE_EDGE.search(text)]
         return (likely or [text for text in specials if _IMAGE_TOKEN.search(text)] or [marker.strip()])[0]
 
-    # --- what only markup may produce ---
-
     def _is_protected(self, token_id: int) -> bool:
-        """Whether an id is a special token, or one that the markup is made of; vocabularies also have tokens
-        of their own for plain words.
-        """
+        """Whether only markup may produce an id. Vocabularies also have added tokens for plain words."""
         token = self._by_id.get(token_id)
         if token is None:
             return False
@@ -203,12 +199,8 @@ class ChatTemplate:
             text, self._protected, lambda token: token.id < 0 or self._is_protected(token.id)
         )
 
-    # --- rendering ---
-
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None = None) -> str:
-        """The text of a conversation, with the contents in their places, to look at; `prompt` makes the
-        entries.
-        """
+        """Return the text of a conversation, for people to read; see `prompt` for what the model reads."""
         conversation, text = self._arranged(messages, add_generation_prompt)
         for character, value in conversation.placeholders.objects.items():
             text = text.replace(
@@ -222,9 +214,15 @@ class ChatTemplate:
         add_generation_prompt: bool | None = None,
         continues: bool = False,
     ) -> Prompt:
-        """The entries of a conversation, from position 0. add_generation_prompt: let the model begin a reply;
-        None: unless the bot spoke last. continues: end with the words of the last message, of the bot.
-        ValueError where the template does not take such a conversation.
+        """Return the prompt of a conversation, from position 0.
+
+        Args:
+            messages: The conversation.
+            add_generation_prompt: Let the model begin a reply; None: unless the bot spoke last.
+            continues: End with the words of the last message, of the bot, for the model to continue.
+
+        Raises:
+            ValueError: The template does not accept the conversation.
         """
         if not messages:
             return self._join([])
@@ -241,9 +239,7 @@ class ChatTemplate:
         return arrange(messages, self.markup, self._hide, self.image_token, generation, continues)
 
     def _place_images(self, text: str, placeholders: Placeholders) -> str:
-        """The text with the markup that a model has around an image written out, and a character for each
-        span of embeddings.
-        """
+        """Write out the markup that a model has around an image, with a placeholder for each span."""
         pieces, end = [], 0
         for at in placeholders.find_objects(text):
             value = placeholders.objects[text[at]]

@@ -1,8 +1,7 @@
 """Chat templates written in Jinja, rendered as transformers renders them: in its sandbox, with its settings
 and helpers.
 
-Gives text alone. What is markup in it and what content, and how both become ids, is the business of
-`templates`.
+Returns only text. `chat_template` separates markup from content and turns both into ids.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ros2_nanochat.chat.template.jinja_environment import render as render_here
 from ros2_nanochat.errors import printable
 from ros2_nanochat.reasoning import is_marked
 
-# stand for contents where a template is asked what it does
+# stand for contents in example conversations
 _P0, _P1, _P2 = '\U0010fff2', '\U0010fff0', '\U0010fff1'
 _WRITTEN_OUT = f"'text': '{_P1}'", f'"text": "{_P1}"'  # by templates that take a list of parts for text
 IMAGE_PART = {'type': 'image'}
@@ -30,16 +29,16 @@ _KNOWN = frozenset(
         '9fe579a2c222698c7ba22d46e26466362fbe951569a89096c366267f9b82ab92',  # of the fake backend
     }
 )
-"""Digests (SHA-256) of templates that are rendered in this process, beside those that come along."""
+"""SHA-256 digests of templates that are safe to render in this process; the built-in ones are, too."""
 
 
 def reasoning_part(text: str) -> dict:
-    """The part of a content for reasoning."""
+    """Return the part of a message's content that holds its reasoning."""
     return {'type': 'thinking', 'thinking': text}
 
 
 class TemplateRefusal(ValueError):
-    """A conversation that the template does not accept, in its own words."""
+    """A conversation that the template does not accept. The text is the template's own."""
 
 
 def _digest(source: str) -> str:
@@ -47,8 +46,12 @@ def _digest(source: str) -> str:
 
 
 class _Frame(NamedTuple):
-    """before: messages that have to come first. generation: whether the template only renders for a reply.
-    takes_text: whether a content may be a string.
+    """What a template needs around a message.
+
+    Attributes:
+        before: Messages that have to come first.
+        generation: The template renders only with a generation prompt.
+        takes_text: A content may be a string.
     """
 
     before: tuple[tuple[str, str], ...]
@@ -57,14 +60,20 @@ class _Frame(NamedTuple):
 
 
 class JinjaMarkup:
-    """One Jinja template, and what it does with conversations that not every template takes, found out by
-    asking it.
+    """One Jinja template. Finds out how it treats conversations by rendering small examples.
 
-    variables: `bos_token`, `eos_token` and others that it may refer to, as texts. options: further variables,
-        whatever JSON can hold.
+    Args:
+        source: The template.
+        variables: Texts that it may refer to, such as `bos_token` and `eos_token`.
+        name: Its name in messages.
+        where: The file or option it comes from, for errors.
+        options: Further variables, with values that JSON can represent.
+
+    Raises:
+        ValueError: It does not compile.
     """
 
-    writes_bos = True  # the template puts the begin-of-text token itself, or means that there is none
+    writes_bos = True  # the template decides whether there is a begin-of-text token
     system_prompt = None
     stop = None
 
@@ -98,8 +107,15 @@ class JinjaMarkup:
         add_generation_prompt: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """Render messages, dicts as transformers takes them; options: in place of its own.
-        `TemplateRefusal` where the template raises.
+        """Render messages.
+
+        Args:
+            messages: Dicts in the form of transformers.
+            add_generation_prompt: Let the model begin a reply.
+            options: Variables to use instead of the template's own options.
+
+        Raises:
+            TemplateRefusal: The template raises an error.
         """
         context = {
             **self._variables,
@@ -120,9 +136,7 @@ class JinjaMarkup:
 
     @functools.cached_property
     def _found(self) -> _Frame | None:
-        """What has to stand around a message of the user for the template to take it; None if nothing
-        helps.
-        """
+        """What the template needs around a message of the user; None if nothing helps."""
         for system in ([], [('system', _P0)]):
             for generation in (False, True):
                 for takes_text in (True, False):
@@ -170,13 +184,16 @@ class JinjaMarkup:
 
     @functools.cached_property
     def takes_system(self) -> bool:
-        """Whether a system prompt has a place: some templates raise, some drop it without a word."""
+        """Whether the template writes a system prompt.
+
+        Some templates raise an error, some silently drop it.
+        """
         text = self._try(('system', _P1), ('user', _P2))
         return text is not None and _P1 in text
 
     @functools.cached_property
     def reads_first_as_system(self) -> bool:
-        """Whether the first message is taken for the system prompt, whatever its role."""
+        """Whether the first message is treated as the system prompt, whatever its role."""
         user = self._render_within(self._frame, [('user', _P0), ('user', _P1)], False)
         system = self._render_within(self._frame, [('system', _P0), ('user', _P1)], False)
         if self._frame.before or user is None or user != system or user.count(_P0) != 1:
@@ -188,38 +205,36 @@ class JinjaMarkup:
 
     @functools.cached_property
     def takes_tool(self) -> bool:
-        """Whether the answer of a tool has a place."""
+        """Whether the template writes the answer of a tool."""
         text = self._try(('user', 'a'), ('assistant', 'b'), ('tool', _P1))
         return text is not None and _P1 in text
 
     @functools.cached_property
     def alternates(self) -> bool:
-        """Whether two messages of one role in a row are refused."""
+        """Whether the template rejects two messages of one role in a row."""
         return self._try(('user', _P1), ('user', _P2)) is None
 
     @functools.cached_property
     def generation_prompt(self) -> str:
-        """What is written behind a conversation for the model to begin its reply."""
+        """The text after a conversation that lets the model begin its reply."""
         without, with_ = self._try(('user', _P1)), self._try(('user', _P1), add_generation_prompt=True)
         if without is None or with_ is None:
             return ''
         if not with_.startswith(
             without
-        ):  # some write the end of the text behind a conversation that does not go on (Phi 3)
+        ):  # some end the text after a conversation that does not continue (Phi 3)
             without = without.removesuffix(self._variables.get('eos_token', ''))
         return with_[len(without) :] if with_.startswith(without) else ''
 
     @functools.cached_property
     def before_reply(self) -> str:
-        """What stands between the user's last words and where the model begins its reply."""
+        """The text between the user's last words and the beginning of the reply."""
         text = self._try(('user', _P1), add_generation_prompt=True) or ''
         return text.partition(_P1)[2]
 
     @functools.cached_property
     def end_of_turn(self) -> str:
-        """What stands behind a reply; where that is nothing, what the user's next turn begins with (GLM
-        4).
-        """
+        """The text after a reply. If that is empty, the text before the next message of the user (GLM 4)."""
         asked = ('user', _P1), ('assistant', _P2)
         end = (self._try(*asked) or '').partition(_P2)[2]
         return (
@@ -230,9 +245,10 @@ class JinjaMarkup:
 
     @functools.cached_property
     def image_markers(self) -> list[str]:
-        """What the template writes for an image among the parts of a content, none where it does not take
-        parts. Where what stands in front of it ends as it ends, or what stands behind begins as it begins, it
-        might begin at several places: with the last one first.
+        """Texts that the template may write for an image in a list of parts; empty if it takes no such list.
+
+        If the text around the marker repeats its beginning or end, the marker could begin at several
+        positions: all are returned, the last one first.
         """
         part = {'type': 'text', 'text': _P1}
         with_, without = self._try(('user', [IMAGE_PART, part])), self._try(('user', [part]))
@@ -254,15 +270,13 @@ class JinjaMarkup:
 
     @property
     def takes_reasoning(self) -> bool:
-        """Whether the template reads the reasoning of a message from a field of its own."""
+        """Whether the template reads a message's reasoning from a field of its own."""
         return (
             'reasoning_content' in self.source or '.thinking' in self.source or "['thinking']" in self.source
         )
 
     @functools.cached_property
     def takes_reasoning_part(self) -> bool:
-        """Whether the template reads the reasoning of a message from a part of its content (Magistral,
-        Ministral 3).
-        """
+        """Whether the template reads reasoning from a part of the content (Magistral, Ministral 3)."""
         text = self._try(('user', _P1), ('assistant', [reasoning_part(_P2), {'type': 'text', 'text': _P1}]))
         return text is not None and is_marked(_P2, text)

@@ -1,7 +1,7 @@
-"""The environment in which chat templates are rendered: that of transformers, with its settings and helpers,
-in Jinja's sandbox.
+"""The environment in which chat templates are rendered: Jinja's sandbox with the settings and helpers of
+transformers.
 
-Needs Jinja only, so that a process of its own can use it.
+Needs only Jinja, so that a separate process can use it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from jinja2.utils import Namespace
 
 
 class Refused(ValueError):
-    """A template that does not render a conversation. The message says whose words they are."""
+    """A template that does not render a conversation.
+
+    The text says whether the template or Jinja raised it.
+    """
 
 
 class _Generation(Extension):
-    """`{% generation %}`, which marks what the model wrote for training, lets its body through."""
+    """Accepts `{% generation %}`, which marks the model's own words for training, and renders its body."""
 
     tags = {'generation'}
 
@@ -34,7 +37,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """Jinja's, without names that begin with an underscore: these would lead out of the sandbox."""
+    """Jinja's namespace, without names that begin with an underscore: they would lead out of the sandbox."""
 
     def __init__(*args, **kwargs):
         self, args = args[0], args[1:]
@@ -84,10 +87,15 @@ def compile_jinja(source: str) -> jinja2.Template:
 
 
 def render(source: str, context: dict[str, Any]) -> str:
-    """Render a template in this process, without bounds.
+    """Render a template in this process, without limits.
+
+    Args:
+        source: The template.
+        context: Its variables.
 
     Raises:
-        Refused: The template raises, or cannot render this.
+        Refused: The template raises an error or cannot render this.
+        MemoryError: It needs too much memory.
     """
     try:
         return compile_jinja(source).render(**context)

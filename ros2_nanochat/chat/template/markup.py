@@ -1,8 +1,8 @@
-"""Telling markup from content in one text, and both becoming ids.
+"""Separates markup from content in one text, and turns both into ids.
 
-Contents are replaced by characters that stand for them (of Unicode's last private plane) before a template is
-rendered, as far as needed: whatever could be taken for a special token, what the model sampled itself, and
-images. Knows neither templates nor messages.
+Before a template is rendered, some content is replaced with placeholder characters (of Unicode's last private
+plane): text that could be read as a special token, replies that keep their sampled ids, and images. Knows
+neither templates nor messages.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ _BLANK = frozenset(
     '\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006'
     '\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
 )
-"""White space as Unicode (and the package tokenizers) has it; Python's has U+001C to U+001F besides."""
+"""White space in Unicode, and in the package tokenizers. Python's also includes U+001C to U+001F."""
 _PLANE = re.compile('[\U00100000-\U0010ffff]')
 
 
 class SpecialFinder:
-    """Finds special tokens in a text as tokenizers do: leftmost, then longest; with `lstrip` and `rstrip`,
-    white space beside one belongs to it.
+    """Finds special tokens in a text as tokenizers do: leftmost first, then longest.
+
+    Tokens with `lstrip` or `rstrip` include the white space next to them.
+
+    Args:
+        tokens: The special tokens.
+        ignore_case: Find them in any case.
     """
 
     def __init__(self, tokens: Sequence[SpecialToken], ignore_case: bool = False):
@@ -42,7 +47,7 @@ class SpecialFinder:
         self._start = re.compile(starts or '(?!)')
 
     def find(self, text: str) -> Iterator[tuple[int, int, SpecialToken]]:
-        """Give `(start, end, token)` of every special token, in order."""
+        """Yield `(start, end, token)` of every special token, in order."""
         folded = self._fold(text)
         if len(folded) != len(text):  # a few capital letters have small forms of two characters
             folded = ''.join(c.lower() if len(c.lower()) == 1 else c for c in text)
@@ -72,8 +77,9 @@ class SpecialFinder:
 
 
 class Placeholders:
-    """Characters that stand for pieces of content in one rendering. No content keeps a character of that
-    plane, so none can be forged.
+    """Characters that stand for pieces of content in one rendering.
+
+    Content never contains a character of that plane, so it cannot forge one.
     """
 
     def __init__(self):
@@ -91,20 +97,26 @@ class Placeholders:
         return chr(code)
 
     def for_text(self, text: str) -> str:
-        """A character for a piece of content that has to stay plain text."""
+        """Return a character for a piece of content that has to stay plain text."""
         if text not in self._characters:
             self._characters[text] = self._new()
             self._texts[self._characters[text]] = text
         return self._characters[text]
 
     def for_object(self, value: Any) -> str:
-        """A character for something that is no text: ids, or an image."""
+        """Return a character for something that is not text: ids, or an image."""
         character = self._new()
         self.objects[character] = value
         return character
 
     def hide(self, content: str, finder: SpecialFinder, protected: Callable[[SpecialToken], bool]) -> str:
-        """The content with every text of the finder that is `protected` replaced."""
+        """Replace each special token in a content that is protected.
+
+        Args:
+            content: The text of a message.
+            finder: Finds special tokens.
+            protected: Whether a token may only come from markup.
+        """
         content = _PLANE.sub(lambda match: self.for_text(match[0]), content)
         pieces, end = [], 0
         for start, stop, token in finder.find(content):
@@ -116,13 +128,13 @@ class Placeholders:
         return ''.join([*pieces, content[end:]]) if pieces else content
 
     def restore(self, text: str) -> str:
-        """The text with the pieces of content back in their places."""
+        """Return the text with the pieces of content back in their places."""
         if not self._texts:
             return text
         return _PLANE.sub(lambda match: self._texts.get(match[0], match[0]), text)
 
     def find_objects(self, text: str) -> list[int]:
-        """Where images and ids stand in a rendering."""
+        """Return the positions of images and ids in a rendering."""
         return (
             [match.start() for match in _PLANE.finditer(text) if match[0] in self.objects]
             if self.objects
@@ -131,21 +143,25 @@ class Placeholders:
 
 
 def _core(content: str, start: int, stop: int, token: SpecialToken) -> tuple[int, int]:
-    """Where the token itself stands, without white space that it takes."""
+    """Where the token itself is, without the white space that it includes."""
     if token.lstrip:
         while content[start] in _BLANK and stop - start > len(token.text):
             start += 1
     return start, start + len(token.text)
 
 
-_KEPT = 32  # runs, where the prompt has fewer
+_KEPT = 32  # runs that are kept at least
 
 
 class Runs:
-    """Tokenizes runs of plain text, and remembers those of the latest prompts.
+    """Tokenizes runs of plain text, and caches those of the latest prompts.
 
-    protected: tells of an id whether only markup may produce it. No such id comes out of a run, whatever the
-    tokenizer makes of it.
+    A run never contains a protected id, whatever the tokenizer returns.
+
+    Args:
+        tokenize: Tokenizes a text.
+        protected: Whether an id may only come from markup.
+        texts: Returns the text of an id.
     """
 
     def __init__(
@@ -161,7 +177,12 @@ class Runs:
         self._cache: OrderedDict[tuple[str, Preceding], tuple[int, ...]] = OrderedDict()
 
     def __call__(self, text: str, preceding: Preceding) -> tuple[int, ...]:
-        """Ids of a run of content and plain markup. preceding: what stands before it in the prompt."""
+        """Return the ids of a run of content and plain markup.
+
+        Args:
+            text: The run.
+            preceding: What comes before it in the prompt.
+        """
         key = text, preceding
         self._asked += 1
         if key in self._cache:
@@ -171,7 +192,7 @@ class Runs:
         return ids
 
     def trim(self) -> None:
-        """A prompt is complete: of all runs twice as many as it has are kept, the latest."""
+        """Shrink the cache after a prompt is complete: keep twice as many runs as the prompt had."""
         while len(self._cache) > max(_KEPT, 2 * self._asked):
             self._cache.popitem(last=False)
         self._asked = 0

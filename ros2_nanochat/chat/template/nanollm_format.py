@@ -1,10 +1,11 @@
-"""Chat templates in the form of NanoLLM: a string for each role, with `${MESSAGE}` where the message goes.
+"""Chat templates in NanoLLM's format: a string for each role, with `${MESSAGE}` where the message goes.
 
 Keys: `system_prompt` (the default one), `system`, `first` (the first message of the user, instead of `user`),
-`user`, `bot`, `tool`, `stop`. What stands in `bot` before the message, blanks at its end aside, is written
-for the model to begin its reply; in many templates it is nothing, because `user` ends with it. Where `bot`
-ends with no token that ends a turn, and `user` begins with none, the model's own is put behind the message,
-as it stands in what the model produced.
+`user`, `bot`, `tool`, `stop`. The text in `bot` before the message is the generation prompt, without trailing
+blanks; in many templates it is empty because `user` ends with it. If `bot` does not end with an end-of-turn
+token and `user` does not begin with one, the model's own is added after the message.
+
+Source: https://dusty-nv.github.io/NanoLLM/chat.html
 """
 
 from __future__ import annotations
@@ -21,8 +22,15 @@ _IGNORED = ('tool_call', 'tool_spec')  # for NanoLLM's function calling
 
 
 def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') -> dict:
-    """Return the pieces with today's names; a ValueError says which key is wrong. line_of: gives `, line n`
-    for a key.
+    """Check a template and return it with the current names of its keys.
+
+    Args:
+        pieces: The template.
+        where: The file or option it comes from, for errors.
+        line_of: Returns `, line n` for a key, or ''.
+
+    Raises:
+        ValueError: A key is unknown or has the wrong value; the text names it.
     """
     if not isinstance(pieces, Mapping):
         raise ValueError(
@@ -64,10 +72,13 @@ def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') ->
 
 
 class NanoLLMFormat:
-    """One template in that form.
+    """One template in this format.
 
-    variables: texts for `${bos_token}` and `${eos_token}`. ends: texts of tokens that end a turn, the
-    likeliest first.
+    Args:
+        pieces: The template, checked by `check_nanollm_format`.
+        variables: Texts for `${bos_token}` and `${eos_token}`.
+        ends: Texts of the tokens that end a turn, the most likely first.
+        name: Its name, unless `pieces` holds one.
     """
 
     writes_bos = False
@@ -106,26 +117,36 @@ class NanoLLMFormat:
 
     @property
     def takes_system(self) -> bool:
+        """Whether the template writes a system prompt."""
         return 'system' in self._pieces
 
     @property
     def takes_tool(self) -> bool:
+        """Whether the template writes the answer of a tool."""
         return 'tool' in self._pieces
 
     @property
     def generation_prompt(self) -> str:
+        """The text after a conversation that lets the model begin its reply."""
         return self._pieces['bot'][0].rstrip(' ')
 
     @property
     def before_reply(self) -> str:
+        """The text between the user's last words and the beginning of the reply."""
         return self._pieces['user'][1] + self.generation_prompt
 
     @property
     def end_of_turn(self) -> str:
+        """The text between a reply and the next message of the user."""
         return self._pieces['bot'][1] + self._pieces['user'][0]
 
     def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
-        """Render messages, dicts as transformers takes them, with contents that are strings."""
+        """Render messages.
+
+        Args:
+            messages: Dicts in the form of transformers, with contents that are strings.
+            add_generation_prompt: Let the model begin a reply.
+        """
         texts, seen_user = [], False
         for n, message in enumerate(messages):
             role = {'assistant': 'bot'}.get(message['role'], message['role'])

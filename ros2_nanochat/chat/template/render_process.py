@@ -1,10 +1,10 @@
-"""The process in which chat templates that nobody has vetted are compiled and rendered, within bounds of time
-and memory. `bounded_rendering` starts it and talks to it.
+"""The process in which untrusted chat templates are compiled and rendered, with limits on time and memory.
 
-A request and its answer are JSON behind eight bytes of length. The request is `{"source", "context"}`; a
+`bounded_rendering` starts it and talks to it.
+
+A request and its answer are JSON after eight bytes of length. The request is `{"source", "context"}`; a
 context of null only compiles the template. The answer is `{"text"}`, `{"refused"}`, `{"mistake": [line,
-message]}` or `{"exceeded"}`. The kernel ends the process if a rendering takes more processor time than it
-may.
+message]}` or `{"exceeded"}`. The kernel kills the process if a rendering exceeds its processor time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import jinja2
 from ros2_nanochat.chat.template.jinja_environment import Refused, compile_jinja, render
 
 SECONDS = 5
-"""Of processor time that one rendering may take."""
+"""Processor time that one rendering may use."""
 MEMORY = 512 << 20
-"""Bytes of address space that the process may have."""
+"""Bytes of address space that the process may use."""
 LONGEST = 64 << 20
-"""Bytes of an answer."""
+"""Bytes that an answer may have."""
 
 
 def main() -> None:
+    """Answer requests on standard input until it ends."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)  # nothing else reaches the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -62,7 +63,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_message(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next request, None at the end."""
+    """Read the next request; None at the end of the stream."""
     length = stream.read(8)
     if len(length) < 8:
         return None

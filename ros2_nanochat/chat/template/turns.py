@@ -1,6 +1,7 @@
-"""From the messages of a history to the text of a template: who follows whom, where the system prompt, images
-and reasoning go, and which parts keep the ids that the model sampled. In the text, contents that must not be
-read as markup are characters that stand for them.
+"""Turns the messages of a history into the messages of a template: decides the order of turns, where the
+system prompt, images and reasoning go, and which parts keep the ids that the model sampled.
+
+Contents that must not be read as markup become placeholder characters.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ AFTER_SYSTEM = '\n\n'
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What the model wrote itself: the message, and whether all that it sampled goes into the prompt, or the
-    ids of the answer alone.
+    """A reply of the model that keeps its sampled ids.
+
+    Attributes:
+        message: The message.
+        whole: All sampled ids go into the prompt, not only those of the answer.
     """
 
     message: ChatMessage
     whole: bool
 
     def ids(self, model: ChatModel) -> tuple[int, ...]:
-        """The ids that go in. White space between the reasoning and the answer goes with the reasoning."""
+        """Return the ids that go in. White space between reasoning and answer belongs to the reasoning."""
         ids = self.message.tokens or ()
         if self.whole:
             return ids
@@ -43,11 +47,13 @@ class Written:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How the messages of a history are handed to a template.
+    """How the messages of a history are passed to a template.
 
-    joins_neighbours: two messages of one role in a row become one. folds_system: a system prompt goes before
-        the first message of the user. blank_system: an empty system prompt is put in front. as_parts: a
-        content is a list of parts, also if it is only text.
+    Attributes:
+        joins_neighbours: Two messages of one role in a row become one.
+        folds_system: The system prompt is put before the first message of the user.
+        blank_system: An empty system prompt is added.
+        as_parts: A content is a list of parts, even if it is only text.
     """
 
     joins_neighbours: bool = False
@@ -57,14 +63,17 @@ class Arrangement:
 
 
 class Conversation:
-    """Messages made ready for a template.
+    """Messages prepared for a template.
 
-    markup: the template (`jinja.JinjaMarkup`, `pieces.NanoLLMFormat`). hide: replaces what could be markup in
-        a content.
-    image_token: for what in the rendered text an image goes in, where the template takes images among the
-        parts of a content.
-    continues: the words of the last message, of the bot, are not the whole reply: `continued` stands for them
-        in the rendering, so that it can be cut there.
+    Args:
+        messages: The conversation.
+        markup: The template.
+        hide: Replaces text in a content that could be read as markup.
+        image_token: The text in a rendering that is replaced with an image, if the template takes images as
+            parts of a content.
+        arrangement: How the messages are passed to the template.
+        continues: The last message, of the bot, is an unfinished reply. `continued` stands for its words in
+            the rendering, so that `cut` finds their end.
     """
 
     def __init__(
@@ -79,9 +88,9 @@ class Conversation:
         self.placeholders = Placeholders()
         self._open = messages[-1] if continues else None
         self.continued = ''
-        """The character that stands for the words that go on."""
+        """The character that stands for the unfinished words."""
         self.contents: list[tuple[int, list[str]]] = []
-        """What has to stand in the rendering: for each message not of the bot, its number and its texts."""
+        """What the rendering has to contain: number and texts of each message that is not the bot's."""
         self._arrangement = arrangement
         self._markup = markup
         self._image_token = image_token
@@ -91,16 +100,15 @@ class Conversation:
             tuple[str, str | None]
         ] = []  # characters of an answer that has ids, and of its reasoning
         self.messages: list[dict] = []
-        """As the template takes them."""
+        """The messages in the form of the template."""
         if arrangement.blank_system:
             self.messages.append({'role': 'system', 'content': self._content([''])})
         for turn in self._turns(messages):
             self.messages.append(self._message(turn))
 
     def _turns(self, messages: Sequence[ChatMessage]) -> list[list[Any]]:
-        """Messages that go into one turn together: an image and what is said about it; neighbours of one role
-        where the template wants roles to alternate; a system prompt and the first message where the template
-        has no place for it.
+        """Group messages into turns: an image with the text about it; neighbours of one role if the template
+        needs alternating roles; the system prompt with the first message if the template has no place for it.
         """
         turns: list[list] = []
         for message in messages:
@@ -125,7 +133,7 @@ class Conversation:
         return turns
 
     def _message(self, turn: list[Any]) -> dict:
-        """turn: messages; before them, as text, a system prompt that has no other place."""
+        """Return the message of a turn, which may begin with a system prompt as text."""
         role = turn[-1].role
         message: dict[str, Any] = {'role': 'assistant' if role == 'bot' else role}
         items: list[Any] = []  # texts, ready, and messages with images
@@ -148,7 +156,7 @@ class Conversation:
         return message
 
     def _content(self, items: list[Any]) -> str | list[dict]:
-        """Parts where the template takes images so, else one string in which a character stands for each
+        """Return parts if the template takes images that way, else one string with a character for each
         image.
         """
         as_parts = self._image_token is not None and any(isinstance(item, tuple) for item in items)
@@ -169,8 +177,9 @@ class Conversation:
         return ''.join(part['text'] for part in parts)
 
     def _bot_text(self, entry: ChatMessage, message: dict) -> str:
-        """The content of a message of the bot; its reasoning goes where the template looks for it, which may
-        be the content.
+        """Return the content of a bot message.
+
+        Its reasoning goes where the template reads it, which may be the content.
         """
         marks = marks_in_template(self._markup.source)
         thought = entry.reasoning.strip()
@@ -193,7 +202,7 @@ class Conversation:
         return f'{marks[0]}\n{reasoning}\n{marks[1]}\n\n{text}'
 
     def hidden(self, value: Any) -> Any:
-        """A variable of the template: what could be markup in its texts is hidden, as in contents."""
+        """Return a template variable with texts hidden that could be read as markup."""
         if isinstance(value, str):
             return self._hide(value)
         if isinstance(value, Mapping):
@@ -201,7 +210,11 @@ class Conversation:
         return [self.hidden(each) for each in value] if isinstance(value, (list, tuple)) else value
 
     def finish(self, text: str) -> str:
-        """A rendering of `messages`, with characters for images and for what the model wrote."""
+        """Return a rendering of `messages` with placeholder characters for images and sampled replies.
+
+        Raises:
+            ValueError: The template does not place every image.
+        """
         if self._images:
             pieces = text.split(self._image_token)
             if len(pieces) != len(self._images) + 1:
@@ -216,7 +229,11 @@ class Conversation:
         return text
 
     def cut(self, text: str) -> str:
-        """A finished rendering up to the words that go on."""
+        """Return a finished rendering up to the end of the unfinished words.
+
+        Raises:
+            ValueError: The template did not write them.
+        """
         end = text.rfind(self.continued) if self.continued else -1
         if end < 0:
             raise ValueError(
@@ -225,9 +242,8 @@ class Conversation:
         return text[: end + 1]
 
     def _join_reply(self, text: str, answer: str, reasoning: str | None) -> str:
-        """Let what the model sampled stand just where it began to sample: white space that the template
-        writes before a reply is not in the KV cache, and the thinking marks around its reasoning are among
-        its ids.
+        """Move a sampled reply directly to where the model began to sample it: white space that the template
+        writes before a reply is not in the KV cache, and the thinking marks are among the sampled ids.
         """
         at = text.find(answer)
         if at < 0:
@@ -238,6 +254,6 @@ class Conversation:
             return text
         gap = text[start:at]
         kept = reasoning is not None and reasoning in gap
-        if kept or gap.strip():  # the template writes there what is among the ids, too
+        if kept or gap.strip():  # the template writes there what the ids also contain
             self.placeholders.objects[answer] = replace(self.placeholders.objects[answer], whole=kept)
         return text[:start] + text[at:] if kept or not gap.strip() else text

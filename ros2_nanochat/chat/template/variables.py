@@ -1,4 +1,4 @@
-"""Variables of a chat template that its user sets, such as `enable_thinking` or `documents`."""
+"""Variables of a chat template that users set, such as `enable_thinking` or `documents`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ _GIVEN = ('messages', 'tools', 'add_generation_prompt', 'bos_token', 'eos_token'
 
 
 def check_template_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Variables of a template, checked.
+    """Check variables of a template and return a copy.
+
+    Args:
+        options: Names and values.
 
     Raises:
-        ValueError: They are no names with values that JSON can hold, or one is what a conversation sets.
+        ValueError: A name is not valid or reserved, or JSON cannot represent a value.
     """
     if options is None:
         return {}
@@ -42,7 +45,7 @@ def check_template_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def warn_of_unread(options: Mapping[str, Any], markup: JinjaMarkup | NanoLLMFormat) -> None:
-    """Log which options a template does not read, such as one with a typing error."""
+    """Log which options the template does not read, for example because of a typing error."""
     source = markup.source if isinstance(markup, JinjaMarkup) else ''
     unread = [name for name in options if not re.search(rf'\b{re.escape(name)}\b', source)]
     if unread:

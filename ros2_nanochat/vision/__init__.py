@@ -1,4 +1,4 @@
-"""Pictures for language models: opening them safely, encoding them, putting them into prompts."""
+"""Pictures for language models: opens them safely, encodes them, and puts them into prompts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from ros2_nanochat.errors import require
 
 
 def open_vision(path, info, backend, config):
-    """The encoder of an opened model, or None; see `open.open_vision`. Without Pillow there is none,
-    unless one is asked for by name.
+    """Return the vision encoder of an opened model, or None; see `open.open_vision`.
+
+    Without Pillow the result is None, unless you name an encoder.
     """
     if not path and importlib.util.find_spec('PIL') is None:
         return None

@@ -1,5 +1,5 @@
-"""The eyes of models whose backend embeds pictures itself, as model libraries of MLC-LLM do
-(`image_embed`).
+"""The vision encoder of models whose backend embeds pictures itself, as MLC-LLM model libraries with
+`image_embed` do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from ros2_nanochat.vision.encoder import VisionEncoder
 
 
 class BackendEncoder(VisionEncoder):
-    """Pictures through `Backend.embed_image`, which sizes them as its model wants them."""
+    """Encodes pictures with `Backend.embed_image`, which resizes them for its model.
+
+    Args:
+        backend: The backend of the model.
+        info: The model.
+    """
 
     image_token = '<image>'
 
@@ -25,7 +30,7 @@ class BackendEncoder(VisionEncoder):
         self.fingerprint = hashlib.blake2b(info.path.encode(), digest_size=16).digest()
 
     def _load(self) -> None:
-        """The backend has loaded it."""
+        """Nothing to do: the backend has loaded the encoder."""
 
     def _encode(self, picture: Image.Image, digest: bytes) -> list:
         assert self._backend is not None  # `encode` does not get here after `close`

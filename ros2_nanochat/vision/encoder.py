@@ -1,9 +1,11 @@
-"""Turns pictures into what goes into a prompt: each is encoded once and remembered by its pixels, whoever
-shows it.
+"""Turns pictures into parts of a prompt.
 
-Knows that an encoder gives parts of a prompt, not how: `llava` runs a vision tower and projector of its own,
-`onepiece` those of a model that the hf backend holds, `backend_encoder` asks the backend. `open` finds which
-it is. Neither torch nor transformers is imported before the first picture is encoded or `load` is called.
+Each picture is encoded once and cached by its pixels, for all conversations.
+
+Knows that an encoder returns parts of a prompt, not how: `llava` runs a vision tower and a projector of its
+own, `onepiece` uses those of a model that the hf backend holds, and `backend_encoder` asks the backend.
+`open` finds the right one. Neither torch nor transformers is imported before the first picture is encoded or
+`load` is called.
 """
 
 from __future__ import annotations
@@ -26,18 +28,22 @@ from ros2_nanochat.vision.images import image_digest, open_image
 
 CACHE_IMAGES = 64
 CACHE_BYTES = 256 << 20
-"""How much of the latest pictures is remembered, in pictures and in bytes of embeddings."""
+"""Limits of the cache: pictures, and bytes of embeddings."""
 
 TINY = Path(__file__).with_name('tiny')
-"""The eyes that come with the package, for the embedded default model."""
+"""The vision encoder that comes with the package, for the embedded default model."""
 
 
 class Encoded(list):
-    """Parts of a prompt that stand for one picture, in order: spans of embeddings, and markup of the model
-    around them as text, to be tokenized with its special tokens in one run with what stands beside it. Such
-    parts are shared: leave them as they are.
+    """Parts of a prompt that represent one picture, in order.
 
-    seconds: what it took; 0.0 where the picture was remembered. digest: of its pixels.
+    A part is a span of embeddings, or markup of the model as text. The text is tokenized with its special
+    tokens, together with the text next to it. Parts are shared between conversations: do not change them.
+
+    Args:
+        parts: The parts.
+        digest: Digest of the pixels.
+        seconds: Time spent on encoding, 0.0 if the picture was cached.
     """
 
     def __init__(self, parts, digest: bytes, seconds: float = 0.0):
@@ -47,16 +53,16 @@ class Encoded(list):
 
     @property
     def num_tokens(self) -> int:
-        """Rows of embeddings."""
+        """Rows of embeddings, each of which takes the place of a token."""
         return sum(len(part) for part in self if isinstance(part, EmbeddingSpan))
 
 
 class VisionEncoder(ABC):
-    """What encodes pictures for one language model. `encode` may be called from any thread.
+    """Encodes pictures for one language model. `encode` may be called from any thread.
 
-    image_token: text of the token that chat templates of this model write for a picture, None where that is
-        not known.
-    load_seconds: what getting ready took, None before.
+    Attributes:
+        image_token: Text of the token that chat templates of this model write for a picture, None if unknown.
+        load_seconds: Time spent on loading, None before that.
     """
 
     image_token: str | None = None
@@ -70,8 +76,11 @@ class VisionEncoder(ABC):
         self._counts = {'encoded': 0, 'reused': 0, 'seconds': 0.0}
 
     def load(self) -> None:
-        """Get ready now rather than at the first picture. `BackendError` or `MissingDependency` says what is
-        wrong.
+        """Load the encoder now instead of at the first picture.
+
+        Raises:
+            BackendError: It cannot be loaded.
+            MissingDependency: A Python package is missing.
         """
         with self._lock:
             self._get_ready()
@@ -82,8 +91,15 @@ class VisionEncoder(ABC):
         return open_image(image, urls)
 
     def encode(self, image: Any, urls: bool = True) -> Encoded:
-        """Encode a picture, or remember it. image, urls: as `images.open_image` takes them. ValueError where
-        it is none.
+        """Encode a picture, or return it from the cache.
+
+        Args:
+            image: See `images.open_image`.
+            urls: See `images.open_image`.
+
+        Raises:
+            ValueError: It is not a picture.
+            BackendError: The encoder cannot be loaded, or the model is closed.
         """
         picture = open_image(image, urls)
         digest = image_digest(picture)
@@ -103,12 +119,14 @@ class VisionEncoder(ABC):
 
     @property
     def stats(self) -> dict:
-        """encoded, reused: pictures. seconds: spent on encoding. cached, cache_bytes: what is remembered."""
-        # Without the lock, which loading and encoding hold for seconds: diagnostics go on meanwhile.
+        """Counters: pictures `encoded` and `reused`, `seconds` of encoding, `cached` pictures and
+        `cache_bytes`.
+        """
+        # Without the lock: loading and encoding hold it for seconds, and diagnostics must not wait.
         return {**self._counts, 'cached': len(self._cache), 'cache_bytes': self._bytes}
 
     def close(self) -> None:
-        """Give the memory back. May be called twice."""
+        """Free the memory. You may call this twice."""
         with self._lock:
             self._cache.clear()
             self._bytes = 0
@@ -130,15 +148,16 @@ class VisionEncoder(ABC):
             self._bytes -= _size(self._cache.popitem(last=False)[1])
 
     def _span(self, rows, digest: bytes, part: int = 0, **options) -> EmbeddingSpan:
-        """A span of rows [k, d], a torch tensor or an array, named by the picture, this encoder and which
-        part of the picture it is.
+        """Return a span of rows [k, d], a torch tensor or an array.
+
+        Its name is made of the picture, this encoder, and the number of the part in the picture.
         """
         array = np.ascontiguousarray(rows if isinstance(rows, np.ndarray) else to_array(rows))
         name = hashlib.blake2b(digest + self.fingerprint + part.to_bytes(4, 'big'), digest_size=16).digest()
         return EmbeddingSpan(array, name, **options)
 
     fingerprint: bytes = b''
-    """Tells encoders apart, so that what one has made is never taken for what another would."""
+    """Identifies the encoder, so that the embeddings of two encoders are never confused."""
 
     @abstractmethod
     def _load(self) -> None: ...
@@ -151,7 +170,7 @@ class VisionEncoder(ABC):
 
 
 def to_array(rows) -> np.ndarray:
-    """A torch tensor as float32 in host memory."""
+    """Return a torch tensor as float32 in host memory."""
     return rows.detach().float().cpu().numpy()
 
 
@@ -160,5 +179,9 @@ def _size(parts: list) -> int:
 
 
 def read_config(folder: str | Path) -> dict:
-    """config.json of a checkpoint, {} where there is none. `BackendError` where it is not a JSON object."""
+    """Return config.json of a checkpoint, {} if there is none.
+
+    Raises:
+        BackendError: It is not a JSON object.
+    """
     return read_json(str(folder), 'config.json')

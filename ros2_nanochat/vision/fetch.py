@@ -1,6 +1,4 @@
-"""Fetches a file over http or https, with limits on size, time and where redirects may lead. Knows nothing of
-images.
-"""
+"""Downloads a file over http or https, with limits on size, time and redirects. Knows nothing of images."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from urllib.parse import urlsplit
 from ros2_nanochat.errors import shorten
 
 TIMEOUT = 20.0
-"""Seconds that a download may take in all."""
+"""Seconds that a whole download may take."""
 
 _HANDLERS = (
     urllib.request.ProxyHandler,
@@ -27,8 +25,15 @@ _HANDLERS = (
 
 
 def fetch(url: str, max_bytes: int, timeout: float = TIMEOUT) -> bytes:
-    """Return what lies at an http(s) address. ValueError: another scheme (also by redirect), an error of the
-    server, too large, too slow.
+    """Download a file.
+
+    Args:
+        url: An http or https URL.
+        max_bytes: The largest size that is accepted.
+        timeout: Seconds for the whole download.
+
+    Raises:
+        ValueError: Another scheme (also after a redirect), an error of the server, too large, or too slow.
     """
     name = shorten(url, 100)
     try:
@@ -56,7 +61,7 @@ def fetch(url: str, max_bytes: int, timeout: float = TIMEOUT) -> bytes:
 
 
 class _Download:
-    """One download in a thread of its own: a socket's timeout bounds each wait, not their sum."""
+    """One download in its own thread: a socket's timeout limits each wait, not their sum."""
 
     def __init__(self, url: str, max_bytes: int, timeout: float):
         self._url, self._max_bytes, self._timeout = url, max_bytes, timeout
@@ -83,7 +88,7 @@ class _Download:
     def _read(self) -> str | None:
         opener = (
             urllib.request.OpenerDirector()
-        )  # without the handlers of file:, ftp: and data:, so that no redirect leads there
+        )  # no handlers for file:, ftp: and data:, so that no redirect leads there
         for handler in _HANDLERS:
             opener.add_handler(handler())
         request = urllib.request.Request(

@@ -1,7 +1,7 @@
-"""Opens images safely: whatever comes in, an upright RGB picture of a sane size comes out, or one
-`ValueError` line.
+"""Opens images safely: any input becomes an upright RGB picture of a reasonable size, or a `ValueError` of
+one line.
 
-Knows nothing of models. An address on the web is opened only where the caller says so; see `fetch`.
+Knows nothing of models. URLs are opened only if the caller allows it; see `fetch`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,18 @@ from ros2_nanochat.vision.pixels import check_size, decode, to_8_bits, upright_r
 def open_image(source: Any, urls: bool = True) -> Image.Image:
     """Open an image and return it as upright RGB, loaded.
 
-    Transparent parts become white; 16 bits are scaled to 8; of several frames the first is taken.
+    Transparent parts become white; 16 bits are scaled to 8; of several frames the first is used.
 
     Args:
-        source: a path, `http(s)://`, `file://` or `data:image/` URL; encoded bytes, or a file that is open
-            for reading them, which stays open; a PIL image; an array or torch tensor of [h, w], [h, w, c] or
-            [c, h, w], maybe in a batch of one, with c of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), as
+        source: A path; an `http(s)://`, `file://` or `data:image/` URL; encoded bytes, or a file open for
+            reading them, which stays open; a PIL image; an array or torch tensor of [h, w], [h, w, c] or
+            [c, h, w], also in a batch of one, with c of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), as
             integers of 8 or 16 bits, or floats from 0 to 1 or to 255.
-        urls: whether strings may name something outside: addresses and paths. False for what comes from a
-            stranger.
+        urls: Strings may be paths and URLs. Pass False for input that you do not trust.
 
     Raises:
-        ValueError: not an image, truncated, empty, or larger than `MAX_BYTES`, `pixels.MAX_PIXELS` or
-            `pixels.MAX_ASPECT`; in one line.
+        ValueError: It is not an image, truncated, empty, or larger than `MAX_BYTES`, `pixels.MAX_PIXELS` or
+            `pixels.MAX_ASPECT`.
     """
     if getattr(source, 'opened_digest', None):
         return source
@@ -68,7 +67,7 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
         opened = upright_rgb(picture, borrowed=picture is source)
     except Exception as error:  # Pillow's decoders raise a dozen different ones on broken data
         raise ValueError(f'{name} cannot be decoded: {one_line(error, 200)}') from error
-    # it is ours alone: what was opened once is taken as it is from then on
+    # nobody else holds this picture: it is not opened again
     opened.opened_digest = image_digest(opened)
     if isinstance(source, str) and os.path.isfile(source):
         opened.filename = source
@@ -76,12 +75,12 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
 
 
 def image_digest(picture: Image.Image) -> bytes:
-    """16 bytes that name the pixels of a picture."""
+    """Return 16 bytes that identify the pixels of a picture."""
     if known := getattr(picture, 'opened_digest', None):
         return known
     digest = hashlib.sha256(
         repr((picture.mode, picture.size)).encode()
-    )  # most processors have instructions for it: 3 ms for a frame of 1080p
+    )  # most processors have instructions for SHA-256
     digest.update(np.ascontiguousarray(picture).data)
     return digest.digest()[:16]
 

@@ -1,8 +1,7 @@
-"""Vision tower and projector of LLaVA-form checkpoints, beside whatever language model takes their
-embeddings.
+"""Vision tower and projector of LLaVA-form checkpoints, for any language model that accepts their embeddings.
 
-Runs transformers' own modules, so towers (CLIP, SigLIP), chosen layers, class tokens and the tiles of
-LLaVA-NeXT are theirs; loads the weights of these modules alone, from safetensors.
+Runs the modules of transformers, so that towers (CLIP, SigLIP), selected layers, class tokens and the tiles
+of LLaVA-NeXT behave as they do there. Loads only the weights of these modules, from safetensors.
 """
 
 from __future__ import annotations
@@ -27,15 +26,20 @@ FAMILIES = ('llava', 'llava_next', 'vipllava')
 
 _MODULES = ('vision_tower', 'multi_modal_projector')
 _UNUSED = ('post_layernorm', 'head.')
-"""Parts of a tower behind the layers that LLaVA reads; checkpoints may leave them out."""
+"""Parts of a tower after the layers that LLaVA reads; checkpoints may omit them."""
 
 
 class LlavaEncoder(VisionEncoder):
-    """The eyes of one LLaVA-form checkpoint.
+    """The vision encoder of one LLaVA-form checkpoint.
 
-    folder: config.json, preprocessor_config.json (or processor_config.json) and safetensors. `BackendError`
-    where that is not what lies there, or where the language model (info) has another embedding width. part:
-    what encodes, if the backend holds that already.
+    Args:
+        folder: Contains config.json, preprocessor_config.json (or processor_config.json) and safetensors.
+        info: The language model.
+        config: How the model was opened; its `device` also holds the encoder.
+        part: The vision part of the backend, if it has loaded one already.
+
+    Raises:
+        BackendError: The folder is not such a checkpoint, or does not fit the language model.
     """
 
     def __init__(self, folder: Path, info: ModelInfo, config: ModelConfig, part: VisionPart | None = None):
@@ -92,8 +96,9 @@ class LlavaEncoder(VisionEncoder):
             self._part = TransformersVision(self._load_modules(self._torch, transformers))
 
     def _load_modules(self, torch, transformers):
-        """The model of the checkpoint with the weights of tower and projector; its language model takes no
-        memory.
+        """Return the checkpoint's model with the weights of tower and projector.
+
+        Its language model uses no memory.
         """
         try:
             config = transformers.AutoConfig.from_pretrained(str(self.folder), local_files_only=True)
@@ -171,9 +176,10 @@ class LlavaEncoder(VisionEncoder):
             return [self._span(self._part.features(inputs).rows[0], digest)]
 
     def _reduced(self, picture: Image.Image) -> Image.Image:
-        """The picture, no more than `reducing_gap` times as large as what it is resized to: a mean of blocks
-        is several times quicker than resizing a large frame. A setting of ours in preprocessor_config.json,
-        for eyes that are not held to what transformers makes of large pictures.
+        """Return the picture, at most `reducing_gap` times as large as the size it is resized to.
+
+        The mean of blocks is quicker than resizing a large frame. The option is our own, in
+        preprocessor_config.json, for encoders that need not match transformers on large pictures.
         """
         gap, size = getattr(self._processor, 'reducing_gap', None), getattr(self._processor, 'size', None)
         if not gap or not size or not size.get('width') or not size.get('height'):
@@ -186,7 +192,7 @@ class LlavaEncoder(VisionEncoder):
 
 
 def _on_device(processor: Any, device: Any) -> dict:
-    """What lets a processor work on the GPU: those that run on torchvision can."""
+    """Options that let a processor work on the GPU, if it runs on torchvision."""
     can = any(
         'Torchvision' in base.__name__ or base.__name__ == 'BaseImageProcessorFast'
         for base in type(processor).__mro__
@@ -195,13 +201,13 @@ def _on_device(processor: Any, device: Any) -> dict:
 
 
 def _plain(name: str) -> str:
-    """A weight's name without the prefixes in which releases of transformers differ."""
+    """Return a weight's name without the prefixes that differ between releases of transformers."""
     return '.'.join(part for part in name.split('.') if part not in ('model', 'vision_model'))
 
 
 @contextlib.contextmanager
 def _no_init():
-    """Make modules without filling them with random weights, where transformers lets us."""
+    """Create modules without filling them with random weights."""
     try:
         from transformers.initialization import no_init_weights
     except ImportError:

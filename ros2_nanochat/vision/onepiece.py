@@ -1,9 +1,9 @@
-"""The eyes of models that are one piece in transformers (Qwen2-VL, Idefics3 and SmolVLM, Gemma 3, LLaVA
-itself), which a backend runs.
+"""The vision encoder of models that transformers runs in one piece (Qwen2-VL, Idefics3 and SmolVLM, Gemma 3,
+LLaVA itself).
 
-The model's own processor says what stands in a prompt for a picture. The backend's `vision_part` gives the
-embeddings and, if the model counts positions in more than one axis (M-RoPE, arXiv:2409.12191, section 2.1),
-the positions.
+The model's own processor decides what represents a picture in a prompt. The backend's `vision_part` computes
+the embeddings and, if the model counts positions in more than one axis (M-RoPE, arXiv:2409.12191, section
+2.1), the positions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ _BOTH_WAYS = ('gemma3', 'gemma3n', 'gemma4')
 """`model_type` of models whose rows of one picture attend to one another."""
 
 _WRITES_PROMPT = ('paligemma',)
-"""`model_type` of models whose processor puts the prompt's own markup behind the picture; here the template
-does.
-"""
+"""`model_type` of models whose processor adds the prompt's markup; here the template does."""
 
 
 class OnePieceEncoder(VisionEncoder):
-    """Pictures through the vision part of the model that the backend runs."""
+    """Encodes pictures with the vision part of the model that the backend runs.
+
+    Args:
+        part: The vision part of the backend.
+        info: The model.
+    """
 
     def __init__(self, part: VisionPart, info: ModelInfo):
         super().__init__()
@@ -54,7 +57,7 @@ class OnePieceEncoder(VisionEncoder):
         ).digest()
 
     def _load(self) -> None:
-        """The backend has loaded the model; what is left is the processor."""
+        """The backend has loaded the model; only the processor is missing."""
         config = self._opened.config
         if not self._takes_deepstack and (
             getattr(config.vision_config, 'deepstack_visual_indexes', None)
@@ -138,8 +141,16 @@ def _first(config: Any, *names: str) -> int | None:
 
 
 def open_processor(path: str, row_id: int | None):
-    """The processor of a checkpoint. Some have a part for videos that needs torchvision and more; pictures go
-    without it. row_id: of the rows' placeholder.
+    """Return the processor of a checkpoint.
+
+    Some have a part for videos that needs torchvision and more; pictures do not need it.
+
+    Args:
+        path: The folder of the checkpoint.
+        row_id: Id of the token that stands for one row of embeddings, if known.
+
+    Raises:
+        BackendError: transformers cannot open it.
     """
     transformers = require('transformers', 'vision')
     try:
@@ -166,7 +177,7 @@ def open_processor(path: str, row_id: int | None):
 
 
 class _GridProcessor:
-    """What the processors of Qwen-VL do for a picture: one placeholder for each square of `merge_size`
+    """Does what the processors of Qwen-VL do for a picture: one placeholder for each square of `merge_size`
     patches.
     """
 

@@ -1,4 +1,4 @@
-"""Finds what encodes pictures for an opened model: an encoder beside it, its own, or its backend's."""
+"""Finds the vision encoder of an opened model: a separate checkpoint, the model's own, or its backend's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,21 @@ from ros2_nanochat.vision.onepiece import OnePieceEncoder
 def open_vision(
     path: str | None, info: ModelInfo, backend: Backend, config: ModelConfig
 ) -> VisionEncoder | None:
-    """Find what encodes pictures for an opened model; None where nothing does.
+    """Find the vision encoder of an opened model.
 
-    path: a LLaVA-form checkpoint, a folder or `owner/name` of the hub, `tiny` for the one that comes with the
-    package, or None: what the model's own checkpoint holds, and for the embedded default model the tiny one,
-    if torch and transformers are there.
+    Args:
+        path: A LLaVA-form checkpoint (a folder or `owner/name` on Hugging Face), `tiny` for the one in this
+            package, or None for what the model's own checkpoint contains. For the embedded default model,
+            None means the tiny one, if torch and transformers are installed.
+        info: The model.
+        backend: Its backend.
+        config: How it was opened.
+
+    Returns:
+        The encoder, None if the model has none.
+
+    Raises:
+        BackendError: The encoder cannot be loaded or does not fit the model.
     """
     if path:
         folder = TINY if path == 'tiny' else Path(path).expanduser()

@@ -1,5 +1,6 @@
-"""Pixels: encoded bytes, and numbers of other widths, to 8-bit RGB. The one place that does this, for images
-of the library and frames of cameras.
+"""Converts encoded bytes, and pixel values of other widths, to 8-bit RGB.
+
+All images of the library and all camera frames pass through here.
 
 Knows neither files nor messages. Imports Pillow only to decode.
 """
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64 << 20
-"""A picture may have this many pixels: the largest cameras' fit, and an RGB copy takes 200 MB."""
+"""Pixels that a picture may have. An RGB copy of such a picture takes 200 MB."""
 
 MAX_ASPECT = 100
-"""The longer side over the shorter one. A processor that scales the shorter side to 336 pixels makes 34,000
-of the other with this.
+"""Largest ratio of the longer side to the shorter one. A processor that scales the shorter side to 336 pixels
+then makes the other one 34,000 pixels long.
 """
 
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'MPO', 'AVIF')
-"""Formats of Pillow that are tried, if it has them. Others are not: EPS, for example, starts a program."""
+"""Formats that Pillow may try, if it supports them. No others: EPS, for example, starts a program."""
 
 _JPEG, _END_OF_JPEG = b'\xff\xd8\xff', b'\xff\xd9'
 _SIGNATURES = (
@@ -50,7 +51,11 @@ _SIGNATURES = (
 
 
 def check_size(width: int, height: int, name: str = 'the image') -> None:
-    """ValueError for a size that no picture has here."""
+    """Check the size of a picture in pixels.
+
+    Raises:
+        ValueError: It is empty, or larger than `MAX_PIXELS` or `MAX_ASPECT` allow.
+    """
     if width < 1 or height < 1:
         raise ValueError(f'{name} is empty: it has no pixels ({width}x{height})')
     if width * height > MAX_PIXELS:
@@ -66,16 +71,16 @@ def check_size(width: int, height: int, name: str = 'the image') -> None:
 
 
 def decode(data: bytes, name: str, *, cut: bool = False, targa: bool = False) -> Image.Image:
-    """Decode an image file. Its mode stays as it is; `upright_rgb` makes RGB of it.
+    """Decode an image file. The mode stays; `upright_rgb` converts it to RGB.
 
     Args:
-        data: the file.
-        name: what errors call it.
-        cut: show a JPEG that ends early, as cameras' decoders do; what is missing is grey.
-        targa: try TGA as well, which only the name of a file can tell.
+        data: The file.
+        name: What errors call it.
+        cut: Accept a JPEG that is truncated; the missing part is grey.
+        targa: Also try TGA, which only a file name can identify.
 
     Raises:
-        ValueError: no image, empty, too large, or broken; in one line.
+        ValueError: It is not an image, empty, too large, or broken.
     """
     if not data:
         raise ValueError(f'{name} is empty (0 bytes)')
@@ -103,7 +108,7 @@ def _undecodable(name: str, error: Exception) -> ValueError:
 
 
 def _identify(data: bytes, name: str, targa: bool) -> Image.Image:
-    """Read the header; the pixels are not decoded yet."""
+    """Read only the header; the pixels are not decoded yet."""
     image_class = require('PIL.Image', 'vision')
     image_class.init()
     formats = [form for form in (*FORMATS, *['TGA'] * targa) if form in image_class.OPEN]
@@ -120,8 +125,13 @@ def _identify(data: bytes, name: str, targa: bool) -> Image.Image:
 
 
 def upright_rgb(picture: Image.Image, borrowed: bool = False) -> Image.Image:
-    """A picture as RGB, turned as its EXIF block says, without metadata. Transparent parts become white; 16
-    bits are scaled to 8. borrowed: leave the one that was passed as it is.
+    """Return a picture as RGB, rotated according to its EXIF block, without metadata.
+
+    Transparent parts become white; 16 bits are scaled to 8.
+
+    Args:
+        picture: The picture.
+        borrowed: Leave the picture that was passed unchanged.
     """
     from PIL import ExifTags, Image, ImageOps
 
@@ -148,17 +158,17 @@ def _orientation(picture: Image.Image) -> int:
     try:
         orientation = picture.getexif().get(0x0112, 1)
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, IndexError, AttributeError, struct.error):
-        return 1  # a broken EXIF block does not spoil the pixels
+        return 1  # the pixels are fine without the EXIF block
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def is_deep(picture: Image.Image) -> bool:
-    """Whether a picture is grey of more than 8 bits."""
+    """Whether a picture is greyscale with more than 8 bits."""
     return picture.mode in ('I', 'F') or picture.mode.startswith('I;16')
 
 
 def deep_pixels(picture: Image.Image) -> np.ndarray:
-    """The values [h, w] of such a picture: uint16 if they fit, else int64 or float32."""
+    """Return the values [h, w] of such a picture: uint16 if they fit, else int64 or float32."""
     values = np.asarray(picture)
     if picture.mode == 'I':
         values = values.astype(np.int64)
@@ -167,11 +177,13 @@ def deep_pixels(picture: Image.Image) -> np.ndarray:
 
 
 def to_8_bits(array: np.ndarray) -> np.ndarray:
-    """Values as uint8. Integers over 255 are 16 bits, which are scaled and rounded as OpenCV does; floats are
-    from 0 to 1 if none is larger.
+    """Return pixel values as uint8.
+
+    Integers above 255 are treated as 16 bits, scaled and rounded as OpenCV does. Floats range from 0 to 1 if
+    none is larger.
 
     Raises:
-        ValueError: values that are no pixels.
+        ValueError: The values are not pixels.
     """
     if array.dtype == np.uint8:
         return array
@@ -195,5 +207,5 @@ def to_8_bits(array: np.ndarray) -> np.ndarray:
 
 
 def _scaled(array: np.ndarray) -> np.ndarray:
-    """0 to 65535 as 0 to 255, rounded; in integers, which is quicker than dividing floats."""
+    """Scale 0..65535 to 0..255, rounded, in integers, which is quicker than dividing floats."""
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)

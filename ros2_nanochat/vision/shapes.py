@@ -1,7 +1,7 @@
-"""Draws pictures of one simple object, for the tiny vision model: its training, its tests, its synthetic
-camera.
+"""Draws pictures of one simple object, for the training, the tests and the demo camera of the tiny vision
+model.
 
-Knows nothing of models; PIL and NumPy alone.
+Knows nothing of models; needs only PIL and NumPy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COLORS = {
     'white': (250, 250, 250),
     'black': (10, 10, 10),
 }
-"""RGB that a colour has where nothing varies it."""
+"""RGB values of the colours, before variation."""
 
 _SHADES = {
     'red': ((190, 255), (0, 60), (0, 60)),
@@ -39,8 +39,15 @@ _CONTRAST = 120
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. size: diameter as a share of the picture's shorter side. x, y: its middle, as
-    shares of width and height.
+    """What a picture shows.
+
+    Attributes:
+        color: A key of `COLORS`.
+        shape: One of `SHAPES`.
+        place: One of `PLACES`.
+        size: Diameter as a fraction of the picture's shorter side.
+        x: Centre of the object as a fraction of the width.
+        y: Centre of the object as a fraction of the height.
     """
 
     color: str
@@ -64,8 +71,14 @@ class Scene:
 def random_scene(
     rng: np.random.Generator, width: int, height: int, size: tuple[float, float] = (0.25, 0.4), **wanted: str
 ) -> Scene:
-    """Draw lots for a scene in a picture of this size in pixels. wanted: color, shape or place that must be
-    so.
+    """Return a random scene.
+
+    Args:
+        rng: The random generator.
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
+        size: Smallest and largest diameter, as fractions of the shorter side.
+        **wanted: `color`, `shape` or `place` that the scene must have.
     """
     color, shape, place = (
         wanted.get(name) or labels[rng.integers(len(labels))]
@@ -90,7 +103,7 @@ def random_scene(
 def random_background(
     rng: np.random.Generator, width: int, height: int, color: tuple[int, ...]
 ) -> np.ndarray:
-    """A plain or gently uneven background [height, width, 3] uint8 from which `color` stands out."""
+    """Return a plain or slightly uneven background [height, width, 3] uint8 that contrasts with `color`."""
     kind = rng.integers(4)
     yy, xx = (
         np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
@@ -117,7 +130,14 @@ def random_background(
 
 
 def outline(scene: Scene, width: int, height: int, tilt: float = 0.0) -> list[tuple[float, float]]:
-    """Corners of the object in pixels; those of a circle are its bounding box. tilt: radians."""
+    """Return the corners of the object in pixels; for a circle, those of its bounding box.
+
+    Args:
+        scene: The scene.
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
+        tilt: Rotation in radians.
+    """
     radius = 0.5 * scene.size * min(width, height)
     x, y = scene.x * width, scene.y * height
     if scene.shape == 'circle':
@@ -137,7 +157,15 @@ def draw(
     rng: np.random.Generator | None = None,
     background: tuple[int, int, int] = (128, 128, 128),
 ) -> Image.Image:
-    """Draw a scene. rng: varies shade, tilt and background, which is plain without it."""
+    """Draw a scene.
+
+    Args:
+        scene: The scene.
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
+        rng: Varies shade, tilt and background. None draws without variation.
+        background: RGB of the background without `rng`.
+    """
     color: tuple[int, ...] = COLORS[scene.color]
     tilt, smooth = 0.0, 1
     if rng is None:
@@ -166,9 +194,14 @@ def draw(
 def random_picture(
     rng: np.random.Generator, width: int | None = None, height: int | None = None, **wanted
 ) -> tuple[Image.Image, Scene]:
-    """A picture of a random scene; its size is drawn too where none is given (48 to 400 pixels, no side more
-    than twice the other).
-    wanted: as in `random_scene`.
+    """Draw a random scene.
+
+    Args:
+        rng: The random generator.
+        width: Width in pixels; None chooses a random size of 48 to 400 pixels a side, with a ratio of at most
+            2.
+        height: Height in pixels, or None.
+        **wanted: See `random_scene`.
     """
     if width is None or height is None:
         width = int(rng.integers(48, 401))

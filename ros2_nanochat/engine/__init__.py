@@ -1,1 +1,1 @@
-"""From prompts to streams of text: one thread that owns the model."""
+"""From prompts to streams of text, on one thread that owns the model."""

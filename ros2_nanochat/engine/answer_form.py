@@ -1,4 +1,4 @@
-"""The form of one reply in the engine: which logits it leaves, which ids it forces, when the reply is whole.
+"""Applies a form to one reply: masks the logits, forces ids, and tells when the reply is complete.
 
 Reasoning before the answer is free. Runs on the engine's thread; knows nothing of backends.
 """
@@ -11,19 +11,19 @@ from ros2_nanochat.answer.matcher import AnswerMatcher
 from ros2_nanochat.answer.response_format import ResponseFormat
 from ros2_nanochat.engine.reply_text import ReplyText
 
-_MOST_SPACE = 2  # ids of white space that may stand between the reasoning and the answer
+_MOST_SPACE = 2  # white-space ids that may come between the reasoning and the answer
 
 
 class AnswerForm:
-    """Holds one reply to a form.
+    """Makes one reply follow a form.
 
     Args:
         response_format: The form.
-        matcher: Follows the answer; at its start.
+        matcher: Follows the answer; must be at its start.
         text: The text of the reply, which knows where its reasoning ends.
         end_ids: Ids that end the reply.
         space_ids: Ids whose text is only white space.
-        max_forced: Ids that are forced at once at most.
+        max_forced: Maximum number of ids that are forced at once.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class AnswerForm:
         self._end_ids = np.fromiter(sorted(end_ids), np.int64)
         self._space_ids = space_ids
         self._max_forced = max_forced
-        self._begun = False  # whether the answer has
+        self._begun = False  # whether the answer has begun
         self._num_space = 0
 
     def mask(self, logits: np.ndarray) -> np.ndarray:
-        """A copy of logits [v] in which what the form does not allow is minus infinity.
+        """Return a copy of logits [v] in which ids that the form does not allow are minus infinity.
 
         Raises:
             ValueError: Following the form takes too much work.
@@ -66,7 +66,7 @@ class AnswerForm:
         return masked
 
     def accept(self, token_id: int) -> None:
-        """Go on behind an id, before the text of the reply takes it.
+        """Advance by one id. Call this before the text of the reply takes it.
 
         Raises:
             ValueError: The form does not allow the id, or following it takes too much work.
@@ -80,17 +80,17 @@ class AnswerForm:
         self._matcher.accept(token_id)
 
     def begins_with(self, token_id: int) -> bool:
-        """Whether an id would be the first of the answer."""
+        """Return whether an id would be the first of the answer."""
         return not self._begun and self._text.in_answer and bool(self._matcher.allowed()[token_id])
 
     def forced(self) -> list[int]:
-        """The ids that have to come next, whatever the model prefers; often none."""
+        """Return the ids that must come next, whatever the model prefers; often none."""
         if not self._text.in_answer or not self._begun or self._matcher.finished:
             return []
         return self._matcher.forced()[: self._max_forced]
 
     def matches(self, answer: str) -> bool:
-        """Whether a whole text keeps to the form. Any thread while the reply does not run."""
+        """Return whether a complete text follows the form. Any thread, while the reply does not run."""
         return self._matcher.matches(answer)
 
     @property
@@ -100,5 +100,5 @@ class AnswerForm:
 
     @property
     def finished(self) -> bool:
-        """Whether the answer is whole and nothing can follow."""
+        """Whether the answer is complete and nothing can follow."""
         return self._begun and self._matcher.finished and self._matcher.whole

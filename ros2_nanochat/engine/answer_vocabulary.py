@@ -1,4 +1,4 @@
-"""The vocabulary of an opened model as forms of answers need it, read when the first form is asked for."""
+"""The vocabulary of an opened model as answer forms need it. Read when the first form is requested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ros2_nanochat.prompt import Preceding
 
 
 class ModelVocabulary:
-    """What forms of answers need of one model. Any thread."""
+    """What answer forms need of one model. Thread-safe."""
 
     def __init__(self, backend: Backend):
         self._backend = backend
@@ -24,7 +24,11 @@ class ModelVocabulary:
         self._known: AnswerVocabulary | None = None
 
     def scores(self, config: GenerationConfig, form: ResponseFormat | None) -> ChoiceScores | None:
-        """What computes the probabilities of a choice; None if they are not asked for."""
+        """Return what computes the probabilities of a choice; None if they were not requested.
+
+        Raises:
+            ValueError: The form is not a choice, or has too many alternatives.
+        """
         if not config.probabilities:
             return None
         if form is None or not form.alternatives:
@@ -38,12 +42,12 @@ class ModelVocabulary:
         return ChoiceScores({text: [*tokenize(text), end] for text in form.alternatives})
 
     def _end_of_turn(self) -> int:
-        """The token with which a reply ends, of several that may."""
+        """The token that ends a reply; if there are several, the one that the model names."""
         named = self._special_ids.get(self._info.named_tokens.get('eos_token', ''))
         return named if named in self._info.eos_token_ids else min(self._info.eos_token_ids)
 
     def vocabulary(self) -> AnswerVocabulary:
-        """The vocabulary as forms of answers need it; read when the first one is asked for."""
+        """Return the vocabulary as answer forms need it; the first call reads it."""
         with self._lock:
             if self._known is None:
                 detokenizer = self._backend.detokenizer()

@@ -1,4 +1,4 @@
-"""How likely each alternative of a choice is: the product over its ids, the end token included, at
+"""The probability of each alternative of a choice: the product over its ids, including the end token, at
 temperature 1 and before penalties, renormalized over the alternatives.
 
 Beginnings that alternatives share are scored once. Runs on the engine's thread; knows nothing of requests.
@@ -23,7 +23,7 @@ class ChoiceScores:
     """The tree of the alternatives' ids, filled with probabilities.
 
     Args:
-        alternatives: For each text its ids, the end token at last.
+        alternatives: The ids of each text, the end token last.
     """
 
     def __init__(self, alternatives: Mapping[str, Sequence[int]]):
@@ -39,7 +39,7 @@ class ChoiceScores:
         """Why there are no probabilities, if there are none."""
 
     def take(self, beginning: _Ids, logits: np.ndarray) -> None:
-        """Note the logits [v] of what follows a beginning."""
+        """Record the logits [v] of what follows a beginning."""
         scores = logits.astype(np.float64)
         log_total = float(scores.max() + np.log(np.exp(scores - scores.max()).sum()))
         for token_id in self._children[beginning]:
@@ -47,14 +47,14 @@ class ChoiceScores:
             self._log_probabilities[prefix] = float(scores[token_id]) - log_total
 
     def run(self, backend: Backend, seq: int, length: int, spare: int) -> None:
-        """Compute what is missing behind the first `length` entries of a sequence; those stay as they are.
+        """Compute what is missing after the first `length` entries of a sequence, which keep their KV.
 
         Args:
             backend: The model.
             seq: Handle of the sequence.
             length: Entries before the answer.
-            spare: Sequences that may be made beside those that exist. With some, all beginnings run in one
-                forward or few; without any, one after the other in the sequence itself.
+            spare: How many sequences may be created in addition to those that exist. If there are any, the
+                beginnings run in one forward or a few; if not, one after the other in the sequence itself.
 
         Raises:
             BackendError: The model failed, or can neither fork nor trim the sequence.
@@ -103,7 +103,7 @@ class ChoiceScores:
 
     @property
     def probabilities(self) -> dict[str, float] | None:
-        """P of each alternative, in sum 1; None as long as they are not known."""
+        """The probability of each alternative, summing to 1; None until they are known."""
         if not self.started or self.error is not None:
             return None
         logs = {
@@ -120,7 +120,7 @@ def _chunk(seq: int, path: _Ids) -> Chunk:
 
 
 def _groups(paths: Sequence[_Ids], spare: int, most: int):
-    """Paths that fit into one forward each time: at most `spare` of them, with at most `most` ids."""
+    """Paths that fit into one forward each: at most `spare` paths, with at most `most` ids."""
     group: list[_Ids] = []
     for path in paths:
         if len(group) == spare or len(path) + sum(map(len, group)) > most:

@@ -1,27 +1,27 @@
-"""What a step costs, learnt while running: seconds by number of entries in the batch."""
+"""The cost of a step, learned while running: seconds by number of entries in the batch."""
 
 from __future__ import annotations
 
 import bisect
 
 _EDGES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
-_WEIGHT = 0.15  # of the newest measurement: follows a context that grows, ignores a hiccup
-_PREFILL_CHUNK = 64  # entries of a step of the prefill whose cost is asked for
+_WEIGHT = 0.15  # of the newest measurement: follows a growing context, ignores an outlier
+_PREFILL_CHUNK = 64  # entries of the prefill step on which cost estimates are based
 
 
 class StepCost:
-    """Running means of measured steps, straight lines between them."""
+    """Running means of measured steps, with linear interpolation between them."""
 
     def __init__(self):
         self._points: dict[int, tuple[float, float]] = {}  # edge -> (entries, seconds)
         self._curve: list[tuple[float, float]] = []
 
     def record(self, entries: int, seconds: float) -> None:
-        """Take one step of so many entries into account."""
+        """Add a measured step of `entries` entries."""
         edge, point = bisect.bisect_right(_EDGES, entries), (float(entries), seconds)
         known = self._points.get(edge)
         if known is not None:
-            seconds = min(seconds, 4 * known[1])  # a step that another program held up says little
+            seconds = min(seconds, 4 * known[1])  # limits the effect of a step that another program delayed
             point = (
                 known[0] + _WEIGHT * (entries - known[0]),
                 known[1] + _WEIGHT * (seconds - known[1]),
@@ -30,9 +30,11 @@ class StepCost:
         self._curve = sorted(self._points.values())
 
     def seconds(self, entries: int, least: tuple[int, float] | None = None) -> float | None:
-        """What a step of so many entries is expected to take; None before the first measurement.
+        """Return the expected time of a step; None before the first measurement.
 
-        least: `(entries, seconds)` of a smaller step that is known otherwise.
+        Args:
+            entries: Entries of the step.
+            least: `(entries, seconds)` of a smaller step whose time is known from elsewhere.
         """
         curve = self._curve
         if least is not None and curve and least[0] <= entries < curve[0][0]:
@@ -54,9 +56,14 @@ class StepCost:
     def most(
         self, base: int, budget: float, limit: int, unknown: int, least: tuple[int, float] | None = None
     ) -> int:
-        """How many entries fit beside `base` others within `budget` seconds, 0 to `limit`; `unknown` before
-        the first measurement.
-        least: see `seconds`.
+        """Return how many entries fit into a step of `budget` seconds in addition to `base` others.
+
+        Args:
+            base: Entries that are already in the step.
+            budget: Seconds that the step may take.
+            limit: The largest result.
+            unknown: The result before the first measurement.
+            least: See `seconds`.
         """
         if not self._curve:
             return min(unknown, limit)
@@ -71,19 +78,23 @@ class StepCost:
 
 
 class StepCosts:
-    """What the kinds of steps cost on one backend. max_batch: entries of its largest batch."""
+    """The costs of the kinds of steps on one backend.
+
+    Args:
+        max_batch: Entries of the backend's largest batch.
+    """
 
     def __init__(self, max_batch: int):
         self.decode = StepCost()
-        """All sequences decode, one entry each."""
+        """Steps in which all sequences decode, one entry each."""
         self.verify = StepCost()
-        """They decode, with guesses behind."""
+        """Steps in which they decode, with guessed ids after the entry."""
         self.mixed = StepCost()
-        """Some are being prefilled."""
+        """Steps in which some sequences are being prefilled."""
         self._max_batch = max_batch
 
     def decode_seconds(self, rows: int, entries: int) -> float | None:
-        """Cost of a step in which `rows` sequences decode, with so many entries in its batch."""
+        """Return the cost of a step in which `rows` sequences decode, with `entries` entries in its batch."""
         alone = self.decode.seconds(rows)
         if alone is None or entries <= rows:
             return alone
@@ -91,7 +102,7 @@ class StepCosts:
         return known.seconds(entries, least=(rows, alone))
 
     def prefill_seconds(self, tokens: int) -> float | None:
-        """What it would take to prefill so many tokens; None if that was never measured."""
+        """Return the time that a prefill of `tokens` tokens would take; None if it was never measured."""
         chunk = min(tokens, self._max_batch, _PREFILL_CHUNK)
         step = self.mixed.seconds(chunk) if chunk else 0.0
         return None if step is None else step * tokens / max(1, chunk)

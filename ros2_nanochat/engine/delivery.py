@@ -1,7 +1,7 @@
-"""Handing out tokens: from the logits of a forward to ids, text and the end of each reply.
+"""Turns the logits of a forward into ids and text, and ends replies.
 
-Runs on the engine's thread. Knows requests, and the scheduler to which a reply that ends gives its place
-back; nothing of what runs next.
+Runs on the engine's thread. Knows requests, and the scheduler, which gets back the place of a finished reply;
+nothing of what runs next.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Chooses the next id of each reply, and gives its text to whoever waits for it."""
+    """Chooses the next id of each reply, and passes its text to the reader."""
 
     def __init__(self, backend: Backend, scheduler: Scheduler, metrics: Metrics):
         self._backend = backend
@@ -38,7 +38,7 @@ class Delivery:
     # --- a batch ---
 
     def hand_out(self, batch: Sequence[Work], logits: Logits) -> None:
-        """Take in what a forward computed: what the KV holds now, and the next ids."""
+        """Process the result of a forward: update what the KV holds, and choose the next ids."""
         plain = [work for work in batch if not work.draft]
         for work in plain:
             self._note_held(work)
@@ -57,8 +57,8 @@ class Delivery:
         self._score_choices()
 
     def _score_choices(self) -> None:
-        """Accept the ids that wait for the probabilities of their choice. Behind all others of the batch: the
-        forwards that this takes make its logits void.
+        """Accept the ids that wait for the probabilities of their choice. Must come last in a batch: the
+        forwards that this runs invalidate the batch's logits.
         """
         waiting, self._to_score = self._to_score, []
         for request, token_id in waiting:
@@ -68,7 +68,7 @@ class Delivery:
             spare = self._backend.max_sequences - len(self._scheduler.sequences)
             try:
                 scores.run(self._backend, sequence.handle, len(sequence.held), spare)
-            except Exception as error:  # the answer is there all the same
+            except Exception as error:  # the answer itself is not affected
                 scores.error = one_line(error)
                 _log.warning('the probabilities of a choice are not known: %s', scores.error)
             self._accept(request, token_id)
@@ -93,7 +93,7 @@ class Delivery:
         except Exception as error:
             self.fail(requests, f'choosing the next token failed: {error}')
             return [None] * len(requests)
-        if None in chosen:  # one copy for all of them
+        if None in chosen:  # one copy to the host serves all of them
             here = rows.numpy()
             chosen = [
                 self._choose_here(request, here[i]) if token_id is None else token_id
@@ -112,7 +112,7 @@ class Delivery:
             return None
 
     def _verify(self, work: Work, rows: np.ndarray) -> None:
-        """Accept the guesses that are what the model chooses itself, and the id it chooses behind them."""
+        """Accept the guesses that equal what the model chooses, and the id that it chooses after them."""
         request, sequence = work.request, work.request.sequence
         if work.draft:
             sequence.held.extend(work.chunk.ids)
@@ -123,7 +123,7 @@ class Delivery:
             if token_id is None or not self._accept(request, token_id):
                 break
         put = new_ids[start:]
-        # One is left for the next forward, so that there are logits.
+        # One entry is left for the next forward, which then gives logits.
         accepted = max(0, min(common_prefix(np.asarray(work.draft), np.asarray(put)), len(put) - 1))
         if work.draft and request.progress.draft is not None:
             request.progress.draft.record(len(work.draft), accepted)
@@ -132,20 +132,20 @@ class Delivery:
             if sequence.handle is not None and known + accepted < len(sequence.held):
                 kept = self._backend.trim(sequence.handle, known + accepted)
                 sequence.held.cut(kept)
-                if kept < known + accepted:  # computing that again costs more than guesses gain
+                if kept < known + accepted:  # recomputing that would cost more than guesses gain
                     self._scheduler.guesses = False
 
     # --- one reply ---
 
     def _accept(self, request: Request, token_id: int) -> bool:
-        """Put an id behind a reply; False if the reply ends with it."""
+        """Append an id to a reply; False if the reply ends with it."""
         asked, progress = request.asked, request.progress
         config, form, scores = asked.config, progress.form, progress.scores
         if scores is not None and form is not None and not scores.started and form.begins_with(token_id):
             self._to_score.append((request, token_id))
             scores.started = True
             return False
-        if config.max_new_tokens == 0:  # the prompt was all that was wanted
+        if config.max_new_tokens == 0:  # only the prompt was requested
             self.finish(request, FinishReason.LENGTH)
             return False
         now = time.monotonic()
@@ -179,7 +179,7 @@ class Delivery:
         )
 
     def _put_forced(self, request: Request, form: AnswerForm) -> None:
-        """Put in what the form leaves no choice about; the next forward reads it in one go."""
+        """Append the ids that the form forces; the next forward reads them all at once."""
         for token_id in form.forced():
             if self._is_full(request) or request.progress.text.stopped:
                 return
@@ -187,7 +187,7 @@ class Delivery:
                 return
 
     def _put(self, request: Request, token_id: int) -> bool:
-        """Put an id behind a reply and its text into the output; False if its form does not take it."""
+        """Append an id to a reply and its text to the output; False if the form does not accept it."""
         progress, output = request.progress, request.signals.output
         if progress.form is not None:
             try:
@@ -219,7 +219,13 @@ class Delivery:
     # --- ending ---
 
     def finish(self, request: Request, reason: FinishReason, detail: str | None = None) -> None:
-        """End a reply: its last text goes out, and its place is free. The first end holds."""
+        """End a reply: its last text goes out, and its place is free. Only the first call has an effect.
+
+        Args:
+            request: The reply.
+            reason: Why it ends.
+            detail: What was wrong and what to do, if something was.
+        """
         if request.signals.ended.is_set():
             return
         request.signals.ended.set()
@@ -233,6 +239,11 @@ class Delivery:
         output.put(End(reason, count, exact, detail))
 
     def fail(self, requests: Sequence[Request], detail: str) -> None:
-        """End replies that something went wrong with."""
+        """End replies with an error.
+
+        Args:
+            requests: The replies.
+            detail: What was wrong and what to do.
+        """
         for request in list(requests):
             self.finish(request, FinishReason.ERROR, detail)

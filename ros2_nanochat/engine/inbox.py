@@ -1,4 +1,4 @@
-"""How other threads reach the engine's: messages in order, until it closes."""
+"""How other threads reach the engine's thread: messages in order, until the inbox is closed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ Message = TypeVar('Message')
 
 
 class Inbox(Generic[Message]):
-    """A queue that takes nothing once it is closed. Any thread."""
+    """A queue that accepts nothing once it is closed. Thread-safe."""
 
     def __init__(self):
         self._queue: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # nothing is put in once it was closed
+        self._lock = threading.Lock()  # nothing is put in after it is closed
         self.closed = False
 
     def __len__(self) -> int:
         return self._queue.qsize()
 
     def put(self, message: Message) -> bool:
-        """Hand in a message; False if the inbox is closed."""
+        """Add a message; False if the inbox is closed."""
         with self._lock:
             if not self.closed:
                 self._queue.put(message)
             return not self.closed
 
     def wake(self) -> None:
-        """Let `take` return. Takes no lock, so it may be called from within the garbage collector."""
+        """Make `take` return. Takes no lock, so the garbage collector may call it."""
         self._queue.put(None)
 
     def take(self) -> Message | None:
@@ -36,7 +36,7 @@ class Inbox(Generic[Message]):
         return self._queue.get()
 
     def close(self) -> bool:
-        """Take no more messages; False if it was closed before. Wakes nobody."""
+        """Accept no more messages; False if it was closed before. Wakes no one."""
         with self._lock:
             before, self.closed = self.closed, True
         return not before

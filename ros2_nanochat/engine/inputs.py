@@ -1,4 +1,4 @@
-"""What a caller passes to `generate`, checked and made into the entries of a prompt. Knows a backend's text
+"""Checks what a caller passes to `generate` and turns it into the entries of a prompt. Knows a backend's text
 and limits; nothing of requests.
 """
 
@@ -25,6 +25,11 @@ class Inputs:
         self._special_ids = {token.text: token.id for token in self._info.special_tokens}
 
     def ids(self, ids: Sequence[int]) -> list[int]:
+        """Return ids as a list.
+
+        Raises:
+            ValueError: They are not whole numbers, or not in the vocabulary.
+        """
         array = np.asarray(ids)
         if array.size and not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f'ids of type {array.dtype} are not valid: whole numbers')
@@ -39,7 +44,15 @@ class Inputs:
         return ValueError(f'{what} is not in the vocabulary: ids go from 0 to {self._info.vocab_size - 1}')
 
     def goal(self, inputs, kv_cache: KVCache) -> Prompt:
-        """Everything the conversation shall hold before the reply."""
+        """Return everything that the conversation is to hold before the reply.
+
+        Args:
+            inputs: Text, ids, embeddings or a Prompt, as for `NanoLLM.generate`.
+            kv_cache: What the conversation holds so far.
+
+        Raises:
+            ValueError: The inputs do not fit the model or the KV cache.
+        """
         if isinstance(inputs, Prompt):
             if inputs.position > len(kv_cache):
                 raise ValueError(
@@ -60,7 +73,7 @@ class Inputs:
             )
         if any(span.deepstack is not None for _, span in goal.spans) and not self._info.takes_deepstack:
             raise ValueError(
-                f'{self._info.name} takes embeddings in its first layer alone: the picture was embedded for'
+                f'{self._info.name} takes embeddings only in its first layer: the picture was embedded for'
                 ' another model'
             )
         if (ids := goal.token_ids).size and ids.max() >= self._info.vocab_size:
@@ -123,8 +136,9 @@ class Inputs:
         )
 
     def preceding(self, inputs, goal: Prompt) -> Preceding:
-        """What stands before the reply, as far as its first space is concerned: a reply to a conversation is
-        a text of its own, in a template whose markup is text, too.
+        """Return what precedes the reply, as far as its first space is concerned.
+
+        A reply to a conversation counts as a text of its own, even if the template's markup is text.
         """
         if isinstance(inputs, Prompt) or not len(goal):
             return Preceding.START
@@ -134,12 +148,17 @@ class Inputs:
         return Preceding.TEXT
 
     def stops(self, config: GenerationConfig) -> tuple[frozenset[int], list[str]]:
+        """Return the stop tokens of a config as `(ids, strings)`.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
         ids, strings = set(self._info.eos_token_ids), []
         for stop in config.stop_tokens:
             if isinstance(stop, str):
                 strings.append(stop)
                 special = self._special_ids.get(stop, self._special_ids.get(stop.strip()))
-                # one that gives text (Gemma has entries for line breaks) is found as text
+                # a special token that gives text (Gemma's line breaks) is found as text
                 if special is not None and not self.detokenize([special]):
                     ids.add(special)
             elif 0 <= stop < self._info.vocab_size:
@@ -149,13 +168,17 @@ class Inputs:
         return frozenset(ids), strings
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens give none."""
+        """Turn ids into text, without special tokens."""
         detokenizer = self._backend.detokenizer()
         return ''.join([detokenizer.add(i) for i in self.ids(ids)]) + detokenizer.flush()
 
 
 def check_call(kv_cache: Any, priority: Any, deadline: Any) -> None:
-    """Raise a ValueError for what `generate` cannot take."""
+    """Check the arguments of `generate`.
+
+    Raises:
+        ValueError: One of them is not valid.
+    """
     seconds: Any = deadline
     if deadline is not None and not (isinstance(deadline, numbers.Real) and seconds >= 0):
         raise ValueError(f'deadline={deadline!r} is not valid: seconds from now, 0 or more')

@@ -1,6 +1,7 @@
-"""The keys and values of one conversation as bytes that outlive the process: which entries they belong to,
-which model computed them, and a digest over all, so that a damaged or foreign file is told from one that can
-be used. Nothing in it is executed or unpickled.
+"""The keys and values of one conversation as bytes that outlive the process.
+
+They include the entries, the model that computed them, and a digest over all, so that damaged or foreign data
+is recognized. Nothing in them is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _DIGEST = 16  # bytes, of the content and of the model each
 
 
 def pack(kv: Parked, info: ModelInfo) -> bytes:
-    """Magic, digest of what follows, digest of the model, the number of entries (8 bytes), the entries
-    (int64), what `Backend.save` gave; little-endian.
+    """Return the bytes of a conversation: magic, digest of what follows, digest of the model, the number of
+    entries (8 bytes), the entries (int64), what `Backend.save` gave; little-endian.
     """
     content = b''.join(
         [
@@ -33,7 +34,11 @@ def pack(kv: Parked, info: ModelInfo) -> bytes:
 
 
 def unpack(data: bytes, info: ModelInfo) -> Parked:
-    """What `pack` was given. ValueError where the bytes are damaged, or of another model."""
+    """Return what `pack` was given.
+
+    Raises:
+        ValueError: The bytes are damaged, or from another model.
+    """
     content = memoryview(data)[len(_MAGIC) + _DIGEST :]
     if data[: len(_MAGIC)] != _MAGIC or _digest(content) != data[len(_MAGIC) : len(_MAGIC) + _DIGEST]:
         raise ValueError(f'these {len(data)} bytes are no saved KV cache, or a damaged one')
@@ -49,7 +54,7 @@ def unpack(data: bytes, info: ModelInfo) -> Parked:
 
 
 def _model_digest(info: ModelInfo) -> bytes:
-    """Names the model that is open: what it says of itself, and size and time of its files."""
+    """Identifies the opened model by its facts, and the size and time of its files."""
     facts = [
         info.api,
         info.name,

@@ -1,4 +1,4 @@
-"""`KVCache`: what a model remembers of one conversation, as the caller holds it."""
+"""`KVCache`: the caller's handle for what a model remembers of one conversation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from ros2_nanochat.prompt import Prompt, concatenate, head, tail
 
 @dataclass(frozen=True)
 class LastReply:
-    """The last reply that was put into a cache: the text of the answer, the reasoning before it, and the ids
-    of both, end token left out.
-    num_reasoning: how many of the ids belong to the reasoning and its marks.
+    """The last reply in a cache.
+
+    Attributes:
+        text: The text of the answer.
+        reasoning: The reasoning before it.
+        tokens: The ids of both, without the end token.
+        num_reasoning: How many of the ids belong to the reasoning and its marks.
     """
 
     text: str
@@ -26,11 +30,11 @@ class LastReply:
 
 
 class KVCache:
-    """What a model remembers of one conversation, to be passed on from one `generate` to the next.
+    """What a model remembers of one conversation, to be passed from one `generate` to the next.
 
-    It is a list of entries (ids, and negative numbers for rows of images). The keys and values behind them
-    belong to the engine, which may give them up while the conversation is idle and compute them again when it
-    goes on: that costs time, never content.
+    It is a list of entries (ids, and negative numbers for rows of images). The engine owns the keys and
+    values behind them. It may evict them while the conversation is idle, and recompute them when it resumes:
+    that costs time, but no content.
     """
 
     def __init__(self):
@@ -51,28 +55,40 @@ class KVCache:
 
     @property
     def num_tokens(self) -> int:
-        """How many entries it holds."""
+        """Number of entries that it holds."""
         return len(self)
 
     @property
     def content(self) -> Prompt:
-        """The entries with the embeddings behind them, as a prompt at position 0."""
+        """The entries with their embeddings, as a prompt at position 0."""
         return self._content
 
     @property
     def entries(self) -> np.ndarray:
-        """[n] int64: ids where not negative, rows of images else."""
+        """[n] int64: an id if not negative, else a row of an image."""
         return self._content.entries
 
     def pop(self, count: int) -> int:
-        """Forget the last `count` entries; return how many are left."""
+        """Forget the last `count` entries.
+
+        Returns:
+            The number of entries left.
+
+        Raises:
+            ValueError: There are fewer entries, or a reply is being written.
+        """
         if not 0 <= count <= len(self):
             raise ValueError(f'pop({count}) is not possible: the KV cache holds {len(self)} entries')
         return self.remove(len(self) - count, len(self))
 
     def remove(self, start: int, stop: int) -> int:
-        """Forget the entries from `start` up to `stop`; what follows moves up and is computed again on use.
-        Return how many are left.
+        """Forget the entries from `start` up to `stop`. What follows moves up and is recomputed on use.
+
+        Returns:
+            The number of entries left.
+
+        Raises:
+            ValueError: There are no such entries, or a reply is being written.
         """
         if not 0 <= start <= stop <= len(self):
             raise ValueError(
@@ -84,9 +100,7 @@ class KVCache:
         return len(self)
 
     def free(self) -> None:
-        """Let the engine have the room that the keys and values take; the entries stay, and are computed
-        again on use.
-        """
+        """Free the memory of the keys and values. The entries stay, and are recomputed on use."""
         self.check_idle()
         self._abandon()
         self.sequence = Sequence()
@@ -94,14 +108,18 @@ class KVCache:
         self._abandon.atexit = False
 
     def bind(self, engine) -> None:
-        """Make sure that keys and values which another engine has computed are not taken for this one's."""
+        """Make sure that keys and values of another engine are not used by this one."""
         if self._engine is None or self._engine() is not engine:
             if self._engine is not None:
                 self.free()
             self._engine = weakref.ref(engine)
 
     def check_idle(self) -> None:
-        """Raise a ValueError while a reply is being written into this cache."""
+        """Check that no reply is being written into this cache.
+
+        Raises:
+            ValueError: A reply is being written.
+        """
         writer = self._writer() if self._writer else None
         if writer is not None and not writer.eos:
             raise ValueError(
@@ -110,8 +128,17 @@ class KVCache:
             )
 
     def claim(self, goal: Prompt, writer) -> tuple[Prompt, LastReply | None]:
-        """Let one stream write what follows `goal`, for the engine's streams; return what was held.
-        ValueError where another one writes.
+        """Let one stream write what follows `goal`. For the engine's streams.
+
+        Args:
+            goal: Everything before the reply.
+            writer: The stream.
+
+        Returns:
+            What the cache held before.
+
+        Raises:
+            ValueError: Another stream is writing.
         """
         with self._lock:
             self.check_idle()
@@ -120,7 +147,7 @@ class KVCache:
             return before
 
     def settle(self, content: Prompt, reply: LastReply | None = None, writer=None) -> None:
-        """Set what the conversation holds, and who writes to it (for the engine's streams)."""
+        """Set what the conversation holds, and who writes to it. For the engine's streams."""
         with self._lock:
             self._content, self.reply = content, reply
             self._writer = weakref.ref(writer) if writer is not None else None
@@ -128,5 +155,5 @@ class KVCache:
 
 def _abandon(sequence: Sequence) -> None:
     sequence.abandoned = (
-        True  # the engine takes it first when it needs room; until then it serves as a prefix for others
+        True  # evicted first when the engine needs room; until then others can use it as a prefix
     )

@@ -1,7 +1,7 @@
-"""The one thread that owns a model. Its loop: what runs next, forward, hand out tokens.
+"""The one thread that owns a model. Its loop: choose what runs next, forward, hand out tokens.
 
-Callers submit requests from any thread and read streams; nothing they do, and no failure of a forward, ends
-the loop.
+Callers submit requests from any thread and read streams. Nothing that they do, and no failure of a forward,
+ends the loop.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ _Result = TypeVar('_Result')
 
 
 class Engine:
-    """Runs requests on an opened backend, all that decode in one batch.
+    """Runs requests on an opened backend, all replies that decode in one batch.
 
-    `submit` and `stats` may be called from any thread; `close` ends what runs and gives the backend's memory
-    back.
+    `submit` and `stats` are thread-safe. `close` ends what runs and frees the backend's memory.
+
+    Args:
+        backend: The opened model.
+        config: How conversations share it.
     """
 
     def __init__(self, backend: Backend, config: EngineConfig = EngineConfig()):
@@ -53,7 +56,7 @@ class Engine:
     # --- callers ---
 
     def submit(self, request: Request) -> None:
-        """Hand in a request; never blocks. What it puts out ends with an `End`."""
+        """Submit a request; never blocks. Its output ends with an `End`."""
         self.check_process()
         request.signals.inbox = self._inbox
         if not self._inbox.put(request):
@@ -66,7 +69,7 @@ class Engine:
             What the function returns.
 
         Raises:
-            BackendError: the model is closed.
+            BackendError: The model is closed.
         """
         self.check_process()
         future: Future[_Result] = Future()
@@ -78,8 +81,8 @@ class Engine:
         """Check that this process may use the model.
 
         Raises:
-            BackendError: it was forked from the one that opened the model; the thread that owns the model
-                does not exist here.
+            BackendError: It was forked from the process that opened the model; the model's thread does not
+                exist here.
         """
         if os.getpid() != self._process:
             raise BackendError(
@@ -88,9 +91,10 @@ class Engine:
             )
 
     def stats(self) -> dict:
-        """Counters, histograms and the present state as one dictionary; see `metrics.Metrics`. Also `active`,
-        `waiting`, `sequences`, `max_sequences`, `kv_tokens` in use and their bound `kv_capacity`, and those
-        of the backend (`Backend.stats`).
+        """Return counters, histograms and the current state as one dictionary; see `metrics.Metrics`.
+
+        It also holds `active`, `waiting`, `sequences`, `max_sequences`, the `kv_tokens` in use and their
+        limit `kv_capacity`, and what `Backend.stats` gives.
         """
         return {
             **self.metrics.snapshot(),
@@ -109,9 +113,9 @@ class Engine:
         return self._thread.is_alive() and not self._inbox.closed
 
     def close(self) -> None:
-        """End all replies (`cancelled`), the loop, and the backend. May be called twice."""
+        """End all replies (`cancelled`), the loop and the backend. Can be called twice."""
         if os.getpid() != self._process:
-            return  # the model is not this process's to close, and its locks may be held for ever
+            return  # another process owns the model, and its locks may be held forever
         if self._inbox.close():
             self.backend.abort()
             self._inbox.wake()
@@ -126,7 +130,7 @@ class Engine:
                 try:
                     self._take_messages()
                     self._step()
-                # a defect of ours: the requests it met end, the robots that come later are served
+                # a bug of ours: the current requests end, later ones are served
                 except Exception as error:
                     _log.exception('a step of the engine failed')
                     met = self._scheduler.active or self._scheduler.waiting
@@ -164,7 +168,7 @@ class Engine:
         batch = plan.batch
         if not batch:
             if self._scheduler and not len(self._inbox):
-                time.sleep(0.0005)  # a sequence is about to become free
+                time.sleep(0.0005)  # a sequence will soon be free
             return
         start = time.perf_counter()
         logits = self._forward(batch)
@@ -187,7 +191,7 @@ class Engine:
                 self._delivery.finish(request, FinishReason.DEADLINE)
 
     def _forward(self, batch: list[Work]) -> Logits | None:
-        """The logits of a batch; None if it failed, and then the requests know."""
+        """The logits of a batch; None if it failed and the requests were informed."""
         try:
             return self.backend.forward([work.chunk for work in batch])
         except Exception as error:
@@ -199,13 +203,13 @@ class Engine:
                 self._commit(work, count)
             if len(batch) > 1:
                 for work in batch:
-                    work.request.progress.solo = True  # one of them is at fault: see which
+                    work.request.progress.solo = True  # one of them is at fault: find out which
             else:
                 self._delivery.fail([batch[0].request], str(error))
             return None
 
     def _commit(self, work: Work, count: int) -> None:
-        """Note what a failed forward left in the KV; guesses go out again."""
+        """Record what a failed forward left in the KV; guesses are removed again."""
         request, sequence = work.request, work.request.sequence
         known = work.num_entries - len(work.draft)
         sequence.held.extend(request.progress.entries.view(len(sequence.held))[: min(count, known)])
@@ -222,4 +226,4 @@ def _answer(future: Future, function: Callable[[], Any]) -> None:
 
 def _close_at_exit(engine: weakref.ref[Engine]) -> None:
     if (alive := engine()) is not None:
-        alive.close()  # a thread inside a runtime while the interpreter ends would crash it
+        alive.close()  # a thread inside a runtime would crash the interpreter as it exits

@@ -1,4 +1,4 @@
-"""Counters and histograms of the engine, readable as one snapshot from any thread."""
+"""Counters and histograms of the engine, which any thread can read as one snapshot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ros2_nanochat.states import FinishReason
 
 _BOUNDS = tuple(
     10 ** (exponent / 8) for exponent in range(-48, 33)
-)  # 1 microsecond to 10,000 seconds, eight steps a decade
+)  # 1 microsecond to 10,000 seconds, eight steps per decade
 _COUNT_BOUNDS = tuple(float(n) for n in (*range(1, 17), 20, 24, 32, 48, 64, 96, 128, 256, 512, 1024))
 
 
@@ -23,12 +23,18 @@ class Histogram:
         self.sum = 0.0
 
     def add(self, value: float) -> None:
+        """Count a value."""
         self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self.count += 1
         self.sum += value
 
     def quantile(self, share: float) -> float | None:
-        """The value below which a share of all lie (the upper bound of its class), None without values."""
+        """Return the value below which a share of all values lie (the upper bound of its class); None without
+        values.
+
+        Args:
+            share: From 0 to 1.
+        """
         if not self.count:
             return None
         seen = 0
@@ -39,7 +45,7 @@ class Histogram:
         return self._bounds[-1]
 
     def snapshot(self) -> dict:
-        """`count`, `sum`, `mean`, `p50`, `p99`."""
+        """Return `count`, `sum`, `mean`, `p50` and `p99`."""
         return {
             'count': self.count,
             'sum': self.sum,
@@ -69,13 +75,14 @@ _COUNTERS = (
 
 
 class Metrics:
-    """Everything the engine counts.
+    """Everything that the engine counts.
 
-    counters: `requests`, `finished_<reason>`, `prompt_tokens`, `prefilled_tokens`, `reused_tokens`,
-    `shared_tokens` (reused from another conversation), `generated_tokens`, `drafted_tokens`,
-    `accepted_tokens`, `evictions`, `preemptions`, `parked`, `unparked`, `steps`, `failures`. histograms,
-    seconds where not said: `time_to_first_token`, `time_per_token`, `queue_wait`, `step`, `overhead` (of a
-    step, all but the forward), `batch_size` (sequences that decode), `stop_to_idle`.
+    Attributes:
+        counters: `requests`, `finished_<reason>`, `prompt_tokens`, `prefilled_tokens`, `reused_tokens`,
+            `shared_tokens` (reused from another conversation), `generated_tokens`, `drafted_tokens`,
+            `accepted_tokens`, `evictions`, `preemptions`, `parked`, `unparked`, `steps`, `failures`.
+        histograms: In seconds: `time_to_first_token`, `time_per_token`, `queue_wait`, `step`, `overhead` (of
+            a step, without the forward), `stop_to_idle`. As a number: `batch_size` (sequences that decode).
     """
 
     def __init__(self):
@@ -94,15 +101,15 @@ class Metrics:
         self.histograms['batch_size'] = Histogram(_COUNT_BOUNDS)
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to a counter. From the engine's thread."""
+        """Add to a counter. Call it on the engine's thread."""
         self.counters[name] += by
 
     def observe(self, name: str, value: float) -> None:
-        """Add to a histogram. From the engine's thread."""
+        """Add to a histogram. Call it on the engine's thread."""
         self.histograms[name].add(value)
 
     def snapshot(self) -> dict:
-        """All counters and histograms as one dictionary."""
+        """Return all counters and histograms as one dictionary."""
         return {
             **dict(self.counters.copy()),
             **{name: histogram.snapshot() for name, histogram in self.histograms.items()},

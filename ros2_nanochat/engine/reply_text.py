@@ -1,5 +1,5 @@
-"""From ids to certain text: detokenized, the reasoning told from the answer, cut exactly where a stop string
-begins.
+"""From ids to final text: detokenizes, separates the reasoning from the answer, and cuts exactly at a stop
+string.
 
 Knows nothing of threads or models; one `ReplyText` serves one reply.
 """
@@ -15,11 +15,14 @@ from ros2_nanochat.reasoning import ReasoningMarks
 
 
 class TextDelta(NamedTuple):
-    """What a reply grew by. text: certain text, not empty. num_tokens: ids of the reply whose text has been
-        given with it, from the start.
-    exact: whether those ids spell just that text (a token may be given in part, where a stop string might
-        begin in it).
-    reasoning: written before the answer, between the model's marks.
+    """The text by which a reply grew.
+
+    Attributes:
+        text: Final text, not empty.
+        num_tokens: Ids of the reply, from the start, whose text has been given with it.
+        exact: Whether those ids spell exactly the text given so far. A token may be given in part, if a stop
+            string might begin in it.
+        reasoning: Whether the text is reasoning, between the model's marks.
     """
 
     text: str
@@ -29,11 +32,15 @@ class TextDelta(NamedTuple):
 
 
 class ReplyText:
-    """Takes the ids of a reply, gives its text bit by bit.
+    """Takes the ids of a reply and gives its text piece by piece.
 
-    marks: of the reasoning, or None. reasoning: whether the prompt ended inside it. stop_strings: end the
-    answer where one begins. may_stop: whether the answer may end as it stands, if not always; a stop string
-    behind any other belongs to the answer.
+    Args:
+        detokenizer: Turns the ids into text.
+        stop_strings: End the answer where one begins.
+        marks: The model's reasoning marks, or None.
+        reasoning: Whether the prompt ended inside the reasoning.
+        may_stop: Tells whether an answer may end as it stands; None if always. A stop string after an answer
+            that may not end belongs to it.
     """
 
     def __init__(
@@ -50,7 +57,7 @@ class ReplyText:
         self._label = self._label_held = (
             ''  # of the reasoning: where it is still to come, and what of it came
         )
-        self._header: str | None = None  # of the next message, while it comes
+        self._header: str | None = None  # of the next message, while it arrives
         self._trim = False  # white space between the reasoning and the answer belongs to neither
         self._stops = _HeldBack(stop_strings)
         self._may_stop = may_stop
@@ -63,17 +70,17 @@ class ReplyText:
         }
         self._answer: list[str] = []
         self._last: TextDelta | None = None
-        self._ends: list[int] = []  # after each id: characters that the ids so far spell
-        self._whole: list[bool] = []  # after each id: whether they end with a whole character
-        self._begun = False  # whether the answer has, after which a mark that is spelled out belongs to it
-        self._mixed = False  # whether reasoning came amid the answer
+        self._ends: list[int] = []  # after each id: number of characters spelled so far
+        self._whole: list[bool] = []  # after each id: whether the text ends with a whole character
+        self._begun = False  # whether the answer has begun; a mark spelled out in it belongs to it
+        self._mixed = False  # whether there was reasoning within the answer
         self.stopped = False
-        """Whether a stop string was found; the text before it is all that there is."""
+        """Whether a stop string was found; the reply ends before it."""
         self.num_reasoning = 0
-        """Ids up to the end of the reasoning, its marks among them."""
+        """Ids up to the end of the reasoning, including its marks."""
 
     def add(self, token_id: int) -> list[TextDelta]:
-        """Take one id; return what became certain."""
+        """Take one id; return the text that became final."""
         begins_header = self._marks is not None and token_id in self._marks.header_ids
         is_mark = self._marks is not None and token_id == (
             self._marks.end_id if self._reasoning else self._marks.start_id
@@ -92,7 +99,7 @@ class ReplyText:
         return deltas
 
     def flush(self) -> list[TextDelta]:
-        """End; return what was held back."""
+        """End the reply; return the text that was held back."""
         deltas: list[TextDelta] = []
         if not self.stopped:
             rest = self._detokenizer.flush()
@@ -107,7 +114,7 @@ class ReplyText:
 
     @property
     def in_answer(self) -> bool:
-        """Whether the next id belongs to the answer, and to no reasoning or header."""
+        """Whether the next id belongs to the answer, not to reasoning or a header."""
         if self._marks is not None and self._marks.header_ids:
             return self._seen_header and self._header is None and not self._reasoning
         return not self._reasoning
@@ -125,7 +132,9 @@ class ReplyText:
         return ''.join(self._answer)
 
     def given(self, num_tokens: int) -> tuple[int, bool]:
-        """`(ids whose text was given, whether they spell just that)` at the end of a reply of so many ids."""
+        """Return, for the end of a reply of `num_tokens` ids, `(ids whose text was given, whether they spell
+        exactly that)`.
+        """
         if not self.stopped:
             return num_tokens, not self._mixed
         return (self._last.num_tokens, self._last.exact) if self._last else (0, True)
@@ -145,7 +154,7 @@ class ReplyText:
             self._header, self._seen_header = None, True
 
     def _switch(self, behind: int, deltas: list[TextDelta]) -> None:
-        """Begin or end the reasoning with a mark, at whose beginning the ids spell `behind` more
+        """Begin or end the reasoning at a mark, after whose beginning the ids spell `behind` more
         characters.
         """
         if self._reasoning:
@@ -174,7 +183,7 @@ class ReplyText:
             text = behind
 
     def _emit(self, text: str, behind: int, deltas: list[TextDelta]) -> None:
-        """Give out a text; `behind` characters that the ids spell stand behind it."""
+        """Give out a text, after which the ids spell `behind` more characters."""
         if self._trim and not self._reasoning:
             text = text.lstrip()
             self._trim = not text
@@ -198,7 +207,7 @@ class ReplyText:
             deltas.append(self._delta(before, behind + len(text) - len(before)))
 
     def _delta(self, text: str, behind: int) -> TextDelta:
-        """A delta behind which the ids spell so many more characters."""
+        """A delta, after which the ids spell `behind` more characters."""
         if not self._reasoning:
             self._answer.append(text)
         given = self._ends[-1] - behind
@@ -209,7 +218,7 @@ class ReplyText:
 
 
 class _HeldBack:
-    """Looks for strings in a text that comes in deltas; holds back an end that may be the beginning of
+    """Looks for strings in a text that arrives in deltas; holds back an end that may be the beginning of
     one.
     """
 
@@ -220,14 +229,14 @@ class _HeldBack:
         self.pending = ''
 
     def split(self, text: str) -> tuple[str, bool, str]:
-        """`(text that is certain, whether a needle came behind it, text behind the needle)` of a text that
-        begins with what was pending.
+        """`(final text, whether a needle follows it, text after the needle)` of a text that starts with what
+        was pending.
         """
         if not self._needles:
             return text, False, ''
         self.pending = ''
         found = [(at + len(needle), at) for needle in self._needles if (at := text.find(needle)) >= 0]
-        if found:  # the one that was complete first, as if the text had come letter by letter
+        if found:  # the one that is complete first, as if the text came letter by letter
             end, start = min(found)
             return text[:start], True, text[end:]
         for n in range(min(self._longest, len(text)), 0, -1):
@@ -237,6 +246,6 @@ class _HeldBack:
         return text, False, ''
 
     def flush(self, text: str = '') -> str:
-        """The end of the text: what is certain now is all of it."""
+        """End the text; all that was held back is final."""
         text, self.pending = self.pending + text, ''
         return text

@@ -1,5 +1,5 @@
-"""One reply on its way, in three parts by who may write them: what was asked (nobody any more), how far it is
-(the engine's thread), and the signals between that thread and the others.
+"""One reply in progress, in three parts by who may write them: what was asked (no one), the progress (the
+engine's thread), and the signals between that thread and others.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt
 from ros2_nanochat.states import FinishReason
 
-_FEW = 8  # entries that a decoding reply may have ahead of its KV: a caller's function may add some
+_FEW = 8  # entries by which a decoding reply may be ahead of its KV: a caller's function may add some
 
 
 @dataclass(frozen=True)
 class End:
-    """The last thing a request puts out.
+    """The last output of a request.
 
-    num_tokens: ids that the reply has in the end. exact: whether they spell its text. detail: what was wrong
-    and what to do, if something was.
+    Attributes:
+        reason: Why the reply ended.
+        num_tokens: Number of ids in the complete reply.
+        exact: Whether they spell exactly its text.
+        detail: What was wrong and what to do, if something was.
     """
 
     reason: FinishReason
@@ -46,11 +49,16 @@ class End:
 class Asked:
     """What the caller wants.
 
-    goal: everything the sequence is to hold before the reply, from its first entry. end_ids: tokens that end
-        the reply.
-    priority: higher goes first. deadline: `time.monotonic()` by which the reply ends with what it has.
-    prefix: the goal as one span, for a model that takes a prompt only so: then its entries in the KV are
-        those of the span.
+    Attributes:
+        goal: Everything the sequence is to hold before the reply, from its first entry.
+        config: How to generate.
+        end_ids: Tokens that end the reply.
+        priority: Higher runs first.
+        deadline: `time.monotonic()` at which the reply ends with the text it has.
+        speculate: Whether to guess ids.
+        prefix: The goal as one span, for a model that takes a prompt only in this form; its entries in the KV
+            are then those of the span.
+        submitted: `time.monotonic()` of the call.
     """
 
     goal: Prompt
@@ -64,18 +72,20 @@ class Asked:
 
     @functools.cached_property
     def spans(self) -> tuple[tuple[int, EmbeddingSpan], ...]:
-        """The spans as the model gets them."""
+        """The spans as they are passed to the model."""
         return self.goal.spans if self.prefix is None else ((0, self.prefix),)
 
     def limit(self, context_length: int) -> int:
-        """Entries that the sequence will hold at most."""
+        """Return the maximum number of entries that the sequence will hold."""
         if self.config.max_new_tokens < 0:
             return context_length
         return min(context_length, len(self.goal) + self.config.max_new_tokens)
 
     def span_at(self, position: int) -> tuple[int | None, EmbeddingSpan | None]:
-        """`(where the next span starts or the present one started, span that covers position or None)`; the
-        first is None if no span follows.
+        """Return `(start, span)` of the span that covers a position.
+
+        If none covers it, the span is None and the start is that of the next span, or None if there is no
+        next one.
         """
         for start, span in self.spans:
             if position < start:
@@ -85,13 +95,13 @@ class Asked:
         return None, None
 
     def whole(self, position: int) -> int:
-        """The nearest position, not after `position`, where no span that must stay whole is cut."""
+        """Return the last position up to `position` at which no uncuttable span would be cut."""
         start, span = self.span_at(position)
         return position if start is None or span is None or not span.whole else start
 
 
 class Progress:
-    """How far a reply is. Written by the engine's thread only; others may read it."""
+    """The progress of a reply. Only the engine's thread writes it; other threads may read it."""
 
     def __init__(self, asked: Asked, text: ReplyText, form: AnswerForm | None, scores: ChoiceScores | None):
         start = asked.goal.entries if asked.prefix is None else asked.prefix.entries
@@ -103,7 +113,7 @@ class Progress:
         self.sampler = Sampler(asked.config, asked.end_ids, form)
         self.draft = NGramDraft() if asked.speculate else None
         self.solo = False
-        """A forward with others failed: try it alone."""
+        """A forward with others failed: run this one by itself."""
         self.reused = self.shared = 0
         self.started: float | None = None
         self.first_token: float | None = None
@@ -112,30 +122,30 @@ class Progress:
         """What happened when: `(event, time.monotonic())`."""
 
     def mark(self, event: str) -> float:
-        """Put an event into the trace; return its time."""
+        """Add an event to the trace; return its time."""
         now = time.monotonic()
         self.trace.append((event, now))
         return now
 
 
 class Signals:
-    """What the engine's thread and the others tell each other while a reply runs.
+    """What the engine's thread and other threads signal to each other while a reply runs.
 
-    A stream that is dropped cancels from within the garbage collector, at any point of any thread, so nothing
-    here takes a lock: a `SimpleQueue` may be filled even then, and each field is written in one step.
+    When a stream is dropped, the garbage collector cancels it, at any point of any thread, so nothing here
+    takes a lock: a `SimpleQueue` may be filled even then, and each field is written in one step.
     """
 
     def __init__(self):
         self.output: queue.SimpleQueue[TextDelta | End | None] = queue.SimpleQueue()
-        """What the engine hands out; None wakes the reader."""
+        """The engine's output; None wakes the reader."""
         self.ended = threading.Event()
-        """Set by the engine when it is done with the request."""
+        """Set by the engine when it has finished the request."""
         self.cancelled: tuple[FinishReason, float] | None = None
-        """Why it was cancelled, and when; the first reason holds."""
+        """Why and when it was cancelled; the first reason counts."""
         self.delivered_tokens: int | None = None
-        """Ids that the conversation keeps of a reply that was stopped."""
+        """Number of ids that the conversation keeps of a stopped reply."""
         self.inbox: Inbox | None = None
-        """Where the engine is woken; set when the request is submitted."""
+        """Wakes the engine; set when the request is submitted."""
 
     def cancel(self, reason: FinishReason) -> None:
         """End the reply as soon as the engine gets to it. Any thread, any number of times."""
@@ -146,10 +156,14 @@ class Signals:
 
 
 class Request:
-    """A prompt to continue, made by the caller and driven by the engine's thread.
+    """A prompt to continue, made by the caller and run by the engine's thread.
 
-    sequence: the conversation's place in the model. text: turns the ids of the reply into text. form: what
-        the answer is held to. scores: of its alternatives, if they are wanted.
+    Args:
+        asked: What the caller wants.
+        sequence: The conversation's place in the model.
+        text: Turns the ids of the reply into text.
+        form: The form that the answer must have, or None.
+        scores: Computes the probabilities of its alternatives, or None.
     """
 
     def __init__(
@@ -167,15 +181,17 @@ class Request:
 
     @property
     def priority(self) -> int:
+        """Higher runs first."""
         return self.asked.priority
 
     @property
     def num_prompt(self) -> int:
+        """Number of entries of the prompt."""
         return len(self.asked.goal)
 
     @property
     def remaining(self) -> int:
-        """Entries that the KV does not hold yet."""
+        """Number of entries that the KV does not hold yet."""
         return self.progress.entries.length - self.sequence.held.length
 
     @property
@@ -185,13 +201,13 @@ class Request:
 
     @functools.cached_property
     def order(self) -> tuple:
-        """Sorts requests: by priority, then by deadline, then by arrival."""
+        """Sort key of requests: by priority, then by deadline, then by arrival."""
         asked = self.asked
         due = math.inf if asked.deadline is None else asked.deadline
         return (-asked.priority, due, asked.submitted, self.sequence.serial)
 
     def context(self) -> np.ndarray:
-        """[n] int64: the entries so far, those of the goal as the caller knows them."""
+        """Return the entries so far, [n] int64; the prompt's entries are as the caller knows them."""
         entries, goal = self.progress.entries, self.asked.goal
         if self.asked.prefix is None:
             return entries.view()
@@ -199,7 +215,7 @@ class Request:
 
     @property
     def usage(self) -> Usage:
-        """What it has taken so far."""
+        """Tokens and times so far."""
         progress, submitted = self.progress, self.asked.submitted
         new, rows = len(progress.new_ids), self.asked.goal.entries < 0
         first, last = progress.first_token, progress.last_token

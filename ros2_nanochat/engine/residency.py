@@ -1,5 +1,5 @@
-"""Which conversations have their KV in the model: finding the longest prefix that is already computed, making
-room, giving up and bringing back.
+"""Which conversations have their KV in the model: finds the longest prefix that is already computed, makes
+room, evicts and restores.
 
 Runs on the engine's thread. Knows sequences and the backend; nothing of batches.
 """
@@ -18,16 +18,23 @@ from ros2_nanochat.engine.sequence import EntryBuffer, Parked, Sequence
 from ros2_nanochat.prompt import common_prefix
 
 _log = logging.getLogger(__name__)
-_WORTH_SHARING = 16  # entries by which another conversation's prefix must be longer than the own one
+_WORTH_SHARING = 16  # entries by which another conversation's prefix must exceed the conversation's own
 
 
 class Residency:
-    """The sequences that have a handle in the backend, in no order."""
+    """The sequences that have a handle in the backend, in no particular order.
+
+    Args:
+        backend: The model.
+        config: The options of the engine.
+        metrics: Counts evictions and the like.
+        costs: What steps cost on this backend.
+    """
 
     def __init__(self, backend: Backend, config: EngineConfig, metrics: Metrics, costs: StepCosts):
         self.sequences: list[Sequence] = []
         self.room = min(backend.info.context_length, backend.kv_capacity)
-        """Entries that one sequence may hold."""
+        """Maximum number of entries of one sequence."""
         self._backend = backend
         self._config = config
         self._metrics = metrics
@@ -38,8 +45,8 @@ class Residency:
     # --- coming ---
 
     def prefix_is_coming(self, request: Request, active: list[Request]) -> bool:
-        """Whether a request that is being prefilled will soon hold a longer prefix of this one than any
-        sequence does now.
+        """Return whether a request that is being prefilled will soon hold a longer prefix of this one than
+        any sequence does now.
         """
         entries = request.progress.entries.view()
         held = max((self._common(sequence, request) for sequence in self.sequences), default=0)
@@ -53,8 +60,17 @@ class Residency:
         return False
 
     def place(self, request: Request, active: list[Request]) -> bool:
-        """Give a request's sequence a handle whose KV holds as much of its entries as can be had. False where
-        there is no room now. What the backend raises passes through, and the sequence holds nothing then.
+        """Give a request's sequence a handle whose KV holds as many of its entries as possible.
+
+        Args:
+            request: The request.
+            active: The requests that run.
+
+        Returns:
+            False if there is no room now.
+
+        Raises:
+            Exception: Whatever the backend raises; the sequence then holds nothing.
         """
         try:
             return self._place(request, active)
@@ -93,7 +109,7 @@ class Residency:
         return True
 
     def _common(self, sequence: Sequence, request: Request) -> int:
-        """Entries of a request that a sequence's KV holds; one is always left to compute, so that there are
+        """Entries of a request that a sequence's KV holds. At least one is left to compute, which then gives
         logits.
         """
         same = common_prefix(sequence.held.view(), request.progress.entries.view())
@@ -115,7 +131,7 @@ class Residency:
         self.sequences.remove(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
-        """Give up the KV of a sequence with which the backend failed: nobody knows what it holds."""
+        """Drop the KV of a sequence with which the backend failed: its contents are unknown."""
         handle, sequence.handle, sequence.held, sequence.request = sequence.handle, None, EntryBuffer(), None
         self._drop_parked(sequence)
         if sequence in self.sequences:
@@ -129,9 +145,7 @@ class Residency:
     # --- room ---
 
     def _make_room(self, request: Request, active: list[Request], source: Sequence | None) -> bool:
-        """Make idle conversations give up their KV until this request has a handle and tokens to grow
-        into.
-        """
+        """Evict idle conversations until this request has a handle, and room for its tokens."""
         limit = request.asked.limit(self.room)
         promised = sum(other.asked.limit(self.room) for other in active)
         if promised + limit > self._backend.kv_capacity and active:
@@ -152,7 +166,7 @@ class Residency:
                 self._give_up(victim)
 
     def _hand_over(self, source: Sequence, sequence: Sequence) -> None:
-        """Let a sequence have what another held: its room was the one to be had, and its KV begins the
+        """Give a sequence the KV of another, whose room was the one available and whose KV begins the
         same.
         """
         sequence.handle, sequence.held = source.handle, source.held
@@ -167,7 +181,7 @@ class Residency:
         self._detach(victim)
 
     def swap_out(self, victim: Request) -> None:
-        """Take the handle of a running request; its KV is parked where the backend can, else computed again
+        """Take the handle of a running request. Its KV is parked if the backend can, else recomputed
         later.
         """
         sequence = victim.sequence
@@ -176,7 +190,7 @@ class Residency:
         sequence.request = None
 
     def release(self, request: Request) -> None:
-        """A request has ended: its sequence is idle from now on, and holds no more than was delivered."""
+        """Make the sequence of a finished request idle. It keeps no more than what was delivered."""
         sequence = request.sequence
         sequence.request = None
         sequence.last_used = time.monotonic()
@@ -196,12 +210,14 @@ class Residency:
     # --- parking ---
 
     def _park(self, sequence: Sequence, budget: int | None) -> None:
-        """Keep the KV of a sequence in host memory, within `budget` bytes over all (None: without limit)."""
+        """Keep the KV of a sequence in host memory, if all parked KV stays within `budget` bytes (None: no
+        limit).
+        """
         if budget == 0 or not len(sequence.held):
             return
         try:
             data = self._backend.save(sequence.placed)
-        except Exception as error:  # no memory, say: then it is computed again
+        except Exception as error:  # for example no memory: then it is recomputed
             _log.warning('a conversation was not parked: %s', error)
             return
         if data is None or (budget is not None and len(data) > budget):
@@ -218,15 +234,15 @@ class Residency:
         return sum(len(s.parked.data) for s in self._parked if s.parked is not None)
 
     def _unpark_pays(self, parked: Parked, already: int, request: Request) -> bool:
-        """Whether loading the parked KV is quicker than prefilling what it would save, by what both were
-        measured to take.
+        """Whether loading the parked KV is faster than prefilling what it would save, according to
+        measurements.
         """
         gained = common_prefix(parked.entries, request.progress.entries.view()) - already
         if gained <= 0:
             return False
         prefill = self._costs.prefill_seconds(gained)
         if prefill is None or self._load_seconds_per_byte is None:
-            return True  # do it once, to know
+            return True  # load it once, to measure
         return self._load_seconds_per_byte * len(parked.data) < prefill
 
     def _unpark(self, sequence: Sequence, parked: Parked) -> None:

@@ -1,8 +1,8 @@
-"""From logits to the next id: a batch of rows at a time, each with options and a random stream of its own.
-NumPy only.
+"""From logits to the next id: a batch of rows at a time, each with its own options and random stream. NumPy
+only.
 
-The order of steps and their meaning are those of transformers (`generation/logits_process.py`): repetition
-penalty, end tokens held off for `min_new_tokens`, processors of the caller, temperature, top-k, top-p, min-p.
+The steps and their order are those of transformers (`generation/logits_process.py`): repetition penalty, no
+end tokens before `min_new_tokens`, the caller's processors, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.answer_form import AnswerForm
 
-_LEAST_TEMPERATURE = 1e-30  # under it numbers of 32 bits run out; what is sampled has long been the likeliest
+_LEAST_TEMPERATURE = 1e-30  # below it float32 overflows; at this point the likeliest id is always sampled
 
 
 class Sampler:
     """Chooses the ids of one reply.
 
-    config: its options. end_ids: tokens that would end the reply. form: what the answer is held to.
+    Args:
+        config: Its options.
+        end_ids: Tokens that would end the reply.
+        form: The form that the answer must have, or None.
     """
 
     def __init__(self, config: GenerationConfig, end_ids: frozenset[int], form: AnswerForm | None = None):
@@ -33,19 +36,26 @@ class Sampler:
             config.repetition_penalty == 1.0 and not config.min_new_tokens and not config.logits_processors
         )
         self.plain = config.greedy and self._unprocessed and form is None
-        """Whether the id is simply that of the largest logit."""
+        """Whether the id is always that of the largest logit."""
         self.simple = (
             self._unprocessed and form is None and not (config.greedy or config.top_k or config.min_p)
         )
-        """Whether it is drawn by temperature and top-p alone."""
+        """Whether it is drawn with only temperature and top-p."""
 
     def draw(self) -> float:
-        """The next random number, from 0 to under 1."""
+        """Return the next random number, in [0, 1)."""
         return self._random.random()
 
     def choose(self, logits: np.ndarray, context: np.ndarray, num_new: int) -> int:
-        """The next id from logits [v] float32, behind the ids `context` [n] of which the last `num_new` are
-        the reply's.
+        """Return the next id.
+
+        Args:
+            logits: [v] float32.
+            context: [n]: the ids so far.
+            num_new: How many of them, at the end, belong to the reply.
+
+        Raises:
+            ValueError: The logits are not valid, or a processor returned another shape.
         """
         config = self.config
         if self._form is not None:
@@ -62,7 +72,7 @@ class Sampler:
 
     def _process(self, logits: np.ndarray, context: np.ndarray, num_new: int) -> np.ndarray:
         config = self.config
-        logits = logits.astype(np.float32)  # a copy: the row belongs to the backend
+        logits = logits.astype(np.float32)  # a copy, as the backend owns the row
         if config.repetition_penalty != 1.0:
             seen = np.unique(context[context >= 0])
             scores = logits[seen]
@@ -89,7 +99,7 @@ class Sampler:
         if config.top_k and config.top_k < len(logits):
             ids = np.flatnonzero(
                 logits >= np.partition(logits, -config.top_k)[-config.top_k]
-            )  # all that tie with the last one
+            )  # including all that tie with the last one
             logits = logits[ids]
         scores = (logits - most) * np.float32(1 / max(config.temperature, _LEAST_TEMPERATURE))
         weights = np.exp(scores, dtype=np.float32).astype(np.float64)
@@ -100,13 +110,13 @@ class Sampler:
         cumulative = np.cumsum(weights)
         point = min(
             self.draw() * cumulative[-1], np.nextafter(cumulative[-1], 0)
-        )  # under the sum, which rounding might reach
+        )  # stay below the sum, which rounding might reach
         index = int(np.searchsorted(cumulative, point, side='right'))
         return int(index if ids is None else ids[index])
 
 
 def _check(largest: float) -> None:
-    """Raise a ValueError where the largest logit says that there is nothing to choose from."""
+    """Raise a ValueError if the largest logit shows that no token can be chosen."""
     if not np.isfinite(largest):
         raise ValueError(
             f'the largest logit is {largest}: the model failed, or logits_processors ruled out every token'
@@ -116,7 +126,7 @@ def _check(largest: float) -> None:
 def _nucleus(weights: np.ndarray, ids: np.ndarray | None, top_p: float) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest weights that make up `top_p` of the sum, largest first, and their ids."""
     total = weights.sum()
-    # all the weights under this one together are less than what is left out: sort no more than it takes
+    # all weights below this one sum to less than what is left out: no need to sort them
     likely = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
     largest = likely[np.argsort(-weights[likely], kind='stable')]
     keep = largest[: int(np.searchsorted(np.cumsum(weights[largest]), top_p * total)) + 1]
@@ -124,16 +134,16 @@ def _nucleus(weights: np.ndarray, ids: np.ndarray | None, top_p: float) -> tuple
 
 
 def choose_largest(rows: Logits) -> list[int | None]:
-    """The id of the largest logit in each row; None if that is not a finite number."""
+    """Return the id of the largest logit in each row; None if that logit is not finite."""
     return [token_id if token_id >= 0 else None for token_id in rows.argmax().tolist()]
 
 
 def choose_there(samplers: Sequence[Sampler], rows: Logits) -> list[int | None]:
-    """Ids that could be chosen where the rows [k, v] lie; None for those whose options need the logits on the
-    host.
+    """Choose ids on the device that holds the rows [k, v]; None for those whose options need the logits on
+    the host.
 
-    Who else is in the batch makes no difference to a reply: each draws one number from its own stream, and
-    both ways turn it into the same id.
+    The rest of the batch does not affect a reply: each draws one number from its own stream, and both ways
+    turn the number into the same id.
     """
     chosen: list[int | None] = [None] * len(samplers)
     if not rows.can_sample:

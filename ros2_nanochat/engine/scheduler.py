@@ -20,15 +20,16 @@ from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.residency import Residency
 
 _FIRST_CHUNK = 32  # entries of a prefill before its cost is known
-_CAUTION = (
-    0.9  # part of the time allowed for a prefill that is planned: a step may take longer than was thought
-)
-_DRAFTING_SEQUENCES = 4  # with more in the batch a forward is busy enough without guesses
+_CAUTION = 0.9  # share of the allowed prefill time that is planned: a step may take longer than expected
+_DRAFTING_SEQUENCES = 4  # with more in the batch, guesses no longer pay
 
 
 class Plan(NamedTuple):
-    """What the engine does next. batch: goes into one forward; empty if nothing can run. refused: requests
-    that end, and why.
+    """What the engine does next.
+
+    Attributes:
+        batch: The work of one forward; empty if nothing can run.
+        refused: Requests that end, and why.
     """
 
     batch: list[Work]
@@ -37,8 +38,13 @@ class Plan(NamedTuple):
 
 @dataclass(eq=False)
 class Work:
-    """What one request gets in a forward. decoding: it continues its reply. draft: ids at the chunk's end
-    that are guesses.
+    """The part of one request in a forward.
+
+    Attributes:
+        request: The request.
+        chunk: Its entries.
+        decoding: Whether it continues the reply (no prefill).
+        draft: The guessed ids at the chunk's end.
     """
 
     request: Request
@@ -48,11 +54,18 @@ class Work:
 
     @property
     def num_entries(self) -> int:
+        """Number of entries in the batch."""
         return len(self.chunk)
 
 
 class Scheduler:
-    """Keeps the requests that wait and those that run, and puts together the next batch."""
+    """Holds the requests that wait and those that run, and composes the next batch.
+
+    Args:
+        backend: The model.
+        config: The options of the engine.
+        metrics: Counts steps and the like.
+    """
 
     def __init__(self, backend: Backend, config: EngineConfig, metrics: Metrics):
         self.waiting: list[Request] = []
@@ -63,9 +76,9 @@ class Scheduler:
         self._metrics = metrics
         self._placement = Residency(backend, config, metrics, self.costs)
         self.guesses = backend.trims_exactly
-        """Whether guesses may be made: what a wrong one puts into the KV has to be cut off again."""
+        """Whether guesses are possible: the entries of a wrong one must be trimmed from the KV."""
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
-        self._credit = 0.0  # seconds by which running replies may still be slowed for a prefill
+        self._credit = 0.0  # seconds by which a prefill may still slow running replies
 
     @property
     def sequences(self):
@@ -74,7 +87,7 @@ class Scheduler:
 
     @property
     def room(self) -> int:
-        """Entries that one sequence may hold."""
+        """Maximum number of entries of one sequence."""
         return self._placement.room
 
     def __bool__(self) -> bool:
@@ -83,10 +96,10 @@ class Scheduler:
     # --- who is there ---
 
     def add(self, request: Request) -> str | None:
-        """Take a request.
+        """Add a request.
 
         Returns:
-            Why it is refused: it can never fit, or too many wait. None if it was taken.
+            Why it is refused: it can never fit, or too many wait. None if it was added.
         """
         backend, prompt = self._backend, request.num_prompt
         longest = backend.info.context_length
@@ -115,7 +128,7 @@ class Scheduler:
         return None
 
     def remove(self, request: Request) -> None:
-        """Forget a request that has ended; its sequence stays, idle."""
+        """Remove a request that has ended; its sequence stays, idle."""
         for requests in (self.waiting, self.active):
             if request in requests:
                 requests.remove(request)
@@ -131,7 +144,7 @@ class Scheduler:
         for request in list(self.waiting):
             if (
                 request.sequence.request is not None
-            ):  # an earlier reply of the same conversation is still being ended
+            ):  # an earlier reply of the same conversation has not ended yet
                 continue
             if self._placement.prefix_is_coming(request, self.active):
                 continue
@@ -150,7 +163,7 @@ class Scheduler:
                 refused.append((request, f'its KV cache cannot be prepared: {error}'))
                 continue
             if not placed:
-                break  # who comes later must not overtake
+                break  # later requests must not overtake it
             self.waiting.remove(request)
             self.active.append(request)
             progress = request.progress
@@ -169,7 +182,7 @@ class Scheduler:
     # --- what they run ---
 
     def next(self) -> Plan:
-        """The next batch, and the requests that cannot run."""
+        """Return the next batch, and the requests that cannot run."""
         refused = self._admit()
         return Plan(self._batch() if self.active else [], refused)
 
@@ -203,8 +216,8 @@ class Scheduler:
         return batch
 
     def _work(self, request: Request, room: int, most: int) -> Work | None:
-        """The next entries of a request: about `room` of them, and never over `most`, which only a span that
-        comes whole needs.
+        """The next entries of a request: about `room` of them. Only a span that cannot be cut may exceed
+        that, up to `most`.
         """
         entries, start = request.progress.entries, request.sequence.held.length
         handle = request.sequence.placed
@@ -242,7 +255,7 @@ class Scheduler:
         allowance = _CAUTION * alone * (1 / self._config.running_share - 1)
         self._credit = min(self._credit + allowance, 4 * allowance)
         if self._credit < allowance:
-            return 0  # earlier chunks took longer than was thought
+            return 0  # earlier chunks took longer than expected
         return max(1, self.costs.mixed.most(decoding, alone + allowance, most, 2, least=(decoding, alone)))
 
     def _draft(self, batch: list[Work]) -> None:
@@ -265,7 +278,7 @@ class Scheduler:
     # --- what it cost ---
 
     def record(self, batch: list[Work], seconds: float) -> None:
-        """Learn from a step."""
+        """Record the time of a step."""
         entries = sum([work.num_entries for work in batch])
         if entries == len(batch) and all(work.decoding for work in batch):
             self.costs.decode.record(entries, seconds)

@@ -1,8 +1,8 @@
 """What a conversation holds, and how much of it is in the model's KV cache now.
 
 `KVCache` is the user's end: a list of entries that can be cut and continued. `Sequence` is the engine's end:
-the handle in the backend and the entries computed under it. They may differ at any time (an edit, an
-eviction); the common prefix says what of the KV is still good.
+the handle in the backend and the entries computed under it. The two may differ at any time (an edit, an
+eviction); their common prefix is the part of the KV that is still valid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class EntryBuffer:
-    """A list of int64 entries that grows without copying at each step. length: how many there are."""
+    """A list of int64 entries that grows without copying at each step.
+
+    Attributes:
+        length: The number of entries.
+    """
 
     def __init__(self, entries: np.ndarray = np.empty(0, np.int64), room: int = 64):
         self._data = np.empty(len(entries) + room, np.int64)
@@ -31,6 +35,7 @@ class EntryBuffer:
         return self.length
 
     def extend(self, entries) -> None:
+        """Append several entries."""
         end = self.length + len(entries)
         if end > len(self._data):
             grown = np.empty(2 * end, np.int64)
@@ -40,7 +45,7 @@ class EntryBuffer:
         self.length = end
 
     def append(self, entry: int) -> None:
-        """Put one entry behind the others: what each step does for each conversation."""
+        """Append one entry; the common case, at each step of each conversation."""
         if self.length == len(self._data):
             self.extend((entry,))
             return
@@ -52,20 +57,25 @@ class EntryBuffer:
         self.length = min(self.length, length)
 
     def view(self, start: int = 0) -> np.ndarray:
-        """[n] int64 without copying; valid until the next change."""
+        """Return the entries from `start` on, [n] int64, without copying; valid until the next change."""
         return self._data[start : self.length]
 
 
 @dataclass(frozen=True)
 class Parked:
-    """KV in host memory: what `Backend.save` gave for these entries."""
+    """KV in host memory.
+
+    Attributes:
+        data: What `Backend.save` gave.
+        entries: The entries that it holds.
+    """
 
     data: bytes
     entries: np.ndarray
 
 
 class Sequence:
-    """A conversation as the engine sees it. Touched by the engine's thread alone, but for `abandoned`."""
+    """A conversation as the engine sees it. Only the engine's thread uses it, except for `abandoned`."""
 
     _serial = itertools.count()
 
@@ -79,7 +89,7 @@ class Sequence:
         self.abandoned = False
 
     def saved(self, backend: Backend) -> Parked | None:
-        """A copy of its KV; None if there is none, or the backend cannot give it."""
+        """Return a copy of its KV; None if there is none, or the backend cannot save it."""
         if self.handle is None or not len(self.held):
             return self.parked
         data = backend.save(self.handle)
@@ -87,7 +97,11 @@ class Sequence:
 
     @property
     def placed(self) -> int:
-        """The handle of a sequence that has one."""
+        """The handle of a sequence that has one.
+
+        Raises:
+            RuntimeError: It has none.
+        """
         if self.handle is None:
             raise RuntimeError('the sequence has no place in the model')
         return self.handle

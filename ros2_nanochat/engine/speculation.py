@@ -1,9 +1,8 @@
-"""Guesses the next ids of a reply from the context itself: where its last few ids stood before, what followed
-them then may follow again.
+"""Guesses the next ids of a reply from the context: what followed an earlier occurrence of its last few ids
+may follow again.
 
-The guesses are verified by the model, several in one forward, so the reply is the same with and without.
-(Prompt lookup decoding: A. Saxena, github.com/apoorvumang/prompt-lookup-decoding.) Knows costs only as a
-function that tells them.
+The model verifies several guesses in one forward, so the reply does not change. (Prompt lookup decoding: A.
+Saxena, github.com/apoorvumang/prompt-lookup-decoding.) Knows costs only through a function.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-_MATCH = 3  # ids that must agree before a guess is made
-_LONG_MATCH = 8  # agreement of this many is a class of its own: such guesses mostly hold
+_MATCH = 3  # ids that must match before a guess is made
+_LONG_MATCH = 8  # matches of this length are counted separately: their guesses are mostly right
 _MAX_DRAFT = 24
-_GAIN = 1.05  # a draft must promise this much to be worth its risk
+_GAIN = 1.05  # expected speed-up below which a draft is not worth its risk
 _PRIOR = {
     False: 0.5,
     True: 0.9,
-}  # chance that a drafted id holds, before any experience, by whether the match is long
-_MEMORY = 0.85  # weight that the past keeps at each new experience
-_RECOVERY = 0.01  # per step without a draft, so that a text which begins to repeat is noticed
+}  # initial estimate of the chance that a guess is right, by whether the match is long
+_MEMORY = 0.85  # weight that the past keeps at each new result
+_RECOVERY = 0.01  # per step without a draft, so that text which starts to repeat is noticed
 
 
 class NGramDraft:
-    """Drafts for one reply, and how well they have done."""
+    """Guesses for one reply, and their success rate."""
 
     def __init__(self):
         self._last: dict[tuple[int, ...], int] = {}
@@ -36,10 +35,13 @@ class NGramDraft:
     def propose(
         self, entries: np.ndarray, most: int, rows: int, seconds: Callable[[int], float | None]
     ) -> list[int]:
-        """Ids that may follow `entries` [n]; none where they would not pay.
+        """Return ids that may follow `entries`; none if guessing would not pay.
 
-        most: room for them. rows: sequences that decode in this step. seconds: cost of a step by number of
-        entries in its batch.
+        Args:
+            entries: [n]: the entries so far.
+            most: Maximum number of ids.
+            rows: Sequences that decode in this step.
+            seconds: Returns the cost of a step by the number of entries in its batch.
         """
         at = self._find(entries)
         if at is None:
@@ -55,19 +57,19 @@ class NGramDraft:
         return draft
 
     def record(self, drafted: int, accepted: int) -> None:
-        """Tell how many of the last draft held."""
+        """Record how many ids of the last draft were right."""
         chance = self._chance[self._long]
         for held in [1.0] * accepted + [0.0] * (accepted < drafted):
             chance = _MEMORY * chance + (1 - _MEMORY) * held
         self._chance[self._long] = chance
 
     def _find(self, entries: np.ndarray) -> int | None:
-        """Index behind the last earlier place of the context's last ids."""
+        """Index after the last earlier occurrence of the context's last ids."""
         if len(entries) <= _MATCH:
             return None
         recent = entries[max(0, self._indexed - _MATCH) :].tolist()
         offset = max(0, self._indexed - _MATCH)
-        # every run but the last one, which is what is looked for
+        # every run except the last one, which is the one to look for
         for end in range(max(self._indexed, _MATCH), len(entries)):
             self._last[tuple(recent[end - _MATCH - offset : end - offset])] = end
         self._indexed = len(entries)

@@ -1,5 +1,5 @@
-"""The caller's end of a reply: pieces of text as they come, and a stop that is exact. Any thread; knows
-nothing of models.
+"""The caller's end of a reply: pieces of text as they arrive, and an exact stop. Thread-safe; knows nothing
+of models.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from ros2_nanochat.states import FinishReason
 
 
 class StreamingResponse:
-    """A reply while it is produced. Iterating it gives the answer's text piece by piece (or ids, with
-    `detokenize=False`). The last piece of text is empty and stands for the end: there `eos` is true inside
-    the loop.
+    """A reply while it is produced.
 
-    What has been handed out is what was said: `text`, `tokens` and `kv_cache` hold just that, and a `stop()`
-    leaves them there. A reply that fails does not raise: `finish_reason` is `error` or `refused`, and `error`
-    says what to do. Dropping the last reference to one that has not ended stops it.
+    Iterate it to get the answer's text piece by piece (or ids, with `detokenize=False`). The last piece of
+    text is empty and marks the end; `eos` is then true inside the loop.
+
+    `text`, `tokens` and `kv_cache` hold exactly what has been handed out, and a `stop()` keeps it so. A reply
+    that fails does not raise: `finish_reason` is `error` or `refused`, and `error` says what to do. Dropping
+    the last reference to a running reply stops it.
     """
 
     def __init__(self, request: Request, kv_cache: KVCache, detokenize: bool = True):
         self.kv_cache = kv_cache
-        """What the conversation holds; pass it to the next `generate`."""
+        """The conversation so far; pass it to the next `generate`."""
         self.finish_reason: FinishReason | None = None
-        """Why it ended; None until then."""
+        """Why the reply ended; None while it runs."""
         self.error: str | None = None
-        """What was wrong and what to do, where something was."""
+        """What went wrong and what to do; None if nothing did."""
         self._request = request
         self._detokenize = detokenize
         self._taken = _Taken()
@@ -64,28 +65,30 @@ class StreamingResponse:
     def _next_id(self) -> int:
         while (
             self._num_ids_given >= self._taken.num_tokens
-        ):  # a piece may stand for several ids, the end for some without text
+        ):  # a piece may cover several ids, and the end some without text
             if self._take(None) is None and self._num_ids_given >= self._taken.num_tokens:
                 raise StopIteration
         with self._lock:
-            if self._num_ids_given >= self._taken.num_tokens:  # stopped meanwhile
+            if self._num_ids_given >= self._taken.num_tokens:  # stopped in the meantime
                 raise StopIteration
             self._num_ids_given += 1
             return self._request.progress.new_ids[self._num_ids_given - 1]
 
     def deltas(self) -> Iterator[TextDelta]:
-        """Everything as it comes, the reasoning included."""
+        """Iterate over all text as it arrives, including the reasoning."""
         while (delta := self._take(None)) is not None:
             yield delta
 
     def deltas_and_pauses(self, pause: float) -> Iterator[TextDelta | None]:
-        """Everything as it comes, and None each time that nothing has come for `pause` seconds."""
+        """Iterate over all text as it arrives, with None each time that nothing has arrived for `pause`
+        seconds.
+        """
         timeout: float | None = pause
         while True:
             try:
                 delta = self._take(timeout)
             except queue.Empty:
-                timeout = None  # one pause, however long it lasts
+                timeout = None  # only one None per pause, however long it lasts
                 yield None
                 continue
             if delta is None:
@@ -104,7 +107,7 @@ class StreamingResponse:
             item = self._request.signals.output.get(timeout=timeout)
             with self._lock:
                 if self.finish_reason is not None:
-                    self._request.signals.output.put(None)  # for the next one, where several threads wait
+                    self._request.signals.output.put(None)  # for the next reader, if several threads wait
                     break
                 if isinstance(item, TextDelta):
                     self._taken.add(item)
@@ -120,8 +123,13 @@ class StreamingResponse:
         return None
 
     def wait(self, timeout: float | None = None) -> StreamingResponse:
-        """Take all of the reply and return it. Raises TimeoutError after `timeout` seconds; what came by then
-        stays.
+        """Wait for the whole reply and return this object.
+
+        Args:
+            timeout: Seconds to wait; None for no limit.
+
+        Raises:
+            TimeoutError: The time is up. The text so far stays, and the reply goes on.
         """
         until = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -134,8 +142,15 @@ class StreamingResponse:
     # --- stopping ---
 
     def stop(self, reason: FinishReason | str = FinishReason.CANCELLED) -> None:
-        """End the reply at what was handed out. Returns at once; the model is free within one step. Any
-        thread, any number of times.
+        """End the reply at what was handed out. Any thread, any number of times.
+
+        Returns at once; the model is free within one step.
+
+        Args:
+            reason: The `finish_reason` of the reply.
+
+        Raises:
+            ValueError: The reason is not a `FinishReason`.
         """
         try:
             reason = FinishReason(reason)
@@ -150,15 +165,13 @@ class StreamingResponse:
                 self._request.signals.delivered_tokens = self._taken.num_tokens
                 self._end(reason)
         self._request.signals.cancel(reason)
-        self._request.signals.output.put(None)  # wakes whoever iterates
+        self._request.signals.output.put(None)  # wakes the reader
 
     def _end(self, reason: FinishReason) -> None:
         self.finish_reason = reason
         self._drop.detach()
         if reason.failed and not self._taken.num_tokens:
-            self.kv_cache.settle(
-                *self._before
-            )  # the prompt was not taken: what is said next does not stand behind it
+            self.kv_cache.settle(*self._before)  # the prompt was refused: the next one does not follow it
         else:
             self._taken.settle(self._request, self.kv_cache)
 
@@ -166,17 +179,17 @@ class StreamingResponse:
 
     @property
     def text(self) -> str:
-        """The answer, as far as it was handed out."""
+        """The answer that was handed out so far."""
         return self._taken.text
 
     @property
     def reasoning(self) -> str:
-        """What the model wrote between its reasoning marks, as far as it was handed out."""
+        """The text between the model's reasoning marks that was handed out so far."""
         return self._taken.reasoning
 
     @property
     def tokens(self) -> list[int]:
-        """The ids that were handed out, reasoning and its marks included, the end token left out."""
+        """The ids that were handed out, including the reasoning and its marks, without the end token."""
         return self._request.progress.new_ids[: self._taken.num_tokens]
 
     @property
@@ -186,23 +199,23 @@ class StreamingResponse:
 
     @property
     def valid(self) -> bool:
-        """Whether the answer is whole and in the form that `response_format` asked for."""
+        """Whether the answer is complete and in the form that `response_format` asked for."""
         form = self._request.progress.form
         return form is not None and self.finish_reason is FinishReason.STOP and form.matches(self.text)
 
     @property
     def parsed(self) -> Any:
-        """The answer as a value: what `ResponseFormat.parse` makes of it. None unless it is `valid`.
+        """The answer as `ResponseFormat.parse` returns it; None unless it is `valid`.
 
         Raises:
-            ValueError: The class that was given as the form does not take the value.
+            ValueError: The class that was given as the form does not accept the value.
         """
         form = self._request.progress.form
         return form.response_format.parse(self.text) if form is not None and self.valid else None
 
     @property
     def probabilities(self) -> dict[str, float] | None:
-        """How likely each alternative of a choice was, in sum 1; None unless asked for."""
+        """The probability of each alternative of a choice, summing to 1; None unless requested."""
         scores = self._request.progress.scores
         return None if scores is None else scores.probabilities
 
@@ -213,7 +226,7 @@ class StreamingResponse:
 
     @property
     def trace(self) -> list[tuple[str, float]]:
-        """`(event, time.monotonic())` of what happened to this request."""
+        """The events of this request, as `(event, time.monotonic())`."""
         return list(self._request.progress.trace)
 
     def __str__(self) -> str:
@@ -225,7 +238,7 @@ class StreamingResponse:
 
 
 class _Taken:
-    """What was handed out of a reply: it outlives a stream that is dropped."""
+    """What was handed out of a reply. Outlives a stream that is dropped."""
 
     def __init__(self):
         self.deltas: list[TextDelta] = []
@@ -237,7 +250,7 @@ class _Taken:
         self.num_tokens, self.exact = delta.num_tokens, delta.exact
 
     def cut(self, num_tokens: int) -> None:
-        """Take back what stands behind so many ids."""
+        """Remove what comes after the first `num_tokens` ids."""
         if num_tokens < self.num_tokens:
             while self.deltas and self.deltas[-1].num_tokens > num_tokens:
                 self.deltas.pop()
@@ -254,7 +267,7 @@ class _Taken:
         return ''.join([delta.text for delta in self.deltas if delta.reasoning])
 
     def settle(self, request: Request, kv_cache: KVCache) -> None:
-        """Let a conversation hold its prompt and what was handed out."""
+        """Make a conversation hold its prompt and what was handed out."""
         ids = request.progress.new_ids[: self.num_tokens]
         text, reasoning = self.text, self.reasoning
         num_reasoning = (
@@ -265,7 +278,7 @@ class _Taken:
 
 
 def _end_dropped(request: Request, kv_cache: KVCache, taken: _Taken) -> None:
-    """The last reference to a stream that had not ended is gone: end the reply where the stream was."""
+    """End a reply whose last reference was dropped, at what was handed out."""
     if kv_cache.content is request.asked.goal:
         request.signals.delivered_tokens = taken.num_tokens
         taken.settle(request, kv_cache)

@@ -1,4 +1,4 @@
-"""What one reply took: the same object from the engine to whoever reports it."""
+"""The tokens and times of one reply: one object from the engine to whatever reports it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens and times of one reply. A value is also there under its name: `usage['new_tokens']`."""
+    """Tokens and times of one reply. Values are also accessible by name: `usage['new_tokens']`."""
 
     prompt_tokens: int = 0
-    """Entries of the whole prompt."""
+    """Number of entries in the whole prompt."""
     reused_tokens: int = 0
-    """Of those, what was not computed again."""
+    """How many of those were not recomputed."""
     shared_tokens: int = 0
-    """Of those, what was taken from another conversation."""
+    """How many of those came from another conversation."""
     image_tokens: int = 0
-    """Of the prompt, what stands for images or was given as embeddings."""
+    """How many entries of the prompt are images or other embeddings."""
     reused_image_tokens: int = 0
-    """Of the reused ones, what stands for images or was given as embeddings."""
+    """How many of the reused entries are images or other embeddings."""
     new_tokens: int = 0
-    """Ids that the model produced."""
+    """Number of ids that the model produced."""
     queue_time: float | None = None
-    """Seconds until the model began with it; None if it has not."""
+    """Seconds until the model started on it; None if it has not."""
     time_to_first_token: float | None = None
-    """Seconds until the first id; None if there is none."""
+    """Seconds until the first id; None if there is none yet."""
     tokens_per_second: float | None = None
-    """Speed of decoding; None before the second id."""
+    """Decoding speed; None before the second id."""
 
     def __getitem__(self, name: str) -> int | float | None:
         if name not in self.keys():
@@ -35,5 +35,5 @@ class Usage:
         return getattr(self, name)
 
     def keys(self) -> list[str]:
-        """Names of the values, so that `dict(usage)` works."""
+        """Return the names of the values, so that `dict(usage)` works."""
         return [field.name for field in dataclasses.fields(self)]

@@ -1,1 +1,1 @@
-"""One robot, without ROS: its conversation, its camera frames, what it keeps on disk."""
+"""One robot, without ROS: its conversation, its camera frames, and its files on disk."""

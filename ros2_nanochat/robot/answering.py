@@ -1,8 +1,8 @@
-"""How one turn is answered: its pictures and text go into the history, the model continues it, and what it
-says is handed out piece by piece.
+"""Answers one turn: adds its pictures and text to the history, lets the model continue, and passes on the
+reply as it streams.
 
-Runs on the robot's thread. Whatever may be waited for from outside (the model, a disk, a listener) is a step
-of the `Worker`, so that a supervisor sees where a thread is stuck.
+Runs on the robot's thread. Whatever may block (the model, a disk, a listener) is a step of the `Worker`, so
+that its supervisor sees where a thread is stuck.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.robot.worker import Worker
 from ros2_nanochat.states import FinishReason
 
-_PROMPT_SECONDS = 60.0  # for making a prompt of the history; a chat template that loops takes for ever
-_BYTES_PER_TOKEN = 32  # more than any text has, so that what is longer cannot fit into the context
+_PROMPT_SECONDS = 60.0  # for making the prompt; a chat template that loops never ends
+_BYTES_PER_TOKEN = 32  # more than any text has: a longer query cannot fit into the context
 
 
 @dataclass
 class Memory:
-    """What a robot's thread works on. A thread that takes the place of another one gets its own.
+    """What a robot's thread works on. A thread that replaces another one gets its own.
 
-    lock: held while the history changes. system_prompt: as last taken from the robot's options. instruction:
-    about the form of answers, as it stands behind the system prompt.
+    Attributes:
+        history: The conversation.
+        system_prompt: The system prompt, as last read from the robot's options.
+        lock: Held while the history changes.
+        instruction: The text about the form of answers that follows the system prompt.
     """
 
     history: ChatHistory
@@ -42,8 +45,11 @@ class Memory:
     instruction: str = ''
 
     def copy(self, before: list[ChatMessage] | None = None) -> Memory:
-        """For another thread, which nothing that this one still does can change. before: the messages before
-        a turn that is given up, whose KV is given up with it; None if none ran.
+        """Return a copy for another thread, which the current thread cannot change.
+
+        Args:
+            before: The messages before a turn that is abandoned. Its KV cache is abandoned, too. None if no
+                turn was running.
         """
         history = copy.copy(self.history)
         history.messages = list(history.messages if before is None else before)
@@ -53,7 +59,12 @@ class Memory:
 
 
 def too_long(query: str, context_length: int) -> str:
-    """Why a query is not even read: it cannot fit into the context. '' if it may."""
+    """Return why a query is rejected without being read, because it cannot fit into the context; else ''.
+
+    Args:
+        query: The query.
+        context_length: Tokens of the context.
+    """
     limit = _BYTES_PER_TOKEN * context_length
     size = len(query) if len(query) > limit else len(query.encode('utf-8', 'replace'))
     if size <= limit:
@@ -65,21 +76,36 @@ def too_long(query: str, context_length: int) -> str:
 
 
 class Answering:
-    """model: a `NanoLLM`. store: a `ConversationStore` or None. emit: calls a method of the robot's output:
-    `emit(worker, name, *arguments)`.
+    """Answers the turns of one robot.
+
+    Args:
+        model: A `NanoLLM`.
+        sight: The robot's camera frames.
+        store: A `ConversationStore` or None.
+        emit: Calls a method of the robot's output: `emit(worker, name, *arguments)`.
     """
 
     def __init__(self, model, sight: CameraFrames, store, emit: Callable):
         self._model, self._sight, self._store, self._emit = model, sight, store, emit
 
     def begin(self, turn: Turn, memory: Memory, worker: Worker):
-        """Put the question into the history and start the reply; None if it was stopped before. Raises what
-        is wrong with the question, and then may have changed the history.
+        """Add the question to the history and start the reply.
+
+        Args:
+            turn: The question.
+            memory: The conversation.
+            worker: The robot's thread.
+
+        Returns:
+            The `StreamingResponse`, None if the turn was stopped before.
+
+        Raises:
+            Exception: The question cannot be answered. The history may have changed.
         """
         if not turn.query.strip() and not turn.pictures:
             raise ValueError('the query is empty: write a question')
         unable = None if self._model.has_vision else f'{self._model.info.name} has no vision'
-        # Without the lock: whoever asks, cancels or reads the history does not wait for the vision encoder.
+        # Without the lock: asking, cancelling and reading the history must not wait for the vision encoder.
         shown = self._shown(turn, memory.history, unable)
         turn.let_go()
         worker.check()
@@ -94,8 +120,8 @@ class Answering:
             return self._generate(turn, memory.history, prompt)
 
     def _shown(self, turn: Turn, history, unable: str | None) -> list[tuple[ChatMessage, Callable[[], None]]]:
-        """The messages that show the images of a turn, which the model has seen, each with what is to be
-        called once it is in the history.
+        """Return the encoded images of a turn as messages, each with a function to call when it is in the
+        history.
         """
         of_camera = not turn.pictures
         shown: list[tuple[ChatMessage, Callable[[], None]]] = []
@@ -112,7 +138,7 @@ class Answering:
             tell = functools.partial(self._sight.shown, message, picture, opened) if of_camera else _nothing
             shown.append((message, tell))
             if self._store is None:
-                message.let_go()  # 6 MB for each frame of 1080p that the conversation has shown
+                message.let_go()  # pixels would add up: 6 MB for each frame of 1080p
         return shown
 
     def _prompt(self, turn: Turn, memory: Memory, shown: list):
@@ -137,8 +163,8 @@ class Answering:
         return prompt
 
     def _set_system_prompt(self, turn: Turn, memory: Memory) -> None:
-        """The robot's instruction, and behind it the form that its answers must have: there the model
-        reads it once and not with each question.
+        """Set the robot's system prompt, followed by the form that its answers must have: the model then
+        reads the form once, not with each question.
         """
         history = memory.history
         instruction = memory.instruction if turn.own_form else self._instruction(turn, not turn.own_form)
@@ -156,7 +182,7 @@ class Answering:
 
     @staticmethod
     def _instruction(turn: Turn, here: bool) -> str:
-        """What the prompt says about the form of the answer, if it is to be said here."""
+        """Return what the prompt says about the form of the answer, '' if that belongs elsewhere."""
         form = turn.options.generation.response_format
         return form.instruction if here and form is not None and turn.options.explain_format else ''
 
@@ -170,7 +196,13 @@ class Answering:
         )
 
     def stream(self, turn: Turn, stream, worker: Worker) -> None:
-        """Hand out the reply as it comes, and note on the turn how it ended."""
+        """Pass on the reply as it streams, and record on the turn how it ended.
+
+        Args:
+            turn: The question.
+            stream: The `StreamingResponse`.
+            worker: The robot's thread.
+        """
         sentences, tokens, first = SentenceSplitter(spoken=not turn.options.raw_sentences), 0, None
         for piece in stream.deltas_and_pauses(PAUSE):
             worker.check()
@@ -215,7 +247,7 @@ class Answering:
 
 
 def _nothing() -> None:
-    """An image that came with a question is not compared with the camera's."""
+    """Do nothing: only camera images are compared with later ones."""
 
 
 def _paragraphs(*texts: str) -> str:

@@ -1,10 +1,9 @@
-"""Camera messages to RGB pixels: sensor_msgs Image and CompressedImage as cameras and their drivers send
-them.
+"""Converts camera messages (sensor_msgs Image and CompressedImage) to RGB pixels.
 
-Knows only the fields of the messages, so it needs no ROS. Where cv_bridge is installed it does the work for
-the encodings it knows; the code here gives the same pixels (encodings: sensor_msgs/image_encodings.hpp; what
-converts to what: cv_bridge.cpp of vision_opencv). Depth (16UC1, 32FC1) has no colours: it becomes grey from
-its nearest to its farthest value.
+Uses only the fields of the messages, so it needs no ROS. If cv_bridge is installed, it converts the encodings
+that it supports; the code here returns the same pixels. Source of the encodings:
+sensor_msgs/image_encodings.hpp; of the conversions: cv_bridge.cpp of vision_opencv. Depth (16UC1, 32FC1) has
+no colours: it becomes grey from its nearest to its farthest value.
 """
 
 from __future__ import annotations
@@ -46,16 +45,22 @@ ENCODINGS = (
     *('nv12', 'nv21', 'nv24'),
     *(f'bayer_{pattern}{bits}' for pattern in _BAYER_CODES for bits in (8, 16)),
 )
-"""Encodings of Image that `image_to_rgb` takes, in upper or lower case. Matrices of three or four channels
-are read as BGR and BGRA, which is what OpenCV makes.
+"""Encodings of Image that `image_to_rgb` accepts, in upper or lower case. Matrices with three or four
+channels are read as BGR and BGRA, as OpenCV makes them.
 """
 
 _CANONICAL = {encoding.lower(): encoding for encoding in ENCODINGS}
 
 
 def image_to_rgb(message) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of a sensor_msgs/Image; ValueError where its fields do not fit each other or its
-    encoding is unknown.
+    """Convert a sensor_msgs/Image.
+
+    Returns:
+        RGB pixels, [h, w, 3] uint8.
+
+    Raises:
+        ValueError: The encoding is unknown, or the fields contradict each other.
+        MissingDependency: The encoding needs OpenCV, which is not installed.
     """
     height, width = int(message.height), int(message.width)
     pixels.check_size(width, height)
@@ -72,10 +77,16 @@ def image_to_rgb(message) -> np.ndarray:
 
 
 def compressed_to_rgb(message) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of a sensor_msgs/CompressedImage; ValueError where it cannot be decoded.
+    """Convert a sensor_msgs/CompressedImage.
 
-    What stands before `;` in its format is the encoding of the image that was compressed: a grey PNG or JPEG
-    may hold a Bayer mosaic or depth. One that is cut off at its end is shown.
+    The text before `;` in `format` is the encoding before compression: a grey PNG or JPEG may hold a Bayer
+    mosaic or depth. A truncated JPEG is accepted; the missing part is grey.
+
+    Returns:
+        RGB pixels, [h, w, 3] uint8.
+
+    Raises:
+        ValueError: It cannot be decoded.
     """
     name = f'the compressed image (format {shorten(message.format, 40)!r}, {len(message.data)} bytes)'
     if 'compressedDepth' in message.format:
@@ -96,7 +107,7 @@ def compressed_to_rgb(message) -> np.ndarray:
 
 
 def stamp_of(message) -> int:
-    """Nanoseconds of the header's stamp; 0 where it is not set."""
+    """Return the header's stamp in nanoseconds, 0 if it is not set."""
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
@@ -120,12 +131,12 @@ def _through_cv_bridge(message) -> np.ndarray | None:
         return None
     try:
         return CvBridge().imgmsg_to_cv2(message, 'rgb8')
-    except Exception:  # our own code then says what is wrong, or does what cv_bridge does not
+    except Exception:  # our own code handles it, or reports what is wrong
         return None
 
 
 def _rows(message, width: int, height: int, channels: int, dtype=np.uint8) -> np.ndarray:
-    """[h, w, channels] in the machine's byte order, without the padding of the rows."""
+    """Return [h, w, channels] in the machine's byte order, without the padding of the rows."""
     dtype = np.dtype(dtype)
     used, step = width * channels * dtype.itemsize, int(message.step)
     if step < used:
@@ -150,8 +161,8 @@ def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def _depth_to_8_bits(depth: np.ndarray) -> np.ndarray:
-    """0 and what is not finite (nothing measured) stays black; the rest goes from 1 (nearest) to 255
-    (farthest).
+    """Map depth to 1 (nearest) to 255 (farthest). 0 and values that are not finite (no measurement) stay
+    black.
     """
     depth = depth.reshape(depth.shape[0], depth.shape[1]).astype(np.float64)
     valid = np.isfinite(depth) & (depth > 0)
@@ -207,8 +218,9 @@ def _yuv(message, encoding: str, width: int, height: int) -> np.ndarray:
 def _planes(
     message, width: int, height: int, chroma_rows: int, chroma_step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The plane of brightness [h, w], and that of colours [chroma_rows, used]; a camera says the step of the
-    first.
+    """Return the brightness plane [h, w] and the colour plane [chroma_rows, chroma_step].
+
+    `step` of the message is that of the brightness plane.
     """
     step = int(message.step) or width
     if step < width:
@@ -242,8 +254,8 @@ def _nv24(message, encoding: str, width: int, height: int) -> np.ndarray:
     cv2 = require('cv2', 'vision')
     brightness, colors = _planes(message, width, height, height, 2 * width)
     u_and_v = colors.reshape(height, width, 2)
-    # Each pixel has colours of its own here: doubled in width, it is YUY2 whose every second pixel is the
-    # wanted one.
+    # OpenCV has no NV24, in which each pixel has its own colours: double the width, read it as YUY2, and take
+    # every second pixel.
     packed = np.empty((height, 2 * width, 2), np.uint8)
     packed[..., 0] = np.repeat(brightness, 2, axis=1)
     packed[:, 0::2, 1] = u_and_v[..., 0]

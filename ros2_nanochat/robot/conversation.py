@@ -1,12 +1,12 @@
-"""One robot's conversation: takes questions, decides which runs, keeps the history, and hands out what the
-model says.
+"""One robot's conversation: accepts questions, decides which one runs, keeps the history, and passes replies
+on.
 
-A plain class, tested without ROS; robot_port.py puts it on topics. It knows models only as `NanoLLM` and
-`ChatHistory` show them. This is what its callers see. What runs and waits: schedule.py; the thread:
-runner.py; how a turn is answered: answering.py; what may fail around it: recovery.py.
+A plain class, tested without ROS; ros/robot_port.py connects it to topics. It knows models only through
+`NanoLLM` and `ChatHistory`. This is the interface for callers. schedule.py holds what runs and waits,
+runner.py the thread, answering.py how a turn is answered, recovery.py how failures are handled.
 
-The lock of `Schedule` is held for moments only, `Memory.lock` while a prompt is made of the history. The
-node's timer takes only the first.
+The lock of `Schedule` is held only briefly, `Memory.lock` while a prompt is made. The node's timer takes only
+the first.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.states import FinishReason
 
 _log = logging.getLogger(__name__)
-_SLOW = 0.5  # of the robot's own record of tokens a second: below this something is wrong
-_HISTORY_SECONDS = 5.0  # to wait for a history that is being changed
-_SHOWN = 200  # characters of a query that was not read
+_SLOW = 0.5  # fraction of the robot's best tokens per second; below it, something is wrong
+_HISTORY_SECONDS = 5.0  # longest wait for a history that is being changed
+_SHOWN = 200  # characters that a rejected query keeps
 
 
 class Output(Protocol):
-    """Where a robot's turns go. Called on the robot's thread, `ended` also on the caller's. What it raises is
-    logged, shows in the diagnostics, and goes no further.
+    """Receives a robot's turns. Called on the robot's thread; `ended` also on the caller's.
+
+    An exception that it raises is logged and appears in the diagnostics, but does not propagate.
     """
 
     def started(self, turn: Turn) -> None: ...
@@ -45,9 +46,17 @@ class Output(Protocol):
 
 
 class RobotConversation:
-    """name: for messages. model: a `NanoLLM`. output: an `Output`, may be exchanged while nothing runs.
-    camera: gives `newest() -> Picture | None` and `present`, or None. store: a `ConversationStore` or None.
-    log: anything with info, warning and error. options: may be exchanged at any time.
+    """The conversation of one robot.
+
+    Args:
+        name: The robot's name, for messages and the name of its thread.
+        model: A `NanoLLM`.
+        options: The robot's options. You may replace them at any time.
+        output: Receives the turns. You may replace it while no turn runs.
+        camera: A `NewestFrame`, or None.
+        store: A `ConversationStore`, or None.
+        log: Has `info`, `warning` and `error`.
+        chat_template: See `ChatTemplate`.
     """
 
     def __init__(
@@ -91,7 +100,10 @@ class RobotConversation:
     # --- callers, any thread; none of these waits for the model ---
 
     def ask(self, turn: Turn) -> Turn:
-        """Take a question. It may end here and now: refused, or because others made way for it."""
+        """Accept a question and return it. Never waits for the model.
+
+        The turn may end at once because it is refused. Turns that it displaces end, too.
+        """
         unread = too_long(turn.query, self.model.info.context_length)
         if unread:
             turn.query = turn.query[:_SHOWN] + '...'
@@ -108,25 +120,38 @@ class RobotConversation:
         return turn
 
     def cancel(self) -> bool:
-        """Stop the reply that is being produced; whether there was one. What waits stays."""
+        """Stop the reply that is being generated; waiting turns stay.
+
+        Returns:
+            Whether there was one.
+        """
         return self._schedule.stop_current(FinishReason.CANCELLED)
 
     def cancel_turn(self, turn: Turn) -> None:
-        """Stop one turn, whether it runs or waits."""
+        """Stop one turn, running or waiting."""
         waited = self._schedule.remove(lambda other: other is turn)
         turn.stop(FinishReason.CANCELLED)
         for other in waited:
             self._end_unrun(other, FinishReason.CANCELLED)
 
     def refuse(self, turn: Turn, error: str) -> None:
-        """End a turn with `error` that cannot even be tried."""
+        """End a turn with `error` before it is tried."""
         turn.error = error
         self._end_unrun(turn, FinishReason.ERROR)
 
     def stop_all(self, timeout: float = 10.0, then: Callable[[], object] | None = None) -> tuple[bool, int]:
-        """Stop the reply and drop what waits; returns whether there was a reply, and how many waited. then:
-        called on the robot's thread before another question is begun. RuntimeError if the reply does not end
-        within `timeout` seconds; whatever `then` raises.
+        """Stop the reply and drop all waiting turns.
+
+        Args:
+            timeout: Seconds to wait for the reply to end.
+            then: Called on the robot's thread before the next question begins.
+
+        Returns:
+            Whether there was a reply, and how many turns were waiting.
+
+        Raises:
+            RuntimeError: The reply did not end in time.
+            Exception: Whatever `then` raises.
         """
         ran, dropped, done = self._schedule.clear(then)
         for turn in dropped:
@@ -137,8 +162,16 @@ class RobotConversation:
         return ran, len(dropped)
 
     def reset(self, system_prompt: str = '') -> str:
-        """Stop and drop everything, forget the conversation; returns what was done. RuntimeError as
-        `stop_all`, and if the conversation is still on disk.
+        """Stop all turns and forget the conversation.
+
+        Args:
+            system_prompt: The new system prompt; '' keeps the current one.
+
+        Returns:
+            What was done, in one line.
+
+        Raises:
+            RuntimeError: The reply did not end in time, or the conversation is still on disk.
         """
         note: list[str] = []
 
@@ -161,8 +194,14 @@ class RobotConversation:
         )
 
     def messages(self) -> tuple[list[tuple[str, str, int]], int]:
-        """The conversation as (role, text, number of images), and the tokens it takes: 0 if its chat template
-        refuses it as it stands. RuntimeError while the history cannot be read.
+        """Return the conversation, to show it.
+
+        Returns:
+            Each message as (role, text, number of images), and the tokens of the whole, 0 if the chat
+            template does not accept it as it is.
+
+        Raises:
+            RuntimeError: The history cannot be read at the moment.
         """
         memory = self._runner.memory
         if not memory.lock.acquire(timeout=_HISTORY_SECONDS):
@@ -179,28 +218,29 @@ class RobotConversation:
 
     @property
     def state(self) -> str:
-        """`idle`, `starting` (the question is read) or `streaming`."""
+        """`idle`, `starting` (the model reads the question) or `streaming`."""
         current = self._schedule.current
         return 'idle' if current is None else 'streaming' if current.num_pieces else 'starting'
 
     @property
     def num_waiting(self) -> int:
+        """How many turns wait."""
         return self._schedule.num_waiting
 
     @property
     def slow(self) -> bool:
-        """Whether the last reply came much slower than the fastest one."""
+        """Whether the last reply was much slower than the fastest one."""
         last = self.last
         return last is not None and last.new_tokens >= 16 and last.tokens_per_second < _SLOW * self.record
 
     @property
     def last(self) -> Turn | None:
-        """The turn that ended last, of those that ran."""
+        """The last turn that ran to its end."""
         return self._runner.last
 
     @property
     def record(self) -> float:
-        """The most tokens a second of a turn so far."""
+        """The most tokens per second of any turn so far."""
         return self._runner.record
 
     @property
@@ -210,9 +250,7 @@ class RobotConversation:
 
     @property
     def faults(self) -> list[str]:
-        """What has gone wrong lately, or still is: an answer may have been lost, or what is on disk is
-        old.
-        """
+        """What failed recently or still fails: an answer may be lost, or the file on disk may be outdated."""
         saved = self._runner.saved
         unsaved = saved.failure if saved is not None else ''
         return [
@@ -221,7 +259,7 @@ class RobotConversation:
         ]
 
     def close(self, timeout: float = 2.0) -> None:
-        """Stop what runs, drop what waits, end the thread."""
+        """Stop the running turn, drop the waiting ones, and end the thread."""
         if not self._schedule.close():
             return
         try:
@@ -233,8 +271,9 @@ class RobotConversation:
             self._store.close()
 
     def expire(self) -> None:
-        """End those whose deadline has passed, and see that the robot's thread lives. To be called now and
-        then; waits neither for the model nor for a disk.
+        """End turns whose deadline has passed, and check the robot's thread.
+
+        Call this regularly. It waits neither for the model nor for a disk.
         """
         now = time.monotonic()
         for turn in self._schedule.remove(lambda turn: turn.due <= now):

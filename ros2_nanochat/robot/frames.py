@@ -1,5 +1,7 @@
-"""Which image goes with a question: those that came with it, or the camera's newest where it shows something
-new. Decodes it, bounds what one question may carry, and knows nothing of models.
+"""Chooses the image for a question: the images that came with it, or the camera's newest frame if it shows
+something new.
+
+Decodes the image and limits what one question may carry. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -18,14 +20,19 @@ MAX_PICTURES = 16
 """Images that one question may carry."""
 
 MAX_PICTURE_BYTES = 256 << 20
-"""Bytes that they may have together, as they came. Together they may also have `MAX_PIXELS` pixels."""
+"""Bytes that these images may have together, as received. Their pixels are limited to `MAX_PIXELS`."""
 
-_SAME_VIEW = 6.0  # mean difference of two small grey pictures, of 255; camera noise stays well under it
+_SAME_VIEW = 6.0  # mean difference of two thumbnails, of 255; above the noise of a camera
 
 
 class NewestFrame(Protocol):
-    """Where frames come from; any thread. present: whether somebody sends images. expecting: whether a first
-    one may come any moment. trouble: why none comes, '' if that is not known.
+    """A source of camera frames. Can be used from any thread.
+
+    Attributes:
+        present: Whether anyone publishes images.
+        expecting: Whether a first frame may arrive at any moment.
+        newest: Returns the newest frame, None before the first.
+        trouble: Returns why no frame arrives, '' if unknown.
     """
 
     @property
@@ -37,7 +44,7 @@ class NewestFrame(Protocol):
 
 
 def too_many_pictures(pictures: Sequence[Picture]) -> str:
-    """Why a question with these images is not even read; '' if it may."""
+    """Return why a question with these images is rejected without being read, '' if it is not."""
     if len(pictures) > MAX_PICTURES:
         return (
             f'the question carries {len(pictures)} images, and at most {MAX_PICTURES} are taken: send fewer'
@@ -52,8 +59,13 @@ def too_many_pictures(pictures: Sequence[Picture]) -> str:
 
 
 class CameraFrames:
-    """One robot's. camera: may be exchanged at any time. age: of the camera's frame when it was last looked
-    at, in seconds.
+    """Chooses the images for one robot's questions.
+
+    Args:
+        camera: The source of frames. You may replace it at any time.
+
+    Attributes:
+        age: Age of the camera's frame when it was last used, in seconds.
     """
 
     def __init__(self, camera: NewestFrame | None = None):
@@ -64,24 +76,34 @@ class CameraFrames:
         )
 
     def forget(self) -> None:
-        """Take the next image as new."""
+        """Treat the next image as new."""
         self._seen = None
 
     def shown(self, message, picture: Picture, opened) -> None:
-        """Tell which message of the conversation shows the camera's image."""
+        """Record which message of the conversation shows the camera's image.
+
+        Args:
+            message: The message.
+            picture: The frame.
+            opened: The same, opened by the model.
+        """
         self._seen = message, picture.freed(), thumbnail(np.asarray(opened)), opened.opened_digest
 
     def pictures(
         self, turn: Turn, history, unable: str | None, open_image: Callable[[np.ndarray], Any]
     ) -> list[tuple[Picture, Any]]:
-        """The images that go with a question, decoded and opened. ValueError if one that came with it cannot
-        be used; what is wrong with the camera's is a note on the turn.
+        """Return the images for a question, decoded and opened.
+
+        A problem with the camera's image becomes a note on the turn.
 
         Args:
-            turn: the question.
-            history: messages so far.
-            unable: why the model cannot use images, None if it can.
-            open_image: as `NanoLLM.open_image`: gives a picture with its digest.
+            turn: The question.
+            history: The messages so far.
+            unable: Why the model cannot use images, None if it can.
+            open_image: Opens an image like `NanoLLM.open_image`: returns a picture with its digest.
+
+        Raises:
+            ValueError: An image that came with the question cannot be used.
         """
         if turn.pictures:
             if unable is not None:
@@ -97,7 +119,7 @@ class CameraFrames:
         limit = turn.options.max_image_age
         picture = camera.newest()
         while _is_unusable(picture, limit) and camera.expecting and turn.stop_reason is None:
-            time.sleep(0.02)  # of the robot's own thread
+            time.sleep(0.02)  # only blocks the robot's own thread
             picture = camera.newest()
         if picture is None:
             trouble = camera.trouble()
@@ -114,7 +136,7 @@ class CameraFrames:
             turn.remark(f'the image came {picture.age:.1f} s ago, which counts as its age: {picture.doubt}')
         try:
             return self._if_new(turn, picture, mode, history, open_image)
-        except Exception as error:  # what comes from a camera may be wrong in any way; the question goes on
+        except Exception as error:  # a broken frame must not fail the question
             turn.picture = None
             turn.remark(f'the camera image was not used: {one_line(error)}')
             return []
@@ -136,7 +158,7 @@ class CameraFrames:
     def _if_new(
         self, turn: Turn, picture: Picture, mode: str, history, open_image: Callable
     ) -> list[tuple[Picture, Any]]:
-        """Nothing where the conversation already shows this image: the question is then about that one."""
+        """Return nothing if the conversation already shows this image."""
         seen = (
             self._seen
             if self._seen is not None and any(message is self._seen[0] for message in history)
@@ -147,7 +169,7 @@ class CameraFrames:
             return []
         opened = open_image(picture.decode())
         if seen is not None and opened.opened_digest == seen[3]:
-            # a camera that shows a still picture, or a driver that repeats a frame under new stamps
+            # a still picture, or a driver that repeats a frame with new stamps
             return []
         if seen is not None and mode == 'changed' and _alike(thumbnail(np.asarray(opened)), seen[2]):
             turn.picture = seen[1]
@@ -156,7 +178,7 @@ class CameraFrames:
 
 
 def _is_unusable(picture: Picture | None, limit: float | None) -> bool:
-    """Whether there is none, or one that is too old."""
+    """Whether there is no frame, or only one that is too old."""
     return picture is None or (limit is not None and picture.age is not None and picture.age > limit)
 
 
@@ -165,7 +187,7 @@ def _alike(thumbnail: np.ndarray, other: np.ndarray) -> bool:
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """[16, 16] float32 grey: the mean of blocks, which camera noise hardly moves."""
+    """Return [16, 16] float32 grey: the mean of blocks, which camera noise hardly changes."""
     small = (
         pixels[:: max(1, pixels.shape[0] // 128), :: max(1, pixels.shape[1] // 128)]
         .astype(np.float32)

@@ -1,31 +1,40 @@
-"""How old a camera's frame is: by when it came, and by its stamp where the stamp can be believed.
+"""Computes how old a camera's frame is: from its arrival, and from its stamp if the stamp is plausible.
 
-A stamp is a claim of another clock. It may be missing, ahead, or of a clock that has nothing to do with ours;
-when the frame came is known in any case. Knows nothing of ROS: all times are handed in.
+A stamp comes from another clock. It may be missing, in the future, or from an unrelated clock; the time of
+arrival is always known. Knows nothing of ROS: the caller passes all times.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_IN_STEP = 0.1  # seconds that a stamp may be ahead: clocks of two machines, kept in step over the network
+_IN_STEP = 0.1  # seconds that a stamp may be ahead, if two machines synchronize their clocks over the network
 _ANOTHER_CLOCK = 86_400.0  # seconds between stamp and arrival that no transport takes
-_JUMP = 0.25  # seconds by which the system clock may run off the steady one between two looks
-_SAME_EPOCH = 0.5  # seconds: a stamp so near the time after a jump was made after it
-_OVERTAKES = 2.0  # seconds that a frame may come before the clock that stamped it
+_JUMP = 0.25  # seconds by which the system clock may drift from the steady one between two looks
+_SAME_EPOCH = 0.5  # seconds: a stamp this close to the time after a jump was made after it
+_OVERTAKES = 2.0  # seconds by which a frame may arrive before the clock that stamped it
 
 
 @dataclass(frozen=True)
 class Jump:
-    """A jump of the node's time. at: when it was noticed (`time.monotonic()`). to: the time after it, ns."""
+    """A jump of the node's time.
+
+    Attributes:
+        at: When it was noticed, in `time.monotonic()`.
+        to: The time after it, in nanoseconds.
+    """
 
     at: float
     to: int
 
     def outdates(self, stamp: int, arrived: float) -> bool:
-        """Whether a frame is of the time before the jump.
+        """Whether a frame is from before the jump.
 
-        Frames and clock travel apart, so one that was stamped after the jump may come before it is noticed.
+        Frames and clock messages travel separately: a frame stamped after the jump may arrive before it.
+
+        Args:
+            stamp: The frame's stamp, in nanoseconds.
+            arrived: When it arrived, in `time.monotonic()`.
         """
         if arrived > self.at:
             return False
@@ -33,10 +42,15 @@ class Jump:
 
 
 class ArrivalClock:
-    """Turns times of arrival, which the transport takes from the system clock, into steady time.
+    """Converts times of arrival, which the transport takes from the system clock, to steady time.
 
-    The system clock may be set while a frame waits in the transport. `look()` has to be called now and then.
-    When it finds that, ask at once for the times of what waits: a clock that was set back shows them again.
+    The system clock may be set while a frame waits in the transport, so call `look()` regularly. When it
+    returns True, ask at once for the times of the waiting frames: after a clock is set back, its times
+    repeat.
+
+    Args:
+        system: The system clock, in seconds.
+        steady: `time.monotonic()`.
     """
 
     def __init__(self, system: float, steady: float):
@@ -45,7 +59,15 @@ class ArrivalClock:
         self._jumped_at: float | None = None
 
     def look(self, system: float, steady: float) -> bool:
-        """Note both clocks, in seconds; return whether the system clock was set since the last look."""
+        """Record both clocks.
+
+        Args:
+            system: The system clock, in seconds.
+            steady: `time.monotonic()`.
+
+        Returns:
+            Whether the system clock was set since the last look.
+        """
         offset, self._steady = system - steady, steady
         jumped = abs(offset - self._offset) > _JUMP
         if jumped:
@@ -54,7 +76,11 @@ class ArrivalClock:
         return jumped
 
     def steady(self, received: int) -> float:
-        """When something came, as `time.monotonic()`. received: ns of the system clock, 0 if unknown."""
+        """Return when a frame arrived, in `time.monotonic()`.
+
+        Args:
+            received: Nanoseconds of the system clock, 0 if unknown.
+        """
         if not received:
             return self._steady
         arrived = received / 1e9 - self._offset
@@ -64,12 +90,12 @@ class ArrivalClock:
 
 
 def age_of(stamp: int, since_arrival: float, now: int) -> tuple[float, str]:
-    """Return the age of a frame in seconds, and why its stamp is not believed ('' if it is).
+    """Return the age of a frame in seconds, and why its stamp is not used ('' if it is).
 
     Args:
-        stamp: nanoseconds of the frame's header, 0 if it has none.
-        since_arrival: seconds since the frame came.
-        now: nanoseconds of the node's clock.
+        stamp: Nanoseconds of the frame's header, 0 if it has none.
+        since_arrival: Seconds since the frame arrived.
+        now: Nanoseconds of the node's clock.
     """
     by_stamp = (now - stamp) / 1e9
     doubt = ''

@@ -1,5 +1,6 @@
-"""The state of the node as diagnostics: what is said, and when it is a warning. Plain values; the node makes
-messages of them.
+"""The node's diagnostics: what they report, and when it is a warning.
+
+Plain values; the node turns them into messages.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from ros2_nanochat.config import ImageMode
 
 OK, WARN, ERROR = 0, 1, 2
-"""As in diagnostic_msgs/DiagnosticStatus."""
+"""Levels of diagnostic_msgs/DiagnosticStatus."""
 
 _KV_FULL = 0.95
 _QUEUE_FULL = 0.8
@@ -19,8 +20,13 @@ _QUEUE_FULL = 0.8
 
 @dataclass
 class Status:
-    """One entry. name: what it is about; level: of the worst thing; messages: what is wrong, else the state;
-    values: all figures.
+    """One entry of the diagnostics.
+
+    Attributes:
+        name: What it is about.
+        level: The level of its worst problem.
+        messages: The problems, or the state if there are none.
+        values: All figures.
     """
 
     name: str
@@ -29,16 +35,24 @@ class Status:
     values: dict[str, Any] = field(default_factory=dict)
 
     def raise_to(self, level: int, message: str) -> None:
+        """Add a problem, and raise the level if it is worse than the others."""
         self.level = max(self.level, level)
         self.messages.append(message)
 
     @property
     def message(self) -> str:
+        """The messages in one line."""
         return '; '.join(self.messages)
 
 
 def node_status(state: str, failure: str | None, loaded: float | None) -> Status:
-    """Of a node without a model. state: of its life cycle. loaded: share while it loads."""
+    """Return the status of a node that has no model.
+
+    Args:
+        state: Its life cycle state.
+        failure: Why the last transition failed, None if it did not.
+        loaded: Fraction of the model that is loaded, None if nothing loads.
+    """
     status = Status('engine', values={'state': state})
     if loaded is not None:
         status.values['loaded'] = f'{100 * loaded:.0f} %'
@@ -51,7 +65,7 @@ def node_status(state: str, failure: str | None, loaded: float | None) -> Status
 
 
 def engine_status(state: str, model) -> Status:
-    """Of the engine under a `NanoLLM`."""
+    """Return the status of the engine of a `NanoLLM`."""
     stats, engine, info = model.stats, model.engine, model.info
     status = Status(
         'engine',
@@ -97,7 +111,7 @@ def engine_status(state: str, model) -> Status:
 
 
 def robot_status(chat) -> Status:
-    """Of one robot's `RobotConversation`."""
+    """Return the status of one robot's `RobotConversation`."""
     last, options = chat.last, chat.options
     status = Status(
         f'robot {chat.name}' if chat.name else 'chat',
@@ -154,7 +168,7 @@ def robot_status(chat) -> Status:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
+    """Return how much RAM this process uses."""
     with open('/proc/self/statm') as file:
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 

@@ -1,8 +1,8 @@
-"""The parameters of the node: the declared options as ROS can hold them, and the way back to a `ModelConfig`,
-an `EngineConfig` and, for each robot, `RobotOptions`.
+"""The parameters of the node: the declared options in types that ROS supports, and their conversion back to a
+`ModelConfig`, an `EngineConfig` and, for each robot, `RobotOptions`.
 
-Knows nothing of rclpy; ros/node_parameters.py declares what stands here. A ROS parameter cannot be none: 0 or
-'' stands for it, and its description says what happens then.
+Knows nothing of rclpy; ros/node_parameters.py declares the parameters. A ROS parameter cannot be None: 0 or
+'' stands for it, and its description says what that means.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def _parameters(*classes: type[Options]) -> dict[str, Parameter]:
 
 
 ROBOT_PARAMETERS = _parameters(RobotOptions, GenerationConfig)
-"""Those that each robot may have of its own."""
+"""Parameters that each robot may override."""
 
 PARAMETERS = {**_parameters(NodeConfig, ModelConfig, EngineConfig), **ROBOT_PARAMETERS}
-"""All of the node, by name."""
+"""All parameters of the node, by name."""
 
 
 def robot_names(values: Iterable[str]) -> list[str]:
-    """The names in the parameter `robots`, `['']` for the node itself.
+    """Return the names in the parameter `robots`, `['']` if the node serves only itself.
 
     Raises:
-        ValueError: A name is no ROS name, or stands twice.
+        ValueError: A name is not a ROS name, or appears twice.
     """
     names = [name.strip('/') for name in values if name.strip('/')]
     for name in names:
@@ -66,33 +66,37 @@ def robot_names(values: Iterable[str]) -> list[str]:
 
 
 def node_config(values: Mapping[str, Any]) -> NodeConfig:
-    """The `NodeConfig` of checked parameter values."""
+    """Return the `NodeConfig` of checked parameter values."""
     return _config(NodeConfig, values)
 
 
 def model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """The `ModelConfig` of checked parameter values; ValueError as it says."""
-    # Two at least, so that a robot that joins does not evict the other's conversation with each turn.
+    """Return the `ModelConfig` of checked parameter values.
+
+    Raises:
+        ValueError: A value is not valid for the model.
+    """
+    # At least two, so that a second robot does not evict the first one's conversation with each turn.
     room = min(max(2, len(robot_names(values['robots']))), 8)
     return _config(ModelConfig, values, max_sequences=values['max_sequences'] or room)
 
 
 def engine_config(values: Mapping[str, Any]) -> EngineConfig:
-    """The `EngineConfig` of checked parameter values."""
+    """Return the `EngineConfig` of checked parameter values."""
     return _config(EngineConfig, values)
 
 
 def robot_options(values: Mapping[str, Any]) -> RobotOptions:
-    """The `RobotOptions` of checked parameter values.
+    """Return the `RobotOptions` of checked parameter values.
 
     Raises:
-        ValueError: One line with the name, the value and what is allowed.
+        ValueError: A value is not valid; the text has its name, the value and what is allowed.
     """
     return _config(RobotOptions, values, generation=_config(GenerationConfig, values))
 
 
 def _config(kind: type[_Config], values: Mapping[str, Any], **more: Any) -> _Config:
-    """The dataclass of parameter values; an option that no parameter sets keeps its default."""
+    """Build a dataclass from parameter values. An option without a parameter keeps its default."""
     given = {}
     for option in options_of(kind):
         if option.parameter is not None and option.name not in more:
@@ -102,10 +106,14 @@ def _config(kind: type[_Config], values: Mapping[str, Any], **more: Any) -> _Con
 
 
 def goal_options(goal: Any, base: RobotOptions) -> RobotOptions:
-    """The options of one turn: those that a nanochat/action/Chat goal sets, and the robot's for the rest.
+    """Return the options of one turn: those that a nanochat/action/Chat goal sets, else the robot's.
+
+    Args:
+        goal: The goal.
+        base: The robot's options.
 
     Raises:
-        ValueError: One of them is wrong; one line with the name, the value and what is allowed.
+        ValueError: A value is not valid; the text has its name, the value and what is allowed.
     """
     generation = _goal_values(goal, GenerationConfig)
     if 'temperature' in generation:
@@ -118,7 +126,7 @@ def goal_options(goal: Any, base: RobotOptions) -> RobotOptions:
 
 
 def _goal_values(goal: Any, kind: type[Options]) -> dict[str, Any]:
-    """The fields of a goal that set an option of `kind`."""
+    """Return the fields of a goal that set an option of `kind`."""
     values: dict[str, Any] = {}
     for option in options_of(kind):
         if option.goal is None:
@@ -129,6 +137,6 @@ def _goal_values(goal: Any, kind: type[Options]) -> dict[str, Any]:
         if option.kind is tuple:
             value = tuple(text for text in value if text)
         elif option.kind is float:
-            value = round(value, 6)  # a float32 on its way: 0.9 came as 0.8999999761581421
+            value = round(value, 6)  # float32 in the message: 0.9 arrives as 0.8999999761581421
         values[option.name] = value
     return values

@@ -1,4 +1,4 @@
-"""A parameter of ROS: a declared option with a type and a range that ROS knows, and a value for "not set"."""
+"""A ROS parameter: a declared option with a type and a range that ROS supports, and a value for "not set"."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _FLOAT = sys.float_info.max
 class Parameter:
     """One parameter.
 
-    Args:
+    Attributes:
         name: Its name.
-        option: What it sets.
-        default: Its type is the parameter's.
-        low, high: The range of a number, both included; None for what ROS cannot bound.
-        choices: The values of a string; () for any.
+        option: The option it sets.
+        default: Its default, whose type is the parameter's type.
+        low: The smallest number allowed, None if ROS cannot limit it.
+        high: The largest number allowed, None if ROS cannot limit it.
+        choices: The allowed strings; () allows any.
     """
 
     name: str
@@ -42,8 +43,9 @@ class Parameter:
 
     @classmethod
     def of(cls, option: Option) -> Parameter:
-        """The parameter of an option. One that need not be set is not set by default, unless the option is
-        optional and has a default of its own.
+        """Return the parameter of an option.
+
+        If the option may be unset, the default is "not set", unless it is optional and has its own default.
         """
         default = option.program_default
         if default is None or (option.unset is not None and not option.optional):
@@ -67,14 +69,18 @@ class Parameter:
 
     @property
     def text(self) -> str:
-        """What it is for, and what its special values mean; no full stop."""
+        """What it is for, and what its special values mean, without a full stop."""
         return self.option.explained(self.option.unset)
 
     def check(self, value: Any, name: str | None = None) -> Any:
-        """Return a value as the type of the default.
+        """Return a value in the type of the default.
+
+        Args:
+            value: The value.
+            name: What errors call the parameter; None uses its own name.
 
         Raises:
-            ValueError: One line with the name, the value and what is allowed.
+            ValueError: It is not valid; the text has the name, the value and what is allowed.
         """
         name, kind = name or self.name, type(self.default)
         if kind is float and type(value) is int:
@@ -91,7 +97,7 @@ class Parameter:
         return value
 
     def to_option(self, value: Any) -> Any:
-        """The value of the option that a checked value of the parameter stands for."""
+        """Return the value of the option for a checked value of the parameter."""
         if isinstance(value, list):
             return tuple(text for text in value if text)
         return None if value == self.option.unset else value

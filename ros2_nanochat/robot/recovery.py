@@ -1,6 +1,6 @@
-"""What goes wrong around a conversation, and what becomes of it: listeners that cannot be told, a disk that
-takes nothing, a thread that was replaced. Each costs at most one turn, is logged, and shows in the
-diagnostics.
+"""Handles failures around a conversation: listeners that block, a disk that fails, a thread that is replaced.
+
+Each costs at most one turn, is logged, and appears in the diagnostics.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.robot.worker import Worker
 
 PUBLISH_SECONDS = 10.0
-"""A listener that keeps a robot's thread for longer has stuck it."""
+"""A robot's thread that publishes for longer is stuck."""
 SAVE_SECONDS = 30.0
-"""A disk that keeps a robot's thread for longer has stuck it."""
-_SHOWN_SECONDS = 30.0  # how long diagnostics show what is over
-_QUIET_SECONDS = 10.0  # between two lines of the log about the same
-_RESTART_SECONDS = 1.0  # between two restarts of a thread; doubles while no turn succeeds
+"""A robot's thread that writes to disk for longer is stuck."""
+_SHOWN_SECONDS = 30.0  # how long the diagnostics show a failure
+_QUIET_SECONDS = 10.0  # between two lines of the log about the same failure
+_RESTART_SECONDS = 1.0  # between two restarts of a thread; doubles until a turn succeeds
 _LONGEST_RESTART = 600.0
 
 
 class Faults:
-    """What has gone wrong with one robot lately. Any thread."""
+    """What recently failed for one robot. Can be used from any thread.
+
+    Attributes:
+        restarts: How often the thread was replaced.
+    """
 
     def __init__(self):
         self.restarts = 0
@@ -33,8 +37,15 @@ class Faults:
         self._restart_after, self._wait = 0.0, _RESTART_SECONDS
 
     def note(self, kind: str, text: str, shown: bool = True) -> bool:
-        """Note what went wrong; whether the log has not had that kind for some seconds. shown: in
-        `present`.
+        """Record a failure.
+
+        Args:
+            kind: Failures of one kind share a line in the diagnostics.
+            text: The failure.
+            shown: Include it in `present`.
+
+        Returns:
+            Whether to log it: not if the same kind was logged in the last seconds.
         """
         now = time.monotonic()
         if shown:
@@ -46,44 +57,62 @@ class Faults:
 
     @property
     def present(self) -> list[str]:
-        """What went wrong in the last seconds."""
+        """The failures of the last seconds."""
         now = time.monotonic()
         return [text for text, when in list(self._errors.values()) if now - when < _SHOWN_SECONDS]
 
     def may_restart(self) -> bool:
-        """Whether a thread may be replaced now: one that sticks again and again is left for longer."""
+        """Whether a thread may be replaced now. The wait grows if threads get stuck repeatedly."""
         return time.monotonic() >= self._restart_after
 
     def restarted(self, trouble: str) -> None:
-        """Note that a thread was replaced, and why."""
+        """Record that a thread was replaced, and why."""
         self.restarts += 1
         self.note('thread', f'{trouble}; it was started anew')
         self._restart_after = time.monotonic() + self._wait
         self._wait = min(2 * self._wait, _LONGEST_RESTART)
 
     def went_well(self) -> None:
-        """A turn has ended as it should: the thread works."""
+        """Record that a turn ended normally: the thread works."""
         self._wait = _RESTART_SECONDS
 
 
 class Guard:
-    """Runs what others gave us, so that nothing it raises goes further. title: of the robot, for messages."""
+    """Calls code of others, so that its exceptions do not propagate.
+
+    Args:
+        faults: Where failures are recorded.
+        log: Has `info` and `error`.
+        title: The robot's name, for messages.
+    """
 
     def __init__(self, faults: Faults, log, title: str):
         self._faults, self._log, self._title = faults, log, title
 
     def failed(self, what: str, error: BaseException, lasting: bool = False) -> None:
-        """Log an error and show it in the diagnostics for a while. lasting: they show it by other means."""
+        """Log an error and show it in the diagnostics.
+
+        Args:
+            what: What failed.
+            error: The exception.
+            lasting: The diagnostics already show it by other means.
+        """
         text = f'{what} failed: {type(error).__name__}: {one_line(error)}'
         if self._faults.note(what, text, shown=not lasting):
             self._log.error(f'{self._title}{text}')
 
     def tell(self, text: str) -> None:
-        """Log something that went well again."""
+        """Log that something works again."""
         self._log.info(f'{self._title}{text}')
 
     def publish(self, worker: Worker | None, call: Callable, *arguments) -> None:
-        """Tell the robot's output something, on the robot's thread or (None) on another one."""
+        """Call a method of the robot's output.
+
+        Args:
+            worker: The robot's thread, None if called on another thread.
+            call: The method.
+            *arguments: Its arguments.
+        """
         try:
             if worker is None:
                 call(*arguments)
@@ -94,7 +123,7 @@ class Guard:
             self.failed('publishing', error)
 
     def do_job(self, job: Callable[[], object] | None, done: Future) -> None:
-        """Do a job; what it raises is for whoever waits for it."""
+        """Do a job and pass its result or exception to `done`."""
         try:
             done.set_result(job() if job is not None else None)
         except Exception as error:
@@ -102,19 +131,33 @@ class Guard:
 
 
 class SavedState:
-    """What of a conversation is on disk. failure: why the last turn is not, '' if it is. All but `failure` on
-    the robot's thread, with the history's lock held.
+    """Keeps a conversation on disk.
+
+    Use it only on the robot's thread with the history locked; `failure` is an exception.
+
+    Args:
+        store: The `ConversationStore`.
+        guard: Logs failures.
+
+    Attributes:
+        failure: Why the last turn is not on disk, '' if it is.
     """
 
     retry_seconds = 5.0
-    """Between two attempts to write what is not on disk."""
+    """Seconds between two attempts to write a conversation that is not on disk."""
 
     def __init__(self, store, guard: Guard):
         self.failure = ''
         self._store, self._guard = store, guard
 
     def save(self, memory, worker: Worker, turn: Turn | None = None) -> None:
-        """Write the conversation; a turn that is not on disk then has a note that says so."""
+        """Write the conversation. If that fails, the turn gets a note.
+
+        Args:
+            memory: The conversation.
+            worker: The robot's thread.
+            turn: The turn that has just ended, if any.
+        """
         with worker.step('saving the conversation', SAVE_SECONDS):
             self._write(memory)
         if self.failure and turn is not None:
@@ -131,8 +174,13 @@ class SavedState:
             self._guard.failed('saving the conversation', error, lasting=True)
 
     def forget(self, memory) -> str:
-        """Bring a conversation that was just forgotten to disk. Returns what else there is to tell.
-        RuntimeError if a restart would find the old one.
+        """Remove a conversation from disk after it was reset.
+
+        Returns:
+            What else the caller should know, '' for nothing.
+
+        Raises:
+            RuntimeError: The old conversation is still on disk.
         """
         self._store.drop_kv()
         self._write(memory)
@@ -149,7 +197,7 @@ class SavedState:
         return f'its file was deleted, because it could not be written ({reason})'
 
     def save_kv(self, memory, worker: Worker) -> None:
-        """Write the keys and values of the conversation, if they are kept."""
+        """Write the conversation's keys and values, if `keep_kv` is set."""
         try:
             with worker.step('saving the KV', 10 * SAVE_SECONDS):
                 self._store.save_kv(memory.history)

@@ -1,5 +1,6 @@
-"""Runs a robot's turns one after another on a thread of its own, keeps the history, and outlives whatever
-goes wrong on the way: a thread that has died or is stuck is replaced.
+"""Runs a robot's turns one after another on its own thread, and keeps the history.
+
+A thread that has died or is stuck is replaced.
 """
 
 from __future__ import annotations
@@ -17,10 +18,22 @@ from ros2_nanochat.states import FinishReason
 
 
 class Runner:
-    """name: of the thread. title: of the robot, for messages. output: gives the robot's present `Output`.
+    """Runs the turns of one robot.
 
-    memory: the history; another object once a thread was replaced. last: the turn that ended last. record:
-    the most tokens a second of a turn so far.
+    Args:
+        name: Name of the thread.
+        title: Name of the robot, for messages.
+        schedule: What runs and waits.
+        memory: The conversation.
+        answering: Answers a turn.
+        output: Returns the robot's current `Output`.
+        store: A `ConversationStore` or None.
+        log: Has `info`, `warning` and `error`.
+
+    Attributes:
+        memory: The conversation; a new object after the thread was replaced.
+        last: The turn that ended last.
+        record: The most tokens per second of any turn so far.
     """
 
     def __init__(
@@ -52,7 +65,7 @@ class Runner:
     # --- from outside ---
 
     def supervise(self) -> None:
-        """Replace the thread if it has died or is stuck; the turn it had ends with an error."""
+        """Replace the thread if it has died or is stuck. Its turn ends with an error."""
         trouble = self._worker.trouble
         if self._schedule.closed or not trouble or not self.faults.may_restart():
             return
@@ -63,15 +76,18 @@ class Runner:
             if turn.claim():
                 turn.finish_reason, turn.error = FinishReason.ERROR, f'internal error: {trouble}'
                 self._schedule.put_first(lambda: self.announce(turn, self._worker))
-            turn.ended.set()  # now: its announcement may stick, and may be what has stuck
+            turn.ended.set()  # now, because announcing it may be what is stuck
         self.faults.restarted(trouble)
         self._log.error(f'{self._title}{trouble}; it was started anew')
         self._worker = self._new_worker()
         self._worker.start()
 
     def announce(self, turn: Turn, worker: Worker | None = None) -> None:
-        """Tell the robot's output that a turn has ended. worker: None on any other thread than the
-        robot's.
+        """Tell the robot's output that a turn has ended.
+
+        Args:
+            turn: The turn.
+            worker: The robot's thread, None if called on another thread.
         """
         if turn.error:
             self._log.warning(f'{self._title}{turn.finish_reason}: {turn.error}')
@@ -82,13 +98,13 @@ class Runner:
             turn.ended.set()
 
     def join(self, timeout: float) -> None:
-        """Wait until the thread has ended."""
+        """Wait at most `timeout` seconds for the thread to end."""
         self._worker.join(timeout)
 
     # --- the robot's thread ---
 
     def _work(self, worker: Worker) -> bool:
-        """Do the next job or turn; False once there will be none."""
+        """Do the next job or turn. Return False when there will be no more."""
         unsaved = self.saved if self.saved is not None and self.saved.failure else None
         work = self._schedule.next(worker, unsaved.retry_seconds if unsaved else None)
         memory = self.memory
@@ -107,13 +123,13 @@ class Runner:
     def _run_turn(self, turn: Turn, memory: Memory, worker: Worker) -> None:
         try:
             self._answer(turn, memory, worker)
-        except Exception as error:  # ours to mend; the robot goes on
+        except Exception as error:  # a bug of ours; the robot continues
             with memory.lock:
                 memory.history.messages = list(self._before)
             turn.finish_reason, turn.error = FinishReason.ERROR, f'internal error: {one_line(repr(error))}'
             turn.stop(FinishReason.CANCELLED)
         worker.check()
-        self._before = list(memory.history.messages)  # what sticks from now on does not undo the turn
+        self._before = list(memory.history.messages)  # the turn stays from here on, even if it gets stuck
         if turn.claim():
             if self.saved is not None and not FinishReason(turn.finish_reason).failed:
                 with memory.lock:
@@ -125,8 +141,8 @@ class Runner:
             self.faults.went_well()
         idle = self._schedule.finished(worker)
         if turn.new_tokens and idle and self.saved is not None:
-            # Only what this turn computed: else the KV is that of the turns before, which a reset may have
-            # forgotten. It announces nothing, so it may take as long as copying takes.
+            # Only if this turn computed something: else the KV belongs to earlier turns, which a reset may
+            # have forgotten. Nobody waits for it.
             self.saved.save_kv(memory, worker)
 
     def _answer(self, turn: Turn, memory: Memory, worker: Worker) -> None:
@@ -146,10 +162,16 @@ class Runner:
         with memory.lock:
             worker.check()
             if stream is None or (not stream.tokens and turn.finish_reason != FinishReason.STOP):
-                memory.history.messages = list(self._before)  # nothing was said: as if it had not been asked
+                memory.history.messages = list(self._before)  # no answer: as if it had not been asked
             else:
                 memory.history.append('bot', stream)
 
     def emit(self, worker: Worker | None, name: str, *arguments) -> None:
-        """Tell the robot's output something; what it raises goes no further."""
+        """Call a method of the robot's output. Its exceptions do not propagate.
+
+        Args:
+            worker: The robot's thread, None if called on another thread.
+            name: Name of the method.
+            *arguments: Its arguments.
+        """
         self._guard.publish(worker, getattr(self._output(), name), *arguments)

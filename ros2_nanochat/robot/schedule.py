@@ -1,7 +1,7 @@
-"""What runs and what waits for one robot: which turn is next, which ones a new one displaces, which are
+"""What runs and what waits for one robot: which turn is next, which ones a new turn displaces, which are
 refused.
 
-What the robot's thread and its callers share; its lock is held for moments only.
+Shared by the robot's thread and its callers; the lock is held only briefly.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ros2_nanochat.robot.worker import Worker
 from ros2_nanochat.states import FinishReason
 
 Job = tuple[Callable[[], object] | None, Future]
-"""What the robot's thread is to do between two turns, and where its result goes."""
+"""A function that the robot's thread calls between two turns, and the future for its result."""
 
 
 class Schedule:
-    """One robot's. Any thread."""
+    """The turns of one robot. Can be used from any thread."""
 
     def __init__(self):
         self._waiting = Waiting()
@@ -32,7 +32,11 @@ class Schedule:
     # --- callers ---
 
     def admit(self, turn: Turn) -> tuple[str, list[Turn]]:
-        """Take a turn in; returns why it is refused, '' if it is not, and those that waited and make way."""
+        """Add a turn.
+
+        Returns:
+            Why the turn is refused, '' if it is not; and the waiting turns that it displaced.
+        """
         policy, priority = turn.options.on_new_query, turn.options.priority
         gone: list[Turn] = []
         with self._changed:
@@ -61,20 +65,22 @@ class Schedule:
         return '', gone
 
     def remove(self, condition: Callable[[Turn], bool]) -> list[Turn]:
-        """Take out those that wait and meet a condition."""
+        """Remove and return the waiting turns that meet a condition."""
         with self._changed:
             return self._waiting.remove(condition)
 
     def stop_current(self, reason: FinishReason) -> bool:
-        """Stop the turn that runs; whether there was one."""
+        """Stop the running turn. Return whether there was one."""
         with self._changed:
             if self._current is not None:
                 self._current.stop(reason)
             return self._current is not None
 
     def clear(self, job: Callable[[], object] | None) -> tuple[bool, list[Turn], Future]:
-        """Stop the turn that runs, take out those that wait, and have a job done before the next turn.
-        Returns whether a turn ran, those that waited, and where the job's result comes.
+        """Stop the running turn, remove the waiting ones, and run a job before the next turn.
+
+        Returns:
+            Whether a turn was running, the turns that were waiting, and the future for the job's result.
         """
         done: Future = Future()
         with self._changed:
@@ -85,7 +91,7 @@ class Schedule:
         return ran, dropped, done
 
     def close(self) -> bool:
-        """Refuse all that comes; False if that was so already."""
+        """Refuse all further turns. Return False if it was closed already."""
         with self._changed:
             was, self._closed = self._closed, True
             self._changed.notify_all()
@@ -93,22 +99,30 @@ class Schedule:
 
     @property
     def closed(self) -> bool:
+        """Whether further turns are refused."""
         return self._closed
 
     @property
     def current(self) -> Turn | None:
-        """The turn that runs."""
+        """The running turn."""
         return self._current
 
     @property
     def num_waiting(self) -> int:
+        """How many turns wait."""
         return len(self._waiting)
 
     # --- the robot's thread ---
 
     def next(self, worker: Worker, timeout: float | None) -> Job | Turn | None:
-        """Wait for the next job or turn, which then is the current one; None after `timeout` seconds, or once
-        it is closed and nothing is left.
+        """Wait for the next job or turn. A turn becomes the current one.
+
+        Args:
+            worker: The robot's thread.
+            timeout: Seconds to wait; None waits indefinitely.
+
+        Returns:
+            The job or turn; None after the timeout, or if the schedule is closed and nothing is left.
         """
         with self._changed:
             self._changed.wait_for(
@@ -123,7 +137,7 @@ class Schedule:
             return self._current
 
     def finished(self, worker: Worker) -> bool:
-        """No turn runs any more; whether none waits either."""
+        """Record that no turn runs. Return whether none waits either."""
         with self._changed:
             worker.check()
             self._current = None
@@ -131,7 +145,7 @@ class Schedule:
             return not len(self._waiting)
 
     def replace(self, worker: Worker) -> Turn | None:
-        """Take the thread's work away from it; returns the turn that it had."""
+        """Retire the thread and return the turn that it was running."""
         with self._changed:
             worker.retire()
             turn, self._current = self._current, None
@@ -139,7 +153,7 @@ class Schedule:
             return turn
 
     def put_first(self, job: Callable[[], object]) -> None:
-        """Have a job done before all else."""
+        """Run a job before everything else."""
         with self._changed:
             self._jobs.insert(0, (job, Future()))
             self._changed.notify_all()

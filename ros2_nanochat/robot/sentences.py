@@ -1,8 +1,7 @@
-"""Cut a streamed text into sentences, for a speech synthesizer that wants to begin before the reply is
-whole.
+"""Splits streamed text into sentences, for a speech synthesizer that starts before the reply is complete.
 
-Whether a mark ends a sentence is decided when the word behind it has come, so how tokens cut the text makes
-no difference. `sentencex` judges; here is what it does not know, and the structure of Markdown.
+Whether a mark ends a sentence is decided when the next word has arrived, so the way tokens split the text
+makes no difference. `sentencex` decides; the code here adds exceptions and the structure of Markdown.
 """
 
 from __future__ import annotations
@@ -54,18 +53,19 @@ _BLOCK = re.compile(r'(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6}|[-*_=]{3,}|(?:`{3}|~{3}|
 _ENDS_A_LINE = re.compile(r'\s*(?:#{1,6}\s|\||\*\*[^*\n]+\*\*:?\s*\Z|__[^_\n]+__:?\s*\Z|[-*_=]{3,}\s*\Z)')
 _FENCE = re.compile(r'[ \t]{0,3}(`{3,}|~{3,})')
 _PERHAPS_FENCE = re.compile(r'[ \t]{0,3}(?:`{0,2}|~{0,2})\Z')
-_WINDOW = 300  # characters before a mark that are looked at
-_LONG_WORD = 24  # characters of the word behind it that are waited for
+_WINDOW = 300  # characters before a mark that are examined
+_LONG_WORD = 24  # characters of the next word to wait for
 
 
 class SentenceSplitter:
-    """Text goes in as it comes, whole sentences come out.
+    """Takes text as it streams and returns complete sentences.
 
-    Each holds a letter or a digit. How the text is cut makes no difference, unless `pause` was called.
+    Each sentence contains a letter or a digit. The way the text is split makes no difference, unless you call
+    `pause`.
 
     Args:
-        spoken: Give what should be spoken: without Markdown, code blocks and emoji. Otherwise the sentences
-            keep their words and marks and lose only the white space around them.
+        spoken: Return text for speech: without Markdown, code blocks and emoji. Otherwise only the white
+            space around the sentences is removed.
     """
 
     def __init__(self, spoken: bool = False):
@@ -75,16 +75,19 @@ class SentenceSplitter:
         self._at_line_start = True  # whether the rest begins a line
 
     def add(self, text: str) -> list[str]:
-        """Take more text; return the sentences that are now complete."""
+        """Add text. Return the sentences that are now complete."""
         self._rest += text
         return self._take(hurry=False)
 
     def pause(self) -> list[str]:
-        """No text has come for a while: return what would be complete if none came any more."""
+        """Return what would be complete if the text ended here.
+
+        Call this if no text has arrived for a while.
+        """
         return self._take(hurry=True)
 
     def flush(self) -> list[str]:
-        """End; return what is left."""
+        """End the text. Return what is left."""
         sentences = self._take(hurry=True)
         rest, self._rest = self._clean(self._rest), ''
         self._scanned, self._at_line_start = 0, True
@@ -95,7 +98,7 @@ class SentenceSplitter:
         while (cut := self._next_cut(hurry)) is not None:
             end, begin = cut
             sentence = self._clean(self._rest[:end])
-            if not _has_word(sentence):  # it goes with what follows
+            if not _has_word(sentence):  # it belongs to the next one
                 self._scanned = begin
                 continue
             sentences.append(sentence)
@@ -104,7 +107,7 @@ class SentenceSplitter:
         return sentences
 
     def _next_cut(self, hurry: bool) -> tuple[int, int] | None:
-        """Where the next sentence ends, and where the text behind it begins; None if that is still open."""
+        """Return the end of the next sentence and the start of the text after it; None if still open."""
         text = self._rest
         while True:
             position = self._scanned
@@ -148,14 +151,14 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _end_of_fence(text: str, fence: re.Match) -> int | None:
-    """Behind the line that closes a code block; None if it has not come."""
+    """Return the end of the line that closes a code block; None if it has not arrived."""
     mark = fence[1]
     close = re.compile(rf'\n[ \t]{{0,3}}{mark[0]}{{{len(mark)},}}[ \t]*\n').search(text, fence.end())
     return close.end() if close else None
 
 
 def _is_block_end(text: str, newline: int, begin: int, hurry: bool) -> bool | None:
-    """Whether a line break ends what stands before it: a heading, an item of a list, a paragraph."""
+    """Whether a line break ends the text before it: a heading, a list item, a paragraph."""
     if begin == len(text):
         return None  # what follows decides, and if nothing does, it is the end anyway
     if text.count('\n', newline, begin) > 1:
@@ -169,7 +172,7 @@ def _is_block_end(text: str, newline: int, begin: int, hurry: bool) -> bool | No
 
 
 def _end_of_word(text: str, begin: int, limit: int) -> int | None:
-    """Where the word at `begin` ends, or as much of it as matters; None if that is still to come."""
+    """Return where the word at `begin` ends, at most `limit` characters on; None if more text is needed."""
     if unicodedata.category(text[begin]) == 'Lo':  # a script without spaces, or without upper case
         return begin + 1
     for position in range(begin, min(len(text), begin + limit)):
@@ -179,7 +182,7 @@ def _end_of_word(text: str, begin: int, limit: int) -> int | None:
 
 
 def _is_sentence_end(text: str, found: re.Match, begin: int, hurry: bool) -> bool | None:
-    """Whether a run of marks ends a sentence; None if what follows has to come first."""
+    """Whether a run of marks ends a sentence; None if more text is needed."""
     marks, behind = found['marks'], found.end()
     if behind == len(text) and not hurry:
         return None  # another mark may follow
@@ -208,7 +211,7 @@ def _stands_between_digits(text: str, start: int, end: int) -> bool:
 
 
 def _judge(text: str, found: re.Match, begin: int) -> bool:
-    """Whether the sentence ends. text: up to the end of the next word, which begins at `begin`."""
+    """Whether the sentence ends. `text` reaches to the end of the next word, which begins at `begin`."""
     marks, following = found['marks'], text[begin]
     if all(mark in _GREEK_QUESTION for mark in marks) and not _GREEK.search(text, 0, found.start()):
         return False

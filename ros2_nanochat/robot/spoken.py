@@ -1,6 +1,6 @@
-"""What of a text should be spoken: its words, without Markdown, code blocks and emoji.
+"""Extracts what should be spoken from a text: its words, without Markdown, code blocks and emoji.
 
-Works on a piece of a text, so a mark whose partner stands in another piece goes as well.
+Works on parts of a text: a mark whose partner is in another part is removed, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SPACE = re.compile(r'[ \t]+')
 
 
 def spoken_text(text: str) -> str:
-    """Return what should be spoken of `text`, '' if that is nothing."""
+    """Return what should be spoken of `text`, '' if nothing."""
     text = _FENCE.sub('', text)
     text = _TABLE_RULE.sub('', _RULE.sub('', text))
     text = _TABLE_ROW.sub(lambda row: ', '.join(cell.strip() for cell in row[1].split('|')), text)

@@ -1,4 +1,4 @@
-"""Keeps two processes from writing one robot's state."""
+"""Prevents two processes from writing one robot's state."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from pathlib import Path
 
 
 class StateLock:
-    """A lock on a file, held until `release()` or the end of the process, however it ends. ValueError if
-    another process holds it.
+    """A lock on a file, held until `release()` or the end of the process.
+
+    Args:
+        path: The file, created if it does not exist.
+
+    Raises:
+        ValueError: Another process holds the lock.
+        OSError: The file cannot be opened.
     """
 
     def __init__(self, path: Path):
@@ -30,7 +36,7 @@ class StateLock:
         os.pwrite(self._handle, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
-        """Let others have it. May be called twice."""
+        """Release the lock. You may call this twice."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

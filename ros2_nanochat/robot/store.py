@@ -1,10 +1,9 @@
-"""Conversations that survive the process: after each finished turn a robot's history is on disk, whole,
-before the turn is announced.
+"""Keeps conversations across restarts: after each turn, a robot's history is on disk before the turn is
+announced.
 
-The file is replaced at once (written beside, synced, renamed), so that a crash or a power cut at any moment
-leaves the old one or the new one. A file that is damaged is set aside under another name, and the robot
-begins anew; one that may not be read is an error of the configuration. Only one process at a time may use a
-file.
+The file is replaced atomically (written under another name, synced, renamed), so that a crash or a power cut
+leaves either the old or the new one. A damaged file is renamed and the robot starts afresh; a file without
+read permission is a configuration error. Only one process at a time may use a file.
 """
 
 from __future__ import annotations
@@ -22,13 +21,20 @@ from ros2_nanochat.errors import one_line
 from ros2_nanochat.files import open_regular, remove_temporary, sync_folder, write_whole
 from ros2_nanochat.robot.state_lock import StateLock
 
-_UNSAVED_IMAGES = 8  # whose pixels are kept while the disk takes none
+_UNSAVED_IMAGES = 8  # images whose pixels are kept while they cannot be written
 
 
 class ConversationStore:
-    """The file of one robot in `folder`. name: of the robot with its node, as on the graph: no two
-    conversations share it. log: as in `RobotConversation`.
-    keep_kv: beside it, the keys and values of the conversation.
+    """The conversation file of one robot.
+
+    Args:
+        folder: The folder for all robots.
+        name: Name of the robot with its node, as on the graph: no two conversations share it.
+        log: Has `info`, `warning` and `error`.
+        keep_kv: Also store the keys and values of the conversation.
+
+    Raises:
+        ValueError: The folder cannot be written to, or another process uses the file.
     """
 
     def __init__(self, folder: str | os.PathLike, name: str, log, keep_kv: bool = False):
@@ -53,16 +59,21 @@ class ConversationStore:
                 self._images.chmod(0o700)  # earlier versions let others read them
 
     def close(self) -> None:
-        """Let another process use the file. May be called twice."""
+        """Let another process use the file. You may call this twice."""
         self._lock.release()
 
     def restore(self, history, system_prompt: str | None) -> None:
-        """Fill a new history with what is on disk; a damaged file is set aside. ValueError for one that
-        cannot be read or set aside.
+        """Fill a new history from disk. A damaged file is renamed.
 
-        system_prompt: the parameter, None where it is not set. One that has changed since the conversation
-        was saved takes the place of the old one; one that has not leaves the conversation the prompt that it
-        has, which a reset may have given it.
+        If the parameter has changed since the conversation was saved, the new system prompt applies.
+        Otherwise the conversation keeps its system prompt, which a reset may have set.
+
+        Args:
+            history: The new `ChatHistory`.
+            system_prompt: The parameter, None if it is not set.
+
+        Raises:
+            ValueError: The file cannot be read or renamed.
         """
         try:
             open_regular(self.path).close()
@@ -75,7 +86,7 @@ class ConversationStore:
             replaced = history.load(self.path, without_images=True)
             for text in replaced:
                 self._log.warning(f'{self.path}: {text[1:-1]}')
-            if not replaced:  # else the file may name pictures that the history does not show now
+            if not replaced:  # else the file may name pictures that the history no longer shows
                 self._drop_images(history)
         except OSError as error:
             raise self._unreadable(error.filename, error) from error
@@ -119,25 +130,32 @@ class ConversationStore:
         )
 
     def delete(self) -> None:
-        """Delete the conversation from the disk; OSError if that fails."""
+        """Delete the conversation from disk.
+
+        Raises:
+            OSError: That fails.
+        """
         self.path.unlink(missing_ok=True)
         sync_folder(self.folder)
 
     def save(self, history, system_prompt: str | None) -> None:
-        """Put the history on disk, and which system_prompt the parameter held; OSError where that fails, and
-        the old file stays.
+        """Write the history and the parameter system_prompt to disk.
+
+        Raises:
+            OSError: That fails; the old file stays.
         """
         self._write_images(history)
         history.save(self.path)
         if self._saved_prompt() != (
             system_prompt or ''
-        ):  # after the history: a crash between them has the new prompt put in again
+        ):  # after the history: if it crashes in between, the new prompt is applied again
             write_whole(str(self._prompt_file), json.dumps(system_prompt or '').encode())
         self._drop_images(history)
 
     def _write_images(self, history) -> None:
-        """Put the pictures of a history on disk and let their pixels go. While that fails, the latest few are
-        kept for the next try.
+        """Write the history's pictures to disk and free their pixels.
+
+        If that fails, keep the latest few for the next attempt.
         """
         unsaved = [
             message
@@ -154,8 +172,9 @@ class ConversationStore:
             raise
 
     def save_kv(self, history) -> None:
-        """Put the keys and values of the conversation on disk, where they are to be kept. Not synced: a file
-        that a power cut has damaged is known by its digest, and costs no more than a prefill.
+        """Write the conversation's keys and values to disk, if `keep_kv` is set.
+
+        The file is not synced: damage by a power cut is detected by its digest and costs only a prefill.
         """
         if not self.keep_kv or history.kv_cache is None:
             return
@@ -167,7 +186,7 @@ class ConversationStore:
                 with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as file:
                     file.write(data)
                 part.rename(self._kv_file)
-        except Exception as error:  # it saves time and nothing else
+        except Exception as error:  # it only saves time
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
             self._log.warning(
@@ -176,7 +195,7 @@ class ConversationStore:
             )
 
     def restore_kv(self, history) -> None:
-        """Let a history that has no KV cache have the one on disk, where there is one of this model."""
+        """Load the KV cache from disk into a history that has none, if it belongs to this model."""
         if not self.keep_kv:
             return
         try:
@@ -184,11 +203,11 @@ class ConversationStore:
                 history.kv_cache = history.model.load_kv(file.read())
         except FileNotFoundError:
             pass
-        except Exception as error:  # it saves time and nothing else
+        except Exception as error:  # it only saves time
             self._log.info(f'the KV on disk is not used, the conversation is read again: {one_line(error)}')
 
     def drop_kv(self) -> None:
-        """Delete it; what cannot be deleted is said."""
+        """Delete the keys and values from disk. Files that cannot be deleted are logged."""
         for path in (self._kv_file, self._kv_part):
             try:
                 path.unlink(missing_ok=True)
@@ -222,11 +241,11 @@ class ConversationStore:
         return self.path.with_name(self.path.name + '.images')
 
     def _drop_images(self, history) -> None:
-        """Delete those that no message shows any more."""
+        """Delete the image files that no message shows any more."""
         if not self._images.is_dir():
             return
         shown = {os.path.basename(message.image) for message in history if isinstance(message.image, str)}
-        with contextlib.suppress(OSError):  # they only take room, and the next turn tries again
+        with contextlib.suppress(OSError):  # they only use space, and the next turn tries again
             for path in self._images.iterdir():
                 if path.name not in shown:
                     path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
-"""One turn on its way: what was asked, what came of it. And the order in which turns wait for a robot. Knows
-nothing of models or ROS.
+"""One turn: the question and its answer.
+
+Also the order in which turns wait for a robot. Knows nothing of models or ROS.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ _arrivals = itertools.count()
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is not decoded yet. decode: gives [h, w, 3] uint8 RGB, or raises ValueError. age: seconds
-    when it was taken, None if that is not known. stamp: nanoseconds. doubt: why the age is not that of the
-    stamp, '' if it is. number: of a camera's frame, in the order in which frames came; 0 for another image.
-    num_bytes: that it has as it came.
+    """An image that is not decoded yet.
+
+    Attributes:
+        decode: Returns [h, w, 3] uint8 RGB, or raises ValueError.
+        stamp: When it was taken, in nanoseconds.
+        frame_id: The camera's coordinate frame.
+        age: Seconds since it was taken, None if unknown.
+        doubt: Why the stamp was not used for the age, '' if it was.
+        number: Number of a camera's frame in order of arrival; 0 for other images.
+        num_bytes: Bytes of the image as received.
     """
 
     decode: Callable[[], np.ndarray]
@@ -37,7 +44,7 @@ class Picture:
     num_bytes: int = 0
 
     def freed(self) -> Picture:
-        """What is known of it, without the image itself."""
+        """Return a copy without the image itself."""
         return replace(self, decode=_gone)
 
 
@@ -47,11 +54,16 @@ def _gone() -> np.ndarray:
 
 @dataclass(eq=False)
 class Turn:
-    """A question and, once `ended` is set, its answer. options: of this turn. goal: whatever the caller wants
-    to find again in the output's calls. own_form: the turn has a form of its own, not the robot's. parsed:
-    the answer as a value if it is valid.
+    """A question and, once `ended` is set, its answer. Other fields: see nanochat/msg/Turn.
 
-    Times are of `time.monotonic()`, durations seconds. The rest is as in nanochat/msg/Turn.
+    Times are those of `time.monotonic()`, durations are seconds.
+
+    Attributes:
+        options: The options of this turn.
+        pictures: The images that came with the question.
+        goal: Anything the caller wants to find again in the output's calls.
+        own_form: The turn has its own form, not the robot's.
+        parsed: The answer as a value, if it is valid.
     """
 
     query: str
@@ -96,14 +108,12 @@ class Turn:
 
     @property
     def due(self) -> float:
-        """When its deadline passes; infinity where there is none."""
+        """When its deadline passes; infinity if there is none."""
         return math.inf if self.options.deadline is None else self.arrived + self.options.deadline
 
     @property
     def order(self) -> tuple:
-        """Sorts those that wait: by priority, deadline, and arrival; one that interrupts goes before those
-        that wait in line.
-        """
+        """Sort key of waiting turns: priority, then deadline, then turns that interrupt, then arrival."""
         return (
             -self.options.priority,
             self.due,
@@ -112,22 +122,27 @@ class Turn:
         )
 
     def stop(self, reason: str) -> None:
-        """End it at what was delivered, whether it has begun or not. The first reason holds."""
+        """End the turn with what was delivered so far, even if it has not begun. The first reason counts."""
         with self._lock:
             self.stop_reason = self.stop_reason or reason
             if self._stream is not None:
                 self._stream.stop(self.stop_reason)
 
     def attach(self, stream) -> None:
-        """Note the stream that a stop has to reach; one that came before ends it now."""
+        """Set the stream that `stop` ends. If the turn was stopped before, the stream ends now."""
         with self._lock:
             self._stream = stream
             if self.stop_reason:
                 stream.stop(self.stop_reason)
 
     def claim(self, unless_streaming: bool = False) -> bool:
-        """Whether the caller is the one that ends this turn and announces it; only the first caller is.
-        unless_streaming: leave a turn that has a reply to the thread that hands it out.
+        """Ask for the right to end and announce this turn. Only the first caller gets it.
+
+        Args:
+            unless_streaming: Leave a turn that is streaming to the robot's thread.
+
+        Returns:
+            Whether the caller ends the turn.
         """
         with self._lock:
             if self._claimed or (unless_streaming and self._stream is not None):
@@ -137,11 +152,11 @@ class Turn:
 
     @property
     def claimed(self) -> bool:
-        """Whether somebody has ended this turn."""
+        """Whether someone has ended this turn."""
         return self._claimed
 
     def let_go(self) -> None:
-        """Free the images, which nobody needs any more."""
+        """Free the images, which are no longer needed."""
         self.pictures = ()
         if self.picture is not None:
             self.picture = self.picture.freed()
@@ -152,7 +167,7 @@ class Turn:
 
 
 class Waiting:
-    """Turns that wait for one robot. Not thread-safe: its owner holds a lock."""
+    """Turns that wait for one robot. Not thread-safe: the owner holds a lock."""
 
     def __init__(self):
         self._turns: list[Turn] = []
@@ -161,15 +176,16 @@ class Waiting:
         return len(self._turns)
 
     def add(self, turn: Turn) -> None:
+        """Add a turn."""
         self._turns.append(turn)
         self._turns.sort(key=lambda turn: turn.order)
 
     def take(self) -> Turn | None:
-        """The one whose turn it is, or None."""
+        """Remove and return the next turn; None if there is none."""
         return self._turns.pop(0) if self._turns else None
 
     def remove(self, condition: Callable[[Turn], bool]) -> list[Turn]:
-        """Take out those that meet a condition."""
+        """Remove and return the turns that meet a condition."""
         out = [turn for turn in self._turns if condition(turn)]
         self._turns = [turn for turn in self._turns if not condition(turn)]
         return out

@@ -1,5 +1,7 @@
-"""The thread of one robot: does one thing after another, whatever they raise, and shows its supervisor what
-it is doing. Knows nothing of conversations.
+"""The thread of one robot: does one thing after another, survives exceptions, and shows its supervisor what
+it is doing.
+
+Knows nothing of conversations.
 """
 
 from __future__ import annotations
@@ -9,18 +11,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_PAUSE = 0.1  # seconds after work that failed, so that a failure that repeats takes no processor
+_PAUSE = 0.1  # seconds after a failure, so that repeated failures do not use the processor
 
 
 class Retired(BaseException):
-    """Ends the work of a thread that was replaced. No handler of ordinary errors may catch it."""
+    """Ends the work of a replaced thread. Handlers of ordinary errors must not catch it."""
 
 
 class Worker:
-    """Calls `work(worker)` on a thread of its own until that returns False.
+    """Calls `work(worker)` on its own thread until that returns False.
 
-    work: what to do next; waits until there is something. failed: called with what it raised. After an
-    ordinary exception the thread goes on; one that asks the thread to end (SystemExit) ends it.
+    After an ordinary exception the thread continues; SystemExit and the like end it.
+
+    Args:
+        name: Name of the thread.
+        work: Waits for something to do and does it.
+        failed: Called with each exception.
     """
 
     def __init__(self, name: str, work: Callable[[Worker], bool], failed: Callable[[BaseException], None]):
@@ -30,7 +36,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -40,7 +46,7 @@ class Worker:
                     break
             except Retired:
                 break
-            except Exception as error:  # ours to mend; the robot goes on
+            except Exception as error:  # a bug of ours; the robot continues
                 self._step = None
                 if not self._retired:
                     self._failed(error)
@@ -52,8 +58,14 @@ class Worker:
 
     @contextmanager
     def step(self, what: str, limit: float) -> Iterator[None]:
-        """Do one thing that takes at most `limit` seconds when all is well. Raises `Retired` on a thread that
-        was replaced meanwhile.
+        """Do one thing that should take at most `limit` seconds.
+
+        Args:
+            what: What it is, for `trouble`.
+            limit: Seconds after which the thread counts as stuck.
+
+        Raises:
+            Retired: The thread was replaced meanwhile.
         """
         self.check()
         outer, self._step = self._step, (what, limit, time.monotonic() + limit)
@@ -64,7 +76,7 @@ class Worker:
         self.check()
 
     def check(self) -> None:
-        """Raise `Retired` on a thread that was replaced: what it works on belongs to another one."""
+        """Raise `Retired` if the thread was replaced: its work belongs to another thread."""
         if self._retired:
             raise Retired
 
@@ -74,12 +86,12 @@ class Worker:
         return self._retired
 
     def retire(self) -> None:
-        """Take its work away; it ends when it comes to itself."""
+        """Take its work away. The thread ends as soon as it notices."""
         self._retired = True
 
     @property
     def trouble(self) -> str:
-        """What is wrong with the thread, '' if nothing is."""
+        """What is wrong with the thread, '' if nothing."""
         if self._thread.ident is not None and not self._thread.is_alive() and not self._finished:
             return 'its thread has died'
         step = self._step
@@ -88,5 +100,5 @@ class Worker:
         return ''
 
     def join(self, timeout: float) -> None:
-        """Wait until the thread has ended, at most `timeout` seconds."""
+        """Wait at most `timeout` seconds for the thread to end."""
         self._thread.join(timeout)

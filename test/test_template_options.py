@@ -161,7 +161,7 @@ def test_a_robot_takes_changed_variables_with_its_next_turn_and_keeps_the_conver
     from ros2_nanochat.robot.turn import Turn
 
     class Nobody:
-        started = piece = sentence = ended = staticmethod(lambda *_: None)
+        started = token = sentence = ended = staticmethod(lambda *_: None)
 
     chat = RobotConversation('r1', model, RobotOptions(), Nobody(), chat_template=THINKING)
     try:

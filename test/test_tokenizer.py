@@ -259,10 +259,13 @@ def test_time_of_a_long_reply_is_linear():
     for kind in ('byte_level', 'gemma', 'wordpiece'):
         tokenizer, times = ours(kind), []
         for n in (2000, 16000):
-            detokenizer, start = tokenizer.detokenizer(), time.perf_counter()
-            for i in range(n):
-                detokenizer.add(300 + i % 200)
-            times.append(time.perf_counter() - start)
+            tries = []
+            for _ in range(3):  # the least of three, of this thread's own time: other programs run as well
+                detokenizer, start = tokenizer.detokenizer(), time.thread_time()
+                for i in range(n):
+                    detokenizer.add(300 + i % 200)
+                tries.append(time.thread_time() - start)
+            times.append(min(tries))
         assert times[1] < 8 * times[0] * 4
 
 

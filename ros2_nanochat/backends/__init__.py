@@ -1,1 +1,1 @@
-"""Runtimes of models behind one contract (`base.py`)."""
+"""Model runtimes behind one contract (`base.py`)."""

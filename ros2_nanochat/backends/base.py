@@ -1,5 +1,5 @@
-"""The contract between the engine and whatever runs a model. A backend computes logits and keeps KV caches by
-sequence; sampling, stopping, streaming, templates and vision stand outside, once.
+"""The contract between the engine and a model runtime. A backend computes logits and keeps KV caches by
+sequence. Sampling, stopping, streaming, templates and vision live elsewhere, once for all backends.
 
 Shapes: n tokens, d embedding width, v vocabulary, k rows of logits.
 """
@@ -25,10 +25,13 @@ from ros2_nanochat.prompt import Preceding
 class Chunk:
     """Entries to append to one sequence: ids or embeddings, not both.
 
-    seq: handle of the sequence. ids: [n] integers. embeddings: [n, d] float32.
-    num_logits: how many rows of logits are wanted, of the last positions (0 amid a prefill, 1 to sample,
-        several to verify).
-    positions, advance, bidirectional, deepstack: see `prompt.EmbeddingSpan`.
+    Attributes:
+        seq: Handle of the sequence.
+        ids: [n] integers.
+        embeddings: [n, d] float32.
+        num_logits: How many of the last positions need logits (0 within a prefill, 1 to sample, several to
+            verify).
+        positions, advance, bidirectional, deepstack: See `prompt.EmbeddingSpan`.
     """
 
     seq: int
@@ -47,22 +50,22 @@ class Chunk:
 
 
 class Detokenizer(ABC):
-    """Turns ids into text as they come. What it gives is certain: no half characters, spaces as the tokenizer
-    means them.
+    """Turns ids into text as they arrive. Its output is final: no partial characters, and spaces as the
+    tokenizer defines them.
     """
 
     @abstractmethod
     def add(self, token_id: int) -> str:
-        """Take one id; return the text that has become certain, maybe none. Special tokens give no text."""
+        """Take one id; return the text that became final, maybe none. Special tokens give no text."""
 
     @abstractmethod
     def flush(self) -> str:
-        """End; return what was held back, with U+FFFD for what never became a character."""
+        """End the text; return what was held back, with U+FFFD for bytes that form no character."""
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of UTF-8 that an id stands for inside a text, maybe a part of a character; empty for a
-        special token. Does not change what `add` gives.
+        """Return the UTF-8 bytes of an id inside a text, maybe part of a character; empty for a special
+        token. Does not affect `add`.
 
         Raises:
             BackendError: The tokens of this vocabulary have no bytes of their own.
@@ -70,17 +73,17 @@ class Detokenizer(ABC):
 
     @property
     def pending(self) -> bool:
-        """Whether the ids so far hold a part of a character behind the text that was given."""
+        """Whether the ids so far hold part of a character that has not been given."""
         return False
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """What a vision part makes of pictures, as tensors of torch.
+    """What a vision part computes from pictures, as torch tensors.
 
     Attributes:
-        rows: for each picture, its embeddings [k, d].
-        deepstack: for each of the first layers, what it adds to the rows [k, d] of all pictures; often none.
+        rows: For each picture, its embeddings [k, d].
+        deepstack: For each of the first layers, what to add to the rows [k, d] of all pictures; often empty.
     """
 
     rows: list[Any]
@@ -88,11 +91,11 @@ class ImageFeatures:
 
 
 class VisionPart(ABC):
-    """The vision part of a model that the backend runs, for `vision/`, which makes prompts of pictures.
+    """The vision part of a model that the backend runs, for `vision/`, which turns pictures into prompts.
 
     Attributes:
-        config: the configuration of the whole model, as transformers defines it.
-        device: torch's, on which it runs.
+        config: The configuration of the whole model, as transformers defines it.
+        device: The torch device on which it runs.
     """
 
     config: Any
@@ -100,27 +103,29 @@ class VisionPart(ABC):
 
     @abstractmethod
     def features(self, inputs: Mapping[str, Any]) -> ImageFeatures:
-        """Encode what an image processor of transformers gave; inputs that are not for pictures are
+        """Encode the output of a transformers image processor; inputs that are not for pictures are
         ignored.
         """
 
     @abstractmethod
     def positions(self, inputs: Mapping[str, Any], row_id: int) -> np.ndarray | None:
-        """Positions [axes, n + 1] of the `input_ids` of a processor and of the entry that follows them, None
-        if the model counts in one axis.
+        """Return the positions [axes, n + 1] of a processor's `input_ids` and of the next entry; None if the
+        model counts on one axis.
 
         Args:
-            inputs: what the processor gave for one picture.
-            row_id: the id that stands for each row of a picture.
+            inputs: The processor's output for one picture.
+            row_id: The id that represents each row of a picture.
         """
 
 
 class Backend(ABC):
-    """One model. `tokenize`, `detokenizer`, `embed_tokens` and `embed_image` may be called from any thread,
-    `abort` too; all else from one thread at a time, which is the engine's once that runs.
+    """One model. `tokenize`, `detokenizer`, `embed_tokens`, `embed_image` and `abort` are thread-safe. Call
+    all else from one thread at a time; once the engine runs, from its thread.
 
-    path: local, a file or folder. config: `max_context_len`, `max_sequences` and `kv_tokens` are filled in,
-    the memory was checked. Making one is cheap; `open` loads it.
+    Args:
+        path: A local file or folder.
+        config: `max_context_len`, `max_sequences` and `kv_tokens` are set, and the memory was checked.
+            Creating a backend is cheap; `open` loads the model.
     """
 
     def __init__(self, path: str, config: ModelConfig):
@@ -129,45 +134,50 @@ class Backend(ABC):
 
     @abstractmethod
     def open(self, progress: Callable[[float], None] | None = None) -> None:
-        """Load the model, then `info` and the limits below are known. progress: called with the share that is
-        done, 0 to 1. A `BackendError` says what is wrong with it; an `abort()` meanwhile ends it with
-        `LoadAborted`.
+        """Load the model; then `info` and the limits below are known.
+
+        Args:
+            progress: Called with the share that is loaded, 0 to 1.
+
+        Raises:
+            BackendError: The model cannot be run.
+            LoadAborted: `abort()` was called.
         """
 
     info: ModelInfo
     max_sequences: int
-    """Sequences that may exist at once."""
+    """Maximum number of sequences."""
     kv_capacity: int
     """Tokens of KV over all sequences."""
     max_batch_tokens: int = 512
-    """Entries that one forward takes, over all chunks."""
+    """Maximum number of entries in one forward, over all chunks."""
     trims_exactly: bool = True
-    """Whether `trim` keeps as many entries as it is asked to. If not, a wrong guess costs a whole prompt, and
-    the engine guesses nothing.
+    """Whether `trim` keeps exactly as many entries as asked. If not, a wrong guess costs a whole prompt, so
+    the engine makes none.
     """
     max_chunk_tokens: int | None = None
-    """Entries that one chunk should have at most (a span that comes whole may have more); None: as many as
-    the forward takes.
-    """
+    """Entries that one chunk should not exceed (an uncuttable span may); None for the forward's own limit."""
 
     @classmethod
     def prepare(cls, path: str, config: ModelConfig) -> str:
-        """Make what the model needs to run that is not there yet, and return the path to open. Called before
-        all else, and may take long.
+        """Make what the model still needs to run, for example compile it, and return the path to open. Called
+        first; may take long.
         """
         return path
 
     @classmethod
     @abstractmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
-        """Tell the memory a model will take, from its files, without loading it."""
+        """Estimate the memory of a model from its files, without loading it."""
 
     @abstractmethod
     def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
-        """Turn text into ids; no begin-of-text is added.
+        """Turn text into ids, without begin-of-text.
 
-        special: find special tokens in the text (markup); otherwise they are plain characters (content).
-        preceding: what stands before the text.
+        Args:
+            text: The text.
+            special: Whether to find special tokens in it (markup); else they are plain characters (content).
+            preceding: What comes before the text.
         """
 
     @abstractmethod
@@ -175,12 +185,12 @@ class Backend(ABC):
         """Make a detokenizer for one reply.
 
         Args:
-            preceding: What stands before the reply. A space before the first word, which some vocabularies
-                put there and their decoders strip, belongs to it if that is text.
+            preceding: What comes before the reply. After text, the space before the first word, which some
+                decoders strip, is kept.
         """
 
     def token_text(self, token_id: int) -> str:
-        """The text of one id, special tokens shown as they are written."""
+        """Return the text of one id; special tokens as they are written."""
         for token in self.info.special_tokens:
             if token.id == token_id:
                 return token.text
@@ -188,7 +198,7 @@ class Backend(ABC):
         return detokenizer.add(token_id) + detokenizer.flush()
 
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
-        """Embeddings [n, d] float32 of ids, as `forward` would take them. Only where `info.has_embed`."""
+        """Return the embeddings [n, d] float32 of ids, as `forward` takes them. Requires `info.has_embed`."""
         raise BackendError(f'{self.info.api} does not give the embeddings of tokens; pass ids')
 
     @property
@@ -197,76 +207,70 @@ class Backend(ABC):
         return False
 
     def embed_image(self, pixels: np.ndarray) -> np.ndarray:
-        """What stands in a prompt for a picture: rows [k, d] float32 of pixels [h, w, 3] uint8 (RGB). Any
-        thread. Only where `embeds_images`.
+        """Return the rows [k, d] float32 for a picture [h, w, 3] uint8 (RGB). Requires `embeds_images`.
+        Thread-safe.
         """
         raise BackendError(f'{self.info.api} does not embed pictures')
 
     @property
     def vision_part(self) -> VisionPart | None:
-        """The vision part of the opened model, None if it has none or the backend embeds images itself."""
+        """The vision part of the opened model; None if it has none or the backend embeds images itself."""
         return None
 
     @abstractmethod
     def new_sequence(self) -> int:
-        """Make an empty sequence and return its handle. The engine never asks for more than
-        `max_sequences`.
-        """
+        """Create an empty sequence and return its handle. The engine never has more than `max_sequences`."""
 
     @abstractmethod
     def fork(self, seq: int, n: int) -> tuple[int, int]:
-        """Make a sequence that holds the first n entries of `seq`; return its handle and how many it really
+        """Create a sequence with the first n entries of `seq`; return its handle and how many it really
         holds.
         """
 
     @abstractmethod
     def trim(self, seq: int, n: int) -> int:
-        """Keep the first n entries of a sequence; return how many it really holds now (a sliding window or a
-        recurrent state may keep fewer).
+        """Keep the first n entries of a sequence; return how many it really holds (fewer with a sliding
+        window or a recurrent state).
         """
 
     @abstractmethod
     def free(self, seq: int) -> None:
-        """End a sequence."""
+        """End a sequence and free its KV."""
 
     def save(self, seq: int) -> bytes | None:
-        """The KV of a sequence as bytes that `load` takes in this process or another with the same model;
-        None where that is not supported.
+        """Return the KV of a sequence as bytes for `load`, in any process with the same model; None if not
+        supported.
         """
         return None
 
     def load(self, data: bytes) -> int | None:
-        """Make a sequence from what `save` gave; None where it does not fit this model."""
+        """Create a sequence from the bytes of `save`; None if they do not fit this model."""
         return None
 
     @abstractmethod
     def forward(self, chunks: Sequence[Chunk]) -> Logits:
-        """Append every chunk to its sequence (each sequence at most once a call).
+        """Append each chunk to its sequence (each sequence at most once per call).
 
         Returns:
             Logits [k, v] of the last `num_logits` positions of each chunk, in order, valid until the next
             call.
 
         Raises:
-            ForwardError: It failed; says what was committed.
+            ForwardError: It failed; the error says what was committed.
         """
 
     @property
     @abstractmethod
     def kv_used(self) -> int:
-        """Tokens of KV in use (entries that several sequences share count once where they are stored
-        once).
-        """
+        """Tokens of KV in use (shared entries count once if they are stored once)."""
 
     def stats(self) -> dict[str, int | str]:
-        """What the backend tells about how it runs, for `NanoLLM.stats`. Any thread."""
+        """Return what the backend reports about how it runs, for `NanoLLM.stats`. Thread-safe."""
         return {}
 
     def abort(self) -> None:  # noqa: B027 (a backend whose forward is short needs none)
-        """End a load or a forward that is under way as soon as can be; it raises `LoadAborted`. Any
-        thread.
-        """
+        """End a running load or forward as soon as possible; it raises `LoadAborted`. Thread-safe."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give all memory back. May be called twice."""
+        """Free all memory. Can be called twice."""

@@ -1,9 +1,8 @@
-"""What every opened model has to do before it is used: give finite logits, and the same ones however a text
-comes in.
+"""The check that every opened model must pass: its logits are finite, and do not depend on how a text is cut.
 
-A runtime that does not know a model's form often still runs it, and answers nonsense (a window that is not
-kept, positions that are counted from the wrong end, a wrong rope base that is not a number). Three tokens
-show most of that.
+A runtime that does not know a model's form often runs it all the same, and produces nonsense (an ignored
+window, positions counted from the wrong end, a rope base that is not a number). Three tokens reveal most such
+faults.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ _TOLERANCE = 0.25  # of the logits' range; quantized models round by up to a ten
 
 
 def check_model(backend: Backend) -> None:
-    """Compare one token that is extended by two with all three at once.
+    """Compare the logits of one token extended by two with those of all three at once.
 
     Raises:
-        BackendError: The model does not compute what it should, in one line.
+        BackendError: The model's logits are wrong. The message is one line.
     """
     info = backend.info
     if min(info.context_length, backend.kv_capacity, backend.max_batch_tokens) < 3 or info.vocab_size < 4:
@@ -28,7 +27,7 @@ def check_model(backend: Backend) -> None:
     ids = _ordinary_ids(backend)
     whole = _logits(backend, [ids])
     _finite(backend, whole)
-    if info.bidirectional_prompt:  # what stands behind changes what stands before
+    if info.bidirectional_prompt:  # later tokens affect earlier ones
         return
     extended = _logits(backend, [ids[:1], ids[1:]])
     _finite(backend, extended)
@@ -52,7 +51,7 @@ def _ordinary_ids(backend: Backend) -> np.ndarray:
 
 
 def _logits(backend: Backend, parts: list[np.ndarray]) -> np.ndarray:
-    """The last row of logits of a text that comes in parts."""
+    """The last row of logits of a text that is passed in parts."""
     seq = backend.new_sequence()
     try:
         for part in parts:

@@ -1,9 +1,8 @@
-"""Ids to text, exactly as `tokenizers` decodes the whole reply, but piece by piece and in time linear in its
-length.
+"""Ids to text, exactly as `tokenizers` decodes the whole reply, but piece by piece and in linear time.
 
-Two families cover the vocabularies of language models, byte-level BPE (a token is a run of bytes) and
-SentencePiece (a token is text, with `<0xE2>` for single bytes); their rules are followed here token by token.
-Other decoders go through `tokenizers` itself. Knows nothing of models or templates.
+Two families cover the vocabularies of language models: byte-level BPE (a token is a run of bytes) and
+SentencePiece (a token is text, with `<0xE2>` for single bytes). Their rules are implemented here token by
+token. Other decoders use `tokenizers` itself. Knows nothing of models or templates.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ _BYTE_TOKEN = re.compile(r'<0x([0-9A-Fa-f]{2})>')
 
 
 def _byte_of_char() -> dict[str, int]:
-    """The alphabet of byte-level BPE (GPT-2, `bytes_to_unicode`): printable bytes stand for themselves, the
-    others for U+0100 and on.
+    """The alphabet of byte-level BPE (GPT-2, `bytes_to_unicode`): printable bytes represent themselves, the
+    others are U+0100 and up.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in set(printable)]
@@ -40,14 +39,20 @@ _BYTES = _byte_of_char()
 def make_detokenizer(
     tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]
 ) -> Callable[[Preceding], Detokenizer]:
-    """Return what makes a detokenizer for this tokenizer's decoder, by what stands before its text; ids in
-    `special_ids` give no text.
+    """Return a factory of detokenizers for a tokenizer's decoder.
+
+    Args:
+        tokenizer: The tokenizer.
+        special_ids: Ids that give no text.
+
+    Returns:
+        A function that takes what precedes a reply and returns its detokenizer.
     """
     decoder = json.loads(tokenizer.to_str())['decoder']
     steps = decoder['decoders'] if decoder and decoder['type'] == 'Sequence' else [decoder] if decoder else []
     kinds = [step['type'] for step in steps]
     if kinds == ['ByteLevel']:
-        known: dict[int, bytes] = {}  # of the ids that replies have had, for all of them
+        known: dict[int, bytes] = {}  # of the ids seen so far, shared by all replies
         return lambda preceding: ByteLevelDetokenizer(tokenizer, special_ids, known)
     if SentencePieceDetokenizer.follows(steps):
         return lambda preceding: SentencePieceDetokenizer(tokenizer, special_ids, steps, preceding)
@@ -58,7 +63,7 @@ def make_detokenizer(
 
 
 class ByteLevelDetokenizer(Utf8Detokenizer):
-    """Tokens are bytes, written as the characters that stand for them."""
+    """Byte-level BPE: tokens are bytes, written as the characters that represent them."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], known: dict[int, bytes]):
         super().__init__(self._known)
@@ -76,26 +81,28 @@ class ByteLevelDetokenizer(Utf8Detokenizer):
         token = '' if token_id in self._special_ids else self._token(token_id) or ''
         try:
             return bytes([_BYTES[char] for char in token])
-        except KeyError:  # an added token that is written as itself
+        except KeyError:  # an added token, which is plain text
             return token.encode()
 
 
 class SentencePieceDetokenizer(Detokenizer):
-    """Tokens are text with a mark for the space. Bytes in a row are a character together, or none of them is
-    (as `tokenizers` has it), so a run of them is held back until it ends.
+    """SentencePiece: tokens are text with a mark for the space.
+
+    A run of bytes is decoded as a whole, and if it is not valid UTF-8, none of it is (as in `tokenizers`). So
+    a run is held back until it ends.
     """
 
     KINDS = ('Replace', 'Metaspace', 'ByteFallback', 'Fuse', 'Strip')
 
     @classmethod
     def follows(cls, steps: list[dict]) -> bool:
-        """Whether the decoder's steps are ones that this class does."""
+        """Return whether this class implements the decoder's steps."""
         kinds = [step['type'] for step in steps]
         if not kinds or any(kind not in cls.KINDS for kind in kinds) or len(set(kinds)) != len(kinds):
             return False
         if 'Replace' in kinds and 'String' not in steps[kinds.index('Replace')]['pattern']:
             return False
-        if 'Strip' in kinds:  # of the fused text, on the left: the space before the first word
+        if 'Strip' in kinds:  # on the left of the fused text: the space before the first word
             strip = steps[kinds.index('Strip')]
             if kinds[-2:] != ['Fuse', 'Strip'] or strip['stop'] or len(strip['content']) != 1:
                 return False
@@ -128,7 +135,7 @@ class SentencePieceDetokenizer(Detokenizer):
         self._strip = step.get('Strip', {}).get('content', '')
         self._strips = step.get('Strip', {}).get('start', 0)
         self._start()
-        if preceding is Preceding.TEXT:  # a space that is stripped belongs to the beginning of a text
+        if preceding is Preceding.TEXT:  # only the beginning of a text has a space to strip
             self._to_strip, self._is_first = 0, False
 
     def _start(self) -> None:
@@ -183,11 +190,11 @@ class SentencePieceDetokenizer(Detokenizer):
 
 
 class WindowDetokenizer(Detokenizer):
-    """Any decoder: what a few last tokens decode to, less what they decoded to before the new one came."""
+    """Any decoder: decodes the last few tokens with and without the new one, and gives the difference."""
 
     WINDOW = 8
     PATIENCE = 16
-    """Tokens after which bytes that make no character are given up."""
+    """Tokens after which bytes that form no character are no longer held back."""
 
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], before: Sequence[int] = ()
@@ -195,7 +202,7 @@ class WindowDetokenizer(Detokenizer):
         self._tokenizer = tokenizer
         self._special_ids = special_ids
         self._ids = list(before)
-        self._given = self._decode(self._ids)  # of what the ids decode to, this was handed out
+        self._given = self._decode(self._ids)  # the part of the decoded text that was handed out
         self._waiting = 0
 
     def add(self, token_id: int) -> str:
@@ -215,7 +222,7 @@ class WindowDetokenizer(Detokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         raise BackendError(
-            'this tokenizer decodes tokens by what stands beside them, so answers cannot be held to a form'
+            'this tokenizer decodes a token depending on its neighbors, so answers cannot be held to a form'
         )
 
     def flush(self) -> str:

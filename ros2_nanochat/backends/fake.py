@@ -1,11 +1,10 @@
-"""A backend without a model (`api='fake'`): deterministic replies at a set speed, so that robots can be
-tested without weights.
+"""A backend without a model (`api='fake'`): deterministic replies at a set speed, to test robots without
+weights.
 
-It says back what it was told: behind a chat prompt "You said: " and the last message of the user, behind
-plain text that text again. The reply is computed from the entries of its KV alone, so that a KV cache which
-was handled wrongly shows.
+It repeats its input: after a chat prompt "You said: " and the user's last message, after plain text that
+text. The reply is computed only from the entries of its KV, so errors in handling the KV cache show.
 
-`model` may set it up:
+`model` can configure it:
 `tokens_per_second=50,prefill_per_second=1000,step_overhead=0.002,context=4096,reply=Some text`.
 """
 
@@ -47,7 +46,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 class FakeBackend(Backend):
-    """Bytes for tokens, a list for a KV cache."""
+    """A backend whose tokens are bytes and whose KV cache is a list."""
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)

@@ -1,4 +1,4 @@
-"""Rows of logits as every backend returns them, on the host or on the device where they were computed."""
+"""Rows of logits as every backend returns them, on the host or on the device that computed them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Logits(ABC):
     """(k, v)."""
 
     can_sample: bool = False
-    """Whether `sample` works: ids can be drawn where the logits lie."""
+    """Whether `sample` works: ids can be drawn on the device."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -26,11 +26,13 @@ class Logits(ABC):
 
     @abstractmethod
     def numpy(self) -> np.ndarray:
-        """All rows on the host, [k, v] float32."""
+        """Return all rows on the host, [k, v] float32."""
 
     @abstractmethod
     def argmax(self) -> np.ndarray:
-        """The id of the largest logit of each row, [k]; negative where that is known to be no finite number."""
+        """Return the id of the largest logit of each row, [k]; negative if that logit is known not to be
+        finite.
+        """
 
     def sample(
         self,
@@ -39,27 +41,32 @@ class Logits(ABC):
         top_p: Sequence[float],
         uniform: Sequence[float],
     ) -> np.ndarray:
-        """Draw ids [n] of n rows where they lie. Only if `can_sample`.
+        """Draw ids [n] of n rows on their device. Requires `can_sample`.
 
         Args:
             rows: Which rows, [n].
-            temperature: Of each, [n].
-            top_p: Of each, [n].
-            uniform: A random number of each, [n], from 0 to 1: the id is the one at which the sum of
-                probabilities passes it (in the order of ids at top-p 1, else from the likeliest on).
+            temperature: Temperature of each, [n].
+            top_p: Top-p of each, [n].
+            uniform: A random number of each, [n], from 0 to 1. It selects the id at which the cumulative
+                probability passes it (in the order of ids at top-p 1, else from the likeliest on).
         """
         raise NotImplementedError('these logits are drawn from on the host')
 
 
 class HostLogits(Logits):
-    """Logits in host memory. order: which of `rows` each row is, [k]; None if they are in order."""
+    """Logits in host memory.
+
+    Args:
+        rows: [k, v] float32.
+        order: Index in `rows` of each row, [k]; None if they are in order.
+    """
 
     def __init__(self, rows: np.ndarray, order: np.ndarray | None = None):
         self._rows, self._order = rows, order
         self.shape = (rows.shape[0], rows.shape[1])
 
     def numpy(self) -> np.ndarray:
-        if self._order is not None:  # copied once, and only if somebody looks
+        if self._order is not None:  # copied once, and only if needed
             self._rows, self._order = self._rows[self._order], None
         return self._rows
 

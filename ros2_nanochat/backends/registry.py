@@ -1,4 +1,4 @@
-"""Which class runs which api. A backend's module, and its runtime, is imported only when it is asked for."""
+"""Which class runs which api. A backend's module and its runtime are imported only when needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BACKENDS = {
 
 
 def backend_class(api: str) -> type[Backend]:
-    """The class of an api, such as `gguf`.
+    """Return the class of an api, such as `gguf`.
 
     Raises:
         MissingDependency: A package that it needs is not installed.

@@ -1,8 +1,8 @@
-"""How many threads a step should have, found by measuring the steps themselves.
+"""Chooses the number of threads of a step by measuring the steps themselves.
 
-On a machine of its own a model is fastest on all cores; beside other programs every thread waits for the one
-that was held up, and fewer are faster, often many times. So the counts are compared while the model runs: the
-fastest is used, and its neighbours are looked at again from time to time, at a cost of 2 %.
+On an idle machine a model is fastest on all cores. Next to other programs every thread waits for the one that
+was interrupted, and fewer threads are faster, often many times. So the numbers are compared while the model
+runs: the fastest is used, and its neighbors are measured again now and then, at a cost of 2 %.
 
 Knows numbers and times; nothing of any runtime.
 """
@@ -13,21 +13,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_SHARE = 0.02  # of the time, for looking at other counts
-_MOST_SAVED = 0.5  # seconds of that share that may be kept for later
+_SHARE = 0.02  # of the time, for measuring other counts
+_MOST_SAVED = 0.5  # seconds of that share that may be saved up
 _FIRST_LOOKS = 2  # measurements of a count before it is judged
 _WEIGHT = 0.3  # of the newest measurement
 _SLOW_WEIGHT = 0.05
-_HICCUP = 4.0  # times as long as usual: another program held the step up
-_BETTER = 0.97  # of the time, before another count is preferred
-_CHANGED = 0.25  # change of speed that says that the load is another
-_SETTLED = 0.25  # seconds between two such findings
-_SINGLE = 8  # entries up to which each number is a kind of step of its own
+_HICCUP = 4.0  # times as long as usual: another program delayed the step
+_BETTER = 0.97  # of the current best time, to prefer another count
+_CHANGED = 0.25  # change of speed that means that the load has changed
+_SETTLED = 0.25  # minimum seconds between two such changes
+_SINGLE = 8  # up to this many entries, each number is its own kind of step
 
 
 @dataclass
 class _Count:
-    """One number of threads. seconds: per entry. usual: the same over a longer time."""
+    """One number of threads.
+
+    Attributes:
+        threads: The number.
+        seconds: Per entry.
+        usual: The same over a longer time.
+        looks: How often it was measured.
+    """
 
     threads: int
     seconds: float = 0.0
@@ -45,7 +52,7 @@ class _Count:
 
 
 class _Kind:
-    """Steps of about the same size, and what each number of threads makes of them."""
+    """Steps of about the same size, and their speed with each number of threads."""
 
     def __init__(self, candidates: list[int], first: int):
         self._counts = [_Count(threads) for threads in candidates]
@@ -79,7 +86,7 @@ class _Kind:
         if count is best:
             self._saved = min(_MOST_SAVED, self._saved + _SHARE * seconds)
         elif best.looks:
-            # a look costs what it took longer, and something in any case, or there would be no end of looking
+            # a measurement costs its extra time, and at least a little, so that measuring has an end
             cost = max(seconds - best.seconds * entries, 0.1 * best.seconds * entries)
             self._saved = max(-_MOST_SAVED, self._saved - cost)
         measured = [i for i, count in enumerate(self._counts) if count.looks >= _FIRST_LOOKS]
@@ -90,7 +97,7 @@ class _Kind:
         self._notice_change(now)
 
     def _notice_change(self, now: float) -> None:
-        """Forget that other counts were far worse, if the load is another now."""
+        """If the load has changed, forget that other counts were far worse."""
         best = self._counts[self.best]
         if abs(best.seconds - best.usual) <= _CHANGED * best.usual or now - self._changed < _SETTLED:
             return
@@ -100,7 +107,12 @@ class _Kind:
 
 
 class ThreadChooser:
-    """Chooses the threads of each step. most: threads that may be used. clock: seconds."""
+    """Chooses the number of threads of each step.
+
+    Args:
+        most: Maximum number of threads.
+        clock: Returns the time in seconds.
+    """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic):
         self._candidates = _candidates(most)
@@ -109,26 +121,26 @@ class ThreadChooser:
         self._last = most
 
     def choose(self, entries: int) -> int:
-        """Threads for a step of so many entries."""
+        """Return the number of threads for a step of `entries` entries."""
         key = _kind(entries)
         if key not in self._kinds:
             self._kinds[key] = _Kind(self._candidates, self._last)
         return self._kinds[key].choose(max(1, entries))
 
     def record(self, entries: int, threads: int, seconds: float) -> None:
-        """Learn what a step took."""
+        """Record the time of a step."""
         kind = self._kinds[_kind(entries)]
         kind.record(max(1, entries), threads, seconds, self._clock())
         self._last = kind.threads
 
     @property
     def decoding(self) -> int:
-        """The threads that are best for the smallest steps."""
+        """The best number of threads for the smallest steps."""
         return self._kinds[min(self._kinds)].threads if self._kinds else self._last
 
     @property
     def prefilling(self) -> int:
-        """The threads that are best for the largest steps."""
+        """The best number of threads for the largest steps."""
         return self._kinds[max(self._kinds)].threads if self._kinds else self._last
 
 

@@ -1,8 +1,8 @@
-"""Text to ids for models that come as a folder with `tokenizer.json`; shared by the backends `hf` and `mlc`.
+"""Text to ids for models in a folder with `tokenizer.json`; shared by the backends `hf` and `mlc`.
 
-Builds on the light package `tokenizers`; `transformers` is used where a caller asks for it, or where a
-vocabulary exists as `tokenizer.model` alone. Knows nothing of models, conversations or templates, but that a
-template's source lies beside the vocabulary.
+Uses the light package `tokenizers`, and `transformers` only if a caller asks for it or a vocabulary exists
+only as `tokenizer.model`. Knows nothing of models, conversations or templates, except that a template's
+source lies next to the vocabulary.
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ except ImportError as error:
     ) from error
 
 _MARKUP = re.compile(r'<[|｜].*[|｜]>', re.DOTALL)
-"""Tokens that begin and end turns, by their looks: some checkpoints do not flag them as special."""
+"""Tokens that look like begin or end of a turn: some checkpoints do not flag them as special."""
 
 
 class Tokenizer:
     """One vocabulary.
 
-    named: the texts of `bos_token`, `eos_token` and the others that exist, as templates use them.
-    chat_template: Jinja source, or None. eos_token_ids: any of them ends a reply.
-    bos_token_id: begin-of-text, None where the vocabulary has none. add_bos: the tokenizer puts it before a
-        text of its own accord.
-    special_tokens: tokens that `tokenize` finds with `special=True` alone: those flagged so, and what the
-    template writes (`<think>`, `<tool_call>`).
+    Attributes:
+        named: Texts of `bos_token`, `eos_token` and the others that exist, as templates use them.
+        chat_template: Jinja source, or None.
+        eos_token_ids: Tokens that end a reply.
+        bos_token_id: Begin-of-text; None if the vocabulary has none.
+        add_bos: The tokenizer puts it before a text by itself.
+        special_tokens: Tokens that `tokenize` finds only with `special=True`: those flagged so, and those
+            that the template writes (`<think>`, `<tool_call>`).
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Tokenizer:
             id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         )
         self._make_detokenizer = make_detokenizer(self._tokenizer, flagged)
-        # Text that does not begin the prompt is tokenized behind this token, which no text holds by chance.
+        # Text that does not begin the prompt is tokenized after this token, which no text contains by chance.
         self._anchor = f'\x01{secrets.token_hex(16)}\x01'
         source = self._tokenizer.to_str()
         data = json.loads(source)
@@ -88,15 +90,16 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str) -> Tokenizer:
-        """Open the folder of a model with `tokenizer.json`, by `tokenizers` alone. A `BackendError` says what
-        is missing or broken.
+        """Open a folder with `tokenizer.json`, using only `tokenizers`.
 
-        What the file says counts, as it does for mlc-llm and did for transformers 4. transformers 5 takes no
-        more than vocabulary and merges from it where the class is named in tokenizer_config.json
-        (LlamaTokenizer, GemmaTokenizer, ...), and puts spaces its own way: for files in the form of Llama 2
-        (a normalizer that prepends one) ' Hi' becomes one token in place of two, and nothing is prepended
-        behind a special token. SentencePiece, with which these models were trained, does as the file does.
-        The backend hf follows the installed transformers all the same: it is the reference there.
+        The file is followed literally, as in mlc-llm and transformers 4. transformers 5 takes only vocabulary
+        and merges from it if tokenizer_config.json names a class (LlamaTokenizer, GemmaTokenizer, ...), and
+        places spaces differently: in files in the form of Llama 2, ' Hi' becomes one token instead of two,
+        and nothing is prepended after a special token. SentencePiece, with which these models were trained,
+        does as the file says. The backend hf still follows the installed transformers, its reference.
+
+        Raises:
+            BackendError: A file is missing or damaged.
         """
         path = os.path.abspath(os.path.expanduser(path))
         file = os.path.join(path, 'tokenizer.json')
@@ -118,8 +121,15 @@ class Tokenizer:
     def from_transformers(
         cls, path: str, gguf_file: str | None = None, trust_remote_code: bool = False
     ) -> Tokenizer:
-        """Open a folder as `transformers.AutoTokenizer` does, so that ids are the same as with it;
-        `gguf_file` names a GGUF file in the folder.
+        """Open a folder with `transformers.AutoTokenizer`, so that the ids are the same as there.
+
+        Args:
+            path: The folder.
+            gguf_file: Name of a GGUF file in the folder.
+            trust_remote_code: Whether code of the checkpoint may run.
+
+        Raises:
+            BackendError: transformers cannot open it.
         """
         import transformers
 
@@ -130,9 +140,7 @@ class Tokenizer:
             )
         except Exception as error:
             if not gguf_file and os.path.isfile(os.path.join(path, 'tokenizer.json')):
-                return cls.from_folder(
-                    path
-                )  # a class of its own that transformers does not have: its file says enough
+                return cls.from_folder(path)  # a class that transformers does not have: the file is enough
             raise BackendError(
                 f'{path} has no tokenizer that transformers {transformers.__version__} can open'
                 f' ({one_line(error)})'
@@ -149,8 +157,11 @@ class Tokenizer:
 
     @classmethod
     def from_auto(cls, auto, path: str = '') -> Tokenizer:
-        """Take over a tokenizer of transformers; `path` is the folder whose files tell the rest, if there is
-        one.
+        """Make one from a tokenizer of transformers.
+
+        Args:
+            auto: The tokenizer.
+            path: Folder with the other files, if there is one.
         """
         named = {name: str(getattr(auto, name)) for name in NAMES if getattr(auto, name, None)}
         template = auto.chat_template
@@ -176,8 +187,13 @@ class Tokenizer:
         return cls.from_transformers(path)
 
     def tokenize(self, text: str, special: bool = False, preceding: Preceding = Preceding.START) -> list[int]:
-        """See `Backend.tokenize`. Without `special`, no id of `special_tokens` comes out (but the unknown
-        token, for characters that the vocabulary lacks). Raises ValueError for text that is no Unicode.
+        """See `Backend.tokenize`.
+
+        Without `special`, the result has no id of `special_tokens`, except the unknown token for characters
+        that the vocabulary lacks.
+
+        Raises:
+            ValueError: The text is not valid Unicode.
         """
         if preceding is Preceding.TEXT and self._puts_space:
             tokenizer = self._joined_markup if special else self._joined_content
@@ -201,11 +217,11 @@ class Tokenizer:
         )
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
+        """Return the text of ids, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def detokenizer(self, preceding: Preceding = Preceding.START) -> Detokenizer:
-        """Make a detokenizer for one reply. preceding: see `Backend.detokenizer`."""
+        """Make a detokenizer for one reply; see `Backend.detokenizer`."""
         return self._make_detokenizer(preceding)
 
     def _special_tokens(self, ids: set) -> tuple[SpecialToken, ...]:
@@ -226,8 +242,8 @@ class Tokenizer:
         return tokenizer
 
     def _without_special(self, data: dict) -> dict:
-        """This tokenizer's data with its special tokens under names that no text holds. Ids stay, and so do
-        added tokens that are no markup.
+        """This tokenizer's data with its special tokens renamed so that no text contains them. Ids and other
+        added tokens stay.
         """
         hidden = {token.text: f'\x01{secrets.token_hex(16)}\x01' for token in self.special_tokens}
         for token in data['added_tokens']:
@@ -256,8 +272,8 @@ class Tokenizer:
 
 
 def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str, str]) -> None:
-    """Add tokens that tokenizer_config.json has beyond tokenizer.json, in the order of their ids; their flags
-    there count, as in transformers.
+    """Add tokens that only tokenizer_config.json has, in the order of their ids, with the flags given there,
+    as transformers does.
     """
     decoder = config.get('added_tokens_decoder') or {}
     for _, token in sorted(decoder.items(), key=lambda item: int(item[0])):

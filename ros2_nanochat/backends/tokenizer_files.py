@@ -1,5 +1,5 @@
-"""What the files of a vocabulary say: which tokens end a reply, which have names, the chat template, and
-where a space is put before a text.
+"""Reads a vocabulary's files: which tokens end a reply, which have names, the chat template, and where a
+space is put before a text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NAMES = ('bos_token', 'eos_token', 'unk_token', 'pad_token', 'sep_token', 'cls_t
 
 
 def read_eos_ids(path: str) -> frozenset[int]:
-    """End ids of `generation_config.json`, as `generate` of transformers takes them, else those of
+    """Return the end ids of `generation_config.json`, as transformers' `generate` uses them, else those of
     `config.json`.
     """
     config = read_json(path, 'config.json')
@@ -26,9 +26,15 @@ def read_eos_ids(path: str) -> frozenset[int]:
 
 
 def read_chat_template(path: str, tokenizer_config: dict) -> str | None:
-    """Jinja source of a folder: `chat_template.jinja`, else `chat_template` of tokenizer_config.json (a
-    string, or a list of named ones of which `default` counts), else that of `chat_template.json` or
-    `processor_config.json`, as image-text models have it.
+    """Return the Jinja source of a folder's chat template; None if there is none.
+
+    It is `chat_template.jinja`, else `chat_template` of tokenizer_config.json (a string, or the `default` of
+    a list of named ones), else that of `chat_template.json` or `processor_config.json`, where image-text
+    models have it.
+
+    Args:
+        path: The folder.
+        tokenizer_config: Its tokenizer_config.json.
     """
     file = os.path.join(path, 'chat_template.jinja')
     if os.path.isfile(file):
@@ -52,12 +58,12 @@ def read_chat_template(path: str, tokenizer_config: dict) -> str | None:
 
 
 def text_of(token: Any) -> str | None:
-    """The text of a token, which is written as such or as a dict with `content`."""
+    """Return the text of a token, which is a string or a dict with `content`."""
     return token.get('content') if isinstance(token, dict) else token
 
 
 def named_tokens(*sources: dict) -> dict[str, str]:
-    """The texts of `NAMES` that files have, those of the first that has one."""
+    """Return the texts of the tokens in `NAMES`, each from the first source that has it."""
     named: dict[str, Any] = {}
     for name in NAMES:
         for source in sources:
@@ -67,8 +73,10 @@ def named_tokens(*sources: dict) -> dict[str, str]:
 
 
 def without_first_space(data: dict) -> tuple[dict, bool]:
-    """The data of a tokenizer.json, so that it puts no space before a text; and whether it did behind a
-    special token.
+    """Return a copy of a tokenizer.json's data that puts no space before a text.
+
+    Returns:
+        The copy, and whether the original puts a space after a special token.
     """
     did = False
 

@@ -1,6 +1,6 @@
-"""The vision part of a model of transformers: pixel values in, rows of embeddings out.
+"""The vision part of a transformers model: pixel values in, rows of embeddings out.
 
-Hides in what releases and families differ. Knows neither pictures nor prompts.
+Hides the differences between releases and families. Knows neither pictures nor prompts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class TransformersVision(VisionPart):
     """See `VisionPart`.
 
     Args:
-        model: a loaded model of transformers with `get_image_features`; its language model may be missing
-            (on the device `meta`).
+        model: A loaded transformers model with `get_image_features`. Its language model may be missing (on
+            the device `meta`).
     """
 
     def __init__(self, model: Any):
@@ -32,7 +32,7 @@ class TransformersVision(VisionPart):
 
     @classmethod
     def of(cls, model: Any) -> TransformersVision | None:
-        """The vision part of a model, None if it has none."""
+        """Return the vision part of a model; None if it has none."""
         if getattr(model.config, 'vision_config', None) is None:
             return None
         return cls(model) if callable(getattr(model, 'get_image_features', None)) else None

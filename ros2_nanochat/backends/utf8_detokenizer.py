@@ -1,4 +1,4 @@
-"""Detokenizing where every token is a run of bytes of UTF-8."""
+"""A detokenizer for vocabularies whose tokens are runs of UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from ros2_nanochat.backends.base import Detokenizer
 
 
 class Utf8Detokenizer(Detokenizer):
-    """Joins the bytes of pieces; a character whose bytes are not all there is held back.
+    """Joins the bytes of tokens; holds back an incomplete character.
 
-    piece: bytes of a token. strip_first_space: the vocabulary puts a space before the first word that belongs
-    to no text (SentencePiece).
+    Args:
+        piece: Returns the bytes of a token.
+        strip_first_space: Whether to strip the space that the vocabulary puts before the first word and that
+            belongs to no text (SentencePiece).
     """
 
     def __init__(self, piece: Callable[[int], bytes], strip_first_space: bool = False):

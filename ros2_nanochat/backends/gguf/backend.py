@@ -1,8 +1,8 @@
 """GGUF models on llama.cpp, through the low-level interface of llama-cpp-python: ids or embeddings in, logits
 out, KV operations by sequence.
 
-Every sequence has a KV stream of its own (`kv_unified` off): an idle conversation then costs the running ones
-nothing; the price is that a fork copies. Knows nothing of prompts, sampling or text beyond tokens.
+Each sequence has its own KV stream (`kv_unified` off): an idle conversation then costs the running ones
+nothing, but a fork copies. Knows nothing of prompts, sampling or text beyond tokens.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.prompt import Preceding
 
 _BATCH = 512
-# From 64 rows of one sequence on, flash attention on the CPU goes another way and rounds otherwise. Below
-# that the logits are the same bit for bit however a prompt is cut and whatever else is in the batch, so an
-# edited or shared KV equals a fresh one. One case is left: a row that runs all alone behind more than 256
-# entries, whose KV llama.cpp then divides among its threads (ggml_compute_forward_flash_attn_ext_f16).
+# From 64 rows of one sequence on, flash attention on the CPU uses another method and rounds differently.
+# Below that, the logits are the same bit for bit however a prompt is cut and whatever else is in the batch,
+# so an edited or shared KV equals a fresh one. One exception remains: a single row after more than 256
+# entries, whose KV llama.cpp divides among its threads (ggml_compute_forward_flash_attn_ext_f16).
 _EXACT_CHUNK = 63
 
 
 class GGUFBackend(Backend):
-    """A GGUF file on llama.cpp, on the CPU and, with a GPU build of llama-cpp-python and `gpu_layers`, on a
-    GPU.
+    """A GGUF file on llama.cpp: on the CPU, or on a GPU with `gpu_layers` and a GPU build of
+    llama-cpp-python.
     """
 
     max_batch_tokens = _BATCH
@@ -53,7 +53,7 @@ class GGUFBackend(Backend):
         self._model = self._context = None
         self._kv: GGUFMemory | None = None
         self._decoder: Decoder | None = None
-        # with layers on a GPU, the processor has little to do
+        # with layers on a GPU, the CPU has little to do
         self._threads = None if config.threads or config.gpu_layers else ThreadChooser(physical_cores())
         self._abort_flag = ctypes.create_string_buffer(2)
         self._embeddings: EmbeddingTable | None = None
@@ -74,7 +74,7 @@ class GGUFBackend(Backend):
             self._open(metadata, progress)
 
     def open_on_trial(self) -> None:
-        """Open the model in a process that may end for it: what `open` does before."""
+        """Open the model as `open` does, in a process that llama.cpp may end."""
         self._open(read_metadata(self.path), None, on_trial=True)
 
     def _open(self, metadata: dict, progress: Callable[[float], None] | None, on_trial: bool = False) -> None:
@@ -107,15 +107,15 @@ class GGUFBackend(Backend):
         check_loaded(api, self._model, self.path, architecture)
         length = config.max_context_len or min(api.llama_model_n_ctx_train(self._model), DEFAULT_CONTEXT)
         self.max_sequences = min(config.max_sequences, api.llama_max_parallel_sequences())
-        if config.kv_tokens is not None:  # every stream has a whole context
+        if config.kv_tokens is not None:  # each stream has a whole context
             self.max_sequences = min(self.max_sequences, max(1, config.kv_tokens // length))
         self.kv_capacity = length * self.max_sequences
         self._context_length = length
         if config.flash_attention and not config.gpu_layers:
             self.max_chunk_tokens = _EXACT_CHUNK
         params = context_params(api, config, length, self.max_sequences, _BATCH)
-        # llama.cpp asks this for every node of the graph. strlen of a buffer answers without taking the GIL:
-        # 0 until abort() writes to it.
+        # llama.cpp calls this for every node of the graph. strlen of a buffer needs no GIL: it returns 0
+        # until abort() writes to the buffer.
         params.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, type(params.abort_callback))
         params.abort_callback_data = ctypes.addressof(self._abort_flag)
         log = LogLines(api)
@@ -130,7 +130,7 @@ class GGUFBackend(Backend):
             raise no_memory_of_text(self.path, architecture)
 
     def _goes_back(self) -> bool:
-        """Whether a sequence can be cut: a recurrent state cannot go back."""
+        """Whether a sequence can be trimmed: a recurrent state cannot."""
         seq = self.new_sequence()
         try:
             self.forward([Chunk(seq, ids=np.zeros(2, np.int64))])
@@ -206,8 +206,8 @@ class GGUFBackend(Backend):
         plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
         if len(plain) == len(chunks):
             return decoder.decode(chunks, None)
-        # llama.cpp takes ids or embeddings, not both in one batch; attention both ways is a switch of the
-        # whole batch
+        # A batch of llama.cpp holds ids or embeddings, not both, and bidirectional attention applies to all
+        # of it.
         runs = [plain] if plain else []
         runs += [[i] for i, chunk in enumerate(chunks) if chunk.embeddings is not None]
         rows: dict[int, np.ndarray] = {}
@@ -218,7 +218,7 @@ class GGUFBackend(Backend):
         return HostLogits(np.concatenate([rows[i] for i in range(len(chunks))]))
 
     def stats(self) -> dict[str, int | str]:
-        """`threads` that decode, `threads_prefill`, and `threads_reason`."""
+        """Return `threads` that decode, `threads_prefill`, and `threads_reason`."""
         if self._threads is not None:
             return {
                 'threads': self._threads.decoding,

@@ -1,4 +1,4 @@
-"""The arrays of one `llama_batch`, filled anew for each forward."""
+"""The arrays of a `llama_batch`, filled again for each forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from ros2_nanochat.backends.base import Chunk
 
 
 class Batch:
-    """api: llama_cpp.llama_cpp. size: entries that it holds at most."""
+    """A `llama_batch` whose arrays are NumPy's.
+
+    Args:
+        api: `llama_cpp.llama_cpp`.
+        size: Maximum number of entries.
+        max_sequences: Maximum number of sequences.
+    """
 
     def __init__(self, api, size: int, max_sequences: int):
         self._tokens = np.zeros(size, np.int32)
@@ -19,7 +25,7 @@ class Batch:
         self._wanted = np.zeros(size, np.int8)
         self._ones = np.ones(size, np.int32)
         self._ids = np.arange(max_sequences, dtype=np.int32)
-        self._id_pointers = np.zeros(size, np.uintp)  # one pointer to a sequence id for each entry
+        self._id_pointers = np.zeros(size, np.uintp)  # for each entry, a pointer to its sequence id
         self._rows: np.ndarray | None = None  # keeps the embeddings alive while llama.cpp reads them
         batch = api.llama_batch()
         fields = dict(api.llama_batch._fields_)
@@ -34,7 +40,7 @@ class Batch:
         self._batch, self._float_pointer = batch, fields['embd']
         self._token_pointer = ctypes.cast(
             self._tokens.ctypes.data, fields['token']
-        )  # batch.token would be a view that follows the field
+        )  # batch.token itself would follow later changes of the field
 
     def fill(
         self,
@@ -43,9 +49,12 @@ class Batch:
         starts: Sequence[int],
         embeddings: np.ndarray | None,
     ):
-        """The `llama_batch` of chunks that go to the sequences `slots`, from positions `starts` on.
+        """Return the `llama_batch` of some chunks.
 
         Args:
+            chunks: The chunks.
+            slots: The llama.cpp sequence of each.
+            starts: The first position of each.
             embeddings: [n, d] of all of them, in place of ids.
         """
         at = 0

@@ -16,14 +16,20 @@ from ros2_nanochat.backends.threads import ThreadChooser
 from ros2_nanochat.errors import BackendError, LoadAborted
 from ros2_nanochat.model_info import ModelInfo
 
-_STOPPED, _NO_ROOM = 2, 1  # what llama_decode returns
+_STOPPED, _NO_ROOM = 2, 1  # return values of llama_decode
 
 
 class Decoder:
-    """Runs chunks whose sequences lie in `kv`.
+    """Runs chunks whose sequences are in `kv`.
 
-    api: llama_cpp.llama_cpp. context: its llama_context. size: entries that a batch takes.
-    threads: chooses how many compute; None leaves the number as it is.
+    Args:
+        api: `llama_cpp.llama_cpp`.
+        context: Its `llama_context`.
+        kv: The sequences.
+        info: Facts about the model.
+        size: Maximum number of entries in a batch.
+        max_sequences: Maximum number of sequences.
+        threads: Chooses the number of threads; None leaves it unchanged.
     """
 
     def __init__(
@@ -41,13 +47,13 @@ class Decoder:
         self._threads, self._threads_set = threads, 0
 
     def decode(self, chunks: Sequence[Chunk], embeddings: np.ndarray | None) -> HostLogits:
-        """Append chunks, of ids or one of embeddings.
+        """Append chunks of ids, or one chunk of embeddings.
 
         Returns:
             Their logits in the order of the chunks, valid until the next call.
 
         Raises:
-            BackendError: It failed; the lengths of the sequences are to be counted again.
+            BackendError: It failed; the lengths of the sequences must be counted again.
         """
         self._check(chunks)
         pieces = self._kv.gather([chunk.seq for chunk in chunks])
@@ -87,7 +93,7 @@ class Decoder:
         for chunk in chunks:
             if chunk.positions is not None:
                 raise BackendError(
-                    f'{self._info.name} takes no positions of more than one axis through gguf; use api=hf for'
+                    f'{self._info.name} takes no positions on more than one axis through gguf; use api=hf for'
                     ' this model'
                 )
             start = self._kv.lengths[chunk.seq]
@@ -117,7 +123,7 @@ class Decoder:
 
 
 def _row_order(chunks: Sequence[Chunk], order: Sequence[int]) -> np.ndarray | None:
-    """Where the rows of each chunk lie if the chunks are computed in this order; None if as they are."""
+    """Index of each chunk's rows if the chunks are computed in this order; None if the order is unchanged."""
     if all(i == j for i, j in enumerate(order)):
         return None
     starts, at = {}, 0

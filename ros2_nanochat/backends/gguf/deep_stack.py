@@ -1,8 +1,8 @@
-"""Runs llama.cpp's tokenizer where its recursion has room.
+"""Runs llama.cpp's tokenizer on a stack that is large enough for its recursion.
 
-Some vocabularies (gpt-4o, tekken, llama4 and others) split text with std::regex, which calls itself once or
-more for every character that it matches: a word of 20,000 letters overflows an ordinary stack, and that ends
-the process. Long text is therefore tokenized on a thread whose stack holds the longest match there can be.
+Some vocabularies (gpt-4o, tekken, llama4 and others) split text with std::regex, which recurses at least once
+per matched character: a word of 20,000 letters overflows an ordinary stack, and that ends the process. Long
+text is therefore tokenized on a thread whose stack fits the longest possible match.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ros2_nanochat.memory import available_memory
 _BYTES_PER_CHARACTER = 768  # up to 480 were measured, with every kind of character and pattern
 _SPARE = 1 << 20
 _ALWAYS_SAFE = 4000
-"""Characters for which the usual stack of a thread (8 MB) has room."""
+"""Number of characters for which the usual stack of a thread (8 MB) is large enough."""
 _ROUGH = 100_000
-"""Characters up to which a stack may be asked for without a closer look: it is reserved, not filled."""
+"""Up to this many characters, a stack is requested without further analysis: it is reserved, not filled."""
 _CLASS = re.compile(r'[!-/:-@\[-`{-~]+|[0-9]+|[\n\r]+|[^!-/0-9:-@\[-`{-~\n\r]+')
 _CLASSES_IN_A_MATCH = 4  # a mark or space before a word, the word, its ending; white space and line breaks
 _lock = threading.Lock()  # the size of a new thread's stack is a setting of the whole process
@@ -28,7 +28,7 @@ Result = TypeVar('Result')
 
 
 def longest_match(text: str) -> int:
-    """Characters that one match of a tokenizer's pattern can take at most."""
+    """Return the maximum number of characters in one match of a tokenizer's pattern."""
     if len(text) <= _ROUGH:
         return len(text)
     longest = max(map(len, _CLASS.findall(text)))
@@ -36,10 +36,17 @@ def longest_match(text: str) -> int:
 
 
 def with_stack_for(text: str, call: Callable[[], Result]) -> Result:
-    """Return what `call`, which tokenizes a text, returns.
+    """Call a function that tokenizes a text, on a large enough stack.
+
+    Args:
+        text: The text.
+        call: The function.
+
+    Returns:
+        What the function returns.
 
     Raises:
-        ValueError: The text has so long a run without a break that the memory does not suffice.
+        ValueError: The text has so long a run without a break that memory does not suffice.
     """
     if len(text) <= _ALWAYS_SAFE:
         return call()

@@ -1,4 +1,4 @@
-"""The embeddings of tokens, read from a GGUF file."""
+"""Token embeddings, read from a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ _NAME = 'token_embd.weight'
 
 
 class EmbeddingTable:
-    """The table of one model. Any thread.
+    """The embeddings of one model. Thread-safe.
 
-    path: the file, or the first of several. architecture: `general.architecture`.
+    Args:
+        path: The file, or the first of several.
+        architecture: `general.architecture`.
     """
 
     def __init__(self, path: str, architecture: str):
         self._path = path
-        # Gemma scales the embeddings of tokens, and only of tokens, inside its graph
+        # Gemma scales embeddings of tokens inside its graph, but not embeddings that are passed in
         self._is_scaled = architecture.startswith('gemma')
         self._lock = threading.Lock()
-        self._tensor: Any = None  # of the package gguf
+        self._tensor: Any = None  # a tensor of the package gguf
 
     def rows(self, ids: Sequence[int], width: int) -> np.ndarray:
-        """Embeddings [n, width] float32 of ids."""
+        """Return the embeddings [n, width] float32 of ids.
+
+        Raises:
+            BackendError: The file does not contain them.
+        """
         gguf = require('gguf', 'gguf')
         with self._lock:
             if self._tensor is None:
@@ -49,5 +55,6 @@ class EmbeddingTable:
         raise BackendError(f'{self._path} does not hold the embeddings of tokens: pass ids')
 
     def close(self) -> None:
+        """Close the file."""
         with self._lock:
             self._tensor = None

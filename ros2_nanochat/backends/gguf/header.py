@@ -1,7 +1,7 @@
-"""Reads the head of a GGUF file: enough to know a model's shape and memory before it is loaded.
+"""Reads the header of a GGUF file: enough to know a model's shape and memory before it is loaded.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. (The `gguf` package reads whole files, but
-takes a second for a vocabulary.)
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. (The `gguf` package also parses
+vocabularies, which takes a second.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ros2_nanochat.errors import BackendError, printable
 
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 _STRING, _ARRAY = 8, 9
-_LONGEST_ARRAY_KEPT = 4096  # vocabularies are passed over
+_LONGEST_ARRAY_KEPT = 4096  # vocabularies are skipped
 _F16 = 2
 _BLOCKS = {
     0: (1, 4),
@@ -57,8 +57,10 @@ _BLOCKS = {
 
 
 def check_gguf(path: str) -> int:
-    """Raise a BackendError where `path` is no GGUF file; return the bytes of the file, or of all files of a
-    split model.
+    """Check that `path` is a GGUF file; return its bytes, or those of all files of a split model.
+
+    Raises:
+        BackendError: It is not one, or a part is missing.
     """
     if not os.path.exists(path):
         raise BackendError(f'{path} does not exist')
@@ -77,7 +79,7 @@ def check_gguf(path: str) -> int:
 
 
 def parts_of(path: str) -> list[str]:
-    """The files of a model, in order: one, or those of a split model."""
+    """Return the files of a model in order: one, or those of a split model."""
     split = re.fullmatch(r'(.*)-(\d{5})-of-(\d{5})\.gguf', path)
     if not split:
         return [path]
@@ -94,7 +96,7 @@ def parts_of(path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies. start, end: bytes in the file; end is None for a type that is unknown here."""
+    """Where a tensor is: its first byte and its end in the file. The end is None for an unknown type."""
 
     start: int
     end: int | None
@@ -102,22 +104,28 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Head:
-    """metadata: as `read_metadata` gives it. tensors: by name."""
+    """The header of a file: its metadata (see `read_metadata`), and its tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
 def read_metadata(path: str) -> dict[str, Any]:
-    """Key-value pairs of a GGUF file; arrays of strings, and long ones, are left out. Bytes that are not
-    UTF-8 are replaced. Raises a BackendError where the head is cut short.
+    """Return the key-value pairs of a GGUF file, without long arrays and arrays of strings.
+
+    Bytes that are not UTF-8 are replaced.
+
+    Raises:
+        BackendError: The header is cut short.
     """
     return _read(path, lambda data: _pairs(data)[0])
 
 
 def read_head(path: str) -> Head:
-    """Key-value pairs and tensors of a GGUF file, without their values. Raises a BackendError where the file
-    is cut short.
+    """Return the key-value pairs of a GGUF file and where its tensors are.
+
+    Raises:
+        BackendError: The file is cut short.
     """
     return _read(path, lambda data: _head(path, data))
 
@@ -153,7 +161,7 @@ def _read(path: str, parse: Callable[[mmap.mmap], Result]) -> Result:
 
 
 def _pairs(data) -> tuple[dict[str, Any], int]:
-    """The metadata, and where the tensors are listed."""
+    """The metadata, and where the list of tensors starts."""
     _, pairs = struct.unpack_from('<QQ', data, 8)
     metadata: dict[str, Any] = {}
     at = 24
@@ -224,8 +232,8 @@ def _value(data, at: int, kind: int) -> tuple[Any, int]:
 
 
 def architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int, int]:
-    """`(bytes of KV per token at 16 bit, bytes of compute buffers, trained context in tokens)` of a model
-    with this metadata.
+    """Return `(bytes of KV per token at 16 bit, bytes of compute buffers, trained context in tokens)` of a
+    model with this metadata.
     """
     try:
         return _architecture_memory(metadata, batch)
@@ -237,7 +245,7 @@ def architecture_memory(metadata: dict[str, Any], batch: int) -> tuple[int, int,
 
 
 def attention_heads(metadata: dict[str, Any]) -> int:
-    """Heads of a layer, of the one that has most."""
+    """Return the number of attention heads in the layer that has most."""
     heads = metadata.get(f'{metadata.get("general.architecture", "")}.attention.head_count', 1)
     return max(heads) if isinstance(heads, list) else heads
 

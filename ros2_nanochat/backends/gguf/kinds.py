@@ -1,5 +1,5 @@
-"""Tells GGUF files that hold something else than a causal language model, and figures with which llama.cpp
-would end the process. Each is refused in one line that names what it is and what to do.
+"""Recognizes GGUF files that are not causal language models, and figures that would make llama.cpp end the
+process. Each error is one line that says what the file is and what to do.
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ _BY_ARCHITECTURE = {
 }
 _RANK = 4  # LLAMA_POOLING_TYPE_RANK
 _MOST = {'block_count': 512, 'expert_count': 1 << 14, 'expert_used_count': 1 << 14}
-"""Figures above which no model is made; llama.cpp's tables end at 512 layers."""
+"""Upper limits that no real model exceeds; llama.cpp's tables end at 512 layers."""
 _AT_LEAST_ONE = ('block_count', 'embedding_length', 'context_length')
 
 
 def check_metadata(path: str, metadata: dict[str, Any]) -> None:
-    """Raise a BackendError for a file that is no causal language model, or whose figures make no sense."""
+    """Check a file's metadata.
+
+    Args:
+        path: The file.
+        metadata: See `header.read_metadata`.
+
+    Raises:
+        BackendError: It is not a causal language model, or its figures make no sense.
+    """
     kind = str(metadata.get('general.type', 'model'))
     architecture = str(metadata.get('general.architecture', ''))
     if reason := _BY_TYPE.get(kind) or _BY_ARCHITECTURE.get(architecture):
@@ -49,7 +57,7 @@ def check_metadata(path: str, metadata: dict[str, Any]) -> None:
 
 
 def _fault(name: str, value: Any) -> str | None:
-    """What is wrong with a figure of the architecture."""
+    """What is wrong with a figure of the architecture; None if nothing is."""
     numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, (int, float))]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         return 'which is no number'
@@ -65,7 +73,11 @@ def _fault(name: str, value: Any) -> str | None:
 
 
 def check_loaded(api, model, path: str, architecture: str) -> None:
-    """Raise a BackendError where llama.cpp says that a loaded model is no causal language model."""
+    """Check a loaded model.
+
+    Raises:
+        BackendError: llama.cpp reports that it is not a causal language model.
+    """
     what = None
     if api.llama_model_has_encoder(model):
         what = 'an encoder-decoder (T5 and its kin)' if api.llama_model_has_decoder(model) else 'an encoder'
@@ -80,7 +92,7 @@ def check_loaded(api, model, path: str, architecture: str) -> None:
 
 
 def no_memory_of_text(path: str, architecture: str) -> BackendError:
-    """The error for a model that has no KV cache and no recurrent state in llama.cpp."""
+    """Return the error for a model that has neither a KV cache nor a recurrent state in llama.cpp."""
     return BackendError(
         f'{path} ({architecture}) is an encoder, which writes no text (llama.cpp keeps nothing from one token'
         f' to the next): {_TAKE}'

@@ -1,4 +1,4 @@
-"""The KV of sequences in a llama.cpp context: making, forking, trimming, saving and moving them."""
+"""The KV of sequences in a llama.cpp context: creates, forks, trims, saves and moves them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from ros2_nanochat.backends.gguf.slots import MovePolicy, Slots
 from ros2_nanochat.errors import BackendError
 
 _log = logging.getLogger(__name__)
-_COPY_BYTES_PER_SECOND = 2e9  # until a move was measured
+_COPY_BYTES_PER_SECOND = 2e9  # used until a move was measured
 
 
 class GGUFMemory:
     """Sequences by handle.
 
-    api: llama_cpp.llama_cpp. context: its llama_context. max_sequences: streams that it has.
-    bytes_per_entry: KV of one.
+    Args:
+        api: `llama_cpp.llama_cpp`.
+        context: Its `llama_context`.
+        max_sequences: Number of its streams.
+        bytes_per_entry: Bytes of KV of one entry.
     """
 
     def __init__(self, api: Any, context: Any, max_sequences: int, bytes_per_entry: int):
@@ -30,27 +33,29 @@ class GGUFMemory:
         self._slots = Slots(max_sequences)
         self._policy = MovePolicy(2 * bytes_per_entry / _COPY_BYTES_PER_SECOND)
         self.lengths: dict[int, int] = {}
-        """Entries of each handle."""
+        """Number of entries of each handle."""
         self.moves = 0
         """How often sequences changed places."""
 
     def slot(self, seq: int) -> int:
-        """The number that llama.cpp knows a sequence by."""
+        """Return the llama.cpp number of a sequence."""
         return self._slots[seq]
 
     # --- one sequence ---
 
     def new(self) -> int:
+        """See `Backend.new_sequence`."""
         seq = self._slots.add()
         self.lengths[seq] = 0
         return seq
 
     def fork(self, seq: int, n: int) -> tuple[int, int]:
+        """See `Backend.fork`."""
         copy = self.new()
         try:
             data = self._state(
                 self._slots[seq]
-            )  # only the cells in use; llama.cpp would copy a whole context
+            )  # copies only the cells in use; llama.cpp would copy a whole context
         except MemoryError:
             return copy, 0
         if not self._restore(self._slots[copy], data):
@@ -59,23 +64,27 @@ class GGUFMemory:
         return copy, self.trim(copy, n)
 
     def trim(self, seq: int, n: int) -> int:
+        """See `Backend.trim`."""
         if n < self.lengths[seq]:
             slot = self._slots[seq]
             if not self._api.llama_memory_seq_rm(self._memory, slot, n, -1):
-                self._clear(slot)  # a recurrent state cannot go back: begin anew
+                self._clear(slot)  # a recurrent state cannot go back: start again
                 n = 0
             self.lengths[seq] = n
         return self.lengths[seq]
 
     def free(self, seq: int) -> None:
+        """See `Backend.free`."""
         self._clear(self._slots[seq])
         self._slots.remove(seq)
         del self.lengths[seq]
 
     def save(self, seq: int) -> bytes:
+        """See `Backend.save`."""
         return self.lengths[seq].to_bytes(8, 'little') + self._state(self._slots[seq]).tobytes()
 
     def load(self, data: bytes) -> int | None:
+        """See `Backend.load`."""
         seq = self.new()
         if self._restore(self._slots[seq], np.frombuffer(data, np.uint8, offset=8)):
             self.lengths[seq] = int.from_bytes(data[:8], 'little')
@@ -84,15 +93,17 @@ class GGUFMemory:
         return None
 
     def recount(self, seq: int) -> int:
-        """Entries that a sequence holds after a forward that failed."""
+        """Return the number of entries that a sequence holds after a failed forward."""
         self.lengths[seq] = self._api.llama_memory_seq_pos_max(self._memory, self._slots[seq]) + 1
         return self.lengths[seq]
 
     # --- several ---
 
     def gather(self, seqs: Sequence[int]) -> int:
-        """Make neighbours of sequences that run together, if that pays; return in how many pieces llama.cpp
-        computes them.
+        """Move sequences that run together next to one another, if that pays.
+
+        Returns:
+            The number of pieces in which llama.cpp computes them.
         """
         pieces = self._slots.pieces(seqs)
         if pieces == 1:
@@ -108,11 +119,11 @@ class GGUFMemory:
         return self._slots.pieces(seqs)
 
     def stepped(self, pieces: int, seconds: float) -> None:
-        """Learn what a step took."""
+        """Record the time of a step."""
         self._policy.stepped(pieces, seconds)
 
     def _exchange(self, first: int, second: int) -> bool:
-        """Let the KV of two slots change places; False if there is no memory for that."""
+        """Exchange the KV of two slots; False if there is not enough memory."""
         filled = [
             slot
             for slot in (first, second)
@@ -121,7 +132,7 @@ class GGUFMemory:
         try:
             states = {slot: self._state(slot) for slot in filled}
         except MemoryError:
-            _log.warning('no memory to bring conversations together that run together: they run slower')
+            _log.warning('not enough memory to move conversations that run together: they run slower')
             return False
         for slot in filled:
             self._clear(slot)

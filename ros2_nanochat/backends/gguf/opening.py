@@ -1,4 +1,4 @@
-"""What a model will take, and the calls of llama.cpp that load it, set up its context and tell its facts."""
+"""Estimates a model's memory, and calls llama.cpp to load it, set up its context and describe it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,20 @@ from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
 
 _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
-_DRAFT_ROWS = 24  # rows of logits a sequence may ask for in one forward, besides the one to sample
+_DRAFT_ROWS = 24  # rows of logits that a sequence may ask for in one forward, plus the one to sample
 
 
 def estimate_memory(path: str, config: ModelConfig, batch: int) -> MemoryEstimate:
-    """The memory that a model will take, by its head. BackendError for what is no causal language model."""
+    """Estimate the memory of a model from its header.
+
+    Args:
+        path: The GGUF file.
+        config: The options of the model.
+        batch: Entries of the largest batch.
+
+    Raises:
+        BackendError: It is not a causal language model.
+    """
     weights, metadata = check_gguf(path), read_metadata(path)
     check_metadata(path, metadata)
     kv_per_token, overhead, context = architecture_memory(metadata, batch)
@@ -54,11 +63,16 @@ def load_model(
     """Load the weights; return the `llama_model`.
 
     Args:
-        as_it_lies: Use the weights as they lie in the file. Those that are repacked for the processor take
-            memory twice.
+        api: `llama_cpp.llama_cpp`.
+        path: The GGUF file.
+        gpu_layers: Layers on the GPU; -1 for all.
+        progress: Called with the share that is loaded, 0 to 1.
+        is_aborted: Whether to stop.
+        as_it_lies: Use the weights as they are in the file. Repacking them for the CPU takes their memory
+            twice.
 
     Raises:
-        BackendError: It cannot be loaded, or `is_aborted` became true.
+        BackendError: It cannot be loaded, or `is_aborted` returned true.
     """
     log = LogLines(api)
     api.llama_backend_init()
@@ -88,7 +102,7 @@ def load_model(
 
 
 def context_params(api, config: ModelConfig, length: int, max_sequences: int, batch: int):
-    """The `llama_context_params` for so many sequences of `length` tokens."""
+    """Return the `llama_context_params` for `max_sequences` sequences of `length` tokens."""
     params = api.llama_context_default_params()
     params.n_ctx = -(-length // _KV_PADDING) * _KV_PADDING * max_sequences
     params.n_batch = params.n_ubatch = batch
@@ -99,7 +113,7 @@ def context_params(api, config: ModelConfig, length: int, max_sequences: int, ba
     params.flash_attn_type = (
         api.LLAMA_FLASH_ATTN_TYPE_AUTO if config.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )
-    params.swa_full = True  # a window that forgets could not be trimmed to where a conversation was edited
+    params.swa_full = True  # with a window that forgets, an edited conversation could not be trimmed
     params.no_perf = True
     return params
 
@@ -113,7 +127,7 @@ def describe(
     context_length: int,
     kv_bytes_per_token: int,
 ) -> ModelInfo:
-    """The facts about a loaded model."""
+    """Return the facts about a loaded model."""
     buffer = ctypes.create_string_buffer(128)
     api.llama_model_desc(model, buffer, len(buffer))
     return ModelInfo(

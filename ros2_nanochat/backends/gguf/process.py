@@ -1,4 +1,4 @@
-"""What llama.cpp shares with the whole process: its log, the cores it computes on, and Ctrl-C."""
+"""What llama.cpp shares with the whole process: its log, CPU cores, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _SPINS = '5000'
 
 
 class LogLines:
-    """Keeps what llama.cpp logs while a model is opened, quietly, so that a failure can say why."""
+    """Collects llama.cpp's log while a model is opened, without printing it, so that an error can quote
+    it.
+    """
 
     def __init__(self, api):
         self._api = api
@@ -36,6 +38,7 @@ class LogLines:
         self._api.llama_log_set(_silence(self._api), None)
 
     def reason(self) -> str:
+        """Return the line of the log that best explains a failure."""
         known = [
             line
             for line in self._lines
@@ -48,7 +51,7 @@ _silent = None
 
 
 def _silence(api):
-    global _silent  # llama.cpp keeps the pointer for as long as the process lives
+    global _silent  # llama.cpp keeps the pointer as long as the process runs
     if _silent is None:
         _silent = api.llama_log_callback(lambda level, text, data: None)
     return _silent
@@ -56,15 +59,16 @@ def _silence(api):
 
 @contextlib.contextmanager
 def interruptible(abort: Callable[[], None]):
-    """Let Ctrl-C call `abort` and raise KeyboardInterrupt behind the block. Within a long call of llama.cpp
-    Python runs only in its callbacks, out of which no exception comes: KeyboardInterrupt would be printed and
-    lost there.
+    """Let Ctrl-C call `abort`, and raise KeyboardInterrupt after the block.
+
+    During a long call of llama.cpp, Python runs only in callbacks, which no exception leaves:
+    KeyboardInterrupt would be printed and lost there.
     """
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     ):
-        yield  # signals go elsewhere
+        yield  # not the main thread, or the program handles Ctrl-C itself
         return
     interrupted = False
 
@@ -84,12 +88,12 @@ def interruptible(abort: Callable[[], None]):
 
 @contextlib.contextmanager
 def threads_wait_briefly():
-    """Have a runtime that is loaded within the block wait for its threads briefly, then let them sleep.
+    """Make an OpenMP runtime that is loaded in the block let its waiting threads sleep after a short wait.
 
-    As it comes, OpenMP spins for milliseconds where a thread waits for the others, which keeps the cores from
-    whoever holds the others up: beside other programs a model of 135M made 4 tokens a second, and 30 with a
-    short wait. Only GNU's runtime is told, only if the user has told it nothing, and the environment of this
-    process is left as it was.
+    By default OpenMP spins for milliseconds while a thread waits for the others, which takes the cores from
+    whatever delays the others: next to other programs a model of 135M made 4 tokens per second, and 30 with a
+    short wait. This affects only GNU's runtime, and only if the user has not configured it. The environment
+    of this process is restored.
     """
     if _LOADED in sys.modules or any(name in os.environ for name in _OPENMP_SETTINGS):
         yield
@@ -102,7 +106,7 @@ def threads_wait_briefly():
 
 
 def physical_cores() -> int:
-    """Cores this process may run on, hyper-threads of one core counted once."""
+    """Return the number of cores that this process may use, counting hyper-threads of one core once."""
     cores = set()
     for cpu in os.sched_getaffinity(0):
         try:

@@ -1,10 +1,10 @@
-"""Which llama.cpp sequence each of our sequences is, and which of them should change places.
+"""Maps handles to llama.cpp sequences, and decides which sequences to exchange.
 
-With a KV stream of its own for each sequence, llama.cpp computes two sequences together only if their numbers
-follow one another. Handles that the engine holds are therefore not these numbers: each handle has a slot, and
-what decodes together is brought into neighbouring slots when that costs less than computing it in pieces.
+If each sequence has its own KV stream, llama.cpp computes two sequences together only if their numbers are
+consecutive. So a handle of the engine is not such a number but has a slot, and sequences that decode together
+are moved to neighboring slots if that costs less than computing them in pieces.
 
-Knows numbers only; nothing of llama.cpp.
+Knows only numbers; nothing of llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 _SHARE_LOST = 0.5
-"""Of a step's time, about what decoding in very many pieces costs more than in one: 75 ms were measured
-against 37, for 8 sequences in 8 pieces of one."""
+"""Share of a step's time that is lost by decoding in many pieces rather than one: measured 75 ms rather
+than 37, for 8 sequences in 8 pieces."""
 _FORESIGHT = 8
-"""Steps that a set of sequences is expected to go on for, once it has for as many."""
+"""A set of sequences that has run for this many steps is expected to run for as many again."""
 _WEIGHT = 0.2  # of the newest measurement
 
 
 class Slots:
-    """The slots of all handles. count: how many slots there are."""
+    """The slots of all handles.
+
+    Args:
+        count: The number of slots.
+    """
 
     def __init__(self, count: int):
         self._count = count
         self._slots: dict[int, int] = {}
-        self._near = 0  # where sequences ran last
+        self._near = 0  # the slot where sequences ran last
 
     def __contains__(self, handle: int) -> bool:
         return handle in self._slots
@@ -34,7 +38,7 @@ class Slots:
         return self._slots[handle]
 
     def add(self) -> int:
-        """Make a handle, with the free slot that is nearest to those that run."""
+        """Create a handle, with the free slot nearest to those that run."""
         handle = next(i for i in range(self._count) if i not in self._slots)
         taken = set(self._slots.values())
         self._slots[handle] = min(
@@ -43,35 +47,35 @@ class Slots:
         return handle
 
     def remove(self, handle: int) -> None:
-        """Forget a handle."""
+        """Remove a handle."""
         del self._slots[handle]
 
     def exchange(self, first: int, second: int) -> None:
-        """Let what has one slot have the other; one of them may be free."""
+        """Exchange the contents of two slots, one of which may be free."""
         for handle, slot in list(self._slots.items()):
             if slot in (first, second):
                 self._slots[handle] = first + second - slot
 
     def at(self, slot: int) -> int | None:
-        """The handle that has a slot."""
+        """Return the handle of a slot; None if it is free."""
         return next((handle for handle, other in self._slots.items() if other == slot), None)
 
     def pieces(self, handles: Collection[int]) -> int:
-        """In how many calls llama.cpp computes these sequences."""
+        """Return in how many calls llama.cpp computes these sequences."""
         slots = sorted([self._slots[handle] for handle in handles])
         if slots:
             self._near = slots[-1]
         return 1 + sum([after != before + 1 for before, after in zip(slots, slots[1:])])
 
     def plan(self, handles: Collection[int], lengths: Mapping[int, int]) -> tuple[list[tuple[int, int]], int]:
-        """How to make neighbours of some sequences.
+        """Find the exchanges that make some sequences neighbors.
 
         Args:
             handles: The sequences.
-            lengths: Entries of each handle.
+            lengths: Number of entries of each handle.
 
         Returns:
-            Pairs of slots to exchange, and how many entries that moves: as few as can be.
+            Pairs of slots to exchange, and the number of entries that this moves, which is minimal.
         """
         wanted = {self._slots[handle] for handle in handles}
         entries = [0] * self._count
@@ -89,8 +93,8 @@ class Slots:
 
 
 class MovePolicy:
-    """Whether moving sequences pays: rent until as much was lost as buying costs, and look a little ahead if
-    the set that runs has been the same for some time.
+    """Decides whether moving sequences pays, as in the ski-rental problem: wait until the loss equals the
+    cost of a move, and look ahead a little if the same set has run for some time.
     """
 
     def __init__(self, seconds_per_entry: float):
@@ -100,17 +104,17 @@ class MovePolicy:
         self._steady = _FORESIGHT
 
     def pays(self, pieces: int, entries: int) -> bool:
-        """Whether to move so many entries, to compute in one piece what now takes `pieces`."""
+        """Return whether to move `entries` entries, to compute in one piece what now takes `pieces`."""
         return self._lost + self._steady * self._loss(pieces) >= entries * self._seconds_per_entry
 
     def moved(self, entries: int, seconds: float) -> None:
-        """Learn what a move took. The next one has to be earned."""
+        """Record the time of a move. The next one must pay again."""
         if entries:
             self._seconds_per_entry += _WEIGHT * (seconds / entries - self._seconds_per_entry)
         self._lost = self._steady = 0
 
     def stepped(self, pieces: int, seconds: float) -> None:
-        """Learn what a step took, and what it lost by its pieces."""
+        """Record the time of a step, and what it lost by its pieces."""
         self._step += (_WEIGHT if self._step else 1.0) * (seconds - self._step)
         self._lost += self._loss(pieces)
         self._steady = min(self._steady + 1, _FORESIGHT)

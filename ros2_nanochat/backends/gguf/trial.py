@@ -1,8 +1,8 @@
-"""Opens a GGUF file once in a process of its own, before it is opened in this one.
+"""Opens a GGUF file in a separate process before it is opened in this one.
 
-llama.cpp ends its process where a file's figures surprise it. What a file does there is seen here, and said
-in one line. A file that came through is remembered by its path, size and time in
-`$XDG_CACHE_HOME/nanochat/gguf`, so that this costs time only when a model is new.
+llama.cpp ends its process if a file's figures surprise it. The separate process shows that, and the error
+becomes one line. A file that passed is remembered by its path, size and time in
+`$XDG_CACHE_HOME/nanochat/gguf`, so only a new model takes this time.
 """
 
 from __future__ import annotations
@@ -24,16 +24,22 @@ from ros2_nanochat.locate import embedded_model
 
 _log = logging.getLogger(__name__)
 _PROCESS = 'ros2_nanochat.backends.gguf.trial_process'
-_PATIENCE = 120.0  # seconds, and as many more as a slow disk takes to read the file
+_PATIENCE = 120.0  # seconds, plus the time that a slow disk takes to read the file
 _SLOW_DISK = 10e6  # bytes per second
 
 
 def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callable[[], bool]) -> None:
-    """Open a file in a process of its own, unless it came through that before.
+    """Open a file in a separate process, unless it has passed before.
+
+    Args:
+        path: The GGUF file.
+        config: The options of the model.
+        api_version: The version of llama-cpp-python.
+        aborted: Whether to stop.
 
     Raises:
-        BackendError: It cannot be run; the message says what llama.cpp said.
-        LoadAborted: `aborted()` became true meanwhile.
+        BackendError: It cannot be run; the message quotes llama.cpp.
+        LoadAborted: `aborted()` became true.
     """
     if not sys.executable or _is_embedded(path):
         return
@@ -48,10 +54,10 @@ def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callabl
                 stdout=out,
                 stderr=errors,
                 env=_environment(),
-                start_new_session=True,  # Ctrl-C is for this process, which then ends the child
+                start_new_session=True,  # Ctrl-C reaches only this process, which then ends the child
             )
         except OSError as error:
-            _log.warning('%s is opened without a trial in a process of its own: %s', path, error)
+            _log.warning('%s is opened without a trial in a separate process: %s', path, error)
             return
         code = _wait(child, path, aborted)
         out.seek(0)
@@ -103,7 +109,7 @@ def _environment() -> dict[str, str]:
         **os.environ,
         'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
         'CUDA_VISIBLE_DEVICES': '',  # the trial runs on the CPU
-        'GGML_NO_BACKTRACE': '1',  # which would start a debugger
+        'GGML_NO_BACKTRACE': '1',  # a backtrace would start a debugger
     }
 
 
@@ -132,5 +138,5 @@ def _remember(seen: str) -> None:
         os.makedirs(os.path.dirname(seen), exist_ok=True)
         with open(seen, 'w'):
             pass
-    except OSError as error:  # then it is tried again the next time
+    except OSError as error:  # then the next start tries it again
         _log.debug('%s cannot be written: %s', seen, error)

@@ -1,5 +1,5 @@
-"""The process in which `trial` opens a GGUF file: `PATH FLASH_ATTENTION`. Writes `ok`, or why the file cannot
-be run.
+"""The process in which `trial` opens a GGUF file. Arguments: `PATH FLASH_ATTENTION`. Prints `ok`, or why the
+file cannot be run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main() -> None:
+    """Open the model, print the result and exit."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if (free := available_memory()) is not None:

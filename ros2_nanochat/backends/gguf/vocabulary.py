@@ -1,5 +1,5 @@
-"""The vocabulary of a GGUF model on llama.cpp: text to ids and back, special tokens, where a reply ends. Any
-thread, also while the model is closed.
+"""The vocabulary of a GGUF model on llama.cpp: text to ids and back, special tokens, end of reply.
+Thread-safe, also while the model is being closed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding
 
 _JOINT = '\U0010fffd'
-"""A character that is part of no token, so that nothing merges across it."""
+"""A character that no token contains, so nothing merges across it."""
 
 
 class GGUFText:
-    """api: llama_cpp.llama_cpp. model: its llama_model. metadata: of the file, as `gguf_file.read_metadata`
-    gives it.
+    """The vocabulary of one model.
+
+    Args:
+        api: `llama_cpp.llama_cpp`.
+        model: Its `llama_model`.
+        metadata: The file's metadata, as `header.read_metadata` returns it.
     """
 
     def __init__(self, api, model, metadata: dict[str, Any]):
@@ -28,7 +32,7 @@ class GGUFText:
         self._vocab = vocab = api.llama_model_get_vocab(model)
         self._lock = (
             threading.RLock()
-        )  # text is asked for on any thread, while the engine's may close the model
+        )  # any thread may ask for text while the engine's thread closes the model
         self._pieces: dict[int, bytes] = {}
         self.size: int = api.llama_vocab_n_tokens(vocab)
         template = api.llama_model_chat_template(model, None)
@@ -68,7 +72,7 @@ class GGUFText:
         self._strip_first_space = metadata.get('tokenizer.ggml.model') == 'llama' and metadata.get(
             'tokenizer.ggml.add_space_prefix', True
         )
-        self._num_joint = 0  # ids of `_JOINT`, where text that joins other text is tokenized behind it
+        self._num_joint = 0  # ids of `_JOINT`, which is put before text that follows other text
         if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):
             self._num_joint = len(self._tokenize(_JOINT, False))
 
@@ -76,20 +80,20 @@ class GGUFText:
         return self._api.llama_vocab_get_text(self._vocab, token_id).decode('utf-8', 'replace')
 
     def tokenize(self, text: str, special: bool, preceding: Preceding = Preceding.START) -> list[int]:
-        """Ids of a text; adds no begin of text.
+        """Turn a text into ids, without begin-of-text.
 
         Args:
-            text: What to tokenize.
-            special: Whether the text of a special token stands for its id.
-            preceding: What stands before it. Unless that is text, llama.cpp puts the space of SentencePiece
-                before the first word, at the start and behind special tokens alike.
+            text: The text.
+            special: Whether to find special tokens in it.
+            preceding: What comes before it. Unless that is text, llama.cpp puts SentencePiece's space before
+                the first word, both at the start and after special tokens.
         """
         joined = preceding is Preceding.TEXT
         ids = self._tokenize(text, special, joined)
         if special or self._protected.keys().isdisjoint(ids):
             return ids
-        # llama.cpp finds user-defined tokens in plain text too, and some SentencePiece merges spell a control
-        # token: cut inside them
+        # llama.cpp also finds user-defined tokens in plain text, and some SentencePiece merges spell a
+        # control token: cut the text inside them.
         cuts = sorted({at + 1 for mark in self._protected.values() for at in _occurrences(text, mark)})
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
         return [
@@ -109,7 +113,7 @@ class GGUFText:
 
     def _llama_tokenize(self, data: bytes, special: bool) -> list[int]:
         count = len(data) + 8
-        for _ in range(2):  # the second time where there are more ids than bytes
+        for _ in range(2):  # a second time if there are more ids than bytes
             buffer = (ctypes.c_int32 * count)()
             count = self._api.llama_tokenize(
                 self._vocab, data, len(data), buffer, len(buffer), False, special
@@ -120,6 +124,7 @@ class GGUFText:
         return buffer[:count]
 
     def detokenizer(self, preceding: Preceding) -> Utf8Detokenizer:
+        """See `Backend.detokenizer`."""
         return Utf8Detokenizer(self._piece, self._strip_first_space and preceding is not Preceding.TEXT)
 
     def _piece(self, token_id: int) -> bytes:
@@ -140,7 +145,7 @@ class GGUFText:
             raise BackendError('the model is closed')
 
     def close(self) -> None:
-        """To be called before the model is freed."""
+        """Call this before the model is freed."""
         with self._lock:
             self._vocab = None
 

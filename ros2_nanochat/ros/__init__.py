@@ -1,1 +1,1 @@
-"""The ROS 2 node and its client: topics, services and actions wired to the library."""
+"""The ROS 2 node and its client: connects topics, services and actions to the library."""

@@ -1,17 +1,17 @@
-"""What both ends of the action `chat` have in common."""
+"""Settings that the server and the client of the action `chat` share."""
 
 from __future__ import annotations
 
 from rclpy.qos import QoSProfile
 
 SERVICE_DEPTH = 1000
-"""Goals and questions for results that may arrive at once; with rclpy's 10 the others are lost silently."""
+"""Goals and result requests that may arrive at once. With rclpy's 10, further ones are silently lost."""
 FEEDBACK_DEPTH = 1000
 CLIENT_BYTES = 12
-"""The first bytes of the id of a `ChatClient`'s goal are those of its end of the feedback topic, so that a
-goal knows its client. That much is the same for all ends of a process in the middleware we know."""
+"""The id of a `ChatClient`'s goal begins with the first bytes of the GID of its feedback subscription, so
+that the server knows the goal's client. In the middlewares we know, a whole process shares these bytes."""
 
 
 def service_qos() -> QoSProfile:
-    """Of the services of the action."""
+    """Return the QoS of the action's services."""
     return QoSProfile(depth=SERVICE_DEPTH)

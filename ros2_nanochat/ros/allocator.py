@@ -1,8 +1,7 @@
-"""The C library's allocator in a process of many threads that runs for months (glibc; elsewhere nothing
-happens).
+"""Tunes the C library's allocator for a process with many threads that runs for months (only glibc).
 
-Each thread that allocates may get a heap of its own, an "arena", and what is freed in it stays there: a node
-with a hundred threads grows by megabytes a minute, and keeps half of a model that it closed.
+Each thread that allocates may get its own heap, an "arena", and freed memory stays there: a node with many
+threads keeps growing, and does not return the memory of a model that it closed.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ import gc
 import os
 
 _ARENAS = 2
-_M_ARENA_MAX = -8  # of malloc.h
+_M_ARENA_MAX = -8  # from malloc.h
 
 
 def limit_arenas() -> None:
-    """Let all threads share few arenas, unless the user has chosen (`MALLOC_ARENA_MAX`, `GLIBC_TUNABLES`). To
-    be called before threads start.
+    """Make all threads share a few arenas, unless the user set `MALLOC_ARENA_MAX` or `GLIBC_TUNABLES`.
+
+    Call this before starting threads.
     """
     if 'MALLOC_ARENA_MAX' in os.environ or 'malloc.arena_max' in os.environ.get('GLIBC_TUNABLES', ''):
         return
@@ -27,7 +27,7 @@ def limit_arenas() -> None:
 
 
 def give_back_memory() -> None:
-    """Return what has been freed to the system: after a model was closed."""
+    """Return freed memory to the system. Call this after closing a model."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))

@@ -1,6 +1,6 @@
-"""The newest image of a camera, fetched when a question needs it and not before.
+"""The newest image of a camera, fetched only when a question needs it.
 
-A callback would copy every frame into Python, which costs a whole core at 1080p. Here the executor never
+A callback would copy every frame into Python, which is expensive at high resolutions. Here the executor never
 touches the subscription: the transport keeps the newest frames, and `newest()` takes them.
 """
 
@@ -22,13 +22,13 @@ from ros2_nanochat.robot.freshness import ArrivalClock, Jump, age_of
 from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.ros.camera_topics import CameraTopic, camera_topics
 
-_FIRST_FRAME = 1.0  # seconds after a publisher was found in which its first frame is awaited
-_QUIET = 1.0  # seconds without a frame after which the other transport is tried
-_NEEDED = 5.0  # seconds that a subscription stays which only a question needed
-_LOOK = 0.02  # seconds between two looks at the graph while frames are asked for
+_FIRST_FRAME = 1.0  # seconds to wait for the first frame of a publisher that was just found
+_QUIET = 1.0  # seconds without a frame before the other transport is tried
+_NEEDED = 5.0  # seconds that a subscription stays open if only a question needed it
+_LOOK = 0.02  # seconds between two looks at the graph while frames are requested
 _KNOWN = 1000  # ids of publishers that are remembered
 _JUMP_FORWARD = 10.0  # seconds; a simulation that runs faster than real time takes smaller steps
-_numbers = itertools.count(1)  # of frames, over all cameras: a conversation may change its camera
+_numbers = itertools.count(1)  # of frames of all cameras: a conversation may change its camera
 
 
 class _Never(CallbackGroup):
@@ -46,7 +46,12 @@ class _Never(CallbackGroup):
 
 @dataclass(frozen=True)
 class _Frame:
-    """What was taken last. arrived: `time.monotonic()`. publishers: ids of those that may have sent it."""
+    """The frame that was taken last.
+
+    Attributes:
+        arrived: When it arrived, in `time.monotonic()`.
+        publishers: Ids of the publishers that may have sent it.
+    """
 
     picture: Picture
     arrived: float
@@ -57,8 +62,11 @@ class _Frame:
 class Camera:
     """The topics `image` and `image/compressed` under a prefix. At most one of them is subscribed to.
 
-    wanted: whether frames will be used; with False a subscription is opened only by `newest()`, and closed
-    again a while later. transport: raw, compressed, or auto: what is published. Both may change: `follow()`.
+    Args:
+        node: The node.
+        prefix: Prefix of the topics.
+        wanted: Keep a subscription open. With False, `newest()` opens one, which is closed a while later.
+        transport: `raw`, `compressed`, or `auto` for the one that is published.
     """
 
     def __init__(self, node, prefix: str, wanted: bool = True, transport: str = 'auto'):
@@ -71,15 +79,15 @@ class Camera:
         self._group = _Never()
         self._kept: _Frame | None = None
         self._closed = False
-        self._opened = 0.0  # when the subscription was
-        self._quiet = ''  # the transport that is published, but brought no frame
-        self._tried: set[str] = set()  # transports whose first frame was awaited already
+        self._opened = 0.0  # when the subscription was opened
+        self._quiet = ''  # a transport that is published but delivered no frame
+        self._tried: set[str] = set()  # transports whose first frame we have already waited for
         self._expected_until = 0.0
         self._looked = -math.inf
-        self._publishers: dict[str, list] = {}  # of each topic, as the graph tells of them
+        self._publishers: dict[str, list] = {}  # of each topic, according to the graph
         self._sources: dict[str, frozenset[bytes]] = {}  # their ids
         self._known: set[bytes] = set()  # all ids that publishers had
-        self._needed = -math.inf  # when a question last asked although no frames were wanted
+        self._needed = -math.inf  # when a question last needed a frame although `wanted` is False
         self._arrivals = ArrivalClock(time.time(), time.monotonic())
         self._jump: Jump | None = None
         self._jumps = node.get_clock().create_jump_callback(
@@ -94,14 +102,14 @@ class Camera:
 
     @property
     def present(self) -> bool:
-        """Whether somebody publishes images. Any thread, closed or not."""
+        """Whether anyone publishes images. Can be used from any thread, also after `close()`."""
         return not self._closed and any(
             self._node.count_publishers(topic.name) for topic in self._topics.values()
         )
 
     @property
     def expecting(self) -> bool:
-        """Whether a first frame may come any moment: its publisher has only just been found."""
+        """Whether a first frame may arrive at any moment because its publisher was just found."""
         with self._lock:
             return (
                 self._open is not None
@@ -110,7 +118,12 @@ class Camera:
             )
 
     def follow(self, wanted: bool, transport: str) -> None:
-        """Open what is wanted and published, close the rest. To be called now and then, from any thread."""
+        """Update the settings and the subscription. Call this regularly, from any thread.
+
+        Args:
+            wanted: See `Camera`.
+            transport: See `Camera`.
+        """
         with self._lock:
             if (wanted, transport) != (self._wanted, self._transport):
                 self._wanted, self._transport = wanted, transport
@@ -118,7 +131,7 @@ class Camera:
             self._look()
 
     def newest(self) -> Picture | None:
-        """The newest frame, not decoded, or None before the first. Any thread."""
+        """Return the newest frame, not decoded; None before the first. Can be called from any thread."""
         with self._lock:
             if self._closed:
                 return None
@@ -139,7 +152,7 @@ class Camera:
             return replace(kept.picture, age=age, doubt=doubt, stamp=stamp)
 
     def trouble(self) -> str:
-        """Why no frame comes, as far as can be known from the publishers; '' if nothing is wrong."""
+        """Return why no frame arrives, as far as the publishers show; '' if nothing is wrong."""
         with self._lock:
             self._look()
             used = [self._topics[transport] for transport in self._candidates()]
@@ -151,7 +164,7 @@ class Camera:
             return '; '.join(dict.fromkeys(filter(None, wrong)))
 
     def close(self) -> None:
-        """Take the subscription off the graph."""
+        """Close the subscription."""
         with self._lock:
             self._closed = True
             self._jumps.unregister()
@@ -166,7 +179,7 @@ class Camera:
         return [end for end in self._publishers[topic.name] if not topic.mismatch(end)]
 
     def _look(self) -> None:
-        """Follow the graph and the clocks."""
+        """Update what is known of the graph and the clocks."""
         steady = self._looked = time.monotonic()
         clock = self._node.get_clock()
         if self._arrivals.look(time.time(), steady):
@@ -212,19 +225,19 @@ class Camera:
         self._expect()
 
     def _expect(self) -> None:
-        """A first frame may come now. Once: a question does not wait again for what brought nothing."""
+        """Allow waiting for a first frame, once: questions do not wait again if none came."""
         if self._open is not None and self._open.transport not in self._tried:
             self._expected_until = time.monotonic() + _FIRST_FRAME
             if self._sources[self._open.name]:
                 self._tried.add(self._open.transport)
 
     def _unused(self, message):
-        """Never called; create_subscription wants one."""
+        """Never called, but create_subscription needs a callback."""
 
     # --- which frame ---
 
     def _take(self) -> None:
-        """Take all that has come: what came last is the newest, whatever its stamp."""
+        """Take all frames that have arrived. The last one is the newest, whatever its stamp."""
         topic, subscription, until = self._open, self._subscription, time.monotonic()
         taken = last = None
         while subscription is not None:
@@ -237,7 +250,7 @@ class Camera:
                 break
             last = taken
             if self._arrivals.steady(taken[1]['received_timestamp']) >= until:
-                break  # what comes while we take is for the next question
+                break  # frames that arrive meanwhile are for the next question
         if last is None:
             return
         frame = self._frame(topic, *last)
@@ -256,13 +269,14 @@ class Camera:
             ),
             self._arrivals.steady(info['received_timestamp']),
             topic.name,
-            # Older versions of rclpy do not tell, and some middlewares use another id than the graph.
+            # Older rclpy does not provide the GID, and some middlewares use another one than the graph.
             frozenset([source]) if source in self._known else self._sources[topic.name],
         )
 
     def _is_outdated(self, frame: _Frame) -> bool:
-        """Whether time has jumped since, or whoever sent it has gone and others have come. (While nobody is
-        there, `present` says so, and no frame is asked for.)
+        """Whether time has jumped since, or the frame's publisher was replaced by others.
+
+        If there are no publishers, `present` is False and nobody asks for a frame.
         """
         jump = self._jump
         if jump is not None and jump.outdates(frame.picture.stamp, frame.arrived):
@@ -270,12 +284,12 @@ class Camera:
         return any(self._sources.values()) and not frame.publishers <= self._sources[frame.topic]
 
     def _on_jump(self, jump: TimeJump) -> None:
-        """Called by the node's clock, which must not wait for a lock."""
+        """Called by the node's clock, so it must not wait for a lock."""
         now = self._node.get_clock().now().nanoseconds
-        if now != jump.delta.nanoseconds:  # else a simulation's clock has come, and no time was before it
+        if now != jump.delta.nanoseconds:  # else a simulation's clock has just started
             self._jump = Jump(time.monotonic(), now)
 
 
 def _identity(gid) -> bytes:
-    """The part of a publisher's id that the graph and a message's info share."""
+    """Return the part of a publisher's id that the graph and a message's info share."""
     return bytes(gid)[:16]

@@ -1,4 +1,4 @@
-"""The two topics of a camera, raw and compressed: their names, their QoS, which of their publishers match.
+"""The two topics of a camera, raw and compressed: their names, their QoS, and which publishers match.
 
 Opens nothing; camera.py does.
 """
@@ -28,7 +28,16 @@ _COMPRESSED = '/compressed'
 
 @dataclass(frozen=True)
 class CameraTopic:
-    """One of the topics. transport: raw or compressed. given: its name before remapping. name: after it."""
+    """One of the two topics.
+
+    Attributes:
+        transport: `raw` or `compressed`.
+        given: Its name before remapping.
+        name: Its name after remapping.
+        kind: Its message type.
+        decode: Converts a message to [h, w, 3] uint8 RGB.
+        qos: QoS of its subscription.
+    """
 
     transport: str
     given: str
@@ -39,11 +48,15 @@ class CameraTopic:
 
     @property
     def type_name(self) -> str:
-        """As the graph names it."""
+        """Name of the message type on the graph."""
         return f'sensor_msgs/msg/{self.kind.__name__}'
 
     def mismatch(self, publisher) -> str:
-        """Why nothing that `publisher`, an endpoint of the graph, sends can arrive; '' if it can."""
+        """Return why messages of a publisher cannot arrive, '' if they can.
+
+        Args:
+            publisher: An endpoint of the graph.
+        """
         who = _name_of(publisher)
         if publisher.topic_type != self.type_name:
             return f'{who} publishes {publisher.topic_type} on {self.name}, not {self.type_name}'
@@ -58,7 +71,11 @@ class CameraTopic:
         )
 
     def waits_in_vain(self, publisher) -> str:
-        """Why what `publisher` has sent before does not arrive, although what it sends next will; or ''."""
+        """Return why messages that a publisher sent earlier do not arrive, although later ones do; else ''.
+
+        Args:
+            publisher: An endpoint of the graph.
+        """
         if publisher.topic_type != self.type_name or self.mismatch(publisher):
             return ''
         if publisher.qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL:
@@ -74,10 +91,14 @@ class CameraTopic:
 
 
 def camera_topics(node, prefix: str) -> tuple[dict[str, CameraTopic], tuple[str, ...]]:
-    """The topics under `prefix` by transport, and the transports that `auto` may use, in its order.
+    """Return the topics under a prefix by transport, and the transports that `auto` may use, in order.
 
-    Declares the parameters that override their QoS. An `image` that is remapped to a topic of compressed
-    frames is that: nobody would name one to get raw frames.
+    Declares the parameters that override their QoS. If `image` is remapped to a topic of compressed frames,
+    only `compressed` is used.
+
+    Args:
+        node: The node.
+        prefix: Prefix of the topics.
     """
     raw, compressed = prefix + 'image', f'{prefix}image{_COMPRESSED}'
     resolved = node.resolve_topic_name(raw)
@@ -95,14 +116,16 @@ def camera_topics(node, prefix: str) -> tuple[dict[str, CameraTopic], tuple[str,
 
 
 def _name_of(publisher) -> str:
-    if 'UNKNOWN' in publisher.node_name:  # the graph tells of a node a moment after its publishers
+    if 'UNKNOWN' in publisher.node_name:  # the graph shows a node a moment after its publishers
         return 'a publisher'
     return f'{publisher.node_namespace.rstrip("/")}/{publisher.node_name}'
 
 
 def _qos(node, topic: str) -> QoSProfile:
-    """The QoS of a subscription to `topic`, as its parameters have it. rclpy declares them only with a
-    subscription, but whether one would match has to be known before it is opened.
+    """Return the QoS of a subscription, according to its parameters.
+
+    rclpy declares them only with a subscription, but we have to know before opening one whether it would
+    match.
     """
 
     def value(policy: str, default):

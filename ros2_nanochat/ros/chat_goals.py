@@ -1,5 +1,6 @@
-"""The action `chat` of one robot: each goal is a turn. A goal ends with its turn, and is cancelled when its
-client has left the graph.
+"""The action `chat` of one robot: each goal is a turn.
+
+A goal ends with its turn, and is cancelled when its client leaves the graph.
 """
 
 from __future__ import annotations
@@ -21,11 +22,18 @@ from ros2_nanochat.ros.typed_reply import with_form
 from ros2_nanochat.states import FinishReason
 
 _SUCCEEDED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE)
-_CLOSING = 5.0  # seconds at most for results that are on their way when the action is closed
+_CLOSING = 5.0  # seconds to wait for pending results when the action is closed
 
 
 class ChatGoals:
-    """chat: takes the turns. message: makes the message of a turn."""
+    """The action server of one robot.
+
+    Args:
+        node: The node.
+        prefix: Prefix of the action's name.
+        chat: The conversation that answers the turns.
+        message: Makes the nanochat/msg/Turn of a turn.
+    """
 
     def __init__(self, node, prefix: str, chat: RobotConversation, message):
         self._node, self._chat, self._message = node, chat, message
@@ -67,7 +75,7 @@ class ChatGoals:
         return turn is not None
 
     def cancel_unheard(self) -> None:
-        """Stop the goals of clients that have left the graph. To be called now and then."""
+        """Cancel the goals of clients that have left the graph. Call this regularly."""
         with self._lock:
             goals = list(self._open.items())
         if not goals:
@@ -85,7 +93,7 @@ class ChatGoals:
     # --- out ---
 
     def started(self, turn: Turn) -> None:
-        """The turn of a goal begins."""
+        """Mark the goal of a turn as executing."""
         try:
             turn.goal.execute()
         except RuntimeError:
@@ -93,15 +101,15 @@ class ChatGoals:
                 raise
 
     def feedback(self, turn: Turn, token) -> None:
-        """Send a token to the client of a goal, while that executes: outside (a goal that waits, is refused
-        or is being cancelled) Lyrical warns of feedback and drops it. The client learns the end from the
-        result.
+        """Send a token to the client of an executing goal.
+
+        In other states, Lyrical drops feedback with a warning. The client then gets the end from the result.
         """
         if turn.goal.status == GoalStatus.STATUS_EXECUTING:
             turn.goal.publish_feedback(Chat.Feedback(token=token))
 
     def ended(self, turn: Turn) -> None:
-        """The turn of a goal has ended: its client gets the result."""
+        """Send the result of a turn to its client."""
         key = bytes(turn.goal.goal_id.uuid)
         with self._lock:
             self._open.pop(key, None)
@@ -110,7 +118,7 @@ class ChatGoals:
         self._server.finish(turn.goal, turn.finish_reason in _SUCCEEDED, result)
 
     def close(self) -> None:
-        """Take the action off the graph when its clients have their results. Every turn has to have ended."""
+        """Close the action once its clients have their results. All turns must have ended."""
         self._server.wait_until_fetched(_CLOSING)
         close_action(self._node, self._server, _CLOSING)
 

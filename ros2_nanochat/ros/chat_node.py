@@ -1,12 +1,12 @@
 """The node: a life cycle around one model, and the robots that share it.
 
-`configure` loads the model on a thread of its own (model_loader.py) and makes each robot's conversation,
+`configure` loads the model on its own thread (model_loader.py) and creates each robot's conversation,
 `activate` opens their topics (fleet.py), `deactivate` closes them and keeps model and conversations,
-`cleanup` gives the memory back.
+`cleanup` frees the memory.
 
-Who runs when: the transitions' services are reentrant, so that `get_state` answers while a transition waits
-for the model; parameters are in the node's own group, which nothing here blocks; the timer runs beside all,
-and takes no lock that loading or running a model holds. Each robot's callbacks: robot_port.py.
+The services of the transitions are reentrant, so that `get_state` answers while a transition waits for the
+model. Parameters use the node's default group, which nothing blocks. The timer has its own group and takes no
+lock that loading or running a model holds. robot_port.py has each robot's callbacks.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.
 
 
 class ChatNode(LifecycleNodeMixin, Node):
-    """The managed node `nanochat`. `start()` brings it up by itself if `autostart` is set; `close()` ends
-    everything, from any state. done: is set when the process is to end, here or by a signal.
+    """The managed node `nanochat`. Call `start()` for `autostart`, and `close()` to end it from any state.
+
+    Args:
+        done: Set when the process should end, by a signal or by the node.
     """
 
     def __init__(self, done: threading.Event):
-        # Not through LifecycleNode, which hands the callback group to Node as well, where there is no such
-        # argument.
+        # Not LifecycleNode.__init__: it passes the callback group to Node, which has no such argument.
         Node.__init__(self, 'nanochat')
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.failure: str | None = None
@@ -70,7 +71,7 @@ class ChatNode(LifecycleNodeMixin, Node):
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         self._ticks = 0
-        # Of the wall: deadlines and diagnostics go on while a simulation stands still.
+        # Wall time: deadlines and diagnostics continue while a simulation is paused.
         self._timer = self.create_timer(
             0.25,
             self._tick,
@@ -79,9 +80,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         )
 
     def start(self) -> None:
-        """Configure and activate where `autostart` is set, on a thread of its own; a failure ends the
-        process.
-        """
+        """Configure and activate on a thread if `autostart` is set. If that fails, the process ends."""
         if self.get_parameter('autostart').value:
             threading.Thread(target=self._autostart, name='autostart', daemon=True).start()
 
@@ -95,8 +94,8 @@ class ChatNode(LifecycleNodeMixin, Node):
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         if not any(self.has_parameter(parameter.name) for parameter in parameters):
-            # Declared just now, of a robot or a topic. They are checked when they are used: to check all of
-            # all robots for each of them would take the square of the robots.
+            # Just declared, for a robot or a topic. They are checked when used: checking all robots for each
+            # of them would take time quadratic in the number of robots.
             return SetParametersResult(successful=True)
         changed = {parameter.name: parameter.value for parameter in parameters}
         try:
@@ -109,7 +108,7 @@ class ChatNode(LifecycleNodeMixin, Node):
             return SetParametersResult(successful=False, reason=one_line(error))
         self._fleet.set_options(options)
         if 'robots' in changed:
-            # Names are declared and topics opened on another thread: the parameters are locked here.
+            # On another thread, because the parameters are locked here.
             self._fleet.wanted = names
             threading.Thread(target=self._follow_robots, name='robots', daemon=True).start()
         return SetParametersResult(successful=True)
@@ -160,9 +159,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         return self._transition(NodeState.SHUTTING_DOWN, NodeState.FINALIZED, self._unload)
 
     def _transition(self, during: NodeState, after: NodeState, action):
-        """rclpy drops exceptions of transitions without a word; here each becomes a line of the log, a
-        reason, and a transition that failed.
-        """
+        """Run a transition. rclpy silently drops exceptions; here each is logged and fails the transition."""
         before, self._state = self._state, during
         try:
             action()
@@ -215,12 +212,15 @@ class ChatNode(LifecycleNodeMixin, Node):
     def _end(self) -> None:
         try:
             self._unload()
-        except Exception as error:  # what takes too long finds that the context has been shut down meanwhile
+        except Exception as error:  # the context may be shut down meanwhile
             if self.context.ok():
                 self.get_logger().warning(f'closing: {one_line(repr(error))}')
 
     def close(self, timeout: float = 1.5) -> bool:
-        """End everything, from any state; whether it ended in time. Any thread but the executor's."""
+        """End everything, from any state.
+
+        Return whether it ended in time. Do not call this on the executor.
+        """
         self.done.set()
         if self._model is None:
             self._loader.abort()
@@ -238,7 +238,7 @@ class ChatNode(LifecycleNodeMixin, Node):
             self._ticks += 1
             if self._ticks % 4 == 0:
                 self._publish_diagnostics()
-        except Exception as error:  # the next one comes in a moment
+        except Exception as error:  # the timer fires again soon
             if not self.done.is_set():
                 self.get_logger().error(
                     f'looking after the robots failed: {one_line(repr(error))}', throttle_duration_sec=10.0
@@ -270,14 +270,13 @@ class ChatNode(LifecycleNodeMixin, Node):
 
 
 def main(args=None) -> int:
-    """Run the node until a signal or a failed start; returns the exit code."""
+    """Run the node until a signal or a failed start. Return the exit code."""
     arguments = sys.argv if args is None else ['chat_node', *args]
     return run_ros_program('nanochat', arguments, lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
-    # We end the replies that stream and announce their turns before the context goes down, so the signals are
-    # ours.
+    # We handle signals ourselves, to end replies and announce their turns before the context is shut down.
     limit_arenas()
     done = threading.Event()
     on_signal(done.set)

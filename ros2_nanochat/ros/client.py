@@ -1,4 +1,4 @@
-"""`ChatClient`: ask a chat node from Python, one robot of it, through its action and services.
+"""`ChatClient`: ask a chat node from Python through its action and services.
 
 with ChatClient() as chat:
     for piece in chat.ask('What is the capital of Japan?'):
@@ -37,13 +37,14 @@ from ros2_nanochat.ros.typed_reply import form_text
 
 __all__ = ['ChatClient', 'NodeGone', 'Reply', 'to_message']
 
-_ACCEPT = 10.0  # seconds within which a node takes a question
-_ASK_AGAIN = 5.0  # seconds between questions for a result that has not come
+_ACCEPT = 10.0  # seconds that a node has to accept a question
+_ASK_AGAIN = 5.0  # seconds between requests for a result that has not arrived
 
 
 class _Action(ActionClient):
-    """One that may send on any thread. Jazzy's notes a request after it was sent, and drops a response that
-    an executor takes before that.
+    """An ActionClient for any thread.
+
+    Jazzy's records a request after sending it, and may drop the response.
     """
 
     def __init__(self, *args, **kwargs):
@@ -57,9 +58,15 @@ class _Action(ActionClient):
 
 
 class ChatClient:
-    """name: of the chat node, with its namespace. robot: one of those it serves, '' where it serves itself.
-    node: an rclpy node that somebody spins (not in a callback that waits for a reply); None makes one, with a
-        thread that spins it.
+    """A client of one robot's conversation.
+
+    Args:
+        name: Name of the chat node, with its namespace.
+        robot: One of the robots that the node serves, '' if it serves only itself.
+        node: An rclpy node that you spin outside of callbacks that wait. None creates and spins one.
+
+    Raises:
+        ValueError: The name is not valid in ROS.
     """
 
     def __init__(self, name: str = '/nanochat', robot: str = '', node=None):
@@ -77,8 +84,7 @@ class ChatClient:
         if self._own:
             if not rclpy.ok():
                 rclpy.init()
-            # rclpy destroys the service for type descriptions twice, which now and then crashes the process
-            # that closes a client
+            # rclpy destroys the type description service twice, which can crash a process on close
             node = rclpy.create_node(
                 'chat_client_' + str(threading.get_native_id()),
                 parameter_overrides=[Parameter('start_type_description_service', value=False)],
@@ -110,12 +116,12 @@ class ChatClient:
             self._thread.start()
 
     def wait_until_ready(self, timeout: float | None = None) -> bool:
-        """Wait until the node answers; False after `timeout` seconds."""
+        """Wait until the node answers. Return False after `timeout` seconds."""
         until = math.inf if timeout is None else time.monotonic() + timeout
         if not self._action.wait_for_server(timeout):
             return False
-        # That we see the node does not mean that it sees us, and what it answers till then is lost. It has
-        # met all ends of ours when it answers the youngest.
+        # We may see the node before it sees us, and its answers are lost until then. It knows all our
+        # endpoints once it answers the newest one.
         while self._own:
             try:
                 self._call(self._history, GetHistory.Request(), max(0.0, min(1.0, until - time.monotonic())))
@@ -126,9 +132,7 @@ class ChatClient:
         return True
 
     def robots(self) -> list[str]:
-        """The robots that nodes of this name serve, as far as the graph shows; without one that serves
-        itself.
-        """
+        """Return the robots that nodes of this name serve, according to the graph."""
         beginning, end = f'{self._space}/', f'/{self._leaf}/turn'
         return sorted(
             topic[len(beginning) : -len(end)]
@@ -142,12 +146,15 @@ class ChatClient:
     def ask(self, text: str, image=None, **options) -> Reply:
         """Ask a question.
 
-        image: a sensor_msgs Image or CompressedImage, an RGB array [h, w, 3] uint8, bytes of a JPEG or PNG,
-            or a list of these.
-        response_format: among the options; as text, or a list of texts, a JSON Schema, a dataclass, a
-            pydantic model, or the class of a ROS message. `result().parsed` is then the answer as a value.
-        options: further fields of the goal of nanochat/action/Chat (`max_new_tokens`, `temperature`,
-        `priority`, `deadline`, ...).
+        Args:
+            text: The question.
+            image: A sensor_msgs Image or CompressedImage, an RGB array [h, w, 3] uint8, bytes of a JPEG or
+                PNG, or a list of these.
+            **options: Fields of a nanochat/action/Chat goal. `response_format` may also be a list of texts, a
+                dict, a dataclass, a pydantic model or a message class; `result().parsed` has its value.
+
+        Raises:
+            ValueError: An image or the form is not valid.
         """
         form = options.pop('response_format', None)
         goal = Chat.Goal(query=text, response_format=form_text(form), **options)
@@ -165,9 +172,7 @@ class ChatClient:
         return reply
 
     def _goal_id(self) -> UUID:
-        """An id that tells the node whose goal it is, so that it ends with this process: it begins as that of
-        our end of the feedback topic does.
-        """
+        """Return an id that begins like our feedback subscription's GID: the goal ends with this process."""
         own = next(
             (
                 bytes(end.endpoint_gid[:CLIENT_BYTES])
@@ -197,9 +202,7 @@ class ChatClient:
             goal.cancel_goal_async()
 
     def _look_after(self, reply: Reply) -> None:
-        """Give a reply up whose node has left the graph, or has come back without knowing of it, so that
-        nobody waits for ever.
-        """
+        """Fail a reply if its node left the graph or no longer knows it, so that nobody waits forever."""
         silent = time.monotonic() - reply._looked
         if self._closed or reply.future.done():
             return
@@ -225,18 +228,18 @@ class ChatClient:
             reply._finished(response.result.turn)
 
     def cancel(self, timeout: float = 5.0) -> bool:
-        """Stop the reply that is being produced, whoever asked; whether there was one."""
+        """Stop the reply that is being generated, whoever asked. Return whether there was one."""
         return self._call(self._cancel, Trigger.Request(), timeout).success
 
     def reset(self, system_prompt: str = '', timeout: float = 15.0) -> str:
-        """Forget the conversation; returns what was done. RuntimeError where it could not be."""
+        """Forget the conversation. Return what was done; RuntimeError if it fails."""
         response = self._call(self._reset, Reset.Request(system_prompt=system_prompt), timeout)
         if not response.success:
             raise RuntimeError(response.message)
         return response.message
 
     def history(self, timeout: float = 5.0) -> list[tuple[str, str]]:
-        """The conversation as (role, text)."""
+        """Return the conversation as (role, text)."""
         return [
             (message.role, message.text)
             for message in self._call(self._history, GetHistory.Request(), timeout).messages
@@ -253,7 +256,7 @@ class ChatClient:
         return future.result()
 
     def close(self) -> None:
-        """Cancel what streams and leave the graph. May be called twice."""
+        """Cancel running replies and leave the graph. You may call this twice."""
         if self._closed:
             return
         self._closed = True
@@ -281,7 +284,7 @@ class ChatClient:
 
 
 def to_message(image):
-    """A sensor_msgs Image or CompressedImage of what `ask` takes as an image."""
+    """Convert an image that `ask` accepts to a sensor_msgs Image or CompressedImage."""
     if isinstance(image, (Image, CompressedImage)):
         return image
     if isinstance(image, (bytes, bytearray)):

@@ -1,8 +1,7 @@
-"""A camera that shows drawn pictures of one object, for the demo: publishes them over `nanochat/image` and
-says what they show.
+"""A demo camera: publishes drawn pictures of one object on `nanochat/image`, and prints what they show.
 
-Parameters: rate (Hz), hold (seconds that each picture is shown), width, height (pixels), seed (-1: another
-each time).
+Parameters: rate (Hz), hold (seconds that each picture is shown), width, height (pixels), seed (-1: a
+different one each time).
 """
 
 from __future__ import annotations
@@ -22,7 +21,11 @@ from ros2_nanochat.vision.shapes import random_picture
 
 
 class DemoCamera(Node):
-    """One picture after another, as `rgb8`."""
+    """Publishes one picture after another, as `rgb8`.
+
+    Raises:
+        ValueError: A parameter is out of range.
+    """
 
     def __init__(self):
         super().__init__('demo_camera')
@@ -60,7 +63,7 @@ class DemoCamera(Node):
 
 
 def main(args=None) -> int:
-    """Run the camera until a signal; returns the exit code."""
+    """Run the camera until a signal. Return the exit code."""
     arguments = sys.argv if args is None else ['demo_camera', *args]
     return run_ros_program('demo_camera', arguments, lambda: _run(arguments))
 

@@ -1,4 +1,4 @@
-"""Limits on single fields of a message that is asked for: narrower than the type, never wider."""
+"""Limits on single fields of a requested message: narrower than the type, never wider."""
 
 from __future__ import annotations
 
@@ -25,7 +25,17 @@ _NARROWING = (
 
 
 def narrow(schema: dict, cls: Any, path: str, limits: Any) -> None:
-    """Set further limits on the field at a path; `[]` behind a name goes to the items of an array."""
+    """Restrict the field at a path of a schema.
+
+    Args:
+        schema: The JSON Schema of the message; changed in place.
+        cls: The message class.
+        path: Names of fields, joined by dots. `[]` after a name means the items of an array.
+        limits: Keywords of JSON Schema, or `{'constants': True}`.
+
+    Raises:
+        ValueError: The path or a keyword is unknown, or a limit is wider than the type.
+    """
     where, node, owner = f'response_format: fields[{path!r}]', schema, cls
     parent, last = schema['properties'], ''
     for part in path.split('.'):
@@ -63,7 +73,7 @@ def narrow(schema: dict, cls: Any, path: str, limits: Any) -> None:
 
 
 def _is_wider(node: dict, keyword: str, value: Any, where: str) -> bool:
-    """Whether a limit allows what the type does not hold."""
+    """Whether a limit allows values that the type does not."""
     if keyword in ('enum', 'const'):
         values = value if keyword == 'enum' and isinstance(value, (list, tuple)) else [value]
         return any(not _holds(node, item) for item in values)
@@ -92,10 +102,18 @@ def _bounds(node: dict) -> str:
 
 
 def constants_of(cls: Any, field: str, where: str = 'response_format') -> list:
-    """The values of the constants that a type declares for one of its fields.
+    """Return the values of the constants that a type declares for one of its fields.
 
     A constant belongs to the field whose name it begins with, in capital letters; without such a name, to the
     only field of its kind.
+
+    Args:
+        cls: The message class.
+        field: Name of the field.
+        where: Beginning of the error message.
+
+    Raises:
+        ValueError: There are none.
     """
     metaclass = type(cls)
     declared = getattr(metaclass, f'_{metaclass.__name__}__constants', {})

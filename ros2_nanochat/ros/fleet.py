@@ -1,4 +1,4 @@
-"""The robots of a node: a conversation for each while a model is loaded, and its topics while the node is
+"""The robots of a node: each has a conversation while a model is loaded, and topics while the node is
 active.
 """
 
@@ -14,12 +14,12 @@ from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.robot_port import RobotPort
 
 _CAMERAS_AT_ONCE = 16
-"""Of more robots not every camera is looked after each time: to ask the graph about one takes longer the more
+"""With more robots, not every camera is checked each time: asking the graph about one takes longer the more
 robots there are."""
 
 
 class Nobody:
-    """Where a conversation goes while its topics are closed."""
+    """The output of a conversation whose topics are closed."""
 
     def started(self, turn) -> None: ...
     def token(self, turn, index, text, num_tokens, reasoning) -> None: ...
@@ -28,7 +28,15 @@ class Nobody:
 
 
 class Fleet:
-    """node: whose robots they are. settings: their parameters. wanted: their names, as last set."""
+    """The robots of one node.
+
+    Args:
+        node: The node.
+        settings: Its parameters.
+
+    Attributes:
+        wanted: Names of the robots, as last set.
+    """
 
     def __init__(self, node, settings: NodeParameters):
         self.wanted = settings.robots()
@@ -40,8 +48,11 @@ class Fleet:
         self._calls = 0  # of expire()
 
     def update(self, model, open_ports: Callable[[], bool]) -> None:
-        """Make what is missing and close what is not wanted any more: parameters, conversations and, if
-        `open_ports()` says so, topics. model: None while there is none.
+        """Create what is missing and close what is no longer wanted: parameters, conversations and topics.
+
+        Args:
+            model: The `NanoLLM`, None while there is none.
+            open_ports: Whether topics should be open.
         """
         with self._changing:
             names = self.wanted
@@ -51,7 +62,7 @@ class Fleet:
             self._settings.forget_robots(names)
             for robot in names if model is not None else ():
                 if self._node.done.is_set():
-                    return  # the process ends, and does not wait for hundreds of robots
+                    return  # the process must not wait for hundreds of robots before it ends
                 if robot not in self._chats:
                     self._chats[robot] = self._conversation(robot, model)
                 if robot not in self._ports and open_ports():
@@ -79,7 +90,7 @@ class Fleet:
             raise
 
     def set_options(self, options: dict) -> None:
-        """Let robots converse by other options: those named by their robot."""
+        """Replace the options of the robots that are in `options`."""
         for robot, chat in list(self._chats.items()):
             if robot in options:
                 chat.options = options[robot]
@@ -95,7 +106,7 @@ class Fleet:
             chat.output, chat.sight.camera = Nobody(), None
 
     def close_ports(self) -> None:
-        """Take all names off the graph; the conversations stay."""
+        """Close all topics. The conversations stay."""
         with self._changing:
             for port in self._ports.values():
                 port.mute()
@@ -114,14 +125,14 @@ class Fleet:
             for port in self._ports.values():
                 port.mute()
             for chat in self._chats.values():
-                chat.cancel()  # all at once: the process may not have the time to close them one by one
+                chat.cancel()  # all first: there may not be enough time to close them one by one
             for robot in list(self._chats):
                 self._close(robot)
 
     # --- now and then: no lock that making or closing robots, or a model, holds ---
 
     def expire(self) -> None:
-        """End turns whose deadline has passed or whose client has left."""
+        """End turns whose deadline has passed or whose client has left. Call this regularly."""
         for chat in list(self._chats.values()):
             chat.expire()
         self._calls += 1
@@ -134,11 +145,11 @@ class Fleet:
 
     @property
     def has_camera(self) -> bool:
-        """Whether somebody publishes images for one of the robots. Asks the graph about each."""
+        """Whether anyone publishes images for one of the robots. Asks the graph about each."""
         return any(port.has_camera for port in list(self._ports.values()))
 
     def statuses(self) -> list[Status]:
-        """How each robot is."""
+        """Return the diagnostics of each robot."""
         statuses = []
         for robot, chat in list(self._chats.items()):
             status = robot_status(chat)

@@ -1,6 +1,4 @@
-"""An action server whose goals hold no thread of the executor: a goal waits for its result, nobody else
-does.
-"""
+"""An action server whose goals occupy no thread of the executor while they wait for their results."""
 
 from __future__ import annotations
 
@@ -16,20 +14,27 @@ from rclpy.qos import QoSProfile
 
 from ros2_nanochat.ros.action_ends import FEEDBACK_DEPTH, service_qos
 
-_RESULT_KEPT = 10  # seconds; Jazzy's default is 900, and with each result rclpy keeps the goal's images
-_FETCH_SECONDS = 1.0  # that a client gets to ask for a result before the action is closed
+_RESULT_KEPT = 10  # seconds; Jazzy's default is 900, and rclpy keeps the goal's images with each result
+_FETCH_SECONDS = 1.0  # that a client has to request a result before the action is closed
 
 
 class GoalServer(ActionServer):
-    """accept(goal): a goal was taken; it ends when somebody calls `finish`. cancel(goal): whether a client
-    may cancel it; the goal has to be finished then as well. Both are called one at a time.
+    """An action server whose goals end when someone calls `finish`.
+
+    Args:
+        node: The node.
+        action_type: Type of the action.
+        name: Name of the action.
+        accept: Called with each new goal.
+        cancel: Whether a client may cancel a goal. If so, the goal must be finished soon. Neither this nor
+            `accept` is called concurrently.
     """
 
     def __init__(self, node, action_type, name: str, accept: Callable, cancel: Callable):
         self._moving = threading.Condition()
-        self._cancelling: set[bytes] = set()  # goals that rclpy brings to "canceling" in the call that runs
-        self._held: list[tuple[Any, bool, Any]] = []  # what was finished during that
-        self._unfetched: dict[bytes, float] = {}  # when goals have ended that nobody asked about
+        self._cancelling: set[bytes] = set()  # goals that rclpy is moving to "canceling"
+        self._held: list[tuple[Any, bool, Any]] = []  # goals that were finished meanwhile
+        self._unfetched: dict[bytes, float] = {}  # when goals ended whose results nobody requested
         self._asked: set[bytes] = set()  # goals whose client waits for the result
         self._ending: set[bytes] = set()
         self._may_cancel = cancel
@@ -49,13 +54,21 @@ class GoalServer(ActionServer):
         )
 
     def _never(self, goal):
-        """rclpy wants something to run; `notify_execute` never runs it."""
+        """Never called, but rclpy needs an execute callback."""
 
     def notify_execute(self, goal_handle, execute_callback) -> None:
-        """Called by `goal.execute()`, which brings the goal to "executing"; nothing is to be run."""
+        """Called by `goal.execute()`, which moves the goal to "executing". Nothing needs to run."""
 
     def finish(self, goal, succeeded: bool, result) -> None:
-        """End a goal: canceled if its client cancels it, else as `succeeded` says. Any thread."""
+        """End a goal: canceled if its client cancels it, else succeeded or aborted.
+
+        Can be called from any thread.
+
+        Args:
+            goal: The goal.
+            succeeded: Whether it succeeded.
+            result: Its result.
+        """
         key = bytes(goal.goal_id.uuid)
         with self._moving:
             self._ending.add(key)
@@ -65,13 +78,13 @@ class GoalServer(ActionServer):
         super().notify_execute(goal, lambda goal: self._conclude(goal, succeeded, result))
 
     def _conclude(self, goal, succeeded: bool, result):
-        """Run by the executor; what it returns is the goal's result."""
+        """Called by the executor; returns the goal's result."""
         try:
             if not goal.is_active:
                 return result
             try:
                 if goal.status == GoalStatus.STATUS_ACCEPTED:
-                    goal.execute()  # it never was, and only from "executing" a goal succeeds
+                    goal.execute()  # only an executing goal can succeed
                 if goal.is_cancel_requested:
                     goal.canceled()
                 elif succeeded:
@@ -97,7 +110,7 @@ class GoalServer(ActionServer):
         return CancelResponse.ACCEPT if self._may_cancel(goal) else CancelResponse.REJECT
 
     async def execute(self, taken_data) -> None:
-        """Do what the executor took for this action: called by the executor, one at a time."""
+        """Process what the executor took for this action. The executor calls this, never concurrently."""
         if 'result' in taken_data:
             key = bytes(taken_data['result'][1].goal_id.uuid)
             with self._moving:
@@ -107,7 +120,7 @@ class GoalServer(ActionServer):
         try:
             await super().execute(taken_data)
         finally:
-            # rclpy has brought the goals that are cancelled to "canceling" by now.
+            # By now rclpy has moved the cancelled goals to "canceling".
             with self._moving:
                 held, self._held = self._held, []
                 self._cancelling.clear()
@@ -115,9 +128,7 @@ class GoalServer(ActionServer):
                 self.finish(goal, succeeded, result)
 
     def wait_until_fetched(self, timeout: float) -> None:
-        """Wait until the goals that were finished have their results, and their clients had the time to ask
-        for them; at most `timeout` seconds.
-        """
+        """Wait at most `timeout` seconds until clients have the results of finished goals."""
         until = time.monotonic() + timeout
 
         def open_goals() -> bool:

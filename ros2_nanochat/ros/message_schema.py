@@ -1,7 +1,7 @@
-"""ROS types as forms of answers: the JSON Schema of a message type, and messages made of JSON that obeys it.
+"""ROS types as forms of answers: the JSON Schema of a message type, and messages from JSON that conforms to
+it.
 
-Any installed type will do; there is no list of types. A std_msgs/Header may be left out, and its stamp is set
-by whoever publishes the message.
+Any installed type works. A std_msgs/Header may be omitted; whoever publishes the message sets its stamp.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ros2_nanochat.ros.field_limits import narrow
 from ros2_nanochat.ros.message_types import TYPE_NAME, class_of, is_message_type, message_type, type_name
 
 MAX_EXACT = 2**53
-"""Integers of 64 bits are held to what every reader of JSON knows exactly (RFC 7493, section 2.2)."""
+"""Limit of 64-bit integers, which every JSON reader represents exactly (RFC 7493, section 2.2)."""
 
 MAX_FLOAT = 1e15
-"""Size of floating-point numbers, which keeps them finite in each width and short when written out."""
+"""Limit of floating-point numbers: finite in each width, and short in decimal notation."""
 
 _UNSIGNED = {'uint8': 8, 'uint16': 16, 'uint32': 32, 'char': 8, 'octet': 8}
 _SIGNED = {'int8': 8, 'int16': 16, 'int32': 32}
@@ -39,15 +39,18 @@ _HEADER, _TIMES = 'std_msgs/Header', ('builtin_interfaces/Time', 'builtin_interf
 
 
 def read_format(value: Any, files: bool = False) -> ResponseFormat | None:
-    """Read a form as `answer.read_response_format` does, and ROS types as well.
+    """Read a form like `answer.read_response_format`, and also ROS types.
 
     Args:
         value: Also the name of a message type, a message class, or a dict
             `{'ros_type': ..., 'fields': {'linear.x': {'minimum': -0.3, 'maximum': 0.3}}}`, or that as JSON.
-        files: Whether a text may name a file.
+        files: A text may name a file.
+
+    Returns:
+        The form, None for free text.
 
     Raises:
-        ValueError: The form or type is unknown or malformed; one line.
+        ValueError: The form or type is unknown or malformed.
     """
     fields: Any = None
     if isinstance(value, str) and value.lstrip().startswith('{') and '"ros_type"' in value:
@@ -70,11 +73,11 @@ def read_format(value: Any, files: bool = False) -> ResponseFormat | None:
 
 
 def message_format(cls: Any, fields: Any = None) -> ResponseFormat:
-    """The form of answers that become messages of a type.
+    """Return the form of answers that become messages of a type.
 
     Args:
-        cls: The class of the message type.
-        fields: What narrows single fields: from a path such as `linear.x` to keywords of JSON Schema
+        cls: The message class.
+        fields: Restrictions of single fields: from a path such as `linear.x` to keywords of JSON Schema
             (minimum, maximum, enum, const, minLength, maxLength, pattern, minItems, maxItems), or to
             `{'constants': True}` for the values of the constants that the type declares for this field.
 
@@ -93,7 +96,7 @@ def message_format(cls: Any, fields: Any = None) -> ResponseFormat:
 
 
 def message_schema(cls: Any, outer: tuple[type, ...] = ()) -> dict:
-    """The JSON Schema (draft 2020-12) of a message type: all its fields, those without a default required."""
+    """Return the JSON Schema (draft 2020-12) of a message type. Fields without a default are required."""
     defaults, properties, required = cls(), {}, []
     for name, slot in zip(cls.get_fields_and_field_types(), cls.SLOT_TYPES):
         if name == 'structure_needs_at_least_one_member':
@@ -153,7 +156,10 @@ def _of_basic(name: str, where: str) -> dict:
 
 
 def to_message(cls: Any, data: Mapping) -> Any:
-    """A message of parsed JSON that obeys the schema of its type; what is left out keeps its default."""
+    """Convert parsed JSON that conforms to the type's schema to a message.
+
+    Missing fields keep their defaults.
+    """
     message = cls()
     slots = dict(zip(cls.get_fields_and_field_types(), cls.SLOT_TYPES))
     for name, value in data.items():

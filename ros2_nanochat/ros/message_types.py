@@ -1,4 +1,4 @@
-"""The classes of ROS message types, found by name."""
+"""Finds the classes of ROS message types by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def is_message_type(value: Any) -> bool:
 
 
 def message_type(name: str) -> Any:
-    """The class of `package/msg/Type` or `package/Type`. ValueError if it is not installed."""
+    """Return the class of `package/msg/Type` or `package/Type`.
+
+    Raises:
+        ValueError: It is not installed.
+    """
     match = TYPE_NAME.fullmatch(name)
     if match is None:
         raise ValueError(f'{shorten(name)!r} is no ROS type: package/msg/Type')
@@ -39,9 +43,10 @@ def message_type(name: str) -> Any:
 
 
 def type_name(cls: Any) -> str:
-    """`package/Type` of a message class."""
+    """Return `package/Type` of a message class."""
     return f'{cls.__module__.partition(".")[0]}/{cls.__name__}'
 
 
 def class_of(slot: NamespacedType) -> type:
+    """Return the class of a field's type."""
     return getattr(importlib.import_module('.'.join(slot.namespaces)), slot.name)

@@ -1,6 +1,4 @@
-"""Loads the node's model on a thread of its own, so that everything answers meanwhile and a signal ends
-it.
-"""
+"""Loads the node's model on its own thread, so that the node stays responsive and a signal can stop it."""
 
 from __future__ import annotations
 
@@ -13,11 +11,19 @@ from ros2_nanochat.errors import BackendError, one_line
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.ros.fleet import Fleet
 
-_SHOWN_EVERY = 2.0  # seconds between two lines about a load
+_SHOWN_EVERY = 2.0  # seconds between two lines of the log about progress
 
 
 class ModelLoader:
-    """stopping: set when the process is to end. share: how much is loaded, None while nothing loads."""
+    """Loads one model at a time.
+
+    Args:
+        stopping: Set when the process should end.
+        log: The node's logger.
+
+    Attributes:
+        share: Fraction that is loaded, None while nothing loads.
+    """
 
     def __init__(self, stopping: threading.Event, log):
         self.share: float | None = None
@@ -27,8 +33,16 @@ class ModelLoader:
         self._opening_eyes = False
 
     def load(self, config: ModelConfig, engine: EngineConfig, wants_eyes: Callable[[], bool]) -> NanoLLM:
-        """Open a model and wait for it. Raises what went wrong. wants_eyes: whether
-        the vision encoder is wanted at once.
+        """Open a model and wait for it.
+
+        Args:
+            config: The model.
+            engine: How robots share it.
+            wants_eyes: Whether to load the vision encoder now.
+
+        Raises:
+            BackendError: Loading failed or was stopped.
+            Exception: Other errors of `NanoLLM.from_pretrained`.
         """
         outcome: list[NanoLLM | BaseException] = []
 
@@ -41,8 +55,8 @@ class ModelLoader:
                     engine=engine,
                 )
                 try:
-                    # The small encoder that comes with the embedded model waits for a camera: a robot that
-                    # only talks needs no torch.
+                    # The embedded model's small encoder is loaded with the first camera, so that a robot
+                    # that only talks needs no torch.
                     if (config.model is not None or config.vision is not None) and wants_eyes():
                         self._load_eyes(model.vision)
                 except BaseException:
@@ -85,7 +99,7 @@ class ModelLoader:
         self._log.info(f'the vision encoder is ready: {vision.load_seconds:.1f} s')
 
     def load_eyes_late(self, vision, fleet: Fleet) -> None:
-        """Load the vision encoder, on a thread of its own, once one of the robots has a camera."""
+        """Load the vision encoder on its own thread as soon as one of the robots has a camera."""
         if vision is None or vision.load_seconds is not None or self._opening_eyes or not fleet.has_camera:
             return
         self._opening_eyes = True
@@ -94,16 +108,16 @@ class ModelLoader:
             try:
                 vision.load()
                 self._log.info(f'there is a camera: the vision encoder is ready, {vision.load_seconds:.1f} s')
-            except Exception as error:  # the node talks all the same; a question with an image tells it again
+            except Exception as error:  # the node still talks; a question with an image reports it again
                 self._log.warning(f'the vision encoder cannot be loaded: {one_line(error)}')
 
         threading.Thread(target=work, name='eyes', daemon=True).start()
 
     def abort(self) -> None:
-        """End a load."""
+        """Stop loading."""
         if self._backend is not None:
             self._backend.abort()
 
     def forget(self) -> None:
-        """The model was closed."""
+        """Drop the backend after its model was closed."""
         self._backend = None

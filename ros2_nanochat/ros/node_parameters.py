@@ -1,6 +1,4 @@
-"""The parameters of the node and of each robot, declared on a node and read from it. What they are:
-robot/options.py.
-"""
+"""Declares and reads the parameters of the node and of each robot. robot/options.py defines them."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from ros2_nanochat.robot.options import (
 from ros2_nanochat.robot.parameter import Parameter
 from ros2_nanochat.ros.typed_reply import with_form
 
-# What `ros2 param dump` writes for a parameter that is not set, and `ros2 param load` then gives back.
+# What `ros2 param dump` writes for a parameter that is not set, and `ros2 param load` reads.
 _NOT_SET = ('null', 'None')
 
 _QOS = 'qos_overrides.'
@@ -55,19 +53,21 @@ _QOS_PARAMETERS = {
         ),
     )
 }
-"""What `qos_overrides.<topic>.publisher.<name>` (or `.subscription.`) takes; rclpy declares these with the
-topic.
-"""
+"""Values of `qos_overrides.<topic>.publisher.<name>` (or `.subscription.`); rclpy declares them."""
 
 
 class NodeParameters:
-    """Declares them all; ValueError for one that is wrong or that nobody knows."""
+    """Declares all parameters of a node and reads them.
+
+    Raises:
+        ValueError: A parameter is unknown, or its value is not valid.
+    """
 
     def __init__(self, node: Node):
         self._node = node
-        overrides = node._parameter_overrides  # public ways show only what was declared
+        overrides = node._parameter_overrides  # the public interface shows only declared ones
         for name in [name for name, given in overrides.items() if given.value is None and name in PARAMETERS]:
-            del overrides[name]  # `robots: []` has no type in ROS: nothing is given
+            del overrides[name]  # `robots: []` has no type in ROS: treat it as not set
         self._declared: set[str] = set()  # robots
         for parameter in PARAMETERS.values():
             node.declare_parameter(parameter.name, parameter.default, _descriptor(parameter))
@@ -100,7 +100,7 @@ class NodeParameters:
             self.robot(robot)
 
     def declare_robots(self, names: list[str]) -> None:
-        """Declare the parameters of these robots' own, where they are not yet."""
+        """Declare the parameters of these robots, unless they are declared already."""
         for robot in names:
             if robot and robot not in self._declared:
                 self._declared.add(robot)
@@ -119,9 +119,7 @@ class NodeParameters:
                 )
 
     def forget_robots(self, names: list[str]) -> None:
-        """Take off what was declared of robots that are not among these: their options, and the QoS of their
-        topics.
-        """
+        """Remove the parameters of all other robots: their options, and the QoS of their topics."""
         for robot in self._declared.difference(names):
             topics = f'{self._node.get_namespace()}/{robot}/{self._node.get_name()}/'.replace('//', '/')
             beginnings = (f'{robot}.', f'{_QOS}{topics}')
@@ -132,9 +130,7 @@ class NodeParameters:
             self._declared.discard(robot)
 
     def unused_qos(self) -> list[str]:
-        """What was given of `qos_overrides` and belongs to no topic, or to no policy that can be chosen, as
-        things stand.
-        """
+        """Return the `qos_overrides` that belong to no open topic or to no policy."""
         return [
             name
             for name in self._node._parameter_overrides
@@ -142,34 +138,41 @@ class NodeParameters:
         ]
 
     def robots(self) -> list[str]:
-        """The names in `robots`; [''] where the node serves itself."""
+        """Return the names in `robots`, [''] if the node serves only itself."""
         return robot_names(list(self._node.get_parameter('robots').value or []))
 
     def values(self, changed: dict | None = None) -> dict:
-        """The node's parameters, checked, as they would be with what changed. ValueError for a wrong one."""
+        """Return the node's parameters, checked.
+
+        Args:
+            changed: Values to use instead of the current ones.
+
+        Raises:
+            ValueError: A value is not valid.
+        """
         return {
             name: parameter.check((changed or {}).get(name, self._node.get_parameter(name).value))
             for name, parameter in PARAMETERS.items()
         }
 
     def node(self) -> NodeConfig:
-        """What the node serves and keeps. ValueError for a wrong value, as for the others."""
+        """Return what the node serves and keeps. ValueError for a value that is not valid, here and below."""
         return node_config(self.values())
 
     def model(self, changed: dict | None = None) -> ModelConfig:
-        """Which model to open, as it would be with what changed."""
+        """Return which model to open, with `changed` applied."""
         return model_config(self.values(changed))
 
     def engine(self) -> EngineConfig:
-        """How the robots share the model."""
+        """Return how robots share the model."""
         return engine_config(self.values())
 
     def robot(self, robot: str, changed: dict | None = None) -> RobotOptions:
-        """A robot's options: the node's, and over them its own. ValueError for a wrong one."""
+        """Return a robot's options: its own, else the node's."""
         return self._robot(robot, self.values(changed), changed or {})
 
     def changed_robots(self, names: list[str], changed: dict) -> dict[str, RobotOptions]:
-        """The options of those robots that a change of parameters concerns. ValueError for a wrong one."""
+        """Return the options of the robots that a change of parameters affects."""
         concerned = {name.rpartition('.')[0] for name in changed}  # '' stands for the node's own
         values = self.values(changed)
         return {

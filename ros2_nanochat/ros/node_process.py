@@ -1,4 +1,4 @@
-"""A node's process: its executor runs until the process is to end, and then everything ends in order."""
+"""The process of a node: runs its executor until it should end, and then shuts everything down in order."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ _THREADS = (
 
 
 def run_until(done: threading.Event, node) -> int:
-    """Run a node until `done` is set, end it, and return its exit code. node: has `start()`, `close()`, which
-    tells whether all has ended, and `exit_code`.
+    """Run a node until an event is set, shut it down, and return its exit code.
+
+    Args:
+        done: The event.
+        node: A node with `start()`, `close()`, which returns whether everything has ended, and `exit_code`.
     """
     executor = MultiThreadedExecutor(num_threads=_THREADS)
     executor.add_node(node)
@@ -45,11 +48,11 @@ def run_until(done: threading.Event, node) -> int:
     ending.join(0.3)
     spinning.join(0.3)
     leaving = threading.Thread(target=rclpy.try_shutdown, name='leaving', daemon=True)
-    leaving.start()  # it waits for whoever still opens or closes something
+    leaving.start()  # waits for threads that still open or close something
     leaving.join(1.0)
     ignore_signals()
     sys.stdout.flush()
     sys.stderr.flush()
     if not clean or spinning.is_alive() or ending.is_alive() or leaving.is_alive():
-        os._exit(node.exit_code)  # a runtime that does not hear abort() must not keep the process
+        os._exit(node.exit_code)  # a runtime that ignores abort() must not keep the process alive
     return node.exit_code

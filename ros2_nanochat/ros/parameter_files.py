@@ -1,4 +1,4 @@
-"""Which files of parameters on the command line set nothing for a node. rcl drops those without a word."""
+"""Finds parameter files on the command line that have no effect on a node. rcl ignores them silently."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ros2_nanochat.errors import shorten
 
 
 def files_without_effect(arguments: Sequence[str], node: str) -> list[str]:
-    """A warning for each `--params-file` from which a node takes no parameter.
+    """Return a warning for each `--params-file` that sets no parameter of a node.
 
     Args:
-        arguments: The command line; its files were read by rcl, so they are valid.
+        arguments: The command line; rcl has read its files, so they are valid.
         node: Name of the node, with its namespace.
     """
     warnings = []
     for path in _params_files(arguments):
         try:
             with open(path, encoding='utf-8') as file:
-                # BaseLoader takes any tag, as rcl does: launch writes tuples of Python into its files.
+                # BaseLoader accepts any tag, as rcl does: launch writes Python tuples into its files.
                 sections = dict(_sections(yaml.load(file, yaml.BaseLoader)))
         except (OSError, ValueError, yaml.YAMLError):
-            continue  # rcl could read it, so the node has what it says
+            continue  # rcl could read it, so it has an effect
         if not any(parameters and matches(key, node) for key, parameters in sections.items()):
             found = ', '.join(key for key, parameters in sections.items() if parameters)
             holds = f'holds parameters of {shorten(found)}' if found else 'holds no parameters'
@@ -36,7 +36,7 @@ def files_without_effect(arguments: Sequence[str], node: str) -> list[str]:
 
 
 def matches(key: str, node: str) -> bool:
-    """Whether a key of a file of parameters means a node: `*` stands for one name, `**` for any number."""
+    """Whether a key of a parameter file matches a node: `*` matches one name, `**` any number of names."""
     pattern = ''
     for name in key.strip('/').split('/'):
         pattern += '(/[^/]+)*' if name == '**' else '/' + re.escape(name).replace(r'\*', '[^/]+')
@@ -53,7 +53,7 @@ def _params_files(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _sections(data: Any, space: str = '') -> Iterator[tuple[str, Any]]:
-    """The names of nodes in a file, with what stands below `ros__parameters`."""
+    """Yield the node names of a file with their `ros__parameters`."""
     for name, below in data.items() if isinstance(data, dict) else ():
         if name == 'ros__parameters':
             yield space, below

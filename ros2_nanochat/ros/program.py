@@ -1,4 +1,4 @@
-"""How a ROS program begins and ends: arguments that rcl refuses, and any other error, become one line."""
+"""Starts and ends ROS programs: rejected arguments and all other errors become one line."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ _HINTS = {
     'remap rule': 'it has to be old:=new, names of letters, digits, _ and / that start with no digit',
     'log level': 'debug, info, warn, error or fatal',
 }
-"""What to do about what rcl says."""
+"""What to do about an error of rcl."""
 
 
 def run_ros_program(name: str, arguments: Sequence[str], body: Callable[[], int]) -> int:
-    """Run a program, as `run_program` does. `--debug`, or the log level debug, shows the traceback."""
+    """Run a program like `run_program`. `--debug` or the log level debug shows the traceback.
+
+    Args:
+        name: Name of the program.
+        arguments: The command line.
+        body: The program; returns the exit code.
+    """
 
     def tell(line: str) -> None:
         print(f'{name}: {line}', file=sys.stderr, flush=True)
@@ -34,8 +40,16 @@ def run_ros_program(name: str, arguments: Sequence[str], body: Callable[[], int]
 
 
 def init(arguments: Sequence[str], **options: Any) -> list[str]:
-    """Bring rclpy up with a command line; returns what of it is not for ROS, without the program's name. rcl
-    stays silent about what it raises, so that one line is all there is.
+    """Initialize rclpy with a command line.
+
+    rcl does not log what it raises, so that there is only one line.
+
+    Args:
+        arguments: The command line.
+        **options: Options of `rclpy.init`.
+
+    Returns:
+        The arguments that are not for ROS, without the program's name.
     """
     debug = is_debug(arguments)
     if not debug:
@@ -49,13 +63,13 @@ def init(arguments: Sequence[str], **options: Any) -> list[str]:
 
 
 def is_debug(arguments: Sequence[str]) -> bool:
-    """Whether the command line asks for everything to be shown."""
+    """Whether the command line asks for the log level debug."""
     levels = [value for option, value in zip(arguments, arguments[1:]) if option == '--log-level']
     return '--debug' in arguments or any(level.lower().rpartition(':=')[2] == 'debug' for level in levels)
 
 
 def describe(error: BaseException) -> str:
-    """The text of an error of rcl or rclpy without the places in their sources, and with what to do."""
+    """Return the text of an rcl or rclpy error, without source locations, and with what to do."""
     text = re.sub(r',? at [^\s,]+:\d+', '', str(error)).removeprefix('failed to initialize rcl: ')
     text = ' '.join(text.split()).rstrip('^ ').replace('. Error: error not set', '')
     if type(error).__name__ == 'UnknownROSArgsError':

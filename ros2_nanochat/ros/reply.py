@@ -1,4 +1,4 @@
-"""A reply on its way to a `ChatClient`: pieces as they come, and the turn at the end."""
+"""A reply to a `ChatClient`: pieces as they stream, and the turn at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanochat.msg import Turn
 
 from ros2_nanochat.answer.response_format import ResponseFormat
 
-_SILENCE = 1.0  # seconds without a token after which a reply is looked after
+_SILENCE = 1.0  # seconds without a token before the node is checked
 
 
 class NodeGone(RuntimeError):
@@ -23,11 +23,11 @@ class NodeGone(RuntimeError):
 
 
 class FormedTurn(Turn):
-    """A turn whose answer was asked for in a form.
+    """A turn whose answer has a requested form.
 
     Attributes:
-        parsed: The answer as a value: a text, parsed JSON, or an instance of the class that was asked for;
-            None if the turn is not `valid`.
+        parsed: The answer as a value: text, parsed JSON, or an instance of the requested class; None if the
+            turn is not `valid`.
     """
 
     __slots__ = ('parsed',)
@@ -40,9 +40,12 @@ class FormedTurn(Turn):
 
 
 class Reply:
-    """A reply on its way. Iterating it gives pieces of text as they come; `future` (of `concurrent.futures`)
-    gives the nanochat/msg/Turn at the end, or raises `NodeGone` where the node has left. A reply that went
-    wrong does not raise: `turn.finish_reason` and `turn.error` say what happened.
+    """A reply that streams. Iterate over it to get pieces of text.
+
+    A turn that failed raises no exception: see `turn.finish_reason` and `turn.error`.
+
+    Attributes:
+        future: A `concurrent.futures.Future` of the nanochat/msg/Turn. Raises `NodeGone` if the node left.
     """
 
     def __init__(
@@ -76,7 +79,12 @@ class Reply:
         return self.result()
 
     def result(self, timeout: float | None = None) -> Turn:
-        """The whole turn; TimeoutError after `timeout` seconds."""
+        """Wait for the whole turn and return it.
+
+        Raises:
+            TimeoutError: It has not ended after `timeout` seconds.
+            NodeGone: The node left.
+        """
         until = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             left = max(0.0, until - time.monotonic())
@@ -88,7 +96,7 @@ class Reply:
                 self._look_after(self)
 
     def cancel(self) -> None:
-        """Ask the node to stop; what was said until then is the reply. Returns at once."""
+        """Ask the node to stop the reply; the text so far is kept. Returns at once."""
         with self._lock:
             self._cancelled = True
             if self._goal is not None:

@@ -1,9 +1,8 @@
-"""One robot's topics, services and action, wired to its `RobotConversation`. Which names and types:
-docs/interface.md.
+"""Connects one robot's topics, services and action to its `RobotConversation`. docs/interface.md lists them.
 
-Who runs when: queries come one after another, and so do goals (their order is that of the conversation);
-services may run beside everything, so that `cancel` is heard while `reset` waits. No callback waits for the
-model, and every service call is answered, whatever goes wrong.
+Queries are processed one after another, and so are goals (their order is that of the conversation). Services
+run concurrently with everything, so that `cancel` works while `reset` waits. No callback waits for the model,
+and every service call gets a response, even if something fails.
 """
 
 from __future__ import annotations
@@ -30,19 +29,18 @@ from ros2_nanochat.ros.spinning import pass_through
 from ros2_nanochat.ros.typed_reply import TypedReply
 
 DEPTH = 1000
-"""Messages that a topic keeps: enough for a burst of some hundred queries and turns, and for a whole
-reply.
-"""
-_LAST_WORDS = Duration(
-    seconds=0.1
-)  # that listeners get for what they have not acknowledged; one of them may be dead
-_CLOSING = 0.5  # seconds that the executor gets at most for what is still on its way
+"""Depth of the topics: enough for a burst of a few hundred queries and turns, and for a whole reply."""
+_LAST_WORDS = Duration(seconds=0.1)  # for listeners to acknowledge messages; one of them may be dead
+_CLOSING = 0.5  # seconds to wait for callbacks that the executor has already taken
 _MOST_SECONDS, _MOST_NANOSECONDS = 2**31 - 1, 10**9 - 1
 
 
 class RobotPort:
-    """Opens the names of a robot on the graph, and is the `Output` of its conversation. `close()` takes them
-    off.
+    """Opens a robot's topics, services and action, and is the `Output` of its conversation.
+
+    Args:
+        node: The node.
+        chat: The robot's conversation.
     """
 
     def __init__(self, node, chat: RobotConversation):
@@ -78,7 +76,7 @@ class RobotPort:
         ]
         self._goals = ChatGoals(node, prefix, chat, self._turn_message)
         self._feedback = Speaker(self._goals.feedback, f'{prefix}chat feedback', lambda: self._closed)
-        # Last, when all the rest can answer.
+        # Last, once everything else can answer.
         self._queries = node.create_subscription(
             String, prefix + 'query', self._query, DEPTH, callback_group=in_turn, **override
         )
@@ -93,8 +91,8 @@ class RobotPort:
             self._chat.ask(turn)
 
     def _guarded(self, callback, name: str):
-        """A callback of a service that answers whatever happens: without an answer its client waits for ever,
-        and what a callback raises comes out of the executor.
+        """Wrap a service callback so that it always responds: without a response, the client would wait
+        forever, and an exception would leave the executor.
         """
 
         def answer(request, response):
@@ -126,7 +124,7 @@ class RobotPort:
 
     @property
     def has_camera(self) -> bool:
-        """Whether somebody publishes images that this robot would use."""
+        """Whether anyone publishes images that this robot would use."""
         return self._chat.options.image_mode is not ImageMode.OFF and self._camera.present
 
     @property
@@ -139,19 +137,19 @@ class RobotPort:
         )
 
     def follow_camera(self) -> None:
-        """Open the camera's topic that is wanted and published. To be called now and then."""
+        """Update the camera's subscription. Call this regularly."""
         self._camera.follow(*self._camera_use)
         self._typed.follow(self._chat.options)
 
     @property
     def twin(self) -> str:
-        """What another node does under this robot's names, '' if there is none."""
+        """A warning if another node uses this robot's names, '' if none does."""
         if self._closed or self._node.count_publishers(self._publishers[-1].topic_name) < 2:
             return ''
         return f'another node publishes {self._publishers[-1].topic_name}: do two nodes have one name?'
 
     def cancel_unheard(self) -> None:
-        """Stop the goals of clients that have left the graph. To be called now and then."""
+        """Cancel the goals of clients that have left the graph. Call this regularly."""
         self._goals.cancel_unheard()
 
     # --- out: the Output of RobotConversation ---
@@ -185,7 +183,7 @@ class RobotPort:
             finish_reason=turn.finish_reason,
         )
         failed = []
-        # Each whatever becomes of the others.
+        # Each one even if others fail.
         for tell in (
             lambda: self._publish_token(turn, last),
             lambda: self._reply(String(data=turn.reply)),
@@ -242,14 +240,14 @@ class RobotPort:
         return self._node.get_clock().now().to_msg()
 
     def mute(self) -> None:
-        """Take no more questions. Those that the executor has taken are refused."""
+        """Accept no more questions. Those that the executor has already taken are refused."""
         self._muted = self._goals.muted = True
         self._node.destroy_subscription(self._queries)
 
     def close(self) -> None:
-        """Take the names off the graph. Turns that are still going on are not heard any more."""
+        """Close all topics, services and the action. Turns that are still running are no longer published."""
         self.mute()
-        pass_through(self._node, _CLOSING)  # a query that was taken becomes a turn, which listeners hear
+        pass_through(self._node, _CLOSING)  # a query that was taken becomes a turn, which is published
         self._goals.close()
         self._closed = True
         for service in self._services:
@@ -257,14 +255,12 @@ class RobotPort:
         self._camera.close()
         self._typed.close()
         for publisher in self._publishers:
-            publisher.wait_for_all_acked(
-                _LAST_WORDS
-            )  # what was published a moment ago would else be dropped with the publisher
+            publisher.wait_for_all_acked(_LAST_WORDS)  # else the latest messages are lost with the publisher
             self._node.destroy_publisher(publisher)
 
 
 def time_of(nanoseconds: int) -> Time:
-    """A stamp as a message, or the nearest that a message can hold."""
+    """Convert nanoseconds to a message, or to the nearest time that a message can hold."""
     seconds, rest = divmod(nanoseconds, 10**9)
     if not -_MOST_SECONDS - 1 <= seconds <= _MOST_SECONDS:
         seconds, rest = (_MOST_SECONDS, _MOST_NANOSECONDS) if seconds > 0 else (-_MOST_SECONDS - 1, 0)

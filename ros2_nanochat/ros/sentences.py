@@ -1,4 +1,4 @@
-"""The old home of `SentenceSplitter`, which needs no ROS."""
+"""The former module of `SentenceSplitter`, kept for old imports."""
 
 from ros2_nanochat.robot.sentences import SentenceSplitter
 

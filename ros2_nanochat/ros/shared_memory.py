@@ -1,5 +1,5 @@
-"""Whether there is room for what Fast DDS keeps in shared memory: without it frames are lost, and the
-transport only prints errors that name no cause.
+"""Checks that shared memory has room for Fast DDS: without it, frames are lost, and the transport's errors do
+not name the cause.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 _FOLDER = '/dev/shm'
 _PROFILES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 _SEGMENT = re.compile(r'<segment_size>\s*(\d+)')
-_PROCESSES = 2  # at least, with a camera: each has a segment of its own
+_PROCESSES = 2  # at least, with a camera: each has its own segment
 
 
 def shortage(folder: str = _FOLDER) -> str:
-    """What is wrong with the room for shared memory, in one line; '' if nothing is or nobody can tell."""
+    """Return a warning if shared memory is too small, '' if it is not or that is unknown."""
     profile = next((os.environ[name] for name in _PROFILES if os.environ.get(name)), '')
     try:
         segment = max(map(int, _SEGMENT.findall(Path(profile).read_text(encoding='utf-8'))), default=0)

@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP (a terminal or ssh connection that is gone) for a program that has threads and
-something to bring to an end.
+"""Handles Ctrl-C, SIGTERM and SIGHUP (a terminal or SSH connection was closed) in a program with threads that
+has to shut down cleanly.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def on_signal(act: Callable[[], None]) -> None:
-    """Have `act` called, on a thread of its own, at the first of these signals; later ones change nothing.
-    To be called on the main thread.
+    """Call `act` on its own thread at the first of these signals; later ones have no effect.
 
-    Python runs a handler in the midst of what its main thread does. One that sets an Event would wait for
-    ever where a second signal (`ros2 launch` and the terminal each send one) comes while the first holds the
-    Event's lock. So the handlers do nothing, and a thread reads from a pipe that a signal came.
+    Call this on the main thread. Python runs signal handlers in the middle of the main thread's code: a
+    handler that sets an Event would deadlock if a second signal arrives while the first holds the Event's
+    lock (`ros2 launch` and the terminal each send one). So the handlers do nothing, and a thread reads from a
+    pipe that a signal arrived.
     """
     heard, told = os.pipe()
     os.set_blocking(told, False)
@@ -35,8 +35,8 @@ def on_signal(act: Callable[[], None]) -> None:
 
 
 def ignore_signals() -> None:
-    """For the last moments of a process: Python gives signals their default back before it ends, and one more
-    would make the exit code that of a crash.
+    """Ignore these signals at the very end of a process: Python restores their defaults before it exits, and
+    another signal would then change the exit code to that of a crash.
     """
     for number in _NUMBERS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,6 @@
-"""Publishing that cannot hurt whoever publishes: a topic whose listeners block it rests for a while."""
+"""Publishes without blocking the publisher for long: a topic that is blocked by its listeners pauses for a
+while.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ _FIRST_REST, _LONGEST_REST = 0.5, 10.0  # seconds
 
 
 class Speaker:
-    """Calls `publish`, of one topic. closed: tells whether the topic is being taken off the graph."""
+    """Publishes messages of one topic.
+
+    Args:
+        publish: Publishes a message.
+        name: Name of the topic, for messages.
+        closed: Whether the topic is being closed.
+    """
 
     def __init__(self, publish: Callable, name: str, closed: Callable[[], bool]):
         self._publish, self._name, self._closed = publish, name, closed
@@ -20,9 +28,13 @@ class Speaker:
         """Messages that were not published because the topic was blocked."""
 
     def __call__(self, *message) -> None:
-        """Publish, or drop the message while the topic rests. RuntimeError when it cannot be published: a
-        reliable listener that keeps all and reads nothing has filled its buffers, for example. Trying that
-        for each token would take the middleware's time-out each time.
+        """Publish a message, or drop it while the topic pauses.
+
+        A reliable listener that stops reading fills its buffers, and each message would then wait for the
+        middleware's time-out.
+
+        Raises:
+            RuntimeError: The message cannot be published.
         """
         if time.monotonic() < self._until:
             self.num_dropped += 1
@@ -31,7 +43,7 @@ class Speaker:
             self._publish(*message)
         except Exception as error:
             if self._closed():
-                return  # a reply that did not end in time goes on while its names go off the graph
+                return  # a reply that did not end in time continues while its topics are closed
             self.num_dropped += 1
             self._until = time.monotonic() + self._rest
             self._rest = min(2 * self._rest, _LONGEST_REST)

@@ -1,5 +1,5 @@
-"""Spinning an executor while other threads close what it waits for, and closing an action's end so that the
-executor notices nothing.
+"""Spins an executor while other threads destroy entities, and closes an action without disturbing the
+executor.
 """
 
 from __future__ import annotations
@@ -12,26 +12,30 @@ from collections import deque
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor, ExternalShutdownException, ShutdownException
 
-_AT_ONCE = 50  # exceptions within a second: from then on each is followed by a pause
+_AT_ONCE = 50  # exceptions in a row before each is followed by a pause
 _PAUSE = 0.1  # seconds
-_AT_MOST = 30.0  # seconds of nothing but exceptions: then the executor itself does not work
+_AT_MOST = 30.0  # seconds of nothing but exceptions before the executor counts as broken
 
 
 def spin(executor: Executor, log=None) -> None:
-    """Run an executor's callbacks until it, or its context, is shut down. A callback that fails is an error
-    in `log` (of rclpy or like it), and the others go on; an executor that fails all the time raises what it
-    fails with.
+    """Run an executor's callbacks until it or its context is shut down.
+
+    A callback that fails is logged, and the others continue. An executor that fails all the time raises its
+    exception.
+
+    Args:
+        executor: The executor.
+        log: A logger, or None.
     """
     failures: deque[float] = deque(maxlen=_AT_ONCE)
-    storm = math.inf  # when the exceptions that come all the time began
+    storm = math.inf  # when the current series of exceptions began
     while True:
         try:
             executor.spin()
         except (ExternalShutdownException, ShutdownException):
             pass
         except Exception as error:
-            # An executor that is shut down has given up its nodes before what it wakes itself with; Jazzy's
-            # then stumbles over that.
+            # An executor that is shut down drops its nodes before its guard condition; Jazzy's then raises.
             if executor.context.ok() and executor.get_nodes():
                 now = time.monotonic()
                 failures.append(now)
@@ -39,10 +43,9 @@ def spin(executor: Executor, log=None) -> None:
                 storm = min(storm, now) if many else math.inf
                 if now - storm > _AT_MOST:
                     raise
-                # rclpy waits for and calls what another thread destroyed just now: an InvalidHandle or, from
-                # an action, another RuntimeError of the C
-                # library. That round of waiting is lost, and nothing with it: what came is still there in the
-                # next one.
+                # rclpy uses an entity that another thread has just destroyed: an InvalidHandle or, from an
+                # action, another RuntimeError of the C library. Only this round of waiting is lost; the
+                # messages are still there in the next one.
                 if log is not None and not isinstance(error, InvalidHandle):
                     log.warning(f'a call failed: {error}') if isinstance(error, RuntimeError) else log.error(
                         f'internal error: {error!r}'
@@ -54,21 +57,25 @@ def spin(executor: Executor, log=None) -> None:
 
 
 def pass_through(node, timeout: float) -> None:
-    """Wait until the executor of a node has come to what it had taken before, at most `timeout` seconds."""
+    """Wait at most `timeout` seconds until a node's executor has run what it had taken before."""
     executor, done = node.executor, threading.Event()
     if executor is not None and executor.context.ok() and executor.get_nodes():
-        # Twice: the second is begun when all that was handed to a thread before the first one is.
+        # Twice: the second starts only after everything that was given to a thread before the first.
         executor.create_task(lambda: executor.create_task(done.set))
         done.wait(timeout)
 
 
 def close_action(node, action, timeout: float) -> None:
-    """Destroy an ActionServer or ActionClient of a node that somebody may be spinning; waits at most
-    `timeout` seconds for the executor.
+    """Destroy an ActionServer or ActionClient of a node that may be spinning.
 
-    Destroyed beside an executor that is just gathering what to wait for, it would end the executor (up to
-    Kilted). Taken off the node first, and destroyed as a task of the executor, which runs between two rounds
-    of waiting, it meets none.
+    If it were destroyed while the executor collects what to wait for, the executor would fail (up to Kilted).
+    So it is removed from the node first, and destroyed by a task that the executor runs between two rounds of
+    waiting.
+
+    Args:
+        node: The node.
+        action: The server or client.
+        timeout: Seconds to wait for the executor.
     """
     try:
         node.remove_waitable(action)
@@ -81,12 +88,12 @@ def close_action(node, action, timeout: float) -> None:
             try:
                 action.destroy()
             except (ValueError, InvalidHandle):
-                pass  # it takes itself off the node as its last step, where it is no more
+                pass  # its last step removes it from the node, which we did already
             done.set()
 
     executor = node.executor
     if executor is not None and executor.context.ok() and executor.get_nodes():
-        # Twice through the executor: results that were being sent are on their way then.
+        # Twice through the executor, so that pending results are sent first.
         executor.create_task(lambda: executor.create_task(destroy))
         done.wait(timeout)
     else:

@@ -1,8 +1,7 @@
-"""A terminal for a running chat node: `ros2 run nanochat chat_client`. It asks over ROS and prints the reply
-as it streams.
+"""A terminal for a running chat node: `ros2 run nanochat chat_client`. It prints the reply as it streams.
 
-The reply goes to standard output, all else to standard error, so that `chat_client --prompt ... > file` gives
-the reply alone. Ctrl-C stops the reply; a second one, or one at the prompt, leaves.
+The reply goes to standard output and everything else to standard error, so that `chat_client --prompt ... >
+file` contains only the reply. Ctrl-C stops the reply; a second one, or one at the prompt, exits.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _HELP = (
     '/quit  leave\nanything else is a question'
 )
 
-_FLEET_SECONDS = 3.0  # after which a node that is not there may be one that serves other robots
+_FLEET_SECONDS = 3.0  # to wait for the node before checking whether it serves other robots
 
 
 def main(args=None) -> int:
-    """Run the terminal; returns the exit code."""
+    """Run the terminal. Return the exit code."""
     args = sys.argv if args is None else ['chat_client', *args]
     parser = argparse.ArgumentParser(prog='chat_client', description=__doc__.split('\n')[0])
     parser.add_argument(

@@ -1,5 +1,5 @@
-"""Forms of answers on the ROS side: read from parameters and goals, written into goals, and answers published
-as messages of their own type.
+"""Forms of answers in ROS: reads them from parameters and goals, writes them into goals, and publishes
+answers as messages of their own type.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _DEPTH = 1000
 
 
 def with_form(options: RobotOptions, files: bool) -> RobotOptions:
-    """The options with their `response_format` read, so that a wrong one is found now.
+    """Return the options with their `response_format` read, so that errors are found now.
 
     Args:
-        options: Of a robot or a turn.
-        files: Whether the form may be a file, which only the node's owner may name.
+        options: Options of a robot or a turn.
+        files: The form may be a file, which only the node's owner may name.
 
     Raises:
-        ValueError: The form is unknown, malformed or impossible; one line.
+        ValueError: The form is unknown, malformed or impossible.
     """
     form = read_format(options.generation.response_format, files)
     if form is options.generation.response_format:
@@ -38,7 +38,11 @@ def with_form(options: RobotOptions, files: bool) -> RobotOptions:
 
 
 def form_text(value: Any) -> str:
-    """A form as the field of a goal takes it. ValueError if it cannot be written so."""
+    """Return a form as text for the field of a goal.
+
+    Raises:
+        ValueError: It cannot be written as text.
+    """
     if value is None or isinstance(value, str):
         return value or ''
     if is_message_type(value):
@@ -63,18 +67,23 @@ def form_text(value: Any) -> str:
 
 
 class TypedReply:
-    """The topic `typed_reply` of a robot: it has the type of the robot's form, and is open only while that is
-    a ROS type.
+    """The topic `typed_reply` of a robot.
+
+    It has the type of the robot's form, and is open only while that is a ROS type.
+
+    Args:
+        node: The node.
+        topic: Name of the topic.
     """
 
     def __init__(self, node, topic: str):
         self._node, self._topic = node, topic
-        self._lock = threading.Lock()  # the topic is followed on one thread and used on another
+        self._lock = threading.Lock()  # the topic is opened on one thread and used on another
         self._type: Any = None
         self._publisher: Any = None
 
     def follow(self, options: RobotOptions) -> None:
-        """Open, change or close the topic as the robot's options want it. To be called now and then."""
+        """Open, change or close the topic according to the robot's options. Call this regularly."""
         form = options.generation.response_format
         wanted = form.target if isinstance(form, ResponseFormat) else None
         wanted = wanted if is_message_type(wanted) else None
@@ -87,7 +96,7 @@ class TypedReply:
             self._type = wanted
 
     def publish(self, turn: Turn) -> None:
-        """Publish the answer of a turn if it is whole and a message of the topic's type."""
+        """Publish the answer of a turn if it is complete and a message of the topic's type."""
         message: Any = turn.parsed
         with self._lock:
             if self._publisher is None or not turn.valid or type(message) is not self._type:
@@ -97,7 +106,7 @@ class TypedReply:
             self._publisher.publish(message)
 
     def close(self) -> None:
-        """Take the topic off the graph."""
+        """Close the topic."""
         with self._lock:
             if self._publisher is not None:
                 self._node.destroy_publisher(self._publisher)

@@ -1,6 +1,4 @@
-"""`python3 -m ros2_nanochat.completion`: plain completion in the terminal, under the module name that NanoLLM
-uses.
-"""
+"""`python3 -m ros2_nanochat.completion`: plain completion in the terminal, under its name in NanoLLM."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Programs for a terminal: the chat, plain completion, compiling a model for MLC."""
+"""Terminal programs: the chat, plain completion, and compiling a model for MLC."""

@@ -1,6 +1,4 @@
-"""Command line options of the terminal chat and of completion, and the prompts they are given. Opens no
-model.
-"""
+"""Command line options of the terminal chat and of completion, and their prompts. Opens no model."""
 
 from __future__ import annotations
 
@@ -30,7 +28,13 @@ from ros2_nanochat.terminal.nanollm_options import add_nanollm_options
 
 
 def make_parser(program: str, description: str, conversation: bool = False) -> argparse.ArgumentParser:
-    """The options that the terminal chat and completion share; conversation: also those of a chat."""
+    """Return a parser with the options that the terminal chat and completion share.
+
+    Args:
+        program: Name of the program.
+        description: What it does.
+        conversation: Also add the options of a chat.
+    """
     parser = argparse.ArgumentParser(prog=program, description=description)
     _add_options(parser.add_argument_group('the model'), ModelConfig)
     _add_options(parser.add_argument_group('the reply'), GenerationConfig)
@@ -83,23 +87,23 @@ def _help(option: Option) -> str:
 
 
 def given(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
-    """The options of a dataclass that the command line gives."""
+    """Return the options of a dataclass that are on the command line."""
     values = {option.name: getattr(args, option.name, None) for option in options_of(kind)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
-    """Which model to open; ValueError for a value that is not valid."""
+    """Return which model to open. ValueError for a value that is not valid."""
     return ModelConfig(**given(args, ModelConfig))
 
 
 def robot_options(args: argparse.Namespace) -> RobotOptions:
-    """How the conversation is led; ValueError for a value that is not valid."""
+    """Return the options of the conversation. ValueError for a value that is not valid."""
     return RobotOptions(**given(args, RobotOptions), generation=generation_config(args))
 
 
 def generation_config(args: argparse.Namespace) -> GenerationConfig:
-    """How replies are generated; ValueError for a value that is not valid."""
+    """Return the options of generation. ValueError for a value that is not valid."""
     options = given(args, GenerationConfig)
     if 'stop_tokens' in options:
         options['stop_tokens'] = tuple(map(_stop_token, options['stop_tokens']))
@@ -109,7 +113,11 @@ def generation_config(args: argparse.Namespace) -> GenerationConfig:
 
 
 def template_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Variables of the chat template; ValueError for one without a value."""
+    """Return the variables of the chat template.
+
+    Raises:
+        ValueError: One has no value.
+    """
     options = {}
     for text in args.template_option or ():
         name, separator, value = valid_text(text).partition('=')
@@ -135,7 +143,11 @@ def _stop_token(stop: str) -> int | str:
 
 
 def load_prompts(given: Sequence[Sequence[str]] | None) -> list[str] | None:
-    """The prompts of `--prompt`, None where it is not used. ValueError for a file that cannot be read."""
+    """Return the prompts of `--prompt`, None if it is not used.
+
+    Raises:
+        ValueError: A file cannot be read.
+    """
     if given is None:
         return None
     prompts: list[str] = []
@@ -152,8 +164,14 @@ def load_prompts(given: Sequence[Sequence[str]] | None) -> list[str] | None:
 
 
 def load_file(path: str) -> list[str]:
-    """The prompts in a .txt file, one a line, or a .json file, a list of strings or of objects with `text`
-    and perhaps `image`.
+    """Return the prompts in a file.
+
+    Args:
+        path: A .txt file with one prompt a line, or a .json file with a list of strings or of objects with
+            `text` and optionally `image`.
+
+    Raises:
+        ValueError: The file cannot be read.
     """
     try:
         text = read_text(path)

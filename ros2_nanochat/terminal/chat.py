@@ -17,7 +17,11 @@ from ros2_nanochat.terminal.start import start
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the chat; return the exit status: 0, 1 where something failed, 130 after Ctrl-C while loading."""
+    """Run the chat.
+
+    Returns:
+        The exit status: 0, 1 if something failed, 130 after Ctrl-C while loading.
+    """
     about = 'Chat with a model. Commands: ' + ', '.join(COMMANDS) + '.'
     parser = make_parser('nanochat-chat', about, conversation=True)
     options = parser.parse_args(args)

@@ -1,5 +1,6 @@
-"""The course of a terminal chat: questions, commands, replies that Ctrl-C stops. Uses a model and a history,
-shows through a `Screen`.
+"""The loop of the terminal chat: questions, commands, and replies that Ctrl-C stops.
+
+Uses a model and a history, and shows them on a `Screen`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ from ros2_nanochat.terminal.screen import LineReader, Screen
 
 
 class ChatLoop:
-    """One conversation at a terminal or in a script.
+    """One conversation in a terminal or a script.
 
     Args:
-        wrap_tokens: Tokens that are kept when the context is full, None for half of it.
+        model: A `NanoLLM`.
+        history: The conversation.
+        screen: Where it is shown.
+        config: The options of generation.
+        wrap_tokens: Tokens to keep when the context is full, None for half of it.
         stats: Show figures after each reply.
-        streaming: Show replies while they are made.
-        debug: Show the traceback of what goes wrong.
+        streaming: Show replies as they stream.
+        debug: Show the traceback of errors.
+
+    Attributes:
+        failed: Whether anything went wrong.
     """
 
     def __init__(
@@ -81,8 +89,9 @@ class ChatLoop:
         self.screen.note('Ctrl-C again leaves.')
 
     def line(self, line: str) -> None:
-        """Take a command or a question; what is wrong with it is shown, and the conversation stays as it
-        was.
+        """Process a command or a question.
+
+        If it fails, the error is shown and the conversation stays as it was.
         """
         line = line.strip()
         if not line:
@@ -97,7 +106,7 @@ class ChatLoop:
                 self.ask(line)
         except Leave:
             raise
-        except Exception as error:  # whatever it is, the conversation goes on
+        except Exception as error:  # whatever it is, the conversation continues
             if self._debug:
                 traceback.print_exc()
             self.failed = True
@@ -108,8 +117,9 @@ class ChatLoop:
     # --- questions ---
 
     def ask(self, line: str) -> None:
-        """Put a question, with the images that stand before it, and show the reply. Images alone wait for
-        their question.
+        """Ask a question, with the images before it, and show the reply.
+
+        Images without a question are kept for the next one.
         """
         images, text = _split_images(line)
         before = list(self.history.messages)
@@ -143,7 +153,7 @@ class ChatLoop:
             self.screen.note(_figures(reply))
 
     def _show(self, reply) -> None:
-        """Show a reply as it comes. Ctrl-C stops it where it is; once more, where it does not end, leaves."""
+        """Show a reply as it streams. Ctrl-C stops it; if it does not end, a second Ctrl-C leaves."""
 
         def interrupt(*_):
             self._interrupts += 1
@@ -165,8 +175,9 @@ class ChatLoop:
 
 
 def _split_images(line: str) -> tuple[list[str], str]:
-    """Image names at the beginning of a line, and the question behind them. A name with blanks stands in
-    quotes.
+    """Split a line into image names at its beginning and the question.
+
+    A name with blanks has to be quoted.
     """
     images, rest = [], line
     while rest:

@@ -1,5 +1,7 @@
-"""The commands of the terminal chat, which begin with a slash: what each is called, and what it does to the
-conversation. Asks the model nothing.
+"""The commands of the terminal chat, which begin with a slash: their names, and what they do to the
+conversation.
+
+They ask the model nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from ros2_nanochat.terminal.screen import Screen
 COMMANDS = {
     '/help': 'show the commands',
     '/reset': 'forget the conversation',
-    '/system': '/system TEXT sets the system prompt, /system alone shows it',
-    '/format': '/format FORM sets the form of answers (yes | no, json, ...), /format alone ends it',
+    '/system': '/system TEXT sets the system prompt; without TEXT, it shows it',
+    '/format': '/format FORM sets the form of answers (yes | no, json, ...); without FORM, it ends it',
     '/undo': 'take back the last question and its reply',
     '/save': '/save FILE writes the conversation',
     '/load': '/load FILE goes on with a saved one',
@@ -30,17 +32,32 @@ class Leave(Exception):
 
 
 class Commands:
-    """Runs commands on a conversation. `run` raises ValueError or OSError for one that cannot be done, and
-    `Leave` for the one that leaves.
+    """Runs commands on a conversation.
+
+    Args:
+        model: A `NanoLLM`.
+        history: The conversation.
+        screen: Where results are shown.
+
+    Attributes:
+        form: The form that answers must have.
     """
 
     def __init__(self, model, history: ChatHistory, screen: Screen):
         self.model, self.history, self.screen = model, history, screen
         self.form: ResponseFormat | None = None
-        """What answers are held to."""
 
     def run(self, name: str, rest: str) -> None:
-        """Run the command `name`, one of `COMMANDS`, with what stands behind it."""
+        """Run a command.
+
+        Args:
+            name: One of `COMMANDS`.
+            rest: The text after it.
+
+        Raises:
+            ValueError: The command cannot be done; OSError if a file is the reason.
+            Leave: The user wants to leave.
+        """
         getattr(self, f'_do_{name[1:]}')(rest.strip())
 
     def _do_help(self, _: str) -> None:
@@ -106,7 +123,7 @@ class Commands:
 
 
 def _file(command: str, path: str) -> str:
-    """The file that a command names, in quotes or not."""
+    """Return the file that a command names, without quotes."""
     if len(path) > 1 and path[0] == path[-1] and path[0] in '"\'':
         path = path[1:-1]
     if not path:

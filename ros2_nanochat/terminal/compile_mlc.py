@@ -1,5 +1,5 @@
-"""`nanochat-mlc MODEL`: quantize a checkpoint and compile it with mlc_llm, once, so that `api=mlc` opens it
-at once ever after.
+"""`nanochat-mlc MODEL`: quantize a checkpoint and compile it with mlc_llm once, so that `api=mlc` opens it
+without delay afterwards.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _DEVICES = {'llvm': 'cpu'}
 
 
 def tell(line: str) -> None:
-    """Show how far it is."""
+    """Show the progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the model, print the folder that holds it, and return the exit code."""
+    """Make the model and print its folder. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog='nanochat-mlc',
         description='Quantize a model and compile it for the GPU, with the mlc_llm command, into '

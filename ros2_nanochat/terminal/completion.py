@@ -1,4 +1,4 @@
-"""Completes plain text, without a template: `python3 -m ros2_nanochat.completion --prompt 'Once upon a
+"""Completes plain text without a template: `python3 -m ros2_nanochat.completion --prompt 'Once upon a
 time,'`.
 """
 
@@ -15,8 +15,10 @@ from ros2_nanochat.terminal.start import start
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Complete each prompt, or each line that is typed; return the exit status: 0, 1 where something failed,
-    130 after Ctrl-C.
+    """Complete each prompt, or each line that is typed.
+
+    Returns:
+        The exit status: 0, 1 if something failed, 130 after Ctrl-C.
     """
     options = make_parser('nanochat-completion', 'Complete plain text.').parse_args(args)
     screen = Screen()
@@ -51,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def typed(screen: Screen) -> Iterable[str]:
-    """Lines as they are typed, until the end or Ctrl-C."""
+    """Yield lines as they are typed, until the end or Ctrl-C."""
     reader = LineReader({}, screen.interactive)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What else NanoLLM's command lines may hold, so that they run as they are."""
+"""Further options of NanoLLM's command lines, so that these run unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LOG_LEVELS = ('debug', 'info', 'warning', 'error', 'critical')
 
 
 def add_nanollm_options(parser: argparse.ArgumentParser) -> None:
-    """Add them in a group of their own."""
+    """Add NanoLLM's options in their own group."""
     group = parser.add_argument_group('as in NanoLLM')
     group.add_argument(
         '--vision-model',
@@ -35,7 +35,7 @@ def add_nanollm_options(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up_logging(level: str | None) -> None:
-    """Show log messages; None leaves out those that the screen shows in its own way."""
+    """Show log messages of a level and above. None hides those that the screen shows in another way."""
     if level is None:
         logging.getLogger('ros2_nanochat.chat').setLevel(logging.ERROR)
     else:

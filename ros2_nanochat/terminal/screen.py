@@ -1,5 +1,6 @@
-"""What the terminal chat shows and how it reads lines: colours by rich, line editing by prompt_toolkit. Knows
-no model and no conversation.
+"""Output of the terminal chat and input of lines: colours by rich, line editing by prompt_toolkit.
+
+Knows no model and no conversation.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ _CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'
 
 
 def harmless(text: str) -> str:
-    """Text without control characters: what a model writes must not move the cursor or set the title
-    of a window.
-    """
+    """Return text without control characters: a model must not move the cursor or set a window's title."""
     return _CONTROL.sub('', text)
 
 
 class Screen:
-    """Replies go to standard output, everything else to where it does not mix with them: there too at a
-    terminal, else to standard error.
+    """Shows replies on standard output.
+
+    Everything else also goes there on a terminal, otherwise to standard error.
     """
 
     def __init__(self):
@@ -39,9 +39,7 @@ class Screen:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
 
     def piece(self, text: str, reasoning: bool = False) -> None:
-        """Show a bit of a reply at once; the reasoning before it is dim, and not in the output of a
-        script.
-        """
+        """Show a piece of a reply at once. Reasoning is dim, and not in the output of a script."""
         console = self.notices if reasoning else self.replies
         console.out(harmless(text), end='', style='dim italic' if reasoning else 'green', highlight=False)
 
@@ -58,22 +56,30 @@ class Screen:
         self.notices.out(harmless(text), style='dim', highlight=False)
 
     def error(self, text: str) -> None:
-        """Show what went wrong."""
+        """Show an error."""
         self.notices.out(harmless(text), style='bold red', highlight=False)
 
 
 class LineReader:
-    """Reads lines with editing, a history that lasts, and completion of commands and file names; plain lines
-    where there is no terminal.
+    """Reads lines with editing, a persistent history, and completion of commands and file names.
 
-    commands: names with what each does. `read` raises EOFError at the end, also that of a terminal which has
-    gone, and KeyboardInterrupt at Ctrl-C.
+    Without a terminal, reads plain lines.
+
+    Args:
+        commands: Names of commands with what they do.
+        interactive: Whether there is a terminal.
     """
 
     def __init__(self, commands: dict[str, str], interactive: bool):
         self._session = _make_session(commands) if interactive else None
 
     def read(self) -> str:
+        """Read a line.
+
+        Raises:
+            EOFError: The input or the terminal has ended.
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
         try:
             if self._session is not None:
                 return valid_text(self._session.prompt([('class:prompt', '>> ')]))
@@ -113,9 +119,7 @@ def _make_session(commands: dict[str, str]):
 
 
 def _history():
-    """Lines typed in earlier sessions, in a file that only the user can read; if it cannot be written, those
-    of this one.
-    """
+    """Return the history file, readable only by the user; one in memory if it cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     folder = os.path.join(

@@ -1,4 +1,4 @@
-"""How a program of the terminal begins: options, prompts and model, each with one line where it is wrong."""
+"""Starts a terminal program: reads options and prompts and opens the model. Each error is one line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ def start(
     screen: Screen,
     run: Callable[[NanoLLM, GenerationConfig, list[str] | None], int],
 ) -> int:
-    """Load the model that the command line names and `run(model, config, prompts)`.
+    """Load the model of the command line and call `run(model, config, prompts)`.
 
     Returns:
-        The exit status: that of `run`, 1 if something was wrong, which is shown in one line, 130 after Ctrl-C
-        while loading.
+        The exit status: that of `run`, 1 after an error, 130 after Ctrl-C while loading.
     """
     set_up_logging(options.log_level)
 

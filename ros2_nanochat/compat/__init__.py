@@ -1,7 +1,7 @@
-"""For programs that were written for NanoLLM: its names, arguments and results on this package's engine.
+"""The interface of NanoLLM, with its names, arguments and results, on this package's engine.
 
-Change `from nano_llm import ...` to `from ros2_nanochat.compat import ...`, and likewise `nano_llm.utils` and
-`nano_llm.plugins`. docs/library.md lists what is accepted and ignored, and what is not offered. New programs
+Change `from nano_llm import ...` to `from ros2_nanochat.compat import ...`, and likewise for `nano_llm.utils`
+and `nano_llm.plugins`. docs/library.md lists what is accepted, ignored and not offered. New programs should
 use `ros2_nanochat` itself.
 """
 

@@ -1,5 +1,5 @@
-"""What several modules here share: dictionaries with attributes, arrays as NumPy or torch has them, and the
-warning about an option that has no effect.
+"""Helpers of this package: dictionaries with attributes, arrays for NumPy or torch, and the warning about
+options without effect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _log = logging.getLogger('ros2_nanochat.compat')
 
 
 class AttributeDict(dict):
-    """A dictionary whose keys are attributes too."""
+    """A dictionary whose keys are also attributes."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -28,7 +28,16 @@ class AttributeDict(dict):
 
 
 def to_tensor(array: np.ndarray, return_tensors: str = 'np', dtype: Any = None):
-    """The array as NumPy's (`np`) or torch's (`pt`). dtype: of either library."""
+    """Return an array for NumPy (`np`) or torch (`pt`).
+
+    Args:
+        array: The array.
+        return_tensors: `np` or `pt`.
+        dtype: Type of the result, of either library.
+
+    Raises:
+        ValueError: `return_tensors` is something else.
+    """
     if return_tensors not in ('np', 'tvm', 'pt'):  # NanoLLM gave an array for the first two
         raise ValueError(f'return_tensors={str(return_tensors)[:200]!r} is not valid: np or pt')
     if dtype is not None:
@@ -39,6 +48,6 @@ def to_tensor(array: np.ndarray, return_tensors: str = 'np', dtype: Any = None):
 
 
 def warn_ignored(where: str, names: Iterable[str], reason: str = 'it has no effect') -> None:
-    """Log which options of a call are accepted without effect."""
+    """Log options of a call that are accepted without effect."""
     for name in names:
         _log.warning('%s ignores %s: %s', where, str(name)[:200], reason)

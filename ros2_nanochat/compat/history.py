@@ -1,4 +1,4 @@
-"""A history with the arguments and attributes that NanoLLM's has."""
+"""A history with the arguments and attributes of NanoLLM's."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ _CODE = re.compile(r'`([^`]+)`')
 class ChatHistory(core.ChatHistory):
     """Messages of one conversation, as in `ros2_nanochat`.
 
-    Args:
-        model: What `NanoLLM.from_pretrained` gave.
-        chat_template: A name of `ChatTemplates`, a JSON or Jinja file, or a dict.
-        system_prompt: None takes the template's.
-        options: `template_options`, as in `ros2_nanochat`. `print_stats`, `debug` and others of NanoLLM are
-            accepted and ignored.
+    After `reset()`, `kv_cache` is None. After messages were removed, it holds the part that is still the
+    same.
 
-    After `reset()`, `kv_cache` is None. After messages were removed, it holds what the conversation still
-    begins with.
+    Args:
+        model: An opened model, from `NanoLLM.from_pretrained`.
+        chat_template: A name in `ChatTemplates`, a JSON or Jinja file, or a dict.
+        system_prompt: The instruction at the beginning; None uses the template's default.
+        **options: `template_options`, as in `ros2_nanochat`. `print_stats`, `debug` and other options of
+            NanoLLM are accepted and ignored.
+
+    Raises:
+        ValueError: `tools` is set, which is not offered.
     """
 
     image_embedding = None
@@ -70,9 +73,9 @@ class ChatHistory(core.ChatHistory):
         """Add a message and return it.
 
         Args:
-            role: Who speaks.
+            role: `system`, `user`, `bot` or `tool`.
             msg: Text, an image, a `ChatMessage`, or the reply of `generate`.
-            options: As for `ChatMessage`.
+            **options: Options of `ChatMessage`.
         """
         reply = msg if hasattr(msg, 'kv_cache') else None
         if reply is not None:
@@ -97,43 +100,43 @@ class ChatHistory(core.ChatHistory):
         return removed
 
     def remove(self, start: int, stop: int | None = None) -> list:
-        """Remove the messages from `start` up to and without `stop` and return them."""
+        """Remove the messages from `start` to `stop`, exclusive, and return them."""
         removed = super().remove(start, stop)
         self._shorten_cache()
         return removed
 
     def _shorten_cache(self) -> None:
-        """Leave in the KV cache what the conversation still begins with; what follows is computed again."""
+        """Keep in the KV cache only the part that is still the same."""
         cache = self.kv_cache
         if cache is not None:
             try:
                 cache.pop(len(cache) - common_prefix(self.whole.entries, cache.entries))
-            except ValueError:  # a reply is being written to it, and is compared when the next one begins
+            except ValueError:  # a reply is using it; the next one compares again
                 pass
 
     def reset(  # type: ignore[override]
         self, system_prompt: bool | str | None = True, use_cache: bool = True, wrap_tokens: int | None = None
     ) -> None:
-        """Forget the conversation. use_cache is ignored: the system prompt is computed once."""
+        """Forget the conversation. `use_cache` is ignored: the system prompt is computed only once anyway."""
         super().reset(system_prompt, wrap_tokens)
         self._kv_cache = None
 
     def add_system_prompt(self, system_prompt: str | None = None, use_cache: bool = True):
-        """Set the system prompt if one is given, and return its message, None if there is none."""
+        """Set the system prompt, if one is passed. Return its message, None if there is none."""
         if system_prompt is not None:
             self.system_prompt = system_prompt
         return self.messages[0] if self.system_prompt else None
 
     def reindex(self) -> None:
-        """Accepted; messages find their place themselves."""
+        """Do nothing: messages find their position themselves."""
 
     def to_list(self, messages: Iterable | None = None, html: bool = False) -> list[dict]:
-        """The messages as dicts.
+        """Return messages as dicts.
 
         Args:
-            messages: Some messages, or dicts of an earlier call; all messages if not given.
-            html: Escape the text for HTML, with `<br/>` for line breaks and `<code>` for what stands between
-                backquotes; an image without a file name is left out.
+            messages: Messages, or dicts of an earlier call; None returns all messages.
+            html: Escape the text for HTML, with `<br/>` for line breaks and `<code>` for backquotes. Images
+                without a file name are omitted.
         """
         chosen = list(self.messages if messages is None else messages)
         everything = dict(zip(map(id, self.messages), super().to_list()))
@@ -144,7 +147,7 @@ class ChatHistory(core.ChatHistory):
         return [_as_html(each) for each in dicts] if html else dicts
 
     def to_html(self, messages: Iterable | None = None) -> list[dict]:
-        """`to_list(html=True)`."""
+        """Return `to_list(html=True)`."""
         return self.to_list(messages, html=True)
 
     # --- entries ---
@@ -157,12 +160,18 @@ class ChatHistory(core.ChatHistory):
         return_tokens: bool = False,
         **options,
     ) -> tuple[Prompt, int]:
-        """Make the prompt for the next reply: `(what the KV cache does not hold yet, its position)`.
+        """Make the prompt for the next reply.
 
         Args:
-            use_cache: Anything that is false gives the whole conversation.
-            return_tokens: Let the prompt look like ids [1, n], also if the model gives embeddings.
-            options: `return_tensors` is ignored: the prompt is an array for NumPy.
+            use_cache: Return only what the KV cache does not hold; a false value returns the whole
+                conversation.
+            max_tokens: See `ros2_nanochat.ChatHistory.embed_chat`.
+            wrap_tokens: See `ros2_nanochat.ChatHistory.embed_chat`.
+            return_tokens: Return ids [1, n] even if the model provides embeddings.
+            **options: `return_tensors` is ignored: the prompt is an array for NumPy.
+
+        Returns:
+            The prompt and its position.
         """
         warn_ignored('embed_chat()', [name for name in options if name != 'return_tensors'])
         prompt, position = super().embed_chat(bool(use_cache), max_tokens, wrap_tokens)
@@ -170,7 +179,7 @@ class ChatHistory(core.ChatHistory):
 
     @property
     def tokens(self) -> np.ndarray:
-        """[1, n] int32: ids of the whole conversation in its template, `IMAGE_ENTRY` for rows of images."""
+        """Ids [1, n] int32 of the whole conversation in its template, `IMAGE_ENTRY` for rows of images."""
         entries = self.whole.entries
         return np.where(entries >= 0, entries, IMAGE_ENTRY).astype(np.int32)[None]
 
@@ -180,7 +189,11 @@ class ChatHistory(core.ChatHistory):
         return self._whole() if self.messages else Prompt(np.empty(0, np.int64))
 
     def span(self, message: ChatMessage) -> tuple[int, int]:
-        """Where the entries of a message begin and end. Raises ValueError if it is not in the history."""
+        """Return the first entry of a message, and the one after its last.
+
+        Raises:
+            ValueError: The message is not in the history.
+        """
         index = message.index
         if index is None:
             raise ValueError('this message is not in the history')
@@ -188,7 +201,7 @@ class ChatHistory(core.ChatHistory):
         return ends[index], ends[index + 1]
 
     def holds(self, message: ChatMessage) -> bool:
-        """Whether the KV cache holds a message; of a reply, what the model wrote is enough."""
+        """Whether the KV cache holds a message; for a reply, what the model wrote is enough."""
         cache, (start, end) = self.kv_cache, self.span(message)
         shared = common_prefix(self.whole.entries, cache.entries) if cache is not None else 0
         return shared >= end or (message.role == 'bot' and start < shared == len(cache))
@@ -201,7 +214,7 @@ class ChatHistory(core.ChatHistory):
                 try:
                     prompt = self.template.prompt(self.messages[: n + 1], message.role in ('user', 'tool'))
                     ends.append(max(ends[-1], len(prompt)))
-                except ValueError:  # not every template takes the beginning of a conversation
+                except ValueError:  # not every template accepts part of a conversation
                     ends.append(ends[-1])
             self._ends = state, ends
         return self._ends[1]

@@ -1,4 +1,4 @@
-"""A message with the attributes that NanoLLM's has: where it stands in its history, and its tokens there."""
+"""A message with the attributes of NanoLLM's: its position in the history, and its tokens there."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ class ChatMessage(core.ChatMessage):
     Args:
         role: `system`, `user`, `bot` or `tool` (`assistant` and `tool_response` are accepted).
         text: The text.
-        image: The image: a path, an address, a PIL image, an array or a tensor.
-        msg: Text or an image, found by what it is.
-        tokens: Ids of the text, as the model sampled them.
-        options: `use_cache`, `cached` and `history` are accepted and ignored: what was read is found by
-            comparing the conversation with the KV cache.
+        image: The image: a path, a URL, a PIL image, an array or a tensor.
+        msg: Text or an image; its type decides.
+        tokens: Ids of the text that the model sampled.
+        reasoning: What the model wrote between its thinking marks.
+        num_reasoning: How many of the first `tokens` belong to the reasoning.
+        **options: `use_cache`, `cached` and `history` are accepted and ignored: the conversation is compared
+            with the KV cache instead.
 
     Raises:
-        ValueError: For another kind of content, or for embeddings.
+        ValueError: The content is neither text nor an image.
     """
 
     history: Any = None
@@ -62,7 +64,7 @@ class ChatMessage(core.ChatMessage):
 
     @classmethod
     def of(cls, message: core.ChatMessage, history: Any) -> ChatMessage:
-        """The message as one of this class in a history; the same object if it is one already."""
+        """Return a message as one of this class in a history; the same object if it is one already."""
         if not isinstance(message, cls):
             other, message = message, cls.__new__(cls)
             vars(message).update({name: value for name, value in vars(other).items() if name != 'tokens'})
@@ -74,7 +76,7 @@ class ChatMessage(core.ChatMessage):
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
-        """Ids that the model sampled for this message, None if it sampled none."""
+        """Ids that the model sampled for this message, None if there are none."""
         return self._tokens
 
     @tokens.setter
@@ -82,7 +84,9 @@ class ChatMessage(core.ChatMessage):
         self._tokens = None if tokens is None else tuple(np.asarray(tokens, np.int64).reshape(-1).tolist())
 
     def adopt(self, tokens: Iterable[int] | None, reasoning: str = '', num_reasoning: int = 0) -> None:
-        """Take over what the model sampled for the text that stands here. tokens: a list or an array."""
+        """Take over the ids, a list or an array, and the reasoning that the model sampled for the current
+        text.
+        """
         super().adopt(
             None if tokens is None else np.asarray(tokens, np.int64).reshape(-1).tolist(),
             reasoning,
@@ -91,7 +95,7 @@ class ChatMessage(core.ChatMessage):
 
     @property
     def content(self) -> Any:
-        """The text, or the image if there is no text. Setting it sets whichever it is."""
+        """The text, or the image if there is no text. You can set either."""
         return super().content
 
     @content.setter
@@ -104,11 +108,11 @@ class ChatMessage(core.ChatMessage):
     # --- in the model ---
 
     def embed(self, model=None, **_) -> Any:
-        """What stands for the image in prompts; model: that of the history if not given."""
+        """Return what represents the image in prompts of a model, by default that of the history."""
         return super().embed(self._core(model))
 
     def is_embedded(self, model=None) -> bool:
-        """Whether `embed` has been called since the image was set."""
+        """Whether `embed` was called since the image was set."""
         return super().is_embedded(self._core(model))
 
     def _core(self, model):
@@ -118,8 +122,8 @@ class ChatMessage(core.ChatMessage):
 
     @property
     def embedding(self) -> np.ndarray | None:
-        """[1, n, d] float32: the image's rows, or the embeddings of the text in its template; None for text
-        if the model gives none.
+        """Embeddings [1, n, d] float32 of the image, or of the text in its template; None for text if the
+        model provides none.
         """
         history = self._in_history()
         if self.image is not None:
@@ -139,7 +143,7 @@ class ChatMessage(core.ChatMessage):
 
     @property
     def index(self) -> int | None:
-        """Where it stands in its history, None if it does not."""
+        """Its position in its history, None if it is not in one."""
         messages = self.history.messages if self.history is not None else ()
         return next((n for n, message in enumerate(messages) if message is self), None)
 
@@ -158,12 +162,12 @@ class ChatMessage(core.ChatMessage):
 
     @property
     def start_token(self) -> int:
-        """At which token of the conversation it begins."""
+        """The token of the conversation at which it begins."""
         return self._in_history().span(self)[0]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens it takes in the conversation with its markup, of a question also what begins the reply."""
+        """Its tokens in the conversation, including markup; for a question, also the generation prompt."""
         start, end = self._in_history().span(self)
         return end - start
 

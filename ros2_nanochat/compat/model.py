@@ -1,4 +1,4 @@
-"""`NanoLLM` with the arguments, results and attributes that NanoLLM's has."""
+"""`NanoLLM` with the arguments, results and attributes of NanoLLM's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ros2_nanochat.prompt import EmbeddingSpan, Prompt
 
 VISION_SCALINGS = ('crop', 'resize')
 CACHED_TEXTS = 64
-"""Texts whose embeddings `embed_text(use_cache=True)` remembers."""
+"""Texts whose embeddings `embed_text(use_cache=True)` keeps."""
 
 
 class _Model(nano_llm.NanoLLM):
@@ -31,11 +31,13 @@ class _Model(nano_llm.NanoLLM):
 
 
 class NanoLLM:
-    """An opened model. Make one with `from_pretrained`.
+    """An opened model. Create it with `from_pretrained`.
 
-    core: the `ros2_nanochat.NanoLLM` behind it, whose attributes are attributes of this one too.
-    config: what the model is: `name`, `api`, `type`, `max_length`, `vocab_size`, and what config.json holds.
-    vla: None, actions for robot arms are not offered.
+    Attributes:
+        core: The `ros2_nanochat.NanoLLM`; this object has all of its attributes, too.
+        config: Facts about the model: `name`, `api`, `type`, `max_length`, `vocab_size`, and the contents of
+            config.json.
+        vla: None: actions for robot arms are not offered.
     """
 
     ModelCache: dict[frozenset, NanoLLM] = {}
@@ -60,14 +62,19 @@ class NanoLLM:
         """Open a model.
 
         Args:
-            model: A path, or a repository of the hub; None for the small model that comes along.
-            api: `gguf`, `mlc`, `hf`, `awq`; None infers it.
-            use_cache: Return the model that an earlier call with the same options opened, if it is open.
-            options: `quantization`, `api_token`, `max_context_len` and those of
-                `ros2_nanochat.NanoLLM.from_pretrained`. `vision_model`: a LLaVA-form checkpoint whose vision
-                encoder stands beside the model. `vision_scaling`: `crop` cuts pictures to a square, `resize`
-                stretches them, None leaves it to the model. `vision_api` has no effect: PyTorch or the
-                model's backend runs the encoder. Others are ignored, with a warning.
+            model: A path or a Hugging Face repository; None for the small embedded model.
+            api: `gguf`, `mlc`, `hf` or `awq`; None infers it.
+            use_cache: Return the model that an earlier call with the same options opened, if it is still
+                open.
+            **options: `quantization`, `api_token`, `max_context_len` and other options of
+                `ros2_nanochat.NanoLLM.from_pretrained`. `vision_model`: a LLaVA-form checkpoint with a vision
+                encoder for the model. `vision_scaling`: `crop` cuts pictures to a square, `resize` stretches
+                them, None leaves it to the model. `vision_api` has no effect: PyTorch or the model's backend
+                runs the encoder. Others are ignored with a warning.
+
+        Raises:
+            ValueError: An option is not valid, or the model does not exist.
+            BackendError: The model cannot be run.
         """
         key = frozenset({'model': model, 'api': api, **{k: repr(v) for k, v in options.items()}}.items())
         if use_cache and key in NanoLLM.ModelCache and NanoLLM.ModelCache[key].engine.alive:
@@ -112,18 +119,17 @@ class NanoLLM:
         self.core.close()
 
     def is_type(self, architectures: str | list[str]) -> str | None:
-        """The first of these texts that a name in `config.architectures` holds, None if none does."""
+        """Return the first of these texts that is part of a name in `config.architectures`, None if
+        none is.
+        """
         wanted = [architectures] if isinstance(architectures, str) else architectures
         have = [str(name).lower() for name in self.config.get('architectures') or [self.config.type]]
         return next((text for name in have for text in wanted if text.lower() in name), None)
 
-    # --- figures ---
-
     @property
     def stats(self) -> AttributeDict:
-        """Of the latest reply: `input_tokens` (that were computed), `output_tokens`; seconds `prefill_time`,
-        `decode_time`; tokens a second `prefill_rate`, `decode_rate`. Empty before the first reply.
-        `model.engine.stats()` has the counters of all replies.
+        """Times (seconds), rates (tokens per second) and tokens of the latest reply, empty before the
+        first.
         """
         if self._last is None:
             return AttributeDict()
@@ -142,9 +148,7 @@ class NanoLLM:
 
     @property
     def vision(self) -> list[AttributeDict]:
-        """The vision encoder, as a list of one; empty if there is none. Its `stats`: `time` in seconds a
-        picture, `rate` in pictures a second, and counts.
-        """
+        """The vision encoder as a list of one, empty if there is none. Its `stats` have counts and speed."""
         encoder = self.core.vision
         if encoder is None:
             return []
@@ -152,8 +156,6 @@ class NanoLLM:
         seconds = counts['seconds'] / counts['encoded'] if counts['encoded'] else 0.0
         figures = AttributeDict(time=seconds, rate=1 / seconds if seconds else 0.0, **counts)
         return [AttributeDict(stats=figures, config=AttributeDict(name=type(encoder).__name__))]
-
-    # --- text and embeddings ---
 
     def tokenize(
         self,
@@ -163,12 +165,12 @@ class NanoLLM:
         return_tensors: str = 'np',
         **_,
     ):
-        """Ids [1, n] of a text; special tokens in it are found."""
+        """Return the ids [1, n] of a text. Special tokens in it are recognized."""
         ids = np.array(self.tokenizer.encode(text, add_special_tokens), np.int64)[None]
         return to_tensor(ids, return_tensors, dtype)
 
     def detokenize(self, tokens, skip_special_tokens: bool = False, **_) -> str:
-        """Text of ids."""
+        """Return the text of ids."""
         return self.tokenizer.decode(tokens, skip_special_tokens)
 
     def embed_text(
@@ -180,8 +182,14 @@ class NanoLLM:
         return_tokens: bool = False,
         **_,
     ):
-        """Embeddings [1, n, d] of a text, None if the model gives none (`has_embed`). return_tokens: give
-        `(embeddings, ids)`. use_cache: remember them for the same text.
+        """Return the embeddings [1, n, d] of a text, None if the model provides none (`has_embed`).
+
+        Args:
+            text: The text.
+            add_special_tokens: Begin with begin-of-text, if the model uses it.
+            use_cache: Cache the result for this text.
+            return_tensors: `np` or `pt`.
+            return_tokens: Return `(embeddings, ids)`.
         """
         result = self._embedded.get(text) if use_cache else None
         if result is None:
@@ -196,13 +204,13 @@ class NanoLLM:
         return (embedding, to_tensor(ids, return_tensors)) if return_tokens else embedding
 
     def embed_tokens(self, tokens, return_tensors: str = 'np', **_):
-        """Embeddings [1, n, d] float32 of ids."""
+        """Return the embeddings [1, n, d] float32 of ids."""
         return to_tensor(self.core.embed_tokens(tokens), return_tensors)
 
-    # --- images ---
-
     def open_image(self, image, urls: bool = True):
-        """The picture of a path, URL, PIL image, array or tensor, scaled as `vision_scaling` says."""
+        """Return the picture of a path, URL, PIL image, array or tensor, scaled according to
+        `vision_scaling`.
+        """
         picture = self.core.open_image(image, urls)
         side = min(picture.size) if self.vision_scaling == 'crop' else max(picture.size)
         if self.vision_scaling is None or picture.size == (side, side):
@@ -213,8 +221,8 @@ class NanoLLM:
         return picture.crop((left, top, left + side, top + side))
 
     def embed_image(self, image, return_tensors: str = 'np', **_):
-        """Embeddings [1, n, d] of an image. Raises ValueError if they do not say all of it: some models have
-        positions or markup for an image, which only a `ChatHistory` can put into a prompt.
+        """Return the embeddings [1, n, d] of an image; ValueError if the model adds positions or markup to
+        it.
         """
         parts = self.core.embed_image(self.open_image(image))
         spans = [part for part in parts if isinstance(part, EmbeddingSpan)]
@@ -226,17 +234,15 @@ class NanoLLM:
             )
         return to_tensor(np.concatenate([span.rows for span in spans])[None], return_tensors)
 
-    # --- generating ---
-
     def generate(self, inputs, streaming: bool = True, **options) -> StreamingResponse | str | list[int]:
         """Continue a prompt; see `ros2_nanochat.NanoLLM.generate`.
 
         Args:
-            inputs: What `embed_chat` gave, a text, ids, or embeddings.
-            streaming: False returns the text once all of it is there.
-            options: Those of `ros2_nanochat`'s. `cache_position`: how many entries of `kv_cache` stay before
-                inputs that are an array; a prompt of `embed_chat` knows its own. `stop_tokens` may hold lists
-                of ids. Others are ignored, with a warning.
+            inputs: A prompt of `embed_chat`, a text, ids, or embeddings.
+            streaming: False returns the whole text at the end, and raises `BackendError` if the reply failed.
+            **options: Options of `ros2_nanochat`. `cache_position`: entries of `kv_cache` to keep before an
+                array; a prompt of `embed_chat` has its own. `stop_tokens` may contain lists of ids. Others
+                are ignored with a warning.
         """
         known = {*names(GenerationConfig), *_parameters(_Model.generate)}
         given = {name: value for name, value in options.items() if name in known}
@@ -258,7 +264,7 @@ class NanoLLM:
         return reply.text if reply.detokenize else reply.tokens
 
     def _stops(self, stops):
-        """Stop tokens with a text in place of each list of ids."""
+        """Return stop tokens with a text in place of each list of ids."""
         if isinstance(stops, (str, int)) or not hasattr(stops, '__iter__'):
             return stops
         return [
@@ -274,7 +280,7 @@ def _parameters(function: Callable) -> set[str]:
 
 
 def _describe(core: nano_llm.NanoLLM, load_time: float) -> AttributeDict:
-    """What NanoLLM's `model.config` holds, and the options the model was opened with."""
+    """Return the contents of NanoLLM's `model.config`, and the options the model was opened with."""
     info = core.info
     return AttributeDict(
         {

@@ -1,4 +1,4 @@
-"""`VideoSource`, which NanoLLM's vision example takes its pictures from."""
+"""`VideoSource`, the source of pictures in NanoLLM's vision example."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _OTHERS = 'the ROS 2 node takes pictures from camera topics; speech belongs to o
 
 
 class VideoSource:
-    """Pictures of a folder or pattern of image files, a video file, a camera or a stream, one at a time.
+    """Pictures from image files, a video file, a camera or a stream, one at a time.
 
     Args:
-        video_input: A folder, a pattern such as `/data/images/*.jpg`, a file, `/dev/video0`, or an address.
-        video_input_width: Pixels, asked of a camera.
-        video_input_height: Pixels, asked of a camera.
-        video_input_framerate: Pictures a second, asked of a camera.
-        options: Others of NanoLLM's are accepted and ignored.
+        video_input: A folder, a pattern such as `/data/images/*.jpg`, a file, `/dev/video0`, or a URL.
+        video_input_width: Width in pixels, requested from a camera.
+        video_input_height: Height in pixels, requested from a camera.
+        video_input_framerate: Pictures per second, requested from a camera.
+        **options: Other options of NanoLLM are accepted and ignored.
 
     Raises:
-        ValueError: If there is nothing to open.
+        ValueError: There is nothing to open.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class VideoSource:
                 self._stream.set(property_, value)
 
     def capture(self, **_: Any) -> Image.Image | None:
-        """The next picture (PIL, RGB), None at the end; `eos` is true from the last one of image files on."""
+        """Return the next picture (PIL, RGB), None at the end. `eos` is true from the last image file on."""
         if self._stream is None:
             picture = open_image(self._files.pop(0)) if self._files else None
             self.eos = not self._files

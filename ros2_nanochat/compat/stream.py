@@ -1,4 +1,4 @@
-"""A reply with the attributes that NanoLLM's has."""
+"""A reply with the attributes of NanoLLM's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from ros2_nanochat.engine.stream import StreamingResponse as Reply
 
 
 class StreamingResponse(Reply):
-    """A reply while it is produced, as in `ros2_nanochat`.
+    """A reply that streams, as in `ros2_nanochat`.
 
-    model, input, kwargs: what `generate` was called with. With `detokenize=False` each item is a list of ids.
-    Special tokens are not part of the text, and the end token is not part of the ids.
+    With `detokenize=False`, each item is a list of ids. The text contains no special tokens, and the ids no
+    end token.
+
+    Attributes:
+        model: The model that `generate` was called on.
+        input: The prompt.
+        kwargs: The options of the call.
     """
 
     model: Any = None
@@ -25,7 +30,7 @@ class StreamingResponse(Reply):
 
     @property
     def stopped(self) -> bool:
-        """Whether the reply has ended, the same as `eos`."""
+        """Whether the reply has ended; the same as `eos`."""
         return self.eos
 
     @property
@@ -35,10 +40,10 @@ class StreamingResponse(Reply):
 
     @property
     def detokenize(self) -> bool:
-        """Whether iterating gives text."""
+        """Whether iterating returns text."""
         return self._detokenize
 
     @property
     def request(self) -> Request:
-        """What the engine knows of this reply."""
+        """The engine's record of this reply."""
         return self._request

@@ -1,4 +1,4 @@
-"""The chat templates under NanoLLM's names, and the texts of tokens that end a turn."""
+"""The chat templates under NanoLLM's names, and the texts of end-of-turn tokens."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ ChatTemplates: dict[str, AttributeDict] = {
 
 
 def remove_special_tokens(text: str) -> str:
-    """The text without begin-of-text and the tokens of `StopTokens`."""
+    """Return a text without begin-of-text and the tokens in `StopTokens`."""
     for token in ('<s>', *StopTokens):
         text = text.replace(token, '')
     return text
 
 
 def ChatTemplate(model) -> AttributeDict | None:
-    """A copy of the template that the name of a model asks for, None if it asks for none.
+    """Return a copy of the template for a model's name, None if unknown.
 
     Args:
         model: A `NanoLLM`, or the name of a model.

@@ -1,4 +1,4 @@
-"""`model.tokenizer`: the calls of a Hugging Face tokenizer that NanoLLM's programs make."""
+"""`model.tokenizer`: the methods of a Hugging Face tokenizer that NanoLLM's programs use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from ros2_nanochat.nano_llm import NanoLLM
 
 
 class Tokenizer:
-    """Turns text into ids and back. Special tokens in a text are found, as a Hugging Face tokenizer does."""
+    """Turns text into ids and back.
+
+    Special tokens in a text are recognized, as in a Hugging Face tokenizer.
+
+    Args:
+        model: The opened model.
+    """
 
     def __init__(self, model: NanoLLM):
         self._model = model
@@ -38,7 +44,16 @@ class Tokenizer:
     def __call__(
         self, text: str | Sequence[str], add_special_tokens: bool = True, return_tensors=None, **_
     ) -> AttributeDict:
-        """`input_ids` and `attention_mask` of a text: lists, or arrays [1, n] with `return_tensors`."""
+        """Return `input_ids` and `attention_mask` of a text.
+
+        Args:
+            text: A text, or several.
+            add_special_tokens: Begin with begin-of-text, if the model uses it.
+            return_tensors: `np` or `pt` for arrays [1, n]; None for lists.
+
+        Raises:
+            ValueError: Several texts cannot become one array.
+        """
         if not isinstance(text, str):
             rows = [self.encode(each, add_special_tokens) for each in text]
             if return_tensors is not None and len(rows) > 1:
@@ -53,12 +68,12 @@ class Tokenizer:
         return AttributeDict(input_ids=ids, attention_mask=mask)
 
     def encode(self, text: str, add_special_tokens: bool = True, **_) -> list[int]:
-        """Ids of a text, behind begin-of-text if `add_special_tokens` and the model wants one."""
+        """Return the ids of a text, after begin-of-text if `add_special_tokens` and the model uses it."""
         start = [self.bos_token_id] if add_special_tokens and self._model.info.add_bos else []
         return [i for i in start if i is not None] + self._model.tokenize(text, special=True)
 
     def decode(self, ids, skip_special_tokens: bool = False, **_) -> str:
-        """Text of ids; special tokens are shown unless `skip_special_tokens`."""
+        """Return the text of ids. Special tokens are included unless `skip_special_tokens`."""
         texts, run = [], []
         for token_id in np.asarray(ids).reshape(-1).tolist():
             if token_id not in self._texts:
@@ -70,16 +85,16 @@ class Tokenizer:
         return ''.join(texts) + (self._model.detokenize(run) if run else '')
 
     def batch_decode(self, sequences: Iterable, skip_special_tokens: bool = False, **_) -> list[str]:
-        """`decode` of each."""
+        """Return `decode` of each."""
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
-        """The text of an id, or of each."""
+        """Return the text of an id, or of each."""
         if isinstance(ids, int):
             return self._model.backend.token_text(ids)
         return [self._model.backend.token_text(int(i)) for i in ids]
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
-        """The id of a special token, or of a text that is one token; None if there is none."""
+        """Return the id of a special token, or of a text that is one token; None if there is none."""
         ids = [self._ids[token]] if token in self._ids else self._model.tokenize(token)
         return ids[0] if len(ids) == 1 else None

@@ -1,4 +1,4 @@
-"""What NanoLLM's programs take from `nano_llm.utils`: command line options, prompts, tables, Ctrl-C."""
+"""What NanoLLM's programs import from `nano_llm.utils`: command line options, prompts, tables, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ class ArgParser(argparse.ArgumentParser):
 
     Args:
         extras: Groups of options: `model`, `chat`, `prompt`, `generation`, `log`, `video_input`.
+        **options: Options of `argparse.ArgumentParser`.
 
     Raises:
-        ValueError: For a group of NanoLLM that is not offered, such as `asr`.
+        ValueError: A group of NanoLLM is not offered, such as `asr`.
     """
 
     Defaults = ['model', 'chat', 'generation', 'log']
@@ -116,7 +117,7 @@ class ArgParser(argparse.ArgumentParser):
         self.add_argument('--debug', '--verbose', action='store_true', help='the same as --log-level debug')
 
     def parse_args(self, args=None, namespace=None):
-        """Parse; prompts are put into one list, files named by the system prompt are read, logging is set."""
+        """Parse the command line, read prompts from files, and set up logging."""
         parsed = super().parse_args(args, namespace)
         if hasattr(parsed, 'prompt'):
             parsed.prompt = self.parse_prompt_args(parsed.prompt)
@@ -129,7 +130,7 @@ class ArgParser(argparse.ArgumentParser):
 
     @staticmethod
     def parse_prompt_args(prompts: Sequence[Sequence[str]] | None, chat: bool = True) -> list[str] | None:
-        """The prompts of a repeated `--prompt`; `default` stands for some to try."""
+        """Return the prompts of a repeated `--prompt`. `default` stands for a few examples."""
         if prompts is None:
             return None
         flat = [text for group in prompts for text in group]
@@ -139,11 +140,15 @@ class ArgParser(argparse.ArgumentParser):
 
 
 def load_prompts(prompts: str | Iterable[str] | None, concat: bool | str = False) -> list[str] | str | None:
-    """Prompts, with files read: a .txt file is one, a .json file a list of strings or of objects with `text`.
-    concat: join them, with a blank or this string.
+    """Return prompts, read from files where needed.
+
+    Args:
+        prompts: Texts or file names. A .txt file is one prompt; a .json file is a list of strings or of
+            objects with `text`.
+        concat: Join them, with a blank or this string.
 
     Raises:
-        ValueError: For a file that cannot be read.
+        ValueError: A file cannot be read.
     """
     if prompts is None:
         return None
@@ -176,7 +181,7 @@ def print_table(table: Mapping[Any, Any] | Iterable[Sequence[Any]], **_) -> None
 
 
 class LogFormatter:
-    """Sets logging up."""
+    """Sets up logging."""
 
     @staticmethod
     def config(level: str = 'info', **_) -> None:
@@ -186,8 +191,13 @@ class LogFormatter:
 
 
 class KeyboardInterrupt:
-    """Takes Ctrl-C: the first one makes this object true, a second one within `timeout` seconds ends the
-    program. callback: called at the first. Make it in the main thread.
+    """Handles Ctrl-C: the first makes this object true, a second within `timeout` seconds ends the program.
+
+    Create it in the main thread.
+
+    Args:
+        callback: Called at the first Ctrl-C.
+        timeout: Seconds within which a second Ctrl-C ends the program.
     """
 
     def __init__(self, callback: Callable[[], Any] | None = None, timeout: float | None = 2.0):
@@ -198,7 +208,7 @@ class KeyboardInterrupt:
         signal.signal(signal.SIGINT, self.on_interrupt)
 
     def on_interrupt(self, signum: int, frame: Any) -> None:
-        """Take one Ctrl-C."""
+        """Handle one Ctrl-C."""
         last, self._last = self._last, time.monotonic()
         if self._last - last < self.timeout:
             sys.exit(128 + signum)

@@ -1,1 +1,1 @@
-"""What transformers runs."""
+"""Models that transformers runs."""

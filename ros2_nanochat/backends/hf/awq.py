@@ -1,9 +1,9 @@
-"""AWQ checkpoints without AWQ kernels: the 4-bit weights are unpacked at load into dense ones.
+"""AWQ checkpoints without AWQ kernels: loading unpacks the 4-bit weights into dense ones.
 
 Source: the GEMM layout of AutoAWQ (`awq/utils/packing_utils.py`, `awq/modules/linear/gemm.py`). A linear
-layer of `in` inputs and `out` outputs comes as `qweight` int32 [in, out/8], `qzeros` int32 [in/group, out/8]
-and `scales` float16 [in/group, out]; the weight is `(q - zero) * scale`. Each int32 holds eight 4-bit
-numbers, the lowest first, for the columns 0 2 4 6 1 3 5 7 of its eight. Lin et al. 2023, arXiv:2306.00978.
+layer of `in` inputs and `out` outputs has `qweight` int32 [in, out/8], `qzeros` int32 [in/group, out/8] and
+`scales` float16 [in/group, out]; the weight is `(q - zero) * scale`. Each int32 holds eight 4-bit numbers,
+the lowest first, for the columns 0 2 4 6 1 3 5 7 of its eight. Lin et al. 2023, arXiv:2306.00978.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUFFIXES = ('qweight', 'qzeros', 'scales')
 
 
 def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """int32 [rows, n/8] -> int8 [rows, n], columns in their order."""
+    """Unpack int32 [rows, n/8] into int8 [rows, n], with the columns in order."""
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
     nibbles = ((packed[..., None] >> shifts) & 0xF).to(torch.int8)
     place = torch.tensor(ORDER, device=packed.device).argsort()
@@ -33,7 +33,17 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
 def dequantize(
     qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The dense weight [out, in] of one layer."""
+    """Return the dense weight [out, in] of one layer.
+
+    Args:
+        qweight: int32 [in, out/8].
+        qzeros: int32 [in/group, out/8].
+        scales: float16 [in/group, out].
+        dtype: Of the result.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
     weight, zeros = unpack_nibbles(qweight), unpack_nibbles(qzeros)
     group = weight.shape[0] // zeros.shape[0]
     if weight.shape[0] % zeros.shape[0] or scales.shape != zeros.shape or weight.shape[1] != zeros.shape[1]:
@@ -47,7 +57,11 @@ def dequantize(
 
 
 def check(checkpoint: Checkpoint) -> None:
-    """Raise a `BackendError` where the checkpoint is no AWQ of the layout that is read here."""
+    """Check that a checkpoint is AWQ in the layout that is read here.
+
+    Raises:
+        BackendError: It is not.
+    """
     settings = checkpoint.config.get('quantization_config') or {}
     if settings.get('quant_method') != 'awq':
         raise BackendError(
@@ -66,7 +80,7 @@ def check(checkpoint: Checkpoint) -> None:
 
 
 def dense_elements(checkpoint: Checkpoint) -> int:
-    """How many numbers the weights are once unpacked."""
+    """Return the number of elements of the unpacked weights."""
     return sum(
         math.prod(shape) * (8 if name.endswith('.qweight') else 1)
         for name, (_, shape) in checkpoint.tensors.items()
@@ -77,8 +91,15 @@ def dense_elements(checkpoint: Checkpoint) -> int:
 def unpack(
     checkpoint: Checkpoint, dtype: torch.dtype, step: Callable[[float], None]
 ) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors with every quantized layer dense, in `dtype`. step: called with the share that
-    is done.
+    """Return the checkpoint's tensors, with each quantized layer dense, in `dtype`.
+
+    Args:
+        checkpoint: The AWQ checkpoint.
+        dtype: Of the result.
+        step: Called with the share that is done, 0 to 1.
+
+    Raises:
+        BackendError: A layer is damaged.
     """
     layers = {name.removesuffix('.qweight') for name in checkpoint.tensors if name.endswith('.qweight')}
     where: dict[str, str] = {}

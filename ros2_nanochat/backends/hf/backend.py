@@ -1,6 +1,6 @@
-"""The backends `hf` and `awq`: any causal or image-text model of transformers, through the engine's contract.
+"""The backends `hf` and `awq`: any causal or image-text model of transformers, behind the engine's contract.
 
-Opening is `hf_load`'s business, running `hf_run`'s, files are `hf_files`'; this joins them and keeps the
+`loading` opens models, `runner` runs them, `checkpoint` reads files; this module connects them and keeps the
 handles.
 """
 
@@ -35,7 +35,11 @@ from ros2_nanochat.prompt import Preceding
 
 
 class DeviceLogits(Logits):
-    """Rows of logits [k, v] that stay on their device until they are asked for."""
+    """Rows of logits [k, v] that stay on their device until needed.
+
+    Args:
+        rows: A torch tensor [k, v].
+    """
 
     def __init__(self, rows):
         self._rows = rows
@@ -52,17 +56,19 @@ class DeviceLogits(Logits):
 class HFBackend(Backend):
     """One model of transformers.
 
-    model: the `PreTrainedModel`, whole (with its vision part where it has one). tokenizer: its `Tokenizer`.
-    runner: how its sequences are run; `runner.packed` tells whether several go through one forward. device:
-    torch's.
+    Attributes:
+        model: The whole `PreTrainedModel`, including its vision part.
+        tokenizer: Its `Tokenizer`.
+        runner: Runs the sequences; `runner.packed` says whether several share a forward.
+        device: The torch device.
     """
 
-    max_batch_tokens = 4096  # a picture of Qwen-VL comes whole, and a camera's takes up to 2,700
+    max_batch_tokens = 4096  # a picture of Qwen-VL must not be cut, and a camera's takes up to 2,700
     max_chunk_tokens = 512
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
-        self.model: Any = None  # this and the next until `open`
+        self.model: Any = None  # this and the next are set by `open`
         self.tokenizer: Any = None
         self.runner: Any = None
         self._sequences: dict[int, Any] = {}
@@ -103,14 +109,14 @@ class HFBackend(Backend):
         self.info = self._describe(checkpoint, held, settings, context_length, trained)
         self.max_sequences = self.config.max_sequences
         self.kv_capacity = self.config.kv_tokens or self.max_sequences * context_length
-        if self.info.bidirectional_prompt:  # which comes whole, however long, beside what the others decode
+        if self.info.bidirectional_prompt:  # an uncut prompt, next to what others decode
             self.max_batch_tokens = max(self.max_batch_tokens, context_length + self.max_sequences)
         check_model(self)
         report(1.0)
 
     def _tokenizer_folder(self, checkpoint: Checkpoint) -> str:
-        """Weights named by `quantization` may lie in a folder without a tokenizer, and then the model's
-        counts.
+        """The folder with the tokenizer. A folder of weights named by `quantization` may have none; the
+        model's is then used.
         """
         path = os.path.abspath(os.path.expanduser(self.path))
         has_one = any(
@@ -223,7 +229,7 @@ class HFBackend(Backend):
         return self._handles
 
     def save(self, seq: int) -> bytes | None:
-        """Where sequences are packed; the caches of transformers are not written out."""
+        """See `Backend.save`. Only packed sequences can be saved, not the caches of transformers."""
         return self._sequences[seq].to_bytes(self._fingerprint) if self.runner.packed else None
 
     def load(self, data: bytes) -> int | None:
@@ -238,7 +244,7 @@ class HFBackend(Backend):
 
     @functools.cached_property
     def _fingerprint(self) -> bytes:
-        """Tells the KV of this model, and of weights held like this, from that of others."""
+        """Identifies the KV of this model, with its weights held in this form."""
         facts = [
             self.info.path,
             self.info.weights_bytes,

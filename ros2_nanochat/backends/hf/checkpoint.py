@@ -1,5 +1,5 @@
-"""What a checkpoint's files say without being loaded: its configuration, its tensors, the memory it will
-take. Needs neither torch nor transformers.
+"""Reads a checkpoint's files without loading it: its configuration, its tensors, the memory it will take.
+Needs neither torch nor transformers.
 
 Sources: the safetensors format (eight bytes of length, then a JSON header), config.json as transformers
 writes it, the GGUF reader of the package gguf.
@@ -31,9 +31,13 @@ DTYPES = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 class Checkpoint:
     """A folder with safetensors, or a GGUF file.
 
-    folder, gguf_file: where it lies. config: config.json ({} for GGUF). shards: names of the safetensors
-        files.
-    tensors: name -> (dtype as safetensors writes it, shape). file_bytes: size of the weights on disk.
+    Attributes:
+        folder: The folder.
+        gguf_file: Name of the GGUF file in it; None for safetensors.
+        config: The contents of config.json ({} for GGUF).
+        shards: Names of the safetensors files.
+        tensors: By name: (dtype as safetensors writes it, shape).
+        file_bytes: Size of the weights on disk.
     """
 
     folder: str
@@ -53,15 +57,21 @@ class Checkpoint:
 
     @property
     def quant_method(self) -> str | None:
+        """The quantization method of the weights; None if they are not quantized."""
         return (self.config.get('quantization_config') or {}).get('quant_method')
 
     @property
     def num_elements(self) -> int:
+        """Number of elements in all tensors."""
         return sum(math.prod(shape) for _, shape in self.tensors.values())
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """Look at a model's files. A `BackendError` of one line says what is missing or broken."""
+    """Read a model's files, without its weights.
+
+    Raises:
+        BackendError: A file is missing or damaged. The message is one line.
+    """
     path = os.path.abspath(os.path.expanduser(path))
     if os.path.isfile(path):
         if path.endswith('.gguf'):
@@ -98,7 +108,7 @@ def open_checkpoint(path: str) -> Checkpoint:
         pickled = [name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
         if pickled:
             raise BackendError(
-                f'{path} has its weights as {pickled[0]} alone: such files can run code and are not opened. '
+                f'{path} has its weights only as {pickled[0]}: such files can run code and are not opened. '
                 'Convert them to safetensors, or take a repository that has them'
             )
         raise BackendError(f'{path} has no *.safetensors; download the weights as well')
@@ -110,8 +120,10 @@ def open_checkpoint(path: str) -> Checkpoint:
 
 
 def read_safetensors_header(file: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Names, types and shapes of the tensors in a safetensors file; a `BackendError` where it is cut short or
-    broken.
+    """Return the names, types and shapes of the tensors in a safetensors file.
+
+    Raises:
+        BackendError: The file is cut short or damaged.
     """
     size = os.path.getsize(file)
     try:
@@ -141,7 +153,11 @@ def _open_gguf(path: str) -> Checkpoint:
 
 
 def read_gguf(checkpoint: Checkpoint) -> None:
-    """Fill in tensors and the configuration of a GGUF file, under the names of config.json."""
+    """Fill in the tensors and the configuration of a GGUF file, with the names of config.json.
+
+    Raises:
+        BackendError: The file cannot be read.
+    """
     gguf = require('gguf', 'hf')
     file = os.path.join(checkpoint.folder, checkpoint.gguf_file or '')
     try:
@@ -151,7 +167,7 @@ def read_gguf(checkpoint: Checkpoint) -> None:
         checkpoint.tensors = {
             tensor.name: ('F32', tuple(int(n) for n in tensor.shape)) for tensor in reader.tensors
         }
-    except Exception as error:  # the reader raises whatever numpy does on a broken file
+    except Exception as error:  # on a damaged file the reader raises any error of NumPy
         raise BackendError(f'{file} cannot be read ({one_line(error)}); download it again') from error
     kind = values.get('general.architecture', '')
     names = {
@@ -168,7 +184,9 @@ def read_gguf(checkpoint: Checkpoint) -> None:
 
 
 def train_context_length(config: dict) -> int | None:
-    """Tokens a model was trained for; None where nothing limits it (recurrent models)."""
+    """Return the context that a model was trained for, in tokens; None if nothing limits it (recurrent
+    models).
+    """
     for name in LENGTHS:
         if isinstance(config.get(name), int) and config[name] > 0:
             return config[name]
@@ -176,7 +194,9 @@ def train_context_length(config: dict) -> int | None:
 
 
 def kv_bytes_per_token(config: dict, element_bytes: int) -> int:
-    """Bytes of keys and values that one token takes over all layers; layers without attention hold none."""
+    """Return the bytes of keys and values of one token over all layers; layers without attention have
+    none.
+    """
 
     def count(*names: str) -> int:
         return next((config[name] for name in names if isinstance(config.get(name), int)), 0)

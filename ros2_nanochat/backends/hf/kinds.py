@@ -1,4 +1,4 @@
-"""Tells checkpoints of transformers that are no language models from their files."""
+"""Recognizes, from their files, checkpoints of transformers that are not language models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TAKE = 'take one (its "architectures" end in ForCausalLM), or an image-text mod
 
 
 def other_kind(checkpoint: Checkpoint) -> str | None:
-    """What a checkpoint is and what to take instead, or None if it may be a language model."""
+    """Return what a checkpoint is and what to use instead; None if it may be a language model."""
     config = checkpoint.config
     name = printable((config.get('architectures') or [''])[0])
     what = None

@@ -1,4 +1,4 @@
-"""How far transformers is with a load, from the bars that it shows."""
+"""The progress of a load in transformers, taken from the progress bars that it shows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from transformers.utils import logging as transformers_logging
 
 @contextlib.contextmanager
 def report_progress(step: Callable[[float], None]):
-    """Hear transformers' progress bar of this thread, and keep it and the reports off the terminal."""
+    """Read the progress bar of this thread, and keep bars and reports of transformers off the terminal.
+
+    Args:
+        step: Called with the share that is done, 0 to 1.
+    """
     thread = threading.get_ident()
 
     class Bar:
-        """What transformers takes for a progress bar."""
+        """Looks like a progress bar to transformers."""
 
         def __init__(self, items=None, total=None, **_):
             self._items = items
@@ -44,14 +48,14 @@ def report_progress(step: Callable[[float], None]):
     def hook(factory, args, options):
         return Bar(*args, **options) if threading.get_ident() == thread else factory(*args, **options)
 
-    from transformers import modeling_gguf_pytorch_utils as of_gguf  # makes its bar without the hook
+    from transformers import modeling_gguf_pytorch_utils as of_gguf  # creates its bar without the hook
 
     makes_bar = getattr(of_gguf, 'tqdm', None)
     previous = transformers_logging.set_tqdm_hook(hook)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(
         max(verbosity, transformers_logging.ERROR)
-    )  # its tables about a checkpoint: we say it in a line
+    )  # its tables about a checkpoint: our error is one line
     of_gguf.tqdm = lambda *args, **options: hook(makes_bar, args, options)
     try:
         yield

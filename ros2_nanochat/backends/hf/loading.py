@@ -1,5 +1,5 @@
-"""Opens a checkpoint with transformers: which class, dtype, device and quantizer; progress and abort
-meanwhile.
+"""Opens a checkpoint with transformers: chooses class, dtype, device and quantizer; reports progress and can
+be aborted.
 
 Knows nothing of sequences or forwards. Safetensors and GGUF only: nothing is unpickled.
 """
@@ -28,8 +28,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A way of transformers to quantize while loading. packages: what it needs; bits: of a weight, for the
-    estimate.
+    """A quantization that transformers applies while loading.
+
+    Attributes:
+        packages: The packages that it needs.
+        bits: Bits per weight, for the memory estimate.
+        make: Creates its configuration.
+        needs_cuda: Whether it runs only on CUDA devices.
     """
 
     packages: tuple[str, ...]
@@ -70,8 +75,12 @@ QUANTIZERS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What `quantization` asks for. dtype: None for the checkpoint's own. awq: folder of AWQ weights beside
-    the model.
+    """What `quantization` asks for.
+
+    Attributes:
+        dtype: None for the checkpoint's own.
+        quantizer: Name of a quantizer, or None.
+        awq: Folder of AWQ weights for the model, or None.
     """
 
     dtype: str | None = None
@@ -80,7 +89,11 @@ class Choice:
 
 
 def read_choice(quantization: str | None) -> Choice:
-    """Understand the option `quantization`; a `BackendError` lists what there is."""
+    """Parse the option `quantization`.
+
+    Raises:
+        BackendError: It is unknown. The message lists the valid values.
+    """
     if quantization in (None, '', 'auto'):
         return Choice()
     if quantization in DTYPES:
@@ -96,7 +109,11 @@ def read_choice(quantization: str | None) -> Choice:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `ModelConfig.device` means; a `BackendError` where it is not there."""
+    """Return the device that `ModelConfig.device` names.
+
+    Raises:
+        BackendError: It is not valid, or not there.
+    """
     if name == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try:
@@ -107,7 +124,7 @@ def choose_device(name: str) -> torch.device:
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         raise BackendError(
-            f'device={name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; '
+            f'device={name!r}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices; '
             "set device='cpu', or install a torch built for this machine's CUDA"
         )
     if device.type not in ('cpu', 'cuda'):
@@ -116,7 +133,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(checkpoint: Checkpoint, choice: Choice) -> torch.dtype:
-    """The dtype asked for, else the checkpoint's (float32 for GGUF, whose values are exact in it)."""
+    """Return the dtype that was asked for, else the checkpoint's (float32 for GGUF, whose values are exact in
+    it).
+    """
     if choice.dtype:
         return getattr(torch, choice.dtype)
     for config in (checkpoint.config, checkpoint.text_config):
@@ -128,7 +147,7 @@ def choose_dtype(checkpoint: Checkpoint, choice: Choice) -> torch.dtype:
 
 
 def weights_bytes(checkpoint: Checkpoint, choice: Choice, device: torch.device) -> int:
-    """Bytes that the weights will take once loaded."""
+    """Return the bytes of the loaded weights."""
     if checkpoint.quant_method == 'awq' and not _has_awq_kernels(device):
         return hf_awq.dense_elements(checkpoint) * choose_dtype(checkpoint, choice).itemsize
     if checkpoint.quant_method:
@@ -152,8 +171,12 @@ def load(
     progress: Callable[[float], None],
     aborted: threading.Event,
 ):
-    """Return the model, in `eval` on `device`, and how its weights are held (a dtype or the name of a
-    quantizer).
+    """Load a model in `eval` on `device`; also return the form of its weights (a dtype or a quantizer's
+    name).
+
+    Raises:
+        BackendError: It cannot be loaded.
+        LoadAborted: `aborted` was set.
     """
     choice = read_choice(config.quantization)
     dtype = choose_dtype(checkpoint, choice)
@@ -163,7 +186,7 @@ def load(
 
     best = 0.0
 
-    def step(share: float) -> None:  # transformers may show several bars, one after the other
+    def step(share: float) -> None:  # transformers may show several bars in turn
         nonlocal best
         best = max(best, share)
         if aborted.is_set():
@@ -187,7 +210,7 @@ def load(
                 need_packages(quantizer.packages, f'quantization={choice.quantizer!r}')
                 if quantizer.needs_cuda and device.type != 'cuda':
                     raise BackendError(
-                        f'quantization={choice.quantizer!r} runs on CUDA devices alone, not on {device.type};'
+                        f'quantization={choice.quantizer!r} runs only on CUDA devices, not on {device.type};'
                         ' take bitsandbytes-8bit or a dtype'
                     )
                 options['quantization_config'] = quantizer.make(dtype)
@@ -206,8 +229,8 @@ def _load_awq(
     options: dict,
     step: Callable[[float], None],
 ):
-    """AWQ through transformers' own kernels where gptqmodel is there, else unpacked; on a CPU unpacked too
-    where the kernels do not take it.
+    """Load AWQ with transformers' own kernels if gptqmodel is installed, else unpack it; on a CPU also if the
+    kernels do not support it.
     """
     if checkpoint.quant_method != 'awq':
         hf_awq.check(checkpoint)
@@ -217,7 +240,7 @@ def _load_awq(
                 transformers.AutoModelForCausalLM, checkpoint, **{'device_map': {'': str(device)}, **options}
             )
             with torch.inference_mode():
-                model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))  # kernels are made now
+                model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))  # creates the kernels
             log.info('AWQ runs through gptqmodel: the weights stay at 4 bits')
             return model, 'awq'
         except Exception as error:
@@ -250,7 +273,7 @@ def _load_awq(
 
 
 def _from_pretrained(cls, checkpoint: Checkpoint, path: str | None = '', **options):
-    """`cls.from_pretrained` with the errors of a checkpoint that does not fit told in one line."""
+    """`cls.from_pretrained`, with one-line errors for a checkpoint that does not fit."""
     path = checkpoint.folder if path == '' else path
     try:
         if 'state_dict' not in options and not checkpoint.gguf_file:
@@ -263,7 +286,7 @@ def _from_pretrained(cls, checkpoint: Checkpoint, path: str | None = '', **optio
             f'{checkpoint.folder} does not fit into the memory of the GPU: {one_line(error)}; take a smaller'
             ' model or quantization'
         ) from error
-    except Exception as error:  # a checkpoint can be wrong in every way that transformers can stumble over
+    except Exception as error:  # a bad checkpoint can cause any error in transformers
         raise BackendError(
             f'transformers {transformers.__version__} cannot open {checkpoint.folder}: {one_line(error)}'
         ) from error

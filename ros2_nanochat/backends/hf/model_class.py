@@ -1,4 +1,4 @@
-"""Which class of transformers a checkpoint is, and the packages that it needs."""
+"""Chooses the transformers class of a checkpoint, and checks the packages that it needs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from ros2_nanochat.errors import BackendError
 
 
 def model_class(checkpoint: Checkpoint, config: ModelConfig):
-    """The auto class: image-text models are opened whole, so that their vision part is there; else the
-    language model.
+    """Return the auto class of a checkpoint.
+
+    Image-text models are opened whole, so that their vision part is available; others as a language model.
+
+    Raises:
+        BackendError: It is not a causal or image-text model, or transformers does not know it.
     """
     kind, folder = checkpoint.config.get('model_type'), checkpoint.folder
     if config.trust_remote_code and 'auto_map' in checkpoint.config:
@@ -48,6 +52,11 @@ def model_class(checkpoint: Checkpoint, config: ModelConfig):
 
 
 def concrete_class(config, checkpoint: Checkpoint):
+    """Return the class of transformers behind the auto class of a language model.
+
+    Raises:
+        BackendError: There is none.
+    """
     for mapping in (
         transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -62,6 +71,15 @@ def concrete_class(config, checkpoint: Checkpoint):
 
 
 def need_packages(packages: tuple[str, ...], what: str) -> None:
+    """Check that packages are installed.
+
+    Args:
+        packages: Their names.
+        what: What needs them, for the message.
+
+    Raises:
+        BackendError: Some are not.
+    """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendError(

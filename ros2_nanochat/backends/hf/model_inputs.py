@@ -1,4 +1,4 @@
-"""What a forward of a transformers model takes: ids, or embeddings as soon as one chunk has them."""
+"""The inputs of a forward of a transformers model: ids, or embeddings if one chunk has them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from ros2_nanochat.backends.base import Chunk
 def model_inputs(
     chunks: Sequence[Chunk], embed: Any, dtype: torch.dtype, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """The inputs of one forward over chunks of ids and embeddings. embed: the model's table of embeddings."""
+    """Return the inputs of one forward over chunks of ids and embeddings.
+
+    Args:
+        chunks: The chunks.
+        embed: The model's embedding layer.
+        dtype: Of the embeddings.
+        device: Of the inputs.
+    """
     if all(chunk.embeddings is None for chunk in chunks):
         return {
             'input_ids': torch.as_tensor(

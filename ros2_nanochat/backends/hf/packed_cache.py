@@ -1,11 +1,10 @@
 """KV caches of `hf`: several conversations in one forward of a transformers model, without padding.
 
-The chunks of a batch are laid one behind the other in one row. Linear layers do not care; attention does, and
-is exchanged for one that takes each chunk to its own sequence's KV. Masks come from the model's own rules
-(causal, sliding window, chunked), evaluated for each chunk. So a batch costs no padding, no KV is moved when
-conversations come and go, and a prefill rides along with others' decode steps. Models whose attention cannot
-be exchanged that way run through `StockSequence`, one sequence a forward. Knows nothing of checkpoints,
-devices or the engine.
+The chunks of a batch form one row. Linear layers are not affected; attention is replaced by one that lets
+each chunk attend to the KV of its own sequence. Masks follow the model's own rules (causal, sliding window,
+chunked), evaluated for each chunk. So a batch has no padding, no KV moves when conversations come and go, and
+a prefill shares a forward with others' decode steps. Models whose attention cannot be replaced run through
+`StockSequence`, one sequence per forward. Knows nothing of checkpoints, devices or the engine.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from ros2_nanochat.backends.hf.sequences import PackedSequence
 
 NAME = 'nanochat_packed'
-"""How transformers calls our attention."""
+"""The name of our attention in transformers."""
 
 _active = threading.local()
 
 
 @dataclass(eq=False)
 class Part:
-    """One chunk of a packed forward: `n` entries from column `start` of the row go behind the `past` entries
-    of `seq`.
+    """One chunk of a packed forward: `n` entries from column `start` of the row, which follow the `past`
+    entries of `seq`.
     """
 
     seq: PackedSequence
@@ -44,7 +43,11 @@ class Part:
 
 
 class PackedCache(Cache):
-    """What a packed forward hands to the model as `past_key_values`."""
+    """The `past_key_values` of a packed forward.
+
+    Args:
+        parts: The chunks of the forward.
+    """
 
     def __init__(self, parts: Sequence[Part]):
         super().__init__(layers=[])
@@ -59,6 +62,7 @@ class PackedCache(Cache):
         _active.cache = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
+        """Store the keys and values of a layer; called by the model's attention."""
         for part in self.parts:
             key, value = part.seq.room(layer_idx, part.past + part.n, key_states, value_states)
             here, there = slice(part.start, part.start + part.n), slice(part.past, part.past + part.n)
@@ -68,24 +72,36 @@ class PackedCache(Cache):
         return key_states, value_states
 
     def layer_of(self, key: torch.Tensor) -> int:
+        """Return the index of the layer whose keys were stored last; `key` must be these keys.
+
+        Raises:
+            RuntimeError: The model changed them.
+        """
         if key is not self._last[0]:
             raise RuntimeError('the model changes keys between its cache and its attention')
         return self._last[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the longest past of the parts, as transformers expects."""
         return max(part.past for part in self.parts)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Return `(length, offset)` of the KV, as transformers expects."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Return -1: there is no limit."""
         return -1
 
 
 @dataclass
 class Rule:
-    """What a part's entries attend to of their sequence: entries from `first` on, as `mask` [n, k] (added to
-    scores) says; all of them without.
+    """What a part's entries attend to in their sequence.
+
+    Attributes:
+        first: The first entry.
+        mask: [n, k], added to the scores; None for all entries.
+        causal: Whether a plain causal mask applies.
     """
 
     first: int = 0
@@ -129,8 +145,9 @@ def packed_mask(
     device='cpu',
     **options,
 ):
-    """Stands in transformers' table of mask makers: the rules of each part, carried by a tensor that goes
-    through the model untouched.
+    """Build the mask of a packed forward; registered as a mask function of transformers.
+
+    The rules of the parts are attached to a tensor that goes through the model untouched.
     """
     cache = getattr(_active, 'cache', None)
     if cache is None:
@@ -162,13 +179,19 @@ def packed_attention(
     s_aux: torch.Tensor | None = None,
     **options,
 ):
-    """Stands in transformers' table of attentions: query [1, heads, n, width] -> [1, n, heads, width], each
-    part over its own sequence's KV.
+    """Attend from each part to the KV of its own sequence; registered as an attention function of
+    transformers.
+
+    Args:
+        query: [1, heads, n, width]. The other arguments are those of transformers.
+
+    Returns:
+        [1, n, heads, width], and None for the weights.
     """
     cache = getattr(_active, 'cache', None)
     if cache is None:
         if softcap is not None or s_aux is not None:
-            raise RuntimeError('attention with caps or sinks runs through the packed cache alone')
+            raise RuntimeError('attention with caps or sinks runs only through the packed cache')
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     if options.get('position_bias') is not None:
         raise RuntimeError('position biases are not packed')
@@ -194,8 +217,8 @@ def packed_attention(
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, scaling, softcap, sinks
 ) -> torch.Tensor:
-    """Heads that share keys are folded into the rows, so that no key is copied. Returns [1, n, heads,
-    width].
+    """Attention [1, n, heads, width] of one part. Heads that share keys are folded into the rows, so no key
+    is copied.
     """
     _, heads, n, width = query.shape
     groups = heads // key.shape[1]
@@ -221,7 +244,7 @@ def _attend(
             scores = torch.tanh(scores / softcap) * softcap
         if mask is not None:
             scores = scores + mask
-        if sinks is not None:  # one more score for each head, that takes its share and gives nothing
+        if sinks is not None:  # one more score for each head, which takes its share of the weights
             sink = sinks.reshape(1, key.shape[1], groups, 1).repeat_interleave(n, 2).to(scores.dtype)
             scores = torch.cat([scores, sink], -1)
         weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)

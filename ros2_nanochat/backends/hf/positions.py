@@ -1,4 +1,4 @@
-"""Positions of entries within their sequences, and the lists of a model's layers."""
+"""Positions of entries in their sequences, and the lists of a model's layers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ros2_nanochat.backends.hf.sequences import Positions
 
 
 def layer_lists(model) -> list:
-    """The language model's list of layers: the longest one that is no part of another."""
+    """Return the language model's list of layers: the longest list that is not part of another."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     return [max(lists, key=len)] if lists else []
 
 
 def join_positions(chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:
-    """Position ids of all chunks in one row: [1, n], or [axes, 1, n] where one chunk has positions on several
-    axes.
+    """Return the position ids of all chunks in one row: [1, n], or [axes, 1, n] if a chunk has positions on
+    several axes.
     """
     runs = []
     for sequence, chunk in chunks:
@@ -34,4 +34,5 @@ def join_positions(chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:
 
 
 def commit(sequence: Positions, chunk: Chunk) -> None:
+    """Record that a chunk was appended to its sequence."""
     sequence.append(len(chunk), chunk.advance, whole=chunk.bidirectional or chunk.positions is not None)

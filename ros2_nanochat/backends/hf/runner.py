@@ -1,8 +1,8 @@
-"""Runs chunks of sequences through a transformers model: packed into one forward where that gives the model's
-own logits, else one forward a sequence.
+"""Runs chunks of sequences through a transformers model: packed into one forward if that gives the model's
+own logits, else one forward per sequence.
 
-Which of the two is found by trying, once, on the opened model. Knows nothing of checkpoints, tokenizers or
-the engine's handles.
+Which of the two is determined by a test on the opened model. Knows nothing of checkpoints, tokenizers or the
+engine's handles.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, one_li
 log = logging.getLogger(__name__)
 
 _DEEPSTACK = {'visual_pos_masks', 'deepstack_visual_embeds'}
-"""What a language model takes that adds the picture in several layers (Qwen3-VL)."""
+"""Arguments of a language model that adds the picture in several layers (Qwen3-VL)."""
 
 _PREFIX_MODELS = ('paligemma',)
-"""`model_type` of models whose prompt attends to itself both ways; the positions of this one start at 1."""
+"""`model_type` of models with bidirectional attention in the prompt; the positions of this one start at 1."""
 
 
 class Runner:
-    """A model and the way its sequences are run.
+    """A model and how its sequences are run.
 
-    packed: several sequences go through one forward. takes_embeddings: rows of embeddings give the logits
-        that their ids give.
-    takes_deepstack: the language model has a place for what is added to rows behind its first layers.
-    bidirectional_prompt: a prompt has to come as one chunk of embeddings that attend to one another both
-        ways.
-    aborted: set from any thread, it ends a forward between two layers.
+    Attributes:
+        packed: Several sequences share one forward.
+        takes_embeddings: Rows of embeddings give the same logits as their ids.
+        takes_deepstack: The language model can add to rows after its first layers.
+        bidirectional_prompt: A prompt must be one chunk of embeddings with bidirectional attention.
+        aborted: Set from any thread to end a forward between two layers.
     """
 
     def __init__(self, model, context_length: int, vocab_size: int, aborted: threading.Event):
@@ -68,13 +68,13 @@ class Runner:
         )
         self.takes_deepstack = stacked is not None
         self._deepstack: torch.Tensor | None = None
-        if stacked is not None:  # the model around it hands on what it computed of pixels alone
+        if stacked is not None:  # the outer model passes on only what it computes from pixels
             stacked.register_forward_pre_hook(self._add_deepstack, with_kwargs=True)
         self.bidirectional_prompt = model.config.model_type in _PREFIX_MODELS
         self._first_position = int(self.bidirectional_prompt)
         self.packed = True
         self.takes_embeddings = True
-        self._step = 0  # entries that a forward of one sequence takes at most, 0 for any number
+        self._step = 0  # maximum number of entries in a forward of one sequence, 0 for no limit
         with torch.inference_mode():
             self._choose(vocab_size)
         if self.bidirectional_prompt and not (self.packed and self.takes_embeddings):
@@ -84,10 +84,11 @@ class Runner:
             )
 
     def new(self) -> PackedSequence | StockSequence:
+        """Create an empty sequence."""
         return PackedSequence(self.context_length) if self.packed else StockSequence(self.model.config)
 
     def forward(self, chunks: Sequence[tuple[Positions, Chunk]]) -> torch.Tensor:
-        """Append each chunk to its sequence; return the rows of logits wanted, [k, v] in the model's
+        """Append each chunk to its sequence; return the requested rows of logits, [k, v] in the model's
         dtype.
         """
         for sequence, chunk in chunks:
@@ -124,9 +125,7 @@ class Runner:
                 )
         except LoadAborted:
             raise
-        except (
-            Exception
-        ) as error:  # out of memory, or whatever a model's code can raise; nothing was committed
+        except Exception as error:  # out of memory, or any error of the model's code; nothing was committed
             raise ForwardError(f'the model failed: {one_line(error)}', [0] * len(chunks)) from error
         for sequence, chunk in chunks:
             commit(sequence, chunk)
@@ -139,7 +138,7 @@ class Runner:
         committed: list[int] = []
         for index, (sequence, chunk) in enumerate(chunks):
             before = sequence.state()
-            if chunk.num_logits > 1:  # guesses, of which some may have to go again
+            if chunk.num_logits > 1:  # guesses, some of which may be trimmed again
                 sequence.checkpoint()
             try:
                 rows.append(self._forward_stock(sequence, chunk))
@@ -190,7 +189,7 @@ class Runner:
         return logits if self._takes_rows else logits[rows]
 
     def _add_deepstack(self, module, args, options: dict) -> tuple | None:
-        """Hand the language model what is added to each row: nothing, where there is none."""
+        """Pass the language model what to add to each row, if anything."""
         rows, self._deepstack = self._deepstack, None
         if rows is None:
             return None
@@ -207,17 +206,17 @@ class Runner:
     # ---- which way
 
     def _choose(self, vocab_size: int) -> None:
-        """Compare seven ids at once without a cache with the same in chunks, in a batch, and as
+        """Compare the logits of seven ids at once without a cache with those in chunks, in a batch, and as
         embeddings.
         """
         ids = torch.randint(0, vocab_size, (7,), generator=torch.Generator().manual_seed(0)).numpy()
         inputs = {'input_ids': torch.as_tensor(ids)[None].to(self.device)}
-        if self.bidirectional_prompt:  # type 1 is a reply, which is causal
+        if self.bidirectional_prompt:  # type 1 marks a reply, which is causal
             inputs['token_type_ids'] = torch.ones_like(inputs['input_ids'])
         expected = self.model(**inputs).logits[0].float().cpu().numpy()
         exact = (
             self.dtype == torch.float32 and getattr(self.model, 'hf_quantizer', None) is None
-        )  # kernels of quantizers round inside
+        )  # kernels of quantizers round internally
         tolerance = (1e-3 if exact else 0.1) * max(float(np.abs(expected).max()), 1e-6)
 
         def agrees(**first) -> bool:
@@ -266,8 +265,8 @@ class Runner:
         )
 
     def _set_attention(self, name: str) -> bool:
-        """Exchange the attention of the language model alone; a vision part keeps its own. False where that
-        cannot be.
+        """Replace the attention of the language model, but not of a vision part. False if that is not
+        possible.
         """
         config = self.model.config
         if self.settings._attn_implementation == name:
@@ -283,8 +282,8 @@ class Runner:
         return self.settings._attn_implementation == name
 
     def compile(self) -> None:
-        """Compile the layers, and run a chunk and a step so that no reply waits for it; the exchanged
-        attention stays outside.
+        """Compile the layers, and run a chunk and a step now so that no reply waits. Our own attention is not
+        compiled.
         """
         for layers in layer_lists(self.model):
             for layer in layers:

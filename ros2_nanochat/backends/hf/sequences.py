@@ -1,4 +1,4 @@
-"""The KV of one sequence: packed rows of our own, or a cache of transformers."""
+"""The KV of one sequence: our own packed rows, or a cache of transformers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 
 class Positions:
-    """Where the entries of one sequence lie on the model's position axis: one further with each entry, but
-    for spans with positions of their own.
+    """Positions of one sequence's entries on the model's position axis: one per entry, except for spans with
+    their own positions.
     """
 
     def __init__(self):
@@ -20,10 +20,16 @@ class Positions:
         self.next = 0
         self._spans: list[
             tuple[int, int, int, int]
-        ] = []  # start and end in entries, start and end in positions
+        ] = []  # (start, end) in entries and (start, end) in positions
 
     def append(self, n: int, advance: int | None = None, whole: bool = False) -> None:
-        """Count n entries that take `advance` positions. whole: they are a span that cannot be cut."""
+        """Count n entries that take `advance` positions.
+
+        Args:
+            n: Number of entries.
+            advance: Number of positions; None for n.
+            whole: They are a span that cannot be cut.
+        """
         advance = n if advance is None else advance
         if whole or advance != n:
             self._spans.append((self.length, self.length + n, self.next, self.next + advance))
@@ -31,7 +37,7 @@ class Positions:
         self.next += advance
 
     def trim(self, n: int) -> int:
-        """Keep n entries, or fewer where n lies inside a span; return how many."""
+        """Keep n entries, or fewer if n is inside a span; return how many."""
         if n >= self.length:
             return self.length
         while self._spans and self._spans[-1][1] > n:
@@ -45,7 +51,10 @@ class Positions:
 
 class PackedSequence(Positions):
     """KV of one sequence: for each layer keys and values [1, heads, room, width], of which the first `length`
-    entries count.
+    entries are used.
+
+    Args:
+        limit: Maximum number of entries.
     """
 
     GRAIN = 64
@@ -56,7 +65,13 @@ class PackedSequence(Positions):
         self.layers: dict[int, list[torch.Tensor]] = {}
 
     def room(self, layer: int, n: int, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of a layer, with room for n entries."""
+        """Return the tensors of a layer, with room for n entries.
+
+        Args:
+            layer: Index of the layer.
+            n: Number of entries.
+            key, value: Keys and values of the layer, for their shape and type.
+        """
         kv = self.layers.get(layer)
         if kv is None or kv[0].shape[2] < n:
             size = max(n, min(2 * (kv[0].shape[2] if kv else 0), self.limit))
@@ -69,7 +84,7 @@ class PackedSequence(Positions):
         return kv
 
     def copy(self, n: int) -> PackedSequence:
-        """A sequence of its own that holds the first n entries, or fewer where n lies inside a span."""
+        """Return an independent sequence with the first n entries, or fewer if n is inside a span."""
         other = copy.copy(self)
         other._spans = list(self._spans)
         n = other.trim(n)
@@ -80,8 +95,10 @@ class PackedSequence(Positions):
         return other
 
     def to_bytes(self, model: bytes) -> bytes:
-        """Everything it holds, in the form of safetensors. model: what tells the model it belongs to from
-        others.
+        """Return all that it holds, in safetensors format.
+
+        Args:
+            model: Identifies the model.
         """
         tensors = {
             'model': torch.frombuffer(bytearray(model), dtype=torch.uint8),
@@ -95,8 +112,10 @@ class PackedSequence(Positions):
 
     @classmethod
     def from_bytes(cls, data: bytes, model: bytes, limit: int, device: torch.device) -> PackedSequence | None:
-        """What `to_bytes` gave, on a device again; None where it is of another model, or longer than the
-        limit.
+        """Restore what `to_bytes` returned, on a device.
+
+        Returns:
+            The sequence; None if it is from another model, or longer than the limit.
         """
         tensors = safetensors.torch.load(data)
         if bytes(tensors.pop('model').tolist()) != model:
@@ -114,11 +133,11 @@ class PackedSequence(Positions):
 
 
 class StockSequence(Positions):
-    """One sequence in a cache of transformers' own, for recurrent and hybrid models and those whose attention
-    cannot be exchanged.
+    """One sequence in a transformers cache, for recurrent and hybrid models and those whose attention cannot
+    be replaced.
 
-    A recurrent state cannot go back: it is kept as it was at the ends of the last prompts, and `trim` returns
-        to such a point.
+    A recurrent state cannot go back: copies are kept from the ends of the last prompts, and `trim` returns to
+    one of them.
     """
 
     CHECKPOINTS = 3
@@ -130,17 +149,18 @@ class StockSequence(Positions):
         self._checkpoints: list[tuple[int, int, list, Cache]] = []
 
     def state(self) -> tuple[int, int, list, Cache]:
-        """What `restore` brings back. Costs little: keys and values are not written over by transformers,
-        recurrent states are small.
+        """Return a state for `restore`. Cheap: transformers does not overwrite keys and values, and recurrent
+        states are small.
         """
         return self.length, self.next, list(self._spans), _snapshot(self.cache)
 
     def restore(self, state: tuple[int, int, list, Cache]) -> None:
+        """Return to a state."""
         self.length, self.next, spans, cache = state
         self._spans, self.cache = list(spans), _snapshot(cache)
 
     def checkpoint(self) -> None:
-        """Remember this point, where the cache cannot be cropped back to it."""
+        """Keep a copy of this point, if the cache cannot be cropped back to it."""
         if any(
             isinstance(layer, LinearAttentionCacheLayerMixin) or getattr(layer, 'is_sliding', False)
             for layer in self.cache.layers
@@ -148,6 +168,7 @@ class StockSequence(Positions):
             self._checkpoints = [*self._checkpoints, self.state()][-self.CHECKPOINTS :]
 
     def trim(self, n: int) -> int:
+        """See `Positions.trim`; also goes back further if the cache must."""
         if n >= self.length:
             return self.length
         before = self.length
@@ -161,7 +182,7 @@ class StockSequence(Positions):
         return self.length
 
     def copy(self, n: int) -> StockSequence:
-        """A sequence of its own that holds the first n entries, or fewer where the cache cannot go back."""
+        """Return an independent sequence with the first n entries, or fewer if the cache cannot go back."""
         other = copy.copy(self)
         other.restore(self.state())
         other.trim(n)
@@ -182,9 +203,7 @@ def _snapshot(cache: Cache) -> Cache:
     other.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in other.layers:
         for name, value in vars(layer).items():
-            if isinstance(
-                value, dict
-            ):  # the states of a recurrent layer are written over, and so are notes about them
+            if isinstance(value, dict):  # a recurrent layer overwrites its states and its flags about them
                 setattr(
                     layer,
                     name,

@@ -1,5 +1,5 @@
-"""Arrays of `mlc` on their way: ids to the device, logits that stay there until they are asked for, and
-bfloat16, which NumPy lacks.
+"""Arrays of `mlc` in transit: ids to the device, logits that stay there until needed, and bfloat16, which
+NumPy lacks.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from ros2_nanochat.backends.mlc.sampling import DeviceSampler
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 from ros2_nanochat.errors import require
 
-_KEPT = 64  # arrays for up to so many ids are kept
+_KEPT = 64  # arrays for up to this many ids are kept
 
 
 class IdArrays:
-    """Ids [n] on the device as int32. A decode step needs few of them each time: such an array is used again,
-    so it is valid until the next call.
+    """Ids [n] on the device as int32. The small arrays of decode steps are reused, so one is valid until the
+    next call.
+
+    Args:
+        runtime: TVM and the device.
     """
 
     def __init__(self, runtime: Runtime):
@@ -40,7 +43,13 @@ class IdArrays:
 
 
 class DeviceLogits(Logits):
-    """Logits [k, v] float32 that lie on the device until they are asked for."""
+    """Logits [k, v] float32 that stay on the device until needed.
+
+    Args:
+        runtime: TVM and the device.
+        logits: The array on the device.
+        sampler: Chooses ids on the device.
+    """
 
     def __init__(self, runtime: Runtime, logits, sampler: DeviceSampler):
         self._runtime = runtime
@@ -51,11 +60,11 @@ class DeviceLogits(Logits):
         self.shape = (int(np.prod(counts)), int(width))
 
     def numpy(self) -> np.ndarray:
-        """A copy on the host."""
+        """Return a copy on the host."""
         return self._logits.numpy().reshape(self.shape).astype(np.float32, copy=False)
 
     def argmax(self) -> np.ndarray:
-        """The likeliest id of each row [k]: the ids alone leave the device where the library can sample
+        """Return the likeliest id of each row [k]. Only the ids leave the device, if the library can sample
         there.
         """
         if not self._sampler.takes_largest:
@@ -69,21 +78,19 @@ class DeviceLogits(Logits):
         top_p: Sequence[float],
         uniform: Sequence[float],
     ) -> np.ndarray:
-        """Ids [n] of some rows [n], each with its temperature, top-p and number from 0 to 1; the ids alone
-        leave the device.
-        """
+        """See `Logits.sample`. Only the ids leave the device."""
         return self._sampler.draw(
             self._logits, self.shape, *(np.asarray(values) for values in (rows, temperature, top_p, uniform))
         )
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The bits of float32 values rounded to the nearest bfloat16, as uint16."""
+    """Round float32 values to the nearest bfloat16; return their bits as uint16."""
     ml_dtypes = require('ml_dtypes', 'mlc')
     return np.ascontiguousarray(values, np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """The float32 values of bfloat16 whose bits are bytes or uint16."""
+    """Return the float32 values of bfloat16 bits, given as bytes or uint16."""
     ml_dtypes = require('ml_dtypes', 'mlc')
     return bits.view(ml_dtypes.bfloat16).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Models compiled by MLC-LLM, driven straight through TVM's virtual machine and its paged KV cache; mlc-llm
-itself is not needed to run them.
+"""Models compiled by MLC-LLM, run directly with TVM's virtual machine and its paged KV cache; mlc-llm itself
+is not needed.
 
-The functions of a library and what they take are told by mlc-llm (python/mlc_llm/model, cpp/serve/model.cc).
+Source of the libraries' functions and their arguments: mlc-llm (python/mlc_llm/model, cpp/serve/model.cc).
 Knows nothing of prompts or sampling.
 """
 
@@ -35,11 +35,11 @@ from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import Preceding
 
 _log = logging.getLogger(__name__)
-_MOST_TOKENS = 2048  # of one call: the KV cache keeps buffers for so many
+_MOST_TOKENS = 2048  # of one call: the KV cache has buffers for this many
 
 
 class MLCBackend(MLCForward):
-    """A folder of MLC-LLM with its model library."""
+    """A model folder of MLC-LLM with its model library."""
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
@@ -47,7 +47,7 @@ class MLCBackend(MLCForward):
 
     @classmethod
     def prepare(cls, path: str, config: ModelConfig) -> str:
-        """Compile the model if it is not."""
+        """Compile the model if it is not compiled; return the path to open."""
         return prepare(path, config)
 
     @classmethod
@@ -124,8 +124,7 @@ class MLCBackend(MLCForward):
             self._functions['batch_extend'] or self._prefill[1],
         )
         most = max(1, int(self._metadata.get('max_batch_size') or 1))
-        # Buffers were planned for these sizes: more rows of logits or sequences at once would not fit into
-        # them.
+        # The library's buffers have these sizes: more rows of logits or sequences at once would not fit.
         self._most_rows = most if self._prefill[1] else 1
         self._most_sequences = most if self._prefill[1] else 1
         self._most_decoding = most if self._functions['batch_decode'] else 1
@@ -145,7 +144,7 @@ class MLCBackend(MLCForward):
             row = runtime.host(
                 self._functions['embed'](self._device_ids(np.zeros(1, np.int32)), self._params)
             )
-        except Exception as error:  # the first kernel that runs
+        except Exception as error:  # this runs the first kernel
             raise self._does_not_run(error) from error
         self._width, self._dtype = row.shape[1], str(row.dtype)
         cache = self._metadata.get('kv_cache') or {}
@@ -163,7 +162,7 @@ class MLCBackend(MLCForward):
         )
 
     def _warm_up(self, library: str) -> None:
-        """Run a prompt and one token, so that kernels which do not run here show now, and buffers exist."""
+        """Run a prompt and one token, so that kernels which do not work here fail now, and buffers exist."""
         seq = self.new_sequence()
         try:
             for n in (2, 1) if self._context_length > 2 else (1,) * self._context_length:
@@ -191,7 +190,7 @@ class MLCBackend(MLCForward):
         )
 
     def _try_sampler(self, rows: DeviceLogits) -> None:
-        """Choose ids from logits here where the library's own functions for it do not work."""
+        """Choose ids from logits on the host if the library's own sampling functions do not work."""
         try:
             rows.argmax()
             if rows.can_sample:
@@ -266,7 +265,7 @@ class MLCBackend(MLCForward):
                 )
         except (
             Exception
-        ) as error:  # tvm raises classes of its own; older libraries take pictures in another form
+        ) as error:  # tvm raises its own classes; older libraries take pictures in another form
             raise BackendError(
                 f'{self._runtime.library} does not take this picture of {pixels.shape[1]} x {pixels.shape[0]}'
                 f' ({one_line(error, 200)}): compile it again with the newest mlc_llm'

@@ -1,4 +1,4 @@
-"""Cuts what is to run into calls that keep within the sizes a library's buffers were planned for."""
+"""Cuts a batch into calls that fit the sizes of a library's buffers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from ros2_nanochat.backends.base import Chunk
 
 @dataclass
 class ChunkSlice:
-    """Entries [start, stop) of the chunk at `index` that run together with others; rows: logits wanted, of
-    their last positions.
+    """Entries [start, stop) of a chunk that run together with others.
+
+    Attributes:
+        index: Index of the chunk.
+        start: First entry.
+        stop: End of the entries.
+        rows: Number of logits needed, of their last positions.
     """
 
     index: int
@@ -23,14 +28,22 @@ class ChunkSlice:
 def split(
     chunks: Sequence[Chunk], most_sequences: int, most_tokens: int, most_rows: int
 ) -> Iterator[list[ChunkSlice]]:
-    """Calls, in order, of at most so many sequences, tokens and rows of logits each. Rows come in the order
-    of the chunks.
+    """Cut chunks into calls of limited size. Rows of logits come in the order of the chunks.
+
+    Args:
+        chunks: The chunks.
+        most_sequences: Maximum number of sequences in a call.
+        most_tokens: Maximum number of tokens in a call.
+        most_rows: Maximum number of rows of logits in a call.
+
+    Yields:
+        The slices of each call, in order.
     """
     slices: list[ChunkSlice] = []
     tokens = rows = 0
     for index, chunk in enumerate(chunks):
         at, n = 0, len(chunk)
-        quiet = n - chunk.num_logits  # entries before the first row that is wanted
+        quiet = n - chunk.num_logits  # entries before the first row that is needed
         while at < n:
             take = min(n - at, most_tokens - tokens, max(0, quiet - at) + most_rows - rows)
             if take <= 0 or len(slices) == most_sequences:

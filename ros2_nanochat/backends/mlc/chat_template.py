@@ -1,7 +1,6 @@
-"""What a folder of MLC-LLM says of conversations, in the words of the others: end ids, and a chat template in
-Jinja.
+"""Translates what an MLC-LLM folder says about conversations: end ids, and a chat template in Jinja.
 
-The form of `conv_template` is told by python/mlc_llm/protocol/conversation_protocol.py of mlc-llm.
+Source of the form of `conv_template`: python/mlc_llm/protocol/conversation_protocol.py of mlc-llm.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ from ros2_nanochat.backends.tokenizer import Tokenizer
 
 
 def end_ids(folder: MLCFolder, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end a reply: the tokenizer's, and those of the configuration that are special tokens. (Where a
-    model says nothing, mlc_llm writes 2, which is a plain word in many vocabularies.)
+    """Return the ids that end a reply: the tokenizer's, and those of the configuration that are special
+    tokens.
+
+    (If a model names none, mlc_llm writes 2, which is an ordinary word in many vocabularies.)
     """
     special = {token.id for token in tokenizer.special_tokens}
     by_text = {token.text: token.id for token in tokenizer.special_tokens}
@@ -24,8 +25,8 @@ def end_ids(folder: MLCFolder, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def chat_template(folder: MLCFolder, tokenizer: Tokenizer) -> str | None:
-    """Jinja source: the tokenizer's own, else made of `conv_template`; None where that is for plain
-    completion.
+    """Return the Jinja source of a chat template: the tokenizer's own, else one made from `conv_template`.
+    None if that is for plain completion.
     """
     if tokenizer.chat_template:
         return tokenizer.chat_template
@@ -45,7 +46,7 @@ def chat_template(folder: MLCFolder, tokenizer: Tokenizer) -> str | None:
         "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
         f'{{% else %}}{{% set system = {_literal(default)} %}}{{% set turns = messages %}}{{% endif %}}',
         _text(start),
-        # an empty system message leaves an empty template out, and no other
+        # an empty system message omits an empty template, but no other
         f'{{% set opened = system or {"true" if before + after else "false"} %}}',
         f'{{% if opened %}}{_text(before)}{"{{ system }}" if placed else ""}{_text(after)}{{% endif %}}',
         '{% for turn in turns %}',
@@ -54,7 +55,7 @@ def chat_template(folder: MLCFolder, tokenizer: Tokenizer) -> str | None:
         ('if', 'elif'), (('user', separators[0]), ('assistant', separators[-1]))
     ):
         prefix = _text((roles.get(role) or '') + (conversation.get('role_content_sep') or ''))
-        if bare:  # the system prompt stands inside the first message, [INST] style
+        if bare:  # the system prompt is inside the first message, as in [INST] templates
             prefix = f'{{% if not (loop.first and opened) %}}{prefix}{{% endif %}}' if prefix else ''
         form = ((conversation.get('role_templates') or {}).get(role) or f'{{{role}_message}}').replace(
             '{function_string}', ''

@@ -1,9 +1,9 @@
-"""A checkpoint of transformers as mlc_llm reads it: a folder of links to its files, with a `config.json` of
-the older form.
+"""A transformers checkpoint in the form that mlc_llm reads: a folder of links to its files, with a
+`config.json` in the older form.
 
-transformers 5 writes `rope_parameters` and `dtype` where mlc_llm (as of 2026) looks for `rope_theta`,
-`rope_scaling` and `torch_dtype`, and would take the default rope base without a word. It leaves out or
-renames more that mlc_llm wants. Knows files; runs nothing.
+transformers 5 writes `rope_parameters` and `dtype`, but mlc_llm (as of 2026) reads `rope_theta`,
+`rope_scaling` and `torch_dtype`, and would silently use the default rope base. It also omits or renames other
+values that mlc_llm needs. Knows files; runs nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ _DROPPED: dict[str, dict] = {
     'deepseek_v2': {'moe_layer_freq': 1, 'scoring_func': 'softmax'},
     'deepseek_v3': {'moe_layer_freq': 1, 'scoring_func': 'sigmoid', 'topk_method': 'noaux_tc'},
 }
-"""What transformers 5 no longer writes, with the only value that its models have."""
+"""Settings that transformers 5 no longer writes, with the only value that its models use."""
 _BESIDE = ('chat_template.jinja', 'chat_template.json', 'generation_config.json', 'special_tokens_map.json')
 
 
 def check_checkpoint(path: str) -> dict:
-    """The `config.json` of a folder with a checkpoint; a BackendError says what it lacks."""
+    """Return the `config.json` of a folder with a checkpoint.
+
+    Raises:
+        BackendError: The folder is not a complete checkpoint.
+    """
     if not os.path.isdir(path):
         raise BackendError(
             f'{path} is no folder: quantizing for MLC takes the folder of a checkpoint in the form of'
@@ -50,8 +54,12 @@ def check_checkpoint(path: str) -> dict:
 
 
 def make_view(path: str, target: str) -> None:
-    """Fill the empty folder `target` with links to the files of a checkpoint, and a configuration that
-    mlc_llm understands.
+    """Fill an empty folder with links to the files of a checkpoint, and a configuration that mlc_llm
+    understands.
+
+    Args:
+        path: The checkpoint.
+        target: The empty folder.
     """
     for name in os.listdir(path):
         if name != 'config.json' and os.path.isfile(os.path.join(path, name)):
@@ -61,7 +69,9 @@ def make_view(path: str, target: str) -> None:
 
 
 def older_config(config: dict) -> dict:
-    """The configuration with what transformers 5 has renamed under both names, its text part likewise."""
+    """Return the configuration with the settings that transformers 5 renamed under both names, also in its
+    text part.
+    """
     config = dict(config)
     if isinstance(config.get('text_config'), dict):
         config['text_config'] = older_config(config['text_config'])
@@ -75,7 +85,7 @@ def older_config(config: dict) -> dict:
     rope = config.get('rope_parameters')
     if isinstance(rope, dict):
         local, whole = rope.get('sliding_attention'), rope.get('full_attention')
-        if isinstance(local, dict):  # one for each kind of attention, as Gemma 3 has it
+        if isinstance(local, dict):  # one for each kind of attention, as in Gemma 3
             config.setdefault('rope_local_base_freq', local.get('rope_theta', 10000.0))
         if isinstance(whole, dict):
             rope = whole
@@ -94,7 +104,7 @@ def older_config(config: dict) -> dict:
 
 
 def _share_vocabulary(config: dict) -> None:
-    """Give a LLaVA and its parts the `vocab_size` that mlc_llm wants of each; transformers writes one."""
+    """Give a LLaVA and its parts the `vocab_size` that mlc_llm needs in each; transformers writes it once."""
     parts = {name: dict(config[name]) for name in ('text_config', 'vision_config') if name in config}
     sizes = [part.get('vocab_size') for part in (config, *parts.values())]
     size = next((size for size in sizes if size), None)
@@ -105,13 +115,13 @@ def _share_vocabulary(config: dict) -> None:
 
 
 def beside_tokenizer(path: str) -> list[str]:
-    """Files that mlc_llm leaves behind and that tell of templates and end tokens."""
+    """Return the files about templates and end tokens that mlc_llm does not copy."""
     return [os.path.join(path, name) for name in _BESIDE if os.path.isfile(os.path.join(path, name))]
 
 
 def conversation_name(path: str) -> str:
-    """The name under which mlc_llm knows the model's conversations. (It must be given one; here the
-    tokenizer's own template counts.)
+    """Return mlc_llm's name for the model's conversation template. (mlc_llm requires one; we use the
+    tokenizer's own template.)
     """
     words = ''
     for name in ('tokenizer_config.json', 'tokenizer.json'):
@@ -130,7 +140,7 @@ def conversation_name(path: str) -> str:
 
 
 def size_of_weights(path: str) -> int:
-    """Bytes of the checkpoint's weights."""
+    """Return the bytes of the checkpoint's weights."""
     for pattern in WEIGHTS:
         if files := glob.glob(os.path.join(glob.escape(path), pattern)):
             return sum(os.path.getsize(file) for file in files)

@@ -1,8 +1,8 @@
 """Makes a model for `mlc`: quantizes a checkpoint and compiles its library with the `mlc_llm` command, into a
 cache folder.
 
-What is there is whole: everything is made in a folder aside, which takes its name at the end. Two processes
-do not make it twice. The command line is told by python/mlc_llm/cli of mlc-llm.
+The cache holds only complete results: each is made in a temporary folder, which is renamed at the end. Two
+processes never make the same one. Source of the command line: python/mlc_llm/cli of mlc-llm.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from ros2_nanochat.errors import BackendError
 from ros2_nanochat.files import read_json
 
 _log = logging.getLogger(__name__)
-_CHUNK = 1024  # tokens of a prefill at once: buffers are planned for it, and a Jetson has little memory
-_BATCH = 16  # sequences at once, at least
+_CHUNK = 1024  # tokens of one prefill call: buffers have this size, and a Jetson has little memory
+_BATCH = 16  # minimum number of sequences at once
 _SMALL = ('.json', '.jinja', '.model', '.txt')
-_TARGETS = {'llvm': 'cpu'}  # the kinds of TVM, where devices have another name
+_TARGETS = {'llvm': 'cpu'}  # TVM's kinds whose devices have another name
 
 
 def prepare(
@@ -49,12 +49,17 @@ def prepare(
     notify: Callable[[str], None] = _log.warning,
     check: Callable[[str], str | None] = lambda library: None,
 ) -> str:
-    """The folder of MLC weights for what lies at `path`, with its library in reach: itself where it is one,
-    else one that is made of it.
+    """Return the folder of MLC weights for a path, and make sure that its library exists.
 
-    notify: called with a line as the work goes on. check: says what else is wrong with a library that lies
-        there, None if nothing is; then it is compiled again. Raises BackendError, one line, if that cannot be
-        done.
+    Args:
+        path: A folder of MLC weights, or a checkpoint from which one is made.
+        config: The options of the model.
+        notify: Called with a line of text as the work proceeds.
+        check: Returns what else is wrong with an existing library, or None; if something is, it is compiled
+            again.
+
+    Raises:
+        BackendError: That is not possible. The message is one line.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if config.quantization and is_mlc_folder(os.path.expanduser(config.quantization)):
@@ -93,7 +98,9 @@ def prepare(
 
 
 def _what_is_wrong(folder: MLCFolder, config: ModelConfig, check: Callable[[str], str | None]) -> str | None:
-    """Why a library has to be made, None if the one found will do. One that is named is not judged."""
+    """Why a library must be compiled; None if the one found is usable. A library that the user names is not
+    judged.
+    """
     try:
         library = folder.find_library(config)
     except NoneFits as error:
@@ -107,7 +114,7 @@ def _what_is_wrong(folder: MLCFolder, config: ModelConfig, check: Callable[[str]
 
 
 def _note(check: Callable[[str], str | None], library: str | None, notify: Callable[[str], None]) -> None:
-    """Tell if a library that was just made does not run here: it may be for another machine."""
+    """Tell the user if a library that was just compiled does not run here: it may be for another machine."""
     if library and (reason := check(library)):
         notify(f'what mlc_llm has made does not run with this Python: {reason}')
 
@@ -115,15 +122,26 @@ def _note(check: Callable[[str], str | None], library: str | None, notify: Calla
 def make_model(
     path: str, config: ModelConfig, target: str, notify: Callable[[str], None]
 ) -> tuple[str, bool]:
-    """Quantize and compile a checkpoint, unless that was done before; return the folder in the cache, and
-    whether it was made now.
+    """Quantize and compile a checkpoint, unless that was done before.
+
+    Args:
+        path: The checkpoint.
+        config: The options of the model.
+        target: Kind of device to compile for.
+        notify: Called with a line of text as the work proceeds.
+
+    Returns:
+        The folder in the cache, and whether it was made now.
+
+    Raises:
+        BackendError: It failed.
     """
     source = check_checkpoint(path)
     quantization = config.quantization or 'q4f16_1'
     key = _digest([json.dumps(source, sort_keys=True), _state_of_weights(path), *_small_files(path)])
     name = _safe(f'{os.path.basename(path)}-{quantization}-{target}')
     final = os.path.join(cache_folder(), f'{name}-{key}-MLC')
-    if is_mlc_folder(final):  # of the model's own context, which serves a shorter one too
+    if is_mlc_folder(final):  # made for the model's own context, which also serves a shorter one
         return final, False
     if config.max_context_len:
         final = os.path.join(cache_folder(), f'{name}-{config.max_context_len}-{key}-MLC')
@@ -176,8 +194,15 @@ def make_model(
 
 
 def make_library(folder: MLCFolder, target: str, notify: Callable[[str], None]) -> str:
-    """Compile the library of MLC weights into the cache folder, under the name by which `find_library` looks
-    for it.
+    """Compile the library of MLC weights into the cache folder, under the name that `find_library` looks for.
+
+    Args:
+        folder: The weights.
+        target: Kind of device to compile for.
+        notify: Called with a line of text as the work proceeds.
+
+    Returns:
+        The path of the library.
     """
     final = folder.made_library(target)
     with making(final, notify, replace=True) as aside:
@@ -220,7 +245,7 @@ def _check_room(path: str, quantization: str, folder: str) -> None:
 
 
 def _state_of_weights(path: str) -> str:
-    """Changes when the weights change: names, sizes and times of the files."""
+    """Names, sizes and times of the files; changes when the weights change."""
     entries = [
         (name, os.stat(os.path.join(path, name)))
         for name in sorted(os.listdir(path))
@@ -230,7 +255,7 @@ def _state_of_weights(path: str) -> str:
 
 
 def _small_files(path: str) -> list[str]:
-    """Names and contents of what else goes into the folder: tokenizer, templates, end tokens."""
+    """Names and contents of the other files in the folder: tokenizer, templates, end tokens."""
     names = sorted(name for name in os.listdir(path) if name.endswith(_SMALL) and name != 'config.json')
     digests = []
     for name in names:

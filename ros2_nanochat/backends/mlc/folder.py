@@ -1,6 +1,6 @@
-"""A folder as MLC-LLM makes it: `mlc-chat-config.json`, the index of the weights (`tensor-cache.json`, before
-2025 `ndarray-cache.json`), shards, a tokenizer, and a model library beside them, in the cache folder, or
-named. Reads and checks files; runs nothing, needs no TVM.
+"""Reads and checks a folder of MLC-LLM; runs nothing, needs no TVM. It holds `mlc-chat-config.json`, the
+index of the weights (`tensor-cache.json`, before 2025 `ndarray-cache.json`), shards and a tokenizer. The
+model library is in it, in the cache folder, or named.
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ _NOT_COMPILED = (
         'pad_token_id',
     ),
 )
-"""Parts of a configuration that a library does not depend on."""
+"""Parts of a configuration that do not affect the library."""
 INDEXES = ('tensor-cache.json', 'ndarray-cache.json')
 
 
 def cache_folder() -> str:
-    """Where quantized models and libraries are kept: `$XDG_CACHE_HOME/nanochat/mlc`."""
+    """Return the folder for quantized models and libraries: `$XDG_CACHE_HOME/nanochat/mlc`."""
     return os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'nanochat', 'mlc')
 
 
 @dataclass(frozen=True)
 class Record:
-    """One tensor in a shard. format: `raw`, or `f32-to-bf16` for float32 of which the upper halves are
-    stored. nbytes: in the file.
+    """One tensor in a shard.
+
+    Attributes:
+        format: `raw`, or `f32-to-bf16`, which stores the upper halves of float32.
+        offset, nbytes: Its place in the file.
     """
 
     name: str
@@ -64,18 +67,23 @@ class Record:
 
 @dataclass(frozen=True)
 class Shard:
+    """One file of weights."""
+
     path: str
     nbytes: int
     records: tuple[Record, ...]
 
 
 class NoneFits(BackendError):
-    """There are libraries, and none is for this machine and the device that is asked for."""
+    """There are libraries, but none for this machine and the requested device."""
 
 
 class MLCFolder:
-    """One such folder. config: its `mlc-chat-config.json`; model: the `model_config` in it, of the language
-    model where it has several parts.
+    """One such folder.
+
+    Attributes:
+        config: Its `mlc-chat-config.json`.
+        model: The `model_config` of the language model in it.
     """
 
     def __init__(self, path: str):
@@ -87,16 +95,14 @@ class MLCFolder:
         self.model = {
             **model,
             **(model.get('text_config') or {}),
-        }  # models that see keep the sizes of their language model there
+        }  # vision models keep the sizes of their language model there
         self.quantization = str(self.config.get('quantization', 'unknown'))
         self.model_type = str(self.config.get('model_type', 'unknown'))
         self.name = os.path.basename(self.path)
 
     @property
     def context_length(self) -> int:
-        """Tokens of one conversation. Where attention has a sliding window, that: within it nothing is
-        forgotten.
-        """
+        """Tokens of one conversation. A sliding window limits it, so that nothing is forgotten."""
         for source in (self.config, self.model):
             for name in ('context_window_size', 'sliding_window_size'):
                 value = source.get(name)
@@ -105,7 +111,7 @@ class MLCFolder:
         return 0
 
     def shards(self) -> list[Shard]:
-        """What the index says of the weights; a BackendError where it is missing or broken."""
+        """Return the index of the weights; a BackendError if it is missing or damaged."""
         name = next((name for name in INDEXES if os.path.isfile(os.path.join(self.path, name))), None)
         if name is None:
             raise BackendError(
@@ -138,7 +144,7 @@ class MLCFolder:
             ) from error
 
     def check_shards(self) -> list[Shard]:
-        """The shards, all of them there and whole; a BackendError names those that are not."""
+        """Return the shards after checking that all are complete; a BackendError names those that are not."""
         shards = self.shards()
         missing = [os.path.basename(shard.path) for shard in shards if not os.path.isfile(shard.path)]
         if missing:
@@ -167,7 +173,7 @@ class MLCFolder:
         return shards
 
     def estimate(self) -> MemoryEstimate:
-        """The memory it will take, from the sizes in its files."""
+        """Estimate the memory of the model from the sizes in its files."""
         get = self.model.get
         weights = sum(record.size for shard in self.shards() for record in shard.records)
         value_bytes = 4 if 'f32' in self.quantization else 2
@@ -181,7 +187,7 @@ class MLCFolder:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values per token, from the sizes in its configuration."""
+        """Bytes of keys and values per token, from the sizes in the configuration."""
         get: Callable[[str], Any] = self.model.get
         value_bytes = 4 if 'f32' in self.quantization else 2
         layers = get('num_hidden_layers') or get('n_layer') or get('num_layers') or 0
@@ -195,11 +201,11 @@ class MLCFolder:
     # --- the library ---
 
     def find_library(self, config: ModelConfig) -> str | None:
-        """The model library, None if there is none.
+        """Return the model library; None if there is none.
 
-        It is `model_lib`; else one that was made here for this model and device; else a .so beside the
-        weights; else one of this model's name in the cache folder. One for another processor or device is
-        taken if there is no other. A BackendError if `model_lib` names nothing, or several would do.
+        It is `model_lib`; else one that was compiled here for this model and device; else a .so next to the
+        weights; else one with this model's name in the cache folder. One for another processor or device is
+        used only if there is no other. A BackendError if `model_lib` does not exist, or several fit.
         """
         if config.model_lib:
             return self._named_library(os.path.expanduser(config.model_lib))
@@ -227,8 +233,8 @@ class MLCFolder:
         return unfit[0] if unfit else None
 
     def made_library(self, target: str) -> str:
-        """Where the library of this model that is compiled here lies. Its name holds a digest of what goes
-        into it: the configuration, and this machine's processor.
+        """Return the path of a library that is compiled here. Its name contains a digest of the configuration
+        and this machine's processor.
         """
         compiled = {name: value for name, value in self.config.items() if name not in _NOT_COMPILED}
         content = json.dumps([compiled, os.uname().machine], sort_keys=True)
@@ -254,7 +260,7 @@ class MLCFolder:
         )
 
     def _stems(self) -> list[str]:
-        """How a library of this model may be called: `NAME-` of the folder `NAME-MLC`, before its device."""
+        """Possible names of a library of this model, before its device: `NAME-` for the folder `NAME-MLC`."""
         name = re.sub(r'[-_]MLC$', '', self.name)
         return [f'{name}-', f'{name}.'] if self.quantization in name else [f'{name}-{self.quantization}']
 
@@ -273,12 +279,12 @@ class MLCFolder:
 
 
 def is_mlc_folder(path: str) -> bool:
-    """Whether a path is a folder with a model of MLC-LLM."""
+    """Return whether a path is a model folder of MLC-LLM."""
     return os.path.isfile(os.path.join(path, CONFIG))
 
 
 def dtype_bits(dtype: str) -> int:
-    """Bits of one element, of a type as TVM writes it: `float16`, `uint32`, `float8_e4m3fn`."""
+    """Return the bits of one element of a TVM type: `float16`, `uint32`, `float8_e4m3fn`."""
     if dtype == 'bool':
         return 8
     match = re.match(r'[a-z]+(\d+)', dtype)

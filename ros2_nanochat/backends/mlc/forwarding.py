@@ -1,4 +1,4 @@
-"""A forward on a compiled model: chunks cut into calls of its library, and the KV of its sequences."""
+"""A forward on a compiled model: cuts chunks into calls of its library, and keeps the KV of its sequences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ros2_nanochat.errors import BackendError, ForwardError, one_line
 
 
 class MLCForward(Backend):
-    """The running part of `MLCBackend`, which opens what this uses."""
+    """The running part of `MLCBackend`, which opens what this class uses."""
 
     _runtime: Runtime
     _sampler: mlc_sampling.DeviceSampler
@@ -38,7 +38,7 @@ class MLCForward(Backend):
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
-        # `embed_tokens` may come from any thread, and a virtual machine runs one function at a time
+        # any thread may call `embed_tokens`, and a virtual machine runs one function at a time
         self._lock = threading.Lock()
         self._aborted = threading.Event()
         self._kv: Any = None
@@ -70,7 +70,7 @@ class MLCForward(Backend):
         try:
             with self._lock:
                 return self._forward(chunks, committed)
-        except Exception as error:  # of the library's kernels too, which raise tvm's own classes
+        except Exception as error:  # also of the library's kernels, which raise tvm's own classes
             raise ForwardError(one_line(error), committed) from error
 
     def _forward(self, chunks: Sequence[Chunk], committed: list[int]) -> Logits:
@@ -99,7 +99,7 @@ class MLCForward(Backend):
         return self._logits([self._run(chunks, slices, committed) for slices in runs])
 
     def _step(self, chunks: Sequence[Chunk], committed: list[int]) -> Logits:
-        """One token for each of some sequences: the call that there are most of."""
+        """One token for each of some sequences: the most frequent call."""
         seqs, count = [chunk.seq for chunk in chunks], len(chunks)
         ids = [int(_ids(chunk)[0]) for chunk in chunks]
         if min(ids) < 0 or max(ids) >= self._vocabulary:
@@ -118,7 +118,7 @@ class MLCForward(Backend):
         return _on_host(self._runtime.host(logits).reshape(count, -1))
 
     def _run(self, chunks: Sequence[Chunk], slices: list[ChunkSlice], committed: list[int]):
-        """One call of the library; return `(logits, the rows of it that are wanted, or None for all)`."""
+        """One call of the library; returns `(logits, the needed rows of it, or None for all)`."""
         self._stop_if_asked()
         seqs = [chunks[part.index].seq for part in slices]
         counts = [part.stop - part.start for part in slices]
@@ -152,7 +152,7 @@ class MLCForward(Backend):
         ends = np.cumsum(counts)
         positions = np.concatenate([np.arange(end - part.rows, end) for part, end in zip(slices, ends)])
         if not rows:
-            positions = ends[-1:] - 1  # a call wants one at least
+            positions = ends[-1:] - 1  # a call needs at least one
         positions = self._runtime.from_numpy(positions.astype(np.int32))
         return batch(embeddings, positions, kv, params)[0], None if rows else []
 
@@ -174,7 +174,7 @@ class MLCForward(Backend):
         return self._functions['embed'](self._device_ids(ids), self._params)
 
     def _embed_slices(self, chunks: Sequence[Chunk], slices: list[ChunkSlice]):
-        """Device array [n, d] of all entries of a run, ids looked up by the library."""
+        """Device array [n, d] of all entries of a run; the library looks up the ids."""
         if all(chunks[part.index].embeddings is None for part in slices):
             ids = [_ids(chunks[part.index])[part.start : part.stop] for part in slices]
             return self._embed(self._checked(np.asarray(ids[0]) if len(ids) == 1 else np.concatenate(ids)))
@@ -197,7 +197,7 @@ class MLCForward(Backend):
         return self._runtime.from_bytes(rows.reshape(-1).view(np.uint8), rows.shape, self._dtype)
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
-        """The library looks ids up without a check of its own and would read beyond its memory."""
+        """Check ids: the library does not, and would read beyond its memory."""
         if len(ids) and (ids.min() < 0 or ids.max() >= self._vocabulary):
             raise BackendError(
                 f'token ids go from 0 to {self._vocabulary - 1}, and one is'

@@ -1,5 +1,5 @@
-"""What the `image_embed` of a model library takes besides the picture. Told by mlc-llm:
-cpp/support/vlm_utils.cc and python/mlc_llm/model.
+"""The arguments of a model library's `image_embed`, in addition to the picture. Source:
+cpp/support/vlm_utils.cc and python/mlc_llm/model of mlc-llm.
 """
 
 from __future__ import annotations
@@ -12,8 +12,18 @@ _TILE, _MOST_TILES = 336, 4  # pixels of a tile's side, tiles of a picture, as m
 
 
 def image_sizes(model_type: str | None, height: int, width: int) -> tuple[int, ...]:
-    """Numbers that go between picture and weights: none for LLaVA; for Phi-3-vision the size it is brought
-    to, and its tiles (down, across).
+    """Return the numbers that go between picture and weights.
+
+    Args:
+        model_type: `model_type` of the model.
+        height, width: Of the picture, in pixels.
+
+    Returns:
+        Nothing for LLaVA; for Phi-3-vision the resized height and width, and the number of tiles down and
+        across.
+
+    Raises:
+        BackendError: The model type is unknown.
     """
     if model_type == 'llava':
         return ()

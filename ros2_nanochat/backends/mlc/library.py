@@ -1,5 +1,5 @@
-"""What a model library says of itself: for which processor and which kind of device it was compiled, whether
-it is whole, and its metadata. Loads nothing.
+"""Reads facts from a model library without loading it: its processor and kind of device, whether it is
+complete, and its metadata.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import struct
 from ros2_nanochat.errors import BackendError
 
 DEVICE_KINDS = ('cuda', 'vulkan', 'rocm', 'metal', 'opencl')
-"""Kinds of devices, other than the CPU, for which a library may carry kernels."""
+"""Kinds of devices, other than the CPU, for which a library may contain kernels."""
 
 _ELF_MACHINES = {0x03: 'x86', 0x28: 'arm', 0x3E: 'x86_64', 0xB7: 'aarch64', 0xF3: 'riscv'}
 
 
 def library_kind(path: str) -> str:
-    """The kind of device that a library was compiled for: TVM writes the kind of each module that it packs
-    into one, behind its length, as a string of its own.
+    """Return the kind of device that a library was compiled for.
+
+    TVM packs modules into a library, and writes the kind of each as a string after its length.
     """
     try:
         with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -32,7 +33,7 @@ def library_kind(path: str) -> str:
 
 
 def other_processor(path: str) -> str | None:
-    """The processor that a library was compiled for if it is not this machine's, else None."""
+    """Return the processor that a library was compiled for, if it is not this machine's; else None."""
     try:
         with open(path, 'rb') as file:
             head = file.read(20)
@@ -43,8 +44,8 @@ def other_processor(path: str) -> str | None:
 
 
 def unfit_for(library: str, device: str) -> str | None:
-    """Why a library cannot run on this machine, on the device that is asked for; None if its file does not
-    say so.
+    """Return why a library cannot run on this machine and the requested device; None if its file does not
+    show it.
     """
     if machine := other_processor(library):
         return f'{library} was compiled for {machine}, and this machine is {os.uname().machine}'
@@ -54,17 +55,18 @@ def unfit_for(library: str, device: str) -> str | None:
 
 
 def target_of(device: str) -> str:
-    """The kind of a device that was asked for; of `auto`, a GPU of NVIDIA where there is one, else the
-    CPU.
-    """
+    """Return the kind of a requested device; for `auto` an NVIDIA GPU if there is one, else the CPU."""
     if device != 'auto':
         return device.partition(':')[0]
     return 'cuda' if any(map(os.path.exists, ('/dev/nvidia0', '/dev/nvhost-gpu', '/dev/nvgpu'))) else 'cpu'
 
 
 def check_elf(path: str) -> None:
-    """Refuse what dlopen would crash on or explain badly: a library that is cut off, of another processor, or
-    no library.
+    """Check that a file is a complete library for this processor, because dlopen crashes on others or
+    explains them badly.
+
+    Raises:
+        BackendError: It is not.
     """
     try:
         size = os.path.getsize(path)
@@ -99,8 +101,14 @@ def check_elf(path: str) -> None:
 
 
 def parse_metadata(text: str, library: str) -> dict:
-    """What a library says of itself: the JSON of its `_metadata`; a BackendError where it is of a kind that
-    is not run here.
+    """Return a library's description of itself.
+
+    Args:
+        text: The JSON that its `_metadata` returned.
+        library: Its path, for messages.
+
+    Raises:
+        BackendError: It is of a kind that cannot be run here.
     """
     try:
         metadata = json.loads(text)

@@ -1,7 +1,7 @@
-"""Makes a file or folder in the cache whole or not at all: in a folder aside, by one process at a time.
+"""Makes a file or folder in the cache atomically: in a temporary folder, by one process at a time.
 
-The lock is passed on to what the work starts, so that it is held until all of that has ended, even if the
-process itself is killed.
+The processes that do the work inherit the lock, so it is held until all have ended, even if this process is
+killed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Aside(NamedTuple):
-    """Where something is being made. lock: the file descriptor that holds the lock."""
+    """The temporary folder in which something is made, and the file descriptor that holds the lock."""
 
     folder: str
     lock: int
@@ -30,8 +30,16 @@ class Aside(NamedTuple):
 
 @contextlib.contextmanager
 def making(final: str, notify: Callable[[str], None], replace: bool = False) -> Iterator[Aside | None]:
-    """A folder aside in which to make `final`, for one process at a time; None if it is there, or with
-    `replace` if another process has made it meanwhile. The folder is gone afterwards.
+    """Provide a temporary folder in which to make `final`, for one process at a time.
+
+    Args:
+        final: The file or folder to make.
+        notify: Called with a line of text if another process is at work.
+        replace: Make it again even if it exists.
+
+    Yields:
+        The folder, which is removed afterwards; None if `final` exists, or with `replace` if another process
+        has made it in the meantime.
     """
     root, name = os.path.split(final)
     folder, handle = None, -1
@@ -45,7 +53,7 @@ def making(final: str, notify: Callable[[str], None], replace: bool = False) -> 
         if os.path.exists(final) and not (replace and os.stat(final).st_mtime < asked):
             yield None
             return
-        for left in os.listdir(root):  # by a computer that was switched off: the lock is ours
+        for left in os.listdir(root):  # left by a computer that was switched off, as the lock is ours
             if left.startswith(f'.{name}.making-'):
                 shutil.rmtree(os.path.join(root, left), ignore_errors=True)
         folder = tempfile.mkdtemp(prefix=f'.{name}.making-', dir=root)
@@ -80,5 +88,5 @@ def _what_failed(error: OSError, final: str) -> str:
 
 
 def more_room(folder: str) -> str:
-    """What to do about a full disk."""
+    """Return what to do about a full disk."""
     return f'free some room on the disk of {folder}, or set XDG_CACHE_HOME to a disk that has it'

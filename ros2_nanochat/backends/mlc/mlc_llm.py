@@ -1,4 +1,4 @@
-"""Runs the `mlc_llm` command: says what it does and how far it is, and turns a failure into one line."""
+"""Runs the `mlc_llm` command, reports its progress, and turns a failure into one line."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ INSTALL = (
     ' https://llm.mlc.ai/docs/install/mlc_llm.html; or name a model that is ready: a folder or hub repository'
     ' of MLC weights (its names end in -MLC), and its library with model_lib'
 )
-_HEARTBEAT = 20  # seconds between lines that say how far it is
-_KEPT = 1 << 18  # bytes of the output that are looked at
+_HEARTBEAT = 20  # seconds between lines about the progress
+_KEPT = 1 << 18  # bytes of the output that are examined
 _NOISE = re.compile(r'\x1b\[[0-9;]*m')
 _FULL = re.compile(r'No space left on device|Disk quota exceeded|\[Errno (?:28|122)\]|errno 28')
-_FEW = 4 << 20  # bytes that a disk has left when it is called full
+_FEW = 4 << 20  # a disk with fewer free bytes counts as full
 
 
 def command() -> list[str]:
-    """How to run mlc_llm here; a BackendError tells how to get it."""
+    """Return the command that runs mlc_llm.
+
+    Raises:
+        BackendError: It is not installed. The message says how to install it.
+    """
     if program := shutil.which('mlc_llm'):
         return [program]
     if importlib.util.find_spec('mlc_llm') is not None:
@@ -40,12 +44,12 @@ def command() -> list[str]:
 
 
 class Steps:
-    """Runs commands of mlc_llm one after the other. They end with this process.
+    """Runs commands of mlc_llm in turn. They end with this process.
 
     Args:
         count: How many there will be.
         aside: Where the work is done.
-        notify: Called with a line as the work goes on.
+        notify: Called with a line of text as the work proceeds.
     """
 
     def __init__(self, count: int, aside: Aside, notify: Callable[[str], None]):
@@ -60,7 +64,7 @@ class Steps:
         began = time.monotonic()
         scratch = os.path.join(
             self._aside.folder, 'tmp'
-        )  # large files of compilers: on the disk with the room
+        )  # compilers write large files: use the disk with enough room
         os.makedirs(scratch, exist_ok=True)
         process = subprocess.Popen(
             [sys.executable, '-I', '-S', guard.__file__, str(os.getpid()), self._aside.folder]
@@ -98,7 +102,7 @@ class Steps:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Have the guard end the command; it sees its standard input end."""
+    """Make the guard end the command, by closing its standard input."""
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -109,7 +113,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 class _Output:
-    """The end of what a process writes. It is kept in memory: the disk may be what is full."""
+    """The end of a process's output. It is kept in memory, because the disk may be full."""
 
     def __init__(self, process: subprocess.Popen):
         self._bytes = bytearray()
@@ -125,12 +129,12 @@ class _Output:
                 del self._bytes[:-_KEPT]
 
     def text(self) -> str:
-        """All of it, once the process has ended."""
+        """Return all of it; call this after the process has ended."""
         self._reader.join(5)
         return _NOISE.sub('', bytes(self._bytes).decode('utf-8', 'replace'))
 
     def last_line(self) -> str:
-        """What it says now."""
+        """Return the current last line."""
         text = _NOISE.sub('', bytes(self._bytes).decode('utf-8', 'replace'))
         return next(
             (line.strip()[-120:] for line in reversed(re.split(r'[\r\n]+', text)) if line.strip()), '...'
@@ -138,8 +142,13 @@ class _Output:
 
 
 def telling(text: str, folder: str) -> str:
-    """The line of a program's output that says why it failed. A full disk is called by its name, also if the
-    program was cut off by it.
+    """Return the line of a program's output that says why it failed.
+
+    A full disk is reported as such, also if it cut the program's output off.
+
+    Args:
+        text: The output.
+        folder: Where the program was writing.
     """
     full = _full_disk(text, folder)
     if full:
@@ -155,7 +164,7 @@ def telling(text: str, folder: str) -> str:
 
 
 def _full_disk(text: str, folder: str) -> str | None:
-    """What to do about the disk that is full, None if none is."""
+    """What to do about a full disk; None if none is full."""
     if not _FULL.search(text):
         return more_room(os.path.dirname(folder)) if _free(folder) < _FEW else None
     named = re.findall(r"(?:No space left on device|Disk quota exceeded)[^'\n]{0,20}'([^'\n]+)'", text)

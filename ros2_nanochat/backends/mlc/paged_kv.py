@@ -1,7 +1,6 @@
-"""The KV cache of a model library: sequences in pages, shared between those that were forked, through
-`vm.builtin.kv_state_*`.
+"""The KV cache of a model library: sequences in pages, which forks share, through `vm.builtin.kv_state_*`.
 
-Knows lengths and pages; nothing of tokens or logits. How the cache behaves is told by
+Knows lengths and pages; nothing of tokens or logits. Source of the cache's behavior:
 src/runtime/vm/paged_kv_cache.cc of TVM.
 """
 
@@ -14,14 +13,16 @@ from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 from ros2_nanochat.errors import BackendError, one_line
 
 PAGE = 16
-"""Tokens of a page, as mlc-llm's engine has it; FlashInfer and the TIR kernels take it."""
+"""Tokens of a page, as in mlc-llm's engine; FlashInfer and the TIR kernels support it."""
 
 
 class PagedKV:
     """All sequences of one model.
 
-    tokens: what they may hold together. `lengths`: tokens of each sequence that exists. `state`: what the
-    library's functions take.
+    Attributes:
+        tokens: Maximum number of tokens over all sequences.
+        lengths: Tokens of each sequence that exists.
+        state: The cache, as the library's functions take it.
     """
 
     def __init__(self, runtime: Runtime, machine, max_sequences: int, tokens: int, chunk: int):
@@ -34,15 +35,14 @@ class PagedKV:
             runtime.required(f'vm.builtin.kv_state_{n}') for n in names
         ]
         self._free_pages = runtime.required('vm.builtin.attention_kv_cache_get_num_available_pages')
-        # Every sequence may leave its last page partly empty, and a trim across a fork takes one page for a
-        # moment.
+        # Each sequence may leave its last page partly empty, and a trim across a fork briefly needs one page.
         pages = -(-tokens // PAGE) + 2 * max_sequences
         self.state = self._create(machine, max_sequences, pages * PAGE, chunk)
         self._pages = self._free_pages(self.state)
 
     def _create(self, machine, max_sequences: int, tokens: int, chunk: int):
         shape = self._runtime.shape
-        # the context stays within a sliding window, so that one need not slide: the last argument
+        # the last argument is 0: the context never exceeds a sliding window, so the window need not slide
         arguments = [shape([n]) for n in (max_sequences, tokens, chunk, PAGE, 0)]
         makers = [
             self._runtime.function(machine, f'create_{kind}_paged_kv_cache') for kind in ('flashinfer', 'tir')
@@ -51,7 +51,7 @@ class PagedKV:
         for create in filter(None, makers):
             try:
                 return create(*arguments)
-            # FlashInfer's needs kernels that may not be there; the other one's are in the library
+            # FlashInfer's cache needs kernels that may be missing; those of the other are in the library
             except Exception as failure:
                 error = failure
         if error is None:
@@ -71,13 +71,14 @@ class PagedKV:
         ) from error
 
     def new(self) -> int:
+        """See `Backend.new_sequence`."""
         seq, self._next = self._next, self._next + 1
         self._add(self.state, seq)
         self.lengths[seq] = 0
         return seq
 
     def fork(self, seq: int, n: int) -> int:
-        """A sequence that holds the first n tokens of another; whole pages are shared."""
+        """Create a sequence with the first n tokens of another; they share whole pages."""
         if n == 0:
             return self.new()
         child, self._next = self._next, self._next + 1
@@ -86,33 +87,41 @@ class PagedKV:
         return child
 
     def trim(self, seq: int, n: int) -> int:
+        """See `Backend.trim`."""
         if n < self.lengths[seq]:
             if n:
                 self._popn(self.state, seq, self.lengths[seq] - n)
-            else:  # gives the pages back, which popping everything off a shared block does not
+            else:  # frees the pages; popping everything off a shared block does not
                 self._remove(self.state, seq)
                 self._add(self.state, seq)
             self.lengths[seq] = n
         return self.lengths[seq]
 
     def free(self, seq: int) -> None:
+        """See `Backend.free`."""
         del self.lengths[seq]
         self._remove(self.state, seq)
 
     @property
     def used(self) -> int:
-        """Tokens that are stored, what sequences share counted once."""
+        """Number of stored tokens; shared ones count once."""
         pages = self._pages - self._free_pages(self.state)
         return pages * PAGE - sum(-length % PAGE for length in self.lengths.values())
 
     # --- a forward ---
 
     def appending(self, seqs: Sequence[int], counts: Sequence[int]) -> _Appending:
-        """Room behind some sequences for what a `with` runs; taken back where that fails. A BackendError
-        where there is none.
+        """Return a context manager that appends to some sequences, and undoes that if its block fails.
+
+        Args:
+            seqs: The sequences.
+            counts: Number of tokens for each.
+
+        Raises:
+            BackendError: There is not enough room.
         """
         total = sum(counts)
-        # the sum of all lengths is at least what is stored: most often that settles it
+        # the sum of all lengths is an upper bound of what is stored, and usually decides
         if sum(self.lengths.values()) + total > self.tokens and (free := self.tokens - self.used) < total:
             raise BackendError(
                 f'the KV cache has no room: {total} tokens are to go in, and {max(0, free)} of {self.tokens}'
@@ -121,11 +130,13 @@ class PagedKV:
         return _Appending(self, seqs, counts)
 
     def begin(self, seqs: Sequence[int], counts: Sequence[int]) -> None:
+        """Tell the cache what the next call of the library appends."""
         self._begin(self.state, self._runtime.shape(seqs), self._runtime.shape(counts))
         for seq, count in zip(seqs, counts):
             self.lengths[seq] += count
 
     def end(self) -> None:
+        """Tell the cache that the call has ended."""
         self._end(self.state)
 
 

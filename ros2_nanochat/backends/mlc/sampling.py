@@ -1,9 +1,9 @@
-"""Choosing ids on the device, with the functions that mlc-llm puts into libraries for a GPU. Knows rows of
+"""Chooses ids on the device, with the functions that mlc-llm puts into libraries for a GPU. Knows rows of
 logits; nothing of requests.
 
-What they take is told by python/mlc_llm/compiler_pass/attach_sampler.py and
-attach_softmax_with_temperature.py, and how mlc-llm itself calls them by cpp/serve/sampler/gpu_sampler.cc. A
-row is drawn in the same way whatever else is in the batch, so that a seed gives one reply.
+Sources of their arguments: python/mlc_llm/compiler_pass/attach_sampler.py and
+attach_softmax_with_temperature.py; of their use: cpp/serve/sampler/gpu_sampler.cc. A row is drawn in the same
+way whatever else is in the batch, so that a seed gives one reply.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ import numpy as np
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 
 NAMES = ('softmax_with_temperature', 'multinomial_from_uniform', 'argsort_probs', 'sample_with_top_p')
-"""Functions of a library that this calls."""
+"""The library functions that are called here."""
 
-# The kernel of multinomial_from_uniform compares with 1e-6 less than the number, and takes no id at all where
-# the sum of rounded
-# probabilities stays under it: keep away from both ends.
+# The kernel of multinomial_from_uniform compares with the number minus 1e-6, and chooses no id at all if the
+# sum of the rounded probabilities stays below it: keep away from both ends.
 _LEAST, _MOST = 2e-6, 1 - 1e-5
 
 
 class DeviceSampler:
-    """functions: those of the library by name, None for what it lacks."""
+    """Chooses ids with the functions of a library.
+
+    Args:
+        runtime: TVM and the device.
+        functions: The library's functions by name; None for those that it lacks.
+    """
 
     def __init__(self, runtime: Runtime, functions: dict):
         self._runtime = runtime
@@ -36,9 +40,14 @@ class DeviceSampler:
         """Whether `draw` works."""
 
     def largest(self, logits, shape: tuple[int, int]) -> np.ndarray:
-        """The likeliest id of each row [k]. shape: (k, v), which the logits may have in more axes."""
+        """Return the likeliest id of each row, [k].
+
+        Args:
+            logits: An array on the device.
+            shape: (k, v), even if the array has more axes.
+        """
         count = shape[0]
-        # at temperature 0 the library's softmax leaves probability to the likeliest alone
+        # at temperature 0 the library's softmax leaves probability only to the likeliest
         probabilities = self._probabilities(logits, shape, np.zeros(count))
         return self._host(
             self._multinomial(probabilities, self._floats(np.full(count, 1e-3)), self._ids(np.arange(count))),
@@ -54,8 +63,15 @@ class DeviceSampler:
         top_p: np.ndarray,
         uniform: np.ndarray,
     ) -> np.ndarray:
-        """Ids [n] of rows [n]: the one at which the sum of probabilities passes `uniform` [n], from 0 to 1.
-        Temperature and top-p [n].
+        """Draw ids [n]: of each row, the id at which the cumulative probability passes `uniform`.
+
+        Args:
+            logits: An array on the device.
+            shape: (k, v), even if the array has more axes.
+            rows: Which rows, [n].
+            temperature: Temperature of each, [n].
+            top_p: Top-p of each, [n].
+            uniform: A number of each, [n], from 0 to 1.
         """
         heats = np.ones(shape[0])
         heats[rows] = temperature
@@ -95,6 +111,6 @@ class DeviceSampler:
         ids = ids.numpy().reshape(-1)
         if len(ids) and (
             ids.min() < 0 or ids.max() >= shape[1]
-        ):  # the kernels write nothing where probabilities are no numbers
+        ):  # the kernels write nothing if probabilities are not numbers
             raise ValueError('the logits are no numbers: the model failed')
         return ids

@@ -1,8 +1,8 @@
-"""What `mlc` needs of the TVM runtime, under one set of names: two generations of names are in use.
+"""The functions of the TVM runtime that `mlc` needs, under one set of names for two generations of TVM.
 
-Since 0.21 arrays are `tvm.runtime.Tensor`, shapes `tvm_ffi.Shape`; before, as in the containers for Jetson of
-2024 and 2025, `tvm.nd.NDArray` and `tvm.runtime.ShapeTuple`. Knows arrays, devices and libraries; nothing of
-models.
+Since 0.21 arrays are `tvm.runtime.Tensor` and shapes `tvm_ffi.Shape`. Before, as in the Jetson containers of
+2024 and 2025, they are `tvm.nd.NDArray` and `tvm.runtime.ShapeTuple`. Knows arrays, devices and libraries;
+nothing of models.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _CPU = 1  # DLDeviceType of DLPack
 
 
 class Runtime:
-    """The installed TVM and one device of it.
+    """The installed TVM and one of its devices.
 
-    device: as `ModelConfig.device` says; `auto` takes what the library was compiled for. on_cpu: arrays lie
-    in host memory.
+    Attributes:
+        device: As in `ModelConfig.device`; `auto` is the kind that the library was compiled for.
+        on_cpu: Whether arrays are in host memory.
     """
 
     def __init__(self, device: str, library: str):
@@ -58,10 +59,11 @@ class Runtime:
 
     @property
     def version(self) -> str:
+        """The version of TVM."""
         return self.tvm.__version__
 
     def virtual_machine(self):
-        """A new virtual machine that runs the library on the device."""
+        """Return a new virtual machine that runs the library on the device."""
         try:
             machine = self._executable['vm_load_executable']()
             device_type = int(
@@ -79,11 +81,11 @@ class Runtime:
             ) from error
 
     def function(self, machine, name: str):
-        """A function of the library, or None where it has none of that name."""
+        """Return a function of the library; None if it has none of that name."""
         return machine[name] if _has(machine, name) else None
 
     def builtin(self, *names: str):
-        """The first of TVM's own functions that exists under one of these names, or None."""
+        """Return the first function of TVM that exists under one of these names; None if there is none."""
         for name in names:
             found = self.tvm.get_global_func(name, True)
             if found is not None:
@@ -91,6 +93,7 @@ class Runtime:
         return None
 
     def required(self, name: str):
+        """Return a function of TVM; a BackendError if it does not exist."""
         found = self.builtin(name)
         if found is None:
             raise BackendError(
@@ -102,7 +105,7 @@ class Runtime:
     # --- arrays ---
 
     def shape(self, values: Sequence[int]):
-        """A shape as functions take it; those in use are kept."""
+        """Return a shape as functions take it; shapes are cached."""
         key = tuple(values)
         found = self._shapes.get(key)
         if found is None:
@@ -112,25 +115,27 @@ class Runtime:
         return found
 
     def empty(self, shape: Sequence[int], dtype: str):
+        """Return an uninitialized array on the device."""
         return self._empty(tuple(shape), dtype, self.device)
 
     def from_numpy(self, array: np.ndarray):
+        """Copy an array to the device."""
         return self.empty(array.shape, str(array.dtype)).copyfrom(array)
 
     def from_bytes(self, data: np.ndarray, shape: Sequence[int], dtype: str):
-        """A device array of any type from its bytes, `data` [n] uint8."""
+        """Return a device array of any type from its bytes, `data` [n] uint8."""
         array = self.empty(shape, dtype)
         if data.nbytes:
             array._create_view((data.nbytes,), 'uint8').copyfrom(data)
         return array
 
     def view(self, array, shape: Sequence[int]):
-        """The memory of an array under another shape."""
+        """Return the memory of an array in another shape."""
         return self._reshape(array, self.shape(shape))
 
     def shared(self, array) -> np.ndarray | None:
-        """The memory of an array on the CPU as one of NumPy; None where it lies elsewhere, or NumPy or this
-        TVM cannot show it.
+        """Return a NumPy view of an array's memory; None if it is not on the CPU, or NumPy or this TVM cannot
+        do it.
         """
         if not self.on_cpu:
             return None
@@ -140,51 +145,47 @@ class Runtime:
             return None
 
     def host(self, array) -> np.ndarray:
-        """An array in host memory; on the CPU it shares the array's own where that can be."""
+        """Return an array in host memory; on the CPU without a copy, if possible."""
         shared = self.shared(array)
         return array.numpy() if shared is None else shared
 
     def array_of(self, arrays: Iterable):
-        """Many arrays as one argument, converted once."""
+        """Return many arrays as one argument, converted once."""
         return self._convert(list(arrays))
 
     def set_threads(self, count: int) -> None:
-        """How many threads this thread's calls use on the CPU."""
+        """Set the number of CPU threads for this thread's calls."""
         configure = self.builtin('runtime.config_threadpool')
         if configure is not None:
             configure(1, count)  # 1: the fast cores first (threading_backend.h)
 
     def free_memory(self) -> int | None:
-        """Bytes that are free on the device, where TVM can tell and it is not the host's memory."""
+        """Return the free bytes of the device; see the function of this name."""
         return free_memory(self.device)
 
 
 def free_memory(device) -> int | None:
-    """Bytes that are free on a device of TVM; None where it shares the host's memory, or that cannot be
-    told.
-    """
+    """Return the free bytes of a TVM device; None if it shares the host's memory, or if unknown."""
     if os.path.exists('/etc/nv_tegra_release') or os.path.exists('/dev/nvhost-gpu'):
         return None
     try:
         return device.available_global_memory or None
-    except Exception:  # not there in older versions, nor for every device
+    except Exception:  # missing in older versions and for some devices
         return None
 
 
 def give_back_memory() -> None:
-    """Have glibc return to the system what was freed: pieces of weights stay in its heap otherwise, behind
-    what lies at its end.
-    """
+    """Make glibc return freed memory to the system; else pieces of weights stay in its heap."""
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     if trim is not None:
         trim(0)
 
 
 def load_library(tvm, path: str):
-    """The module of a model library. Raises BackendError, one line, if this TVM does not load it."""
+    """Load a model library; a BackendError, in one line, if this TVM cannot."""
     try:
         module = tvm.runtime.load_module(path)
-    except Exception as error:  # tvm raises classes of its own for what dlopen and its loaders say
+    except Exception as error:  # tvm raises its own classes for errors of dlopen and its loaders
         kind = library_kind(path)
         lacking = None if kind == 'cpu' else lacking_part(os.path.dirname(tvm.__file__), kind)
         if lacking:
@@ -209,12 +210,12 @@ def load_library(tvm, path: str):
 
 
 class LacksDevice(BackendError):
-    """The library is right, and this TVM has no such device."""
+    """The library is valid, but this TVM has no such device."""
 
 
 def lacking_part(folder: str, kind: str) -> str | None:
-    """Why the part of TVM for a kind of device, a library of its own since 0.25, is not there; None if it
-    loads, or if this TVM has no such parts. folder: of the package.
+    """Return why TVM's part for a kind of device (a separate library since 0.25) is missing; None if it loads
+    or does not exist in this TVM. `folder` is that of the package.
     """
     parts = glob.glob(os.path.join(glob.escape(folder), '**', 'libtvm_runtime*.so'), recursive=True)
     if not any(os.path.basename(part).count('_') > 1 for part in parts):
@@ -230,8 +231,8 @@ def lacking_part(folder: str, kind: str) -> str | None:
 
 
 def why_it_does_not_load(library: str) -> str | None:
-    """What is wrong with a library, for this machine and this TVM; None if it loads, or if that cannot be
-    tried because TVM or the device is not there.
+    """Return what is wrong with a library on this machine with this TVM; None if it loads, or if TVM or the
+    device is missing, so that it cannot be tried.
     """
     try:
         check_elf(library)
@@ -244,7 +245,9 @@ def why_it_does_not_load(library: str) -> str | None:
 
 
 def module_kinds(module) -> set[str]:
-    """Kinds of a module and of all that it imports: `cuda` is among them where it carries kernels for it."""
+    """Return the kinds of a module and all that it imports, for example `cuda` if it contains such
+    kernels.
+    """
     kinds, todo = set(), [module]
     while todo:
         module = todo.pop()
@@ -276,7 +279,7 @@ def _first(root, *paths: str):
 
 
 def _reason(error: Exception) -> str:
-    """What an error of TVM says, without the places in its sources."""
+    """The message of a TVM error, without source locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(('File ', 'Traceback', 'Stack trace'))]
     text = (telling or lines or [type(error).__name__])[

@@ -1,4 +1,4 @@
-"""Weights from an MLC-LLM folder onto a device, in the order in which its library takes them."""
+"""Loads weights from an MLC-LLM folder onto a device, in the order that its library expects."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from ros2_nanochat.errors import BackendError, LoadAborted
 def match_parameters(
     folder: MLCFolder, shards: list[Shard], parameters: list[tuple], library: str
 ) -> int | None:
-    """Check that the weights are those that a library takes; return the size of the vocabulary where the
-    library leaves that open.
+    """Check that the weights are those that a library expects.
 
-    parameters: `(name, shape, dtype)` of its `_metadata`; a size that it leaves open (the vocabulary) is a
-    name or -1. BackendError: what differs.
+    Args:
+        folder: The folder.
+        shards: Its shards.
+        parameters: `(name, shape, dtype)` from the library's `_metadata`. A size that it leaves open (the
+            vocabulary) is a name or -1.
+        library: Path of the library, for messages.
+
+    Returns:
+        The size of the vocabulary if the library leaves it open, else None.
+
+    Raises:
+        BackendError: They differ. The message says where.
     """
     records = {record.name: record for shard in shards for record in shard.records}
     missing = [name for name, _, _ in parameters if name not in records]
@@ -54,11 +63,18 @@ def load_parameters(
     progress: Callable[[float], None] | None,
     aborted: Callable[[], bool],
 ):
-    """Copy the tensors onto the device and return them as one argument, in the order of `names`; without
-    names, as `param_0`, `param_1`, ...
+    """Copy the tensors onto the device and return them as one argument.
 
-    progress: called with the share that is done. aborted: asked before each tensor; once it says so, a
-    LoadAborted is raised.
+    Args:
+        runtime: TVM and the device.
+        shards: The shards.
+        names: The order of the tensors; empty for `param_0`, `param_1`, ...
+        progress: Called with the share that is done, 0 to 1.
+        aborted: Called before each tensor, to ask whether to stop.
+
+    Raises:
+        LoadAborted: `aborted` returned true.
+        BackendError: There is not enough memory, or a tensor has an unknown format.
     """
     if not names:
         names = sorted(
@@ -93,7 +109,7 @@ def _load(runtime: Runtime, record: Record, data: np.ndarray, path: str):
         )
     try:
         return runtime.from_bytes(np.ascontiguousarray(data), record.shape, record.dtype)
-    except Exception as error:  # tvm's allocators raise classes of their own
+    except Exception as error:  # tvm's allocators raise their own classes
         raise BackendError(
             f'no memory for {record.name} ({record.size / (1 << 20):,.1f} MiB) of {path} on {runtime.device}:'
             ' end other programs or use a smaller model'

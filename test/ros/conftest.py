@@ -49,6 +49,11 @@ def literal(value):
     )
 
 
+def hear_sighup():
+    """Tests may run under nohup, whose programs ignore the signal."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class NodeProcess:
     """A chat node in a process of its own; its output is kept."""
 
@@ -66,6 +71,7 @@ class NodeProcess:
             stderr=subprocess.STDOUT,
             text=True,
             errors='replace',
+            preexec_fn=hear_sighup,
         )
         self._reader = threading.Thread(
             target=lambda: self.lines.extend(iter(self.process.stdout.readline, '')), daemon=True

@@ -124,8 +124,8 @@ def resolve(config: ModelConfig) -> tuple[str, str]:
             or (path.endswith('.gguf') and not name.file)
         ):
             raise ValueError(
-                f'model={config.model!r} does not exist: it is no file or folder here, nor the owner/name of'
-                ' a hub repository'
+                f'model={config.model!r} does not exist: it is not a file or folder here, nor the owner/name'
+                ' of a hub repository'
             )
         path = download(config)
     return locate(path, config)

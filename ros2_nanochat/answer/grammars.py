@@ -90,7 +90,7 @@ def from_gbnf(text: str, name: str) -> str:
     try:
         lark = convert(text)
     except Exception as error:  # the library may raise anything for a user's file
-        raise ValueError(f'response_format: {name} is no GBNF grammar: {one_line(error)}') from error
+        raise ValueError(f'response_format: {name} is not a GBNF grammar: {one_line(error)}') from error
     return from_lark(lark, name)
 
 

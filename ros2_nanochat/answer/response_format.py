@@ -181,7 +181,7 @@ def _from_class(value: Any) -> ResponseFormat:
     if is_dataclass(value):
         kind: Any = value
         return schema_format(dataclass_schema(kind), lambda data: make_dataclass(kind, data), kind)
-    pydantic = sys.modules.get('pydantic')  # if it was never imported, the value is no model of it
+    pydantic = sys.modules.get('pydantic')  # pydantic models exist only if this was imported
     if pydantic is not None and issubclass(value, pydantic.BaseModel):
         return schema_format(value.model_json_schema(), value.model_validate, value)
     raise ValueError(

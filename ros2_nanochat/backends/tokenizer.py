@@ -150,7 +150,7 @@ class Tokenizer:
             if not gguf_file and os.path.isfile(os.path.join(path, 'tokenizer.json')):
                 return cls.from_folder(path)
             raise BackendError(
-                f'{path}: {type(auto).__name__} cannot be turned into a tokenizer.json; save one beside the'
+                f'{path}: {type(auto).__name__} cannot be turned into a tokenizer.json; save one next to the'
                 ' model'
             )
         return cls.from_auto(auto, '' if gguf_file else path)

@@ -54,9 +54,7 @@ class ReplyText:
         self._detokenizer = detokenizer
         self._marks = marks
         self._reasoning = reasoning
-        self._label = self._label_held = (
-            ''  # of the reasoning: where it is still to come, and what of it came
-        )
+        self._label = self._label_held = ''  # of the reasoning: what is expected, and what of it has arrived
         self._header: str | None = None  # of the next message, while it arrives
         self._trim = False  # white space between the reasoning and the answer belongs to neither
         self._stops = _HeldBack(stop_strings)

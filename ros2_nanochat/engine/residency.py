@@ -140,7 +140,7 @@ class Residency:
             try:
                 self._backend.free(handle)
             except Exception:
-                _log.exception('a sequence could not be given up')
+                _log.exception('a sequence could not be evicted')
 
     # --- room ---
 

@@ -15,7 +15,7 @@ from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.answer_form import AnswerForm
 
-_LEAST_TEMPERATURE = 1e-30  # below it float32 overflows; at this point the likeliest id is always sampled
+_LEAST_TEMPERATURE = 1e-30  # below it float32 overflows; sampling already always gives the likeliest id
 
 
 class Sampler:

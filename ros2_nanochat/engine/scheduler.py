@@ -78,7 +78,7 @@ class Scheduler:
         self.guesses = backend.trims_exactly
         """Whether guesses are possible: the entries of a wrong one must be trimmed from the KV."""
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
-        self._credit = 0.0  # seconds by which a prefill may still slow running replies
+        self._credit = 0.0  # seconds by which a prefill may still delay running replies
 
     @property
     def sequences(self):

@@ -203,7 +203,7 @@ def _string(data, at: int) -> tuple[str, int]:
     (length,) = struct.unpack_from('<Q', data, at)
     end = at + 8 + length
     if end > len(data):
-        raise ValueError('string behind the end')
+        raise ValueError('string beyond the end')
     return data[at + 8 : end].decode('utf-8', 'replace'), end
 
 
@@ -219,7 +219,7 @@ def _value(data, at: int, kind: int) -> tuple[Any, int]:
         code = f'<{count}{_SCALARS[kind]}'
         end = at + struct.calcsize(code)
         if end > len(data):
-            raise ValueError('array behind the end')
+            raise ValueError('array beyond the end')
         return (list(struct.unpack_from(code, data, at)) if count <= _LONGEST_ARRAY_KEPT else None), end
     if kind == _STRING:
         length_of = struct.Struct('<Q').unpack_from

@@ -12,7 +12,7 @@ from ros2_nanochat.errors import BackendError, printable
 _TAKE = 'take a GGUF file of a causal language model (Llama, Qwen, Gemma, Mistral, SmolLM, ...)'
 _BY_TYPE = {
     'adapter': 'a LoRA adapter, which changes another model: merge it into its model',
-    'mmproj': 'the vision part of a model: name the file of the language model beside it',
+    'mmproj': 'the vision part of a model: name the file of the language model next to it',
     'imatrix': 'an importance matrix for quantizing: name the file of the model',
 }
 _BY_ARCHITECTURE = {

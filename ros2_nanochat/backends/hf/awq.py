@@ -125,6 +125,6 @@ def unpack(
                 dense[f'{layer}.weight'] = dequantize(packed, zeros, scales, dtype)
             except (KeyError, ValueError) as error:
                 raise BackendError(
-                    f'{checkpoint.folder}: layer {layer} is no AWQ layer ({error}); download it again'
+                    f'{checkpoint.folder}: layer {layer} is not an AWQ layer ({error}); download it again'
                 ) from error
     return dense

@@ -77,7 +77,7 @@ def open_checkpoint(path: str) -> Checkpoint:
         if path.endswith('.gguf'):
             return _open_gguf(path)
         raise BackendError(
-            f'{path} is no folder with a checkpoint and no .gguf file; give the folder that holds config.json'
+            f'{path} is neither a folder with a checkpoint nor a .gguf file; give the folder with config.json'
         )
     if not os.path.isdir(path):
         raise BackendError(f'{path} does not exist; give a folder with config.json and *.safetensors')
@@ -148,7 +148,7 @@ def _open_gguf(path: str) -> Checkpoint:
     checkpoint = Checkpoint(os.path.dirname(path), os.path.basename(path), file_bytes=os.path.getsize(path))
     with open(path, 'rb') as stream:
         if stream.read(4) != b'GGUF':
-            raise BackendError(f'{path} is no GGUF file; download it again')
+            raise BackendError(f'{path} is not a GGUF file; download it again')
     return checkpoint
 
 

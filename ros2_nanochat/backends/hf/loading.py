@@ -124,7 +124,7 @@ def choose_device(name: str) -> torch.device:
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         raise BackendError(
-            f'device={name!r}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices; '
+            f'device={name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; '
             "set device='cpu', or install a torch built for this machine's CUDA"
         )
     if device.type not in ('cpu', 'cuda'):

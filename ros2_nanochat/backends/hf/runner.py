@@ -79,8 +79,8 @@ class Runner:
             self._choose(vocab_size)
         if self.bidirectional_prompt and not (self.packed and self.takes_embeddings):
             raise BackendError(
-                f'{type(model).__name__}: its prompt attends to itself both ways, and its attention cannot be'
-                ' exchanged for one that allows it; another version of transformers may do'
+                f'{type(model).__name__}: its prompt needs bidirectional attention, and its attention cannot'
+                ' be replaced by one that allows it; another version of transformers may work'
             )
 
     def new(self) -> PackedSequence | StockSequence:
@@ -156,8 +156,8 @@ class Runner:
     def _forward_stock(self, sequence: StockSequence, chunk: Chunk) -> torch.Tensor:
         if chunk.bidirectional:
             raise ValueError(
-                f'{type(self.model).__name__} runs a sequence at a time here, where attention both ways'
-                ' within a chunk is not possible'
+                f'{type(self.model).__name__} runs one sequence at a time here, which does not allow'
+                ' bidirectional attention within a chunk'
             )
         positions = join_positions([(sequence, chunk)])
         inputs, n, rows = model_inputs([chunk], self.embed, self.dtype, self.device), len(chunk), []

@@ -67,7 +67,7 @@ class MLCBackend(MLCForward):
         library = folder.find_library(self.config)
         if library is None:
             raise BackendError(
-                f'{folder.path} has no model library: no .so lies in it, nor one of its name in'
+                f'{folder.path} has no model library: it contains no .so, and there is none of its name in'
                 f' {cache_folder()}; name one with model_lib, or make one:  nanochat-mlc {folder.path}'
             )
         shards = folder.check_shards()

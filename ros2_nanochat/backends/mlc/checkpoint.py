@@ -37,7 +37,7 @@ def check_checkpoint(path: str) -> dict:
     """
     if not os.path.isdir(path):
         raise BackendError(
-            f'{path} is no folder: quantizing for MLC takes the folder of a checkpoint in the form of'
+            f'{path} is not a folder: quantizing for MLC takes the folder of a checkpoint in the form of'
             ' transformers'
         )
     config = read_json(path, 'config.json')

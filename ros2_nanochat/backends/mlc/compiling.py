@@ -107,8 +107,8 @@ def _what_is_wrong(folder: MLCFolder, config: ModelConfig, check: Callable[[str]
         return str(error)
     if library is None:
         return (
-            f'{folder.path} has no model library: no .so beside it, none of its name in {cache_folder()}, and'
-            ' model_lib names none'
+            f'{folder.path} has no model library: no .so next to it, none of its name in {cache_folder()},'
+            ' and model_lib names none'
         )
     return None if config.model_lib else unfit_for(library, config.device) or check(library)
 

@@ -83,8 +83,8 @@ class MLCForward(Backend):
             n = len(chunk)
             if chunk.positions is not None or chunk.bidirectional:
                 raise BackendError(
-                    f'{self.config.model or self.path} takes no positions of more than one axis and no'
-                    ' attention both ways through mlc; use api=hf for this model'
+                    f'{self.config.model or self.path} takes no positions on more than one axis and no'
+                    ' bidirectional attention through mlc; use api=hf for this model'
                 )
             if lengths[chunk.seq] + n > most:
                 raise BackendError(

@@ -182,6 +182,11 @@ class Prompt:
 def surely_longer(tokenize: Callable[[str], Sequence[int]], text: str, limit: int) -> bool:
     """Return whether a text has more than `limit` tokens, without tokenizing much more of it than that.
 
+    Args:
+        tokenize: Turns a text into ids.
+        text: The text.
+        limit: Number of tokens.
+
     Returns:
         False if it is not certain; then tokenize the whole text.
     """

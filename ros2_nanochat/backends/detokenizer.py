@@ -63,7 +63,13 @@ def make_detokenizer(
 
 
 class ByteLevelDetokenizer(Utf8Detokenizer):
-    """Byte-level BPE: tokens are bytes, written as the characters that represent them."""
+    """Byte-level BPE: tokens are bytes, written as the characters that represent them.
+
+    Args:
+        tokenizer: The tokenizer.
+        special_ids: Ids that give no text.
+        known: Cache of the bytes of each id, shared by all replies.
+    """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], known: dict[int, bytes]):
         super().__init__(self._known)
@@ -90,6 +96,12 @@ class SentencePieceDetokenizer(Detokenizer):
 
     A run of bytes is decoded as a whole, and if it is not valid UTF-8, none of it is (as in `tokenizers`). So
     a run is held back until it ends.
+
+    Args:
+        tokenizer: The tokenizer.
+        special_ids: Ids that give no text.
+        steps: The steps of its decoder.
+        preceding: What comes before the reply.
     """
 
     KINDS = ('Replace', 'Metaspace', 'ByteFallback', 'Fuse', 'Strip')
@@ -190,7 +202,13 @@ class SentencePieceDetokenizer(Detokenizer):
 
 
 class WindowDetokenizer(Detokenizer):
-    """Any decoder: decodes the last few tokens with and without the new one, and gives the difference."""
+    """Any decoder: decodes the last few tokens with and without the new one, and gives the difference.
+
+    Args:
+        tokenizer: The tokenizer.
+        special_ids: Ids that give no text.
+        before: Ids that are decoded before those of the reply.
+    """
 
     WINDOW = 8
     PATIENCE = 16

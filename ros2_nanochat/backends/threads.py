@@ -59,7 +59,7 @@ class _Kind:
         self.best = candidates.index(first)
         self._saved = 0.0
         self._changed = 0.0
-        self._side = 1  # which neighbour is next
+        self._side = 1  # which neighbor is next
 
     @property
     def threads(self) -> int:
@@ -128,7 +128,13 @@ class ThreadChooser:
         return self._kinds[key].choose(max(1, entries))
 
     def record(self, entries: int, threads: int, seconds: float) -> None:
-        """Record the time of a step."""
+        """Record the time of a step.
+
+        Args:
+            entries: Entries in the batch.
+            threads: Threads that were used.
+            seconds: The time.
+        """
         kind = self._kinds[_kind(entries)]
         kind.record(max(1, entries), threads, seconds, self._clock())
         self._last = kind.threads

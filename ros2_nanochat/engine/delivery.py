@@ -27,7 +27,13 @@ _log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Chooses the next id of each reply, and passes its text to the reader."""
+    """Chooses the next id of each reply, and passes its text to the reader.
+
+    Args:
+        backend: The model.
+        scheduler: Gets back the place of a finished reply.
+        metrics: Counts tokens and times.
+    """
 
     def __init__(self, backend: Backend, scheduler: Scheduler, metrics: Metrics):
         self._backend = backend

@@ -176,6 +176,11 @@ class Inputs:
 def check_call(kv_cache: Any, priority: Any, deadline: Any) -> None:
     """Check the arguments of `generate`.
 
+    Args:
+        kv_cache: A `KVCache` or None.
+        priority: A whole number.
+        deadline: Seconds from now, or None.
+
     Raises:
         ValueError: One of them is not valid.
     """

@@ -100,7 +100,11 @@ class KVCache:
         return len(self)
 
     def free(self) -> None:
-        """Free the memory of the keys and values. The entries stay, and are recomputed on use."""
+        """Free the memory of the keys and values. The entries stay, and are recomputed on use.
+
+        Raises:
+            ValueError: A reply is being written.
+        """
         self.check_idle()
         self._abandon()
         self.sequence = Sequence()
@@ -147,7 +151,13 @@ class KVCache:
             return before
 
     def settle(self, content: Prompt, reply: LastReply | None = None, writer=None) -> None:
-        """Set what the conversation holds, and who writes to it. For the engine's streams."""
+        """Set what the conversation holds. For the engine's streams.
+
+        Args:
+            content: The entries.
+            reply: The last reply in it, if it is complete.
+            writer: The stream that writes to it, or None.
+        """
         with self._lock:
             self._content, self.reply = content, reply
             self._writer = weakref.ref(writer) if writer is not None else None

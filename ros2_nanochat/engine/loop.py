@@ -130,7 +130,7 @@ class Engine:
                 try:
                     self._take_messages()
                     self._step()
-                # a bug of ours: the current requests end, later ones are served
+                # a bug in the engine: the current requests end, later ones are served
                 except Exception as error:
                     _log.exception('a step of the engine failed')
                     met = self._scheduler.active or self._scheduler.waiting

@@ -101,7 +101,14 @@ class Asked:
 
 
 class Progress:
-    """The progress of a reply. Only the engine's thread writes it; other threads may read it."""
+    """The progress of a reply. Only the engine's thread writes it; other threads may read it.
+
+    Args:
+        asked: What the caller wants.
+        text: Turns the ids of the reply into text.
+        form: The form that the answer must have, or None.
+        scores: Computes the probabilities of its alternatives, or None.
+    """
 
     def __init__(self, asked: Asked, text: ReplyText, form: AnswerForm | None, scores: ChoiceScores | None):
         start = asked.goal.entries if asked.prefix is None else asked.prefix.entries

@@ -28,6 +28,11 @@ class StreamingResponse:
     `text`, `tokens` and `kv_cache` hold exactly what has been handed out, and a `stop()` keeps it so. A reply
     that fails does not raise: `finish_reason` is `error` or `refused`, and `error` says what to do. Dropping
     the last reference to a running reply stops it.
+
+    Args:
+        request: The request, which the engine runs.
+        kv_cache: The conversation that the reply is added to.
+        detokenize: Whether iteration gives text or ids.
     """
 
     def __init__(self, request: Request, kv_cache: KVCache, detokenize: bool = True):

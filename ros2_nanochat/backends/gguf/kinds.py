@@ -75,6 +75,12 @@ def _fault(name: str, value: Any) -> str | None:
 def check_loaded(api, model, path: str, architecture: str) -> None:
     """Check a loaded model.
 
+    Args:
+        api: `llama_cpp.llama_cpp`.
+        model: Its `llama_model`.
+        path: The file, for messages.
+        architecture: `general.architecture`, for messages.
+
     Raises:
         BackendError: llama.cpp reports that it is not a causal language model.
     """

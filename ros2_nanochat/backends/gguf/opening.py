@@ -102,7 +102,15 @@ def load_model(
 
 
 def context_params(api, config: ModelConfig, length: int, max_sequences: int, batch: int):
-    """Return the `llama_context_params` for `max_sequences` sequences of `length` tokens."""
+    """Return the `llama_context_params` of a model.
+
+    Args:
+        api: `llama_cpp.llama_cpp`.
+        config: The options of the model.
+        length: Tokens of each sequence.
+        max_sequences: Number of sequences.
+        batch: Entries of the largest batch.
+    """
     params = api.llama_context_default_params()
     params.n_ctx = -(-length // _KV_PADDING) * _KV_PADDING * max_sequences
     params.n_batch = params.n_ubatch = batch
@@ -127,7 +135,17 @@ def describe(
     context_length: int,
     kv_bytes_per_token: int,
 ) -> ModelInfo:
-    """Return the facts about a loaded model."""
+    """Return the facts about a loaded model.
+
+    Args:
+        api: `llama_cpp.llama_cpp`.
+        model: Its `llama_model`.
+        path: The GGUF file.
+        metadata: See `header.read_metadata`.
+        text: Its vocabulary.
+        context_length: Tokens that one sequence may hold.
+        kv_bytes_per_token: Memory of the KV cache for each token.
+    """
     buffer = ctypes.create_string_buffer(128)
     api.llama_model_desc(model, buffer, len(buffer))
     return ModelInfo(

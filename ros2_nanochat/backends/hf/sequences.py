@@ -112,7 +112,13 @@ class PackedSequence(Positions):
 
     @classmethod
     def from_bytes(cls, data: bytes, model: bytes, limit: int, device: torch.device) -> PackedSequence | None:
-        """Restore what `to_bytes` returned, on a device.
+        """Restore what `to_bytes` returned.
+
+        Args:
+            data: The bytes.
+            model: Identifies the model.
+            limit: Maximum number of entries.
+            device: Where to put the tensors.
 
         Returns:
             The sequence; None if it is from another model, or longer than the limit.

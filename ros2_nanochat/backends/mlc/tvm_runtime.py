@@ -123,7 +123,13 @@ class Runtime:
         return self.empty(array.shape, str(array.dtype)).copyfrom(array)
 
     def from_bytes(self, data: np.ndarray, shape: Sequence[int], dtype: str):
-        """Return a device array of any type from its bytes, `data` [n] uint8."""
+        """Return a device array of any type.
+
+        Args:
+            data: Its bytes, [n] uint8.
+            shape: Its shape.
+            dtype: Its type, as TVM writes it.
+        """
         array = self.empty(shape, dtype)
         if data.nbytes:
             array._create_view((data.nbytes,), 'uint8').copyfrom(data)

@@ -155,7 +155,7 @@ class KVCache:
 
         Args:
             content: The entries.
-            reply: The last reply in it, if it is complete.
+            reply: The last reply in it, or None.
             writer: The stream that writes to it, or None.
         """
         with self._lock:

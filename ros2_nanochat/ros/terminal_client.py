@@ -79,24 +79,38 @@ class _Terminal:
                 _say(f'chat_client: {self._options.image} cannot be read: {error.strerror}')
                 return 1
         _say(f'waiting for {self._chat.prefix} ...')
-        ready = self._chat.wait_until_ready(min(_FLEET_SECONDS, self._options.wait))
-        robots = [] if ready else self._chat.robots()
-        if robots:
-            wrong = f'no robot {self._options.robot!r}' if self._options.robot else 'several robots'
-            _say(
-                f'chat_client: {self._options.node} serves {wrong}: choose with  --robot  {", ".join(robots)}'
-            )
-            return 1
-        if not ready and not self._chat.wait_until_ready(self._options.wait - _FLEET_SECONDS):
-            _say(
-                f'chat_client: {self._chat.prefix} is not there: start it with  ros2 run nanochat'
-                ' chat_node  and see that ROS_DOMAIN_ID is the same'
-            )
+        if problem := self._wait():
+            _say(f'chat_client: {problem}')
             return 1
         if self._options.prompt:
             return max([self._ask(prompt) for prompt in self._options.prompt])
         _say('ask something; /help shows what else')
         return self._converse()
+
+    def _wait(self) -> str:
+        """Wait until the node answers; return why it does not, or ''."""
+        wait, node = self._options.wait, self._options.node
+        for seconds in (min(_FLEET_SECONDS, wait), wait - _FLEET_SECONDS):
+            if seconds > 0 and self._chat.wait_until_ready(seconds):
+                return ''
+            if robots := self._chat.robots():
+                wrong = f'no robot {self._options.robot!r}' if self._options.robot else 'several robots'
+                return f'{node} serves {wrong}: choose with  --robot  {", ".join(robots)}'
+            if seconds == _FLEET_SECONDS and self._node_is_there():
+                _say(f'{node} is there, and loads or compiles its model ...')
+        if self._node_is_there():
+            return (
+                f'{node} is there but not active yet: it still loads or compiles its model, or somebody else '
+                f'activates it (ros2 lifecycle get {node}). Wait longer with  --wait SECONDS'
+            )
+        return (
+            f'{self._chat.prefix} is not there: start it with  ros2 run nanochat chat_node  and see that '
+            'ROS_DOMAIN_ID is the same'
+        )
+
+    def _node_is_there(self) -> bool:
+        space, _, leaf = ('/' + self._options.node.strip('/')).rpartition('/')
+        return (leaf, space or '/') in self._chat.node.get_node_names_and_namespaces()
 
     def _converse(self) -> int:
         import readline  # noqa: F401  gives input() line editing and a history

@@ -236,3 +236,10 @@ def test_a_second_node_of_one_name_and_state_does_not_start_and_without_state_th
     assert second.process.wait(60) == 1 and 'another process' in second.output
     start(wait=False)
     first.wait_for_line('do two nodes have one name?', 30)
+
+
+def test_a_client_is_told_that_the_node_is_there_but_not_active(start, run_program):
+    """As while it loads or compiles its model."""
+    start(wait=False, autostart=False)
+    code, _, told = run_program('chat_client', '--wait', '8', '--prompt', 'hello')
+    assert code == 1 and 'not active yet' in told and 'DOMAIN' not in told

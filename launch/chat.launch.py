@@ -1,8 +1,8 @@
 """Start the chat node: `ros2 launch nanochat chat.launch.py model:=... system_prompt:=...
 image_topic:=/camera/image_raw`.
 
-Arguments that are given win over `params_file`, and that over config/chat.yaml. Can be included in other
-launch files, and pushed into a namespace.
+Arguments override `params_file`, which overrides config/chat.yaml. You can include this file in other launch
+files, and push it into a namespace.
 """
 
 import os
@@ -29,13 +29,13 @@ _PARAMETERS = (
 
 
 _OTHERS = {
-    'robots': 'names of the robots to serve, with commas or spaces between; empty: the node itself',
+    'robots': 'names of the robots to serve, separated by commas or spaces; empty: the node itself',
     'namespace': 'namespace of the node',
     'image_topic': 'camera topic, raw (<topic>/compressed is used if only that is published) or compressed;'
-    " {robot} in it stands for the name of each robot, as in '{robot}/camera/image_raw'; empty:"
+    " {robot} in it is replaced with the name of each robot, as in '{robot}/camera/image_raw'; empty:"
     ' <robot>/nanochat/image',
     'params_file': 'YAML file with parameters; config/ of this package has presets',
-    'use_sim_time': 'true: stamps and ages follow /clock; empty: as params_file says, else false',
+    'use_sim_time': 'true: stamps and ages follow /clock; empty: as in params_file, else false',
     'log_level': 'debug, info, warn, error, fatal',
 }
 _DEFAULTS = {'log_level': 'info'}
@@ -58,8 +58,7 @@ def _start(context):
     if given:
         parameters.append(given)
     remappings = _cameras(value['image_topic'], robots) if value['image_topic'] else []
-    # Room for camera frames in shared memory; see config/fastdds.xml. Fast DDS 2 knows the variable under its
-    # old name.
+    # Shared memory for camera frames; see config/fastdds.xml. Fast DDS 2 uses the old name of the variable.
     profile = os.path.join(share, 'config', 'fastdds.xml')
     variable = (
         'FASTRTPS_DEFAULT_PROFILES_FILE'
@@ -86,7 +85,7 @@ def _cameras(topic, robots):
     if '{robot}' in topic and not robots:
         raise ValueError(f'image_topic:={topic} is not valid: it names {{robot}}, and robots is empty')
     images = {f'{robot}/nanochat/image': topic.replace('{robot}', robot) for robot in robots}
-    # A topic of compressed frames is taken for what it is; beside one of raw frames, the compressed ones.
+    # A compressed topic is used as it is; for a raw one, the compressed topic is remapped, too.
     suffixes = ('',) if topic.endswith('/compressed') else ('', '/compressed')
     return [
         (image + suffix, camera + suffix)
@@ -96,9 +95,9 @@ def _cameras(topic, robots):
 
 
 def _file(name, path):
-    path = os.path.expanduser(path)  # a shell leaves ~ as it is behind :=
+    path = os.path.expanduser(path)  # a shell does not expand ~ after :=
     if not os.path.isfile(path):
-        raise ValueError(f'{name}:={path} is no file')  # launch would warn, and start without it
+        raise ValueError(f'{name}:={path} is no file')  # launch would only warn and start without it
     return path
 
 
@@ -123,7 +122,7 @@ def generate_launch_description():
                 DeclareLaunchArgument(
                     name,
                     default_value='',
-                    description=f'{PARAMETERS[name].text}. Empty: as params_file says',
+                    description=f'{PARAMETERS[name].text}. Empty: as in params_file',
                 )
                 for name in _PARAMETERS
             ),

@@ -24,7 +24,7 @@ def generate_launch_description():
                 default_value=os.path.join(share, 'config', 'fleet.yaml'),
                 description='YAML file of parameters',
             ),
-            # Takes the other arguments of chat.launch.py too (model, system_prompt, namespace, ...).
+            # Also accepts the other arguments of chat.launch.py (model, system_prompt, namespace, ...).
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(os.path.join(share, 'launch', 'chat.launch.py')),
                 launch_arguments={

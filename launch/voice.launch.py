@@ -1,8 +1,8 @@
 """The chat node between a speech recognizer and a speech synthesizer, both of which use std_msgs/String:
 `ros2 launch nanochat voice.launch.py speech_topic:=/asr/text say_topic:=/tts/text`.
 
-What the recognizer hears becomes a query, and a new query interrupts the reply. The reply goes out sentence
-by sentence, so that speech begins early.
+Recognized speech becomes a query, and a new query interrupts the reply. The reply is published sentence by
+sentence, so that the robot can start to speak early.
 """
 
 import os
@@ -32,15 +32,15 @@ def generate_launch_description():
             DeclareLaunchArgument(
                 'speech_topic',
                 default_value='/speech',
-                description='What the recognizer heard (std_msgs/String)',
+                description='Topic of recognized speech (std_msgs/String)',
             ),
             DeclareLaunchArgument(
                 'say_topic',
                 default_value='/say',
-                description='What to speak, one sentence per message (std_msgs/String)',
+                description='Topic of text to speak, one sentence per message (std_msgs/String)',
             ),
             OpaqueFunction(function=_refuse_robots),
-            # Takes the arguments of chat.launch.py too (model, system_prompt, ...), except robots.
+            # Also accepts the arguments of chat.launch.py (model, system_prompt, ...), except robots.
             GroupAction(
                 [
                     SetRemap('~/query', LaunchConfiguration('speech_topic')),

@@ -19,6 +19,7 @@ from random_forms import random_choice, random_object, random_regex
 
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.answer.response_format import read_response_format
+from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.reply_text import ReplyText
 from ros2_nanochat.reasoning import ReasoningMarks
@@ -239,6 +240,29 @@ def test_cut_answers_say_that_they_are_not_valid(sixteen):
     assert stopped.finish_reason == 'cancelled' and not stopped.valid
 
 
+@pytest.mark.parametrize('form', ['/é🦀🤖東🦀/', ['🦀🤖', '🦀🐙'], {'enum': [{'é': '🦀🤖'}]}], ids=type)
+def test_answers_that_are_cut_in_half_a_character_have_whole_ones(sixteen, form):
+    whole = sixteen.generate(prompt(sixteen, 'Say it.'), response_format=form).wait()
+    assert whole.valid and (len(whole.tokens) > len(whole.text) or isinstance(form, dict))
+    halves = 0
+    for n in range(1, len(whole.tokens)):
+        history = ChatHistory(sixteen)
+        history.append('user', 'Say it.')
+        asked, _ = history.embed_chat()
+        reply = sixteen.generate(
+            asked, kv_cache=history.kv_cache, response_format=form, max_new_tokens=n
+        ).wait()
+        assert reply.finish_reason == 'length' and not reply.valid and reply.parsed is None
+        assert whole.text.startswith(reply.text) and '\ufffd' not in reply.text
+        assert reply.tokens == whole.tokens[: len(reply.tokens)]
+        assert sixteen.detokenize(reply.tokens) == reply.text
+        assert list(reply.kv_cache.entries[len(reply.kv_cache) - len(reply.tokens) :]) == reply.tokens
+        halves += len(reply.tokens) < n
+        history.append('bot', reply)
+        assert history[-1].text == reply.text and (not reply.text or list(history[-1].tokens) == reply.tokens)
+    assert halves
+
+
 @pytest.mark.parametrize('form', ['maybe', {'not': {}}, '/(/', {'$ref': '#'}])
 def test_an_impossible_form_is_refused_before_anything_runs(sixteen, form):
     before = sixteen.stats['steps']
@@ -260,16 +284,17 @@ def test_a_form_that_takes_too_much_work_ends_its_reply_and_no_other(sixteen):
 # --- reasoning ---
 
 
-class Letters:
+class Letters(Detokenizer):
     """A detokenizer whose ids are characters; 1 and 2 are the marks of the reasoning."""
-
-    pending = False
 
     def add(self, token_id):
         return '' if token_id < 3 else chr(token_id)
 
     def flush(self):
         return ''
+
+    def token_bytes(self, token_id):
+        return self.add(token_id).encode()
 
 
 MARKS = ReasoningMarks('<think>', '</think>', 1, 2)

@@ -162,6 +162,39 @@ def test_a_missed_deadline_ends_the_reply_with_what_it_has(fake):
     assert 0 < len(reply.text) < 1000 and ('You said: ' + 'w' * 1000).startswith(reply.text)
 
 
+CRABS = 'Hé 🦀🦀🦀🦀🦀🦀🦀🦀🦀🦀🦀🦀'
+
+
+def check_whole_characters(reply):
+    """The text, the ids and the conversation hold the same whole characters."""
+    assert CRABS.startswith(reply.text), reply.text
+    assert bytes(reply.tokens).decode() == reply.text
+    assert list(reply.kv_cache.entries[reply.usage.prompt_tokens :]) == reply.tokens
+    assert reply.kv_cache.reply.text == reply.text and list(reply.kv_cache.reply.tokens) == reply.tokens
+
+
+@pytest.mark.parametrize('reason', ['cancelled', 'interrupted'])
+def test_a_reply_that_is_stopped_anywhere_holds_whole_characters(fake, reason):
+    model = fake(f'tokens_per_second=500,reply={CRABS}')
+    for n in range(1, 9):
+        reply = ask(model, 'hello')
+        for _ in range(n):
+            next(reply)
+        time.sleep(0.002 * (n % 5))  # parts of further characters come meanwhile
+        reply.stop(reason)
+        check_whole_characters(reply)
+        assert reply.finish_reason == reason and len(reply.text) == n
+
+
+def test_a_deadline_in_half_a_character_leaves_whole_ones(fake):
+    model = fake(f'tokens_per_second=100,reply={CRABS}')
+    replies = [ask(model, 'hello', deadline=0.15 + 0.01 * n) for n in range(8)]
+    for reply in replies:
+        assert reply.wait().finish_reason == 'deadline' and reply.text
+        check_whole_characters(reply)
+    assert any(reply.usage.new_tokens > len(reply.tokens) for reply in replies)
+
+
 def test_a_deadline_missed_in_the_queue_ends_the_request(fake):
     model = fake('tokens_per_second=100', max_sequences=1)
     running = ask(model, 'q' * 100)

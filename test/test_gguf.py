@@ -89,9 +89,13 @@ def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
             )
             == ids
         )
-        assert model.generate(ids, max_new_tokens=40).wait().tokens == greedy_by_llama_cpp(
-            reference, ids, 40
-        ), prompt
+        expected = greedy_by_llama_cpp(reference, ids, 40)
+        assert list(model.generate(ids, max_new_tokens=40, detokenize=False)) == expected, prompt
+        while (
+            reference.detokenize(expected).decode('utf-8', 'replace').endswith('\ufffd')
+        ):  # half a character
+            expected.pop()
+        assert model.generate(ids, max_new_tokens=40).wait().tokens == expected, prompt
 
 
 def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it():

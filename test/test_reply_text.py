@@ -4,6 +4,7 @@ exactly wherever the tokens' borders lie.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import re
 
@@ -83,10 +84,39 @@ def test_joined_pieces_are_the_text_and_none_holds_half_a_character(text, border
 @given(st.binary(max_size=40), BORDERS)
 @example(b'\xe2\x82', [1])
 @example(b'a\xf0\x9f\xa4b\xff', [1, 2, 3, 4, 5])
-def test_broken_bytes_are_replaced_as_python_decodes_the_whole(data, borders):
+def test_broken_bytes_are_replaced_as_python_decodes_them_and_half_a_character_at_the_end_is_none(
+    data, borders
+):
     vocabulary = Vocabulary(cut(data, borders))
     pieces, _, _ = run(vocabulary)
-    assert answer(pieces) == data.decode('utf-8', 'replace')
+    assert answer(pieces) == whole_characters(data)
+
+
+@MANY
+@given(TEXT, BORDERS, st.data())
+def test_a_reply_that_ends_anywhere_ends_with_a_whole_character_and_keeps_the_ids_of_whole_ones(
+    text, borders, data
+):
+    vocabulary = Vocabulary(cut(text.encode(), borders))
+    ids = vocabulary.ids[: data.draw(st.integers(0, len(vocabulary.ids)))]
+    pieces, stream, taken = run(vocabulary, ids)
+    spelled = b''.join(vocabulary.tokens[: len(ids)])
+    assert answer(pieces) == spelled.decode('utf-8', 'ignore') and text.startswith(answer(pieces))
+    for piece in pieces:  # where a stop() may leave the conversation
+        assert text.startswith(b''.join(vocabulary.tokens[: piece.num_tokens]).decode())
+    count, exact = stream.given(taken)
+    kept = b''.join(vocabulary.tokens[:count]).decode()  # of whole characters
+    assert exact == (kept == answer(pieces)) and answer(pieces).startswith(kept)
+    more = b''.join(vocabulary.tokens[: count + 1])
+    assert count == len(ids) or not exact or more.decode('utf-8', 'ignore') == kept
+
+
+def test_a_mark_that_cuts_a_character_leaves_none_of_it():
+    vocabulary = Vocabulary([b'a', b'\xf0\x9f', b'b'])
+    pieces, stream, taken = run(vocabulary, [1000, 0, 1, 1001, 2], marks=THINK_IDS)
+    assert (reasoning(pieces), answer(pieces)) == ('a', 'b') and not stream.given(taken)[1]
+    pieces, stream, taken = run(vocabulary, [1, 1000, 0, 1001, 2], marks=THINK_IDS)
+    assert (reasoning(pieces), answer(pieces)) == ('a', 'b') and not stream.given(taken)[1]
 
 
 @MANY
@@ -373,11 +403,22 @@ def test_pieces_of_a_models_own_tokens_joined_are_the_text_and_its_decode(backen
             break
     pieces += stream.flush()
     assert answer(pieces) == re.split('zz| the ', whole_decode(backend, random_ids), maxsplit=1)[0]
+    for n in range(len(ids) + 1):  # ends anywhere
+        stream = ReplyText(backend.detokenizer())
+        pieces = [piece for token_id in ids[:n] for piece in stream.add(token_id)] + stream.flush()
+        assert answer(pieces) == whole_decode(backend, ids[:n])
+        count, exact = stream.given(n)
+        assert not exact or whole_decode(backend, ids[:count]) == answer(pieces)
+
+
+def whole_characters(data: bytes) -> str:
+    """Decoded, without half a character at the end."""
+    return codecs.getincrementaldecoder('utf-8')('replace').decode(data)
 
 
 def whole_decode(backend, ids: list[int]) -> str:
     if backend.info.api == 'fake':
-        return bytes(i for i in ids if i < 256).decode('utf-8', 'replace')
+        return whole_characters(bytes(i for i in ids if i < 256))
     import ctypes
 
     tokens = (ctypes.c_int32 * len(ids))(*ids)
@@ -385,4 +426,4 @@ def whole_decode(backend, ids: list[int]) -> str:
     size = backend._api.llama_detokenize(
         backend._text._vocab, tokens, len(ids), buffer, len(buffer), False, False
     )
-    return buffer.raw[:size].decode('utf-8', 'replace')
+    return whole_characters(buffer.raw[:size])

@@ -555,6 +555,24 @@ def test_sentences_come_out_whole_however_the_text_is_cut(text, sentences):
         assert got == sentences
 
 
+def test_a_reply_that_is_cut_in_half_a_character_says_and_keeps_whole_ones(robot):
+    text = 'Hi é🙂. So 🙂'
+    for n in range(1, len(text.encode()) + 1):
+        chat, notes = robot(f'reply={text}', generation=GenerationConfig(max_new_tokens=n))
+        turn = ask(chat, 'hello')
+        whole = text.encode()[:n].decode('utf-8', 'ignore')
+        assert (
+            turn.reply == whole and turn.finish_reason == 'length' and turn.new_tokens == len(whole.encode())
+        )
+        assert ''.join(event[2] for event in notes.events if event[0] == 'piece') == whole
+        assert not any('\ufffd' in event[2] for event in notes.events if event[0] == 'sentence')
+        if whole:
+            assert chat.history[-1].text == whole
+            before = chat.history.num_tokens
+            second = ask(chat, 'again')
+            assert second.reused_tokens >= before - 3, second  # the ids that were said are still held
+
+
 def test_the_deadline_of_a_waiting_turn_needs_no_model(robot):
     chat, notes = robot('tokens_per_second=20', on_new_query='queue')
     chat.ask(Turn('x' * 60, chat.options))

@@ -22,6 +22,7 @@ from small_vocabularies import train_sentencepiece_kind  # noqa: E402
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
+from ros2_nanochat.engine.reply_text import ReplyText  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.prompt import Preceding  # noqa: E402
 
@@ -251,6 +252,39 @@ def test_half_characters_are_held_back_and_whole_ones_are_not():
         for i in ids[:-2]:
             detokenizer.add(i)
         assert detokenizer.flush().endswith('\ufffd')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_reply_that_ends_in_half_a_character_has_whole_ones_and_the_ids_of_these(kind):
+    tokenizer = ours(kind)
+    text = 'x 🦀🤖 y 🦀'
+    ids = tokenizer.tokenize(text)
+    whole = tokenizer.detokenize(ids)
+    seen = set()
+    for n in range(len(ids) + 1):
+        reply = ReplyText(tokenizer.detokenizer())
+        answer = ''.join([delta.text for i in ids[:n] for delta in reply.add(i)])
+        answer += ''.join([delta.text for delta in reply.flush()])
+        count, exact = reply.given(n)
+        assert '\ufffd' not in answer and whole.startswith(answer)
+        kept = tokenizer.detokenize(ids[:count])
+        assert exact == (kept == answer) and answer.startswith(kept)
+        seen.add(answer)
+    if kind in ('byte_level', 'gemma'):
+        assert {'x 🦀', 'x 🦀🤖', 'x 🦀🤖 y 🦀'} <= seen and len(ids) > len(text)
+
+
+@pytest.mark.parametrize('kind', ['byte_level', 'gemma'])
+@pytest.mark.parametrize('place', range(1, 8))
+def test_a_special_token_amid_half_a_character_keeps_none_of_it(kind, place):
+    tokenizer = ours(kind)
+    ids = tokenizer.tokenize('🦀🦀')[:-1]
+    ids.insert(place, min(ids_of_specials(tokenizer)))
+    reply = ReplyText(tokenizer.detokenizer())
+    answer = ''.join([delta.text for i in ids for delta in reply.add(i)])
+    answer += ''.join([delta.text for delta in reply.flush()])
+    count, exact = reply.given(len(ids))
+    assert answer == '🦀' and exact and tokenizer.detokenize(ids[:count]) == answer
 
 
 def test_time_of_a_long_reply_is_linear():

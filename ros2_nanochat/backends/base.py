@@ -62,6 +62,17 @@ class Detokenizer(ABC):
     def flush(self) -> str:
         """End the text; return what was held back, with U+FFFD for bytes that form no character."""
 
+    def flush_whole(self) -> tuple[str, int | None]:
+        """End the text, without a last character that is not whole.
+
+        Returns:
+            The whole characters that were held back, and how many of the last ids spell only part of a
+            character; None if that is not known: then it is all ids since `pending` became true.
+        """
+        pending = self.pending
+        text = self.flush()
+        return (text.rstrip('\ufffd'), None) if pending else (text, 0)
+
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of an id inside a text, maybe part of a character; empty for a special

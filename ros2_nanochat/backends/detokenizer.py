@@ -152,17 +152,23 @@ class SentencePieceDetokenizer(Detokenizer):
 
     def _start(self) -> None:
         self._bytes = bytearray()
+        self._places: list[int] = []  # of each byte's id among the ids since the first of them
+        self._num_ids = 0
         self._to_strip = self._strips
         self._is_first = True
 
     def add(self, token_id: int) -> str:
         token = None if token_id in self._special_ids else self._token(token_id)
+        self._num_ids += 1
         if token is None:
             return ''
         if self._mark:
             token = token.replace(self._mark, '' if self._is_first and self._drops_first else self._space)
         self._is_first = False
         if self._has_bytes and (byte := _BYTE_TOKEN.fullmatch(token)):
+            if not self._bytes:
+                self._places, self._num_ids = [], 1
+            self._places.append(self._num_ids - 1)
             self._bytes.append(int(byte[1], 16))
             return ''
         return self._emit(self._end_of_bytes() + token)
@@ -179,6 +185,18 @@ class SentencePieceDetokenizer(Detokenizer):
         text = self._emit(self._end_of_bytes())
         self._start()
         return text
+
+    def flush_whole(self) -> tuple[str, int | None]:
+        data = bytes(self._bytes)
+        try:
+            whole = len(data.decode().encode())
+        except UnicodeDecodeError as error:
+            if error.reason != 'unexpected end of data':
+                return self.flush(), 0  # no part of a character: broken, as in the middle of a text
+            whole = error.start
+        partial = self._num_ids - self._places[whole] if whole < len(data) else 0
+        del self._bytes[whole:]
+        return self.flush(), partial
 
     @property
     def pending(self) -> bool:

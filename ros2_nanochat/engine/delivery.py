@@ -242,7 +242,7 @@ class Delivery:
         count, exact = progress.text.given(len(progress.new_ids))
         self._scheduler.remove(request)
         self._metrics.count(f'finished_{reason}')
-        output.put(End(reason, count, exact, detail))
+        output.put(End(reason, count, exact, detail, progress.text.num_partial))
 
     def fail(self, requests: Sequence[Request], detail: str) -> None:
         """End replies with an error.

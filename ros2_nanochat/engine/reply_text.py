@@ -19,7 +19,8 @@ class TextDelta(NamedTuple):
 
     Attributes:
         text: Final text, not empty.
-        num_tokens: Ids of the reply, from the start, whose text has been given with it.
+        num_tokens: Ids of the reply, from the start, whose text has been given with it; the last of them ends
+            a character.
         exact: Whether those ids spell exactly the text given so far. A token may be given in part, if a stop
             string might begin in it.
         reasoning: Whether the text is reasoning, between the model's marks.
@@ -71,11 +72,13 @@ class ReplyText:
         self._ends: list[int] = []  # after each id: number of characters spelled so far
         self._whole: list[bool] = []  # after each id: whether the text ends with a whole character
         self._begun = False  # whether the answer has begun; a mark spelled out in it belongs to it
-        self._mixed = False  # whether there was reasoning within the answer
+        self._mixed = False  # whether the ids spell more than the text: reasoning within it, half a character
         self.stopped = False
         """Whether a stop string was found; the reply ends before it."""
         self.num_reasoning = 0
         """Ids up to the end of the reasoning, including its marks."""
+        self.num_partial = 0
+        """At the end: number of the last ids that spell only a part of a character."""
 
     def add(self, token_id: int) -> list[TextDelta]:
         """Take one id; return the text that became final."""
@@ -83,7 +86,11 @@ class ReplyText:
         is_mark = self._marks is not None and token_id == (
             self._marks.end_id if self._reasoning else self._marks.start_id
         )
-        text = self._detokenizer.flush() if is_mark or begins_header else self._detokenizer.add(token_id)
+        if is_mark or begins_header:
+            text, partial = self._detokenizer.flush_whole()
+            self._mixed = self._mixed or partial != 0  # the ids spell half a character more than the text has
+        else:
+            text = self._detokenizer.add(token_id)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
         self._whole.append(not self._detokenizer.pending)
         deltas: list[TextDelta] = []
@@ -97,18 +104,34 @@ class ReplyText:
         return deltas
 
     def flush(self) -> list[TextDelta]:
-        """End the reply; return the text that was held back."""
+        """End the reply; return the text that was held back. Part of a character is no text, and its ids are
+        not kept.
+        """
         deltas: list[TextDelta] = []
         if not self.stopped:
-            rest = self._detokenizer.flush()
+            rest, partial = self._detokenizer.flush_whole()
             if self._ends:
-                self._ends[-1] += len(rest)
-                self._whole[-1] = True
+                self._end_at_a_whole_character(len(rest), partial)
             self._emit(self._switches[self._reasoning].flush(rest), 0, deltas)
             rest = '' if self.stopped else self._stops.flush()
             if rest:
                 deltas.append(self._delta(rest, 0))
         return deltas
+
+    def _end_at_a_whole_character(self, num_characters: int, partial: int | None) -> None:
+        """Note that the ids spell `num_characters` more, and that the last `partial` ids do not."""
+        kept = num_ids = len(self._ends)
+        if partial is None:
+            while kept and not self._whole[kept - 1]:
+                kept -= 1
+        else:
+            kept -= partial
+        end = self._ends[-1] + num_characters
+        if partial is not None and kept:
+            self._ends[kept - 1 :] = [end] * (num_ids - kept + 1)
+            self._whole[kept - 1] = True
+        self._ends[-1] = end
+        self.num_partial = num_ids - kept
 
     @property
     def in_answer(self) -> bool:
@@ -134,7 +157,10 @@ class ReplyText:
         exactly that)`.
         """
         if not self.stopped:
-            return num_tokens, not self._mixed
+            kept = num_tokens - self.num_partial
+            spelled = self._ends[kept - 1] if kept else 0
+            whole = not self.num_partial or spelled == self._ends[-1]
+            return kept, whole and not self._mixed
         return (self._last.num_tokens, self._last.exact) if self._last else (0, True)
 
     def _add_to_header(self, token_id: int, text: str, deltas: list[TextDelta]) -> None:
@@ -160,7 +186,7 @@ class ReplyText:
             self.num_reasoning = len(self._ends)
         else:
             self._label, self._label_held = self._marks.label if self._marks else '', ''
-            self._mixed = self._begun
+            self._mixed = self._mixed or self._begun
             if not self.stopped and (rest := self._stops.flush()):
                 deltas.append(self._delta(rest, behind))
         self._reasoning = not self._reasoning
@@ -211,7 +237,10 @@ class ReplyText:
         given = self._ends[-1] - behind
         index = bisect.bisect_left(self._ends, given)
         exact = self._ends[index] == given and self._whole[index] and not self._mixed
-        self._last = TextDelta(text, index + 1 if exact else index, exact, self._reasoning)
+        num_tokens = index + 1 if exact else index
+        while num_tokens and not self._whole[num_tokens - 1]:
+            num_tokens -= 1
+        self._last = TextDelta(text, num_tokens, exact, self._reasoning)
         return self._last
 
 

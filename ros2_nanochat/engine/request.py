@@ -37,12 +37,14 @@ class End:
         num_tokens: Number of ids in the complete reply.
         exact: Whether they spell exactly its text.
         detail: What was wrong and what to do, if something was.
+        num_partial: Number of further ids, which spell only a part of a character.
     """
 
     reason: FinishReason
     num_tokens: int
     exact: bool = True
     detail: str | None = None
+    num_partial: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,11 +118,8 @@ class StreamingResponse:
                     self._taken.add(item)
                     return item
                 if isinstance(item, End):
-                    self._taken.num_tokens, self._taken.exact, self.error = (
-                        item.num_tokens,
-                        item.exact,
-                        item.detail,
-                    )
+                    self._taken.end(item, self._detokenize)
+                    self.error = item.detail
                     self._end(item.reason)
                     self._request.signals.output.put(None)
         return None
@@ -194,7 +191,9 @@ class StreamingResponse:
 
     @property
     def tokens(self) -> list[int]:
-        """The ids that were handed out, including the reasoning and its marks, without the end token."""
+        """The ids that were handed out, including the reasoning and its marks, without the end token. The ids
+        of a last character that is not whole are also left out, except with `detokenize=False`.
+        """
         return self._request.progress.new_ids[: self._taken.num_tokens]
 
     @property
@@ -253,6 +252,11 @@ class _Taken:
     def add(self, delta: TextDelta) -> None:
         self.deltas.append(delta)
         self.num_tokens, self.exact = delta.num_tokens, delta.exact
+
+    def end(self, end: End, is_text: bool) -> None:
+        self.num_tokens, self.exact = end.num_tokens, end.exact
+        if not is_text and end.num_partial:
+            self.num_tokens, self.exact = end.num_tokens + end.num_partial, False
 
     def cut(self, num_tokens: int) -> None:
         """Remove what comes after the first `num_tokens` ids."""

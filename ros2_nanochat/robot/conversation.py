@@ -157,7 +157,7 @@ class RobotConversation:
         for turn in dropped:
             self._end_unrun(turn, FinishReason.CANCELLED)
         if not wait((done,), timeout).done:
-            raise RuntimeError(f'the reply that streams has not ended within {timeout} s')
+            raise RuntimeError(f'the current reply has not ended within {timeout} s')
         done.result()
         return ran, len(dropped)
 

@@ -61,7 +61,7 @@ def robot_names(values: Iterable[str]) -> list[str]:
             raise ValueError(f'robots: {name!r} is not valid: a parameter has this name')
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f'robots: {min(twice)!r} stands there twice')
+        raise ValueError(f'robots: {min(twice)!r} appears twice')
     return names or ['']
 
 

@@ -125,7 +125,7 @@ class ConversationStore:
                 f'{failure.strerror}'
             ) from failure
         self._log.error(
-            f'the saved conversation is damaged and was set aside as {aside}; beginning anew'
+            f'the saved conversation is damaged and was set aside as {aside}; starting afresh'
             f' ({one_line(error)})'
         )
 

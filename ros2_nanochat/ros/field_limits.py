@@ -42,7 +42,9 @@ def narrow(schema: dict, cls: Any, path: str, limits: Any) -> None:
         name = part.removesuffix('[]')
         properties = node.get('properties', {})
         if name not in properties:
-            raise ValueError(f'{where} is no field: {owner.__name__} has {", ".join(properties) or "none"}')
+            raise ValueError(
+                f'{where} is not a field: {owner.__name__} has {", ".join(properties) or "none"}'
+            )
         slot = dict(zip(owner.get_fields_and_field_types(), owner.SLOT_TYPES))[name]
         properties[name] = node = copy.deepcopy(properties[name])
         parent, last, declared_in = properties, name, owner

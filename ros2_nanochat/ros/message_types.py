@@ -27,7 +27,7 @@ def message_type(name: str) -> Any:
     """
     match = TYPE_NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f'{shorten(name)!r} is no ROS type: package/msg/Type')
+        raise ValueError(f'{shorten(name)!r} is not a ROS type: package/msg/Type')
     package, kind, type_name = match[1], match[2] or 'msg', match[3]
     if not has_resource('rosidl_interfaces', package):
         raise ValueError(

@@ -73,6 +73,6 @@ def describe(error: BaseException) -> str:
     text = re.sub(r',? at [^\s,]+:\d+', '', str(error)).removeprefix('failed to initialize rcl: ')
     text = ' '.join(text.split()).rstrip('^ ').replace('. Error: error not set', '')
     if type(error).__name__ == 'UnknownROSArgsError':
-        text = f'{text} is not understood behind --ros-args'
+        text = f'{text} is not understood after --ros-args'
     hint = next((hint for words, hint in _HINTS.items() if words in text and 'parse' in text), '')
     return f'{text}: {hint}' if hint else text

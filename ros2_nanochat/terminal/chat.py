@@ -47,8 +47,8 @@ def main(args: Sequence[str] | None = None) -> int:
             )
             if options.model is None:
                 screen.note(
-                    'This is the small model that comes along: quick, and often wrong. --model names a better'
-                    ' one.'
+                    'This is the small embedded model: quick, and often wrong. Choose a better one with'
+                    ' --model.'
                 )
         loop.run(prompts)
         return int(loop.failed and not screen.interactive)

@@ -20,11 +20,11 @@ COMMANDS = {
     '/format': '/format FORM sets the form of answers (yes | no, json, ...); without FORM, it ends it',
     '/undo': 'take back the last question and its reply',
     '/save': '/save FILE writes the conversation',
-    '/load': '/load FILE goes on with a saved one',
+    '/load': '/load FILE continues a saved one',
     '/stats': 'figures of the model and the conversation',
     '/quit': 'leave (so do Ctrl-D, and Ctrl-C twice)',
 }
-_KEYS = 'Image file names or addresses may stand before a question. Ctrl-C stops a reply.'
+_KEYS = 'Put image file names or URLs before a question. Ctrl-C stops a reply.'
 
 
 class Leave(Exception):

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
     status = run_program(body, tell, options.debug)
     if status == 130:
-        tell('stopped; nothing that was begun is left')
+        tell('stopped; unfinished files were removed')
     return status
 
 

@@ -47,7 +47,7 @@ def fetch(url: str, max_bytes: int, timeout: float = TIMEOUT) -> bytes:
     except ValueError:
         valid = False
     if not valid:
-        raise ValueError(f'{name!r} is not an address that is opened here: http:// and https:// are')
+        raise ValueError(f'{name!r} cannot be opened: only http:// and https:// addresses can')
     download = _Download(url, max_bytes, timeout)
     thread = threading.Thread(target=download.run, name='fetch', daemon=True)
     thread.start()

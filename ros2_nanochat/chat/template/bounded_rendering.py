@@ -87,7 +87,9 @@ class BoundedRenderer:
         try:
             request = json.dumps({'source': source, 'context': context}).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise Refused(f'cannot render this conversation: a value is no JSON ({error})') from error
+            raise Refused(
+                f'cannot render this conversation: JSON cannot represent a value ({error})'
+            ) from error
         with self._lock:
             if source in self._stopped:
                 raise TooCostly(self._stopped[source])

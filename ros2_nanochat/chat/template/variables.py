@@ -34,14 +34,12 @@ def check_template_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     for name in options:
         if name in _GIVEN or not name.isidentifier():
             raise ValueError(
-                f'template_options: {shorten(name)!r} cannot be set: it is no variable of templates'
+                f'template_options: {shorten(name)!r} cannot be set: it is not a variable of templates'
             )
     try:
         return json.loads(json.dumps(dict(options), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f'template_options: values have to be what JSON can hold ({one_line(error)})'
-        ) from None
+        raise ValueError(f'template_options: JSON cannot represent the values ({one_line(error)})') from None
 
 
 def warn_of_unread(options: Mapping[str, Any], markup: JinjaMarkup | NanoLLMFormat) -> None:

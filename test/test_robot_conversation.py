@@ -199,15 +199,15 @@ def test_a_robot_that_keeps_its_kv_reads_nothing_again_after_a_restart_and_forge
     second = ask(chat, 'two')
     chat.close()
     assert (
-        first.reused_tokens == 0
-        and second.reused_tokens >= first.prompt_tokens + first.new_tokens - 1
+        first.usage.reused_tokens == 0
+        and second.usage.reused_tokens >= first.usage.prompt_tokens + first.usage.new_tokens - 1
         and second.reply == 'You said: two'
     )
     file.write_bytes(kept[:-1])
     chat = start()
     third = ask(chat, 'three')
     chat.close()
-    assert third.reused_tokens == 0 and third.reply == 'You said: three' and 'damaged' in Log.lines[-1]
+    assert third.usage.reused_tokens == 0 and third.reply == 'You said: three' and 'damaged' in Log.lines[-1]
     chat = start()
     ask(chat, 'four')
     chat.reset()

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
@@ -220,15 +220,12 @@ class Answering:
                 self._speak(worker, turn, sentences.add(piece.text))
         worker.check()
         self._speak(worker, turn, sentences.flush())
-        usage = stream.usage
+        # The ids that were handed out; the model may have been ahead of them when it was stopped.
+        turn.usage = replace(stream.usage, new_tokens=len(stream.tokens))
         turn.reply, turn.reasoning = stream.text, stream.reasoning or ''
         turn.finish_reason, turn.error = stream.finish_reason, stream.error or ''
-        turn.new_tokens = len(stream.tokens)
         self._note_form(turn, stream)
-        turn.prompt_tokens, turn.reused_tokens = usage.prompt_tokens or 0, usage.reused_tokens or 0
-        turn.image_tokens, turn.reused_image_tokens = usage.image_tokens, usage.reused_image_tokens
-        turn.queue_time += usage.queue_time or 0.0
-        turn.tokens_per_second = usage.tokens_per_second or 0.0
+        turn.queue_time += turn.usage.queue_time or 0.0
 
     @staticmethod
     def _note_form(turn: Turn, stream) -> None:

@@ -231,7 +231,9 @@ class RobotConversation:
     def slow(self) -> bool:
         """Whether the last reply was much slower than the fastest one."""
         last = self.last
-        return last is not None and last.new_tokens >= 16 and last.tokens_per_second < _SLOW * self.record
+        return (
+            last is not None and last.usage.new_tokens >= 16 and last.tokens_per_second < _SLOW * self.record
+        )
 
     @property
     def last(self) -> Turn | None:

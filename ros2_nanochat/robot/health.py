@@ -127,15 +127,15 @@ def robot_status(chat) -> Status:
                 'finish_reason': last.finish_reason,
                 'tokens_per_second': f'{last.tokens_per_second:.1f}',
                 'time_to_first_token': _seconds(last.time_to_first_token),
-                'prompt_tokens': last.prompt_tokens,
-                'reused_tokens': last.reused_tokens,
+                'prompt_tokens': last.usage.prompt_tokens,
+                'reused_tokens': last.usage.reused_tokens,
             }
         )
-        if last.image_tokens:
+        if last.usage.image_tokens:
             status.values.update(
                 {
-                    'image_tokens': last.image_tokens,
-                    'reused_image_tokens': last.reused_image_tokens,
+                    'image_tokens': last.usage.image_tokens,
+                    'reused_image_tokens': last.usage.reused_image_tokens,
                     'encode_time': _seconds(last.encode_time),
                 }
             )

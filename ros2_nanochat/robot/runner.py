@@ -135,12 +135,12 @@ class Runner:
                 with memory.lock:
                     self.saved.save(memory, worker, turn)
             self.last = turn
-            if turn.new_tokens >= 16:
+            if turn.usage.new_tokens >= 16:
                 self.record = max(self.record, turn.tokens_per_second)
             self.announce(turn, worker)
             self.faults.went_well()
         idle = self._schedule.finished(worker)
-        if turn.new_tokens and idle and self.saved is not None:
+        if turn.usage.new_tokens and idle and self.saved is not None:
             # Only if this turn computed something: else the KV belongs to earlier turns, which a reset may
             # have forgotten. Nobody waits for it.
             self.saved.save_kv(memory, worker)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.config import OnNewQuery, RobotOptions
+from ros2_nanochat.engine.usage import Usage
 
 _arrivals = itertools.count()
 
@@ -64,6 +65,9 @@ class Turn:
         goal: Anything the caller wants to find again in the output's calls.
         own_form: The turn has its own form, not the robot's.
         parsed: The answer as a value, if it is valid.
+        usage: The tokens and times of the reply, as the engine counts them.
+        queue_time: Seconds until the model began with it, since it arrived at the robot.
+        time_to_first_token: Seconds until the first token was handed out, since then.
     """
 
     query: str
@@ -87,16 +91,11 @@ class Turn:
     parsed: Any = None
     choice: str = ''
     probability: float = 0.0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    image_tokens: int = 0
-    reused_image_tokens: int = 0
+    usage: Usage = Usage()
     encode_time: float = 0.0
-    new_tokens: int = 0
     dropped_turns: int = 0
     queue_time: float = 0.0
     time_to_first_token: float = 0.0
-    tokens_per_second: float = 0.0
     num_pieces: int = 0
     begun: bool = False
 
@@ -120,6 +119,11 @@ class Turn:
             self.options.on_new_query is not OnNewQuery.INTERRUPT,
             self.arrival,
         )
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed; 0.0 if fewer than two tokens came."""
+        return self.usage.tokens_per_second or 0.0
 
     def stop(self, reason: str) -> None:
         """End the turn with what was delivered so far, even if it has not begun. The first reason counts."""

@@ -36,7 +36,9 @@ _SHOWN = 200  # characters that a rejected query keeps
 class Output(Protocol):
     """Receives a robot's turns. Called on the robot's thread; `ended` also on the caller's.
 
-    An exception that it raises is logged and appears in the diagnostics, but does not propagate.
+    `started` is called when a turn begins, `token` for each piece of the reply, `sentence` for each complete
+    sentence, and `ended` once for each turn. Exceptions are logged and appear in the diagnostics, but do not
+    propagate.
     """
 
     def started(self, turn: Turn) -> None: ...

@@ -90,8 +90,6 @@ class ChatNode(LifecycleNodeMixin, Node):
                 self.exit_code = 1
             self.done.set()
 
-    # --- parameters ---
-
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         if not any(self.has_parameter(parameter.name) for parameter in parameters):
             # Just declared, for a robot or a topic. They are checked when used: checking all robots for each
@@ -141,21 +139,24 @@ class ChatNode(LifecycleNodeMixin, Node):
     def _update_fleet(self, activating: bool = False) -> None:
         self._fleet.update(self._model, lambda: activating or self._state == NodeState.ACTIVE)
 
-    # --- the life cycle ---
-
     def on_configure(self, _):
+        """Load the model and create the robots' conversations."""
         return self._transition(NodeState.CONFIGURING, NodeState.INACTIVE, self._configure)
 
     def on_activate(self, _):
+        """Open the robots' topics."""
         return self._transition(NodeState.ACTIVATING, NodeState.ACTIVE, self._activate)
 
     def on_deactivate(self, _):
+        """Close the robots' topics."""
         return self._transition(NodeState.DEACTIVATING, NodeState.INACTIVE, self._fleet.close_ports)
 
     def on_cleanup(self, _):
+        """End the conversations and free the memory."""
         return self._transition(NodeState.CLEANING_UP, NodeState.UNCONFIGURED, self._unload)
 
     def on_shutdown(self, _):
+        """End everything."""
         return self._transition(NodeState.SHUTTING_DOWN, NodeState.FINALIZED, self._unload)
 
     def _transition(self, during: NodeState, after: NodeState, action):
@@ -228,8 +229,6 @@ class ChatNode(LifecycleNodeMixin, Node):
         ending.start()
         ending.join(timeout)
         return not ending.is_alive() and self._loader.share is None
-
-    # --- now and then ---
 
     def _tick(self) -> None:
         try:

@@ -19,7 +19,7 @@ robots there are."""
 
 
 class Nobody:
-    """The output of a conversation whose topics are closed."""
+    """The `Output` of a conversation whose topics are closed: drops everything."""
 
     def started(self, turn) -> None: ...
     def token(self, turn, index, text, num_tokens, reasoning) -> None: ...

@@ -155,10 +155,12 @@ class RobotPort:
     # --- out: the Output of RobotConversation ---
 
     def started(self, turn: Turn) -> None:
+        """Mark the goal of the turn as executing."""
         if turn.goal is not None:
             self._goals.started(turn)
 
     def token(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None:
+        """Publish a piece of the reply, and send it as feedback."""
         self._publish_token(
             turn,
             Token(
@@ -172,9 +174,11 @@ class RobotPort:
         )
 
     def sentence(self, turn: Turn, text: str) -> None:
+        """Publish a sentence."""
         self._sentence(String(data=text))
 
     def ended(self, turn: Turn) -> None:
+        """Publish the last token, the reply and the turn, and send the result."""
         last = Token(
             stamp=self._now(),
             turn_id=turn.id,

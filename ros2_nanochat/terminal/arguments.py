@@ -107,7 +107,7 @@ def generation_config(args: argparse.Namespace) -> GenerationConfig:
     options = given(args, GenerationConfig)
     if 'stop_tokens' in options:
         options['stop_tokens'] = tuple(map(_stop_token, options['stop_tokens']))
-    if 'response_format' in options:  # read here, where the user may name a file
+    if 'response_format' in options:  # read here, because the user may name a file
         options['response_format'] = read_response_format(options['response_format'], files=True)
     return replace(program_defaults(GenerationConfig), **options)
 

@@ -164,7 +164,7 @@ def open_processor(path: str, row_id: int | None):
             return _GridProcessor(images, words, row_id)
         if (settings := read_config(path)).get(
             'model_type'
-        ) == 'smolvlm':  # a picture stands in its prompts as in those of Idefics3
+        ) == 'smolvlm':  # its prompts represent a picture like those of Idefics3
             side = settings['vision_config']['image_size'] // settings['vision_config']['patch_size']
             return transformers.Idefics3Processor(
                 images, words, image_seq_len=side**2 // settings['scale_factor'] ** 2

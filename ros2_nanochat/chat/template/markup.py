@@ -204,8 +204,7 @@ class Runs:
             return ids
         if len(text) == 1:
             return [i for i in ids if i not in caught]
-        # cut inside each string that was taken for a special token; where a tokenizer's normalization hides
-        # it, at every character
+        # split inside each string that became a special token, or at every character if normalization hides it
         cuts = {
             match.start() + 1
             for i in caught

@@ -109,7 +109,7 @@ class NanoLLMFormat:
         is_closed = any(end in after for end in (*ends, *(s for s in self.stop or () if isinstance(s, str))))
         if not is_closed and not any(
             end in filled['user'][0] for end in ends
-        ):  # NanoLLM's for Gemma ends the bot's turn where the user's begins
+        ):  # NanoLLM's template for Gemma ends the bot's turn at the beginning of the user's
             wanted = [end for end in ends if self.stop is None or end in self.stop]
             filled['bot'] = before, (wanted[0] if wanted else '') + after
         self._pieces = filled

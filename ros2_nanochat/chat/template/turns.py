@@ -18,7 +18,7 @@ from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat
 from ros2_nanochat.reasoning import marks_in_template
 
 BETWEEN = '\n'  # between two messages that share one turn
-# between a system prompt and the first message, where these share one turn (as in Gemma 3's template)
+# between a system prompt and the first message, if these share one turn (as in Gemma 3's template)
 AFTER_SYSTEM = '\n\n'
 
 

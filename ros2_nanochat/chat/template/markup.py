@@ -204,7 +204,7 @@ class Runs:
             return ids
         if len(text) == 1:
             return [i for i in ids if i not in caught]
-        # split inside each string that became a special token, or at every character if normalization hides it
+        # split inside each string that became a special token; at every character if normalization hides it
         cuts = {
             match.start() + 1
             for i in caught

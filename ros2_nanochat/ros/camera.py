@@ -190,6 +190,8 @@ class Camera:
             ends = self._publishers[topic.name] = self._node.get_publishers_info_by_topic(topic.name)
             sources = frozenset(_identity(end.endpoint_gid) for end in ends)
             if sources != self._sources.get(topic.name):
+                if topic is self._open and topic.name in self._sources:
+                    self._take()  # what has arrived is of the publishers before
                 self._sources[topic.name], self._quiet = sources, ''
                 self._known = (self._known if len(self._known) < _KNOWN else set()) | sources
                 self._tried.clear()

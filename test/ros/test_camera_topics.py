@@ -197,8 +197,8 @@ def test_the_frames_of_a_publisher_that_has_gone_are_gone(world):
     world.until(lambda: not ask(camera)[0])
     second = world.publisher('/user/image')
     world.until(lambda: camera.present)
-    time.sleep(0.5)  # the graph is looked at some times a second
-    assert camera.newest() is None and not ask(camera)[0]
+    world.until(lambda: camera.newest() is None)
+    assert not ask(camera)[0]
     show(world, camera, second, frame('second'))
     second.publish(frame('never taken'))
     time.sleep(0.3)

@@ -191,6 +191,7 @@ def test_no_content_becomes_markup(name, role, data):
         assert attack.strip() in model.detokenize(ids)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', ['smollm2', 'gemma3'])
 def test_small_models_have_transformers_ids(name):
     if name not in small_models():

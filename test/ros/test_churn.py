@@ -52,6 +52,7 @@ def churn(listen):
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.long
 def test_robots_and_activations_come_and_go_under_queries_goals_images_and_clients_that_leave(
     start, listen, churn
 ):
@@ -114,6 +115,7 @@ def test_clients_on_many_threads_lose_no_answer(start, talk, churn):
     churn(*[ask] * 6, seconds=3.0)
 
 
+@pytest.mark.long
 def test_a_reply_whose_node_is_killed_is_given_up(start, talk):
     node = start(model='tokens_per_second=20')
     chat = talk()

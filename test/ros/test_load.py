@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -126,6 +127,7 @@ time.sleep(100)
 """
 
 
+@pytest.mark.long
 def test_a_client_that_is_killed_while_another_one_listens_stops_its_turn(start, listen, talk):
     start(model='tokens_per_second=20', on_new_query='queue')
     ears, other = listen(), talk()

@@ -54,6 +54,7 @@ def listen_new():
     return listen
 
 
+@pytest.mark.long
 def test_after_kill_9_every_announced_turn_is_there_and_none_twice(start, listen_new, talk, tmp_path):
     assert kill_in_mid_reply(
         start, listen_new, talk, tmp_path, 3, api='fake', model='tokens_per_second=300', max_context_len=8192

@@ -78,8 +78,10 @@ def test_a_conversation_longer_than_the_context_goes_on(model):
     history = ChatHistory(model, system_prompt='the robot sees')
     for turn in range(14):
         reply = ask(model, history, f'turn {turn}: please drive to the kitchen', n=16)
-        assert len(reply.tokens) == 16 and len(reply.kv_cache) <= 256
-    assert reply.tokens == by_transformers(prompt_of(reply), 16)
+        assert reply.usage.new_tokens == 16 and len(reply.kv_cache) <= 256
+    # Half a character at its end is no part of a reply.
+    count = len(reply.tokens)
+    assert count > 12 and reply.tokens == by_transformers(prompt_of(reply), 16)[:count]
 
 
 def test_embeddings_in_place_of_a_prompt_give_the_same_ids(model):

@@ -179,6 +179,7 @@ def test_what_was_started_ends_with_whoever_asked_and_leaves_nothing(place, prog
         env={**os.environ, 'STAND_IN': 'sleep compile'},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests may run under nohup
     )
     pid = place / 'record.pid'
     wait_for(lambda: pid.exists() and pid.read_text())

@@ -28,7 +28,7 @@ def ours(folder) -> list[int]:
         history.append('user', image=vision_models.picture(3), text=QUESTION)
         prompt, _ = history.embed_chat()
         assert prompt.spans
-        return list(model.generate(prompt, max_new_tokens=10).wait().tokens)
+        return list(model.generate(prompt, max_new_tokens=10, detokenize=False).wait().tokens)
 
 
 def prompt_text(words, picture: bool = True) -> str:
@@ -138,7 +138,7 @@ def test_a_prompt_that_attends_both_ways_has_the_ids_and_the_reply_of_the_models
         prompt, _ = history.embed_chat()
         ids = inputs['input_ids'][0].numpy()
         assert (np.where(prompt.entries < 0, model.config.image_token_id, prompt.entries) == ids).all()
-        reply = seeing.generate(prompt, max_new_tokens=10).wait()
+        reply = seeing.generate(prompt, max_new_tokens=10, detokenize=False).wait()
         assert list(reply.tokens) == without_end(out[0, len(ids) :].tolist(), processor.tokenizer)
         assert reply.usage['image_tokens'] == 16
         inputs['repetition_penalty'] = 1.3  # which looks at the prompt's own ids
@@ -149,7 +149,7 @@ def test_a_prompt_that_attends_both_ways_has_the_ids_and_the_reply_of_the_models
             eos_token_id=processor.tokenizer.eos_token_id,
             pad_token_id=0,
         )
-        reply = seeing.generate(prompt, max_new_tokens=10, repetition_penalty=1.3).wait()
+        reply = seeing.generate(prompt, max_new_tokens=10, repetition_penalty=1.3, detokenize=False).wait()
         assert list(reply.tokens) == without_end(out[0, len(ids) :].tolist(), processor.tokenizer)
 
 
@@ -164,7 +164,7 @@ def test_such_prompts_run_beside_one_another_and_each_further_turn_is_a_prompt_o
 
         def ask(history):
             prompt, _ = history.embed_chat()
-            return seeing.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=10)
+            return seeing.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=10, detokenize=False)
 
         def wanted(history, shown):
             return of_paligemma(model, words, history.embed_chat(use_cache=False)[0].entries, shown)
@@ -275,7 +275,7 @@ def test_a_picture_in_several_layers_stays_what_it_is_beside_others_and_in_the_n
             span.deepstack.shape == (2, *span.rows.shape) for prompt in prompts for _, span in prompt.spans
         )
         replies = [
-            seeing.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=10)
+            seeing.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=10, detokenize=False)
             for prompt, history in zip(prompts, histories)
         ]
         said = [list(reply.wait().tokens) for reply in replies]
@@ -294,7 +294,9 @@ def test_a_picture_in_several_layers_stays_what_it_is_beside_others_and_in_the_n
         for start, span in reversed(whole.spans):
             ids[start : start + len(span)] = [pad]
         assert list(
-            seeing.generate(prompt, kv_cache=histories[0].kv_cache, max_new_tokens=10).wait().tokens
+            seeing.generate(prompt, kv_cache=histories[0].kv_cache, max_new_tokens=10, detokenize=False)
+            .wait()
+            .tokens
         ) == of_qwen(*reference, ids, pictures)
 
 

@@ -562,7 +562,9 @@ def test_a_reply_that_is_cut_in_half_a_character_says_and_keeps_whole_ones(robot
         turn = ask(chat, 'hello')
         whole = text.encode()[:n].decode('utf-8', 'ignore')
         assert (
-            turn.reply == whole and turn.finish_reason == 'length' and turn.new_tokens == len(whole.encode())
+            turn.reply == whole
+            and turn.finish_reason == 'length'
+            and turn.usage.new_tokens == len(whole.encode())
         )
         assert ''.join(event[2] for event in notes.events if event[0] == 'piece') == whole
         assert not any('\ufffd' in event[2] for event in notes.events if event[0] == 'sentence')
@@ -570,7 +572,7 @@ def test_a_reply_that_is_cut_in_half_a_character_says_and_keeps_whole_ones(robot
             assert chat.history[-1].text == whole
             before = chat.history.num_tokens
             second = ask(chat, 'again')
-            assert second.reused_tokens >= before - 3, second  # the ids that were said are still held
+            assert second.usage.reused_tokens >= before - 3, second  # the ids that were said are still held
 
 
 def test_the_deadline_of_a_waiting_turn_needs_no_model(robot):

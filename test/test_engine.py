@@ -219,6 +219,12 @@ def test_a_full_queue_refuses_with_the_figures(fake):
     assert [reply.wait().text for reply in replies[:3]] == ['You said: 0', 'You said: 1', 'You said: 2']
 
 
+def test_a_reply_names_its_model_once_it_has_begun(fake):
+    model = fake(max_context_len=256)
+    assert ask(model, 'short').wait().served_by == 'fake'
+    assert ask(model, 'm' * 400).wait().served_by == ''
+
+
 def test_a_prompt_that_can_never_fit_is_refused_with_both_figures(fake):
     model = fake(max_context_len=256)
     reply = ask(model, 'm' * 400).wait()

@@ -158,6 +158,7 @@ def test_usage_counts_what_was_given_and_made(model, greedy):
         and 0 < usage['time_to_first_token'] < 60
     )
     assert 0 <= usage['reused_tokens'] < usage['prompt_tokens'] and model.stats['last'] == usage
+    assert reply.served_by == model.info.name
 
 
 def test_a_stop_string_is_cut_off_exactly_and_may_span_tokens(model, greedy):

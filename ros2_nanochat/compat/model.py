@@ -134,7 +134,7 @@ class NanoLLM:
         if self._last is None:
             return AttributeDict()
         usage = self._last.usage
-        new, computed = usage.new_tokens, usage.prompt_tokens - usage.reused_tokens
+        new, computed = usage.new_tokens, usage.prompt_tokens - (usage.reused_tokens or 0)
         prefill = (usage.time_to_first_token or 0.0) - (usage.queue_time or 0.0)
         rate = usage.tokens_per_second or 0.0
         return AttributeDict(

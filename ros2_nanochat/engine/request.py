@@ -124,6 +124,8 @@ class Progress:
         self.solo = False
         """A forward with others failed: run this one by itself."""
         self.reused = self.shared = 0
+        self.served_by = ''
+        """The model that works on it; empty until it starts."""
         self.started: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None

@@ -169,6 +169,7 @@ class Scheduler:
             progress = request.progress
             if progress.started is None:
                 progress.started = progress.mark('started')
+                progress.served_by = self._backend.info.name
                 self._metrics.observe('queue_wait', progress.started - request.asked.submitted)
         return refused
 

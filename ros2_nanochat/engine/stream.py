@@ -229,6 +229,11 @@ class StreamingResponse:
         return self._request.usage
 
     @property
+    def served_by(self) -> str:
+        """What answers: the model's name (`name@address` if a server runs it); empty until it starts."""
+        return self._request.progress.served_by
+
+    @property
     def trace(self) -> list[tuple[str, float]]:
         """The events of this request, as `(event, time.monotonic())`."""
         return list(self._request.progress.trace)

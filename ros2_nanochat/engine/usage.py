@@ -12,8 +12,8 @@ class Usage:
 
     prompt_tokens: int = 0
     """Number of entries in the whole prompt."""
-    reused_tokens: int = 0
-    """How many of those were not recomputed."""
+    reused_tokens: int | None = 0
+    """How many of those were not recomputed; None if a server did not report it."""
     shared_tokens: int = 0
     """How many of those came from another conversation."""
     image_tokens: int = 0

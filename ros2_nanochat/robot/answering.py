@@ -222,6 +222,7 @@ class Answering:
         self._speak(worker, turn, sentences.flush())
         # The ids that were handed out; the model may have been ahead of them when it was stopped.
         turn.usage = replace(stream.usage, new_tokens=len(stream.tokens))
+        turn.served_by = stream.served_by
         turn.reply, turn.reasoning = stream.text, stream.reasoning or ''
         turn.finish_reason, turn.error = stream.finish_reason, stream.error or ''
         self._note_form(turn, stream)

@@ -128,7 +128,8 @@ def robot_status(chat) -> Status:
                 'tokens_per_second': f'{last.tokens_per_second:.1f}',
                 'time_to_first_token': _seconds(last.time_to_first_token),
                 'prompt_tokens': last.usage.prompt_tokens,
-                'reused_tokens': last.usage.reused_tokens,
+                'reused_tokens': 'unknown' if last.usage.reused_tokens is None else last.usage.reused_tokens,
+                'served_by': last.served_by,
             }
         )
         if last.usage.image_tokens:

@@ -93,6 +93,7 @@ class Turn:
     probability: float = 0.0
     usage: Usage = Usage()
     encode_time: float = 0.0
+    served_by: str = ''
     dropped_turns: int = 0
     queue_time: float = 0.0
     time_to_first_token: float = 0.0

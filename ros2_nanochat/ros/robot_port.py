@@ -32,6 +32,7 @@ DEPTH = 1000
 """Depth of the topics: enough for a burst of a few hundred queries and turns, and for a whole reply."""
 _LAST_WORDS = Duration(seconds=0.1)  # for listeners to acknowledge messages; one of them may be dead
 _CLOSING = 0.5  # seconds to wait for callbacks that the executor has already taken
+_UNKNOWN = -1  # Turn.reused_tokens, if a server does not report it
 _MOST_SECONDS, _MOST_NANOSECONDS = 2**31 - 1, 10**9 - 1
 
 
@@ -224,11 +225,12 @@ class RobotPort:
             probability=turn.probability,
             image_used=turn.picture is not None,
             prompt_tokens=turn.usage.prompt_tokens,
-            reused_tokens=turn.usage.reused_tokens,
+            reused_tokens=_UNKNOWN if turn.usage.reused_tokens is None else turn.usage.reused_tokens,
             image_tokens=turn.usage.image_tokens,
             reused_image_tokens=turn.usage.reused_image_tokens,
             encode_time=turn.encode_time,
             new_tokens=turn.usage.new_tokens,
+            served_by=turn.served_by,
             dropped_turns=turn.dropped_turns,
             queue_time=turn.queue_time,
             time_to_first_token=turn.time_to_first_token,

@@ -140,8 +140,9 @@ class _Terminal:
                     f', {turn.image_tokens} of images ({turn.reused_image_tokens} reused,'
                     f' {1e3 * turn.encode_time:.0f} ms to encode)'
                 )
+            reused = turn.reused_tokens if turn.reused_tokens >= 0 else 'an unknown number'
             _say(
-                f'{turn.finish_reason}: prompt {turn.prompt_tokens} tokens ({turn.reused_tokens}'
+                f'{turn.finish_reason}: prompt {turn.prompt_tokens} tokens ({reused}'
                 f' reused){images}, reply {turn.new_tokens}, first after {turn.time_to_first_token:.2f} s,'
                 f' {turn.tokens_per_second:.1f} tokens/s'
             )

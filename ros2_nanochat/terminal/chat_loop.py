@@ -194,11 +194,11 @@ def _figures(reply) -> str:
     usage = reply.usage
     figures = [
         f'{usage.prompt_tokens} tokens in',
-        f'{usage.reused_tokens} of them known',
+        *([] if usage.reused_tokens is None else [f'{usage.reused_tokens} of them known']),
         f'{usage.new_tokens} out',
     ]
     if usage.image_tokens:
-        figures.insert(2, f'{usage.image_tokens} for images')
+        figures.insert(-1, f'{usage.image_tokens} for images')
     if usage.time_to_first_token is not None:
         figures.append(f'first after {usage.time_to_first_token:.2f} s')
     if usage.tokens_per_second is not None:

@@ -33,6 +33,7 @@ def test_a_second_question_continues_the_conversation_and_reset_forgets_it(ears,
     assert 'Paris' in second.reply
     assert second.prompt_tokens > first.prompt_tokens + first.new_tokens
     assert second.reused_tokens >= first.prompt_tokens  # what was read is not read again
+    assert second.served_by
     chat = talk()
     assert [text for role, text in chat.history() if role != 'system'] == [
         first.query,

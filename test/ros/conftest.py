@@ -202,10 +202,17 @@ class Ears:
         self.node.destroy_node()
 
 
+def domain_of_this_worker():
+    """Files that run at the same time (pytest -n 2) must not meet: each worker has a domain of its own."""
+    domain = int(os.environ.get('ROS_DOMAIN_ID') or random.randint(1, 50))
+    worker = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
+    return (domain + 50 * worker) % 101  # 101 is the last domain whose ports are free on every Linux
+
+
 @pytest.fixture(scope='session', autouse=True)
 def ros():
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    os.environ.setdefault('ROS_DOMAIN_ID', str(random.randint(1, 100)))
+    os.environ['ROS_DOMAIN_ID'] = str(domain_of_this_worker())
     variable = (
         'FASTRTPS_DEFAULT_PROFILES_FILE'
         if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')

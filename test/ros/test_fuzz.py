@@ -136,4 +136,8 @@ def test_a_flood_of_ten_thousand_queries_is_answered_or_refused_in_bounded_memor
     assert {turn.finish_reason for _, _, turn in ears.turns} <= {'stop', 'refused'}
     assert len({turn.turn_id for _, _, turn in ears.turns}) == len(ears.turns)
     assert node.memory() < memory + 30e6
-    assert ears.turn('last').finish_reason == 'stop'
+    until = time.monotonic() + 60.0
+    while (last := ears.turn('last')).finish_reason == 'refused':  # up to ten of the flood still wait
+        assert time.monotonic() < until, 'the queue does not empty'
+        time.sleep(0.1)
+    assert last.finish_reason == 'stop'

@@ -233,7 +233,7 @@ class ChatNode(LifecycleNodeMixin, Node):
     def _tick(self) -> None:
         try:
             self._fleet.expire()
-            self._loader.load_eyes_late(getattr(self._model, 'vision', None), self._fleet)
+            self._loader.load_vision_encoder_later(getattr(self._model, 'vision', None), self._fleet)
             self._ticks += 1
             if self._ticks % 4 == 0:
                 self._publish_diagnostics()

@@ -30,15 +30,15 @@ class ModelLoader:
         self._stopping, self._log = stopping, log
         self._backend = None  # of the model that is being loaded
         self._shown = 0.0
-        self._opening_eyes = False
+        self._opening_vision = False
 
-    def load(self, config: ModelConfig, engine: EngineConfig, wants_eyes: Callable[[], bool]) -> NanoLLM:
+    def load(self, config: ModelConfig, engine: EngineConfig, wants_vision: Callable[[], bool]) -> NanoLLM:
         """Open a model and wait for it.
 
         Args:
             config: The model.
             engine: How robots share it.
-            wants_eyes: Whether to load the vision encoder now.
+            wants_vision: Whether to load the vision encoder now.
 
         Raises:
             BackendError: Loading failed or was stopped.
@@ -57,8 +57,8 @@ class ModelLoader:
                 try:
                     # The embedded model's small encoder is loaded with the first camera, so that a robot
                     # that only talks needs no torch.
-                    if (config.model is not None or config.vision is not None) and wants_eyes():
-                        self._load_eyes(model.vision)
+                    if (config.model is not None or config.vision is not None) and wants_vision():
+                        self._load_vision_encoder(model.vision)
                 except BaseException:
                     model.close()
                     raise
@@ -66,7 +66,7 @@ class ModelLoader:
             except BaseException as error:
                 outcome.append(error)
 
-        self.share, self._shown, self._opening_eyes = 0.0, time.monotonic(), False
+        self.share, self._shown, self._opening_vision = 0.0, time.monotonic(), False
         self._log.info(f'loading {config.model or "the embedded model"}')
         thread = threading.Thread(target=work, name='load', daemon=True)
         thread.start()
@@ -90,7 +90,7 @@ class ModelLoader:
             self._shown = time.monotonic()
             self._log.info(f'loading: {100 * share:.0f} %')
 
-    def _load_eyes(self, vision) -> None:
+    def _load_vision_encoder(self, vision) -> None:
         if vision is None:
             return
         if vision.load_seconds is None:
@@ -98,11 +98,11 @@ class ModelLoader:
             vision.load()
         self._log.info(f'the vision encoder is ready: {vision.load_seconds:.1f} s')
 
-    def load_eyes_late(self, vision, fleet: Fleet) -> None:
+    def load_vision_encoder_later(self, vision, fleet: Fleet) -> None:
         """Load the vision encoder on its own thread as soon as one of the robots has a camera."""
-        if vision is None or vision.load_seconds is not None or self._opening_eyes or not fleet.has_camera:
+        if vision is None or vision.load_seconds is not None or self._opening_vision or not fleet.has_camera:
             return
-        self._opening_eyes = True
+        self._opening_vision = True
 
         def work() -> None:
             try:
@@ -111,7 +111,7 @@ class ModelLoader:
             except Exception as error:  # the node still talks; a question with an image reports it again
                 self._log.warning(f'the vision encoder cannot be loaded: {one_line(error)}')
 
-        threading.Thread(target=work, name='eyes', daemon=True).start()
+        threading.Thread(target=work, name='vision-encoder', daemon=True).start()
 
     def abort(self) -> None:
         """Stop loading."""

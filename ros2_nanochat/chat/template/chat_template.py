@@ -101,7 +101,7 @@ class ChatTemplate:
                     f'set chat_template to one of {", ".join(self.names())}, or to a JSON or Jinja file'
                 )
         if isinstance(wanted, Mapping):
-            return self._from_pieces(check_nanollm_format(wanted, 'chat_template'), 'custom')
+            return self._from_nanollm_format(check_nanollm_format(wanted, 'chat_template'), 'custom')
         if not isinstance(wanted, (str, os.PathLike)):
             raise ValueError(
                 f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or'
@@ -113,7 +113,7 @@ class ChatTemplate:
             return (
                 self._jinja(builtin, wanted)
                 if isinstance(builtin, str)
-                else self._from_pieces(builtin, wanted)
+                else self._from_nanollm_format(builtin, wanted)
             )
         if '{%' in wanted or '{{' in wanted:
             return self._jinja(wanted, where='chat_template')
@@ -126,8 +126,8 @@ class ChatTemplate:
     def _jinja(self, source: str, name: str = 'jinja', where: str | None = None) -> JinjaMarkup:
         return JinjaMarkup(source, self._variables, name, where, self.options)
 
-    def _from_pieces(self, pieces: Mapping, name: str) -> NanoLLMFormat:
-        return NanoLLMFormat(pieces, self._variables, self._ends, name)
+    def _from_nanollm_format(self, template: Mapping, name: str) -> NanoLLMFormat:
+        return NanoLLMFormat(template, self._variables, self._ends, name)
 
     def _from_file(self, path: str) -> JinjaMarkup | NanoLLMFormat:
         try:
@@ -138,21 +138,21 @@ class ChatTemplate:
         if not path.lower().endswith('.json'):
             return self._jinja(source, name, path)
         try:
-            pieces = json.loads(source)
+            template = json.loads(source)
         except json.JSONDecodeError as error:
             raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
         except RecursionError:
             raise ValueError(f'{path} is nested too deep') from None
-        if isinstance(pieces, dict) and isinstance(
-            pieces.get('chat_template'), str
+        if isinstance(template, dict) and isinstance(
+            template.get('chat_template'), str
         ):  # as saved by transformers
-            return self._jinja(pieces['chat_template'], name, path)
+            return self._jinja(template['chat_template'], name, path)
 
         def line_of(key):
             at = re.search(rf'"{re.escape(key)}"\s*:', source)
             return f', line {source.count(chr(10), 0, at.start()) + 1}' if at else ''
 
-        return self._from_pieces(check_nanollm_format(pieces, path, line_of), name)
+        return self._from_nanollm_format(check_nanollm_format(template, path, line_of), name)
 
     def _find_stop(self) -> list[int | str]:
         info = self._model.info

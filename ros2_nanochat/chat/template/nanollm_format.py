@@ -21,24 +21,24 @@ _RENAMED = {'tool_response': 'tool'}
 _IGNORED = ('tool_call', 'tool_spec')  # for NanoLLM's function calling
 
 
-def check_nanollm_format(pieces: Mapping, where: str, line_of=lambda key: '') -> dict:
+def check_nanollm_format(template: Mapping, where: str, line_of=lambda key: '') -> dict:
     """Check a template and return it with the current names of its keys.
 
     Args:
-        pieces: The template.
+        template: The template.
         where: The file or option it comes from, for errors.
         line_of: Returns `, line n` for a key, or ''.
 
     Raises:
         ValueError: A key is unknown or has the wrong value; the text names it.
     """
-    if not isinstance(pieces, Mapping):
+    if not isinstance(template, Mapping):
         raise ValueError(
             f'{where}: a chat template is an object with the keys {", ".join(KEYS)}, not a'
-            f' {type(pieces).__name__}'
+            f' {type(template).__name__}'
         )
     checked = {}
-    for key, value in pieces.items():
+    for key, value in template.items():
         name = _RENAMED.get(key, key)
         if key in _IGNORED:
             continue
@@ -75,33 +75,33 @@ class NanoLLMFormat:
     """One template in this format.
 
     Args:
-        pieces: The template, checked by `check_nanollm_format`.
+        template: The template, checked by `check_nanollm_format`.
         variables: Texts for `${bos_token}` and `${eos_token}`.
         ends: Texts of the tokens that end a turn, the most likely first.
-        name: Its name, unless `pieces` holds one.
+        name: Its name, unless the template holds one.
     """
 
     writes_bos = False
     takes_text = True
-    alternates = True  # neighbours of one role are joined: a piece of `user` often begins the reply
+    alternates = True  # neighbours of one role are joined: the text behind `user` often begins the reply
     image_markers = ()
     takes_reasoning = takes_reasoning_part = False
 
     def __init__(
         self,
-        pieces: Mapping,
+        template: Mapping,
         variables: Mapping[str, str] | None = None,
         ends: Sequence[str] = (),
         name: str = 'custom',
     ):
-        self.name = pieces.get('name', name)
-        self.system_prompt = pieces.get('system_prompt')
-        self.stop = pieces.get('stop')
+        self.name = template.get('name', name)
+        self.system_prompt = template.get('system_prompt')
+        self.stop = template.get('stop')
         variables = variables or {}
         filled = {}
         for role in _TEXTS:
-            if role in pieces:
-                text = pieces[role]
+            if role in template:
+                text = template[role]
                 for variable in ('bos_token', 'eos_token'):
                     text = text.replace('${' + variable + '}', variables.get(variable, ''))
                 filled[role] = tuple(text.split(MESSAGE))
@@ -112,33 +112,34 @@ class NanoLLMFormat:
         ):  # NanoLLM's template for Gemma ends the bot's turn at the beginning of the user's
             wanted = [end for end in ends if self.stop is None or end in self.stop]
             filled['bot'] = before, (wanted[0] if wanted else '') + after
-        self._pieces = filled
+        # Role -> the text before a message and the text behind it.
+        self._around = filled
         self.source = ''.join(map(''.join, filled.values()))
 
     @property
     def takes_system(self) -> bool:
         """Whether the template writes a system prompt."""
-        return 'system' in self._pieces
+        return 'system' in self._around
 
     @property
     def takes_tool(self) -> bool:
         """Whether the template writes the answer of a tool."""
-        return 'tool' in self._pieces
+        return 'tool' in self._around
 
     @property
     def generation_prompt(self) -> str:
         """The text after a conversation that lets the model begin its reply."""
-        return self._pieces['bot'][0].rstrip(' ')
+        return self._around['bot'][0].rstrip(' ')
 
     @property
     def before_reply(self) -> str:
         """The text between the user's last words and the beginning of the reply."""
-        return self._pieces['user'][1] + self.generation_prompt
+        return self._around['user'][1] + self.generation_prompt
 
     @property
     def end_of_turn(self) -> str:
         """The text between a reply and the next message of the user."""
-        return self._pieces['bot'][1] + self._pieces['user'][0]
+        return self._around['bot'][1] + self._around['user'][0]
 
     def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
         """Render messages.
@@ -153,9 +154,9 @@ class NanoLLMFormat:
             if role == 'user' and not seen_user:
                 seen_user = True
                 behind_system = n > 0 and messages[n - 1]['role'] == 'system'
-                if 'first' in self._pieces and (behind_system or not self.takes_system):
+                if 'first' in self._around and (behind_system or not self.takes_system):
                     role = 'first'
-            before, after = self._pieces[role]
+            before, after = self._around[role]
             texts += [before, message['content'], after]
         if add_generation_prompt:
             texts.append(self.generation_prompt)

@@ -1,4 +1,4 @@
-"""JSON Schemas of dataclasses, and dataclasses made from parsed JSON."""
+"""JSON Schemas of Python types, above all dataclasses, and values of these types made from parsed JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 _PLAIN = {bool: 'boolean', int: 'integer', float: 'number', str: 'string', type(None): 'null'}
 
@@ -24,10 +24,32 @@ def dataclass_schema(cls: type) -> dict:
     return _of_dataclass(cls, ())
 
 
+def type_schema(hint: Any, where: str) -> dict:
+    """Return the JSON Schema of a type.
+
+    Types are those of `dataclass_schema`. In `Annotated[type, ...]`, a dict is added to the schema, a text is
+    its description, and limits in the style of `annotated_types` and pydantic (`ge`, `gt`, `le`, `lt`,
+    `min_length`, `max_length`, `multiple_of`) are its limits.
+
+    Args:
+        hint: The type.
+        where: What has this type, for the message.
+
+    Raises:
+        ValueError: The type has no schema; the message names it.
+    """
+    return _of_type(hint, where, ())
+
+
+def convert_value(hint: Any, value: Any) -> Any:
+    """Make a value of a type from parsed JSON that conforms to its schema."""
+    return _value(hint, value)
+
+
 def _of_dataclass(cls: type, outer: tuple[type, ...]) -> dict:
     if cls in outer:
         raise ValueError(f'response_format={outer[0].__name__} is not valid: {cls.__name__} holds itself')
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     properties = {}
     for field in fields(cls):
         if field.init:
@@ -44,6 +66,8 @@ def _of_dataclass(cls: type, outer: tuple[type, ...]) -> dict:
 
 def _of_type(hint: Any, where: str, outer: tuple[type, ...]) -> dict:
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _of_annotated(arguments[0], hint.__metadata__, where, outer)
     if hint in _PLAIN:
         return {'type': _PLAIN[hint]}
     if origin is Literal:
@@ -64,6 +88,41 @@ def _of_type(hint: Any, where: str, outer: tuple[type, ...]) -> dict:
     raise ValueError(f'response_format: {where} has the type {hint}, which has no JSON Schema here')
 
 
+_LIMITS = {
+    'ge': 'minimum',
+    'gt': 'exclusiveMinimum',
+    'le': 'maximum',
+    'lt': 'exclusiveMaximum',
+    'multiple_of': 'multipleOf',
+}
+_LENGTHS = {'min_length': ('minLength', 'minItems'), 'max_length': ('maxLength', 'maxItems')}
+
+
+def _of_annotated(hint: Any, metadata: Sequence[Any], where: str, outer: tuple[type, ...]) -> dict:
+    schema = _of_type(hint, where, outer)
+    for item in metadata:
+        if isinstance(item, Mapping):
+            schema.update(item)
+        elif isinstance(item, str):
+            schema['description'] = item
+        else:
+            # pydantic's Field keeps its limits in a list of its own
+            for limit in (item, *(getattr(item, 'metadata', None) or ())):
+                _add_limits(schema, limit)
+            if isinstance(text := getattr(item, 'description', None), str):
+                schema['description'] = text
+    return schema
+
+
+def _add_limits(schema: dict, limit: Any) -> None:
+    for name, keyword in _LIMITS.items():
+        if (value := getattr(limit, name, None)) is not None:
+            schema[keyword] = value
+    for name, (of_text, of_list) in _LENGTHS.items():
+        if (value := getattr(limit, name, None)) is not None:
+            schema[of_list if schema.get('type') == 'array' else of_text] = value
+
+
 def make_dataclass(cls: type, data: Any) -> Any:
     """Make an instance of a dataclass from parsed JSON that conforms to its schema."""
     hints = typing.get_type_hints(cls)
@@ -72,6 +131,8 @@ def make_dataclass(cls: type, data: Any) -> Any:
 
 def _value(hint: Any, value: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _value(arguments[0], value)
     if origin in (Union, types.UnionType):
         return _value(
             next((argument for argument in arguments if _fits(argument, value)), type(value)), value
@@ -94,6 +155,8 @@ def _value(hint: Any, value: Any) -> Any:
 
 def _fits(hint: Any, value: Any) -> bool:
     """Whether a parsed value matches one type of a union."""
+    if get_origin(hint) is Annotated:
+        return _fits(get_args(hint)[0], value)
     if hint in _PLAIN:
         return type(value) is hint or (hint is float and type(value) is int)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

@@ -7,8 +7,10 @@ syntax: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from ros2_nanochat.errors import one_line, require, shorten
 
@@ -92,6 +94,35 @@ def from_gbnf(text: str, name: str) -> str:
     except Exception as error:  # the library may raise anything for a user's file
         raise ValueError(f'response_format: {name} is not a GBNF grammar: {one_line(error)}') from error
     return from_lark(lark, name)
+
+
+def check_schema(schema: Mapping[str, Any], what: str) -> None:
+    """Check a JSON Schema.
+
+    Args:
+        schema: The schema.
+        what: What the message calls it.
+
+    Raises:
+        ValueError: It is malformed, uses a keyword that is not supported, or nothing satisfies it.
+    """
+    grammar = library().LLMatcher.grammar_from_json_schema(
+        json.dumps(schema, ensure_ascii=False), overrides=_COMPACT
+    )
+    try:
+        _checked(grammar, 'schema')
+    except ValueError as error:
+        reason = str(error).partition(' is not valid: ')[2]
+        raise ValueError(f'{what} are not valid: {reason}') from None
+
+
+def check_lark(text: str, what: str) -> str:
+    """Return a grammar in Lark's syntax that this package made, for llguidance.
+
+    Raises:
+        ValueError: It is not valid, or takes too much work.
+    """
+    return _checked(library().LLMatcher.grammar_from_lark(text), what)
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ Knows token ids and bytes; nothing of logits or models.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +24,23 @@ class AnswerMatcher:
         raw: The `LLMatcher` of llguidance.
         vocabulary: The vocabulary that made it.
         end_ids: Ids that end the reply.
+        marks: Special tokens that the form contains.
     """
 
-    def __init__(self, raw: Any, vocabulary: AnswerVocabulary, end_ids: frozenset[int]):
+    def __init__(
+        self,
+        raw: Any,
+        vocabulary: AnswerVocabulary,
+        end_ids: frozenset[int],
+        marks: Iterable[int] = (),
+    ):
         self._raw = raw
         self._vocabulary = vocabulary
         self._end_ids = np.array(sorted(end_ids))
+        self._never = vocabulary.never
+        if marks := list(marks):
+            self._never = self._never.copy()
+            self._never[marks] = False
         self._mask: np.ndarray | None = None  # of the current state, once computed
 
     def check(self) -> None:
@@ -55,7 +67,7 @@ class AnswerMatcher:
             bits = np.frombuffer(self._raw.compute_bitmask(), np.uint8)
             self._check_work()
             mask = np.unpackbits(bits, count=self._vocabulary.size, bitorder='little').view(bool)
-            mask &= ~self._vocabulary.never
+            mask &= ~self._never
             if self.whole:
                 mask[self._end_ids] = True
             self._mask = mask
@@ -71,7 +83,15 @@ class AnswerMatcher:
     def forced(self) -> list[int]:
         """Return the ids that must come next, whatever the model prefers; often none."""
         ids = self._raw.compute_ff_tokens()
-        return [] if any(self._vocabulary.never[i] for i in ids) else ids
+        return [] if any(self._never[i] for i in ids) else ids
+
+    def ignores(self, token_id: int) -> bool:
+        """Return whether an id has no text that the form could see, and is none of its marks."""
+        return token_id >= len(self._never) or bool(self._never[token_id])
+
+    def allows(self, token_id: int) -> bool:
+        """Return whether an id may come next, without computing all that may."""
+        return bool(self._raw.validate_tokens([int(token_id)]))
 
     def accept(self, token_id: int) -> None:
         """Advance by one id that `allowed` contains.

@@ -4,12 +4,17 @@ text.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from ros2_nanochat.answer.grammars import library, limits
 from ros2_nanochat.answer.matcher import AnswerMatcher
+
+_KEPT = 32  # grammars
 
 
 class AnswerVocabulary:
@@ -33,6 +38,8 @@ class AnswerVocabulary:
         self.end_ids = frozenset(end_ids)
         self.special_ids = frozenset(special_ids) | self.end_ids
         self.tokenize = tokenize
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
         llguidance = library()
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Tokens(self, token_bytes)), eos_token=min(self.end_ids)
@@ -45,20 +52,34 @@ class AnswerVocabulary:
         self.never = never
         """[v] bool: ids that no form allows, unless they end the reply."""
 
-    def matcher(self, grammar: str, end_ids: Iterable[int] = ()) -> AnswerMatcher:
+    def matcher(self, grammar: str, end_ids: Iterable[int] = (), marks: Iterable[int] = ()) -> AnswerMatcher:
         """Make a matcher at the start of an answer.
 
         Args:
             grammar: The `grammar` of a `ResponseFormat`.
             end_ids: Further ids that end this reply.
+            marks: Special tokens that the grammar contains.
 
         Raises:
             ValueError: The grammar takes more work than is allowed, or nothing satisfies it.
         """
-        raw = library().LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits())
-        matcher = AnswerMatcher(raw, self, self.end_ids | frozenset(end_ids))
+        raw = self._fresh(grammar)
+        matcher = AnswerMatcher(raw, self, self.end_ids | frozenset(end_ids), marks)
         matcher.check()
         return matcher
+
+    def _fresh(self, grammar: str) -> Any:
+        """A matcher of the library. Grammars of many tools take long to read: the latest ones are kept."""
+        with self._lock:
+            if grammar in self._kept:
+                self._kept.move_to_end(grammar)
+            else:
+                self._kept[grammar] = library().LLMatcher(
+                    self._tokenizer, grammar, log_level=0, limits=limits()
+                )
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            return self._kept[grammar].deep_copy()
 
 
 class _Tokens:

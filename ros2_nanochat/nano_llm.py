@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 
 from ros2_nanochat import hub, memory
+from ros2_nanochat.answer.call_form import CallForm
 from ros2_nanochat.answer.response_format import read_response_format
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.registry import backend_class
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names, reject_unknown, whole
 from ros2_nanochat.engine import kv_bytes
-from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.answer_vocabulary import ModelVocabulary
 from ros2_nanochat.engine.inputs import Inputs, check_call
 from ros2_nanochat.engine.kv_cache import KVCache
@@ -209,6 +209,7 @@ class NanoLLM:
         priority: int = 0,
         deadline: float | None = None,
         config: GenerationConfig | None = None,
+        calls: CallForm | None = None,
         **options,
     ) -> StreamingResponse | str | list[int]:
         """Continue a prompt.
@@ -224,6 +225,7 @@ class NanoLLM:
             detokenize: With `streaming=False`: return the text, else the ids.
             priority: Higher runs first, and pauses lower ones.
             deadline: Seconds from now after which the reply ends with the text it has.
+            calls: What tools the reply may call, from `ChatHistory.call_form`; None for none.
             config: How to generate; options that are also given by name override it.
             options: Further fields of `GenerationConfig`.
 
@@ -254,17 +256,14 @@ class NanoLLM:
         opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
         detokenizer = self.backend.detokenizer(self._inputs.preceding(inputs, goal))
         form = read_response_format(config.response_format)
-        matcher = None
-        if form is not None and alive:
-            matcher = self._vocabulary.vocabulary().matcher(form.grammar, end_ids)
-        may_stop = None if matcher is None else matcher.matches
-        text = ReplyText(detokenizer, strings, marks, opened, may_stop)
+        matcher = self._vocabulary.matcher(form, calls, end_ids) if alive else None
+        may_stop = None if matcher is None or form is None else matcher.matches
+        text = ReplyText(detokenizer, strings, marks, opened, may_stop, self._vocabulary.call_text(calls))
         due = None if deadline is None else time.monotonic() + deadline
         asked = Asked(goal, config, end_ids, priority, due, self._speculate, prefix)
-        held_to = None
-        if form is not None and matcher is not None:
-            held_to = AnswerForm(form, matcher, text, end_ids, self._vocabulary.vocabulary().space_ids)
-        request = Request(asked, kv_cache.sequence, text, held_to, self._vocabulary.scores(config, form))
+        held_to = self._vocabulary.held_to(form, calls, matcher, text, end_ids)
+        scores = self._vocabulary.scores(config, form)
+        request = Request(asked, kv_cache.sequence, text, held_to, scores, calls)
         reply = self.reply_class(request, kv_cache, detokenize)
         self._last = weakref.ref(reply)
         self.engine.submit(request)

@@ -44,8 +44,17 @@ class AnswerForm:
         self._begun = False  # whether the answer has begun
         self._num_space = 0
 
-    def mask(self, logits: np.ndarray) -> np.ndarray:
+    free = False
+    """Whether the next id is chosen as without a form."""
+
+    def allows(self, token_id: int) -> bool:
+        """Return True: ids are chosen with the mask."""
+        return True
+
+    def mask(self, logits: np.ndarray, strict: bool = False) -> np.ndarray:
         """Return a copy of logits [v] in which ids that the form does not allow are minus infinity.
+
+        Always `strict`.
 
         Raises:
             ValueError: Following the form takes too much work.

@@ -5,11 +5,17 @@ from __future__ import annotations
 import functools
 import threading
 
+from ros2_nanochat.answer.call_form import CallForm
+from ros2_nanochat.answer.matcher import AnswerMatcher
 from ros2_nanochat.answer.response_format import ResponseFormat
 from ros2_nanochat.answer.vocabulary import AnswerVocabulary
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.engine.answer_form import AnswerForm
+from ros2_nanochat.engine.call_text import CallText
+from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.choice_scores import MAX_ALTERNATIVES, ChoiceScores
+from ros2_nanochat.engine.reply_text import ReplyText
 from ros2_nanochat.prompt import Preceding
 
 
@@ -40,6 +46,42 @@ class ModelVocabulary:
             )
         tokenize, end = self.vocabulary().tokenize, self._end_of_turn()
         return ChoiceScores({text: [*tokenize(text), end] for text in form.alternatives})
+
+    def matcher(
+        self, form: ResponseFormat | None, calls: CallForm | None, end_ids: frozenset[int]
+    ) -> AnswerMatcher | None:
+        """Return what follows a reply with a form or with calls of tools; None without either.
+
+        Raises:
+            ValueError: Both were given, or the grammar takes too much work.
+        """
+        if form is not None and calls is not None:
+            raise ValueError('response_format and tools cannot go together: leave one of them out')
+        if calls is not None:
+            marks = calls.special_ids(self._special_ids)
+            return self.vocabulary().matcher(calls.grammar(self._special_ids), end_ids, marks)
+        return None if form is None else self.vocabulary().matcher(form.grammar, end_ids)
+
+    def call_text(self, calls: CallForm | None) -> CallText | None:
+        """Return what finds calls in the text of a reply; None if there can be none."""
+        return None if calls is None else CallText(calls, self._special_ids)
+
+    def held_to(
+        self,
+        form: ResponseFormat | None,
+        calls: CallForm | None,
+        matcher: AnswerMatcher | None,
+        text: ReplyText,
+        end_ids: frozenset[int],
+    ) -> AnswerForm | CallingForm | None:
+        """Return what applies `matcher` to a reply with this text; None without one."""
+        if matcher is None:
+            return None
+        space_ids = self.vocabulary().space_ids
+        if form is not None:
+            return AnswerForm(form, matcher, text, end_ids, space_ids)
+        assert calls is not None
+        return CallingForm(matcher, text, end_ids, space_ids, calls.begins_with_call)
 
     def _end_of_turn(self) -> int:
         """The token that ends a reply; if there are several, the one that the model names."""

@@ -99,6 +99,10 @@ class Delivery:
         except Exception as error:
             self.fail(requests, f'choosing the next token failed: {error}')
             return [None] * len(requests)
+        chosen = [
+            token_id if self._may_come(request, token_id) else None
+            for request, token_id in zip(requests, chosen)
+        ]
         if None in chosen:  # one copy to the host serves all of them
             here = rows.numpy()
             chosen = [
@@ -107,12 +111,21 @@ class Delivery:
             ]
         return chosen
 
+    @staticmethod
+    def _may_come(request: Request, token_id: int | None) -> bool:
+        form = request.progress.form
+        return form is None or token_id is None or not form.free or form.allows(token_id)
+
     def _choose_here(self, request: Request, row: np.ndarray) -> int | None:
         progress = request.progress
         try:
             if progress.scores is not None and not progress.scores.started:
                 progress.scores.take((), row)
-            return progress.sampler.choose(row, request.context(), len(progress.new_ids))
+            sampler, context, count = progress.sampler, request.context(), len(progress.new_ids)
+            token_id = sampler.choose(row, context, count)
+            if not self._may_come(request, token_id):
+                token_id = sampler.choose(row, context, count, strict=True)
+            return token_id
         except Exception as error:
             self.fail([request], f'choosing the next token failed: {error}')
             return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.engine.sequence import Sequence
 from ros2_nanochat.prompt import Prompt, concatenate, head, tail
 
@@ -21,12 +22,14 @@ class LastReply:
         reasoning: The reasoning before it.
         tokens: The ids of both, without the end token.
         num_reasoning: How many of the ids belong to the reasoning and its marks.
+        calls: The calls of tools at its end.
     """
 
     text: str
     reasoning: str
     tokens: tuple[int, ...]
     num_reasoning: int = 0
+    calls: tuple[WrittenCall, ...] = ()
 
 
 class KVCache:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ros2_nanochat.backends.base import Detokenizer
+from ros2_nanochat.engine.call_text import CallText
+from ros2_nanochat.engine.held_back import HeldBack
 from ros2_nanochat.reasoning import ReasoningMarks
 
 
@@ -24,12 +26,14 @@ class TextDelta(NamedTuple):
         exact: Whether those ids spell exactly the text given so far. A token may be given in part, if a stop
             string might begin in it.
         reasoning: Whether the text is reasoning, between the model's marks.
+        call: Whether the text belongs to calls of tools. Then it is neither shown nor spoken.
     """
 
     text: str
     num_tokens: int
     exact: bool = True
     reasoning: bool = False
+    call: bool = False
 
 
 class ReplyText:
@@ -42,6 +46,7 @@ class ReplyText:
         reasoning: Whether the prompt ended inside the reasoning.
         may_stop: Tells whether an answer may end as it stands; None if always. A stop string after an answer
             that may not end belongs to it.
+        calls: Finds calls of tools; None if there are none.
     """
 
     def __init__(
@@ -51,20 +56,20 @@ class ReplyText:
         marks: ReasoningMarks | None = None,
         reasoning: bool = False,
         may_stop: Callable[[str], bool] | None = None,
+        calls: CallText | None = None,
     ):
+        self._calls = calls
         self._detokenizer = detokenizer
         self._marks = marks
         self._reasoning = reasoning
         self._label = self._label_held = ''  # of the reasoning: what is expected, and what of it has arrived
         self._header: str | None = None  # of the next message, while it arrives
         self._trim = False  # white space between the reasoning and the answer belongs to neither
-        self._stops = _HeldBack(stop_strings)
+        self._stops = HeldBack(stop_strings)
         self._may_stop = may_stop
         self._seen_header = False
         self._switches = {
-            inside: _HeldBack(
-                [marks.end if inside else marks.start] if marks and not marks.header_ids else []
-            )
+            inside: HeldBack([marks.end if inside else marks.start] if marks and not marks.header_ids else [])
             for inside in (False, True)
         }
         self._answer: list[str] = []
@@ -83,18 +88,22 @@ class ReplyText:
     def add(self, token_id: int) -> list[TextDelta]:
         """Take one id; return the text that became final."""
         begins_header = self._marks is not None and token_id in self._marks.header_ids
+        mark = self._mark_of_calls(token_id)
         is_mark = self._marks is not None and token_id == (
             self._marks.end_id if self._reasoning else self._marks.start_id
         )
-        if is_mark or begins_header:
+        if is_mark or begins_header or mark is not None:
             text, partial = self._detokenizer.flush_whole()
             self._mixed = self._mixed or partial != 0  # the ids spell half a character more than the text has
         else:
             text = self._detokenizer.add(token_id)
+        text += mark or ''
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
         self._whole.append(not self._detokenizer.pending)
         deltas: list[TextDelta] = []
-        if begins_header or self._header is not None:
+        if mark is not None:
+            self._add_mark(text, mark, deltas)
+        elif begins_header or self._header is not None:
             self._add_to_header(token_id, text, deltas)
         elif is_mark:
             self._emit(self._switches[self._reasoning].flush(text), 0, deltas)
@@ -113,6 +122,8 @@ class ReplyText:
             if self._ends:
                 self._end_at_a_whole_character(len(rest), partial)
             self._emit(self._switches[self._reasoning].flush(rest), 0, deltas)
+            if self._calls is not None and (held := self._calls.flush()):
+                self._emit_answer(held, 0, deltas)
             rest = '' if self.stopped else self._stops.flush()
             if rest:
                 deltas.append(self._delta(rest, 0))
@@ -139,6 +150,11 @@ class ReplyText:
         if self._marks is not None and self._marks.header_ids:
             return self._seen_header and self._header is None and not self._reasoning
         return not self._reasoning
+
+    @property
+    def in_call(self) -> bool:
+        """Whether calls have begun."""
+        return self._calls is not None and self._calls.opened and not self._reasoning
 
     @property
     def reasoning_start_id(self) -> int | None:
@@ -223,6 +239,19 @@ class ReplyText:
                 deltas.append(self._delta(text, behind))
             return
         self._begun = self._begun or bool(text.strip())
+        if self._calls is None:
+            self._emit_answer(text, behind, deltas)
+            return
+        text, call = self._calls.split(text)
+        if text:
+            self._emit_answer(text, behind + len(self._calls.pending) + len(call), deltas)
+        if call and not self.stopped:
+            if rest := self._stops.flush():
+                deltas.append(self._delta(rest, behind + len(call)))
+            deltas.append(self._delta(call, behind, call=True))
+
+    def _emit_answer(self, text: str, behind: int, deltas: list[TextDelta]) -> None:
+        """Give out a text of the answer, as far as no stop string can begin in it."""
         text = self._stops.pending + text
         before, self.stopped, _ = self._stops.split(text)
         if self.stopped and self._may_stop is not None and not self._may_stop(self.answer + before):
@@ -230,9 +259,25 @@ class ReplyText:
         if before:
             deltas.append(self._delta(before, behind + len(text) - len(before)))
 
-    def _delta(self, text: str, behind: int) -> TextDelta:
+    def _mark_of_calls(self, token_id: int) -> str | None:
+        """The text of a special token that belongs to calls; None if it is none, or means something else."""
+        calls = self._calls
+        if calls is None or self._reasoning or not (calls.opened or token_id == calls.opening_id):
+            return None
+        return calls.special.get(token_id)
+
+    def _add_mark(self, text: str, mark: str, deltas: list[TextDelta]) -> None:
+        """Take a special token of calls, and the text that it completed."""
+        assert self._calls is not None
+        before = self._switches[False].flush(text[: len(text) - len(mark)])
+        if before:
+            self._emit(before, len(mark), deltas)
+        self._calls.opened = True
+        self._emit(mark, 0, deltas)
+
+    def _delta(self, text: str, behind: int, call: bool = False) -> TextDelta:
         """A delta, after which the ids spell `behind` more characters."""
-        if not self._reasoning:
+        if not self._reasoning and not call:
             self._answer.append(text)
         given = self._ends[-1] - behind
         index = bisect.bisect_left(self._ends, given)
@@ -240,39 +285,5 @@ class ReplyText:
         num_tokens = index + 1 if exact else index
         while num_tokens and not self._whole[num_tokens - 1]:
             num_tokens -= 1
-        self._last = TextDelta(text, num_tokens, exact, self._reasoning)
+        self._last = TextDelta(text, num_tokens, exact, self._reasoning, call)
         return self._last
-
-
-class _HeldBack:
-    """Looks for strings in a text that arrives in deltas; holds back an end that may be the beginning of
-    one.
-    """
-
-    def __init__(self, needles: Sequence[str]):
-        self._needles = tuple(needles)
-        self._beginnings = {needle[:n] for needle in needles for n in range(1, len(needle))}
-        self._longest = max(map(len, needles), default=1) - 1
-        self.pending = ''
-
-    def split(self, text: str) -> tuple[str, bool, str]:
-        """`(final text, whether a needle follows it, text after the needle)` of a text that starts with what
-        was pending.
-        """
-        if not self._needles:
-            return text, False, ''
-        self.pending = ''
-        found = [(at + len(needle), at) for needle in self._needles if (at := text.find(needle)) >= 0]
-        if found:  # the one that is complete first, as if the text came letter by letter
-            end, start = min(found)
-            return text[:start], True, text[end:]
-        for n in range(min(self._longest, len(text)), 0, -1):
-            if text[-n:] in self._beginnings:
-                self.pending = text[-n:]
-                return text[:-n], False, ''
-        return text, False, ''
-
-    def flush(self, text: str = '') -> str:
-        """End the text; all that was held back is final."""
-        text, self.pending = self.pending + text, ''
-        return text

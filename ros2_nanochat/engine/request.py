@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ros2_nanochat.answer.call_form import CallForm
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.answer_form import AnswerForm
+from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.choice_scores import ChoiceScores
 from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.reply_text import ReplyText, TextDelta
@@ -112,7 +114,13 @@ class Progress:
         scores: Computes the probabilities of its alternatives, or None.
     """
 
-    def __init__(self, asked: Asked, text: ReplyText, form: AnswerForm | None, scores: ChoiceScores | None):
+    def __init__(
+        self,
+        asked: Asked,
+        text: ReplyText,
+        form: AnswerForm | CallingForm | None,
+        scores: ChoiceScores | None,
+    ):
         start = asked.goal.entries if asked.prefix is None else asked.prefix.entries
         self.entries = EntryBuffer(start, room=256)
         self.new_ids: list[int] = []
@@ -175,6 +183,7 @@ class Request:
         text: Turns the ids of the reply into text.
         form: The form that the answer must have, or None.
         scores: Computes the probabilities of its alternatives, or None.
+        calls: Reads the calls of tools, or None.
     """
 
     def __init__(
@@ -182,10 +191,12 @@ class Request:
         asked: Asked,
         sequence: Sequence,
         text: ReplyText,
-        form: AnswerForm | None = None,
+        form: AnswerForm | CallingForm | None = None,
         scores: ChoiceScores | None = None,
+        calls: CallForm | None = None,
     ):
         self.asked = asked
+        self.calls = calls
         self.sequence = sequence
         self.progress = Progress(asked, text, form, scores)
         self.signals = Signals()

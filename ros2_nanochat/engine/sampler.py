@@ -14,6 +14,7 @@ import numpy as np
 from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.answer_form import AnswerForm
+from ros2_nanochat.engine.calling import CallingForm
 
 _LEAST_TEMPERATURE = 1e-30  # below it float32 overflows; sampling already always gives the likeliest id
 
@@ -27,7 +28,12 @@ class Sampler:
         form: The form that the answer must have, or None.
     """
 
-    def __init__(self, config: GenerationConfig, end_ids: frozenset[int], form: AnswerForm | None = None):
+    def __init__(
+        self,
+        config: GenerationConfig,
+        end_ids: frozenset[int],
+        form: AnswerForm | CallingForm | None = None,
+    ):
         self.config = config
         self._form = form
         self._end_ids = np.fromiter(sorted(end_ids), np.int64)
@@ -35,35 +41,45 @@ class Sampler:
         self._unprocessed = (
             config.repetition_penalty == 1.0 and not config.min_new_tokens and not config.logits_processors
         )
-        self.plain = config.greedy and self._unprocessed and form is None
-        """Whether the id is always that of the largest logit."""
-        self.simple = (
-            self._unprocessed and form is None and not (config.greedy or config.top_k or config.min_p)
-        )
+        self._plain = config.greedy and self._unprocessed
+        self._simple = self._unprocessed and not (config.greedy or config.top_k or config.min_p)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next id is that of the largest logit."""
+        return self._plain and (self._form is None or self._form.free)
+
+    @property
+    def simple(self) -> bool:
         """Whether it is drawn with only temperature and top-p."""
+        return self._simple and (self._form is None or self._form.free)
 
     def draw(self) -> float:
         """Return the next random number, in [0, 1)."""
         return self._random.random()
 
-    def choose(self, logits: np.ndarray, context: np.ndarray, num_new: int) -> int:
+    def choose(self, logits: np.ndarray, context: np.ndarray, num_new: int, strict: bool = False) -> int:
         """Return the next id.
+
+        If the form is free, the id is chosen without it. Then pass the id to the form's `allows`, and if that
+        rejects it, choose again, `strict`.
 
         Args:
             logits: [v] float32.
             context: [n]: the ids so far.
             num_new: How many of them, at the end, belong to the reply.
+            strict: Apply the form even if it is free.
 
         Raises:
             ValueError: The logits are not valid, or a processor returned another shape.
         """
         config = self.config
         if self._form is not None:
-            logits = self._form.mask(logits)
+            logits = self._form.mask(logits, strict)
         if not self._unprocessed:
             logits = self._process(logits, context, num_new)
         if self._form is not None and config.logits_processors:
-            logits = self._form.mask(logits)
+            logits = self._form.mask(logits, strict)
         if not config.greedy:
             return self._draw(logits)
         best = int(logits.argmax())

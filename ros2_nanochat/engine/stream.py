@@ -11,11 +11,12 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from ros2_nanochat.engine.kv_cache import KVCache, LastReply
+from ros2_nanochat.answer.written_call import WrittenCall
+from ros2_nanochat.engine.kv_cache import KVCache
 from ros2_nanochat.engine.reply_text import TextDelta
 from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.engine.taken import Taken
 from ros2_nanochat.engine.usage import Usage
-from ros2_nanochat.prompt import Prompt, concatenate
 from ros2_nanochat.states import FinishReason
 
 
@@ -44,7 +45,7 @@ class StreamingResponse:
         """What went wrong and what to do; None if nothing did."""
         self._request = request
         self._detokenize = detokenize
-        self._taken = _Taken()
+        self._taken = Taken()
         self._num_ids_given = 0
         self._lock = threading.RLock()
         self._before = kv_cache.claim(request.asked.goal, self)
@@ -61,7 +62,7 @@ class StreamingResponse:
             return self._next_id()
         had_ended = self.eos
         while (delta := self._take(None)) is not None:
-            if not delta.reasoning:
+            if not delta.reasoning and not delta.call:
                 return delta.text
         if had_ended:
             raise StopIteration
@@ -80,7 +81,7 @@ class StreamingResponse:
             return self._request.progress.new_ids[self._num_ids_given - 1]
 
     def deltas(self) -> Iterator[TextDelta]:
-        """Iterate over all text as it arrives, including the reasoning."""
+        """Iterate over all text as it arrives, including reasoning and calls of tools, which are marked."""
         while (delta := self._take(None)) is not None:
             yield delta
 
@@ -175,7 +176,7 @@ class StreamingResponse:
         if reason.failed and not self._taken.num_tokens:
             self.kv_cache.settle(*self._before)  # the prompt was refused: the next one does not follow it
         else:
-            self._taken.settle(self._request, self.kv_cache)
+            self._taken.settle(self._request, self.kv_cache, reason)
 
     # --- what there is ---
 
@@ -188,6 +189,11 @@ class StreamingResponse:
     def reasoning(self) -> str:
         """The text between the model's reasoning marks that was handed out so far."""
         return self._taken.reasoning
+
+    @property
+    def calls(self) -> tuple[WrittenCall, ...]:
+        """The calls of tools at the end of the reply, once it has ended; only if they are complete."""
+        return self._taken.calls if self.finish_reason is not None else ()
 
     @property
     def tokens(self) -> list[int]:
@@ -246,54 +252,9 @@ class StreamingResponse:
         return f'StreamingResponse({self.text!r}, finish_reason={reason!r})'
 
 
-class _Taken:
-    """What was handed out of a reply. Outlives a stream that is dropped."""
-
-    def __init__(self):
-        self.deltas: list[TextDelta] = []
-        self.num_tokens = 0
-        self.exact = True
-
-    def add(self, delta: TextDelta) -> None:
-        self.deltas.append(delta)
-        self.num_tokens, self.exact = delta.num_tokens, delta.exact
-
-    def end(self, end: End, is_text: bool) -> None:
-        self.num_tokens, self.exact = end.num_tokens, end.exact
-        if not is_text and end.num_partial:
-            self.num_tokens, self.exact = end.num_tokens + end.num_partial, False
-
-    def cut(self, num_tokens: int) -> None:
-        """Remove what comes after the first `num_tokens` ids."""
-        if num_tokens < self.num_tokens:
-            while self.deltas and self.deltas[-1].num_tokens > num_tokens:
-                self.deltas.pop()
-            last = self.deltas[-1] if self.deltas else None
-            self.exact = last.exact and last.num_tokens == num_tokens if last else num_tokens == 0
-            self.num_tokens = num_tokens
-
-    @property
-    def text(self) -> str:
-        return ''.join([delta.text for delta in self.deltas if not delta.reasoning])
-
-    @property
-    def reasoning(self) -> str:
-        return ''.join([delta.text for delta in self.deltas if delta.reasoning])
-
-    def settle(self, request: Request, kv_cache: KVCache) -> None:
-        """Make a conversation hold its prompt and what was handed out."""
-        ids = request.progress.new_ids[: self.num_tokens]
-        text, reasoning = self.text, self.reasoning
-        num_reasoning = (
-            len(ids) if reasoning and not text else min(request.progress.text.num_reasoning, len(ids))
-        )
-        reply = LastReply(text, reasoning, tuple(ids), num_reasoning) if self.exact else None
-        kv_cache.settle(concatenate(request.asked.goal, Prompt.join([ids])), reply)
-
-
-def _end_dropped(request: Request, kv_cache: KVCache, taken: _Taken) -> None:
+def _end_dropped(request: Request, kv_cache: KVCache, taken: Taken) -> None:
     """End a reply whose last reference was dropped, at what was handed out."""
     if kv_cache.content is request.asked.goal:
         request.signals.delivered_tokens = taken.num_tokens
-        taken.settle(request, kv_cache)
+        taken.settle(request, kv_cache, FinishReason.CANCELLED)
     request.signals.cancel(FinishReason.CANCELLED)

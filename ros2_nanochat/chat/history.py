@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ros2_nanochat.chat import storage
 from ros2_nanochat.chat.message import ChatMessage
-from ros2_nanochat.chat.message_list import MessageList
+from ros2_nanochat.chat.message_list import MessageList, is_continued
 from ros2_nanochat.chat.model import ChatModel, ConversationCache, ModelReply
 from ros2_nanochat.chat.restoring import restore
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.chat.tool_messages import ToolMessages
 from ros2_nanochat.chat.wrapping import latest_turns, refuse_too_long
 from ros2_nanochat.errors import shown
 from ros2_nanochat.prompt import Prompt, common_prefix
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 _REPLY_ROOM = 256  # tokens of the context left for the reply, unless the caller sets a limit
 
 
-class ChatHistory(MessageList):
+class ChatHistory(ToolMessages, MessageList):
     """Messages of one conversation, indexed like a list.
 
     A call that fails raises ValueError and leaves the history as it was.
@@ -36,6 +37,7 @@ class ChatHistory(MessageList):
         chat_template: See `ChatTemplate`.
         system_prompt: The instruction at the beginning; None uses the template's default, '' uses none.
         template_options: Variables of the template, for example `{'enable_thinking': False}`.
+        tools: What the model may call; see `tools`.
 
     Attributes:
         kv_cache: What the model has read. Set it to `reply.kv_cache` after each reply.
@@ -49,10 +51,12 @@ class ChatHistory(MessageList):
         chat_template: str | Mapping | None = None,
         system_prompt: str | None = None,
         template_options: Mapping[str, Any] | None = None,
+        tools: Iterable[Any] | None = None,
     ):
         self.model = model
         self._chat_template = chat_template
         self.template = ChatTemplate(model, chat_template, template_options)
+        self.tools = tools  # type: ignore[assignment]
         self.messages: list[ChatMessage] = []
         self.num_dropped = 0
         self.encode_seconds = 0.0
@@ -83,11 +87,13 @@ class ChatHistory(MessageList):
         """
         if isinstance(msg, ChatMessage):
             message = msg
-        elif isinstance(msg, ModelReply) and role == 'bot' and self._continues(self.messages):
+        elif isinstance(msg, ModelReply) and role == 'bot' and is_continued(self.messages):
             message = self.messages.pop()  # what the reply continued
             message.text = (message.text or '') + msg.text
+            message.calls = self._with_ids(getattr(msg, 'calls', ()))
         elif isinstance(msg, ModelReply):
-            message = ChatMessage(role, text=msg.text, reasoning=msg.reasoning or '', **options)
+            calls = self._with_ids(getattr(msg, 'calls', ()))
+            message = ChatMessage(role, text=msg.text, reasoning=msg.reasoning or '', calls=calls, **options)
         else:
             message = ChatMessage(role, msg, text=text, image=image, **options)
         if message.image is not None and not self.model.has_vision:
@@ -144,6 +150,7 @@ class ChatHistory(MessageList):
     @template_options.setter
     def template_options(self, options: Mapping[str, Any] | None) -> None:
         self.template = ChatTemplate(self.model, self._chat_template, options)
+        self.template.tools = self.tools
         self._last = None
 
     # --- entries and KV ---
@@ -169,6 +176,7 @@ class ChatHistory(MessageList):
             and message.text == reply.text
         ):
             message.adopt(reply.tokens, reply.reasoning, reply.num_reasoning)
+            message.calls = message.calls or self._with_ids(reply.calls)
 
     @property
     def num_tokens(self) -> int:
@@ -185,16 +193,13 @@ class ChatHistory(MessageList):
         return self._last[1]
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
-        return self.template.prompt(messages, continues=self._continues(messages))
+        return self.template.prompt(messages, continues=is_continued(messages))
+
+    def _forget_prompt(self) -> None:
+        self._last = None
 
     def _length(self, messages: Sequence[ChatMessage]) -> int:
         return len(self._prompt(messages))
-
-    @staticmethod
-    def _continues(messages: Sequence[ChatMessage]) -> bool:
-        """Whether the last message is the beginning of a reply, in words that the model has not sampled."""
-        last = messages[-1] if messages else None
-        return last is not None and last.role == 'bot' and bool(last.text) and last.tokens is None
 
     def embed_chat(
         self, use_cache: bool = True, max_tokens: int | None = None, wrap_tokens: int | None = None

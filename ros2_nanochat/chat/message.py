@@ -5,12 +5,14 @@ Tells images from text. Knows no template.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.model import ChatModel, ImageParts, OpenedImage
 from ros2_nanochat.errors import shown
 from ros2_nanochat.image_sources import FileObject, is_image_name, is_url, read_file_object
@@ -90,6 +92,9 @@ class ChatMessage:
             another text drops them.
         reasoning: What the model wrote between its thinking marks.
         num_reasoning: How many of the first `tokens` belong to the reasoning.
+        calls: Calls of tools, which a message of the bot ends with.
+        call_id: In a message of the role `tool`: the id of the call that it answers.
+        name: In such a message: the name of the tool.
 
     Raises:
         ValueError: The role is unknown, or there is neither text nor an image.
@@ -105,8 +110,15 @@ class ChatMessage:
         tokens=None,
         reasoning: str = '',
         num_reasoning: int = 0,
+        calls: Iterable[WrittenCall] = (),
+        call_id: str = '',
+        name: str = '',
     ):
         self.role = check_role(role)
+        self.calls = tuple(calls)
+        self.call_id, self.name = call_id, name
+        if self.calls and text is None and msg is None:
+            text = ''
         if msg is not None:
             if text is not None or image is not None:
                 raise ValueError('pass msg, or text and image, not both')
@@ -214,6 +226,9 @@ class ChatMessage:
             self.reasoning,
             self.tokens,
             id(self._image) if self._image is not None else None,
+            self.call_id,
+            self.name,
+            *(json.dumps(call.as_dict(), sort_keys=True, default=str) for call in self.calls),
         )
 
     def __repr__(self) -> str:

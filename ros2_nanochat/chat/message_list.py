@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ros2_nanochat.chat.message import ChatMessage, check_role
+
+
+def is_continued(messages: Sequence[ChatMessage]) -> bool:
+    """Whether the last message is the beginning of a reply, in words that the model has not sampled."""
+    last = messages[-1] if messages else None
+    unsampled = last is not None and last.role == 'bot' and last.tokens is None
+    return last is not None and unsampled and bool(last.text) and not last.calls
 
 
 class MessageList:
@@ -85,13 +92,18 @@ class MessageList:
         )
 
     def to_list(self) -> list[dict]:
-        """Return the messages as dicts with `role`, and `text`, `image` and `reasoning` if present."""
+        """Return the messages as dicts with `role`, and those of `text`, `image`, `reasoning`, `calls`,
+        `call_id` and `name` that are present.
+        """
         return [
             {
                 'role': message.role,
                 **({'image': message.image} if message.image is not None else {}),
                 **({'text': message.text} if message.text is not None else {}),
                 **({'reasoning': message.reasoning} if message.reasoning else {}),
+                **({'calls': [call.as_dict() for call in message.calls]} if message.calls else {}),
+                **({'call_id': message.call_id} if message.call_id else {}),
+                **({'name': message.name} if message.name else {}),
             }
             for message in self.messages
         ]

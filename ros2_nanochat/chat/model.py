@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import Preceding
 
@@ -87,6 +88,9 @@ class SampledReply(Protocol):
 
     @property
     def num_reasoning(self) -> int: ...
+
+    @property
+    def calls(self) -> Sequence[WrittenCall]: ...
 
 
 class ConversationCache(Protocol):

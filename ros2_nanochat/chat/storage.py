@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ros2_nanochat.chat.message import ChatMessage, PixelsGone
+from ros2_nanochat.answer.written_call import WrittenCall
+from ros2_nanochat.chat.message import ChatMessage, PixelsGone, clean_text
 from ros2_nanochat.chat.model import ChatModel, OpenedImage
 from ros2_nanochat.errors import shown
 from ros2_nanochat.files import decode_text, open_regular, write_whole
@@ -51,6 +52,11 @@ def save(path: str | os.PathLike, messages: Sequence[ChatMessage], template: str
         if message.tokens is not None:
             entry['tokens'] = list(message.tokens)
             entry['num_reasoning'] = message.num_reasoning
+        if message.calls:
+            entry['calls'] = [call.as_dict() for call in message.calls]
+        for name, value in (('call_id', message.call_id), ('name', message.name)):
+            if value:
+                entry[name] = value
         entries.append(entry)
     data = json.dumps(
         {
@@ -167,6 +173,27 @@ def _message(
             reasoning=entry.get('reasoning', ''),
             tokens=tokens if same_model else None,
             num_reasoning=num_reasoning if same_model else 0,
+            calls=_calls(entry.get('calls', [])),
+            call_id=_text(entry, 'call_id'),
+            name=_text(entry, 'name'),
         )
     except ValueError as error:
         raise ValueError(f'{path}, message {n}: {error}') from error
+
+
+def _calls(entries: Any) -> list[WrittenCall]:
+    if not isinstance(entries, list):
+        raise ValueError(f'calls is a list, not {shown(entries)}')
+    calls = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get('arguments', {}), dict):
+            raise ValueError(f'{shown(entry)} is no call: it has "name", "arguments" and "id"')
+        calls.append(WrittenCall(_text(entry, 'name'), entry.get('arguments', {}), _text(entry, 'id')))
+    return calls
+
+
+def _text(entry: dict, name: str) -> str:
+    value = entry.get(name, '')
+    if not isinstance(value, str):
+        raise ValueError(f'{name} is a text, not {shown(value)}')
+    return clean_text(value, name)

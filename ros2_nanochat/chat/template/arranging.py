@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from ros2_nanochat.answer.call_format import CallFormat
+from ros2_nanochat.answer.tool import Tool
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders
@@ -23,6 +25,8 @@ def arrange(
     image_token: str | None,
     add_generation_prompt: bool,
     continues: bool = False,
+    tools: Sequence[Tool] = (),
+    call_format: CallFormat | None = None,
 ) -> tuple[Conversation, str]:
     """Return the conversation in a form that the template accepts, and its text.
 
@@ -33,6 +37,8 @@ def arrange(
         image_token: The text that the template writes for an image, if any.
         add_generation_prompt: Let the model begin a reply.
         continues: The model continues the last message, of the bot; see `Conversation`.
+        tools: What may be called, for a template that knows tools.
+        call_format: How such a template writes calls.
 
     Raises:
         ValueError: The template accepts no form of it. The text is the template's error for the
@@ -47,10 +53,11 @@ def arrange(
     refusal: ValueError | None = None
     incomplete: tuple[Conversation, str] | None = None
     for arrangement in _arrangements(messages, markup):
-        conversation = Conversation(messages, markup, hide, image_token, arrangement, continues)
+        conversation = Conversation(messages, markup, hide, image_token, arrangement, continues, call_format)
         try:
             options = conversation.hidden(markup.options)
-            text = markup.render(conversation.messages, add_generation_prompt, options)
+            offered = conversation.hidden([tool.as_openai() for tool in tools])
+            text = markup.render(conversation.messages, add_generation_prompt, options, offered)
             finished = conversation.finish(text)
         except ValueError as error:
             refusal = refusal or error
@@ -78,6 +85,8 @@ def _arrangements(messages: Sequence[ChatMessage], markup: JinjaMarkup) -> Itera
     has_system = messages[0].role == 'system'
     has_neighbours = any(a.role == b.role != 'tool' for a, b in zip(messages, messages[1:]))
     ways = [Arrangement(), Arrangement(folds_system=True) if has_system else Arrangement(blank_system=True)]
+    if any(message.calls and message.tokens for message in messages):
+        ways += [replace(way, drops_call_ids=True) for way in ways]
     for way in ways:
         for joined in (False, True) if has_neighbours else (False,):
             for as_parts in (not markup.takes_text,) if markup.is_understood else (False, True):

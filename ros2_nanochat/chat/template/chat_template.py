@@ -4,28 +4,32 @@ markup produces special tokens.
 
 from __future__ import annotations
 
-import json
-import os
+import functools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ros2_nanochat.answer.call_format import CallFormat
+from ros2_nanochat.answer.tool import Tool
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.model import ChatModel
 from ros2_nanochat.chat.template.arranging import arrange
-from ros2_nanochat.chat.template.builtin import BUILTIN, find_name
+from ros2_nanochat.chat.template.builtin import BUILTIN
+from ros2_nanochat.chat.template.finding import TemplateFinder
 from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder
-from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat, check_nanollm_format
-from ros2_nanochat.chat.template.turns import Conversation, Written
+from ros2_nanochat.chat.template.plain_tools import PLAIN_CALLS, write_out
+from ros2_nanochat.chat.template.tool_format import CannotCall, learn_call_format
+from ros2_nanochat.chat.template.turns import Conversation
 from ros2_nanochat.chat.template.variables import check_template_options, warn_of_unread
-from ros2_nanochat.errors import shown
-from ros2_nanochat.files import read_text
+from ros2_nanochat.chat.template.written import Written
 from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding, Prompt
 
+_log = logging.getLogger(__name__)
 _IMAGE_TOKEN = re.compile(r'image|img|pad', re.IGNORECASE)
 _IMAGE_EDGE = re.compile(r'start|end|begin|break|newline|vision_', re.IGNORECASE)
 
@@ -43,6 +47,7 @@ class ChatTemplate:
         name: Its name.
         system_prompt: The default system prompt, or None.
         stop: Ids and strings that end a reply.
+        tools: What the model may call, described in the prompt.
     """
 
     def __init__(
@@ -62,7 +67,8 @@ class ChatTemplate:
         ends += [texts[i] for i in sorted(info.eos_token_ids) if i in texts and texts[i] not in ends]
         self._variables.setdefault('eos_token', ends[0] if ends else '')
         self._ends = ends
-        self.markup = self._find(chat_template)
+        self.markup = TemplateFinder(info, self._variables, ends, self.options).find(chat_template)
+        self.tools: list[Tool] = []
         self.name = self.markup.name
         warn_of_unread(self.options, self.markup)
         self.system_prompt = self.markup.system_prompt
@@ -84,75 +90,6 @@ class ChatTemplate:
     def names() -> list[str]:
         """Return the names of the built-in templates."""
         return sorted(BUILTIN)
-
-    def _find(self, wanted) -> JinjaMarkup | NanoLLMFormat:
-        info = self._model.info
-        if wanted is None or wanted == 'auto':
-            if info.chat_template:
-                return self._jinja(info.chat_template, f'of {info.name}')
-            wanted = find_name(info.name, info.architecture) or find_name(os.path.basename(info.path), '')
-            if wanted is None and {'<|im_start|>', '<|im_end|>'} <= {
-                token.text for token in info.special_tokens
-            }:
-                wanted = 'chat-ml'
-            if wanted is None:
-                raise ValueError(
-                    f'{info.name} (type {info.architecture}) has no chat template, and none is known for it: '
-                    f'set chat_template to one of {", ".join(self.names())}, or to a JSON or Jinja file'
-                )
-        if isinstance(wanted, Mapping):
-            return self._from_nanollm_format(check_nanollm_format(wanted, 'chat_template'), 'custom')
-        if not isinstance(wanted, (str, os.PathLike)):
-            raise ValueError(
-                f'chat_template of type {type(wanted).__name__} is not valid: a name, a file, Jinja source or'
-                ' a dict'
-            )
-        wanted = os.fspath(wanted)
-        if wanted in BUILTIN:
-            builtin = BUILTIN[wanted]
-            return (
-                self._jinja(builtin, wanted)
-                if isinstance(builtin, str)
-                else self._from_nanollm_format(builtin, wanted)
-            )
-        if '{%' in wanted or '{{' in wanted:
-            return self._jinja(wanted, where='chat_template')
-        if os.path.isfile(path := os.path.expanduser(wanted)):
-            return self._from_file(path)
-        raise ValueError(
-            f'there is no chat template {shown(wanted)}: neither a file nor one of {", ".join(self.names())}'
-        )
-
-    def _jinja(self, source: str, name: str = 'jinja', where: str | None = None) -> JinjaMarkup:
-        return JinjaMarkup(source, self._variables, name, where, self.options)
-
-    def _from_nanollm_format(self, template: Mapping, name: str) -> NanoLLMFormat:
-        return NanoLLMFormat(template, self._variables, self._ends, name)
-
-    def _from_file(self, path: str) -> JinjaMarkup | NanoLLMFormat:
-        try:
-            source = read_text(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f'chat template {path} cannot be read: {error}') from error
-        name = os.path.splitext(os.path.basename(path))[0]
-        if not path.lower().endswith('.json'):
-            return self._jinja(source, name, path)
-        try:
-            template = json.loads(source)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
-        except RecursionError:
-            raise ValueError(f'{path} is nested too deep') from None
-        if isinstance(template, dict) and isinstance(
-            template.get('chat_template'), str
-        ):  # as saved by transformers
-            return self._jinja(template['chat_template'], name, path)
-
-        def line_of(key):
-            at = re.search(rf'"{re.escape(key)}"\s*:', source)
-            return f', line {source.count(chr(10), 0, at.start()) + 1}' if at else ''
-
-        return self._from_nanollm_format(check_nanollm_format(template, path, line_of), name)
 
     def _find_stop(self) -> list[int | str]:
         info = self._model.info
@@ -236,7 +173,31 @@ class ChatTemplate:
         self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None, continues: bool = False
     ) -> tuple[Conversation, str]:
         generation = messages[-1].role != 'bot' if add_generation_prompt is None else add_generation_prompt
-        return arrange(messages, self.markup, self._hide, self.image_token, generation, continues)
+        known = self._known_calls
+        tools = self.tools if known is not None else []
+        if known is None and (self.tools or any(message.calls for message in messages)):
+            messages = write_out(messages, self.tools, self.markup.takes_tool)
+        return arrange(
+            messages, self.markup, self._hide, self.image_token, generation, continues, tools, known
+        )
+
+    @functools.cached_property
+    def _known_calls(self) -> CallFormat | None:
+        """How the template writes calls; None if it does not."""
+        if not isinstance(self.markup, JinjaMarkup) or 'tool' not in self.markup.source:
+            return None
+        info = self._model.info
+        ends = [token.text for token in info.special_tokens if token.id in info.eos_token_ids]
+        try:
+            return learn_call_format(self.markup, [*self._ends, *ends])
+        except CannotCall as reason:
+            _log.info('chat template %s: tools are described in the system prompt: %s', self.name, reason)
+            return None
+
+    @property
+    def call_format(self) -> CallFormat:
+        """How the model writes calls."""
+        return PLAIN_CALLS if self._known_calls is None else self._known_calls
 
     def _place_images(self, text: str, placeholders: Placeholders) -> str:
         """Write out the markup that a model has around an image, with a placeholder for each span."""

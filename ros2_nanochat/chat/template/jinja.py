@@ -106,6 +106,7 @@ class JinjaMarkup:
         messages: Sequence[dict],
         add_generation_prompt: bool = False,
         options: Mapping[str, Any] | None = None,
+        tools: Sequence[dict] | None = None,
     ) -> str:
         """Render messages.
 
@@ -113,13 +114,14 @@ class JinjaMarkup:
             messages: Dicts in the form of transformers.
             add_generation_prompt: Let the model begin a reply.
             options: Variables to use instead of the template's own options.
+            tools: What may be called, in OpenAI's form.
 
         Raises:
             TemplateRefusal: The template raises an error.
         """
         context = {
             **self._variables,
-            'tools': None,
+            'tools': list(tools) if tools else None,
             'documents': None,
             **(self.options if options is None else options),
             'messages': list(messages),

@@ -10,39 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ros2_nanochat.answer.call_format import CallFormat
+from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.message import ChatMessage
-from ros2_nanochat.chat.model import ChatModel
 from ros2_nanochat.chat.template.jinja import IMAGE_PART, JinjaMarkup, reasoning_part
 from ros2_nanochat.chat.template.markup import Placeholders
 from ros2_nanochat.chat.template.nanollm_format import NanoLLMFormat
+from ros2_nanochat.chat.template.written import Written
 from ros2_nanochat.reasoning import marks_in_template
 
 BETWEEN = '\n'  # between two messages that share one turn
 # between a system prompt and the first message, if these share one turn (as in Gemma 3's template)
 AFTER_SYSTEM = '\n\n'
-
-
-@dataclass(frozen=True, eq=False)
-class Written:
-    """A reply of the model that keeps its sampled ids.
-
-    Attributes:
-        message: The message.
-        whole: All sampled ids go into the prompt, not only those of the answer.
-    """
-
-    message: ChatMessage
-    whole: bool
-
-    def ids(self, model: ChatModel) -> tuple[int, ...]:
-        """Return the ids that go in. White space between reasoning and answer belongs to the reasoning."""
-        ids = self.message.tokens or ()
-        if self.whole:
-            return ids
-        start = self.message.num_reasoning
-        while start < len(ids) and not model.detokenize([ids[start]]).strip():
-            start += 1
-        return ids[start:]
 
 
 @dataclass(frozen=True)
@@ -54,12 +33,14 @@ class Arrangement:
         folds_system: The system prompt is put before the first message of the user.
         blank_system: An empty system prompt is added.
         as_parts: A content is a list of parts, even if it is only text.
+        drops_call_ids: A reply with calls does not keep its sampled ids: the template writes it.
     """
 
     joins_neighbours: bool = False
     folds_system: bool = False
     blank_system: bool = False
     as_parts: bool = False
+    drops_call_ids: bool = False
 
 
 class Conversation:
@@ -74,6 +55,7 @@ class Conversation:
         arrangement: How the messages are passed to the template.
         continues: The last message, of the bot, is an unfinished reply. `continued` stands for its words in
             the rendering, so that `cut` finds their end.
+        call_format: How the template writes calls.
     """
 
     def __init__(
@@ -84,7 +66,9 @@ class Conversation:
         image_token: str | None,
         arrangement: Arrangement,
         continues: bool = False,
+        call_format: CallFormat | None = None,
     ):
+        self._call_format = call_format
         self.placeholders = Placeholders()
         self._open = messages[-1] if continues else None
         self.continued = ''
@@ -96,9 +80,8 @@ class Conversation:
         self._image_token = image_token
         self._hide = lambda text: hide(text, self.placeholders)
         self._images: list[ChatMessage] = []
-        self._written: list[
-            tuple[str, str | None]
-        ] = []  # characters of an answer that has ids, and of its reasoning
+        # of each answer that has ids: its character, that of its reasoning, and the text of its calls
+        self._written: list[tuple[str, str | None, str]] = []
         self.messages: list[dict] = []
         """The messages in the form of the template."""
         if arrangement.blank_system:
@@ -118,7 +101,12 @@ class Conversation:
                 and before.role == message.role
                 and (
                     'image' in (before.type, message.type)
-                    or (self._arrangement.joins_neighbours and message.role != 'tool')
+                    or (
+                        self._arrangement.joins_neighbours
+                        and message.role != 'tool'
+                        and not before.calls
+                        and not message.calls
+                    )
                 )
             ):
                 turns[-1].append(message)
@@ -144,6 +132,9 @@ class Conversation:
                 items.append((entry,))
             if entry.text is not None:
                 items.append(self._bot_text(entry, message) if role == 'bot' else self._hide(entry.text))
+        if role == 'tool':
+            message.update({'name': turn[-1].name} if turn[-1].name else {})
+            message.update({'tool_call_id': turn[-1].call_id} if turn[-1].call_id else {})
         if role != 'bot':
             texts = [item.strip() for item in items if isinstance(item, str)]
             self.contents.append((len(self.messages), [text for text in texts if text]))
@@ -181,15 +172,18 @@ class Conversation:
 
         Its reasoning goes where the template reads it, which may be the content.
         """
+        if entry.calls:
+            message['tool_calls'] = [self.hidden(call.as_openai()) for call in entry.calls]
         marks = marks_in_template(self._markup.source)
         thought = entry.reasoning.strip()
         apart = bool(thought) and (self._markup.takes_reasoning or marks is not None)
         text = self._hide(entry.text)
         if entry is self._open:
             text = self.continued = self.placeholders.for_text(entry.text or '')
-        elif entry.tokens:
+        elif entry.tokens and not (entry.calls and self._arrangement.drops_call_ids):
             text = self.placeholders.for_object(Written(entry, whole=not apart))
-            self._written.append((text, self.placeholders.for_text(thought) if apart else None))
+            calls = self._stand_ins(entry, message)
+            self._written.append((text, self.placeholders.for_text(thought) if apart else None, calls))
         if not apart:
             return text
         reasoning = self.placeholders.for_text(thought)
@@ -206,7 +200,7 @@ class Conversation:
         if isinstance(value, str):
             return self._hide(value)
         if isinstance(value, Mapping):
-            return {key: self.hidden(each) for key, each in value.items()}
+            return {self.hidden(key): self.hidden(each) for key, each in value.items()}
         return [self.hidden(each) for each in value] if isinstance(value, (list, tuple)) else value
 
     def finish(self, text: str) -> str:
@@ -224,9 +218,39 @@ class Conversation:
                 )
             objects = [self.placeholders.for_object(image) for image in self._images]
             text = ''.join(piece + character for piece, character in zip(pieces, [*objects, '']))
-        for answer, reasoning in self._written:
-            text = self._join_reply(text, answer, reasoning)
+        for answer, reasoning, calls in self._written:
+            if calls:
+                text = self._join_calls(text, answer, reasoning, calls)
+            else:
+                text = self._join_reply(text, answer, reasoning)
         return text
+
+    def _stand_ins(self, entry: ChatMessage, message: dict) -> str:
+        """Let a message call its tools with placeholders, and return what the template writes for that; ''
+        if the message calls none.
+        """
+        if not entry.calls or self._call_format is None:
+            return ''
+        mark = self.placeholders.for_object(None)
+        calls = [WrittenCall(call.name, {mark: ''}, call.id) for call in entry.calls]
+        message['tool_calls'] = [call.as_openai() for call in calls]
+        return self._call_format.write(calls)
+
+    def _join_calls(self, text: str, answer: str, reasoning: str | None, calls: str) -> str:
+        """Move a sampled reply that ends with calls to where the model began to sample it: its ids spell
+        everything from there to the end of the calls.
+        """
+        at = text.find(calls)
+        if at < 0:
+            raise ValueError(f'chat template {self._markup.name} writes calls in an unknown way')
+        begin = self._markup.generation_prompt or self._markup.before_reply
+        said = text.find(answer, 0, at)
+        said = at if said < 0 else said
+        start = text.rfind(begin, 0, said)
+        start = said if start < 0 else start + len(begin)
+        dropped = reasoning is not None and reasoning not in text[start:at]
+        self.placeholders.objects[answer] = replace(self.placeholders.objects[answer], whole=not dropped)
+        return text[:start] + answer + text[at + len(calls) :]
 
     def cut(self, text: str) -> str:
         """Return a finished rendering up to the end of the unfinished words.

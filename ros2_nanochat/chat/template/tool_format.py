@@ -1,0 +1,288 @@
+"""Learns from a Jinja template how its model writes calls: renders a call whose name and arguments are
+placeholders, and takes what stands around them.
+
+A format is used only if it gives exactly what the template renders for other calls.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ros2_nanochat.answer.call_format import ArgumentSyntax, CallFormat, Part, Slot
+from ros2_nanochat.answer.json_arguments import JsonArguments
+from ros2_nanochat.answer.keyed_arguments import learn_keyed_arguments
+from ros2_nanochat.answer.written_call import WrittenCall
+from ros2_nanochat.chat.template.jinja import JinjaMarkup
+from ros2_nanochat.reasoning import REASONING_MARKS
+
+_ASKED, _SAID = 'Qx7asked', 'Qx7said'
+_NAMES = 'probe_alpha', 'probe_beta', 'probe_gamma'
+_IDS = 'pR0bEaaa1', 'pR0bEbbb2', 'pR0bEccc3'
+_VALUES = 'Vfirst1', 'Vsecond2', 'Vthird3'
+_KEYS = 'keyone', 'keytwo', 'keythree'
+_SPACINGS = tuple(
+    JsonArguments(between, colon, ascii)
+    for between, colon in ((', ', ': '), (',', ':'), (', ', ':'), (',', ': '))
+    for ascii in (False, True)
+)
+_RICH = {'keyone': 'a b', 'keytwo': [1, {'x': 'é'}], 'keythree': True, 'keyfour': -1.5}
+_TAG = re.compile(r'<[^<>\s]+>|\[[A-Z][A-Z_ ]*\]|[A-Za-z_]+[\[:(]|[a-z]+=[a-z]+\.')
+
+
+class CannotCall(ValueError):
+    """The template does not write calls in a form that can be learned."""
+
+
+def tool_dict(name: str, keys: Iterable[str] = _KEYS) -> dict[str, Any]:
+    """Return a tool in OpenAI's form, for rendering."""
+    properties = {key: {'type': 'string', 'description': f'the {key}'} for key in keys}
+    return {
+        'type': 'function',
+        'function': {
+            'name': name,
+            'description': f'what {name} does',
+            'parameters': {'type': 'object', 'properties': properties, 'required': list(properties)},
+        },
+    }
+
+
+def learn_call_format(markup: JinjaMarkup, ends: Sequence[str]) -> CallFormat:
+    """Return how a template writes calls.
+
+    Args:
+        markup: The template.
+        ends: Texts that end a reply: these are no part of its calls.
+
+    Raises:
+        CannotCall: It writes none, or in a form that cannot be learned.
+    """
+    return _Learner(markup, ends).learn()
+
+
+class _Learner:
+    def __init__(self, markup: JinjaMarkup, ends: Sequence[str]):
+        self._markup = markup
+        self._ends = [end for end in ends if end]
+        self._tools = [tool_dict(name) for name in _NAMES]
+
+    def learn(self) -> CallFormat:
+        described = self._render([self._user()], True)
+        if _NAMES[0] not in described:
+            raise CannotCall('the template does not describe tools')
+        call = self._call(0, {_KEYS[0]: _VALUES[0]})
+        text = self._calls_text([call])
+        arguments, at, end = self._find_arguments(text, call)
+        parts, rest = self._cut(text, call, arguments, at, end)
+        closing = self._until_end(rest)
+        opening, only_at_start = self._opening(parts[0])
+        found = CallFormat(
+            opening,
+            parts,
+            closing,
+            arguments,
+            only_at_start=only_at_start,
+            id_pattern=self._id_pattern(),
+            first_number=self._first_number,
+        )
+        self._verify(found, [[self._call(1, {_KEYS[0]: 'x y', _KEYS[1]: 'z'})], [self._call(2, {})]])
+        between = self._between(found)
+        if between is None:
+            return found
+        found = CallFormat(
+            opening,
+            parts,
+            closing,
+            arguments,
+            between,
+            only_at_start,
+            found.id_pattern,
+            found.first_number,
+        )
+        return found
+
+    # --- rendering ---
+
+    @staticmethod
+    def _user() -> dict:
+        return {'role': 'user', 'content': _ASKED}
+
+    @staticmethod
+    def _call(n: int, arguments: Mapping[str, Any]) -> WrittenCall:
+        return WrittenCall(_NAMES[n], arguments, _IDS[n])
+
+    def _render(self, messages: list[dict], generation: bool = False) -> str:
+        if not self._markup.takes_text:
+            messages = [
+                {**each, 'content': [{'type': 'text', 'text': each['content']}]}
+                if each.get('content')
+                else each
+                for each in messages
+            ]
+        try:
+            return self._markup.render(messages, generation, tools=self._tools)
+        except ValueError as error:
+            raise CannotCall(str(error)) from error
+
+    def _calls_text(self, calls: Sequence[WrittenCall]) -> str:
+        """What the template writes for a reply of calls, from where the model begins to write."""
+        message = {'role': 'assistant', 'content': '', 'tool_calls': [call.as_openai() for call in calls]}
+        whole = self._render([self._user(), message])
+        before = self._render([self._user()])
+        begins = [self._render([self._user()], True)]
+        said = self._try([self._user(), {'role': 'assistant', 'content': _SAID}])
+        if said and _SAID in said:
+            begins.append(said.partition(_SAID)[0])
+        begins = [text for text in begins if whole.startswith(text) and len(text) >= len(before)]
+        if not begins:
+            shared = os.path.commonprefix([whole, self._render([self._user()], True)])
+            begins = [shared[: shared.rfind('>') + 1] or before]
+        text = whole[len(max(begins, key=len)) :]
+        for start, end in REASONING_MARKS:
+            match = re.match(rf'\s*{re.escape(start)}.*?{re.escape(end)}', text, re.DOTALL)
+            text = text[match.end() :] if match else text
+        return text.lstrip()
+
+    def _try(self, messages: list[dict]) -> str | None:
+        try:
+            return self._render(messages)
+        except CannotCall:
+            return None
+
+    # --- cutting ---
+
+    def _find_arguments(self, text: str, call: WrittenCall) -> tuple[ArgumentSyntax, int, int]:
+        """How arguments are written, and from where to where they stand in a text with one call."""
+        for at in (match.start() for match in re.finditer(r'\{', text)):
+            for syntax in _SPACINGS:
+                try:
+                    value, end = syntax.read(text, at, {})
+                except ValueError:
+                    break
+                if value == call.arguments and self._writes(syntax):
+                    return syntax, at, end
+        found = learn_keyed_arguments(
+            lambda arguments: self._calls_text([self._call(0, arguments)]), _NAMES[0], _KEYS, _VALUES
+        )
+        if found is None:
+            raise CannotCall('the arguments of a call are written in an unknown way')
+        return found
+
+    def _writes(self, syntax: JsonArguments) -> bool:
+        text = self._calls_text([self._call(0, _RICH)])
+        return syntax.write(_RICH) in text
+
+    def _cut(
+        self, text: str, call: WrittenCall, arguments: ArgumentSyntax, at: int, end: int
+    ) -> tuple[tuple[Part, ...], str]:
+        """The parts of a call until its last slot, and the text after it."""
+        places = [(at, end, Slot.ARGUMENTS)]
+        for value, slot in ((call.name, Slot.NAME), (call.id, Slot.ID)):
+            places += [(m.start(), m.end(), slot) for m in re.finditer(re.escape(value), text)]
+        if not any(slot is Slot.NAME for _, _, slot in places):
+            raise CannotCall('the template does not write the name of a call')
+        parts: list[Part] = []
+        position = 0
+        for start, stop, slot in sorted(places):
+            if start < position:
+                raise CannotCall('the parts of a call overlap')
+            if start > position:
+                parts.append(text[position:start])
+            parts.append(slot)
+            position = stop
+        if isinstance(parts[0], Slot):
+            raise CannotCall('nothing tells where a call begins')
+        self._first_number = 0
+        return self._numbered(tuple(parts), text), text[position:]
+
+    def _numbered(self, parts: tuple[Part, ...], text: str) -> tuple[Part, ...]:
+        """Parts in which the number of the call is a slot, if the template counts calls."""
+        try:
+            second = self._calls_text([self._call(0, {}), self._call(1, {})])
+        except CannotCall:
+            return parts
+        head = parts[0]
+        assert not isinstance(head, Slot)
+        for match in re.finditer(r'(?<=["\':])\d+', head):
+            number = int(match[0])
+            pieces = head[: match.start()], head[match.end() :]
+            tail = pieces[0][-12:]
+            if f'{tail}{number}' in second and f'{tail}{number + 1}' in second:
+                self._first_number = number
+                return (pieces[0], Slot.NUMBER, pieces[1], *parts[1:])
+        return parts
+
+    def _until_end(self, rest: str) -> str:
+        """The end of the calls, without what ends the reply."""
+        after = self._markup.end_of_turn
+        stops = [at for end in self._ends if (at := rest.find(end)) >= 0]
+        if after.strip() and rest.endswith(after):
+            stops.append(len(rest) - len(after))
+        return rest[: min(stops, default=len(rest))].rstrip()
+
+    @staticmethod
+    def _opening(head: Part) -> tuple[str, bool]:
+        """The text with which calls begin, and whether it is no mark of its own."""
+        assert not isinstance(head, Slot)
+        match = _TAG.match(head)
+        if match:
+            return match[0], False
+        if head[0] in '{[':
+            return head[:2] if head[:2] in ('{"', '[{') else head[0], True
+        raise CannotCall('nothing tells where a call begins')
+
+    def _id_pattern(self) -> str:
+        """What ids may look like: nine letters and digits if the template refuses others (Mistral)."""
+        message = {
+            'role': 'assistant',
+            'content': '',
+            'tool_calls': [WrittenCall(_NAMES[0], {}, 'an-id-of-another-length').as_openai()],
+        }
+        return '[A-Za-z0-9_-]{1,40}' if self._try([self._user(), message]) else '[A-Za-z0-9]{9}'
+
+    def _between(self, found: CallFormat) -> tuple[Part, ...] | None:
+        """The parts between two calls; None if the template takes only one."""
+        calls = [self._call(n, {_KEYS[0]: _VALUES[n]}) for n in range(2)]
+        text = self._try_calls(calls)
+        if text is None:
+            return None
+        first = CallFormat(found.opening, found.call, '', found.arguments, first_number=found.first_number)
+        start = first.write(calls[:1])
+        slots = CallFormat('', ('', *found.slots), '', found.arguments).write(calls[1:])
+        at = text.find(slots, len(start))
+        if not text.startswith(start) or at < 0:
+            return None
+        literal = text[len(start) : at]
+        parts: tuple[Part, ...] = (literal,)
+        number = str(found.first_number + 1)
+        if Slot.NUMBER in found.call and (n := literal.rfind(number)) >= 0:
+            parts = (literal[:n], Slot.NUMBER, literal[n + len(number) :])
+        whole = CallFormat(
+            found.opening,
+            found.call,
+            found.end,
+            found.arguments,
+            parts,
+            first_number=found.first_number,
+        )
+        more = [*calls, self._call(2, {_KEYS[0]: _VALUES[2], _KEYS[1]: 'w'})]
+        try:
+            self._verify(whole, [calls, more])
+        except CannotCall:
+            return None
+        return parts
+
+    def _try_calls(self, calls: Sequence[WrittenCall]) -> str | None:
+        try:
+            return self._calls_text(calls)
+        except CannotCall:
+            return None
+
+    def _verify(self, found: CallFormat, examples: list[list[WrittenCall]]) -> None:
+        """Check that a format gives what the template renders."""
+        for calls in examples:
+            text = self._calls_text(calls)
+            if not text.startswith(found.write(calls)):
+                raise CannotCall('the template does not write all calls in one way')

@@ -15,6 +15,7 @@ _HOMES = {
     'KVCache': 'engine.kv_cache',
     'ModelConfig': 'config',
     'StreamingResponse': 'engine.stream',
+    'Tool': 'answer.tool',
 }
 
 __all__ = [*_HOMES, '__version__']  # noqa: PLE0604 (the keys are strings)

@@ -6,6 +6,7 @@ use `ros2_nanochat` itself.
 """
 
 from ros2_nanochat import __version__
+from ros2_nanochat.compat.functions import BotFunctions, bot_function
 from ros2_nanochat.compat.history import ChatHistory
 from ros2_nanochat.compat.message import ChatMessage
 from ros2_nanochat.compat.model import NanoLLM
@@ -14,6 +15,7 @@ from ros2_nanochat.compat.templates import ChatTemplate, ChatTemplates, StopToke
 from ros2_nanochat.engine.kv_cache import KVCache
 
 __all__ = [
+    'BotFunctions',
     'ChatHistory',
     'ChatMessage',
     'ChatTemplate',
@@ -23,11 +25,11 @@ __all__ = [
     'StopTokens',
     'StreamingResponse',
     '__version__',
+    'bot_function',
     'remove_special_tokens',
 ]
 
 _ELSEWHERE = {
-    **dict.fromkeys(('BotFunctions', 'bot_function'), 'function calling of NanoLLM is not offered'),
     **dict.fromkeys(
         ('Agent', 'Pipeline', 'Plugin'), 'robots use the ROS 2 node in place of agents and plugins'
     ),

@@ -33,11 +33,8 @@ class ChatHistory(core.ChatHistory):
         model: An opened model, from `NanoLLM.from_pretrained`.
         chat_template: A name in `ChatTemplates`, a JSON or Jinja file, or a dict.
         system_prompt: The instruction at the beginning; None uses the template's default.
-        **options: `template_options`, as in `ros2_nanochat`. `print_stats`, `debug` and other options of
-            NanoLLM are accepted and ignored.
-
-    Raises:
-        ValueError: `tools` is set, which is not offered.
+        **options: `template_options` and `tools`, as in `ros2_nanochat`. `print_stats`, `debug` and other
+            options of NanoLLM are accepted and ignored.
     """
 
     image_embedding = None
@@ -49,13 +46,13 @@ class ChatHistory(core.ChatHistory):
         system_prompt: str | None = None,
         **options,
     ):
-        if options.get('tools'):
-            raise ValueError('tools= is not offered: pass functions= to generate()')
         if isinstance(chat_template, str):
             chat_template = ChatTemplates.get(chat_template, chat_template)
         self._ends: tuple[tuple, list[int]] | None = None
         core: Any = getattr(model, 'core', model)
-        super().__init__(core, chat_template, system_prompt, options.get('template_options'))
+        super().__init__(
+            core, chat_template, system_prompt, options.get('template_options'), options.get('tools')
+        )
         self.model: Any = model
 
     # --- messages ---
@@ -79,7 +76,8 @@ class ChatHistory(core.ChatHistory):
         """
         reply = msg if hasattr(msg, 'kv_cache') else None
         if reply is not None:
-            message = ChatMessage(role, text=reply.text, reasoning=reply.reasoning, **options)
+            calls = self._with_ids(getattr(reply, 'calls', ()))
+            message = ChatMessage(role, text=reply.text, reasoning=reply.reasoning, calls=calls, **options)
         elif isinstance(msg, core.ChatMessage):
             message = ChatMessage.of(msg, self)
         else:

@@ -10,6 +10,7 @@ import numpy as np
 from ros2_nanochat.chat import message as core
 from ros2_nanochat.prompt import EmbeddingSpan, head, tail
 
+_OF_CALLS = ('calls', 'call_id', 'name')
 _IGNORED = ('use_cache', 'cached', 'history', 'template')
 
 
@@ -24,8 +25,8 @@ class ChatMessage(core.ChatMessage):
         tokens: Ids of the text that the model sampled.
         reasoning: What the model wrote between its thinking marks.
         num_reasoning: How many of the first `tokens` belong to the reasoning.
-        **options: `use_cache`, `cached` and `history` are accepted and ignored: the conversation is compared
-            with the KV cache instead.
+        **options: `calls`, `call_id` and `name`, as in `ros2_nanochat`. `use_cache`, `cached` and `history`
+            are accepted and ignored: the conversation is compared with the KV cache instead.
 
     Raises:
         ValueError: The content is neither text nor an image.
@@ -49,6 +50,7 @@ class ChatMessage(core.ChatMessage):
             raise ValueError(
                 'embedding= is not taken by a message: pass text= or image=, or embeddings to generate()'
             )
+        of_calls = {name: options.pop(name) for name in _OF_CALLS if name in options}
         unknown = [name for name in options if name not in _IGNORED]
         if unknown:
             raise ValueError(f'a message is text= or image=, not {", ".join(unknown)[:200]}=')
@@ -60,6 +62,7 @@ class ChatMessage(core.ChatMessage):
             tokens=tokens,
             reasoning=reasoning,
             num_reasoning=num_reasoning,
+            **of_calls,
         )
 
     @classmethod

@@ -78,11 +78,24 @@ ros_wheels() {
     run "$VENV/pip-ros.log" "$VENV/bin/python" tools/use_wheels_here.py
 }
 
+# The versions that the tests run with, except llama-cpp-python: what is installed is kept.
+pinned() {
+    "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && [ -z "$ROS_HERE" ] || return 1
+    grep -v '^llama_cpp_python==' requirements/constraints.txt > "$VENV/constraints.txt"
+}
+
+llama_cpp() {
+    local pins=()
+    pinned && pins=(-c "$VENV/constraints.txt")
+    "$VENV/bin/python" tools/llama_cpp.py "$@" "$VENV/pip-llama.log" ${pins[@]+"${pins[@]}"}
+}
+
 packages() {
     local set=$1 note=$2 pins=()
-    "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && [ -z "$ROS_HERE" ] && [ "$set" != lint ] && pins=(-c requirements/constraints.txt)
+    pinned && [ "$set" != lint ] && pins=(-c "$VENV/constraints.txt")
     say "installing requirements/$set.txt$note"
-    pip_install "$set" ${pins[@]+"${pins[@]}"} -r "requirements/$set.txt"
+    grep -v '^llama-cpp-python' "requirements/$set.txt" > "$VENV/$set.txt"
+    pip_install "$set" ${pins[@]+"${pins[@]}"} -r "$VENV/$set.txt"
 }
 
 build() {
@@ -108,8 +121,16 @@ if [ "$what" = lint ]; then
     once lint "$(digest requirements/lint.txt)" packages lint ''
     exit
 fi
+
+# llama.cpp is compiled while the rest is installed.
+llama="$(grep '^llama_cpp_python==' requirements/constraints.txt) $(digest tools/llama_cpp.py tools/llama_cpp.cmake)" compiling=
+if [ "$(cat "$VENV/.done-llama" 2>/dev/null)" != "$llama" ]; then
+    llama_cpp --build &
+    compiling=$!
+    trap 'kill "$compiling" 2>/dev/null || true' EXIT
+fi
 [ -n "$ROS_HERE" ] || once ros "$(digest "requirements/$ROS_DISTRO.txt" tools/use_wheels_here.py)" ros_wheels
-once demo "$(digest requirements/demo.txt requirements/constraints.txt)" packages demo ' (compiles llama.cpp the first time: about five minutes)'
+once demo "$(digest requirements/demo.txt requirements/constraints.txt)" packages demo ''
 if [ "$what" = vision ] || { [ "$what" != demo ] && [ -n "$ALL_TESTS" ]; }; then
     once models "$(digest requirements/models.txt requirements/constraints.txt)" packages models ' (large: torch and transformers)'
 fi
@@ -121,4 +142,9 @@ fi
 sources="$(digest package.xml CMakeLists.txt setup.cfg msg/* srv/* action/*) $(find ros2_nanochat launch config -type f ! -name '*.pyc' | sort | sha256sum | cut -c1-32)"
 [ -f "$INSTALL/setup.bash" ] || rm -f "$VENV/.done-build"
 once build "$sources $VENV" build
+if [ -n "$compiling" ]; then
+    wait "$compiling" || fail "llama.cpp was not compiled"
+    trap - EXIT
+fi
+once llama "$llama" llama_cpp
 say 'ready'

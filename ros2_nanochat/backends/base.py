@@ -18,6 +18,7 @@ from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.processor import cpus_of
 from ros2_nanochat.prompt import Preceding
 
 
@@ -142,6 +143,7 @@ class Backend(ABC):
     def __init__(self, path: str, config: ModelConfig):
         self.path = path
         self.config = config
+        self.cpus = cpus_of(config.cpu_affinity)
 
     @abstractmethod
     def open(self, progress: Callable[[float], None] | None = None) -> None:
@@ -155,6 +157,8 @@ class Backend(ABC):
             LoadAborted: `abort()` was called.
         """
 
+    cpus: frozenset[int] | None
+    """CPUs that the model's threads may use; None for all of the process."""
     info: ModelInfo
     max_sequences: int
     """Maximum number of sequences."""

@@ -65,6 +65,11 @@ class _Kind:
     def threads(self) -> int:
         return self._counts[self.best].threads
 
+    @property
+    def times(self) -> dict[int, float]:
+        """Seconds per entry of each number that was measured."""
+        return {count.threads: count.seconds for count in self._counts if count.looks >= _FIRST_LOOKS}
+
     def choose(self, entries: int) -> int:
         best = self._counts[self.best]
         if best.looks < _FIRST_LOOKS:
@@ -139,15 +144,41 @@ class ThreadChooser:
         kind.record(max(1, entries), threads, seconds, self._clock())
         self._last = kind.threads
 
+    def stats(self) -> dict[str, int | str]:
+        """Return the numbers in use and why, for `Backend.stats`."""
+        return {
+            'threads': self.decoding,
+            'threads_prefill': self.prefilling,
+            'threads_reason': self.reason,
+        }
+
+    @property
+    def reason(self) -> str:
+        """Why these numbers are used: what was measured for the smallest steps."""
+        times = self._smallest.times if self._kinds else {}
+        if len(times) < 2:
+            return 'as many as the cores, until others are measured'
+        figures = ', '.join(f'{threads}: {1000 * seconds:.3g} ms' for threads, seconds in times.items())
+        return f'the fastest that was measured ({figures})'
+
     @property
     def decoding(self) -> int:
         """The best number of threads for the smallest steps."""
-        return self._kinds[min(self._kinds)].threads if self._kinds else self._last
+        return self._smallest.threads if self._kinds else self._last
 
     @property
     def prefilling(self) -> int:
         """The best number of threads for the largest steps."""
-        return self._kinds[max(self._kinds)].threads if self._kinds else self._last
+        return self._kinds[max(list(self._kinds))].threads if self._kinds else self._last
+
+    @property
+    def _smallest(self) -> _Kind:
+        return self._kinds[min(list(self._kinds))]  # the engine's thread may add one meanwhile
+
+
+def fixed_threads(threads: int, reason: str) -> dict[str, int | str]:
+    """Return what `ThreadChooser.stats` does for a number that does not change."""
+    return {'threads': threads, 'threads_prefill': threads, 'threads_reason': reason}
 
 
 def _candidates(most: int) -> list[int]:

@@ -15,7 +15,14 @@ from ros2_nanochat.config.declaration import (
     whole,
 )
 from ros2_nanochat.config.generation import GenerationConfig
-from ros2_nanochat.config.model import APIS, DEFAULT_CONTEXT, MAX_THREADS, EngineConfig, ModelConfig
+from ros2_nanochat.config.model import (
+    APIS,
+    DEFAULT_CONTEXT,
+    MAX_THREADS,
+    EngineConfig,
+    FlashAttention,
+    ModelConfig,
+)
 from ros2_nanochat.config.robot import ImageMode, ImageTransport, NodeConfig, OnNewQuery, RobotOptions
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     'DEFAULT_CONTEXT',
     'MAX_THREADS',
     'EngineConfig',
+    'FlashAttention',
     'GenerationConfig',
     'ImageMode',
     'ImageTransport',

@@ -33,6 +33,7 @@ class Option:
         above: Lower bound of a number, itself not included.
         special: Values with a meaning of their own, and what they mean.
         choices: The allowed values of a string.
+        switch: true and false stand for the choices `on` and `off`.
         item: Checks one value of an option that takes several.
         valid: Checks a value, for rules that the other fields cannot express.
         allowed: The allowed values, in words; derived from the other fields if empty.
@@ -55,6 +56,7 @@ class Option:
     high: float | None = None
     special: Mapping[Any, str] = dataclasses.field(default_factory=dict)
     choices: Sequence[str] = ()
+    switch: bool = False
     item: Callable[[Any], bool] | None = None
     valid: Callable[[Any], bool] | None = None
     allowed: str = ''
@@ -79,7 +81,7 @@ class Option:
         Raises:
             ValueError: One line with the option, the value and what is allowed.
         """
-        value = _native(value)
+        value = self.chosen(_native(value))
         if self.kind is tuple:
             return self._several(value)
         if (value is None and self.optional) or (self.python and not isinstance(value, str)):
@@ -87,6 +89,10 @@ class Option:
         if not self._is_valid(value):
             raise self.error(value)
         return self.kind(value) if issubclass(self.kind, enum.Enum) else value
+
+    def chosen(self, value: Any) -> Any:
+        """Return the choice that true or false stands for; other values as they are."""
+        return ('on' if value else 'off') if self.switch and isinstance(value, bool) else value
 
     def error(self, value: Any, name: str = '', unset: Any = None) -> ValueError:
         """Return the error for a wrong value of the option, or of a parameter `name` whose `unset` stands for

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ros2_nanochat.config.declaration import Options, option
+from ros2_nanochat.states import StrEnum
 
 APIS = ('gguf', 'mlc', 'hf', 'awq', 'fake')
 """Values of `ModelConfig.api`; None infers it from what the model path holds."""
@@ -14,6 +16,17 @@ DEFAULT_CONTEXT = 4096
 
 MAX_THREADS = 512
 """Maximum number of threads of llama.cpp (`GGML_MAX_N_THREADS`); it ends the process above that."""
+
+
+_CPU_LIST = re.compile(r'\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*')
+
+
+class FlashAttention(StrEnum):
+    """Whether llama.cpp uses its flash attention."""
+
+    AUTO = 'auto'
+    ON = 'on'
+    OFF = 'off'
 
 
 @dataclass(frozen=True)
@@ -76,10 +89,11 @@ class ModelConfig(Options):
         unset=0,
         argument=False,
     )
-    flash_attention: bool = option(
-        True,
-        'Flash attention of llama.cpp (gguf); without it a CPU is several times faster after long'
-        ' histories, but rounds differently (docs/engine.md)',
+    flash_attention: FlashAttention = option(
+        FlashAttention.AUTO,
+        'Flash attention of llama.cpp (gguf); auto: on a GPU, and on a CPU that is not faster without it.'
+        ' The two round differently (docs/engine.md)',
+        switch=True,
         argument=False,
     )
     gpu_layers: int = option(
@@ -97,6 +111,22 @@ class ModelConfig(Options):
         high=MAX_THREADS,
         unset=0,
         metavar='N',
+    )
+    nice: int = option(
+        0,
+        "Niceness of the model's threads; with a higher one, other programs run first",
+        low=0,
+        high=19,
+        metavar='N',
+    )
+    cpu_affinity: str | None = option(
+        None,
+        "CPUs that the model's threads may use, for example 0-3,6",
+        otherwise='all that the process may use',
+        valid=lambda text: _CPU_LIST.fullmatch(text) is not None,
+        allowed='numbers and ranges of CPUs, such as 0-3,6',
+        unset='',
+        metavar='CPUS',
     )
     device: str = option(
         'auto',

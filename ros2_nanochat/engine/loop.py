@@ -25,6 +25,7 @@ from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.scheduler import Scheduler, Work
 from ros2_nanochat.errors import BackendError, ForwardError
+from ros2_nanochat.processor import restrict_thread
 from ros2_nanochat.states import FinishReason
 
 _log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class Engine:
     # --- the loop ---
 
     def _run(self) -> None:
+        restrict_thread(self.backend.config.nice, self.backend.cpus)
         try:
             while not self._inbox.closed:
                 try:

@@ -82,7 +82,7 @@ class Parameter:
         Raises:
             ValueError: It is not valid; the text has the name, the value and what is allowed.
         """
-        name, kind = name or self.name, type(self.default)
+        name, kind, value = name or self.name, type(self.default), self.option.chosen(value)
         if kind is float and type(value) is int:
             value = float(value)
         if kind is list and (isinstance(value, (list, tuple)) or hasattr(value, 'tolist')):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
@@ -68,6 +69,9 @@ class NodeParameters:
         overrides = node._parameter_overrides  # the public interface shows only declared ones
         for name in [name for name, given in overrides.items() if given.value is None and name in PARAMETERS]:
             del overrides[name]  # `robots: []` has no type in ROS: treat it as not set
+        for name, given in overrides.items():  # YAML reads the word `off` as false
+            if name in PARAMETERS and (value := PARAMETERS[name].option.chosen(given.value)) != given.value:
+                overrides[name] = rclpy.Parameter(name, value=value)
         self._declared: set[str] = set()  # robots
         for parameter in PARAMETERS.values():
             node.declare_parameter(parameter.name, parameter.default, _descriptor(parameter))

@@ -9,6 +9,7 @@ import threading
 import rclpy
 from rclpy.executors import MultiThreadedExecutor
 
+from ros2_nanochat.ros.library_log import library_log
 from ros2_nanochat.ros.signals import ignore_signals
 from ros2_nanochat.ros.spinning import spin
 
@@ -38,9 +39,10 @@ def run_until(done: threading.Event, node) -> int:
 
     spinning = threading.Thread(target=run, name='executor', daemon=True)
     spinning.start()
-    node.start()
-    done.wait()
-    clean = node.close()
+    with library_log(node.get_logger()):
+        node.start()
+        done.wait()
+        clean = node.close()
     ending = threading.Thread(
         target=executor.shutdown, kwargs={'timeout_sec': 0.3}, name='shutdown', daemon=True
     )  # Kilted's waits for every callback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -11,6 +12,7 @@ from rcl_interfaces.msg import ParameterType
 from rclpy.parameter import parameter_dict_from_yaml_file
 
 from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS
+from ros2_nanochat.ros.library_log import library_log
 from ros2_nanochat.ros.node_parameters import NodeParameters
 
 TYPES = {
@@ -55,3 +57,29 @@ def test_the_shipped_files_load_into_a_node_of_any_name(path):
     target = {} if os.environ.get('ROS_DISTRO') in ('humble', 'jazzy') else {'target_nodes': ['/a/my_chat']}
     loaded = parameter_dict_from_yaml_file(str(path), use_wildcard=True, **target)
     assert loaded and set(loaded) <= set(PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    'word, expected', [('false', 'off'), ('off', 'off'), ('true', 'on'), ('auto', 'auto')]
+)
+def test_a_switch_may_also_be_true_or_false(word, expected):
+    node = rclpy.create_node('switch_test', cli_args=['--ros-args', '-p', f'flash_attention:={word}'])
+    try:
+        assert NodeParameters(node).model().flash_attention == expected
+    finally:
+        node.destroy_node()
+
+
+def test_what_the_library_logs_is_in_the_nodes_log(capfd):
+    library = logging.getLogger('ros2_nanochat.backends')
+    with library_log(rclpy.logging.get_logger('log_test')):
+        for severity in (logging.INFO, logging.WARNING, logging.ERROR, logging.INFO):
+            library.log(severity, 'decoding with %d threads', severity)
+    library.warning('after the node')
+    said = capfd.readouterr().err
+    for severity, name in ((logging.INFO, 'INFO'), (logging.WARNING, 'WARN'), (logging.ERROR, 'ERROR')):
+        assert any(
+            f'[{name}]' in line and f'[log_test]: decoding with {severity} threads' in line
+            for line in said.splitlines()
+        ), said
+    assert '[log_test]: after the node' not in said

@@ -14,20 +14,22 @@ import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
 from ros2_nanochat.backends.check import check_model
+from ros2_nanochat.backends.gguf.attention import with_choice
 from ros2_nanochat.backends.gguf.decoding import Decoder
 from ros2_nanochat.backends.gguf.embeddings import EmbeddingTable
 from ros2_nanochat.backends.gguf.header import architecture_memory, check_gguf, read_head, read_metadata
 from ros2_nanochat.backends.gguf.kinds import check_loaded, check_metadata, no_memory_of_text
 from ros2_nanochat.backends.gguf.kv import GGUFMemory
 from ros2_nanochat.backends.gguf.opening import context_params, describe, estimate_memory, load_model
-from ros2_nanochat.backends.gguf.process import LogLines, interruptible, physical_cores, threads_wait_briefly
+from ros2_nanochat.backends.gguf.process import LogLines, interruptible
 from ros2_nanochat.backends.gguf.trial import try_apart
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
 from ros2_nanochat.backends.logits import HostLogits, Logits
-from ros2_nanochat.backends.threads import ThreadChooser
-from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
+from ros2_nanochat.backends.threads import ThreadChooser, fixed_threads
+from ros2_nanochat.config import DEFAULT_CONTEXT, FlashAttention, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, printable, require
 from ros2_nanochat.memory import MemoryEstimate
+from ros2_nanochat.processor import physical_cores, threads_wait_briefly
 from ros2_nanochat.prompt import Preceding
 
 _BATCH = 512
@@ -36,6 +38,11 @@ _BATCH = 512
 # so an edited or shared KV equals a fresh one. One exception remains: a single row after more than 256
 # entries, whose KV llama.cpp divides among its threads (ggml_compute_forward_flash_attn_ext_f16).
 _EXACT_CHUNK = 63
+
+
+def _llama_cpp():
+    with threads_wait_briefly('llama_cpp'):
+        return require('llama_cpp', 'gguf')
 
 
 class GGUFBackend(Backend):
@@ -47,21 +54,22 @@ class GGUFBackend(Backend):
 
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
-        with threads_wait_briefly():
-            package = require('llama_cpp', 'gguf')
+        package = _llama_cpp()
         self._api, self._version = package.llama_cpp, package.__version__
         self._model = self._context = None
         self._kv: GGUFMemory | None = None
         self._decoder: Decoder | None = None
         # with layers on a GPU, the CPU has little to do
-        self._threads = None if config.threads or config.gpu_layers else ThreadChooser(physical_cores())
+        fixed = config.threads or config.gpu_layers
+        self._threads = None if fixed else ThreadChooser(physical_cores(self.cpus))
         self._abort_flag = ctypes.create_string_buffer(2)
         self._embeddings: EmbeddingTable | None = None
         self._text: GGUFText | None = None
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
-        return estimate_memory(path, config, _BATCH)
+        check_gguf(path)
+        return estimate_memory(path, with_choice(config, read_metadata(path), _llama_cpp), _BATCH)
 
     # --- opening ---
 
@@ -70,6 +78,7 @@ class GGUFBackend(Backend):
             check_gguf(self.path)
             metadata = read_head(self.path).metadata
             check_metadata(self.path, metadata)
+            self.config = with_choice(self.config, metadata, _llama_cpp)
             try_apart(self.path, self.config, self._version, lambda: self._aborted)
             self._open(metadata, progress)
 
@@ -89,7 +98,8 @@ class GGUFBackend(Backend):
             self.info = describe(
                 self._api, self._model, self.path, metadata, self._text, self._context_length, kv_per_token
             )
-            self._kv = GGUFMemory(self._api, self._context, self.max_sequences, kv_per_token)
+            form = f'flash attention {self.config.flash_attention}, 16 bits'
+            self._kv = GGUFMemory(self._api, self._context, self.max_sequences, kv_per_token, form)
             self._decoder = Decoder(
                 self._api, self._context, self._kv, self.info, _BATCH, self.max_sequences, self._threads
             )
@@ -111,7 +121,7 @@ class GGUFBackend(Backend):
             self.max_sequences = min(self.max_sequences, max(1, config.kv_tokens // length))
         self.kv_capacity = length * self.max_sequences
         self._context_length = length
-        if config.flash_attention and not config.gpu_layers:
+        if config.flash_attention is FlashAttention.ON and not config.gpu_layers:
             self.max_chunk_tokens = _EXACT_CHUNK
         params = context_params(api, config, length, self.max_sequences, _BATCH)
         # llama.cpp calls this for every node of the graph. strlen of a buffer needs no GIL: it returns 0
@@ -218,16 +228,15 @@ class GGUFBackend(Backend):
         return HostLogits(np.concatenate([rows[i] for i in range(len(chunks))]))
 
     def stats(self) -> dict[str, int | str]:
-        """Return `threads` that decode, `threads_prefill`, and `threads_reason`."""
+        """Return `threads` that decode, `threads_prefill`, `threads_reason`, and `flash_attention`."""
+        return {**self._thread_stats(), 'flash_attention': str(self.config.flash_attention)}
+
+    def _thread_stats(self) -> dict[str, int | str]:
         if self._threads is not None:
-            return {
-                'threads': self._threads.decoding,
-                'threads_prefill': self._threads.prefilling,
-                'threads_reason': 'the fastest that was measured',
-            }
-        threads = self.config.threads or physical_cores()
-        reason = 'threads is set' if self.config.threads else 'the physical cores'
-        return {'threads': threads, 'threads_prefill': threads, 'threads_reason': reason}
+            return self._threads.stats()
+        if self.config.threads:
+            return fixed_threads(self.config.threads, 'threads is set')
+        return fixed_threads(physical_cores(self.cpus), 'the physical cores')
 
     # --- the end ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from ros2_nanochat.backends.threads import ThreadChooser
 from ros2_nanochat.errors import BackendError, LoadAborted
 from ros2_nanochat.model_info import ModelInfo
 
+_log = logging.getLogger(__name__)
+_REPORT_EVERY = 10.0  # seconds
 _STOPPED, _NO_ROOM = 2, 1  # return values of llama_decode
 
 
@@ -45,6 +48,7 @@ class Decoder:
         self._api, self._context, self._kv, self._info, self._size = api, context, kv, info, size
         self._batch = Batch(api, size, max_sequences)
         self._threads, self._threads_set = threads, 0
+        self._reported, self._reported_at = 0, 0.0
 
     def decode(self, chunks: Sequence[Chunk], embeddings: np.ndarray | None) -> HostLogits:
         """Append chunks of ids, or one chunk of embeddings.
@@ -70,6 +74,7 @@ class Decoder:
         self._kv.stepped(pieces, seconds)
         if self._threads is not None:
             self._threads.record(entries, threads, seconds)
+            self._report(self._threads)
         for chunk in chunks:
             self._kv.lengths[chunk.seq] += len(chunk)
         outputs = sum(chunk.num_logits for chunk in chunks)
@@ -87,6 +92,15 @@ class Decoder:
             self._threads_set = threads
             self._api.llama_set_n_threads(self._context, threads, threads)
         return threads
+
+    def _report(self, threads: ThreadChooser) -> None:
+        """Log a changed number of threads, but not each time that it goes back and forth."""
+        now = time.monotonic()
+        if threads.decoding == self._reported or now - self._reported_at < _REPORT_EVERY:
+            return
+        if self._reported:
+            _log.info('decoding with %d threads, %s', threads.decoding, threads.reason)
+        self._reported, self._reported_at = threads.decoding, now
 
     def _check(self, chunks: Sequence[Chunk]) -> None:
         longest = self._info.context_length

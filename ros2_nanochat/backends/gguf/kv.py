@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from ros2_nanochat.backends.gguf.slots import MovePolicy, Slots
 from ros2_nanochat.errors import BackendError
 
 _log = logging.getLogger(__name__)
+_FORM = 8  # bytes that identify the form of saved KV
 _COPY_BYTES_PER_SECOND = 2e9  # used until a move was measured
 
 
@@ -25,11 +27,13 @@ class GGUFMemory:
         context: Its `llama_context`.
         max_sequences: Number of its streams.
         bytes_per_entry: Bytes of KV of one entry.
+        form: How the context keeps KV, in words. Saved KV of another form is not loaded.
     """
 
-    def __init__(self, api: Any, context: Any, max_sequences: int, bytes_per_entry: int):
+    def __init__(self, api: Any, context: Any, max_sequences: int, bytes_per_entry: int, form: str = ''):
         self._api, self._context = api, context
         self._memory = api.llama_get_memory(context)
+        self._form = hashlib.blake2b(form.encode(), digest_size=_FORM).digest()
         self._slots = Slots(max_sequences)
         self._policy = MovePolicy(2 * bytes_per_entry / _COPY_BYTES_PER_SECOND)
         self.lengths: dict[int, int] = {}
@@ -81,13 +85,16 @@ class GGUFMemory:
 
     def save(self, seq: int) -> bytes:
         """See `Backend.save`."""
-        return self.lengths[seq].to_bytes(8, 'little') + self._state(self._slots[seq]).tobytes()
+        length = self.lengths[seq].to_bytes(8, 'little')
+        return self._form + length + self._state(self._slots[seq]).tobytes()
 
     def load(self, data: bytes) -> int | None:
         """See `Backend.load`."""
-        seq = self.new()
-        if self._restore(self._slots[seq], np.frombuffer(data, np.uint8, offset=8)):
-            self.lengths[seq] = int.from_bytes(data[:8], 'little')
+        if data[:_FORM] != self._form:
+            return None
+        seq, start = self.new(), _FORM + 8
+        if self._restore(self._slots[seq], np.frombuffer(data, np.uint8, offset=start)):
+            self.lengths[seq] = int.from_bytes(data[_FORM:start], 'little')
             return seq
         self.free(seq)
         return None

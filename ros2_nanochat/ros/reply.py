@@ -46,12 +46,17 @@ class Reply:
 
     Attributes:
         future: A `concurrent.futures.Future` of the nanochat/msg/Turn. Raises `NodeGone` if the node left.
+        turn_id: Id of the turn in the robot's topics. It is that of the goal, so it is known at once.
     """
 
     def __init__(
-        self, look_after: Callable[[Reply], None], cancel: Callable, form: ResponseFormat | None = None
+        self,
+        look_after: Callable[[Reply], None],
+        cancel: Callable,
+        form: ResponseFormat | None = None,
+        turn_id: str = '',
     ):
-        self._form = form
+        self._form, self.turn_id = form, turn_id
         self.future: Future[Turn] = Future()
         self._look_after, self._cancel_goal = look_after, cancel
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()

@@ -12,7 +12,6 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
-from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.exceptions import InvalidHandle
@@ -21,6 +20,7 @@ from ros2_nanochat.robot.camera_formats import stamp_of
 from ros2_nanochat.robot.freshness import ArrivalClock, Jump, age_of
 from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.ros.camera_topics import CameraTopic, camera_topics
+from ros2_nanochat.ros.spinning import Untouched
 
 _FIRST_FRAME = 1.0  # seconds to wait for the first frame of a publisher that was just found
 _QUIET = 1.0  # seconds without a frame before the other transport is tried
@@ -29,19 +29,6 @@ _LOOK = 0.02  # seconds between two looks at the graph while frames are requeste
 _KNOWN = 1000  # ids of publishers that are remembered
 _JUMP_FORWARD = 10.0  # seconds; a simulation that runs faster than real time takes smaller steps
 _numbers = itertools.count(1)  # of frames of all cameras: a conversation may change its camera
-
-
-class _Never(CallbackGroup):
-    """Holds subscriptions that the executor must leave alone."""
-
-    def can_execute(self, entity):
-        return False
-
-    def beginning_execution(self, entity):
-        return False
-
-    def ending_execution(self, entity):
-        pass
 
 
 @dataclass(frozen=True)
@@ -76,7 +63,7 @@ class Camera:
         self._wanted, self._transport = wanted, transport
         self._open: CameraTopic | None = None
         self._subscription = None
-        self._group = _Never()
+        self._group = Untouched()
         self._kept: _Frame | None = None
         self._closed = False
         self._opened = 0.0  # when the subscription was opened

@@ -9,12 +9,26 @@ import threading
 import time
 from collections import deque
 
+from rclpy.callback_groups import CallbackGroup
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor, ExternalShutdownException, ShutdownException
 
 _AT_ONCE = 50  # exceptions in a row before each is followed by a pause
 _PAUSE = 0.1  # seconds
 _AT_MOST = 30.0  # seconds of nothing but exceptions before the executor counts as broken
+
+
+class Untouched(CallbackGroup):
+    """Holds subscriptions that the executor must leave alone, because their owner takes the messages."""
+
+    def can_execute(self, entity):
+        return False
+
+    def beginning_execution(self, entity):
+        return False
+
+    def ending_execution(self, entity):
+        pass
 
 
 def spin(executor: Executor, log=None) -> None:

@@ -1,5 +1,6 @@
 # make demo                    build, then start the node and a terminal client that talks to it over ROS 2; PROMPT="..." asks once
 # make demo-vision             the same with a small model that sees, and a camera that shows drawn pictures
+# make demo-web                the same, with a page to watch and ask in a browser
 # make test                    all tests except the long ones; make test-long: the long ones
 # make lint                    ruff (rules and format) and mypy
 # make bench                   figures of this machine, each beside a raw loop of llama.cpp
@@ -12,7 +13,7 @@ export ROS_DISTRO PYTHON ROS_PREFIX PROMPT MODEL
 # T=test/ros runs only the tests in that folder.
 T ?=
 
-.PHONY: setup lint demo demo-vision test test-long bench clean
+.PHONY: setup lint demo demo-vision demo-web test test-long bench clean
 
 setup:
 	@tools/setup.sh demo
@@ -28,6 +29,10 @@ demo:
 demo-vision:
 	@tools/setup.sh vision
 	@source env.sh && python tools/demo.py --vision
+
+demo-web:
+	@tools/setup.sh vision
+	@source env.sh && python tools/demo.py --web
 
 test:
 	@tools/setup.sh test

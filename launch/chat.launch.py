@@ -13,6 +13,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
+from ros2_nanochat.config import WebConfig, options_of
 from ros2_nanochat.robot.options import PARAMETERS
 
 # Parameters that have a launch argument; params_file sets the others.
@@ -37,12 +38,17 @@ _OTHERS = {
     'params_file': 'YAML file with parameters; config/ of this package has presets',
     'use_sim_time': 'true: stamps and ages follow /clock; empty: as in params_file, else false',
     'log_level': 'debug, info, warn, error, fatal',
+    'web': 'true: also serve a page that shows the robots (docs/web.md)',
 }
-_DEFAULTS = {'log_level': 'info'}
+_DEFAULTS = {'log_level': 'info', 'web': 'false'}
+_WEB = {option.name: option for option in options_of(WebConfig) if option.name in ('host', 'port')}
+
+
+_DECLARED = (*_PARAMETERS, *_OTHERS, *(f'web_{name}' for name in _WEB))
 
 
 def _start(context):
-    value = {name: LaunchConfiguration(name).perform(context) for name in (*_PARAMETERS, *_OTHERS)}
+    value = {name: LaunchConfiguration(name).perform(context) for name in _DECLARED}
     share = get_package_share_directory('nanochat')
     parameters = [os.path.join(share, 'config', 'chat.yaml')]
     if value['params_file']:
@@ -77,7 +83,23 @@ def _start(context):
         remappings=remappings,
         arguments=['--ros-args', '--log-level', value['log_level']],
     )
-    return [*environment, node]
+    page = [_page(value, remappings)] if _true_or_false('web', value['web']) else []
+    return [*environment, *page, node]
+
+
+def _page(value, remappings):
+    """The program that serves the page. It sees the same cameras as the chat node."""
+    arguments = [part for name in _WEB for part in (f'--{name}', value[f'web_{name}'])]
+    return Node(
+        package='nanochat',
+        executable='web',
+        name='nanochat_web',
+        namespace=value['namespace'],
+        output='screen',
+        emulate_tty=True,
+        remappings=[(name.replace('~', 'nanochat'), camera) for name, camera in remappings],
+        arguments=[*arguments, '--ros-args', '--log-level', value['log_level']],
+    )
 
 
 def _cameras(topic, robots):
@@ -129,6 +151,14 @@ def generate_launch_description():
             *(
                 DeclareLaunchArgument(name, default_value=_DEFAULTS.get(name, ''), description=text)
                 for name, text in _OTHERS.items()
+            ),
+            *(
+                DeclareLaunchArgument(
+                    f'web_{name}',
+                    default_value=str(option.default),
+                    description=f'The page: {option.explained()}',
+                )
+                for name, option in _WEB.items()
             ),
             OpaqueFunction(function=_start),
         ]

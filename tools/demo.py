@@ -2,6 +2,7 @@
 once; MODEL names another model.
 
 --vision adds a small model that sees and a camera that shows drawn pictures (with IMAGE, that file instead).
+--web does the same, and serves the page in place of the terminal.
 """
 
 import argparse
@@ -27,7 +28,9 @@ def program(name: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--vision', action='store_true')
+    parser.add_argument('--web', action='store_true')
     options = parser.parse_args()
+    options.vision = options.vision or options.web
     os.environ.update(
         ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST',
         ROS_DOMAIN_ID=os.environ.get('ROS_DOMAIN_ID') or str(random.randint(1, 100)),
@@ -51,11 +54,14 @@ def main() -> int:
         node = start([program('chat_node'), '--ros-args', *arguments], stdout=log, stderr=log)
         if options.vision and not image:
             start([program('demo_camera')], stdout=sys.stderr)
+        if options.vision and not image and not options.web:
             while ': active' not in Path(log.name).read_text() and node.poll() is None:
                 time.sleep(0.1)
             time.sleep(2.0)  # the node and the camera find each other
         client = subprocess.Popen(
-            [
+            [program('web')]
+            if options.web
+            else [
                 program('chat_client'),
                 *(['--prompt', prompt] if prompt else []),
                 *(['--image', image] if image else []),

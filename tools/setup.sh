@@ -50,6 +50,8 @@ debian_packages() {
         command -v cmake >/dev/null || missing+=(cmake)
         command -v colcon >/dev/null || missing+=(python3-colcon-common-extensions)
     fi
+    # A browser, for the tests of the page; without root they are skipped.
+    if [ "$what" = test ] && [ "$(id -u)" = 0 ] && ! command -v chromium >/dev/null; then missing+=(chromium); fi
     [ ${#missing[@]} = 0 ] && return
     [ "$(id -u)" = 0 ] || fail "Debian packages are missing; install them with:  sudo apt-get install ${missing[*]}"
     say "installing Debian packages: ${missing[*]}"

@@ -18,6 +18,7 @@ from ros2_nanochat.config import (  # noqa: E402
     NodeConfig,
     Option,
     RobotOptions,
+    WebConfig,
     options_of,
 )
 from ros2_nanochat.config.wording import shown_default  # noqa: E402
@@ -51,6 +52,7 @@ reply).
   node runs.
 - **terminal**: an argument of the [terminal programs](terminal.md): `--max-new-tokens` for `max_new_tokens`.
 - **goal**: a field of the `Chat` action.
+- **web**: an argument of `ros2 run nanochat web`, the [page](web.md).
 
 A wrong value is refused in one line, with the value and what is allowed. This page is written by
 `tools/write_options.py` from the declarations in `ros2_nanochat/config/`.
@@ -61,6 +63,7 @@ TITLES = {
     GenerationConfig: 'The reply',
     RobotOptions: 'A conversation',
     NodeConfig: 'The node',
+    WebConfig: 'The page',
 }
 
 
@@ -118,7 +121,7 @@ def options_page() -> str:
                 option.allowed or option.range_text,
                 default(option),
                 purpose(option),
-                places(option),
+                'web' if kind is WebConfig else places(option),
             ]
             text += '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |\n'
     return text

@@ -24,6 +24,7 @@ from ros2_nanochat.config.model import (
     ModelConfig,
 )
 from ros2_nanochat.config.robot import ImageMode, ImageTransport, NodeConfig, OnNewQuery, RobotOptions
+from ros2_nanochat.config.web import WebConfig
 
 __all__ = [
     'APIS',
@@ -40,6 +41,7 @@ __all__ = [
     'Option',
     'Options',
     'RobotOptions',
+    'WebConfig',
     'names',
     'option',
     'options_of',

@@ -1,0 +1,123 @@
+"""`ros2 run nanochat web`: serves the page until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import rclpy
+from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
+
+from ros2_nanochat.config import WebConfig, options_of
+from ros2_nanochat.config.wording import shown_default
+from ros2_nanochat.errors import one_line, require
+from ros2_nanochat.ros.program import init, run_ros_program
+from ros2_nanochat.ros.signals import ignore_signals, on_signal
+from ros2_nanochat.web.access import Access, is_loopback, new_token
+
+_THREADS = 48  # for what blocks: questions that wait for their answers, services, pictures
+
+
+def main(args=None) -> int:
+    """Run the server. Return the exit code."""
+    args = sys.argv if args is None else ['web', *args]
+    parser = argparse.ArgumentParser(
+        prog='web', description='Serve a page that shows what chat nodes see, are asked, and answer.'
+    )
+    for option in options_of(WebConfig):
+        parser.add_argument(
+            f'--{option.name.replace("_", "-")}',
+            type=option.kind,
+            default=option.default,
+            metavar=option.metavar or None,
+            help=f'{option.explained()} (default: {shown_default(option.default)})',
+        )
+    parser.add_argument('--debug', action='store_true', help='show where an error comes from')
+    return run_ros_program('web', args, lambda: _run(parser, args))
+
+
+def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
+    require('aiohttp', 'web')
+    done = threading.Event()
+    on_signal(done.set)
+    options = vars(parser.parse_args(init(args, signal_handler_options=SignalHandlerOptions.NO)))
+    del options['debug']
+    config = WebConfig(**options)
+    # rclpy destroys the type description service twice, which can crash a process on close
+    node = rclpy.create_node(
+        'nanochat_web',
+        parameter_overrides=[Parameter('start_type_description_service', value=False)],
+    )
+    try:
+        asyncio.new_event_loop().run_until_complete(_serve(node, config, done))
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+        ignore_signals()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads that wait for an answer would delay the end
+
+
+async def _serve(node, config: WebConfig, done: threading.Event) -> None:
+    from aiohttp import web
+
+    from ros2_nanochat.web.mailbox import Mailbox
+    from ros2_nanochat.web.pages import Pages
+    from ros2_nanochat.web.pictures import Album
+    from ros2_nanochat.web.ros_thread import RosThread
+    from ros2_nanochat.web.server import make_app
+
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix='web'))
+    access = Access(config.host, '' if is_loopback(config.host) else new_token())
+    pages = Pages(Album())
+    pages.ros = RosThread(node, Mailbox(loop, pages.deliver).put, config.camera_rate)
+    runner = web.AppRunner(make_app(pages, access), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, config.host.strip('[]'), config.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise OSError(
+                f'cannot listen on {config.host}:{config.port}: {one_line(error.strerror or error)}'
+                ' (--host and --port name another address)'
+            ) from None
+        pages.ros.start()
+        print(f'the page: {_address(config, runner, access)}', flush=True)
+        await _wait(loop, done)
+    finally:
+        await asyncio.wait_for(runner.cleanup(), 5.0)
+        pages.ros.close()
+
+
+async def _wait(loop: asyncio.AbstractEventLoop, done: threading.Event) -> None:
+    ended = asyncio.Event()
+
+    def wait():
+        done.wait()
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=wait, name='end', daemon=True).start()
+    await ended.wait()
+
+
+def _address(config: WebConfig, runner, access: Access) -> str:
+    port = runner.addresses[0][1]
+    host = config.host.strip('[]')
+    if host in ('0.0.0.0', '::'):
+        host = socket.gethostname()
+    host = f'[{host}]' if ':' in host else host
+    return f'http://{host}:{port}/' + (f'?token={access.token}' if access.token else '')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

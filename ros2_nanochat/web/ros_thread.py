@@ -1,0 +1,166 @@
+"""The ROS side of the page: one thread that opens what pages show, closes the rest, and takes what arrives.
+
+Only this thread creates and destroys subscriptions and clients.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import SingleThreadedExecutor
+
+from ros2_nanochat.errors import one_line
+from ros2_nanochat.ros.spinning import spin
+from ros2_nanochat.web.as_json import to_value
+from ros2_nanochat.web.camera_feed import CameraFeed
+from ros2_nanochat.web.robot_link import RobotLink
+from ros2_nanochat.web.taps import Tap
+
+_EVERY = 0.04  # seconds between two looks at what has arrived
+_LOOK = 1.0  # seconds between two looks at the graph
+_IDLE = 1.0  # seconds between two rounds without any page
+_GRACE = 3.0  # seconds that a robot's topics stay open after the last page, which may just be reloading
+_TURN, _TURN_TYPE = '/turn', 'nanochat/msg/Turn'
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What pages show.
+
+    Attributes:
+        any_page: Whether there is a page at all.
+        robots: Prefixes of robots.
+        cameras: Prefixes of robots whose camera is shown.
+    """
+
+    any_page: bool = False
+    robots: frozenset[str] = frozenset()
+    cameras: frozenset[str] = frozenset()
+
+
+class RosThread:
+    """Follows `want()` and calls `put` with (kind, prefix, value) for everything that arrives.
+
+    Args:
+        node: The node; its callbacks run on a second thread.
+        put: Receives what arrives; can be called from any thread.
+        camera_rate: Camera pictures per second at most.
+
+    Attributes:
+        links: The robots that are open, by prefix. Replaced as a whole, never changed.
+        cameras: The same for cameras.
+    """
+
+    def __init__(self, node, put: Callable[[tuple[str, str, Any]], None], camera_rate: float):
+        self._node, self._put, self._camera_rate = node, put, camera_rate
+        self.links: dict[str, RobotLink] = {}
+        self.cameras: dict[str, CameraFeed] = {}
+        self._wanted = Wanted()
+        self._until: dict[str, float] = {}  # when to close what is no longer wanted
+        self._diagnostics: Tap | None = None
+        self._looked = 0.0
+        self._changed, self._end = threading.Event(), threading.Event()
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        self._threads = [
+            threading.Thread(target=spin, args=(self._executor, node.get_logger()), name='ros', daemon=True),
+            threading.Thread(target=self._run, name='robots', daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def want(self, wanted: Wanted) -> None:
+        """Open and close what is needed. Returns at once."""
+        self._wanted = wanted
+        self._changed.set()
+
+    def close(self) -> None:
+        """Close everything and end the threads."""
+        self._end.set()
+        self._changed.set()
+        self._threads[1].join(5.0)
+        self._executor.shutdown(timeout_sec=1.0)
+        self._threads[0].join(1.0)
+
+    def _run(self) -> None:
+        while not self._end.is_set():
+            try:
+                self._follow(self._wanted)
+                self._look()
+                self._take()
+            except Exception as error:
+                if not self._node.context.ok():
+                    break
+                self._node.get_logger().error(f'the page: {one_line(repr(error))}', throttle_duration_sec=5.0)
+            self._changed.wait(_EVERY if self.links or self.cameras else _IDLE)
+            self._changed.clear()
+        self._follow(Wanted(), grace=0.0)
+
+    def _follow(self, wanted: Wanted, grace: float = _GRACE) -> None:
+        if wanted.any_page and self._diagnostics is None:
+            self._diagnostics = Tap(self._node, DiagnosticArray, '/diagnostics', self._diagnosed, 100)
+        elif not wanted.any_page and self._diagnostics is not None and not self.links:
+            self._diagnostics.close()
+            self._diagnostics = None
+        # A camera costs more than the other topics: it closes at once.
+        self.cameras = self._updated(
+            self.cameras,
+            wanted.cameras,
+            0.0,
+            lambda prefix: CameraFeed(self._node, prefix, self._camera_rate, self._put),
+        )
+        self.links = self._updated(
+            self.links, wanted.robots, grace, lambda prefix: RobotLink(self._node, prefix, self._put)
+        )
+
+    def _updated(self, is_open: dict, wanted: Iterable[str], grace: float, make: Callable) -> dict:
+        now = time.monotonic()
+        after = {}
+        for prefix, feed in is_open.items():
+            if prefix in wanted:
+                self._until.pop(prefix, None)
+            elif now >= (self._until.setdefault(prefix, now + grace) if grace else 0.0):
+                self._until.pop(prefix, None)
+                feed.close()
+                continue
+            after[prefix] = feed
+        for prefix in wanted:
+            if prefix not in after:
+                after[prefix] = make(prefix)
+        return after
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if not self._wanted.any_page or now - self._looked < _LOOK:
+            return
+        self._looked = now
+        topics = dict(self._node.get_topic_names_and_types())
+        robots = {}
+        for topic, types in topics.items():
+            if topic.endswith(_TURN) and _TURN_TYPE in types and self._node.count_publishers(topic):
+                prefix = topic.removesuffix(_TURN)
+                robots[prefix] = {'camera': self._has_camera(prefix)}
+        self._put(('graph', '', robots))
+
+    def _has_camera(self, prefix: str) -> bool:
+        names = (f'{prefix}/image', f'{prefix}/image/compressed')
+        return any(self._node.count_publishers(self._node.resolve_topic_name(name)) for name in names)
+
+    def _take(self) -> None:
+        if self._diagnostics is not None:
+            self._diagnostics.take()
+        for link in self.links.values():
+            link.take()
+
+    def _diagnosed(self, message: DiagnosticArray) -> None:
+        # Others publish here, too, perhaps much: only chat nodes' arrays are converted.
+        if any(status.name.endswith(': engine') for status in message.status):
+            self._put(('diagnostics', '', to_value(message)['status']))

@@ -1,0 +1,71 @@
+// The tool calls of a turn: name, arguments, state, result, and the buttons for those that wait for approval.
+
+import { h } from './dom.js';
+
+const BADGES = { waiting: 'warn', running: '', done: 'good', failed: 'bad', cancelled: 'warn', unknown: 'bad' };
+
+export class Calls {
+  constructor(actions) {
+    this.actions = actions;
+    this.element = h('div', { class: 'calls' });
+    this.shown = new Map();
+  }
+
+  get isEmpty() {
+    return this.shown.size === 0;
+  }
+
+  /** Shows calls, each in place of what was shown with its id. */
+  show(calls) {
+    for (const call of calls) {
+      const content = JSON.stringify(call);
+      const before = this.shown.get(call.id);
+      if (before?.content === content) continue;
+      const element = this.entry(call);
+      if (before) before.element.replaceWith(element);
+      else this.element.append(element);
+      this.shown.set(call.id, { content, element });
+    }
+  }
+
+  entry(call) {
+    const duration = call.duration > 0 ? `${call.duration.toFixed(2)} s` : '';
+    return h('section', { class: `call ${call.state}`, 'data-call': call.id, 'aria-label': `Tool ${call.name}` },
+      h('div', { class: 'title' },
+        h('b', {}, call.name),
+        h('span', { class: `badge ${BADGES[call.state] ?? ''}` }, STATES[call.state] ?? call.state),
+        call.dry_run && h('span', { class: 'badge' }, 'dry run'),
+        call.background && h('span', { class: 'badge' }, 'in the background'),
+        h('span', { class: 'result' }, duration)),
+      call.arguments && h('pre', {}, pretty(call.arguments)),
+      call.feedback && call.state === 'running' && h('pre', { class: 'result' }, pretty(call.feedback)),
+      call.result && h('pre', { class: 'result' }, pretty(call.result)),
+      call.state === 'waiting' && this.decision(call));
+  }
+
+  decision(call) {
+    const reason = h('input', { placeholder: 'why not (the model is told)', maxlength: '500', 'aria-label': 'Reason' });
+    const answer = async (yes) => {
+      buttons.forEach((button) => { button.disabled = true; });
+      const done = await this.actions.approve(call, yes, reason.value);
+      if (!done) buttons.forEach((button) => { button.disabled = false; });
+    };
+    const buttons = [
+      h('button', { type: 'button', class: 'primary', onclick: () => answer(true) }, 'Allow'),
+      h('button', { type: 'button', onclick: () => answer(false) }, 'Refuse'),
+    ];
+    return h('div', { class: 'decide' }, ...buttons, reason);
+  }
+}
+
+const STATES = { waiting: 'waits for you' };
+
+function pretty(text) {
+  try {
+    const value = JSON.parse(text);
+    const flat = JSON.stringify(value);
+    return flat.length < 80 ? flat : JSON.stringify(value, null, 2);
+  } catch {
+    return text;
+  }
+}

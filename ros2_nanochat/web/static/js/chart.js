@@ -1,0 +1,43 @@
+// Small charts in SVG: bars (one a turn) and lines (in time).
+
+import { svg } from './dom.js';
+
+const WIDTH = 240;
+const HEIGHT = 40;
+
+/** Bars from oldest to newest, each with a title. */
+export function bars(values, titles, most = 40) {
+  const shown = values.slice(-most);
+  const names = titles.slice(-most);
+  const top = Math.max(...shown, 1e-9);
+  const step = WIDTH / Math.max(shown.length, 16);
+  return frame(shown.map((value, n) => {
+    const height = Math.max(1, (HEIGHT - 2) * value / top);
+    return svg('rect', {
+      class: 'chart-bar', x: n * step, y: HEIGHT - height, width: Math.max(1, step - 2), height, rx: 1,
+    }, svg('title', {}, names[n]));
+  }));
+}
+
+/** A line through points [time, value]. `top` is the upper end, which otherwise follows the values. */
+export function line(points, top = 0) {
+  if (points.length < 2) return frame([]);
+  const first = points[0][0];
+  const span = Math.max(points.at(-1)[0] - first, 1e-9);
+  const high = top || Math.max(...points.map(([, value]) => value), 1);
+  const places = points.map(([time, value]) => [
+    (WIDTH * (time - first) / span).toFixed(1),
+    (HEIGHT - 1.5 - (HEIGHT - 3) * Math.min(1, value / high)).toFixed(1),
+  ]);
+  const path = places.map(([x, y], n) => `${n ? 'L' : 'M'}${x} ${y}`).join('');
+  return frame([
+    svg('path', { class: 'chart-area', d: `${path}L${WIDTH} ${HEIGHT}L0 ${HEIGHT}Z` }),
+    svg('path', { class: 'chart-line', d: path }),
+  ]);
+}
+
+function frame(children) {
+  return svg('svg', {
+    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', 'aria-hidden': 'true',
+  }, svg('line', { class: 'chart-base', x1: 0, x2: WIDTH, y1: HEIGHT - 0.5, y2: HEIGHT - 0.5 }), ...children);
+}

@@ -1,0 +1,152 @@
+// Where a question is written: text, pictures, the camera, the form of the answer; and the button that stops.
+
+import { byId, h, setHidden, setText } from './dom.js';
+
+const MOST_PICTURES = 4;
+const MOST_BYTES = 16 << 20;
+
+export class Composer {
+  /** actions: ask(question), stop() and upload(file), each with a promise. */
+  constructor(actions) {
+    this.actions = actions;
+    this.form = byId('composer');
+    this.question = byId('question');
+    this.pictures = [];
+    this.form.addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    this.question.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        this.send();
+      }
+    });
+    byId('stop').addEventListener('click', () => this.stop());
+    byId('form').addEventListener('change', () => this.showForm());
+    byId('picture').addEventListener('change', (event) => {
+      this.add(event.target.files);
+      event.target.value = '';
+    });
+    this.takesDrops();
+    document.addEventListener('keydown', (event) => this.shortcut(event));
+  }
+
+  /** enabled: the robot is there; busy: a reply is on its way; camera: it has one. */
+  show({ enabled, busy, camera, name }) {
+    this.enabled = enabled;
+    byId('send').disabled = !enabled;
+    setHidden(byId('stop'), !busy || !enabled);
+    setHidden(byId('camera-choice'), !camera);
+    this.question.placeholder = name ? `Ask ${name}` : 'Ask the robot';
+  }
+
+  async send() {
+    const text = this.question.value.trim();
+    if (!this.enabled || (!text && !this.pictures.length)) return;
+    this.problem('');
+    const pictures = this.pictures;
+    try {
+      const names = await Promise.all(pictures.map((picture) => picture.name));
+      const mode = byId('camera-choice').hidden ? '' : byId('image-mode').value;
+      const question = { text, pictures: names, response_format: this.responseFormat, image_mode: mode };
+      this.question.value = '';
+      this.pictures = [];
+      this.showPictures();
+      await this.actions.ask(question);
+      for (const picture of pictures) URL.revokeObjectURL(picture.address);
+    } catch (error) {
+      this.problem(error.message);
+      if (!this.question.value) this.question.value = text;
+    }
+  }
+
+  async stop() {
+    try {
+      await this.actions.stop();
+    } catch (error) {
+      this.problem(error.message);
+    }
+  }
+
+  get responseFormat() {
+    const choice = byId('form').value;
+    return choice === 'other' ? byId('own-form').value.trim() : choice;
+  }
+
+  showForm() {
+    const own = byId('own-form');
+    setHidden(own, byId('form').value !== 'other');
+    if (!own.hidden) own.focus();
+  }
+
+  problem(text) {
+    setText(byId('problem'), text);
+    setHidden(byId('problem'), !text);
+  }
+
+  // --- pictures ---
+
+  add(files) {
+    this.problem('');
+    for (const file of files) {
+      if (this.pictures.length >= MOST_PICTURES) return this.problem(`at most ${MOST_PICTURES} pictures a question`);
+      if (file.size > MOST_BYTES) return this.problem(`${file.name} is larger than 16 MiB: scale it down first`);
+      const picture = { address: URL.createObjectURL(file), name: this.actions.upload(file) };
+      this.pictures.push(picture);
+      picture.name.then(() => {
+        picture.checked = true;
+        this.showPictures();
+      }, (error) => {
+        this.remove(picture);
+        this.problem(`${file.name}: ${error.message}`);
+      });
+    }
+    this.showPictures();
+  }
+
+  remove(picture) {
+    URL.revokeObjectURL(picture.address);
+    this.pictures = this.pictures.filter((other) => other !== picture);
+    this.showPictures();
+  }
+
+  showPictures() {
+    const chosen = byId('chosen');
+    setHidden(chosen, !this.pictures.length);
+    chosen.replaceChildren(...this.pictures.map((picture) => h('figure', { class: picture.checked ? '' : 'checking' },
+      h('img', { src: picture.address, alt: 'chosen picture' }),
+      h('button', { type: 'button', 'aria-label': 'Remove the picture', onclick: () => this.remove(picture) }, '×'))));
+  }
+
+  takesDrops() {
+    this.form.addEventListener('dragover', (event) => {
+      event.preventDefault();
+      this.form.classList.add('drop');
+    });
+    this.form.addEventListener('dragleave', () => this.form.classList.remove('drop'));
+    this.form.addEventListener('drop', (event) => {
+      event.preventDefault();
+      this.form.classList.remove('drop');
+      this.add(event.dataTransfer.files);
+    });
+    this.question.addEventListener('paste', (event) => {
+      if (event.clipboardData.files.length) {
+        event.preventDefault();
+        this.add(event.clipboardData.files);
+      }
+    });
+  }
+
+  // --- keys ---
+
+  shortcut(event) {
+    if (document.querySelector('dialog[open]')) return;
+    if (event.key === 'Escape' && !byId('stop').hidden) this.stop();
+    const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName ?? '');
+    if (event.key === '/' && !typing) {
+      event.preventDefault();
+      this.question.focus();
+    }
+  }
+}

@@ -1,0 +1,91 @@
+// The conversation of one robot: a list of turns that grows at the end.
+
+import { byId, h, setHidden } from './dom.js';
+import { Turn } from './turn.js';
+
+const NEAR_THE_END = 80;
+
+export class Conversation {
+  /** actions: what turns can ask for, see turn.js. */
+  constructor(actions) {
+    this.actions = actions;
+    this.log = byId('log');
+    this.turns = new Map();
+    this.follows = true;
+    const button = byId('to-end');
+    this.log.addEventListener('scroll', () => {
+      const { scrollHeight, scrollTop, clientHeight } = this.log;
+      this.follows = scrollHeight - scrollTop - clientHeight < NEAR_THE_END;
+      setHidden(button, this.follows);
+    });
+    button.addEventListener('click', () => this.toEnd());
+    new ResizeObserver(() => this.follow()).observe(this.log);
+  }
+
+  /** Replaces everything. */
+  replace(event) {
+    this.turns.clear();
+    this.log.replaceChildren(systemPrompt(event.system) || '');
+    for (const item of event.items) this.add(item);
+    if (!event.items.length) this.log.append(hint());
+    this.toEnd();
+  }
+
+  clear() {
+    this.turns.clear();
+    this.log.replaceChildren();
+  }
+
+  item(item) {
+    const turn = this.turns.get(item.key);
+    if (turn) turn.update(item);
+    else this.add(item);
+    this.follow();
+  }
+
+  piece(event) {
+    this.turns.get(event.key)?.piece(event);
+    this.follow();
+  }
+
+  calls(turnId, calls) {
+    this.turns.get(turnId)?.showCalls(calls);
+    this.follow();
+  }
+
+  add(item) {
+    this.log.querySelector('.hint')?.remove();
+    const turn = new Turn(item, this.actions);
+    this.turns.set(item.key, turn);
+    this.log.append(turn.element);
+  }
+
+  get isBusy() {
+    return [...this.turns.values()].some((turn) => turn.isLive);
+  }
+
+  /** Ended turns with their figures, oldest first. */
+  get ended() {
+    return [...this.turns.values()].map((turn) => turn.item.turn).filter(Boolean);
+  }
+
+  follow() {
+    if (this.follows) this.log.scrollTop = this.log.scrollHeight;
+  }
+
+  toEnd() {
+    this.follows = true;
+    this.follow();
+    setHidden(byId('to-end'), true);
+  }
+}
+
+function systemPrompt(text) {
+  if (!text) return null;
+  return h('details', { class: 'system' }, h('summary', {}, 'System prompt'), h('div', { class: 'text' }, text));
+}
+
+function hint() {
+  return h('div', { class: 'hint' }, h('b', {}, 'Nothing has been said yet'),
+    'Ask below. Questions that others ask on the topic or the action appear here, too.');
+}

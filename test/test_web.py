@@ -1,0 +1,369 @@
+"""The web page without ROS and without a browser: who may come in, the conversation that pages show,
+pictures, and that its files agree with the content security policy.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import ros2_nanochat
+from ros2_nanochat.web import as_json, pictures
+from ros2_nanochat.web.access import HEADERS, Access, Rate, is_loopback
+from ros2_nanochat.web.diagnostics import Diagnostics, prefix_of
+from ros2_nanochat.web.pictures import Album
+from ros2_nanochat.web.turn_log import TurnLog, joined
+
+STATIC = Path(ros2_nanochat.__file__).parent / 'web' / 'static'
+FILES = sorted(path for path in STATIC.rglob('*') if path.is_file())
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+# --- who may come in ---
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', '127.0.0.7', 'localhost', '::1', '[::1]'])
+def test_loopback_addresses_need_no_token(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize('host', ['0.0.0.0', '::', '192.168.1.5', 'robot.local', '10.0.0.1', ''])
+def test_other_addresses_do(host):
+    assert not is_loopback(host)
+
+
+def test_a_loopback_server_answers_only_to_its_own_names():
+    access = Access('127.0.0.1')
+    assert all(map(access.knows_host, ['127.0.0.1:8080', 'localhost:9000', 'LOCALHOST', '[::1]:8080']))
+    for host in ('evil.example:8080', 'localhost.evil.example', '192.168.1.5:8080', '', '[', 'a:b:c'):
+        assert not access.knows_host(host), host
+
+
+def test_a_server_on_the_network_answers_to_addresses_but_not_to_foreign_names():
+    access = Access('0.0.0.0', 'secret')
+    assert all(map(access.knows_host, ['192.168.1.5:8080', '10.1.2.3', '[fe80::1]:8080', 'localhost:8080']))
+    assert not access.knows_host('evil.example:8080')
+
+
+def test_only_the_page_itself_is_its_own_origin():
+    access = Access('127.0.0.1')
+    assert access.is_own_origin('http://127.0.0.1:8080', '127.0.0.1:8080')
+    for origin in (
+        None,
+        '',
+        'null',
+        'http://evil.example',
+        'http://127.0.0.1:9090',
+        'http://localhost:8080',
+        'file://127.0.0.1:8080',
+        'http://[',
+        'http://127.0.0.1:8080.evil.example',
+    ):
+        assert not access.is_own_origin(origin, '127.0.0.1:8080'), origin
+
+
+def test_a_token_is_needed_if_there_is_one():
+    assert Access('127.0.0.1').knows_token(None)
+    access = Access('0.0.0.0', 'secret')
+    assert access.knows_token('secret')
+    assert not any(map(access.knows_token, [None, '', 'secre', 'secret2', 'sécret']))
+
+
+def test_a_rate_allows_a_burst_and_then_its_share():
+    clock = Clock()
+    rate = Rate(per_second=2, burst=3, clock=clock)
+    assert [rate.take() for _ in range(4)] == [True, True, True, False]
+    clock.now += 0.6
+    assert rate.take() and not rate.take()
+    clock.now += 100
+    assert [rate.take() for _ in range(4)] == [True, True, True, False]
+
+
+# --- the files of the page ---
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_no_text_becomes_html():
+    banned = r'innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|style='
+    for path in FILES:
+        text = path.read_text(encoding='utf-8')
+        addresses = set(re.findall(r'https?://[\w.]+', text)) - {'http://www.w3.org'}
+        assert not addresses, path
+        assert not re.search(banned, text), path
+        assert not re.search(r'\son\w+="', text), f'{path}: a handler in HTML, which the policy forbids'
+        assert len(text.splitlines()) <= 300, path
+
+
+def test_every_file_that_the_page_names_is_there():
+    for path in FILES:
+        text = path.read_text(encoding='utf-8')
+        for name in re.findall(r'(?:src|href)="/static/([^"]+)"', text):
+            assert (STATIC / name).is_file(), f'{path}: {name}'
+        for name in re.findall(r"from '\./([^']+)'", text):
+            assert (path.parent / name).is_file(), f'{path}: {name}'
+        for name in re.findall(r"byId\('([^']+)'\)", text):
+            assert f'id="{name}"' in (STATIC / 'index.html').read_text(), f'{path}: {name}'
+
+
+def test_the_distribution_has_the_files_of_the_page():
+    import configparser
+
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).resolve().parents[1] / 'setup.cfg')
+    patterns = setup['options.package_data']['ros2_nanochat.web'].split(', ')
+    found = {path for pattern in patterns for path in STATIC.parent.glob(pattern) if path.is_file()}
+    assert found == set(FILES)
+
+
+def test_the_policy_allows_only_own_scripts_and_no_html_from_text():
+    policy = HEADERS['Content-Security-Policy']
+    assert "default-src 'none'" in policy and 'unsafe' not in policy
+    assert "require-trusted-types-for 'script'" in policy and "frame-ancestors 'none'" in policy
+
+
+# --- the conversation ---
+
+
+def token(turn_id, index, text, **fields):
+    return {
+        'turn_id': turn_id,
+        'index': index,
+        'text': text,
+        'num_tokens': 1,
+        'reasoning': False,
+        'last': False,
+        **fields,
+    }
+
+
+def turn(turn_id, query, reply, reason='stop'):
+    fields = {'finish_reason': reason, 'error': '', 'note': '', 'image_used': False}
+    return {'turn_id': turn_id, 'query': query, 'reply': reply, 'reasoning': '', **fields}
+
+
+def messages(*pairs, system=''):
+    out = [('system', system)] if system else []
+    for query, reply in pairs:
+        out += [('user', query), ('bot', reply)] if reply else [('user', query)]
+    return [{'role': role, 'text': text, 'num_images': 0} for role, text in out]
+
+
+def shown(log):
+    return [(item['query'], item['text'], item['state']) for item in log.conversation()['items']]
+
+
+def test_a_reply_streams_into_its_question_and_ends_with_the_turn():
+    log = TurnLog()
+    log.asked('t', 'Hi?', [])
+    assert shown(log) == [('Hi?', '', 'asked')]
+    first = log.token(token('t', 0, 'He'))
+    assert first[0]['type'] == 'item' and first[0]['item']['state'] == 'streaming'
+    assert log.token(token('t', 1, 'llo')) == [{'type': 'piece', 'key': 't', 'text': 'llo', 'tokens': 1}]
+    assert log.token(token('t', 2, '', last=True)) == []
+    log.ended(turn('t', 'Hi?', 'Hello'))
+    assert shown(log) == [('Hi?', 'Hello', 'ended')]
+    assert log.ended(turn('t', 'Hi?', 'Hello')) == []  # its action announces it, too
+    assert log.token(token('t', 3, 'late')) == [] and shown(log)[0][1] == 'Hello'
+
+
+def test_pieces_of_one_reply_travel_as_one():
+    log = TurnLog()
+    events = [event for n, text in enumerate('abcd') for event in log.token(token('t', n, text))]
+    assert [event['type'] for event in joined(events)] == ['item', 'piece']
+    assert joined(events)[1] == {'type': 'piece', 'key': 't', 'text': 'bcd', 'tokens': 3}
+    thought = [
+        {'type': 'piece', 'key': 't', 'reasoning': 'x', 'tokens': 1},
+        {'type': 'piece', 'key': 't', 'text': 'y', 'tokens': 1},
+    ]
+    assert joined(thought) == thought
+
+
+def test_a_question_of_another_client_becomes_known_from_the_history():
+    log = TurnLog()
+    log.token(token('t', 0, 'I'))
+    assert log.nameless
+    log.history(messages(('Who?', '')), 3, 100)
+    assert not log.nameless and shown(log) == [('Who?', 'I', 'streaming')]
+
+
+def test_the_history_keeps_the_figures_of_turns_that_it_has_and_drops_what_was_forgotten():
+    clock = Clock()
+    log = TurnLog(clock)
+    for key, query in (('1', 'a'), ('2', 'b'), ('3', 'a')):
+        log.ended(turn(key, query, query.upper()))
+    log.ended(turn('4', 'too long', '', 'error'))
+    clock.now += 60
+    log.history(messages(('b', 'B'), ('a', 'A'), system='Be brief.'), 10, 100)
+    event = log.conversation()
+    assert event['system'] == 'Be brief.' and [item['key'] for item in event['items']] == ['2', '3', '4']
+    log.history(messages(('older', 'yes'), ('a', 'A')), 10, 100)
+    assert [item['state'] for item in log.conversation()['items']] == ['past', 'ended', 'ended']
+    log.history([], 0, 100, anew=True)
+    assert shown(log) == []
+
+
+def test_a_turn_that_ended_while_the_history_was_on_its_way_stays():
+    log = TurnLog()
+    log.ended(turn('1', 'a', 'A'))
+    log.ended(turn('2', 'b', 'B'))
+    log.history(messages(('a', 'A')), 5, 100)
+    assert shown(log) == [('a', 'A', 'ended'), ('b', 'B', 'ended')]
+
+
+def test_messages_beside_questions_and_answers_cannot_confuse_the_log():
+    log = TurnLog()
+    odd = [
+        {'role': 'bot', 'text': 'Welcome', 'num_images': 0},
+        {'role': 'user', 'text': '', 'num_images': 1},
+        {'role': 'user', 'text': 'What is it?', 'num_images': 0},
+        {'role': 'bot', 'text': 'A', 'num_images': 0},
+        {'role': 'tool', 'text': '{}', 'num_images': 0},
+        {'role': 'bot', 'text': 'B', 'num_images': 0},
+    ]
+    log.history(odd, 5, 100)
+    assert shown(log) == [('', 'Welcome', 'past'), ('What is it?', 'A\n\nB', 'past')]
+    assert [len(item['pictures']) for item in log.conversation()['items']] == [0, 1]
+
+
+def test_a_node_that_goes_takes_its_replies_along():
+    log = TurnLog()
+    log.asked('t', 'Hi?', [])
+    log.token(token('t', 0, 'He'))
+    assert log.all_lost('it has gone')[0]['item']['error'] == 'it has gone'
+    assert log.token(token('t', 1, 'llo')) == [] and shown(log) == [('Hi?', 'He', 'lost')]
+    log.ended(turn('t', 'Hi?', 'Hello'))  # it was only slow
+    assert shown(log) == [('Hi?', 'Hello', 'ended')]
+
+
+def test_the_log_is_bounded():
+    log = TurnLog()
+    for n in range(1000):
+        log.ended(turn(str(n), 'q', 'r'))
+    assert len(log.conversation()['items']) == 200
+    log.history(messages(*[('q', 'r')] * 1000), 5, 100)
+    assert len(log.conversation()['items']) == 200
+
+
+# --- diagnostics ---
+
+
+def statuses(node='/nanochat', robots=('chat',), kv='5 of 100', queue='2 of 10'):
+    def status(about, **values):
+        pairs = [{'key': key, 'value': value} for key, value in values.items()]
+        return {
+            'name': f'{node.lstrip("/")}: {about}',
+            'level': 0,
+            'message': 'ok',
+            'hardware_id': node,
+            'values': pairs,
+        }
+
+    return [status('engine', kv_tokens=kv, active='1'), *(status(about, queue=queue) for about in robots)]
+
+
+def test_a_status_belongs_to_the_robot_of_its_topics():
+    assert prefix_of('/nanochat', 'chat') == '/nanochat'
+    assert prefix_of('/nanochat', 'robot r1') == '/r1/nanochat'
+    assert prefix_of('/fleet/brain', 'robot r1') == '/fleet/r1/brain'
+    diagnostics = Diagnostics()
+    diagnostics.take(statuses(robots=('robot r1', 'robot r2', 'something new')))
+    assert diagnostics.of_robot('/r2/nanochat')[0] == '/nanochat'
+    assert diagnostics.of_robot('/nanochat') is None
+    sample = diagnostics.newest('/nanochat', '/r1/nanochat')
+    assert (sample['kv'], sample['capacity'], sample['queue'], sample['active']) == (5, 100, 2, 1)
+
+
+def test_a_node_that_sends_nothing_is_silent_and_then_forgotten():
+    clock = Clock()
+    diagnostics = Diagnostics(clock)
+    diagnostics.take(statuses())
+    assert not diagnostics.is_silent('/nanochat')
+    clock.now += 5
+    assert diagnostics.is_silent('/nanochat') and diagnostics.nodes()[0]['silent']
+    clock.now += 100
+    diagnostics.forget_old()
+    assert diagnostics.nodes() == []
+
+
+def test_diagnostics_of_others_are_ignored():
+    diagnostics = Diagnostics()
+    diagnostics.take([{'name': 'lidar: scan', 'level': 2, 'message': '', 'hardware_id': 'x', 'values': []}])
+    diagnostics.take([])
+    assert diagnostics.nodes() == []
+
+
+# --- pictures and messages ---
+
+
+def png(width=400, height=200):
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new('RGB', (width, height), 'red').save(out, 'PNG')
+    return out.getvalue()
+
+
+def size_of(jpeg):
+    from PIL import Image
+
+    return Image.open(io.BytesIO(jpeg)).size
+
+
+def test_an_upload_passes_the_checks_of_all_images():
+    assert size_of(pictures.check(png())) == (320, 160)
+    assert size_of(pictures.check(png(20, 10))) == (20, 10)
+    for data, reason in (
+        (b'', 'empty'),
+        (b'<svg onload=alert(1)>', 'SVG'),
+        (png()[:200], 'cannot be decoded|truncated'),
+        (b'\0' * (pictures.MAX_UPLOAD + 1), 'too large'),
+        (png(3000, 2), 'too narrow'),
+    ):
+        with pytest.raises(ValueError, match=reason) as caught:
+            pictures.check(data)
+        assert '\n' not in str(caught.value)
+
+
+def test_frames_are_scaled_down_for_pages():
+    assert size_of(pictures.small_jpeg(np.zeros((480, 1920, 3), np.uint8), 640)) == (640, 160)
+    assert size_of(pictures.small_jpeg(np.zeros((3, 2, 3), np.uint8), 640)) == (2, 3)
+
+
+def test_an_album_keeps_the_latest_pictures_under_names_that_nobody_guesses():
+    album = Album(kept=2)
+    names = [album.add(bytes([n])) for n in range(3)]
+    assert [album.get(name) for name in names] == [None, b'\x01', b'\x02']
+    assert len(set(names)) == 3 and min(map(len, names)) >= 16
+
+
+def test_messages_become_values_that_json_has():
+    def message(**fields):
+        names = dict.fromkeys(fields, '')
+        return SimpleNamespace(**fields, get_fields_and_field_types=lambda: names)
+
+    value = as_json.to_value(
+        message(
+            stamp=message(sec=2, nanosec=500_000_000),
+            text='a\ud800b',
+            ratio=float('nan'),
+            level=b'\x02',
+            items=[message(x=1), message(x=2)],
+            numbers=np.array([1.5, 2.5]),
+            long='x' * 300_000,
+        )
+    )
+    assert value['stamp'] == 2.5 and value['text'] == 'a?b' and value['ratio'] is None
+    assert value['level'] == 2 and value['items'] == [{'x': 1}, {'x': 2}] and value['numbers'] == [1.5, 2.5]
+    assert len(value['long']) == as_json.MAX_TEXT
+    json.dumps(value)

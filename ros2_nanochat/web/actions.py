@@ -1,4 +1,4 @@
-"""What pages may do with a robot: ask, stop, reset."""
+"""What pages may do with a robot: ask, stop, reset, answer for a tool, change standing questions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ class Actions:
     def __init__(self, pages: Pages):
         self._pages = pages
         self._asking = 0
-        self._known = {'ask': self._ask, 'stop': self._stop, 'reset': self._reset}
+        self._known = {
+            'ask': self._ask,
+            'stop': self._stop,
+            'reset': self._reset,
+            'approve': self._approve,
+            'watch': self._watch,
+        }
 
     async def do(self, page: Page, request: dict[str, Any]) -> str | None:
         """Do something with a robot. Return what happened.
@@ -87,7 +93,7 @@ class Actions:
     async def _finish(self, page: Page, view: RobotView, reply: Reply, looks: bool) -> None:
         """Wait for the end of a turn; its topic usually announces it first."""
         try:
-            self._pages.ended(view.prefix, to_value(await _end_of(reply)))
+            self._pages.listener.ended(view.prefix, to_value(await _end_of(reply)))
         except Exception as error:
             self._pages.tell(view.prefix, *view.log.lost(reply.turn_id, one_line(error)))
         finally:
@@ -108,8 +114,23 @@ class Actions:
         prompt = field(request, 'system_prompt', str, '', _MAX_QUESTION)
         done = await asyncio.to_thread(self.link(view).chat.reset, prompt)
         view.log.clear()
-        self._pages.learn(view)
+        self._pages.listener.learn(view)
         return done
+
+    async def _approve(self, page: Page, view: RobotView, request: dict[str, Any]) -> str:
+        call, yes = field(request, 'id', str), field(request, 'approve', bool)
+        reason = field(request, 'reason', str, '')
+        return await asyncio.to_thread(self.link(view).approve, call, yes, reason)
+
+    async def _watch(self, page: Page, view: RobotView, request: dict[str, Any]) -> str:
+        command = field(request, 'command', str)
+        watch = {
+            'name': field(request, 'name', str, ''),
+            'question': field(request, 'question', str, '', _MAX_QUESTION),
+            'response_format': field(request, 'response_format', str, '', _MAX_FORM),
+            'max_rate': float(field(request, 'max_rate', (int, float), 1.0)),
+        }
+        return await asyncio.to_thread(self.link(view).set_watch, command, **watch)
 
 
 async def _end_of(reply: Reply):

@@ -125,13 +125,13 @@ def _read(text: str) -> dict[str, Any]:
     return request
 
 
-def field(request: dict[str, Any], name: str, kind: type, default: Any = None, most: int = 1000) -> Any:
+def field(request: dict[str, Any], name: str, kind: Any, default: Any = None, most: int = 1000) -> Any:
     """Return a field of a request.
 
     Args:
         request: The request.
         name: Name of the field.
-        kind: Its type.
+        kind: Its type, or several.
         default: Its value if it is not there; None: it has to be.
         most: Characters of a text or items of a list at most.
 
@@ -140,7 +140,7 @@ def field(request: dict[str, Any], name: str, kind: type, default: Any = None, m
     """
     value = request.get(name, default)
     if not isinstance(value, kind):
-        raise ValueError(f'{name} of the request is not valid: {kind.__name__} is needed')
+        raise ValueError(f'{name} of the request is missing or not valid')
     if isinstance(value, (str, list)) and len(value) > most:
         raise ValueError(f'{name} is too long: {len(value):,}, at most {most:,}')
     return value

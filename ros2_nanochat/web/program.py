@@ -79,7 +79,7 @@ async def _serve(node, config: WebConfig, done: threading.Event) -> None:
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix='web'))
     access = Access(config.host, '' if is_loopback(config.host) else new_token())
     pages = Pages(Album())
-    pages.ros = RosThread(node, Mailbox(loop, pages.deliver).put, config.camera_rate)
+    pages.ros = RosThread(node, Mailbox(loop, pages.listener.deliver).put, config.camera_rate)
     runner = web.AppRunner(make_app(pages, access), access_log=None)
     await runner.setup()
     try:

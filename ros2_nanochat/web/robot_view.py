@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict, deque
 from typing import Any
 
 from ros2_nanochat.web.robot_link import RobotLink
 from ros2_nanochat.web.turn_log import TurnLog
+
+_CALLS = 100  # tool calls that are kept
+_WATCHES, _OBSERVATIONS = 50, 60  # standing questions, and what each of them saw
+_SEEN = ('name', 'text', 'value', 'number', 'probability', 'valid', 'changed', 'unchanged', 'in_a_row', 'age')
+_PENDING = ('waiting', 'running')
 
 
 class RobotView:
@@ -23,15 +29,19 @@ class RobotView:
         has_camera: Whether somebody publishes its camera.
         asking: How many questions of pages have not been answered yet.
         link: The topics and services that were open when it was read.
+        has_watches: Whether it takes standing questions.
         looking: How many of these may take a camera picture with them.
     """
 
     def __init__(self, prefix: str):
         self.prefix = prefix
         self.log = TurnLog()
-        self.present = self.known = self.has_camera = False
+        self.present = self.known = self.has_camera = self.has_watches = False
         self.learning: asyncio.Task | None = None
         self.asking = self.looking = self._messages = 0
+        self._calls: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._watches: list[dict[str, Any]] = []
+        self._observations: OrderedDict[str, deque[dict[str, Any]]] = OrderedDict()
         self.link: RobotLink | None = None
 
     @property
@@ -55,4 +65,41 @@ class RobotView:
 
     def others(self) -> list[dict[str, Any]]:
         """Return those beside the conversation."""
-        return []
+        seen = [each for observations in self._observations.values() for each in observations]
+        return [
+            self.calls(),
+            {'type': 'watches', 'watches': self._watches},
+            {'type': 'observations', 'observations': seen, 'all': True},
+        ]
+
+    def calls(self) -> dict[str, Any]:
+        """Return the event with the tool calls that are known."""
+        return {'type': 'calls', 'calls': list(self._calls.values())}
+
+    def called(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Take over the state of a tool call, and return the event for it."""
+        self._calls[call['id']] = call
+        while len(self._calls) > _CALLS:
+            self._calls.popitem(last=False)
+        return {'type': 'calls', 'calls': [call]}
+
+    def pending_turns(self) -> set[str]:
+        """Return the turns whose tools wait for an answer or run."""
+        calls = self._calls.values()
+        return {call['turn_id'] for call in calls if call['state'] in _PENDING and not call['background']}
+
+    def watched(self, watches: dict[str, Any]) -> dict[str, Any]:
+        """Take over the robot's standing questions, and return the event for them."""
+        self._watches = watches['watches'][:_WATCHES]
+        names = {watch['name'] for watch in self._watches}
+        for name in [name for name in self._observations if name not in names]:
+            del self._observations[name]
+        return {'type': 'watches', 'watches': self._watches}
+
+    def observed(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Take over what a standing question saw, and return the event for it."""
+        seen = {name: observation[name] for name in _SEEN} | {'time': observation['header']['stamp']}
+        self._observations.setdefault(seen['name'], deque(maxlen=_OBSERVATIONS)).append(seen)
+        while len(self._observations) > _WATCHES:
+            self._observations.popitem(last=False)
+        return {'type': 'observations', 'observations': [seen]}

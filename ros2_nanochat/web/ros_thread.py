@@ -147,7 +147,10 @@ class RosThread:
         for topic, types in topics.items():
             if topic.endswith(_TURN) and _TURN_TYPE in types and self._node.count_publishers(topic):
                 prefix = topic.removesuffix(_TURN)
-                robots[prefix] = {'camera': self._has_camera(prefix)}
+                robots[prefix] = {
+                    'camera': self._has_camera(prefix),
+                    'watches': bool(self._node.count_publishers(f'{prefix}/watches')),
+                }
         self._put(('graph', '', robots))
 
     def _has_camera(self, prefix: str) -> bool:

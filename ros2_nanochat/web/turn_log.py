@@ -73,6 +73,10 @@ class TurnLog:
             return [_changed(item)]
         return [{'type': 'piece', 'key': item['key'], part: token['text'], 'tokens': token['num_tokens']}]
 
+    def begun(self, key: str) -> list[Event]:
+        """Record that a turn goes on of which nothing else is known yet."""
+        return [] if key in self._items else [_changed(self._add(key, ASKED))]
+
     def ended(self, turn: dict[str, Any], pictures: Sequence[Item] = ()) -> list[Event]:
         """Record the end of a turn. Its topic and its action may both announce it.
 
@@ -114,7 +118,7 @@ class TurnLog:
     @property
     def nameless(self) -> bool:
         """Whether a reply streams whose question is not known, because another client asked it."""
-        return any(item['state'] == STREAMING and not item['query'] for item in self._items.values())
+        return any(item['state'] in (ASKED, STREAMING) and not item['query'] for item in self._items.values())
 
     def has_pictures(self, key: str) -> bool:
         """Return whether a turn has pictures."""
@@ -199,7 +203,8 @@ def joined(events: Sequence[Event]) -> list[Event]:
 
 def _exchanges(messages: Sequence[dict[str, Any]]) -> tuple[str, list[Item]]:
     """The system prompt, and the messages as questions with their answers."""
-    system, found, images = '', [], 0
+    system, images = '', 0
+    found: list[Item] = []
     for message in messages:
         role, text = message['role'], message['text']
         if role == 'system' and not found:

@@ -11,6 +11,7 @@ export class Conversation {
     this.actions = actions;
     this.log = byId('log');
     this.turns = new Map();
+    this.calls = new Map(); // of each turn, by id
     this.follows = true;
     const button = byId('to-end');
     this.log.addEventListener('scroll', () => {
@@ -33,6 +34,7 @@ export class Conversation {
 
   clear() {
     this.turns.clear();
+    this.calls.clear();
     this.log.replaceChildren();
   }
 
@@ -48,14 +50,20 @@ export class Conversation {
     this.follow();
   }
 
-  calls(turnId, calls) {
-    this.turns.get(turnId)?.showCalls(calls);
+  /** Tool calls, each shown in its turn, which may come later. */
+  takeCalls(calls) {
+    for (const call of calls) {
+      const known = this.calls.get(call.turn_id) ?? new Map();
+      this.calls.set(call.turn_id, known.set(call.id, call));
+      this.turns.get(call.turn_id)?.showCalls([call]);
+    }
     this.follow();
   }
 
   add(item) {
     this.log.querySelector('.hint')?.remove();
     const turn = new Turn(item, this.actions);
+    turn.showCalls([...(this.calls.get(item.key)?.values() ?? [])]);
     this.turns.set(item.key, turn);
     this.log.append(turn.element);
   }

@@ -10,6 +10,7 @@ import { resetDialog } from './reset.js';
 import { Robots, stateOf } from './robots.js';
 import { Connection } from './socket.js';
 import { followTheme } from './theme.js';
+import { Watches } from './watches.js';
 
 const fleet = { robots: [], nodes: [] };
 let selected = fromHash();
@@ -19,6 +20,7 @@ const robots = new Robots(select);
 const camera = new Camera(show);
 const figures = new Figures();
 const diagnostics = new DiagnosticsPanel();
+const watches = new Watches(changeWatch);
 const conversation = new Conversation({ approve });
 const composer = new Composer({
   ask: (question) => connection.request({ do: 'ask', robot: selected, ...question }),
@@ -26,7 +28,7 @@ const composer = new Composer({
   upload: (file) => connection.upload(file),
 });
 
-byId('panels').append(camera.element, figures.element, diagnostics.element);
+byId('panels').append(camera.element, watches.element, figures.element, diagnostics.element);
 
 const handlers = {
   fleet: (event) => {
@@ -43,6 +45,9 @@ const handlers = {
     conversation.item(event.item);
     if (event.item.turn) figures.turns(conversation.ended);
   },
+  calls: (event) => conversation.takeCalls(event.calls),
+  watches: (event) => watches.take(event),
+  observations: (event) => watches.observe(event),
   piece: (event) => conversation.piece(event),
   figures: (event) => figures.take(event),
   camera: (event) => camera.setTrouble(event.trouble),
@@ -82,6 +87,7 @@ function select(prefix) {
   conversation.clear();
   figures.clear();
   camera.clear();
+  watches.clear();
   composer.problem('');
   show();
 }
@@ -94,6 +100,7 @@ function show() {
   setText(byId('robot-name'), now?.name ?? (selected || 'No robot'));
   document.title = now ? `${now.name} · nanochat` : 'nanochat';
   camera.show(Boolean(now?.camera));
+  watches.show(Boolean(now?.watches));
   diagnostics.show(fleet.nodes.find((node) => node.name === now?.node), now);
   showControls();
 }
@@ -133,9 +140,19 @@ function aboutConversation({ tokens, max_tokens: most }) {
   setText(byId('robot-about'), most ? `${selected} · ${tokens.toLocaleString('en')} of ${most.toLocaleString('en')} tokens` : selected);
 }
 
-async function approve(call, yes, reason) {
+function approve(call, yes, reason) {
+  return done({ do: 'approve', robot: selected, id: call.id, approve: yes, reason });
+}
+
+function changeWatch(command, { name, question, response_format, max_rate }) {
+  return done({ do: 'watch', robot: selected, command, name, question, response_format, max_rate });
+}
+
+/** Asks the server for something; shows why it did not work. */
+async function done(request) {
   try {
-    await connection.request({ do: 'approve', robot: selected, id: call.id, approve: yes, reason });
+    await connection.request(request);
+    composer.problem('');
     return true;
   } catch (error) {
     composer.problem(error.message);

@@ -1,0 +1,193 @@
+"""Takes what ROS brings: which robots there are, their diagnostics, conversations, tools and cameras."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from ros2_nanochat.web.diagnostics import Diagnostics
+from ros2_nanochat.web.robot_view import RobotView
+from ros2_nanochat.web.turn_log import joined
+
+if TYPE_CHECKING:
+    from ros2_nanochat.web.pages import Pages
+
+_MAX_ROBOTS = 500
+_HISTORY_SECONDS = 60.0
+_GONE = 'the node of this robot has gone'
+
+
+class Listener:
+    """Keeps the robots of all pages up to date.
+
+    Args:
+        pages: Has the robots and the pages that are told.
+    """
+
+    def __init__(self, pages: Pages):
+        self._pages = pages
+        self._diagnostics = Diagnostics()
+        self._pieces: dict[str, list[dict[str, Any]]] = {}  # of replies, not sent yet
+        self._called: set[str] = set()  # robots whose tool calls have changed
+        self._heard: dict[str, Callable[[RobotView, Any], None]] = {
+            'tokens': self._token,
+            'turn': self._turn,
+            'tool_calls': self._call,
+            'watches': lambda view, value: pages.tell(view.prefix, view.watched(value)),
+            'observations': lambda view, value: pages.tell(view.prefix, view.observed(value)),
+            'camera': lambda view, jpeg: pages.show_frame(view.prefix, jpeg),
+            'no camera': lambda view, why: pages.tell(view.prefix, {'type': 'camera', 'trouble': why}),
+        }
+
+    def deliver(self, batch: Iterable[tuple[str, str, Any]]) -> None:
+        """Take over what has arrived, as (kind, prefix, value)."""
+        for kind, prefix, value in batch:
+            if kind != 'tokens':
+                self._flush()
+            if kind == 'graph':
+                self._graph(value)
+            elif kind == 'diagnostics':
+                self._diagnosed(value)
+            elif prefix in self._pages.views:
+                self._heard[kind](self._pages.views[prefix], value)
+        self._flush()
+        self._follow_calls()
+
+    def _flush(self) -> None:
+        """Send the pieces of replies that have come, each reply's as one."""
+        pieces, self._pieces = self._pieces, {}
+        for prefix, events in pieces.items():
+            self._pages.tell(prefix, *joined(events))
+
+    # --- which robots there are, and how they are ---
+
+    def _graph(self, robots: dict[str, dict[str, Any]]) -> None:
+        views, pages = self._pages.views, self._pages
+        for prefix, found in list(robots.items())[:_MAX_ROBOTS]:
+            view = views.setdefault(prefix, RobotView(prefix))
+            view.has_camera, view.has_watches = found['camera'], found['watches']
+            view.present = True
+            if pages.shown_by(prefix) and not (view.known and view.link is pages.ros.links.get(prefix)):
+                self.learn(view)
+        for prefix, view in list(views.items()):
+            if prefix in robots:
+                continue
+            if view.present:
+                view.present = view.known = False
+                pages.tell(prefix, *view.log.all_lost(_GONE))
+            if not view.asking and not pages.shown_by(prefix):
+                del views[prefix]
+        self._diagnostics.forget_old()
+        pages.follow()
+        pages.tell_all(self.fleet())
+
+    def fleet(self) -> dict[str, Any]:
+        """Return the event that lists all robots and nodes."""
+        robots = []
+        for prefix, view in sorted(self._pages.views.items()):
+            told = self._diagnostics.of_robot(prefix)
+            node, status = told if told is not None else ('', None)
+            robots.append(
+                {
+                    'prefix': prefix,
+                    'name': view.name,
+                    'node': node,
+                    'present': view.present,
+                    'silent': bool(node) and self._diagnostics.is_silent(node),
+                    'camera': view.has_camera,
+                    'watches': view.has_watches,
+                    'status': status,
+                }
+            )
+        return {'type': 'fleet', 'robots': robots, 'nodes': self._diagnostics.nodes()}
+
+    def _diagnosed(self, statuses: list[dict[str, Any]]) -> None:
+        self._diagnostics.take(statuses)
+        for prefix, view in self._pages.views.items():
+            told = self._diagnostics.of_robot(prefix)
+            if told is not None and self._pages.shown_by(prefix):
+                sample = self._diagnostics.newest(told[0], prefix)
+                self._pages.tell(prefix, {'type': 'figures', 'samples': [sample] if sample else []})
+                if view.shrank(told[1]['values'].get('messages', '')) and view.known:
+                    view.known = False
+                    self.learn(view)  # somebody has reset the conversation, or its oldest turns were dropped
+
+    def figures(self, prefix: str) -> list[dict[str, Any]]:
+        """Return the events with the latest figures of a robot's node."""
+        told = self._diagnostics.of_robot(prefix)
+        if told is None:
+            return []
+        return [{'type': 'figures', 'samples': self._diagnostics.samples(told[0], prefix), 'all': True}]
+
+    # --- the conversation ---
+
+    def learn(self, view: RobotView) -> None:
+        """Ask a robot for its history, unless that is being done."""
+        if view.learning is None or view.learning.done():
+            view.learning = self._pages.background(self._learn(view))
+
+    async def _learn(self, view: RobotView) -> None:
+        until = time.monotonic() + _HISTORY_SECONDS
+        while view.present and time.monotonic() < until:
+            link = self._pages.ros.links.get(view.prefix)
+            try:
+                if link is not None:
+                    found = await asyncio.to_thread(link.history)
+                    break
+            except RuntimeError:
+                pass  # it does not answer yet
+            await asyncio.sleep(0.1)
+        else:
+            return
+        if link is not view.link:
+            view.log.forget_live()  # their ends may have been missed
+        events = view.log.history(
+            found['messages'], found['num_tokens'], found['max_tokens'], anew=not view.known
+        )
+        view.known, view.link = True, link
+        self._pages.tell(view.prefix, *events, *view.others(), *self.figures(view.prefix))
+
+    def _token(self, view: RobotView, token: dict[str, Any]) -> None:
+        was_nameless = view.log.nameless
+        self._pieces.setdefault(view.prefix, []).extend(view.log.token(token))
+        if view.log.nameless and not was_nameless and view.known:
+            self.learn(view)  # the history has the question
+
+    def _turn(self, view: RobotView, turn: dict[str, Any]) -> None:
+        self.ended(view.prefix, turn)
+
+    def ended(self, prefix: str, turn: dict[str, Any]) -> None:
+        """Record the end of a turn."""
+        view = self._pages.views.get(prefix)
+        if view is not None:
+            self._pages.tell(prefix, *view.log.ended(turn, self._camera_picture(view, turn)))
+
+    def _camera_picture(self, view: RobotView, turn: dict[str, Any]) -> list[dict[str, Any]]:
+        """The camera's picture that went with a turn, as far as we have seen it."""
+        if not turn['image_used'] or view.log.has_pictures(turn['turn_id']):
+            return []
+        feed = self._pages.ros.cameras.get(view.prefix)
+        near = feed.nearest(turn['image']['stamp']) if feed is not None else None
+        if near is None:
+            return [{'note': 'a camera picture'}]
+        jpeg, away = near
+        note = 'the camera picture' if abs(away) < 1e-3 else f'camera, {abs(away):.2g} s from the one used'
+        return [{'name': self._pages.album.add(jpeg), 'note': note}]
+
+    # --- tools ---
+
+    def _call(self, view: RobotView, call: dict[str, Any]) -> None:
+        self._pages.tell(view.prefix, view.called(call))
+        self._called.add(view.prefix)
+
+    def _follow_calls(self) -> None:
+        """Show turns of which only a tool call is known: it may wait for an answer."""
+        called, self._called = self._called, set()
+        for prefix in called & set(self._pages.views):
+            view = self._pages.views[prefix]
+            events = [event for turn_id in view.pending_turns() for event in view.log.begun(turn_id)]
+            self._pages.tell(prefix, *events, *([view.calls()] if events else []))
+            if events and view.known:
+                self.learn(view)  # the history has the question

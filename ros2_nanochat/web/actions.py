@@ -81,12 +81,15 @@ class Actions:
         looks = not names and mode != 'off' and view.has_camera
         self._count(page, view, looks, 1)
         try:
-            files = [page.uploads[name].data for name in names]
+            uploads = [page.uploads[name] for name in names]
+            files = [upload.data for upload in uploads]
             reply = await asyncio.to_thread(link.chat.ask, text, files, response_format=form, image_mode=mode)
         except BaseException:
             self._count(page, view, looks, -1)
             raise
-        shown = [{'name': page.uploads.pop(name).small, 'note': 'an uploaded picture'} for name in names]
+        for name in names:
+            page.uploads.pop(name, None)
+        shown = [{'name': upload.small, 'note': 'an uploaded picture'} for upload in uploads]
         self._pages.tell(view.prefix, *view.log.asked(reply.turn_id, text, shown))
         self._pages.background(self._finish(page, view, reply, looks))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -48,7 +49,7 @@ def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     done = threading.Event()
     on_signal(done.set)
     options = vars(parser.parse_args(init(args, signal_handler_options=SignalHandlerOptions.NO)))
-    del options['debug']
+    debug = options.pop('debug')
     config = WebConfig(**options)
     # rclpy destroys the type description service twice, which can crash a process on close
     node = rclpy.create_node(
@@ -56,7 +57,7 @@ def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
         parameter_overrides=[Parameter('start_type_description_service', value=False)],
     )
     try:
-        asyncio.new_event_loop().run_until_complete(_serve(node, config, done))
+        asyncio.new_event_loop().run_until_complete(_serve(node, config, done, debug))
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
@@ -66,7 +67,7 @@ def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     os._exit(0)  # threads that wait for an answer would delay the end
 
 
-async def _serve(node, config: WebConfig, done: threading.Event) -> None:
+async def _serve(node, config: WebConfig, done: threading.Event, debug: bool) -> None:
     from aiohttp import web
 
     from ros2_nanochat.web.mailbox import Mailbox
@@ -81,6 +82,8 @@ async def _serve(node, config: WebConfig, done: threading.Event) -> None:
     pages = Pages(Album())
     pages.ros = RosThread(node, Mailbox(loop, pages.listener.deliver).put, config.camera_rate)
     runner = web.AppRunner(make_app(pages, access), access_log=None)
+    if not debug:  # requests that are no HTTP would each fill the log with a traceback
+        logging.getLogger('aiohttp').setLevel(logging.CRITICAL)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host.strip('[]'), config.port)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
 
+from ros2_nanochat.errors import one_line
 from ros2_nanochat.web.access import HEADERS, Access
 from ros2_nanochat.web.page import Page
 from ros2_nanochat.web.pages import Pages
@@ -31,7 +33,7 @@ def make_app(pages: Pages, access: Access) -> web.Application:
         if not access.knows_host(request.host):
             return _refuse(403, 'this page is not served under that name; open it by its address')
         # Cookies do not tell ports apart, so the name does.
-        cookie = f'nanochat-{request.url.port}'
+        cookie = f'nanochat-{request.transport.get_extra_info("sockname")[1]}'
         if 'token' in request.query:
             if not access.knows_token(request.query['token']):
                 return _refuse(401, 'wrong token: the program printed the right address when it started')
@@ -40,7 +42,13 @@ def make_app(pages: Pages, access: Access) -> web.Application:
             raise welcome
         if not access.knows_token(request.cookies.get(cookie)):
             return _refuse(401, 'open the address with the token that the program printed when it started')
-        return await handler(request)
+        try:
+            return await handler(request)
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            print(f'web: {request.path[:100]!r} failed: {one_line(repr(error))}', file=sys.stderr, flush=True)
+            return _refuse(500, 'internal error')
 
     async def index(_: web.Request) -> web.FileResponse:
         return web.FileResponse(STATIC / 'index.html')
@@ -50,7 +58,7 @@ def make_app(pages: Pages, access: Access) -> web.Application:
             return _refuse(403, 'the socket is only for the page itself, not for other origins')
         if len(pages) >= _MAX_PAGES:
             return _refuse(503, f'{_MAX_PAGES} pages are open already: close one')
-        response = web.WebSocketResponse(max_msg_size=MAX_UPLOAD + 1024, heartbeat=_HEARTBEAT)
+        response = web.WebSocketResponse(max_msg_size=MAX_UPLOAD + 1024, heartbeat=_HEARTBEAT, compress=False)
         await response.prepare(request)
         open_sockets.add(response)
         try:

@@ -57,7 +57,11 @@ export class Composer {
       for (const picture of pictures) URL.revokeObjectURL(picture.address);
     } catch (error) {
       this.problem(error.message);
-      if (!this.question.value) this.question.value = text;
+      if (!this.question.value && !this.pictures.length) {
+        this.question.value = text;
+        this.pictures = pictures;
+        this.showPictures();
+      }
     }
   }
 

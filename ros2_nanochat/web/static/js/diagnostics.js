@@ -1,6 +1,6 @@
 // What the robot's node says of itself, with levels.
 
-import { h } from './dom.js';
+import { h, setText } from './dom.js';
 import { Panel } from './panel.js';
 
 const LEVELS = [['OK', 'good'], ['WARN', 'warn'], ['ERROR', 'bad'], ['STALE', 'bad']];
@@ -9,33 +9,63 @@ export class DiagnosticsPanel {
   constructor() {
     this.panel = new Panel('diagnostics', 'Diagnostics');
     this.element = this.panel.element;
-    this.open = new Set();
+    this.entries = new Map();
+    this.empty = h('p', { class: 'empty' }, 'The node has sent none yet.');
+    this.panel.body.append(this.empty);
   }
 
-  /** Shows the engine's status and that of one robot. */
+  /** Shows the status of one robot and that of its engine. */
   show(node, robot) {
-    const statuses = [robot?.status, ...(node?.statuses.filter((status) => status.about === 'engine') ?? [])];
-    const known = statuses.filter(Boolean);
-    const worst = node?.silent ? 3 : Math.max(0, ...known.map((status) => status.level));
-    this.panel.setBadge(known.length ? LEVELS[worst][0] : '', LEVELS[worst][1]);
-    const content = JSON.stringify([known, node?.silent]);
-    if (content === this.shown) return;
-    this.shown = content;
-    this.panel.body.replaceChildren(...(known.length
-      ? known.map((status) => this.entry(status))
-      : [h('p', { class: 'empty' }, 'The node has sent none yet.')]));
+    const engine = node?.statuses.find((status) => status.about === 'engine');
+    const statuses = [robot?.status, engine].filter(Boolean);
+    const worst = node?.silent ? 3 : Math.max(0, ...statuses.map((status) => status.level));
+    this.panel.setBadge(statuses.length ? LEVELS[worst][0] : '', LEVELS[worst][1]);
+    this.empty.hidden = statuses.length > 0;
+    for (const [about, entry] of this.entries) {
+      if (!statuses.some((status) => status.about === about)) {
+        entry.element.remove();
+        this.entries.delete(about);
+      }
+    }
+    for (const status of statuses) {
+      if (!this.entries.has(status.about)) this.entries.set(status.about, new Entry(status.about));
+      const entry = this.entries.get(status.about);
+      entry.show(status);
+      if (!entry.element.isConnected) this.panel.body.append(entry.element);
+    }
+  }
+}
+
+/** One status. It changes in place, each second, so that what is focused or selected stays so. */
+class Entry {
+  constructor(about) {
+    this.badge = h('span', {});
+    this.message = h('p', { class: 'message' });
+    this.list = h('dl', {});
+    this.values = new Map();
+    this.element = h('div', { class: 'status' },
+      h('details', {}, h('summary', {}, h('b', {}, about), ' ', this.badge), this.list), this.message);
   }
 
-  entry(status) {
-    const [word, level] = LEVELS[Math.min(status.level, 3)];
-    const details = h('details', { open: this.open.has(status.about) },
-      h('summary', {}, h('b', {}, status.about), ' ', h('span', { class: `badge ${level}` }, word)),
-      h('dl', {}, ...Object.entries(status.values).flatMap(([name, value]) => [
-        h('dt', {}, name.replaceAll('_', ' ')), h('dd', {}, value)])));
-    details.addEventListener('toggle', () => {
-      if (details.open) this.open.add(status.about);
-      else this.open.delete(status.about);
-    });
-    return h('div', { class: 'status' }, details, h('p', { class: 'message' }, status.message));
+  show({ level, message, values }) {
+    const [word, color] = LEVELS[Math.min(level, 3)];
+    setText(this.badge, word);
+    this.badge.className = `badge ${color}`;
+    setText(this.message, message);
+    for (const [name, [term, value]] of this.values) {
+      if (!(name in values)) {
+        term.remove();
+        value.remove();
+        this.values.delete(name);
+      }
+    }
+    for (const [name, text] of Object.entries(values)) {
+      if (!this.values.has(name)) {
+        const pair = [h('dt', {}, name.replaceAll('_', ' ')), h('dd', {})];
+        this.list.append(...pair);
+        this.values.set(name, pair);
+      }
+      setText(this.values.get(name)[1], text);
+    }
   }
 }

@@ -30,14 +30,14 @@ export class Robots {
   }
 
   show(fleet, selected) {
-    const content = JSON.stringify([fleet, selected]);
+    const states = fleet.robots.map((robot) => [robot.prefix, stateOf(robot)]);
+    const content = JSON.stringify([states, withoutRobots(fleet).map(messageOf), selected]);
     if (content === this.shown) return;
     this.shown = content;
     this.robots = fleet.robots;
     this.selected = selected;
     const focused = document.activeElement?.dataset?.robot;
-    const served = new Set(fleet.robots.map((robot) => robot.node));
-    const others = fleet.nodes.filter((node) => !served.has(node.name) && !node.silent);
+    const others = withoutRobots(fleet);
     this.list.replaceChildren(
       ...fleet.robots.map((robot) => this.entry(robot)),
       ...others.map((node) => nodeEntry(node)),
@@ -66,7 +66,16 @@ export class Robots {
   }
 }
 
+/** Nodes that serve no robot at the moment, for example because their model loads. */
+function withoutRobots(fleet) {
+  const serving = new Set(fleet.robots.map((robot) => robot.node));
+  return fleet.nodes.filter((node) => !serving.has(node.name) && !node.silent);
+}
+
+function messageOf(node) {
+  return node.statuses.find((status) => status.about === 'engine')?.message || 'no robots';
+}
+
 function nodeEntry(node) {
-  const engine = node.statuses.find((status) => status.about === 'engine');
-  return h('li', { class: 'node-note' }, h('b', {}, node.name), engine?.message || 'no robots');
+  return h('li', { class: 'node-note' }, h('b', {}, node.name), messageOf(node));
 }

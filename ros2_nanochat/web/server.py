@@ -53,6 +53,10 @@ def make_app(pages: Pages, access: Access) -> web.Application:
     async def index(_: web.Request) -> web.FileResponse:
         return web.FileResponse(STATIC / 'index.html')
 
+    async def file(request: web.Request) -> web.StreamResponse:
+        path = files.get(request.match_info['name'])
+        return web.FileResponse(path) if path is not None else _refuse(404, 'there is no such file')
+
     async def socket(request: web.Request) -> web.StreamResponse:
         if not access.is_own_origin(request.headers.get('Origin'), request.host):
             return _refuse(403, 'the socket is only for the page itself, not for other origins')
@@ -82,12 +86,14 @@ def make_app(pages: Pages, access: Access) -> web.Application:
         for response in list(open_sockets):
             await response.close(code=1001, message=b'the server ends')
 
+    # Only these: no path of a request is looked up on the disk.
+    files = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob('*') if path.is_file()}
     open_sockets: set[web.WebSocketResponse] = set()
     app = web.Application(middlewares=[guard])
     app.router.add_get('/', index)
     app.router.add_get('/socket', socket)
     app.router.add_get('/pictures/{name}', picture)
-    app.router.add_static('/static', STATIC)
+    app.router.add_get('/static/{name:.+}', file)
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(close_sockets)
     return app

@@ -17,6 +17,13 @@ from ros2_nanochat.web.pictures import MAX_UPLOAD
 STATIC = Path(__file__).with_name('static')
 _MAX_PAGES = 64
 _HEARTBEAT = 20.0  # seconds between two checks that a browser is still there
+_TYPES = {
+    '.html': 'text/html; charset=utf-8',
+    '.css': 'text/css; charset=utf-8',
+    '.js': 'text/javascript; charset=utf-8',
+    '.svg': 'image/svg+xml',
+}
+"""Not those of the machine: browsers run no module that comes with another type."""
 _REFUSED = 'nanochat: {reason}\n'
 
 
@@ -55,7 +62,9 @@ def make_app(pages: Pages, access: Access) -> web.Application:
 
     async def file(request: web.Request) -> web.StreamResponse:
         path = files.get(request.match_info['name'])
-        return web.FileResponse(path) if path is not None else _refuse(404, 'there is no such file')
+        if path is None:
+            return _refuse(404, 'there is no such file')
+        return web.FileResponse(path, headers={'Content-Type': _TYPES[path.suffix]})
 
     async def socket(request: web.Request) -> web.StreamResponse:
         if not access.is_own_origin(request.headers.get('Origin'), request.host):

@@ -11,8 +11,6 @@ import time
 from conftest import FAKE, NodeProcess, hear_sighup, program
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-SLOW = 'tokens_per_second=60,reply='
-"""A model whose replies take a while: a token is a byte, so this is 60 characters a second."""
 
 
 class Program:
@@ -67,7 +65,7 @@ class Site:
 
     def start_node(self, **parameters) -> None:
         self.node = NodeProcess(
-            robots=['r1', 'r2'], **{**FAKE, 'model': 'tokens_per_second=60', **parameters}
+            robots=['r1', 'r2'], speculation=False, **{**FAKE, 'model': 'tokens_per_second=60', **parameters}
         )
 
     def close(self) -> None:

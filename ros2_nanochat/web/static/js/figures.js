@@ -13,7 +13,7 @@ export class Figures {
     this.element = this.panel.element;
     this.firstToken = new Figure('Time to first token');
     this.speed = new Figure('Tokens per second');
-    this.reused = new Figure('Prompt tokens reused');
+    this.reused = new Figure('Prompt reused');
     this.queue = new Figure('Waiting turns');
     this.kv = new Figure('KV cache of the engine', 'wide');
     this.panel.body.append(...[this.firstToken, this.speed, this.reused, this.queue, this.kv].map((f) => f.element));

@@ -14,7 +14,8 @@ import { Watches } from './watches.js';
 
 const fleet = { robots: [], nodes: [] };
 let selected = fromHash();
-let asked = '';
+let asked = ''; // what the server was told last
+let about = { tokens: 0, max_tokens: 0 }; // the size of the conversation
 
 const robots = new Robots(select);
 const camera = new Camera(show);
@@ -43,7 +44,10 @@ const handlers = {
   },
   item: (event) => {
     conversation.item(event.item);
-    if (event.item.turn) figures.turns(conversation.ended);
+    if (!event.item.turn) return;
+    figures.turns(conversation.ended);
+    const { prompt_tokens: prompt, new_tokens: reply } = event.item.turn;
+    if (prompt) aboutConversation({ ...about, tokens: prompt + reply });
   },
   calls: (event) => conversation.takeCalls(event.calls),
   watches: (event) => watches.take(event),
@@ -136,7 +140,9 @@ function problemOf(now) {
   return state.level === 'bad' ? state.text : '';
 }
 
-function aboutConversation({ tokens, max_tokens: most }) {
+function aboutConversation(size) {
+  about = size;
+  const { tokens, max_tokens: most } = about;
   setText(byId('robot-about'), most ? `${selected} · ${tokens.toLocaleString('en')} of ${most.toLocaleString('en')} tokens` : selected);
 }
 

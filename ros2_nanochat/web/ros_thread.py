@@ -83,7 +83,9 @@ class RosThread:
         self._changed.set()
 
     def close(self) -> None:
-        """Close everything and end the threads."""
+        """Close everything and end the threads. They may not have been started."""
+        if not self._threads[0].is_alive():
+            return
         self._end.set()
         self._changed.set()
         self._threads[1].join(5.0)

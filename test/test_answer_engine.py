@@ -368,19 +368,16 @@ CHOICES = (
 )
 
 
-def test_probabilities_are_those_of_transformers():
+def test_probabilities_are_those_of_transformers(sixteen):
     """By scoring each alternative, end token included, in float32 on the same weights."""
-    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    torch = pytest.importorskip('torch')
+    pytest.importorskip('transformers')
     from ros2_nanochat.locate import embedded_model
 
-    path = embedded_model()
-    folder, name = path.rsplit('/', 1)
-    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
     with NanoLLM.from_pretrained(
-        path, api='hf', quantization='float32', max_context_len=256, max_sequences=2
+        embedded_model(), api='hf', quantization='float32', max_context_len=256, max_sequences=2
     ) as model:
-        others = []
+        reference, others = model.backend.model, []  # reading the weights once more takes 20 s
         for n, choice in enumerate(CHOICES):
             whole = prompt(model, 'What do you see?')
             if n == 1:  # from now on in the conversation's own sequence, before in forks of it
@@ -389,7 +386,7 @@ def test_probabilities_are_those_of_transformers():
             ids = whole.token_ids.tolist()
             logs = []
             for text in choice:
-                answer = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+                answer = [*sixteen.tokenize(text), reference.config.eos_token_id]
                 with torch.no_grad():
                     logits = reference(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
                 logs.append(logits.log_softmax(-1)[range(len(answer)), answer].sum())

@@ -6,10 +6,13 @@ text. The reply is computed only from the entries of its KV, so errors in handli
 
 `model` can configure it:
 `tokens_per_second=50,prefill_per_second=1000,step_overhead=0.002,context=4096,reply=Some text`.
+`script=/path/to/script.json` names a list of `[text, reply]`: if the last message of a chat contains the
+text, it gets that reply; the first one that matches counts.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +45,7 @@ _OPTIONS: dict[str, Any] = {
     'load_seconds': 0.0,
     'context': 8192.0,
     'reply': '',
+    'script': '',
 }
 
 
@@ -51,6 +55,7 @@ class FakeBackend(Backend):
     def __init__(self, path: str, config: ModelConfig):
         super().__init__(path, config)
         self._options = _parse(path)
+        self._script = _read_script(self._options['script'])
         self._kv: dict[int, list[int]] = {}
         self._stop = threading.Event()
 
@@ -177,13 +182,18 @@ class FakeBackend(Backend):
                 return 0
             asked = before[len(before) - before[::-1].index(_START) + len('user\n') :]
             asked = asked[: asked.index(_END)] if _END in asked else asked
-            reply = list((self._options['reply'] or 'You said: ').encode()) + (
-                [] if self._options['reply'] else [b for b in asked if 0 <= b < 256]
-            )
+            reply = self._reply(bytes(b for b in asked if 0 <= b < 256))
             said = len(kv) - head
             return reply[said] if said < len(reply) else _END
         period = kv.index(0) if 0 in kv else len(kv)
         return 0 if period == len(kv) else kv[(len(kv) - period - 1) % max(1, period)]
+
+    def _reply(self, asked: bytes) -> bytes:
+        """The reply to a message."""
+        scripted = next((reply for text, reply in self._script if text in asked), None)
+        if scripted is not None:
+            return scripted
+        return self._options['reply'].encode() or b'You said: ' + asked
 
     def abort(self) -> None:
         self._stop.set()
@@ -202,3 +212,13 @@ def _parse(text: str) -> dict:
         }
     except ValueError as error:
         raise ValueError(f'the fake model cannot be set up with {text!r}: {error}') from error
+
+
+def _read_script(path: str) -> list[tuple[bytes, bytes]]:
+    if not path:
+        return []
+    try:
+        with open(path, encoding='utf-8') as file:
+            return [(text.encode(), reply.encode()) for text, reply in json.load(file)]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'the script of the fake model, {path}, cannot be read: {error}') from error

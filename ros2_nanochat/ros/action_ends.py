@@ -1,7 +1,10 @@
-"""Settings that the server and the client of the action `chat` share."""
+"""What the ends of actions share: settings of the action `chat`, and a client for any thread."""
 
 from __future__ import annotations
 
+import threading
+
+from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
 
 SERVICE_DEPTH = 1000
@@ -15,3 +18,20 @@ that the server knows the goal's client. In the middlewares we know, a whole pro
 def service_qos() -> QoSProfile:
     """Return the QoS of the action's services."""
     return QoSProfile(depth=SERVICE_DEPTH)
+
+
+class AnyThreadActionClient(ActionClient):
+    """An ActionClient for any thread.
+
+    Hold `sending` while you send: rclpy records a request after sending it, and may drop the response.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self.sending = threading.RLock()
+        super().__init__(*args, **kwargs)
+
+    async def execute(self, taken_data):
+        """Process what the executor took, once no request is being sent."""
+        with self.sending:
+            pass
+        await super().execute(taken_data)

@@ -17,7 +17,6 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from nanochat.action import Chat
 from nanochat.srv import GetHistory, Reset
-from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import InvalidHandle, InvalidTopicNameException
 from rclpy.executors import SingleThreadedExecutor
@@ -29,7 +28,7 @@ from std_srvs.srv import Trigger
 from unique_identifier_msgs.msg import UUID
 
 from ros2_nanochat.errors import shorten
-from ros2_nanochat.ros.action_ends import CLIENT_BYTES, FEEDBACK_DEPTH, service_qos
+from ros2_nanochat.ros.action_ends import CLIENT_BYTES, FEEDBACK_DEPTH, AnyThreadActionClient, service_qos
 from ros2_nanochat.ros.message_schema import read_format
 from ros2_nanochat.ros.reply import NodeGone, Reply
 from ros2_nanochat.ros.spinning import close_action, spin
@@ -39,22 +38,6 @@ __all__ = ['ChatClient', 'NodeGone', 'Reply', 'to_message']
 
 _ACCEPT = 10.0  # seconds that a node has to accept a question
 _ASK_AGAIN = 5.0  # seconds between requests for a result that has not arrived
-
-
-class _Action(ActionClient):
-    """An ActionClient for any thread.
-
-    Jazzy's records a request after sending it, and may drop the response.
-    """
-
-    def __init__(self, *args, **kwargs):
-        self.sending = threading.RLock()
-        super().__init__(*args, **kwargs)
-
-    async def execute(self, taken_data):
-        with self.sending:
-            pass
-        await super().execute(taken_data)
 
 
 class ChatClient:
@@ -96,7 +79,7 @@ class ChatClient:
             )
         self.node = node
         group = ReentrantCallbackGroup()
-        self._action = _Action(
+        self._action = AnyThreadActionClient(
             node,
             Chat,
             self.prefix + '/chat',

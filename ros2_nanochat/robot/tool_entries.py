@@ -1,0 +1,84 @@
+"""What a tools file holds, once it is read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ros2_nanochat.robot.tool_policy import ToolKind, ToolLimits, ToolPolicy
+
+NO_UNDOING = 'none'
+"""Value of `on_cancel` that states: nothing goes on acting."""
+
+
+@dataclass(frozen=True)
+class ToolEntry:
+    """One tool of the file.
+
+    Attributes:
+        name: How the model calls it.
+        kind: What it does.
+        target: Name of the service, action, topic or node.
+        where: The file and the key, for messages.
+        type: Name of the interface; '' looks it up in the running system.
+        description: What the model reads about it.
+        arguments: Limits of single fields, by their path.
+        fields: Paths of the fields that a read message is cut to; () keeps all.
+        max_age: Seconds; an older message is not used. None: any age.
+        parameter: Name of the parameter that is read.
+        on_cancel: What undoes the call: a message or request, or `{publish|service: name, ...}`. None if the
+            file sets none, `NO_UNDOING` if it states that there is nothing to undo.
+        policy: How it may be used.
+    """
+
+    name: str
+    kind: ToolKind
+    target: str
+    where: str
+    type: str = ''
+    description: str = ''
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
+    max_age: float | None = None
+    parameter: str = ''
+    on_cancel: Any = None
+    policy: ToolPolicy = ToolPolicy()
+
+
+@dataclass(frozen=True)
+class ServerEntry:
+    """One MCP server of the file.
+
+    Attributes:
+        name: Its name.
+        where: The file and the key, for messages.
+        command: The program and its arguments, () if it is reached by `url`.
+        url: Its address.
+        env: Environment variables of the program.
+        tools: The tools that the model may use: from name to the keys that the file sets; None: all.
+    """
+
+    name: str
+    where: str
+    command: tuple[str, ...] = ()
+    url: str = ''
+    env: Mapping[str, str] = field(default_factory=dict)
+    tools: Mapping[str, ToolPolicy] | None = None
+
+
+@dataclass(frozen=True)
+class ToolsFile:
+    """What a tools file holds.
+
+    Attributes:
+        path: The file.
+        tools: The tools.
+        servers: The MCP servers.
+        limits: The limits that they share.
+    """
+
+    path: str
+    tools: tuple[ToolEntry, ...] = ()
+    servers: tuple[ServerEntry, ...] = ()
+    limits: ToolLimits = ToolLimits()

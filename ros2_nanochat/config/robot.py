@@ -181,6 +181,13 @@ class RobotOptions(Options):
         live=True,
         argument=False,
     )
+    tools_file: str | None = option(
+        None,
+        'YAML file that lists what the model may call: services, actions, topics, parameters, MCP servers',
+        otherwise='no tools',
+        unset='',
+        argument=False,
+    )
     generation: GenerationConfig = program_defaults(GenerationConfig)
 
     @property

@@ -151,15 +151,23 @@ class Answering:
             history.append('user', message)
             tell()
         if turn.query.strip():
-            history.append('user', text=_paragraphs(turn.query, self._instruction(turn, turn.own_form)))
+            history.append('user', text=self._question(turn))
             users += 1
+        prompt = self._embed(turn, history)
+        turn.dropped_turns = users - _num_questions(history)
+        return prompt
+
+    def _question(self, turn: Turn) -> str:
+        """Return the question as the model reads it."""
+        return _paragraphs(turn.query, self._instruction(turn, turn.own_form))
+
+    def _embed(self, turn: Turn, history: ChatHistory):
         context = self._model.info.context_length
         room = min(turn.options.generation.max_new_tokens, context // 2)
         prompt, _ = history.embed_chat(
             max_tokens=context - room if room > 256 else None, wrap_tokens=turn.options.wrap_tokens
         )
         turn.encode_time += history.encode_seconds
-        turn.dropped_turns = users - _num_questions(history)
         return prompt
 
     def _set_system_prompt(self, turn: Turn, memory: Memory) -> None:
@@ -186,13 +194,14 @@ class Answering:
         form = turn.options.generation.response_format
         return form.instruction if here and form is not None and turn.options.explain_format else ''
 
-    def _generate(self, turn: Turn, history: ChatHistory, prompt):
+    def _generate(self, turn: Turn, history: ChatHistory, prompt, **options):
         return self._model.generate(
             prompt,
             config=turn.options.generation.stopping_at(history.template.stop),
             kv_cache=history.kv_cache,
             priority=turn.options.priority,
             deadline=None if turn.due == math.inf else max(0.0, turn.due - time.monotonic()),
+            **options,
         )
 
     def stream(self, turn: Turn, stream, worker: Worker) -> None:
@@ -227,6 +236,10 @@ class Answering:
         turn.finish_reason, turn.error = stream.finish_reason, stream.error or ''
         self._note_form(turn, stream)
         turn.queue_time += turn.usage.queue_time or 0.0
+
+    def keep(self, stream, history: ChatHistory) -> None:
+        """Add a reply that has ended to the history."""
+        history.append('bot', stream)
 
     @staticmethod
     def _note_form(turn: Turn, stream) -> None:

@@ -15,15 +15,17 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
-from typing import Protocol
 
 from ros2_nanochat.chat.history import ChatHistory
-from ros2_nanochat.config import RobotOptions
+from ros2_nanochat.config import OnNewQuery, RobotOptions
 from ros2_nanochat.errors import one_line
-from ros2_nanochat.robot.answering import Answering, Memory, too_long
+from ros2_nanochat.robot.answering import Memory, too_long
 from ros2_nanochat.robot.frames import CameraFrames, too_many_pictures
+from ros2_nanochat.robot.output import Output
 from ros2_nanochat.robot.runner import Runner
 from ros2_nanochat.robot.schedule import Schedule
+from ros2_nanochat.robot.tool_answering import ToolAnswering, recover
+from ros2_nanochat.robot.toolbox import Toolbox
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.states import FinishReason
 
@@ -31,20 +33,6 @@ _log = logging.getLogger(__name__)
 _SLOW = 0.5  # fraction of the robot's best tokens per second; below it, something is wrong
 _HISTORY_SECONDS = 5.0  # longest wait for a history that is being changed
 _SHOWN = 200  # characters that a rejected query keeps
-
-
-class Output(Protocol):
-    """Receives a robot's turns. Called on the robot's thread; `ended` also on the caller's.
-
-    `started` is called when a turn begins, `token` for each piece of the reply, `sentence` for each complete
-    sentence, and `ended` once for each turn. Exceptions are logged and appear in the diagnostics, but do not
-    propagate.
-    """
-
-    def started(self, turn: Turn) -> None: ...
-    def token(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None: ...
-    def sentence(self, turn: Turn, text: str) -> None: ...
-    def ended(self, turn: Turn) -> None: ...
 
 
 class RobotConversation:
@@ -59,6 +47,7 @@ class RobotConversation:
         store: A `ConversationStore`, or None.
         log: Has `info`, `warning` and `error`.
         chat_template: See `ChatTemplate`.
+        tools: What the model may call, or None.
     """
 
     def __init__(
@@ -71,27 +60,31 @@ class RobotConversation:
         store=None,
         log=_log,
         chat_template: str | None = None,
+        tools: Toolbox | None = None,
     ):
         self.name = name
         self.model = model
         self.options = options
         self.output = output
         self.sight = CameraFrames(camera)
+        self.tools = Toolbox() if tools is None else tools
         self._store, self._log = store, log
         self._title = f'{name}: ' if name else ''
         history = ChatHistory(model, chat_template, options.system_prompt, options.template_variables)
         if store is not None:
             store.restore(history, options.system_prompt)
+        recover(self.tools, history, store, options.system_prompt)
         self._schedule = Schedule()
         self._runner = Runner(
             f'robot-{name or "chat"}',
             self._title,
             self._schedule,
             Memory(history, options.system_prompt),
-            Answering(model, self.sight, store, lambda *arguments: self._runner.emit(*arguments)),
-            lambda: self.output,
-            store,
-            log,
+            ToolAnswering(
+                *(self.tools, lambda *state: self._runner.checkpoint(*state)),
+                *(model, self.sight, store, lambda *arguments: self._runner.emit(*arguments)),
+            ),
+            *(lambda: self.output, store, log),
         )
 
     @property
@@ -113,26 +106,34 @@ class RobotConversation:
         if unread:
             self.refuse(turn, unread)
             return turn
+        if self.tools.is_stop_word(turn.query):
+            turn.without_tools = True
+            self.cancel()
+        calls = self.tools.open_runs()
         refusal, gone = self._schedule.admit(turn)
         for other in gone:
             self._end_unrun(other, FinishReason.INTERRUPTED)
         if refusal:
             turn.error = refusal
             self._end_unrun(turn, FinishReason.REFUSED)
+        elif turn.options.on_new_query is OnNewQuery.INTERRUPT:
+            self.tools.interrupt(calls, self._schedule.uninterrupted)
         return turn
 
     def cancel(self) -> bool:
-        """Stop the reply that is being generated; waiting turns stay.
+        """Stop the reply that is being generated, and all calls of tools; waiting turns stay.
 
         Returns:
-            Whether there was one.
+            Whether there was anything to stop.
         """
-        return self._schedule.stop_current(FinishReason.CANCELLED)
+        stopped = self._schedule.stop_current(FinishReason.CANCELLED)
+        return self.tools.stop() or stopped
 
     def cancel_turn(self, turn: Turn) -> None:
         """Stop one turn, running or waiting."""
         waited = self._schedule.remove(lambda other: other is turn)
         turn.stop(FinishReason.CANCELLED)
+        self.tools.stop(turn_id=turn.id)
         for other in waited:
             self._end_unrun(other, FinishReason.CANCELLED)
 
@@ -156,11 +157,13 @@ class RobotConversation:
             Exception: Whatever `then` raises.
         """
         ran, dropped, done = self._schedule.clear(then)
+        self.tools.stop()
         for turn in dropped:
             self._end_unrun(turn, FinishReason.CANCELLED)
         if not wait((done,), timeout).done:
             raise RuntimeError(f'the current reply has not ended within {timeout} s')
         done.result()
+        self.tools.wait()
         return ran, len(dropped)
 
     def reset(self, system_prompt: str = '') -> str:

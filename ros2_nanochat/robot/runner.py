@@ -164,7 +164,22 @@ class Runner:
             if stream is None or (not stream.tokens and turn.finish_reason != FinishReason.STOP):
                 memory.history.messages = list(self._before)  # no answer: as if it had not been asked
             else:
-                memory.history.append('bot', stream)
+                self._answering.keep(stream, memory.history)
+
+    def checkpoint(self, memory: Memory, worker: Worker, whole: bool) -> None:
+        """Write down what has happened of the running turn, so that a crash cannot undo it.
+
+        Args:
+            memory: The conversation.
+            worker: The robot's thread.
+            whole: The conversation can go on from here: it stays even if the turn fails.
+        """
+        with memory.lock:
+            worker.check()
+            if whole:
+                self._before = list(memory.history.messages)
+            if self.saved is not None:
+                self.saved.save(memory, worker)
 
     def emit(self, worker: Worker | None, name: str, *arguments) -> None:
         """Call a method of the robot's output. Its exceptions do not propagate.

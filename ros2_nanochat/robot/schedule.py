@@ -108,6 +108,12 @@ class Schedule:
         return self._current
 
     @property
+    def uninterrupted(self) -> str:
+        """Id of the running turn if nothing has stopped it, else ''."""
+        current = self._current
+        return current.id if current is not None and not current.stop_reason else ''
+
+    @property
     def num_waiting(self) -> int:
         """How many turns wait."""
         return len(self._waiting)

@@ -65,6 +65,8 @@ class Turn:
         goal: Anything the caller wants to find again in the output's calls.
         own_form: The turn has its own form, not the robot's.
         parsed: The answer as a value, if it is valid.
+        without_tools: The model must not call tools in this turn.
+        tool_calls: The calls of tools, each a `CallRecord`.
         usage: The tokens and times of the reply, as the engine counts them.
         queue_time: Seconds until the model began with it, since it arrived at the robot.
         time_to_first_token: Seconds until the first token was handed out, since then.
@@ -91,6 +93,8 @@ class Turn:
     parsed: Any = None
     choice: str = ''
     probability: float = 0.0
+    without_tools: bool = False
+    tool_calls: Sequence[Any] = ()
     usage: Usage = Usage()
     encode_time: float = 0.0
     served_by: str = ''

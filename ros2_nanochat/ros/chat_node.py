@@ -29,7 +29,7 @@ from ros2_nanochat.config import ImageMode
 from ros2_nanochat.errors import BackendError, MissingDependency, one_line
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.robot import health
-from ros2_nanochat.robot.options import PARAMETERS, robot_names
+from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS, robot_names
 from ros2_nanochat.ros.allocator import give_back_memory, limit_arenas
 from ros2_nanochat.ros.fleet import Fleet
 from ros2_nanochat.ros.model_loader import ModelLoader
@@ -117,7 +117,7 @@ class ChatNode(LifecycleNodeMixin, Node):
                 f'{name} cannot be deleted, it could not be set again: set it to null, and the robot does as '
                 'the node'
             )
-        known = PARAMETERS.get(name)
+        known = PARAMETERS.get(name) or ROBOT_PARAMETERS.get(name.rpartition('.')[2])
         if (
             known is not None
             and not known.live

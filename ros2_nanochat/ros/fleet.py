@@ -5,17 +5,24 @@ active.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.health import WARN, Status, robot_status
+from ros2_nanochat.robot.mcp_tools import McpServers
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.robot_port import RobotPort
+from ros2_nanochat.ros.tools.robot_tools import RobotTools
 
 _CAMERAS_AT_ONCE = 16
 """With more robots, not every camera is checked each time: asking the graph about one takes longer the more
 robots there are."""
+
+
+_GRAPH_SECONDS = 2.0
+"""In this time, a node that has just joined the graph should know the services and topics of others."""
 
 
 class Nobody:
@@ -23,6 +30,7 @@ class Nobody:
 
     def started(self, turn) -> None: ...
     def token(self, turn, index, text, num_tokens, reasoning) -> None: ...
+    def called(self, turn, index, call_id, num_tokens) -> None: ...
     def sentence(self, turn, text) -> None: ...
     def ended(self, turn) -> None: ...
 
@@ -43,9 +51,12 @@ class Fleet:
         self._node, self._settings, self._log = node, settings, node.get_logger()
         self._chats: dict[str, RobotConversation] = {}
         self._ports: dict[str, RobotPort] = {}
+        self._tools: dict[str, RobotTools] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
         self._twins: set[str] = set()
         self._calls = 0  # of expire()
+        self._graph_known = 0.0
+        self._servers = McpServers()
 
     def update(self, model, open_ports: Callable[[], bool]) -> None:
         """Create what is missing and close what is no longer wanted: parameters, conversations and topics.
@@ -56,6 +67,7 @@ class Fleet:
         """
         with self._changing:
             names = self.wanted
+            self._graph_known = time.monotonic() + _GRAPH_SECONDS
             self._settings.declare_robots(names)
             for robot in [robot for robot in self._chats if robot not in names]:
                 self._close(robot)
@@ -66,7 +78,7 @@ class Fleet:
                 if robot not in self._chats:
                     self._chats[robot] = self._conversation(robot, model)
                 if robot not in self._ports and open_ports():
-                    self._ports[robot] = RobotPort(self._node, self._chats[robot])
+                    self._ports[robot] = RobotPort(self._node, self._chats[robot], self._tools.get(robot))
 
     def _conversation(self, robot: str, model) -> RobotConversation:
         kept, store = self._settings.node(), None
@@ -74,16 +86,26 @@ class Fleet:
             place = f'{self._node.get_namespace()}/{robot}/{self._node.get_name()}'.replace('//', '/')
             store = ConversationStore(kept.state_dir, place, self._log, kept.state_kv)
         try:
-            return RobotConversation(
+            options = self._settings.robot(robot)
+            tools = None
+            if options.tools_file:
+                tools = RobotTools(
+                    self._node, options.tools_file, robot, store, self._log, self._servers, self._graph_known
+                )
+            chat = RobotConversation(
                 robot,
                 model,
-                self._settings.robot(robot),
+                options,
                 Nobody(),
                 None,
                 store,
                 self._log,
                 kept.chat_template,
+                None if tools is None else tools.box,
             )
+            if tools is not None:
+                self._tools[robot] = tools
+            return chat
         except BaseException:
             if store is not None:
                 store.close()
@@ -100,6 +122,7 @@ class Fleet:
         if port is not None:
             port.mute()
         chat = self._chats.pop(robot)
+        self._tools.pop(robot, None)
         chat.close()
         if port is not None:
             port.close()
@@ -128,6 +151,7 @@ class Fleet:
                 chat.cancel()  # all first: there may not be enough time to close them one by one
             for robot in list(self._chats):
                 self._close(robot)
+            self._servers.close()
 
     # --- now and then: no lock that making or closing robots, or a model, holds ---
 
@@ -141,7 +165,7 @@ class Fleet:
         for index, port in enumerate(ports):
             port.cancel_unheard()
             if (index + self._calls) % every == 0:
-                port.follow_camera()
+                port.follow()
 
     @property
     def has_camera(self) -> bool:

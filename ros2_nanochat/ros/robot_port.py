@@ -26,6 +26,8 @@ from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
 from ros2_nanochat.ros.speaker import Speaker
 from ros2_nanochat.ros.spinning import pass_through
+from ros2_nanochat.ros.tools.port import call_message
+from ros2_nanochat.ros.tools.robot_tools import RobotTools
 from ros2_nanochat.ros.typed_reply import TypedReply
 
 DEPTH = 1000
@@ -42,10 +44,11 @@ class RobotPort:
     Args:
         node: The node.
         chat: The robot's conversation.
+        tools: The robot's tools, or None.
     """
 
-    def __init__(self, node, chat: RobotConversation):
-        self._node, self._chat = node, chat
+    def __init__(self, node, chat: RobotConversation, tools: RobotTools | None = None):
+        self._node, self._chat, self._tools = node, chat, tools
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
         in_turn, beside = MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
@@ -77,6 +80,8 @@ class RobotPort:
         ]
         self._goals = ChatGoals(node, prefix, chat, self._turn_message)
         self._feedback = Speaker(self._goals.feedback, f'{prefix}chat feedback', lambda: self._closed)
+        if tools is not None:
+            tools.open(prefix)
         # Last, once everything else can answer.
         self._queries = node.create_subscription(
             String, prefix + 'query', self._query, DEPTH, callback_group=in_turn, **override
@@ -114,7 +119,9 @@ class RobotPort:
 
     def _cancel(self, _, response) -> None:
         response.success = self._chat.cancel()
-        response.message = 'the reply was stopped' if response.success else 'no reply was being produced'
+        response.message = (
+            'what ran was stopped' if response.success else 'no reply was being produced, and no tool ran'
+        )
 
     def _history(self, _, response) -> None:
         messages, response.num_tokens = self._chat.messages()
@@ -137,9 +144,11 @@ class RobotPort:
             options.image_transport,
         )
 
-    def follow_camera(self) -> None:
-        """Update the camera's subscription. Call this regularly."""
+    def follow(self) -> None:
+        """Update the camera's subscription and the like. Call this regularly."""
         self._camera.follow(*self._camera_use)
+        if self._tools is not None:
+            self._tools.follow()
         self._typed.follow(self._chat.options)
 
     @property
@@ -173,6 +182,13 @@ class RobotPort:
                 reasoning=reasoning,
             ),
         )
+
+    def called(self, turn: Turn, index: int, call_id: str, num_tokens: int) -> None:
+        """Mark in the pieces where the model has called a tool."""
+        token = Token(
+            stamp=self._now(), turn_id=turn.id, index=index, num_tokens=num_tokens, tool_call_id=call_id
+        )
+        self._publish_token(turn, token)
 
     def sentence(self, turn: Turn, text: str) -> None:
         """Publish a sentence."""
@@ -223,6 +239,7 @@ class RobotPort:
             valid=turn.valid,
             choice=turn.choice,
             probability=turn.probability,
+            tool_calls=[call_message(record, self._chat.name, self._now()) for record in turn.tool_calls],
             image_used=turn.picture is not None,
             prompt_tokens=turn.usage.prompt_tokens,
             reused_tokens=_UNKNOWN if turn.usage.reused_tokens is None else turn.usage.reused_tokens,
@@ -258,6 +275,8 @@ class RobotPort:
         self._closed = True
         for service in self._services:
             self._node.destroy_service(service)
+        if self._tools is not None:
+            self._tools.close()
         self._camera.close()
         self._typed.close()
         for publisher in self._publishers:

@@ -1,0 +1,224 @@
+"""Answers the turns of a robot that has tools: reply, calls, their answers, next reply.
+
+The loop itself is that of the library (`tools/loop.py`). Here are a robot's own concerns: pieces and
+sentences go out as they come, and what has happened is on disk before and after each call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from ros2_nanochat.chat.history import ChatHistory
+from ros2_nanochat.errors import one_line
+from ros2_nanochat.robot.answering import Answering, Memory
+from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
+from ros2_nanochat.robot.tool_journal import NOT_CALLED
+from ros2_nanochat.robot.tool_record import CallRecord
+from ros2_nanochat.robot.toolbox import Toolbox, TurnTools
+from ros2_nanochat.robot.turn import Turn
+from ros2_nanochat.robot.worker import Worker
+from ros2_nanochat.tools import Answered, Called, CallState, Ended, Paused, TextPiece, ToolCall, ToolLoop
+
+_PATIENCE = 1.0  # seconds beyond those that a stopped call has
+
+
+class ToolTurn:
+    """The replies and calls of one turn: what a turn without tools has in its stream.
+
+    Args:
+        loop: The loop.
+        tools: The tools of the turn.
+        memory: The conversation.
+    """
+
+    def __init__(self, loop: ToolLoop, tools: TurnTools, memory: Memory):
+        self.loop, self.tools, self.memory = loop, tools, memory
+        self.stop = loop.stop
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids of all replies."""
+        return [token for reply in self.loop.replies for token in reply.tokens]
+
+
+class ToolAnswering(Answering):
+    """Answers the turns of one robot that has tools.
+
+    Args:
+        box: The robot's tools.
+        checkpoint: Called with the memory, the robot's thread and whether all calls have their answers, each
+            time that the history holds something that must survive a crash.
+        arguments: Those of `Answering`.
+    """
+
+    def __init__(self, box: Toolbox, checkpoint: Callable[[Memory, Worker, bool], None], *arguments):
+        super().__init__(*arguments)
+        self._box, self._checkpoint = box, checkpoint
+        self._told: list[ToolCall] = []  # calls in the background that this turn's question tells of
+
+    def begin(self, turn: Turn, memory: Memory, worker: Worker):
+        """Add the question to the history and start the reply. See `Answering.begin`."""
+        with memory.lock:
+            if memory.history.tools != self._box.tools:
+                memory.history.tools = self._box.tools
+        self._told = []
+        try:
+            stream = super().begin(turn, memory, worker)
+        except Exception:
+            self._box.put_back(self._told)
+            raise
+        if stream is None or not memory.history.tools:
+            return stream
+        return self._looped(turn, memory, worker, stream)
+
+    def _looped(self, turn: Turn, memory: Memory, worker: Worker, first) -> ToolTurn:
+        replies = [first]
+
+        def respond(tool_choice: str):
+            if replies:
+                return replies.pop()
+            with worker.step('making the prompt', 60.0):
+                prompt = self._embed(turn, memory.history)
+                return self._generate(turn, memory.history, prompt, tool_choice)
+
+        tools = TurnTools(self._box, turn)
+        limits = self._box.limits
+        loop = ToolLoop(
+            memory.history,
+            tools,
+            respond,
+            max_tool_rounds=limits.rounds,
+            lock=memory.lock,
+            due=turn.due,
+            cancel_seconds=limits.stop_timeout + _PATIENCE,
+        )
+        return ToolTurn(loop.start(), tools, memory)
+
+    def _question(self, turn: Turn) -> str:
+        """Return the question, after the news of calls in the background."""
+        self._told = self._box.take_news()
+        return '\n\n'.join([*map(_news, self._told), super()._question(turn)])
+
+    def _generate(self, turn: Turn, history: ChatHistory, prompt, tool_choice: str = '', **options):
+        if history.tools:
+            choice = tool_choice or str(self._box.limits.tool_choice)
+            form = history.call_form('none' if turn.without_tools else choice)
+            if form is not None and not self._box.limits.parallel_calls:
+                form = replace(form, format=replace(form.format, between=None))
+            options['calls'] = form
+        return super()._generate(turn, history, prompt, **options)
+
+    def stream(self, turn: Turn, stream, worker: Worker) -> None:
+        """Pass on the replies as they stream, let the calls be executed, and record how the turn ended."""
+        if isinstance(stream, ToolTurn):
+            try:
+                self._pass_on(turn, stream, worker)
+            finally:
+                stream.tools.finish()
+                turn.tool_calls = stream.tools.records
+        else:
+            super().stream(turn, stream, worker)
+
+    def _pass_on(self, turn: Turn, stream: ToolTurn, worker: Worker) -> None:
+        loop = stream.loop
+        sentences = SentenceSplitter(spoken=not turn.options.raw_sentences)
+        passed = 0  # tokens of this reply
+        num_open = 0  # calls without an answer
+        texts: list[str] = []  # the pieces of the answer
+        begun = -1  # number of the reply that has text
+        for event in loop.events(PAUSE):
+            worker.check()
+            if isinstance(event, Paused):
+                self._speak(worker, turn, sentences.pause())
+            elif isinstance(event, TextPiece):
+                count, passed = event.delta.num_tokens - passed, event.delta.num_tokens
+                text = event.text
+                if not event.reasoning:
+                    self._speak(worker, turn, sentences.add(text))
+                    text, begun = ('\n\n' if texts and begun != event.round else '') + text, event.round
+                    texts.append(text)
+                self._emit(worker, 'token', turn, turn.num_pieces, text, count, event.reasoning)
+                self._count_piece(turn)
+            elif isinstance(event, Called):
+                self._speak(worker, turn, sentences.flush())
+                written = len(loop.replies[event.round].tokens)
+                name = stream.tools.record_id(event.call.id)
+                self._emit(worker, 'called', turn, turn.num_pieces, name, written - passed)
+                self._count_piece(turn)
+                if not num_open:
+                    self._checkpoint(stream.memory, worker, False)
+                num_open, passed = num_open + 1, written
+            elif isinstance(event, Answered):
+                num_open -= 1
+                turn.tool_calls = stream.tools.records
+                self._checkpoint(stream.memory, worker, not num_open)
+                if not num_open:
+                    passed = 0
+                    sentences = SentenceSplitter(spoken=not turn.options.raw_sentences)
+            elif isinstance(event, Ended):
+                self._speak(worker, turn, sentences.flush())
+                self._note_end(turn, loop, event, ''.join(texts))
+
+    @staticmethod
+    def _count_piece(turn: Turn) -> None:
+        turn.num_pieces += 1
+        if turn.num_pieces == 1:
+            turn.time_to_first_token = time.monotonic() - turn.arrived
+
+    def _note_end(self, turn: Turn, loop: ToolLoop, ended: Ended, text: str) -> None:
+        num_tokens = sum(len(reply.tokens) for reply in loop.replies)
+        turn.usage = replace(ended.usage, new_tokens=num_tokens)
+        turn.reply, turn.reasoning = text, ended.reasoning
+        turn.finish_reason, turn.error = ended.finish_reason, ended.error
+        self._note_form(turn, loop.replies[-1])
+        turn.queue_time += turn.usage.queue_time or 0.0
+
+    def keep(self, stream, history: ChatHistory) -> None:
+        """Add a reply to the history, unless its loop has done so."""
+        if not isinstance(stream, ToolTurn):
+            super().keep(stream, history)
+
+
+def _news(call: ToolCall) -> str:
+    """What the model is told about a call in the background that has ended."""
+    return f'({call.name}, which went on in the background, has ended: {call.state}: {call.result})'
+
+
+def answer_open_calls(history: ChatHistory, lost: list[CallRecord]) -> list[CallRecord]:
+    """Answer the calls of a restored history that have no answer: those that were under way are unknown.
+
+    Args:
+        history: The history.
+        lost: The calls that were under way, by the journal.
+
+    Returns:
+        The calls that ended without an answer, as they stand now.
+    """
+    records = {record.call.id.partition('.')[2]: record for record in lost}
+    for written in history.open_calls():
+        call = ToolCall(
+            f'lost.{written.id}', written.name, written.arguments, CallState.CANCELLED, NOT_CALLED
+        )
+        record = records.setdefault(written.id, CallRecord(call))
+        history.append_answer(written.id, written.name, record.call.result)
+    return list(records.values())
+
+
+def recover(box: Toolbox, history: ChatHistory, store, system_prompt: str | None) -> None:
+    """Tell a restored history, and the robot's listeners, of calls that a crash has cut off.
+
+    Args:
+        box: The robot's tools.
+        history: The history.
+        store: A `ConversationStore`, or None.
+        system_prompt: The robot's system prompt.
+    """
+    records = answer_open_calls(history, box.lost)
+    if records and store is not None:
+        try:
+            store.save(history, system_prompt)
+        except OSError as error:
+            box.log.error(f'calls that a crash has cut off are not on disk: {one_line(error)}')
+    box.recovered(records)

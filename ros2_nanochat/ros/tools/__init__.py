@@ -1,0 +1,1 @@
+"""The robot's services, actions, topics and parameters as tools of its model."""

@@ -68,8 +68,9 @@ class GGUFBackend(Backend):
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
-        check_gguf(path)
-        return estimate_memory(path, with_choice(config, read_metadata(path), _llama_cpp), _BATCH)
+        weights, metadata = check_gguf(path), read_metadata(path)
+        check_metadata(path, metadata)
+        return estimate_memory(weights, metadata, with_choice(config, metadata, _llama_cpp), _BATCH)
 
     # --- opening ---
 

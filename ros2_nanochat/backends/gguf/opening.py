@@ -8,13 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ros2_nanochat.backends.gguf.header import (
-    architecture_memory,
-    attention_heads,
-    check_gguf,
-    read_metadata,
-)
-from ros2_nanochat.backends.gguf.kinds import check_metadata
+from ros2_nanochat.backends.gguf.header import architecture_memory, attention_heads
 from ros2_nanochat.backends.gguf.process import LogLines
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
 from ros2_nanochat.config import DEFAULT_CONTEXT, FlashAttention, ModelConfig
@@ -27,19 +21,17 @@ _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
 _DRAFT_ROWS = 24  # rows of logits that a sequence may ask for in one forward, plus the one to sample
 
 
-def estimate_memory(path: str, config: ModelConfig, batch: int) -> MemoryEstimate:
+def estimate_memory(
+    weights: int, metadata: dict[str, Any], config: ModelConfig, batch: int
+) -> MemoryEstimate:
     """Estimate the memory of a model from its header.
 
     Args:
-        path: The GGUF file.
-        config: The options of the model.
+        weights: Bytes of the weights.
+        metadata: The file's metadata.
+        config: The options of the model, with `flash_attention` on or off.
         batch: Entries of the largest batch.
-
-    Raises:
-        BackendError: It is not a causal language model.
     """
-    weights, metadata = check_gguf(path), read_metadata(path)
-    check_metadata(path, metadata)
     kv_per_token, overhead, context = architecture_memory(metadata, batch)
     if config.flash_attention is FlashAttention.OFF:
         length = min(config.max_context_len or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)

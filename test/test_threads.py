@@ -141,3 +141,22 @@ def test_how_threads_wait_is_set_only_if_nobody_has_and_only_for_the_runtime(the
     spins, policy = theirs.get('GOMP_SPINCOUNT'), theirs.get('OMP_WAIT_POLICY')
     during = (spins, policy) if theirs else ('5000', None)
     assert told == f'{during} {spins} {policy}'
+
+
+def test_torch_uses_the_number_that_was_chosen_for_the_step():
+    torch = pytest.importorskip('torch')
+    from ros2_nanochat.backends.hf.torch_threads import TorchThreads
+    from ros2_nanochat.config import ModelConfig
+
+    before, cpu = torch.get_num_threads(), torch.device('cpu')
+    try:
+        threads = TorchThreads(ModelConfig(), cpu, None)
+        used = [threads.run(1, torch.get_num_threads) for _ in range(20)]
+        assert set(used) <= set(range(1, physical_cores() + 1))
+        assert 'measured' in threads.stats()['threads_reason']
+        fixed = TorchThreads(ModelConfig(threads=1), cpu, None)
+        assert fixed.run(1, torch.get_num_threads) == 1 and fixed.stats()['threads'] == 1
+        compiled = TorchThreads(ModelConfig(compile=True), cpu, None)
+        assert "torch's own" in compiled.stats()['threads_reason']
+    finally:
+        torch.set_num_threads(before)

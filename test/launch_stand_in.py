@@ -37,7 +37,10 @@ def _modules(share: Path) -> dict[str, ModuleType]:
 
 
 def chat_launch(root: Path, **arguments: str) -> tuple[dict[str, str], _Action]:
-    """The descriptions of the arguments of chat.launch.py, and the node that it starts with some given."""
+    """The descriptions of the arguments of chat.launch.py, and the node that it starts with some given.
+
+    What it starts before that is `node.before`.
+    """
     with mock.patch.dict(sys.modules, _modules(root)):
         spec = importlib.util.spec_from_file_location('chat_launch', root / 'launch' / 'chat.launch.py')
         module = importlib.util.module_from_spec(spec)
@@ -47,5 +50,6 @@ def chat_launch(root: Path, **arguments: str) -> tuple[dict[str, str], _Action]:
         defaults = {each.positional[0]: each.named['default_value'] for each in declared}
         (function,) = (each.named['function'] for each in entities if type(each).__name__ == 'OpaqueFunction')
         assert set(arguments) <= set(defaults)
-        *_, node = function({**defaults, **arguments})
+        *before, node = function({**defaults, **arguments})
+        node.before = before
         return {each.positional[0]: each.named['description'] for each in declared}, node

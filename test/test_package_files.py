@@ -98,6 +98,20 @@ def test_the_launch_file_sets_the_clock_only_if_told_to():
         chat_launch(ROOT, use_sim_time='maybe')
 
 
+def test_the_launch_file_starts_the_page_only_if_told_to_and_with_the_same_cameras():
+    def page(**arguments):
+        _, node = chat_launch(ROOT, **arguments)
+        return next((each for each in node.before if each.named.get('executable') == 'web'), None)
+
+    assert page() is None and page(web='false') is None
+    assert page(web='true').named['arguments'][:4] == ['--host', '127.0.0.1', '--port', '8080']
+    assert '9000' in page(web='true', web_port='9000').named['arguments']
+    camera = page(web='true', image_topic='/cam').named['remappings']
+    assert camera == [('nanochat/image', '/cam'), ('nanochat/image/compressed', '/cam/compressed')]
+    with pytest.raises(ValueError, match='web:=maybe is not valid'):
+        page(web='maybe')
+
+
 def test_every_field_of_the_interfaces_stands_under_a_comment():
     for path in [*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv'), *ROOT.glob('action/*.action')]:
         assert path.read_text().startswith('# ') or path.name == 'Message.msg', path

@@ -14,6 +14,7 @@ from ros2_nanochat.ros import chat_node, demo_camera, terminal_client
 from ros2_nanochat.ros.client import ChatClient
 from ros2_nanochat.ros.parameter_files import files_without_effect
 from ros2_nanochat.ros.program import init, is_debug, run_ros_program
+from ros2_nanochat.web import program as web_program
 
 WRONG = {
     'a text that is no YAML': (['-p', 'system_prompt:=You are r1: be brief'], 'put a text in quotes'),
@@ -75,7 +76,9 @@ def test_debug_is_a_flag_or_a_log_level(arguments, debug):
     assert is_debug(['prog', *arguments]) == debug
 
 
-@pytest.mark.parametrize('program', [chat_node, demo_camera, terminal_client], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    'program', [chat_node, demo_camera, terminal_client, web_program], ids=lambda each: each.__name__
+)
 def test_every_program_goes_through_the_outermost_caller(program):
     command = [sys.executable, '-m', program.__name__, '--ros-args', '-p', 'model:=']
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

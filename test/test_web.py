@@ -148,7 +148,7 @@ def token(turn_id, index, text, **fields):
 
 
 def turn(turn_id, query, reply, reason='stop'):
-    fields = {'finish_reason': reason, 'error': '', 'note': '', 'image_used': False}
+    fields = {'finish_reason': reason, 'error': '', 'note': '', 'prompt_tokens': 5, 'new_tokens': 2}
     return {'turn_id': turn_id, 'query': query, 'reply': reply, 'reasoning': '', **fields}
 
 
@@ -172,7 +172,7 @@ def test_a_reply_streams_into_its_question_and_ends_with_the_turn():
     assert log.token(token('t', 1, 'llo')) == [{'type': 'piece', 'key': 't', 'text': 'llo', 'tokens': 1}]
     assert log.token(token('t', 2, '', last=True)) == []
     log.ended(turn('t', 'Hi?', 'Hello'))
-    assert shown(log) == [('Hi?', 'Hello', 'ended')]
+    assert shown(log) == [('Hi?', 'Hello', 'ended')] and log.conversation()['tokens'] == 7
     assert log.ended(turn('t', 'Hi?', 'Hello')) == []  # its action announces it, too
     assert log.token(token('t', 3, 'late')) == [] and shown(log)[0][1] == 'Hello'
 

@@ -173,7 +173,7 @@ class Listener:
         if near is None:
             return [{'note': 'a camera picture'}]
         jpeg, away = near
-        note = 'the camera picture' if abs(away) < 1e-3 else f'camera, {abs(away):.2g} s from the one used'
+        note = 'the camera picture' if abs(away) < 1e-3 else f'camera, {abs(away):.1g} s from the frame used'
         return [{'name': self._pages.album.add(jpeg), 'note': note}]
 
     # --- tools ---

@@ -95,6 +95,8 @@ class TurnLog:
             pictures=[*item['pictures'], *pictures],
             turn={name: value for name, value in turn.items() if name not in _IN_THE_ITEM},
         )
+        if turn['prompt_tokens']:
+            self._about['tokens'] = turn['prompt_tokens'] + turn['new_tokens']
         self._ended[item['key']] = self._clock()
         return [_changed(item)]
 

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip('aiohttp', reason='the page needs aiohttp')
 playwright = pytest.importorskip('playwright.sync_api', reason='the browser is driven by playwright')
 
+from std_srvs.srv import SetBool  # noqa: E402
 from web_site import CHROMIUM, Site  # noqa: E402
 
 if CHROMIUM is None:
@@ -184,6 +185,37 @@ def test_a_form_that_is_not_valid_is_one_line_and_the_question_stays(fresh):
     fresh.select_option('#form', '')
     ended(ask(fresh, 'Which?'))
     expect(fresh.locator('#problem')).to_be_hidden()
+
+
+def test_a_tool_waits_until_somebody_allows_or_refuses_it(fresh, talk):
+    switched = []
+
+    def switch(request, response):
+        switched.append(request.data)
+        response.success, response.message = True, 'it is <b>on</b>'
+        return response
+
+    node = talk('/nanochat', 'r2').node
+    service = node.create_service(SetBool, '/lamp', switch)
+    ask(fresh, '<lamp>')
+    call = fresh.locator('.call')
+    expect(call.locator('.badge')).to_have_text('waits for you')
+    expect(call.locator('pre').first).to_have_text('{"data":true}')
+    fresh.reload()
+    expect(call.locator('.badge')).to_have_text('waits for you')
+    call.get_by_text('Allow').click()
+    ended(fresh.locator('.turn').last)
+    expect(call.locator('.badge')).to_have_text('done')
+    expect(call).to_contain_text('it is <b>on</b>')
+    assert switched == [True]
+    turn = ask(fresh, 'Once more: <lamp>')
+    turn.get_by_label('Reason').fill('too dark')
+    turn.get_by_text('Refuse').click()
+    ended(turn)
+    expect(turn.locator('.call .badge')).to_have_text('failed')
+    expect(turn.locator('.call')).to_contain_text('too dark')
+    assert switched == [True]
+    node.destroy_service(service)
 
 
 def picture(color='red'):

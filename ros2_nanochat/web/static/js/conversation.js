@@ -14,28 +14,36 @@ export class Conversation {
     this.calls = new Map(); // of each turn, by id
     this.follows = true;
     const button = byId('to-end');
+    this.list = h('div', {});
+    this.log.append(this.list);
+    let before = 0;
     this.log.addEventListener('scroll', () => {
       const { scrollHeight, scrollTop, clientHeight } = this.log;
-      this.follows = scrollHeight - scrollTop - clientHeight < NEAR_THE_END;
+      // Only the user scrolls up; what grows below, such as a picture that loads, must not stop us.
+      if (scrollHeight - scrollTop - clientHeight < NEAR_THE_END) this.follows = true;
+      else if (scrollTop < before - 1) this.follows = false;
+      before = scrollTop;
       setHidden(button, this.follows);
     });
     button.addEventListener('click', () => this.toEnd());
-    new ResizeObserver(() => this.follow()).observe(this.log);
+    const resized = new ResizeObserver(() => this.follow());
+    resized.observe(this.log);
+    resized.observe(this.list);
   }
 
   /** Replaces everything. */
   replace(event) {
     this.turns.clear();
-    this.log.replaceChildren(systemPrompt(event.system) || '');
+    this.list.replaceChildren(systemPrompt(event.system) || '');
     for (const item of event.items) this.add(item);
-    if (!event.items.length) this.log.append(hint());
+    if (!event.items.length) this.list.append(hint());
     this.toEnd();
   }
 
   clear() {
     this.turns.clear();
     this.calls.clear();
-    this.log.replaceChildren();
+    this.list.replaceChildren();
   }
 
   item(item) {
@@ -65,7 +73,7 @@ export class Conversation {
     const turn = new Turn(item, this.actions);
     turn.showCalls([...(this.calls.get(item.key)?.values() ?? [])]);
     this.turns.set(item.key, turn);
-    this.log.append(turn.element);
+    this.list.append(turn.element);
   }
 
   get isBusy() {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ros2_nanochat.web.diagnostics import Diagnostics
 from ros2_nanochat.web.robot_view import RobotView
-from ros2_nanochat.web.turn_log import joined
+from ros2_nanochat.web.turn_log import FRESH, joined
 
 if TYPE_CHECKING:
     from ros2_nanochat.web.pages import Pages
@@ -111,8 +111,7 @@ class Listener:
                 sample = self._diagnostics.newest(told[0], prefix)
                 self._pages.tell(prefix, {'type': 'figures', 'samples': [sample] if sample else []})
                 if view.shrank(told[1]['values'].get('messages', '')) and view.known:
-                    view.known = False
-                    self.learn(view)  # somebody has reset the conversation, or its oldest turns were dropped
+                    self._pages.background(self._learn_twice(view))
 
     def figures(self, prefix: str) -> list[dict[str, Any]]:
         """Return the events with the latest figures of a robot's node."""
@@ -127,6 +126,15 @@ class Listener:
         """Ask a robot for its history, unless that is being done."""
         if view.learning is None or view.learning.done():
             view.learning = self._pages.background(self._learn(view))
+
+    async def _learn_twice(self, view: RobotView) -> None:
+        """Follow a reset by somebody else, or the loss of the oldest turns.
+
+        A turn that ended just before may only be late in the history, so it goes at the second time.
+        """
+        self.learn(view)
+        await asyncio.sleep(FRESH + 1.0)
+        self.learn(view)
 
     async def _learn(self, view: RobotView) -> None:
         until = time.monotonic() + _HISTORY_SECONDS

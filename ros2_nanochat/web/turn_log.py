@@ -18,7 +18,8 @@ Event = dict[str, Any]
 ASKED, STREAMING, ENDED, LOST, PAST = 'asked', 'streaming', 'ended', 'lost', 'past'
 """States of an item: sent, being answered, ended, its node has gone, known only from the history."""
 _MOST = 200  # items that are kept
-_FRESH = 3.0  # seconds after its end in which a turn may be missing in a history that was requested before
+FRESH = 3.0
+"""Seconds after its end in which a turn may be missing in a history that was requested before."""
 _FAILED = ('refused', 'error')
 _IN_THE_ITEM = ('query', 'reply', 'reasoning')  # fields of a turn that the item has
 
@@ -168,7 +169,7 @@ class TurnLog:
                 merged.append({**exchange, 'key': f'past-{next(self._numbers)}', 'state': PAST})
         now = self._clock()
         rest = [] if anew else ended[done:] if found or not exchanges else []
-        recent = [item for item in rest if _failed(item) or now - self._ended[item['key']] < _FRESH]
+        recent = [item for item in rest if _failed(item) or now - self._ended[item['key']] < FRESH]
         return merged + recent
 
     def forget_live(self) -> None:

@@ -503,10 +503,11 @@ def test_a_kv_cache_in_use_is_not_written_twice(fake):
 
 def test_requests_that_arrive_together_start_together_behind_what_they_share(fake):
     """Also in an engine that has been running, and knows what a step costs."""
-    model = fake('prefill_per_second=4000,tokens_per_second=200', max_sequences=16, speculation=False)
-    system = 'You are a robot that counts crates. ' * 2
+    model = fake('prefill_per_second=8000,tokens_per_second=200', max_sequences=16, speculation=False)
 
     def together(turn):
+        system = f'You are robot {turn} and count crates. ' * 2
+
         def submit():  # in one step
             return [
                 ask(model, f'{turn}{i:02d}', system, max_new_tokens=12, kv_cache=KVCache()) for i in range(16)
@@ -516,10 +517,9 @@ def test_requests_that_arrive_together_start_together_behind_what_they_share(fak
         replies = model.engine.call(submit)
         texts = {reply.wait().text for reply in replies}
         assert texts == {f'You said: {turn}{i:02d}'[:12] for i in range(16)}
-        return model.stats['steps'] - before, replies
+        assert sum(reply.usage.shared_tokens >= len(system) for reply in replies) == 15
+        return model.stats['steps'] - before
 
     together('a')
     for turn in 'bc':
-        steps, replies = together(turn)
-        assert steps <= 12 + 3, steps  # what they share, the rest, the replies
-        assert all(reply.usage.shared_tokens >= len(system) for reply in replies)
+        assert together(turn) <= 12 + 6  # what they share, the rest, the replies; one after another: 27

@@ -315,6 +315,7 @@ def test_it_can_be_used_on_a_phone_and_in_the_dark(visit):
     assert light == 'rgb(14, 20, 23)'
     page.click('#panels-button')
     expect(page.locator('.figures')).to_be_visible()
+    assert page.evaluate('document.documentElement.scrollWidth') <= 360
     page.click('#theme')
     assert page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(244, 246, 247)'
 

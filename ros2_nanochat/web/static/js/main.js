@@ -173,6 +173,6 @@ resetDialog(
 byId('panels-button').addEventListener('click', (event) => {
   const shown = document.body.classList.toggle('show-panels');
   event.currentTarget.setAttribute('aria-expanded', String(shown));
-  setText(event.currentTarget, shown ? 'Conversation' : 'Figures');
+  setText(event.currentTarget, shown ? 'Chat' : 'Figures');
 });
 followTheme();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import io
+import math
 import signal
 import threading
 
@@ -13,6 +14,9 @@ import pytest
 pytest.importorskip('aiohttp', reason='the page needs aiohttp')
 playwright = pytest.importorskip('playwright.sync_api', reason='the browser is driven by playwright')
 
+from nanochat.msg import Observation, Watch, Watches  # noqa: E402
+from nanochat.srv import SetWatch  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from std_srvs.srv import SetBool  # noqa: E402
 from web_site import CHROMIUM, Site  # noqa: E402
 
@@ -216,6 +220,42 @@ def test_a_tool_waits_until_somebody_allows_or_refuses_it(fresh, talk):
     expect(turn.locator('.call')).to_contain_text('too dark')
     assert switched == [True]
     node.destroy_service(service)
+
+
+def test_standing_questions_show_their_answers_and_can_be_paused(fresh, talk):
+    node, commands = talk('/nanochat', 'r2').node, []
+    kept = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+    def set_watch(request, response):
+        commands.append((request.command, request.watch.name, request.watch.question))
+        response.success = request.command != 'remove'
+        response.message = 'it stays'
+        return response
+
+    ends = [
+        node.create_publisher(Watches, '/r1/nanochat/watches', kept),
+        node.create_publisher(Observation, '/r1/nanochat/observations', kept),
+    ]
+    service = node.create_service(SetWatch, '/r1/nanochat/set_watch', set_watch)
+    question = 'Is the <b>door</b> open?'
+    ends[0].publish(Watches(robot='r1', watches=[Watch(name='door', question=question, state='watching')]))
+    for n, answer in enumerate(('no', 'no', 'yes')):
+        seen = {'value': f'"{answer}"', 'text': answer, 'number': math.nan, 'probability': 0.9}
+        ends[1].publish(Observation(robot='r1', name='door', index=n, valid=True, **seen))
+    entry = fresh.locator('#panel-watches [data-watch=door]')
+    for _ in range(2):
+        expect(entry.locator('.asked')).to_contain_text(question)
+        expect(entry.locator('.last')).to_contain_text('yes')
+        expect(entry.locator('.last')).to_contain_text('90 %')
+        expect(entry.locator('rect')).to_have_count(3)
+        fresh.reload()
+    entry.get_by_text('Pause').click()
+    wait_until(fresh, lambda: commands == [('pause', 'door', question)])
+    entry.get_by_text('Remove').click()
+    expect(fresh.locator('#problem')).to_have_text('it stays')
+    node.destroy_service(service)
+    for end in ends:
+        node.destroy_publisher(end)
 
 
 def picture(color='red'):

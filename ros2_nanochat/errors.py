@@ -14,11 +14,16 @@ class LoadAborted(BackendError):
     """`abort()` ended a load or a forward."""
 
 
+class EncodingStopped(BackendError):
+    """The caller asked to stop while a picture was encoded."""
+
+
 class ForwardError(BackendError):
     """A forward failed.
 
     Attributes:
-        committed: For each chunk, the number of its entries that its sequence holds now.
+        committed: For each chunk, the number of its entries that its sequence holds now; negative if earlier
+            entries were lost as well.
     """
 
     def __init__(self, message: str, committed: Sequence[int]):

@@ -6,6 +6,7 @@ Knows files and names, not how a model is run.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -14,7 +15,14 @@ from urllib.parse import unquote, urlsplit
 
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, one_line, require, shorten
-from ros2_nanochat.locate import agree_on_api, choose_gguf, embedded_model, locate
+from ros2_nanochat.locate import (
+    NO_VISION,
+    agree_on_api,
+    choose_gguf,
+    choose_mmproj,
+    embedded_model,
+    locate,
+)
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r'(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>.+))?')
@@ -131,6 +139,29 @@ def resolve(config: ModelConfig) -> tuple[str, str]:
     return locate(path, config)
 
 
+def resolve_vision(config: ModelConfig, api: str) -> ModelConfig:
+    """Bring a vision part that is named on the hub; return the config with its local path.
+
+    Raises:
+        ValueError: There is no such file.
+        BackendError: It cannot be fetched.
+    """
+    vision = config.vision
+    if api != 'gguf' or not vision or vision in ('tiny', NO_VISION):
+        return config
+    path = os.path.expanduser(vision)
+    if os.path.exists(path):
+        return config
+    name = None if os.path.isabs(path) or path.startswith('.') else hub_name(vision)
+    if name is None or (vision.endswith('.gguf') and not name.file):
+        raise ValueError(
+            f'vision={vision!r} does not exist: it is not a file or folder here, nor owner/name or'
+            ' owner/name:file.gguf on the hub'
+        )
+    fetched = download(dataclasses.replace(config, model=vision, api=None), mmproj=True)
+    return dataclasses.replace(config, vision=fetched)
+
+
 # --- the hub ---
 
 
@@ -139,13 +170,14 @@ def hub_token(config: ModelConfig) -> str | None:
     return config.api_token or os.environ.get('HUGGINGFACE_TOKEN') or os.environ.get('HF_TOKEN') or None
 
 
-def download(config: ModelConfig) -> str:
+def download(config: ModelConfig, mmproj: bool = False) -> str:
     """Fetch a model from the hub into the hub's cache.
 
     If the hub cannot be reached, the cached copy is used and a warning is logged.
 
     Args:
         config: Its `model` is a name or an address of the hub (see `hub_name`).
+        mmproj: Fetch only the vision part of a GGUF model, if the repository has one.
 
     Returns:
         The local path.
@@ -163,14 +195,15 @@ def download(config: ModelConfig) -> str:
             repository, revision=name.revision, timeout=_PATIENCE
         )
     except Exception as error:  # requests and httpx share no base class for an unreachable host
-        return _cached(name, config, _reason(error, repository, token))
-    chosen, patterns = _needed([file.rfilename for file in info.siblings or ()], wanted, config, repository)
+        return _cached(name, config, _reason(error, repository, token), mmproj)
+    files = [file.rfilename for file in info.siblings or ()]
+    chosen, patterns = _needed(files, wanted, config, repository, mmproj)
     try:
         folder = huggingface_hub.snapshot_download(
             repository, revision=name.revision, token=token, **patterns
         )
     except Exception as error:
-        return _cached(name, config, _reason(error, repository, token))
+        return _cached(name, config, _reason(error, repository, token), mmproj)
     return os.path.join(folder, chosen) if chosen else folder
 
 
@@ -203,10 +236,14 @@ def _reason(error: Exception, repository: str, token: str | None) -> str:
     return f'the hub cannot be reached, or the download broke off ({type(error).__name__}: {one_line(error)})'
 
 
-def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str) -> tuple[str | None, dict]:
+def _needed(
+    files: list[str], wanted: str, config: ModelConfig, repository: str, mmproj: bool
+) -> tuple[str | None, dict]:
     """`(file to open, or None for the folder; patterns of the files to fetch)` of a repository with these
     files.
     """
+    if mmproj and (chosen := choose_mmproj(files, repository, wanted)):
+        return chosen, {'allow_patterns': [_exactly(chosen)]}
     ggufs = sorted(name for name in files if name.endswith('.gguf') and 'mmproj' not in name.lower())
     if (
         wanted
@@ -214,9 +251,11 @@ def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str)
         or (ggufs and config.api is None and not any(name.endswith('.safetensors') for name in files))
     ):
         chosen = choose_gguf(ggufs, wanted or config.quantization, repository)
-        return chosen, {
-            'allow_patterns': [re.sub(r'-00001-of-', '-*-of-', re.sub(r'([*?[])', r'[\1]', chosen))]
-        }
+        patterns = [re.sub(r'-00001-of-', '-*-of-', _exactly(chosen))]
+        beside = [name for name in files if os.path.dirname(name) == os.path.dirname(chosen)]
+        if config.vision is None and (vision := choose_mmproj(beside, chosen)):
+            patterns.append(_exactly(vision))
+        return chosen, {'allow_patterns': patterns}
     if 'mlc-chat-config.json' in files:
         return None, {}
     if not any(name.endswith('.safetensors') for name in files):
@@ -227,7 +266,12 @@ def _needed(files: list[str], wanted: str, config: ModelConfig, repository: str)
     return None, {'ignore_patterns': _NEVER_NEEDED}
 
 
-def _cached(name: HubName, config: ModelConfig, reason: str) -> str:
+def _exactly(name: str) -> str:
+    """The pattern of one file."""
+    return re.sub(r'([*?[])', r'[\1]', name)
+
+
+def _cached(name: HubName, config: ModelConfig, reason: str, mmproj: bool) -> str:
     import huggingface_hub
 
     repository, kept = name.repository, {'revision': name.revision, 'local_files_only': True}
@@ -238,7 +282,7 @@ def _cached(name: HubName, config: ModelConfig, reason: str) -> str:
             for root, _, found in os.walk(folder)
             for file in found
         ]
-        chosen, patterns = _needed(files, name.file, config, repository)
+        chosen, patterns = _needed(files, name.file, config, repository, mmproj)
         huggingface_hub.snapshot_download(repository, **kept, **patterns)  # fails if a part is missing
     except Exception as error:
         raise BackendError(

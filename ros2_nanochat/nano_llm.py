@@ -27,7 +27,7 @@ from ros2_nanochat.errors import BackendError
 from ros2_nanochat.loading_bar import LoadingBar
 from ros2_nanochat.prompt import Preceding
 from ros2_nanochat.reasoning import find_reasoning_marks, reasoning_is_open
-from ros2_nanochat.vision import open_vision
+from ros2_nanochat.vision import no_vision, open_vision
 
 
 class NanoLLM:
@@ -99,6 +99,7 @@ class NanoLLM:
         engine = replace(whole(EngineConfig, engine, 'engine'), **of_engine)
         config = replace(whole(ModelConfig, config, 'config'), **options)
         path, api = hub.resolve(config)
+        config = hub.resolve_vision(config, api)
         chosen = backend_class(api)
         path = chosen.prepare(path, config)
         config = memory.fill_in(config, chosen.estimate(path, config))
@@ -180,21 +181,18 @@ class NanoLLM:
         """
         return self._opened_vision().open_image(image, urls)
 
-    def embed_image(self, image):
-        """Encode an image (see `open_image`) as a list of `EmbeddingSpan` and markup text."""
-        return self._opened_vision().encode(image)
+    def embed_image(self, image, stopped: Callable[[], bool] | None = None):
+        """Encode an image (see `open_image`) as a list of `EmbeddingSpan` and markup.
+
+        Args:
+            image: See `open_image`.
+            stopped: Asked now and then whether to stop.
+        """
+        return self._opened_vision().encode(image, stopped=stopped)
 
     def _opened_vision(self):
         if self.vision is None:
-            raise ValueError(
-                f'{self.info.name} has no vision: open it with vision= a LLaVA-form checkpoint made for it,'
-                ' or use a vision model'
-                + (
-                    ", or run  pip install 'ros2_nanochat[vision]'  for the small one that comes with it"
-                    if self.config.model is None
-                    else ''
-                )
-            )
+            raise no_vision(self.info.name, self.config.model is None)
         return self.vision
 
     # --- generating ---

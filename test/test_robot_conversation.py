@@ -291,7 +291,7 @@ class SeeingModel:
     def open_image(self, image):
         return open_image(image)
 
-    def embed_image(self, image):
+    def embed_image(self, image, stopped=None):
         if self._error is not None:
             raise self._error
         self.seen.append(np.asarray(open_image(image)))
@@ -353,7 +353,9 @@ def test_a_frame_is_hashed_once_and_encoded_before_it_is_on_disk(seeing, tmp_pat
     monkeypatch.setattr(images, 'decode', None)  # nothing is read back
     chat, model = seeing([noise(1), noise(1), noise(2)])
     monkeypatch.setattr(
-        model, 'embed_image', lambda image, embed=model.embed_image: check_unwritten() or embed(image)
+        model,
+        'embed_image',
+        lambda image, stopped=None, embed=model.embed_image: check_unwritten() or embed(image),
     )
     folder = tmp_path / 'state' / 'r1.json.images'
 

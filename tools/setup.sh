@@ -3,8 +3,8 @@
 #
 #   lint    ruff and mypy, nothing else
 #   demo    ROS 2, the library with the embedded model, the built workspace
-#   vision  that, and the runtimes of vision models
-#   test    that, and what the tests need (ROS_DISTRO=jazzy: only the ROS tests, so without the other runtimes)
+#   vision  that, and what reads camera images
+#   test    that, the other runtimes of models, and what the tests need (ROS_DISTRO=jazzy: only the ROS tests, so without the other runtimes)
 #   bench   that, and what draws the plot
 #
 # Each step runs once, and again when the files it depends on have changed. Its output goes to a log, whose end is shown if it fails.
@@ -133,7 +133,8 @@ if [ "$(cat "$VENV/.done-llama" 2>/dev/null)" != "$llama" ]; then
 fi
 [ -n "$ROS_HERE" ] || once ros "$(digest "requirements/$ROS_DISTRO.txt" tools/use_wheels_here.py)" ros_wheels
 once demo "$(digest requirements/demo.txt requirements/constraints.txt)" packages demo ''
-if [ "$what" = vision ] || { [ "$what" != demo ] && [ -n "$ALL_TESTS" ]; }; then
+[ "$what" = demo ] || once vision "$(digest requirements/vision.txt requirements/constraints.txt)" packages vision ''
+if { [ "$what" = test ] || [ "$what" = bench ]; } && [ -n "$ALL_TESTS" ]; then
     once models "$(digest requirements/models.txt requirements/constraints.txt)" packages models ' (large: torch and transformers)'
 fi
 if [ "$what" = test ] || [ "$what" = bench ]; then

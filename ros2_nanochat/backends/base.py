@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ros2_nanochat.backends.image_embedder import ImageEmbedder
 from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
@@ -131,8 +132,8 @@ class VisionPart(ABC):
 
 
 class Backend(ABC):
-    """One model. `tokenize`, `detokenizer`, `embed_tokens`, `embed_image` and `abort` are thread-safe. Call
-    all else from one thread at a time; once the engine runs, from its thread.
+    """One model. `tokenize`, `detokenizer`, `embed_tokens`, `image_embedder` and `abort` are thread-safe.
+    Call all else from one thread at a time; once the engine runs, from its thread.
 
     Args:
         path: A local file or folder.
@@ -217,15 +218,9 @@ class Backend(ABC):
         raise BackendError(f'{self.info.api} does not give the embeddings of tokens; pass ids')
 
     @property
-    def embeds_images(self) -> bool:
-        """Whether `embed_image` works."""
-        return False
-
-    def embed_image(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the rows [k, d] float32 for a picture [h, w, 3] uint8 (RGB). Requires `embeds_images`.
-        Thread-safe.
-        """
-        raise BackendError(f'{self.info.api} does not embed pictures')
+    def image_embedder(self) -> ImageEmbedder | None:
+        """What embeds pictures for the opened model, if the backend does that itself."""
+        return None
 
     @property
     def vision_part(self) -> VisionPart | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -172,13 +172,15 @@ class ChatMessage:
     def image(self, image: Any) -> None:
         self._image, self.picture, self._parts = image, None, None
 
-    def embed(self, model: ChatModel) -> ImageParts:
+    def embed(self, model: ChatModel, stopped: Callable[[], bool] | None = None) -> ImageParts:
         """Return what represents the image in prompts of this model; see `NanoLLM.embed_image`.
 
         The image is encoded once: a file that changes later has no effect.
         """
         if self._parts is None or self._parts[0] is not model:
-            self._parts = model, model.embed_image(self._image if self.picture is None else self.picture)
+            image = self._image if self.picture is None else self.picture
+            parts = model.embed_image(image) if stopped is None else model.embed_image(image, stopped)
+            self._parts = model, parts
             self.picture = None
         return self._parts[1]
 

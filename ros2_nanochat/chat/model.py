@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,7 +28,8 @@ class OpenedImage(Protocol):
 
 
 class ImageParts(Protocol):
-    """What represents one picture in a prompt: spans of embeddings, and the markup around them as text.
+    """What represents one picture in a prompt: spans of embeddings, and the markup around them as text or as a
+    tuple of ids.
 
     Attributes:
         seconds: Time spent on encoding, 0.0 if the picture was cached.
@@ -44,9 +45,11 @@ class ImageEncoder(Protocol):
 
     Attributes:
         image_token: The text that chat templates of the model write for a picture, None if unknown.
+        image_markup: Markup before and after a picture that its parts contain.
     """
 
     image_token: str | None
+    image_markup: tuple[str, str]
 
 
 class ChatModel(Protocol):
@@ -71,7 +74,7 @@ class ChatModel(Protocol):
 
     def open_image(self, image: Any) -> OpenedImage: ...
 
-    def embed_image(self, image: Any) -> ImageParts: ...
+    def embed_image(self, image: Any, stopped: Callable[[], bool] | None = ...) -> ImageParts: ...
 
 
 class SampledReply(Protocol):

@@ -110,9 +110,9 @@ class ChatMessage(core.ChatMessage):
 
     # --- in the model ---
 
-    def embed(self, model=None, **_) -> Any:
+    def embed(self, model=None, stopped=None, **_) -> Any:
         """Return what represents the image in prompts of a model, by default that of the history."""
-        return super().embed(self._core(model))
+        return super().embed(self._core(model), stopped)
 
     def is_embedded(self, model=None) -> bool:
         """Whether `embed` was called since the image was set."""

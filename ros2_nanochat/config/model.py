@@ -148,11 +148,20 @@ class ModelConfig(Options):
     )
     vision: str | None = option(
         None,
-        'LLaVA-form checkpoint (path, or owner/name on the hub) whose vision tower and projector are'
-        ' added to the model, or tiny for the one that comes with the package',
-        otherwise="the model's own",
+        'Vision part that is added to the model: an mmproj file of llama.cpp (gguf; path, or'
+        ' owner/name:file.gguf on the hub), a LLaVA-form checkpoint (path, or owner/name), tiny for the one'
+        ' that comes with the package, or none',
+        otherwise="the model's own; for gguf the mmproj file beside it",
         unset='',
         metavar='PATH|OWNER/NAME',
+    )
+    image_max_tokens: int | None = option(
+        None,
+        'Tokens that one image may take, for models that take images of any size (gguf)',
+        otherwise="the model's own limit",
+        low=1,
+        unset=0,
+        metavar='TOKENS',
     )
 
 

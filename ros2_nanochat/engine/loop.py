@@ -213,6 +213,9 @@ class Engine:
     def _commit(self, work: Work, count: int) -> None:
         """Record what a failed forward left in the KV; guesses are removed again."""
         request, sequence = work.request, work.request.sequence
+        if count < 0:
+            sequence.held.cut(len(sequence.held) + count)
+            return
         known = work.num_entries - len(work.draft)
         sequence.held.extend(request.progress.entries.view(len(sequence.held))[: min(count, known)])
         if count > known and sequence.handle is not None:

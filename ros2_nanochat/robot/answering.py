@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
-from ros2_nanochat.errors import one_line
+from ros2_nanochat.errors import EncodingStopped, one_line
 from ros2_nanochat.robot.frames import CameraFrames
 from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
 from ros2_nanochat.robot.turn import Turn
@@ -109,7 +109,7 @@ class Answering:
         shown = self._shown(turn, memory.history, unable)
         turn.let_go()
         worker.check()
-        if turn.stop_reason or turn.claimed or turn.due <= time.monotonic():
+        if _is_over(turn):
             turn.finish_reason = turn.stop_reason or FinishReason.DEADLINE
             return None
         if memory.history.kv_cache is None and self._store is not None:
@@ -128,7 +128,9 @@ class Answering:
         for picture, opened in self._sight.pictures(turn, history, unable, self._model.open_image):
             message = ChatMessage('user', image=opened)
             try:
-                turn.encode_time += message.embed(self._model).seconds
+                turn.encode_time += message.embed(self._model, lambda: _is_over(turn)).seconds
+            except EncodingStopped:
+                break
             except Exception as error:
                 if not of_camera:
                     raise
@@ -255,6 +257,11 @@ class Answering:
     def _speak(self, worker: Worker, turn: Turn, sentences: list[str]) -> None:
         for sentence in sentences:
             self._emit(worker, 'sentence', turn, sentence)
+
+
+def _is_over(turn: Turn) -> bool:
+    """Whether a turn was stopped, or its time is up, before its reply began."""
+    return bool(turn.stop_reason or turn.claimed) or turn.due <= time.monotonic()
 
 
 def _nothing() -> None:

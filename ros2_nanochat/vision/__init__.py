@@ -17,3 +17,17 @@ def open_vision(path, info, backend, config):
         return None
     require('PIL', 'vision')
     return importlib.import_module('ros2_nanochat.vision.open').open_vision(path, info, backend, config)
+
+
+def no_vision(name: str, is_default: bool) -> ValueError:
+    """Return the error for a model that cannot see.
+
+    Args:
+        name: The model's name.
+        is_default: It is the embedded default, for which only Pillow is missing.
+    """
+    return ValueError(
+        f'{name} has no vision: open it with vision= an mmproj file or a LLaVA-form checkpoint made for it,'
+        ' or use a vision model'
+        + (', or run  pip install pillow  for the small vision part that comes with it' if is_default else '')
+    )

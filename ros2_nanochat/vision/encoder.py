@@ -10,18 +10,20 @@ own, `onepiece` uses those of a model that the hf backend holds, and `backend_en
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ros2_nanochat.errors import BackendError
+from ros2_nanochat.errors import BackendError, EncodingStopped
 from ros2_nanochat.files import read_json
 from ros2_nanochat.prompt import EmbeddingSpan
 from ros2_nanochat.vision.images import image_digest, open_image
@@ -30,6 +32,8 @@ CACHE_IMAGES = 64
 CACHE_BYTES = 256 << 20
 """Limits of the cache: pictures, and bytes of embeddings."""
 
+_PATIENCE = 0.05  # seconds between two looks at whether to stop
+
 TINY = Path(__file__).with_name('tiny')
 """The vision encoder that comes with the package, for the embedded default model."""
 
@@ -37,8 +41,9 @@ TINY = Path(__file__).with_name('tiny')
 class Encoded(list):
     """Parts of a prompt that represent one picture, in order.
 
-    A part is a span of embeddings, or markup of the model as text. The text is tokenized with its special
-    tokens, together with the text next to it. Parts are shared between conversations: do not change them.
+    A part is a span of embeddings, or markup of the model, as a tuple of ids or as text. The text is
+    tokenized with its special tokens, together with the text next to it. Parts are shared between
+    conversations: do not change them.
 
     Args:
         parts: The parts.
@@ -62,10 +67,12 @@ class VisionEncoder(ABC):
 
     Attributes:
         image_token: Text of the token that chat templates of this model write for a picture, None if unknown.
+        image_markup: Markup before and after a picture that its parts contain, as text.
         load_seconds: Time spent on loading, None before that.
     """
 
     image_token: str | None = None
+    image_markup: tuple[str, str] = ('', '')
     load_seconds: float | None = None
 
     def __init__(self):
@@ -90,32 +97,45 @@ class VisionEncoder(ABC):
         """See `images.open_image`."""
         return open_image(image, urls)
 
-    def encode(self, image: Any, urls: bool = True) -> Encoded:
+    def encode(self, image: Any, urls: bool = True, stopped: Callable[[], bool] | None = None) -> Encoded:
         """Encode a picture, or return it from the cache.
 
         Args:
             image: See `images.open_image`.
             urls: See `images.open_image`.
+            stopped: Asked now and then whether to stop. Encoders that cannot stop do not ask.
 
         Raises:
             ValueError: It is not a picture.
+            EncodingStopped: `stopped()` became true.
             BackendError: The encoder cannot be loaded, or the model is closed.
         """
         picture = open_image(image, urls)
         digest = image_digest(picture)
-        with self._lock:  # a second caller with the same picture waits for the first, and then finds it
+        with self._turn(stopped):  # a second caller with the same picture waits for the first and finds it
             if digest in self._cache:
                 self._cache.move_to_end(digest)
                 self._counts['reused'] += 1
                 return Encoded(self._cache[digest], digest)
             self._get_ready()
             begin = time.perf_counter()
-            parts = self._encode(picture, digest)
+            parts = self._encode(picture, digest, stopped)
             seconds = time.perf_counter() - begin
             self._counts['encoded'] += 1
             self._counts['seconds'] += seconds
             self._remember(digest, parts)
         return Encoded(parts, digest, seconds)
+
+    @contextlib.contextmanager
+    def _turn(self, stopped: Callable[[], bool] | None):
+        """Hold the lock; waiting for it can be stopped."""
+        while not self._lock.acquire(timeout=_PATIENCE if stopped else -1):
+            if stopped is not None and stopped():
+                raise EncodingStopped('the picture was not encoded: the turn was stopped')
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @property
     def stats(self) -> dict:
@@ -163,7 +183,7 @@ class VisionEncoder(ABC):
     def _load(self) -> None: ...
 
     @abstractmethod
-    def _encode(self, picture: Image.Image, digest: bytes) -> list: ...
+    def _encode(self, picture: Image.Image, digest: bytes, stopped: Callable[[], bool] | None) -> list: ...
 
     @abstractmethod
     def _unload(self) -> None: ...

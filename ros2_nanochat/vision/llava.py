@@ -81,8 +81,8 @@ class LlavaEncoder(VisionEncoder):
         self.image_token = '<image>'
 
     def _load(self) -> None:
-        self._torch = require('torch', 'vision')
-        transformers = require('transformers', 'vision')
+        self._torch = require('torch', 'llava')
+        transformers = require('transformers', 'llava')
         try:
             self._processor = transformers.AutoImageProcessor.from_pretrained(
                 str(self.folder), local_files_only=True
@@ -139,7 +139,7 @@ class LlavaEncoder(VisionEncoder):
 
     def _fill(self, wanted: dict) -> None:
         """Copy the weights of these tensors, by name, from the checkpoint's files."""
-        safetensors = require('safetensors', 'vision')
+        safetensors = require('safetensors', 'llava')
         missing = dict(wanted)
         for path in self._files:
             try:
@@ -165,7 +165,7 @@ class LlavaEncoder(VisionEncoder):
                 ' missing)'
             )
 
-    def _encode(self, picture: Image.Image, digest: bytes) -> list:
+    def _encode(self, picture: Image.Image, digest: bytes, stopped: Any = None) -> list:
         assert self._part is not None  # `encode` does not get here before `_load` or after `close`
         with self._torch.inference_mode():
             inputs = self._processor(

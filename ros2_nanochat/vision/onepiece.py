@@ -70,8 +70,8 @@ class OnePieceEncoder(VisionEncoder):
         self._processor = open_processor(self._path, self._row_id)
         self.image_token = self.image_token or self._processor.image_token
 
-    def _encode(self, picture: Image.Image, digest: bytes) -> list:
-        torch = require('torch', 'vision')
+    def _encode(self, picture: Image.Image, digest: bytes, stopped: Any = None) -> list:
+        torch = require('torch', 'hf')
         inputs = self._processor(text=[self.image_token], images=[picture], return_tensors='pt')
         ids = inputs['input_ids'][0].tolist()
         with torch.inference_mode():
@@ -152,7 +152,7 @@ def open_processor(path: str, row_id: int | None):
     Raises:
         BackendError: transformers cannot open it.
     """
-    transformers = require('transformers', 'vision')
+    transformers = require('transformers', 'hf')
     try:
         return transformers.AutoProcessor.from_pretrained(path, local_files_only=True)
     except (ImportError, OSError, ValueError, TypeError) as error:
@@ -186,7 +186,7 @@ class _GridProcessor:
         self.image_token = tokenizer.convert_ids_to_tokens(row_id)
 
     def __call__(self, text: list[str], images: list[Image.Image], return_tensors: str):
-        torch = require('torch', 'vision')
+        torch = require('torch', 'hf')
         inputs = self.image_processor(images=images, return_tensors=return_tensors)
         inputs['input_ids'] = torch.full(
             (1, int(inputs['image_grid_thw'].prod()) // self.image_processor.merge_size**2), self._row_id

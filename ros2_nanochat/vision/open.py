@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 from pathlib import Path
 
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError
 from ros2_nanochat.hub import download, hub_name
+from ros2_nanochat.locate import NO_VISION, is_mmproj
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.backend_encoder import BackendEncoder
 from ros2_nanochat.vision.encoder import TINY, VisionEncoder, read_config
@@ -24,8 +25,8 @@ def open_vision(
 
     Args:
         path: A LLaVA-form checkpoint (a folder or `owner/name` on Hugging Face), `tiny` for the one in this
-            package, or None for what the model's own checkpoint contains. For the embedded default model,
-            None means the tiny one, if torch and transformers are installed.
+            package, `none`, or None for what the model itself contains. The gguf backend has opened an mmproj
+            file already.
         info: The model.
         backend: Its backend.
         config: How it was opened.
@@ -36,6 +37,13 @@ def open_vision(
     Raises:
         BackendError: The encoder cannot be loaded or does not fit the model.
     """
+    if path == NO_VISION:
+        return None
+    embedder = backend.image_embedder
+    if embedder is not None and (not path or info.api == 'gguf'):  # over gguf, that of the path
+        return BackendEncoder(embedder)
+    if path and is_mmproj(os.path.expanduser(path)):
+        raise BackendError(f'vision={path!r} is a file of llama.cpp: only models over api=gguf can use it')
     if path:
         folder = TINY if path == 'tiny' else Path(path).expanduser()
         if not folder.exists() and hub_name(path):
@@ -44,8 +52,6 @@ def open_vision(
         encoder.load()
         return encoder
     kind = read_config(info.path).get('model_type') if os.path.isdir(info.path) else None
-    if backend.embeds_images:
-        return BackendEncoder(backend, info)
     if part := backend.vision_part:
         if kind in FAMILIES:
             return LlavaEncoder(Path(info.path), info, config, part)
@@ -54,11 +60,4 @@ def open_vision(
         encoder = LlavaEncoder(Path(info.path), info, config)
         encoder.load()
         return encoder
-    if (
-        config.model is None
-        and info.api == 'gguf'
-        and TINY.is_dir()
-        and all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))
-    ):
-        return LlavaEncoder(TINY, info, config)
     return None

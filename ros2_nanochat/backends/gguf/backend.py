@@ -18,11 +18,13 @@ from ros2_nanochat.backends.gguf.attention import with_choice
 from ros2_nanochat.backends.gguf.decoding import Decoder
 from ros2_nanochat.backends.gguf.embeddings import EmbeddingTable
 from ros2_nanochat.backends.gguf.header import architecture_memory, check_gguf, read_head, read_metadata
+from ros2_nanochat.backends.gguf.images import GGUFImages, open_images
 from ros2_nanochat.backends.gguf.kinds import check_loaded, check_metadata, no_memory_of_text
 from ros2_nanochat.backends.gguf.kv import GGUFMemory
+from ros2_nanochat.backends.gguf.mmproj import Mmproj, find_mmproj
 from ros2_nanochat.backends.gguf.opening import context_params, describe, estimate_memory, load_model
 from ros2_nanochat.backends.gguf.process import LogLines, interruptible
-from ros2_nanochat.backends.gguf.trial import try_apart
+from ros2_nanochat.backends.gguf.trial import try_with
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
 from ros2_nanochat.backends.logits import HostLogits, Logits
 from ros2_nanochat.backends.threads import ThreadChooser, fixed_threads
@@ -64,6 +66,7 @@ class GGUFBackend(Backend):
         self._threads = None if fixed else ThreadChooser(physical_cores(self.cpus))
         self._abort_flag = ctypes.create_string_buffer(2)
         self._embeddings: EmbeddingTable | None = None
+        self._images: GGUFImages | None = None
         self._text: GGUFText | None = None
 
     @classmethod
@@ -80,29 +83,49 @@ class GGUFBackend(Backend):
             metadata = read_head(self.path).metadata
             check_metadata(self.path, metadata)
             self.config = with_choice(self.config, metadata, _llama_cpp)
-            try_apart(self.path, self.config, self._version, lambda: self._aborted)
-            self._open(metadata, progress)
+            vision = find_mmproj(self.path, self.config)
+            vision = try_with(vision, self.path, self.config, self._version, lambda: self._aborted)
+            self._open(metadata, vision, progress)
 
     def open_on_trial(self) -> None:
         """Open the model as `open` does, in a process that llama.cpp may end."""
-        self._open(read_metadata(self.path), None, on_trial=True)
+        self._open(read_metadata(self.path), find_mmproj(self.path, self.config), None, on_trial=True)
+        if self._images is not None:
+            self._images.try_pictures()
 
-    def _open(self, metadata: dict, progress: Callable[[float], None] | None, on_trial: bool = False) -> None:
+    def _open(
+        self,
+        metadata: dict,
+        vision: Mmproj | None,
+        progress: Callable[[float], None] | None,
+        on_trial: bool = False,
+    ) -> None:
         try:
             self._model = load_model(
                 self._api, self.path, self.config.gpu_layers, progress, lambda: self._aborted, on_trial
             )
+            if vision is not None:
+                longest = lambda: self.max_chunk_tokens or self.max_batch_tokens  # noqa: E731
+                self._images = open_images(self._api, self._model, vision, self.config, longest)
+            if self._images is not None and not vision.late:
+                self.max_batch_tokens = max(_BATCH, self._images.largest_whole)
             self._open_context(metadata)
             self._text = GGUFText(self._api, self._model, metadata)
             self._embeddings = EmbeddingTable(self.path, str(metadata.get('general.architecture', '')))
-            kv_per_token, _, _ = architecture_memory(metadata, _BATCH)
+            kv_per_token, _, _ = architecture_memory(metadata, self.max_batch_tokens)
             self.info = describe(
                 self._api, self._model, self.path, metadata, self._text, self._context_length, kv_per_token
             )
-            form = f'flash attention {self.config.flash_attention}, 16 bits'
+            form = f'flash attention {self.config.flash_attention}, 16 bits, with positions'
             self._kv = GGUFMemory(self._api, self._context, self.max_sequences, kv_per_token, form)
             self._decoder = Decoder(
-                self._api, self._context, self._kv, self.info, _BATCH, self.max_sequences, self._threads
+                self._api,
+                self._context,
+                self._kv,
+                self.info,
+                self.max_batch_tokens,
+                self.max_sequences,
+                self._threads,
             )
             check_model(self)
             self.trims_exactly = self._goes_back()
@@ -124,7 +147,7 @@ class GGUFBackend(Backend):
         self._context_length = length
         if config.flash_attention is FlashAttention.ON and not config.gpu_layers:
             self.max_chunk_tokens = _EXACT_CHUNK
-        params = context_params(api, config, length, self.max_sequences, _BATCH)
+        params = context_params(api, config, length, self.max_sequences, self.max_batch_tokens)
         # llama.cpp calls this for every node of the graph. strlen of a buffer needs no GIL: it returns 0
         # until abort() writes to the buffer.
         params.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, type(params.abort_callback))
@@ -167,6 +190,10 @@ class GGUFBackend(Backend):
         if self._embeddings is None or not self._model:
             raise BackendError('the model is closed')
         return self._embeddings.rows(ids, self.info.embedding_size)
+
+    @property
+    def image_embedder(self) -> GGUFImages | None:
+        return self._images
 
     # --- sequences ---
 
@@ -216,14 +243,14 @@ class GGUFBackend(Backend):
             raise BackendError('the model is not open')
         plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
         if len(plain) == len(chunks):
-            return decoder.decode(chunks, None)
+            return decoder.decode(chunks)
         # A batch of llama.cpp holds ids or embeddings, not both, and bidirectional attention applies to all
         # of it.
         runs = [plain] if plain else []
         runs += [[i] for i, chunk in enumerate(chunks) if chunk.embeddings is not None]
         rows: dict[int, np.ndarray] = {}
         for run in runs:
-            logits = decoder.decode([chunks[i] for i in run], chunks[run[0]].embeddings).numpy().copy()
+            logits = decoder.decode([chunks[i] for i in run]).numpy().copy()
             for i in run:
                 rows[i], logits = logits[: chunks[i].num_logits], logits[chunks[i].num_logits :]
         return HostLogits(np.concatenate([rows[i] for i in range(len(chunks))]))
@@ -250,6 +277,8 @@ class GGUFBackend(Backend):
 
     def close(self) -> None:
         self._kv = self._decoder = None
+        if self._images is not None:
+            self._images.close()
         if self._context:
             self._api.llama_free(self._context)
             self._context = None

@@ -17,11 +17,13 @@ class Batch:
         api: `llama_cpp.llama_cpp`.
         size: Maximum number of entries.
         max_sequences: Maximum number of sequences.
+        axes: Positions of an embedding: 4 for M-RoPE, else 1.
     """
 
-    def __init__(self, api, size: int, max_sequences: int):
+    def __init__(self, api, size: int, max_sequences: int, axes: int = 1):
         self._tokens = np.zeros(size, np.int32)
-        self._positions = np.zeros(size, np.int32)
+        self._axes = axes
+        self._positions = np.zeros(axes * size, np.int32)
         self._wanted = np.zeros(size, np.int8)
         self._ones = np.ones(size, np.int32)
         self._ids = np.arange(max_sequences, dtype=np.int32)
@@ -59,11 +61,19 @@ class Batch:
         """
         at = 0
         self._wanted[:] = 0
+        several = embeddings is not None and self._axes > 1
+        rows = (
+            self._positions[: self._axes * sum(map(len, chunks))].reshape(self._axes, -1) if several else None
+        )
         for chunk, slot, start in zip(chunks, slots, starts):
             end = at + len(chunk)
             if chunk.ids is not None:
                 self._tokens[at:end] = chunk.ids
-            self._positions[at:end] = np.arange(start, start + len(chunk))
+            if rows is None:
+                self._positions[at:end] = np.arange(start, start + len(chunk))
+            else:  # time, height, width, and an axis that is not used
+                rows[:3, at:end] = start + _relative(chunk)
+                rows[3:, at:end] = 0
             self._id_pointers[at:end] = self._ids.ctypes.data + 4 * slot
             if chunk.num_logits:
                 self._wanted[end - chunk.num_logits : end] = 1
@@ -76,3 +86,8 @@ class Batch:
             self._rows = np.ascontiguousarray(embeddings, np.float32)
             batch.token, batch.embd = None, ctypes.cast(self._rows.ctypes.data, self._float_pointer)
         return batch
+
+
+def _relative(chunk: Chunk) -> np.ndarray:
+    """[n] or [3, n]: positions relative to the start of the chunk."""
+    return np.arange(len(chunk)) if chunk.positions is None else np.asarray(chunk.positions)[:3]

@@ -20,6 +20,7 @@ from ros2_nanochat.model_info import ModelInfo
 _log = logging.getLogger(__name__)
 _REPORT_EVERY = 10.0  # seconds
 _STOPPED, _NO_ROOM = 2, 1  # return values of llama_decode
+_SEVERAL_AXES = (8, 40)  # LLAMA_ROPE_TYPE_MROPE and _IMROPE, arXiv:2409.12191, section 2.1
 
 
 class Decoder:
@@ -46,11 +47,14 @@ class Decoder:
         threads: ThreadChooser | None = None,
     ):
         self._api, self._context, self._kv, self._info, self._size = api, context, kv, info, size
-        self._batch = Batch(api, size, max_sequences)
+        model = api.llama_get_model(context)
+        self._axes = 4 if api.llama_model_rope_type(model) in _SEVERAL_AXES else 1
+        self._width = getattr(api, 'llama_model_n_embd_inp', api.llama_model_n_embd)(model)
+        self._batch = Batch(api, size, max_sequences, self._axes)
         self._threads, self._threads_set = threads, 0
         self._reported, self._reported_at = 0, 0.0
 
-    def decode(self, chunks: Sequence[Chunk], embeddings: np.ndarray | None) -> HostLogits:
+    def decode(self, chunks: Sequence[Chunk]) -> HostLogits:
         """Append chunks of ids, or one chunk of embeddings.
 
         Returns:
@@ -64,8 +68,9 @@ class Decoder:
         slots = [self._kv.slot(chunk.seq) for chunk in chunks]
         order = sorted(range(len(chunks)), key=slots.__getitem__)
         ordered = [chunks[i] for i in order]
-        starts = [self._kv.lengths[chunk.seq] for chunk in ordered]
-        batch = self._batch.fill(ordered, [slots[i] for i in order], starts, embeddings)
+        starts = [self._kv.next_position(chunk.seq) for chunk in ordered]
+        rows = None if chunks[0].embeddings is None else self._rows(chunks[0])
+        batch = self._batch.fill(ordered, [slots[i] for i in order], starts, rows)
         entries = sum(map(len, chunks))
         threads = self._set_threads(entries)
         began = time.perf_counter()
@@ -76,7 +81,7 @@ class Decoder:
             self._threads.record(entries, threads, seconds)
             self._report(self._threads)
         for chunk in chunks:
-            self._kv.lengths[chunk.seq] += len(chunk)
+            self._kv.append(chunk)
         outputs = sum(chunk.num_logits for chunk in chunks)
         if not outputs:
             return HostLogits(np.empty((0, self._info.vocab_size), np.float32))
@@ -105,11 +110,8 @@ class Decoder:
     def _check(self, chunks: Sequence[Chunk]) -> None:
         longest = self._info.context_length
         for chunk in chunks:
-            if chunk.positions is not None:
-                raise BackendError(
-                    f'{self._info.name} takes no positions on more than one axis through gguf; use api=hf for'
-                    ' this model'
-                )
+            if chunk.positions is not None and self._axes == 1:
+                raise BackendError(f'{self._info.name} takes no positions on more than one axis')
             start = self._kv.lengths[chunk.seq]
             if start + len(chunk) > longest:
                 raise BackendError(
@@ -117,6 +119,19 @@ class Decoder:
                 )
         if (entries := sum(map(len, chunks))) > self._size:
             raise BackendError(f'{entries} entries do not fit a batch of {self._size}')
+
+    def _rows(self, chunk: Chunk) -> np.ndarray:
+        """The embeddings as wide as llama.cpp takes them: with those of deeper layers behind, or zeros."""
+        rows = np.asarray(chunk.embeddings, np.float32)
+        if chunk.deepstack is not None:
+            rows = np.concatenate([rows, *np.asarray(chunk.deepstack, np.float32)], axis=1)
+        if rows.shape[1] == self._info.embedding_size < self._width:
+            rows = np.pad(rows, ((0, 0), (0, self._width - rows.shape[1])))
+        if rows.shape[1] != self._width:
+            raise BackendError(
+                f'embeddings of {rows.shape[1]} do not fit {self._info.name}, whose are {self._width} wide'
+            )
+        return rows
 
     def _run(self, batch: Any, bidirectional: bool) -> None:
         if bidirectional:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.gguf.slots import MovePolicy, Slots
+from ros2_nanochat.backends.positions import Positions
 from ros2_nanochat.errors import BackendError
 
 _log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class GGUFMemory:
         self._policy = MovePolicy(2 * bytes_per_entry / _COPY_BYTES_PER_SECOND)
         self.lengths: dict[int, int] = {}
         """Number of entries of each handle."""
+        self._positions: dict[int, Positions] = {}
         self.moves = 0
         """How often sequences changed places."""
 
@@ -51,7 +54,20 @@ class GGUFMemory:
         """See `Backend.new_sequence`."""
         seq = self._slots.add()
         self.lengths[seq] = 0
+        self._positions[seq] = Positions()
         return seq
+
+    def next_position(self, seq: int) -> int:
+        """Return the position of the next entry: less than their number after a picture with positions on
+        several axes.
+        """
+        return self._positions[seq].next
+
+    def append(self, chunk: Chunk) -> None:
+        """Record that a chunk was decoded."""
+        positions = self._positions[chunk.seq]
+        positions.append(len(chunk), chunk.advance, whole=chunk.positions is not None)
+        self.lengths[chunk.seq] = positions.length
 
     def fork(self, seq: int, n: int) -> tuple[int, int]:
         """See `Backend.fork`."""
@@ -65,43 +81,54 @@ class GGUFMemory:
         if not self._restore(self._slots[copy], data):
             return copy, 0
         self.lengths[copy] = self.lengths[seq]
+        self._positions[copy] = self._positions[seq].copy()
         return copy, self.trim(copy, n)
 
     def trim(self, seq: int, n: int) -> int:
         """See `Backend.trim`."""
         if n < self.lengths[seq]:
-            slot = self._slots[seq]
-            if not self._api.llama_memory_seq_rm(self._memory, slot, n, -1):
+            slot, positions = self._slots[seq], self._positions[seq]
+            positions.trim_by_position(n)
+            if not self._api.llama_memory_seq_rm(self._memory, slot, positions.next, -1):
                 self._clear(slot)  # a recurrent state cannot go back: start again
-                n = 0
-            self.lengths[seq] = n
+                positions.trim(0)
+            self.lengths[seq] = positions.length
         return self.lengths[seq]
 
     def free(self, seq: int) -> None:
         """See `Backend.free`."""
         self._clear(self._slots[seq])
         self._slots.remove(seq)
-        del self.lengths[seq]
+        del self.lengths[seq], self._positions[seq]
 
     def save(self, seq: int) -> bytes:
         """See `Backend.save`."""
-        length = self.lengths[seq].to_bytes(8, 'little')
-        return self._form + length + self._state(self._slots[seq]).tobytes()
+        head = np.array(self._positions[seq].state(), '<i8').tobytes()
+        size = (len(head) // 8).to_bytes(8, 'little')
+        return self._form + size + head + self._state(self._slots[seq]).tobytes()
 
     def load(self, data: bytes) -> int | None:
         """See `Backend.load`."""
         if data[:_FORM] != self._form:
             return None
         seq, start = self.new(), _FORM + 8
-        if self._restore(self._slots[seq], np.frombuffer(data, np.uint8, offset=start)):
-            self.lengths[seq] = int.from_bytes(data[_FORM:start], 'little')
+        size = int.from_bytes(data[_FORM:start], 'little')
+        positions = Positions.of(np.frombuffer(data, '<i8', size, start).tolist())
+        if self._restore(self._slots[seq], np.frombuffer(data, np.uint8, offset=start + 8 * size)):
+            self._positions[seq], self.lengths[seq] = positions, positions.length
             return seq
         self.free(seq)
         return None
 
     def recount(self, seq: int) -> int:
         """Return the number of entries that a sequence holds after a failed forward."""
-        self.lengths[seq] = self._api.llama_memory_seq_pos_max(self._memory, self._slots[seq]) + 1
+        slot, positions = self._slots[seq], self._positions[seq]
+        if positions.spans:  # llama.cpp has removed by position what failed: also a picture that was begun
+            positions.trim_by_position(positions.length)
+            self._api.llama_memory_seq_rm(self._memory, slot, positions.next, -1)
+        else:
+            positions.append(self._api.llama_memory_seq_pos_max(self._memory, slot) + 1 - positions.length)
+        self.lengths[seq] = positions.length
         return self.lengths[seq]
 
     # --- several ---

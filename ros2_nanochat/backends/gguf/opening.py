@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ros2_nanochat.backends.gguf.header import architecture_memory, attention_heads
+from ros2_nanochat.backends.gguf.mmproj import find_mmproj, mmproj_memory
 from ros2_nanochat.backends.gguf.process import LogLines
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
 from ros2_nanochat.config import DEFAULT_CONTEXT, FlashAttention, ModelConfig
@@ -36,6 +37,10 @@ def estimate_memory(
     if config.flash_attention is FlashAttention.OFF:
         length = min(config.max_context_len or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)
         overhead += 4 * batch * length * attention_heads(metadata)
+    vision = find_mmproj(path, config)
+    if vision is not None:
+        of_vision = mmproj_memory(vision.path, config)
+        weights, overhead = weights + of_vision[0], overhead + of_vision[1]
     return MemoryEstimate(
         weights=weights,
         kv_per_token=kv_per_token,
@@ -163,4 +168,6 @@ def describe(
         kv_bytes_per_token=kv_bytes_per_token,
         has_embed=importlib.util.find_spec('gguf') is not None,
         takes_embeddings=True,
+        takes_deepstack=getattr(api, 'llama_model_n_embd_inp', api.llama_model_n_embd)(model)
+        > api.llama_model_n_embd(model),
     )

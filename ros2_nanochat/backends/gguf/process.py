@@ -13,31 +13,38 @@ from ros2_nanochat.errors import printable
 class LogLines:
     """Collects llama.cpp's log while a model is opened, without printing it, so that an error can quote
     it.
+
+    Args:
+        api: `llama_cpp.llama_cpp`.
+        mtmd: `llama_cpp.mtmd_cpp`, whose log is collected as well.
     """
 
-    def __init__(self, api):
+    def __init__(self, api, mtmd=None):
         self._api = api
-        self._lines: list[str] = []
+        self._set = [api.llama_log_set, *([mtmd.mtmd_helper_log_set] if mtmd else [])]
+        self.lines: list[str] = []
         self._callback = api.llama_log_callback(self._take)
 
     def _take(self, level, text, _):
-        if level >= 3 and len(self._lines) < 100:  # GGML_LOG_LEVEL_WARN and up
-            self._lines.append(text.decode('utf-8', 'replace').strip())
+        if level >= 3 and len(self.lines) < 100:  # GGML_LOG_LEVEL_WARN and up
+            self.lines.append(text.decode('utf-8', 'replace').strip())
 
     def __enter__(self):
-        self._api.llama_log_set(self._callback, None)
+        for set_log in self._set:
+            set_log(self._callback, None)
 
     def __exit__(self, *_):
-        self._api.llama_log_set(_silence(self._api), None)
+        for set_log in self._set:
+            set_log(_silence(self._api), None)
 
     def reason(self) -> str:
         """Return the line of the log that best explains a failure."""
         known = [
             line
-            for line in self._lines
+            for line in self.lines
             if 'error' in line.lower() or 'fail' in line.lower() or 'unknown' in line.lower()
         ]
-        return printable((known or self._lines or ['llama.cpp gives no reason'])[0].split(': ', 1)[-1])
+        return printable((known or self.lines or ['llama.cpp gives no reason'])[0].split(': ', 1)[-1])
 
 
 _silent = None

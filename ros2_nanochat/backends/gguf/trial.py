@@ -8,6 +8,7 @@ becomes one line. A file that passed is remembered by its path, size and time in
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -17,9 +18,10 @@ import tempfile
 from collections.abc import Callable
 
 from ros2_nanochat.backends.gguf.header import parts_of
+from ros2_nanochat.backends.gguf.mmproj import Mmproj, check_mmproj, warn_of_unused
 from ros2_nanochat.config import FlashAttention, ModelConfig
 from ros2_nanochat.errors import BackendError, LoadAborted, printable
-from ros2_nanochat.locate import embedded_model
+from ros2_nanochat.locate import NO_VISION, embedded_model, tiny_mmproj
 
 _log = logging.getLogger(__name__)
 _PROCESS = 'ros2_nanochat.backends.gguf.trial_process'
@@ -27,11 +29,41 @@ _PATIENCE = 120.0  # seconds, plus the time that a slow disk takes to read the f
 _SLOW_DISK = 10e6  # bytes per second
 
 
-def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callable[[], bool]) -> None:
+def try_with(
+    vision: Mmproj | None, path: str, config: ModelConfig, api_version: str, aborted: Callable[[], bool]
+) -> Mmproj | None:
+    """Open a model and its vision part in a separate process; see `try_apart`.
+
+    Returns:
+        The vision part; None if there is none, or if only the model can be run and the user did not name a
+        vision part.
+    """
+    problem = None
+    if vision is not None:
+        try:
+            check_mmproj(vision.path)
+            try_apart(path, vision.path, config, api_version, aborted)
+            return vision
+        except LoadAborted:
+            raise
+        except BackendError as error:
+            if vision.asked:
+                raise
+            problem = error
+    try_apart(path, None, config, api_version, aborted)
+    if problem is not None:
+        warn_of_unused(problem)
+    return None
+
+
+def try_apart(
+    path: str, vision: str | None, config: ModelConfig, api_version: str, aborted: Callable[[], bool]
+) -> None:
     """Open a file in a separate process, unless it has passed before.
 
     Args:
         path: The GGUF file.
+        vision: The vision part to open with it.
         config: The options of the model.
         api_version: The version of llama-cpp-python.
         aborted: Whether to stop.
@@ -40,15 +72,20 @@ def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callabl
         BackendError: It cannot be run; the message quotes llama.cpp.
         LoadAborted: `aborted()` became true.
     """
-    if not sys.executable or _is_embedded(path):
+    if not sys.executable or (_is_embedded(path) and vision in (None, tiny_mmproj())):
         return
-    seen = os.path.join(_folder(), _fingerprint(path, config, api_version))
+    seen = os.path.join(_folder(), _fingerprint(path, vision, config, api_version))
     if os.path.exists(seen):
         return
+    options = {
+        'flash_attention': config.flash_attention,
+        'image_max_tokens': config.image_max_tokens,
+        'vision': vision or NO_VISION,
+    }
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
             child = subprocess.Popen(
-                [sys.executable, '-m', _PROCESS, path, config.flash_attention],
+                [sys.executable, '-m', _PROCESS, path, json.dumps(options)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
@@ -68,8 +105,9 @@ def try_apart(path: str, config: ModelConfig, api_version: str, aborted: Callabl
         return
     if code == 0 and said:
         raise BackendError(said)
+    name = f'{path} with vision={vision!r}' if vision else path
     raise BackendError(
-        f'{path} cannot be run: llama.cpp ends the process that opens it ({_last_words(shouted, code)}). The'
+        f'{name} cannot be run: llama.cpp ends the process that opens it ({_last_words(shouted, code)}). The'
         ' file is damaged, or made for another version of llama.cpp: download it again, or update'
         ' llama-cpp-python'
     )
@@ -124,9 +162,10 @@ def _folder() -> str:
     return os.path.join(cache, 'nanochat', 'gguf')
 
 
-def _fingerprint(path: str, config: ModelConfig, api_version: str) -> str:
+def _fingerprint(path: str, vision: str | None, config: ModelConfig, api_version: str) -> str:
     facts: list[object] = [os.path.realpath(path), api_version, config.flash_attention is FlashAttention.ON]
-    for part in parts_of(path):
+    facts += [os.path.realpath(vision), config.image_max_tokens] if vision else []
+    for part in [*parts_of(path), *([vision] if vision else [])]:
         status = os.stat(part)
         facts += [status.st_size, status.st_mtime_ns]
     return hashlib.blake2b('\0'.join(map(str, facts)).encode('utf-8', 'replace'), digest_size=16).hexdigest()

@@ -1,17 +1,18 @@
-"""The process in which `trial` opens a GGUF file. Arguments: `PATH FLASH_ATTENTION`. Prints `ok`, or why the
-file cannot be run.
+"""The process in which `trial` opens a GGUF file. Arguments: `PATH OPTIONS`, fields of
+`ModelConfig` as JSON. Prints `ok`, or why the file cannot be run.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import signal
 import sys
 
 from ros2_nanochat.backends.gguf.backend import GGUFBackend
-from ros2_nanochat.config import FlashAttention, ModelConfig
+from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, one_line
 from ros2_nanochat.memory import available_memory
 
@@ -25,10 +26,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if (free := available_memory()) is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (max(free, 1 << 28),) * 2)
-    path, flash_attention = sys.argv[1], FlashAttention(sys.argv[2])
-    config = ModelConfig(
-        model=path, max_context_len=_CONTEXT, max_sequences=1, flash_attention=flash_attention
-    )
+    path, options = sys.argv[1], json.loads(sys.argv[2])
+    config = ModelConfig(model=path, max_context_len=_CONTEXT, max_sequences=1, **options)
     try:
         GGUFBackend(path, config).open_on_trial()
     except BackendError as error:

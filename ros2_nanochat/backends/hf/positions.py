@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ros2_nanochat.backends.base import Chunk
-from ros2_nanochat.backends.hf.sequences import Positions
+from ros2_nanochat.backends.positions import Positions
 
 
 def layer_lists(model) -> list:

@@ -9,44 +9,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-
-class Positions:
-    """Positions of one sequence's entries on the model's position axis: one per entry, except for spans with
-    their own positions.
-    """
-
-    def __init__(self):
-        self.length = 0
-        self.next = 0
-        self._spans: list[
-            tuple[int, int, int, int]
-        ] = []  # (start, end) in entries and (start, end) in positions
-
-    def append(self, n: int, advance: int | None = None, whole: bool = False) -> None:
-        """Count n entries that take `advance` positions.
-
-        Args:
-            n: Number of entries.
-            advance: Number of positions; None for n.
-            whole: They are a span that cannot be cut.
-        """
-        advance = n if advance is None else advance
-        if whole or advance != n:
-            self._spans.append((self.length, self.length + n, self.next, self.next + advance))
-        self.length += n
-        self.next += advance
-
-    def trim(self, n: int) -> int:
-        """Keep n entries, or fewer if n is inside a span; return how many."""
-        if n >= self.length:
-            return self.length
-        while self._spans and self._spans[-1][1] > n:
-            start, _, position, _ = self._spans.pop()
-            if start < n:
-                n = start
-        end, position = (self._spans[-1][1], self._spans[-1][3]) if self._spans else (0, 0)
-        self.length, self.next = n, position + n - end
-        return n
+from ros2_nanochat.backends.positions import Positions
 
 
 class PackedSequence(Positions):
@@ -86,7 +49,7 @@ class PackedSequence(Positions):
     def copy(self, n: int) -> PackedSequence:
         """Return an independent sequence with the first n entries, or fewer if n is inside a span."""
         other = copy.copy(self)
-        other._spans = list(self._spans)
+        other.spans = list(self.spans)
         n = other.trim(n)
         size = -(-max(n, 1) // self.GRAIN) * self.GRAIN
         other.layers = {
@@ -103,7 +66,7 @@ class PackedSequence(Positions):
         tensors = {
             'model': torch.frombuffer(bytearray(model), dtype=torch.uint8),
             'at': torch.tensor([self.length, self.next]),
-            'spans': torch.tensor(self._spans, dtype=torch.long).reshape(-1, 4),
+            'spans': torch.tensor(self.spans, dtype=torch.long).reshape(-1, 4),
         }
         for layer, kv in self.layers.items():
             for name, states in zip('kv', kv):
@@ -128,7 +91,7 @@ class PackedSequence(Positions):
             return None
         sequence = cls(limit)
         sequence.length, sequence.next = tensors.pop('at').tolist()
-        sequence._spans = [tuple(span) for span in tensors.pop('spans').tolist()]
+        sequence.spans = [tuple(span) for span in tensors.pop('spans').tolist()]
         if sequence.length > limit:
             return None
         for name in tensors:
@@ -158,12 +121,12 @@ class StockSequence(Positions):
         """Return a state for `restore`. Cheap: transformers does not overwrite keys and values, and recurrent
         states are small.
         """
-        return self.length, self.next, list(self._spans), _snapshot(self.cache)
+        return self.length, self.next, list(self.spans), _snapshot(self.cache)
 
     def restore(self, state: tuple[int, int, list, Cache]) -> None:
         """Return to a state."""
         self.length, self.next, spans, cache = state
-        self._spans, self.cache = list(spans), _snapshot(cache)
+        self.spans, self.cache = list(spans), _snapshot(cache)
 
     def checkpoint(self) -> None:
         """Keep a copy of this point, if the cache cannot be cropped back to it."""

@@ -23,6 +23,7 @@ from ros2_nanochat.backends.mlc.compiling import prepare
 from ros2_nanochat.backends.mlc.folder import MLCFolder, cache_folder
 from ros2_nanochat.backends.mlc.forwarding import MLCForward
 from ros2_nanochat.backends.mlc.image_sizes import image_sizes
+from ros2_nanochat.backends.mlc.images import MLCImages
 from ros2_nanochat.backends.mlc.library import parse_metadata
 from ros2_nanochat.backends.mlc.paged_kv import PagedKV
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime, free_memory, give_back_memory
@@ -248,28 +249,22 @@ class MLCBackend(MLCForward):
         return rows
 
     @property
-    def embeds_images(self) -> bool:
-        return self._functions['image_embed'] is not None
+    def image_embedder(self) -> MLCImages | None:
+        if self._functions['image_embed'] is None:
+            return None
+        return MLCImages(self.info.path, str(self._runtime.library), self._embed_image)
 
-    def embed_image(self, pixels: np.ndarray) -> np.ndarray:
-        try:
-            with self._lock:
-                runtime = self._runtime
-                image = runtime.from_numpy(np.ascontiguousarray(pixels[None]))
-                sizes = [
-                    runtime.shape([n])
-                    for n in image_sizes(self._metadata.get('model_type'), *pixels.shape[:2])
-                ]
-                rows = np.array(
-                    runtime.host(self._functions['image_embed'](image, *sizes, self._params)), np.float32
-                )
-        except (
-            Exception
-        ) as error:  # tvm raises its own classes; older libraries take pictures in another form
-            raise BackendError(
-                f'{self._runtime.library} does not take this picture of {pixels.shape[1]} x {pixels.shape[0]}'
-                f' ({one_line(error, 200)}): compile it again with the newest mlc_llm'
-            ) from error
+    def _embed_image(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the rows [k, d] of a picture [h, w, 3]."""
+        with self._lock:
+            runtime = self._runtime
+            image = runtime.from_numpy(np.ascontiguousarray(pixels[None]))
+            sizes = [
+                runtime.shape([n]) for n in image_sizes(self._metadata.get('model_type'), *pixels.shape[:2])
+            ]
+            rows = np.array(
+                runtime.host(self._functions['image_embed'](image, *sizes, self._params)), np.float32
+            )
         return rows.reshape(-1, self._width)
 
     # --- the end ---

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from ros2_nanochat.chat.model import ChatModel
 from ros2_nanochat.chat.template.arranging import arrange
 from ros2_nanochat.chat.template.builtin import BUILTIN
 from ros2_nanochat.chat.template.finding import TemplateFinder
+from ros2_nanochat.chat.template.image_token import find_image_token
 from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder
 from ros2_nanochat.chat.template.plain_tools import PLAIN_CALLS, write_out
@@ -30,8 +30,6 @@ from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding, Prompt
 
 _log = logging.getLogger(__name__)
-_IMAGE_TOKEN = re.compile(r'image|img|pad', re.IGNORECASE)
-_IMAGE_EDGE = re.compile(r'start|end|begin|break|newline|vision_', re.IGNORECASE)
 
 
 class ChatTemplate:
@@ -76,7 +74,7 @@ class ChatTemplate:
         self._by_text = {token.text: token for token in info.special_tokens}
         self._ordinary: dict[int, bool] = {}
         self._finder = SpecialFinder(info.special_tokens)
-        self.image_token = self._find_image_token()
+        self.image_token = find_image_token(self.markup.image_markers, self._finder, model.vision)
         extra = (
             [SpecialToken(-1, self.image_token)]
             if self.image_token and self.image_token not in self._by_text
@@ -104,19 +102,6 @@ class ChatTemplate:
         """The id of a special token. A token that decodes to text stays text: other ids may spell it."""
         token = self._by_text.get(stop) if isinstance(stop, str) else None
         return stop if token is None or self._model.detokenize([token.id]) else token.id
-
-    def _find_image_token(self) -> str | None:
-        """The text in the template's image marker that the image itself replaces."""
-        markers = self.markup.image_markers
-        if not markers:
-            return None
-        known = self._model.vision.image_token if self._model.vision is not None else None
-        if known and any(known in marker for marker in markers):
-            return known
-        marker = max(markers, key=lambda marker: len(list(self._finder.find(marker))))
-        specials = [token.text for _, _, token in self._finder.find(marker)]
-        likely = [text for text in specials if _IMAGE_TOKEN.search(text) and not _IMAGE_EDGE.search(text)]
-        return (likely or [text for text in specials if _IMAGE_TOKEN.search(text)] or [marker.strip()])[0]
 
     def _is_protected(self, token_id: int) -> bool:
         """Whether only markup may produce an id. Vocabularies also have added tokens for plain words."""

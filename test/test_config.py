@@ -31,6 +31,7 @@ WRONG = {
         'compile': ['yes', 1],
         'trust_remote_code': ['no', 0],
         'vision': [1, ['tiny']],
+        'image_max_tokens': [0, -1, 2.5],
     },
     EngineConfig: {
         'running_share': [0, 1.1, NAN, 'half'],

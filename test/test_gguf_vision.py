@@ -49,9 +49,10 @@ def files(tmp_path_factory):
 def opened(files):
     models = {}
 
-    def of(family: str) -> NanoLLM:
-        if family not in models:
-            models[family] = NanoLLM.from_pretrained(
+    def of(family: str, which: int = 0) -> NanoLLM:
+        """which: another one has read nothing of what the first has."""
+        if (family, which) not in models:
+            models[family, which] = NanoLLM.from_pretrained(
                 files(family)[0],
                 max_context_len=1024,
                 max_sequences=4,
@@ -59,7 +60,7 @@ def opened(files):
                 speculation=False,
                 flash_attention='on',
             )
-        return models[family]
+        return models[family, which]
 
     yield of
     for model in models.values():
@@ -67,10 +68,7 @@ def opened(files):
 
 
 def say(model, history, new: int = 8):
-    prompt, _ = history.embed_chat()
-    reply = model.generate(
-        prompt, kv_cache=history.kv_cache, max_new_tokens=new, stop_tokens=history.template.stop
-    ).wait()
+    reply = generate(model, history, history.embed_chat()[0], history.kv_cache, new)
     assert reply.error is None, reply.error
     history.append('bot', reply)
     return reply
@@ -81,6 +79,12 @@ def two_pictures(history) -> None:
     history.append('user', text=QUESTIONS[0])
     history.append('user', image=picture(2, 60, 200))
     history.append('user', text=QUESTIONS[1])
+
+
+def generate(model, history, prompt, kv_cache=None, new: int = 8):
+    return model.generate(
+        prompt, kv_cache=kv_cache, max_new_tokens=new, stop_tokens=history.template.stop
+    ).wait()
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -119,32 +123,26 @@ def test_what_was_read_is_kept_shared_edited_and_saved(opened, family):
     encoded = model.vision.stats['encoded']
 
     history.append('user', text=QUESTIONS[2])
-    kept = model.load_kv(model.save_kv(history.kv_cache))
+    saved = model.save_kv(history.kv_cache)
     follow_up = say(model, history)
     usage = follow_up.usage
     assert model.vision.stats['encoded'] == encoded and history.encode_seconds == 0.0
     assert usage.reused_image_tokens == usage.image_tokens == shown.usage.image_tokens
     assert usage.prompt_tokens - usage.reused_tokens < 80
 
-    # saved keys and values, then without any: the same reply
+    # saved keys and values in a model that has read nothing, then without any: the same reply
     del history.messages[-1]
-    for kv_cache in (kept, None):
-        prompt, _ = history.embed_chat(use_cache=False)
-        again = model.generate(
-            prompt, kv_cache=kv_cache, max_new_tokens=8, stop_tokens=history.template.stop
-        ).wait()
+    other, prompt = opened(family, 1), history.embed_chat(use_cache=False)[0]
+    for data in (saved, None):
+        kv_cache = None if data is None else other.load_kv(data)
+        again = generate(other, history, prompt, kv_cache)
         assert again.tokens == follow_up.tokens
-        assert bool(again.usage.reused_image_tokens) == (kv_cache is not None)
+    assert generate(opened(family, 2), history, prompt, opened(family, 2).load_kv(saved)).usage.reused_tokens
 
-    # edited in front of the pictures: only what stands before the edit is kept, and it equals a fresh prompt
+    # edited in front of the pictures: only what stands before the edit is kept
     history.messages[0].text = 'Hello, thing.'
-    prompt, _ = history.embed_chat()
-    edited = model.generate(
-        prompt, kv_cache=history.kv_cache, max_new_tokens=8, stop_tokens=history.template.stop
-    ).wait()
-    fresh = model.generate(
-        history.embed_chat(use_cache=False)[0], max_new_tokens=8, stop_tokens=history.template.stop
-    ).wait()
+    edited = generate(model, history, history.embed_chat()[0], history.kv_cache)
+    fresh = generate(other, history, history.embed_chat(use_cache=False)[0])
     assert edited.tokens == fresh.tokens and edited.usage.reused_image_tokens == 0
     assert model.vision.stats['encoded'] == encoded
 
@@ -158,13 +156,11 @@ def test_the_oldest_turns_are_dropped_with_their_pictures(opened, family):
         history.append('user', image=picture(n % 3), text=f'What is the thing number {n}?')
         prompt, _ = history.embed_chat(max_tokens=300, wrap_tokens=200)
         dropped += history.num_dropped
-        reply = model.generate(
-            prompt, kv_cache=history.kv_cache, max_new_tokens=4, stop_tokens=history.template.stop
-        ).wait()
+        reply = generate(model, history, prompt, history.kv_cache, new=4)
         assert reply.error is None
         whole = history.embed_chat(use_cache=False)[0]
         history.append('bot', reply)
-    fresh = model.generate(whole, max_new_tokens=4, stop_tokens=history.template.stop).wait()
+    fresh = generate(opened(family, 1), history, whole, new=4)
     assert dropped and fresh.tokens == reply.tokens
 
 
@@ -183,7 +179,7 @@ def test_a_picture_for_eight_robots_is_encoded_once_and_they_read_the_same(opene
     for thread in threads:
         thread.join()
     assert model.vision.stats['encoded'] == encoded + 1
-    assert len({reply.tokens for reply in replies}) == 1
+    assert all(reply.tokens == replies[0].tokens for reply in replies)
 
 
 def test_a_picture_goes_on_beside_the_text_of_others(opened):
@@ -292,7 +288,7 @@ def test_a_vision_part_that_cannot_be_used_is_refused_in_one_line(files, tmp_pat
 def test_a_file_for_which_libmtmd_ends_the_process_is_one_line(files, tmp_path):
     model, mmproj = files('qwen3-vl')
     copy_with(mmproj, tmp_path / 'odd.gguf', {'clip.vision.attention.head_count': 5})
-    assert 'ends the process' in refused(model, tmp_path / 'odd.gguf') or True
+    refused(model, tmp_path / 'odd.gguf')
     reader = gguf.GGUFReader(mmproj)
     tensors = {t.name: np.array(t.data) for t in reader.tensors}
     copy_with(

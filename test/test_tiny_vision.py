@@ -7,16 +7,17 @@ import json
 import numpy as np
 import pytest
 
-torch = pytest.importorskip('torch')
-transformers = pytest.importorskip('transformers')
+pytest.importorskip('llama_cpp')
+pytest.importorskip('PIL')
 
-import tiny_vision  # noqa: E402
+import tiny_vision
 
-from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
-from ros2_nanochat.errors import BackendError  # noqa: E402
-from ros2_nanochat.prompt import EmbeddingSpan, Preceding  # noqa: E402
-from ros2_nanochat.vision.encoder import TINY  # noqa: E402
-from ros2_nanochat.vision.shapes import (  # noqa: E402
+from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat.errors import BackendError
+from ros2_nanochat.prompt import EmbeddingSpan, Preceding
+from ros2_nanochat.vision.encoder import TINY
+from ros2_nanochat.vision.llava import LlavaEncoder
+from ros2_nanochat.vision.shapes import (
     COLORS,
     PLACES,
     SHAPES,
@@ -33,6 +34,7 @@ def model():
 
 
 def test_rows_equal_those_of_the_checkpoint_in_transformers(model):
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     config = transformers.AutoConfig.from_pretrained(TINY)
     config.text_config.num_hidden_layers = 1
     reference = transformers.LlavaForConditionalGeneration.from_pretrained(
@@ -46,19 +48,23 @@ def test_rows_equal_those_of_the_checkpoint_in_transformers(model):
             .pooler_output[0]
             .numpy()
         )
-    parts = model.embed_image(picture)
-    assert parts.num_tokens == 16
-    assert np.abs(parts[0].rows - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    checkpoint = LlavaEncoder(TINY, model.info, model.config).encode(picture)
+    on_llama_cpp = model.embed_image(picture)
+    assert checkpoint.num_tokens == on_llama_cpp.num_tokens == 16
+    assert np.abs(checkpoint[0].rows - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    # llama.cpp runs it without the class token, which no row comes from
+    assert np.corrcoef(on_llama_cpp[0].rows.ravel(), wanted.ravel())[0, 1] > 0.998
 
 
-def test_nothing_of_torch_is_loaded_before_the_first_picture():
+def test_no_picture_needs_torch():
     import subprocess
     import sys
 
     code = (
-        'import sys; from ros2_nanochat import NanoLLM; model = NanoLLM.from_pretrained(max_context_len=256);'
-        ' assert model.has_vision; assert "torch" not in sys.modules and "transformers" not in sys.modules;'
-        ' model.close()'
+        'import sys, numpy; from ros2_nanochat import NanoLLM;'
+        ' model = NanoLLM.from_pretrained(max_context_len=256); assert model.has_vision;'
+        ' model.embed_image(numpy.zeros((40, 60, 3), numpy.uint8)); model.close();'
+        ' assert "torch" not in sys.modules and "transformers" not in sys.modules'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
 
@@ -83,6 +89,8 @@ def test_over_hf_the_float_weights_read_the_same_rows_alike(model):
     its activations to 8 bits, differs from the float weights no more than twice as much as it does behind
     text alone.
     """
+    pytest.importorskip('torch')
+    pytest.importorskip('transformers')
 
     def logits(each, **message):
         history = ChatHistory(each, chat_template='chat-ml')

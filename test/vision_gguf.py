@@ -139,7 +139,7 @@ def write_text_model(path, family: str, width: int = WIDTH, seed: int = 0) -> No
     writer.add_bos_token_id(texts.index('<s>'))
     writer.add_eos_token_id(texts.index('<|im_end|>'))
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT.replace('IMAGE', kind.marker.replace('\n', '\\n')))
+    writer.add_chat_template(CHAT.replace('IMAGE', kind.marker))
     writer.matrix('token_embd.weight', len(texts), width, scale=0.5)
     writer.matrix('output.weight', len(texts), width, scale=0.5)
     writer.ones('output_norm.weight', width)
@@ -261,6 +261,16 @@ def write_family(folder, family: str) -> tuple[str, str]:
     return model, mmproj
 
 
+_kept: list = []  # llama.cpp keeps the pointer as long as the process runs
+
+
+def _silence(api, lib) -> None:
+    if not _kept:
+        _kept.append(api.llama_log_callback(lambda level, text, data: None))
+    lib.mtmd_helper_log_set(_kept[0], None)
+    api.llama_log_set(_kept[0], None)
+
+
 class Reference:
     """The same two files in a context of their own, evaluated by `mtmd_helper_eval_chunks`."""
 
@@ -269,10 +279,7 @@ class Reference:
         import llama_cpp.mtmd_cpp as lib
 
         self._api, self._lib, self._batch = api, lib, batch
-        silent = api.llama_log_callback(lambda level, text, data: None)
-        self._kept = silent
-        lib.mtmd_helper_log_set(silent, None)
-        api.llama_log_set(silent, None)
+        _silence(api, lib)
         self._model = api.llama_model_load_from_file(model.encode(), api.llama_model_default_params())
         params = api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads = 2048, 512, 512, 1

@@ -14,9 +14,6 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
-pytest.importorskip('torch', reason='the eyes need the runtimes of vision models')
-pytest.importorskip('transformers')
-
 from ros2_nanochat.ros.client import ChatClient
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -15,8 +15,6 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 
-pytest.importorskip('torch', reason='the eyes need the runtimes of vision models')
-pytest.importorskip('transformers')
 PIL = pytest.importorskip('PIL.Image')
 
 from ros2_nanochat.ros.client import ChatClient  # noqa: E402

@@ -42,7 +42,7 @@ def find_mmproj(path: str, config: ModelConfig) -> Mmproj | None:
         return None
     if config.vision:
         named = tiny_mmproj() if config.vision == 'tiny' else os.path.expanduser(config.vision)
-        if named and os.path.isdir(named):
+        if named and os.path.isdir(named) and not os.path.exists(os.path.join(named, 'config.json')):
             chosen = choose_mmproj(os.listdir(named), os.path.basename(path))
             named = chosen and os.path.join(named, chosen)
         return Mmproj(named, True) if named and is_mmproj(named) else None

@@ -82,9 +82,16 @@ def check_mmproj(path: str) -> None:
             )
 
 
-def mmproj_memory(path: str, config: ModelConfig) -> tuple[int, int]:
-    """Return the bytes of the weights and of the compute buffers of a vision part."""
-    weights, metadata = check_gguf(path), read_metadata(path)
+def mmproj_memory(vision: Mmproj, config: ModelConfig) -> tuple[int, int]:
+    """Return the bytes of the weights and of the compute buffers of a vision part; 0 for one that will not be
+    opened because its head cannot be read.
+    """
+    try:
+        weights, metadata = check_gguf(vision.path), read_metadata(vision.path)
+    except BackendError:
+        if vision.asked:
+            raise
+        return 0, 0
 
     def get(name: str, default: int) -> int:
         value = metadata.get(_KEY + name, default)

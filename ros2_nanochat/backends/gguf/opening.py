@@ -23,11 +23,12 @@ _DRAFT_ROWS = 24  # rows of logits that a sequence may ask for in one forward, p
 
 
 def estimate_memory(
-    weights: int, metadata: dict[str, Any], config: ModelConfig, batch: int
+    path: str, weights: int, metadata: dict[str, Any], config: ModelConfig, batch: int
 ) -> MemoryEstimate:
-    """Estimate the memory of a model from its header.
+    """Estimate the memory of a model and its vision part from their headers.
 
     Args:
+        path: The GGUF file.
         weights: Bytes of the weights.
         metadata: The file's metadata.
         config: The options of the model, with `flash_attention` on or off.
@@ -39,7 +40,7 @@ def estimate_memory(
         overhead += 4 * batch * length * attention_heads(metadata)
     vision = find_mmproj(path, config)
     if vision is not None:
-        of_vision = mmproj_memory(vision.path, config)
+        of_vision = mmproj_memory(vision, config)
         weights, overhead = weights + of_vision[0], overhead + of_vision[1]
     return MemoryEstimate(
         weights=weights,

@@ -308,6 +308,7 @@ def test_one_gguf_file_of_several_is_named_by_name_pattern_or_quantization(ask, 
         'model-f16.gguf',
         'm-Q8-00001-of-00002.gguf',
         'm-Q8-00002-of-00002.gguf',
+        'mmproj-m.gguf',  # the vision part goes with the model
     }
     (path, _), _ = ask('o/many', quantization='q4_0')
     assert content(path) == b'GGUF q4'

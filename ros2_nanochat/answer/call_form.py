@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class CallForm:
         format: How the model writes calls.
         schemas: The closed JSON Schema of the arguments, by the names of the tools.
         choice: `auto`; `required`: the reply is a call; `none`: there is no call; or the name of the tool
-            that the reply calls.
+            that the reply calls, once.
     """
 
     format: CallFormat
@@ -134,7 +135,7 @@ def _grammar(
     lines = _start(call_format, choice, special.get(call_format.opening), literal)
     if choice == 'none' or not schemas:
         return '\n'.join(lines)
-    lines += _calls(call_format, literal)
+    lines += _calls(call_format, literal, special, choice in schemas)
     lines.append('call: ' + ' | '.join(f'call_{n}' for n in range(len(schemas))))
     for n, (name, schema) in enumerate(schemas.items()):
         grammars.check_schema(schema, f'the parameters of tool {name}')
@@ -150,7 +151,7 @@ def _start(call_format: CallFormat, choice: str, opening_id: int | None, literal
     if opening_id is not None:
         after = '' if choice == 'none' else f' (<[{opening_id}]> calls)?'
         return [f'start: FREE{after}', r'FREE: /(?s:.*)/']
-    opening = re.escape(call_format.opening).replace('/', r'\/')
+    opening = grammars.regex_literal(call_format.opening)
     if call_format.only_at_start:
         free = rf'FREE: /(?s:.*)/ & ~/[ \t\r\n]*{opening}(?s:.*)/'
         return [
@@ -163,23 +164,38 @@ def _start(call_format: CallFormat, choice: str, opening_id: int | None, literal
     return ['start: FREE | opened calls', free, rf'opened[lazy]: /(?s:.*){opening}/']
 
 
-def _calls(call_format: CallFormat, literal: Any) -> list[str]:
+def _calls(call_format: CallFormat, literal: Any, special: Mapping[str, int], only_one: bool) -> list[str]:
     """The rules for one or more calls, without the opening."""
     head = (call_format.head[0].removeprefix(call_format.opening), *call_format.head[1:])
     sequence = functools.partial(_sequence, call_format, literal=literal)
-    if call_format.between is None:
+    if call_format.between is None or only_one:
         return [f'calls: {sequence(head)} call {sequence((call_format.end,))}']
     between, end = call_format.between, call_format.end
-    shared = ''
-    if not isinstance(between[0], Slot):
-        while len(shared) < min(len(end), len(between[0])) and end[len(shared)] == between[0][len(shared)]:
-            shared = end[: len(shared) + 1]
-        between = (between[0][len(shared) :], *between[1:])
+    shared = '' if isinstance(between[0], Slot) else _shared(end, between[0], special)
+    if shared:
+        between = (between[0][len(shared) :], *between[1:])  # type: ignore[index]
     return [
         f'calls: {sequence(head)} call closing more{{0,{MOST_CALLS - 1}}} {sequence((end[len(shared) :],))}',
         f'more: {sequence(between)} call closing',
         f'closing: {sequence((shared,)) or _EMPTY}',
     ]
+
+
+def _shared(a: str, b: str, special: Mapping[str, int]) -> str:
+    """The text with which two texts begin. It ends inside no special token."""
+    shared = ''
+    for one, other in zip(_split(a, special), _split(b, special)):
+        if one == other:
+            shared += a[len(shared) : len(shared) + _length(one, special)]
+            continue
+        if isinstance(one, str) and isinstance(other, str):
+            shared += os.path.commonprefix([one, other])
+        break
+    return shared
+
+
+def _length(piece: str | int, special: Mapping[str, int]) -> int:
+    return len(piece if isinstance(piece, str) else next(t for t, i in special.items() if i == piece))
 
 
 _EMPTY = '""'

@@ -76,6 +76,8 @@ class CallFormat:
         only_at_start: Calls begin only at the beginning of a reply: `opening` is no mark, but ordinary text.
         id_pattern: Regular expression of an id that the model writes.
         first_number: The number of the first call.
+        null_content: The template wants a message that only calls to have no content, instead of ''.
+        text_arguments: The template wants the arguments of a call as JSON in a string.
     """
 
     opening: str
@@ -86,6 +88,8 @@ class CallFormat:
     only_at_start: bool = False
     id_pattern: str = '[A-Za-z0-9_-]{1,40}'
     first_number: int = 0
+    null_content: bool = False
+    text_arguments: bool = False
 
     @property
     def head(self) -> tuple[Part, ...]:

@@ -116,6 +116,12 @@ def check_schema(schema: Mapping[str, Any], what: str) -> None:
         raise ValueError(f'{what} are not valid: {reason}') from None
 
 
+def regex_literal(text: str) -> str:
+    """Return a text as part of a regular expression between slashes, in Lark's syntax."""
+    named = {'\n': '\\n', '\r': '\\r', '\t': '\\t', '/': '\\/'}
+    return ''.join(named.get(char) or ('\\' + char if char in _SPECIAL_IN_REGEX else char) for char in text)
+
+
 def check_lark(text: str, what: str) -> str:
     """Return a grammar in Lark's syntax that this package made, for llguidance.
 

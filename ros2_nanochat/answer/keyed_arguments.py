@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ros2_nanochat.answer.grammars import regex_literal
 from ros2_nanochat.answer.json_arguments import JsonArguments
 
 _KEY = re.compile(r'[\w.-]+')
@@ -73,26 +74,29 @@ class KeyedArguments:
 
     def read(self, text: str, at: int, schema: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """Read arguments; see `ArgumentSyntax`."""
+        kinds = schema.get('properties', {})
         found: dict[str, Any] = {}
-        if not self._item_at(text, at + len(self.open)) or not text.startswith(self.open, at):
+        if not text.startswith(self.open, at) or not self._key_at(text, at + len(self.open), kinds):
             return found, at
         at += len(self.open)
         while True:
-            match = self._item_at(text, at)
-            if match is None:
+            key = self._key_at(text, at, kinds)
+            if not key:
                 raise ValueError(f'{text[at : at + 40]!r} stands where an argument has to stand')
-            kind = schema.get('properties', {}).get(match[0], {})
-            found[match[0]], at = self._read_value(text, match.end() + len(self.colon), kind)
-            if text.startswith(self.between, at) and self._item_at(text, at + len(self.between)):
+            found[key], at = self._read_value(text, at + len(key + self.colon), kinds.get(key, {}))
+            if text.startswith(self.between, at) and self._key_at(text, at + len(self.between), kinds):
                 at += len(self.between)
             elif text.startswith(self.close, at):
                 return found, at + len(self.close)
             else:
                 raise ValueError(f'{text[at : at + 40]!r} stands after an argument')
 
-    def _item_at(self, text: str, at: int) -> re.Match | None:
+    def _key_at(self, text: str, at: int, kinds: Mapping[str, Any]) -> str:
+        """The name of the argument at a place, '' if there is none."""
+        known = next((key for key in kinds if text.startswith(key + self.colon, at)), '')
         match = _KEY.match(text, at)
-        return match if match is not None and text.startswith(self.colon, match.end()) else None
+        unknown = match[0] if match is not None and text.startswith(self.colon, match.end()) else ''
+        return known or unknown
 
     def _read_value(self, text: str, at: int, schema: Mapping[str, Any]) -> tuple[Any, int]:
         as_text = _is_text(schema) if not self.text_open or self.is_json_text else False
@@ -144,7 +148,7 @@ class KeyedArguments:
         if not _is_text(schema):
             value = self.nested.lark_json(schema)
             if schema.get('type') == 'boolean' and self.words != _WORDS[0]:
-                value = f'("{self.words[0]}" | "{self.words[1]}")'
+                value = f'("{self.words[0]}" | "{self.words[1]}" | "true" | "false")'
             return [f'{rule}: {begin} {rule}v {literal(after)}', f'{rule}v: {value}']
         begin = literal(name + self.colon + self.text_open)
         if self.is_json_text:
@@ -160,8 +164,8 @@ class KeyedArguments:
         if closing.startswith('<['):  # a special token: no text can contain it
             return [f'{rule}: {begin} {rule}v {closing}', f'{rule}v: /{pattern}/']
         first, rest = _first_literal(closing)
-        escaped = re.escape(first).replace('/', r'\/')
-        return [f'{rule}: {begin} {rule}v {rest}'.rstrip(), f'{rule}v[lazy]: /{pattern}{escaped}/']
+        lazy = f'{rule}v[lazy]: /{pattern}{regex_literal(first)}/'
+        return [f'{rule}: {begin} {rule}v {rest}'.rstrip(), lazy]
 
 
 def _is_text(schema: Mapping[str, Any]) -> bool:
@@ -217,7 +221,7 @@ def learn_keyed_arguments(
     between = between[len(text_close) :]
     empty = none[none.index(name) + len(name) :]
     shared = len(os.path.commonprefix([opening, empty]))
-    while shared >= 0 and not after.endswith(empty[shared:]):
+    while shared >= 0 and not (after.endswith(empty[shared:]) and _ends_outside_tags(opening[:shared])):
         shared -= 1
     if shared < 0:
         return None
@@ -236,6 +240,11 @@ def learn_keyed_arguments(
         opening[shared:], colon, between, close, text_open, text_close, is_json, words, nested
     )
     return syntax, at, at + len(syntax.write({keys[0]: values[0]}))
+
+
+def _ends_outside_tags(text: str) -> bool:
+    """Whether a text ends inside no `<...>`, which may be a single token."""
+    return text.rfind('<') <= text.rfind('>')
 
 
 def _around(text: str, name: str, key: str, value: str) -> tuple[int, str, str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,19 @@ class WrittenCall:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     id: str = ''
 
-    def as_openai(self) -> dict[str, Any]:
-        """Return the call in OpenAI's form, as transformers passes it to chat templates."""
+    def as_openai(self, arguments_as_text: bool = False) -> dict[str, Any]:
+        """Return the call in OpenAI's form, as transformers passes it to chat templates.
+
+        Args:
+            arguments_as_text: The arguments are JSON in a string.
+        """
+        arguments: Any = dict(self.arguments)
+        if arguments_as_text:
+            arguments = json.dumps(arguments, ensure_ascii=False)
         return {
             'type': 'function',
             'id': self.id,
-            'function': {'name': self.name, 'arguments': dict(self.arguments)},
+            'function': {'name': self.name, 'arguments': arguments},
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -63,6 +63,14 @@ class CallText:
         self._looking = False
         return text, ''
 
+    def in_header(self, header: str) -> str:
+        """Return the text of the calls in the header of a message (gpt-oss), '' if none has begun."""
+        at = -1 if self.opening_id is not None or self.opened else header.find(self._opening)
+        if at < 0 or not self._looking:
+            return ''
+        self.opened = True
+        return header[at:]
+
     def flush(self) -> str:
         """End the text; what was held back is final."""
         text, self.pending = self.pending, ''

@@ -58,7 +58,7 @@ class CallingForm:
         """
         if self.free and not strict:
             return logits
-        if not self._text.in_answer:
+        if not self._text.may_call:
             free = logits.astype(np.float32)
             free[self._end_ids] = -np.inf
             return free
@@ -79,7 +79,7 @@ class CallingForm:
 
     def _counts(self, token_id: int) -> bool:
         """Whether an id is part of the text that the matcher follows."""
-        if not self._text.in_answer or self._matcher.ignores(token_id):
+        if not self._text.may_call or self._matcher.ignores(token_id):
             return False
         return self._begun or token_id != self._text.reasoning_start_id
 
@@ -104,7 +104,7 @@ class CallingForm:
 
     def forced(self) -> list[int]:
         """Return the ids that must come next, whatever the model prefers; often none."""
-        if self.free or not self._text.in_answer or not self._begun or self._matcher.finished:
+        if self.free or not self._text.may_call or not self._begun or self._matcher.finished:
             return []
         return self._matcher.forced()[:_MOST_FORCED]
 
@@ -115,7 +115,7 @@ class CallingForm:
     @property
     def whole(self) -> bool:
         """Whether the reply may end here."""
-        return (self.free and not self._text.in_call) or (self._text.in_answer and self._matcher.whole)
+        return (self.free and not self._text.in_call) or (self._text.may_call and self._matcher.whole)
 
     @property
     def finished(self) -> bool:

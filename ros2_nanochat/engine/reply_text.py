@@ -63,7 +63,8 @@ class ReplyText:
         self._marks = marks
         self._reasoning = reasoning
         self._label = self._label_held = ''  # of the reasoning: what is expected, and what of it has arrived
-        self._header: str | None = None  # of the next message, while it arrives
+        # of the next message, while it arrives
+        self._header: str | None = '' if calls is not None and marks and marks.header_ids else None
         self._trim = False  # white space between the reasoning and the answer belongs to neither
         self._stops = HeldBack(stop_strings)
         self._may_stop = may_stop
@@ -152,6 +153,13 @@ class ReplyText:
         return not self._reasoning
 
     @property
+    def may_call(self) -> bool:
+        """Whether the next id may belong to a call, or to the text before it."""
+        if self._marks is not None and self._marks.header_ids:
+            return self.in_answer or self.in_call or self._header is not None
+        return not self._reasoning
+
+    @property
     def in_call(self) -> bool:
         """Whether calls have begun."""
         return self._calls is not None and self._calls.opened and not self._reasoning
@@ -185,6 +193,9 @@ class ReplyText:
             self._header = ''
         elif self._marks is None or token_id != self._marks.message_id:
             self._header += text
+            if self._calls is not None and (call := self._calls.in_header(self._header)):
+                self._header, self._seen_header, self._reasoning = None, True, False
+                self._emit(call, 0, deltas)
         else:
             if self._header.strip().endswith(self._marks.label) != self._reasoning:
                 self._switch(0, deltas)

@@ -4,11 +4,11 @@ template rejects that or leaves something out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ros2_nanochat.answer.call_format import CallFormat
-from ros2_nanochat.answer.tool import Tool
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders
@@ -25,7 +25,7 @@ def arrange(
     image_token: str | None,
     add_generation_prompt: bool,
     continues: bool = False,
-    tools: Sequence[Tool] = (),
+    offered: Mapping[str, Any] | None = None,
     call_format: CallFormat | None = None,
 ) -> tuple[Conversation, str]:
     """Return the conversation in a form that the template accepts, and its text.
@@ -37,8 +37,8 @@ def arrange(
         image_token: The text that the template writes for an image, if any.
         add_generation_prompt: Let the model begin a reply.
         continues: The model continues the last message, of the bot; see `Conversation`.
-        tools: What may be called, for a template that knows tools.
-        call_format: How such a template writes calls.
+        offered: What may be called, as variables of the template.
+        call_format: How the template writes calls, if it does.
 
     Raises:
         ValueError: The template accepts no form of it. The text is the template's error for the
@@ -55,9 +55,8 @@ def arrange(
     for arrangement in _arrangements(messages, markup):
         conversation = Conversation(messages, markup, hide, image_token, arrangement, continues, call_format)
         try:
-            options = conversation.hidden(markup.options)
-            offered = conversation.hidden([tool.as_openai() for tool in tools])
-            text = markup.render(conversation.messages, add_generation_prompt, options, offered)
+            options = conversation.hidden({**markup.options, **(offered or {})})
+            text = markup.render(conversation.messages, add_generation_prompt, options)
             finished = conversation.finish(text)
         except ValueError as error:
             refusal = refusal or error

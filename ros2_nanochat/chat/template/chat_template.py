@@ -5,7 +5,6 @@ markup produces special tokens.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,15 +20,13 @@ from ros2_nanochat.chat.template.finding import TemplateFinder
 from ros2_nanochat.chat.template.image_token import find_image_token
 from ros2_nanochat.chat.template.jinja import JinjaMarkup
 from ros2_nanochat.chat.template.markup import Placeholders, Runs, SpecialFinder
-from ros2_nanochat.chat.template.plain_tools import PLAIN_CALLS, write_out
-from ros2_nanochat.chat.template.tool_format import CannotCall, learn_call_format
+from ros2_nanochat.chat.template.plain_tools import with_tools_described, write_out
+from ros2_nanochat.chat.template.tool_style import ToolStyle, learn_tool_style
 from ros2_nanochat.chat.template.turns import Conversation
 from ros2_nanochat.chat.template.variables import check_template_options, warn_of_unread
 from ros2_nanochat.chat.template.written import Written
 from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding, Prompt
-
-_log = logging.getLogger(__name__)
 
 
 class ChatTemplate:
@@ -158,31 +155,33 @@ class ChatTemplate:
         self, messages: Sequence[ChatMessage], add_generation_prompt: bool | None, continues: bool = False
     ) -> tuple[Conversation, str]:
         generation = messages[-1].role != 'bot' if add_generation_prompt is None else add_generation_prompt
-        known = self._known_calls
-        tools = self.tools if known is not None else []
-        if known is None and (self.tools or any(message.calls for message in messages)):
-            messages = write_out(messages, self.tools, self.markup.takes_tool)
+        offered, known = None, None
+        if self.tools or any(message.calls for message in messages):
+            style = self._tool_style
+            if style.variable and self.tools:
+                offered = {style.variable: [tool.as_openai() for tool in self.tools]}
+            if not style.variable:
+                messages = with_tools_described(messages, self.tools, style.format)
+            if style.writes_calls:
+                known = style.format
+            else:
+                messages = write_out(messages, style.format, self.markup.takes_tool)
         return arrange(
-            messages, self.markup, self._hide, self.image_token, generation, continues, tools, known
+            messages, self.markup, self._hide, self.image_token, generation, continues, offered, known
         )
 
     @functools.cached_property
-    def _known_calls(self) -> CallFormat | None:
-        """How the template writes calls; None if it does not."""
-        if not isinstance(self.markup, JinjaMarkup) or 'tool' not in self.markup.source:
-            return None
+    def _tool_style(self) -> ToolStyle:
+        if not isinstance(self.markup, JinjaMarkup):
+            return ToolStyle()
         info = self._model.info
         ends = [token.text for token in info.special_tokens if token.id in info.eos_token_ids]
-        try:
-            return learn_call_format(self.markup, [*self._ends, *ends])
-        except CannotCall as reason:
-            _log.info('chat template %s: tools are described in the system prompt: %s', self.name, reason)
-            return None
+        return learn_tool_style(self.markup, [*self._ends, *ends])
 
     @property
     def call_format(self) -> CallFormat:
         """How the model writes calls."""
-        return PLAIN_CALLS if self._known_calls is None else self._known_calls
+        return self._tool_style.format
 
     def _place_images(self, text: str, placeholders: Placeholders) -> str:
         """Write out the markup that a model has around an image, with a placeholder for each span."""

@@ -106,7 +106,6 @@ class JinjaMarkup:
         messages: Sequence[dict],
         add_generation_prompt: bool = False,
         options: Mapping[str, Any] | None = None,
-        tools: Sequence[dict] | None = None,
     ) -> str:
         """Render messages.
 
@@ -114,14 +113,13 @@ class JinjaMarkup:
             messages: Dicts in the form of transformers.
             add_generation_prompt: Let the model begin a reply.
             options: Variables to use instead of the template's own options.
-            tools: What may be called, in OpenAI's form.
 
         Raises:
             TemplateRefusal: The template raises an error.
         """
         context = {
             **self._variables,
-            'tools': list(tools) if tools else None,
+            'tools': None,
             'documents': None,
             **(self.options if options is None else options),
             'messages': list(messages),

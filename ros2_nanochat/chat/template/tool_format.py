@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ros2_nanochat.answer.call_format import ArgumentSyntax, CallFormat, Part, Slot
@@ -49,35 +50,56 @@ def tool_dict(name: str, keys: Iterable[str] = _KEYS) -> dict[str, Any]:
     }
 
 
-def learn_call_format(markup: JinjaMarkup, ends: Sequence[str]) -> CallFormat:
+def learn_call_format(markup: JinjaMarkup, variable: str, ends: Sequence[str]) -> CallFormat:
     """Return how a template writes calls.
 
     Args:
         markup: The template.
+        variable: The variable that takes tools; '' if there is none.
         ends: Texts that end a reply: these are no part of its calls.
 
     Raises:
         CannotCall: It writes none, or in a form that cannot be learned.
     """
-    return _Learner(markup, ends).learn()
+    refusal: CannotCall | None = None
+    for null_content in (False, True):
+        for text_arguments in (False, True):
+            try:
+                found = _Learner(markup, variable, ends, null_content, text_arguments).learn()
+            except CannotCall as error:
+                refusal = refusal or error
+                continue
+            return replace(found, null_content=null_content, text_arguments=text_arguments)
+    assert refusal is not None
+    raise refusal
 
 
 class _Learner:
-    def __init__(self, markup: JinjaMarkup, ends: Sequence[str]):
+    def __init__(
+        self,
+        markup: JinjaMarkup,
+        variable: str,
+        ends: Sequence[str],
+        null_content: bool,
+        text_arguments: bool,
+    ):
         self._markup = markup
+        self._content = None if null_content else ''
+        self._text_arguments = text_arguments
+        offered = {variable: [tool_dict(name) for name in _NAMES]} if variable else {}
+        self._options = {**markup.options, **offered}
         self._ends = [end for end in ends if end]
-        self._tools = [tool_dict(name) for name in _NAMES]
+        self._first_number = 0
 
     def learn(self) -> CallFormat:
-        described = self._render([self._user()], True)
-        if _NAMES[0] not in described:
-            raise CannotCall('the template does not describe tools')
         call = self._call(0, {_KEYS[0]: _VALUES[0]})
         text = self._calls_text([call])
         arguments, at, end = self._find_arguments(text, call)
         parts, rest = self._cut(text, call, arguments, at, end)
         closing = self._until_end(rest)
         opening, only_at_start = self._opening(parts[0])
+        if opening in self._ends or opening in self._render([self._user()], True)[-200:]:
+            raise CannotCall('a call begins like another turn')
         found = CallFormat(
             opening,
             parts,
@@ -89,19 +111,7 @@ class _Learner:
         )
         self._verify(found, [[self._call(1, {_KEYS[0]: 'x y', _KEYS[1]: 'z'})], [self._call(2, {})]])
         between = self._between(found)
-        if between is None:
-            return found
-        found = CallFormat(
-            opening,
-            parts,
-            closing,
-            arguments,
-            between,
-            only_at_start,
-            found.id_pattern,
-            found.first_number,
-        )
-        return found
+        return found if between is None else replace(found, between=between)
 
     # --- rendering ---
 
@@ -113,8 +123,12 @@ class _Learner:
     def _call(n: int, arguments: Mapping[str, Any]) -> WrittenCall:
         return WrittenCall(_NAMES[n], arguments, _IDS[n])
 
+    def _message(self, calls: Sequence[WrittenCall]) -> dict:
+        written = [call.as_openai(self._text_arguments) for call in calls]
+        return {'role': 'assistant', 'content': self._content, 'tool_calls': written}
+
     def _render(self, messages: list[dict], generation: bool = False) -> str:
-        if not self._markup.takes_text:
+        if self._markup.is_understood and not self._markup.takes_text:
             messages = [
                 {**each, 'content': [{'type': 'text', 'text': each['content']}]}
                 if each.get('content')
@@ -122,13 +136,13 @@ class _Learner:
                 for each in messages
             ]
         try:
-            return self._markup.render(messages, generation, tools=self._tools)
+            return self._markup.render(messages, generation, self._options)
         except ValueError as error:
             raise CannotCall(str(error)) from error
 
     def _calls_text(self, calls: Sequence[WrittenCall]) -> str:
         """What the template writes for a reply of calls, from where the model begins to write."""
-        message = {'role': 'assistant', 'content': '', 'tool_calls': [call.as_openai() for call in calls]}
+        message = self._message(calls)
         whole = self._render([self._user(), message])
         before = self._render([self._user()])
         begins = [self._render([self._user()], True)]
@@ -194,25 +208,21 @@ class _Learner:
             position = stop
         if isinstance(parts[0], Slot):
             raise CannotCall('nothing tells where a call begins')
-        self._first_number = 0
-        return self._numbered(tuple(parts), text), text[position:]
+        return self._numbered(parts), text[position:]
 
-    def _numbered(self, parts: tuple[Part, ...], text: str) -> tuple[Part, ...]:
+    def _numbered(self, parts: list[Part]) -> tuple[Part, ...]:
         """Parts in which the number of the call is a slot, if the template counts calls."""
-        try:
-            second = self._calls_text([self._call(0, {}), self._call(1, {})])
-        except CannotCall:
-            return parts
-        head = parts[0]
-        assert not isinstance(head, Slot)
-        for match in re.finditer(r'(?<=["\':])\d+', head):
-            number = int(match[0])
-            pieces = head[: match.start()], head[match.end() :]
-            tail = pieces[0][-12:]
-            if f'{tail}{number}' in second and f'{tail}{number + 1}' in second:
-                self._first_number = number
-                return (pieces[0], Slot.NUMBER, pieces[1], *parts[1:])
-        return parts
+        second = self._try_calls([self._call(0, {}), self._call(1, {})]) or ''
+        for n, part in enumerate(parts):
+            if isinstance(part, Slot):
+                continue
+            for match in re.finditer(r'(?<=["\':])\d+', part):
+                before, after = part[: match.start()], part[match.end() :]
+                number = int(match[0])
+                if all(f'{before[-12:]}{x}{after[:6]}' in second for x in (number, number + 1)):
+                    self._first_number = number
+                    return (*parts[:n], before, Slot.NUMBER, after, *parts[n + 1 :])
+        return tuple(parts)
 
     def _until_end(self, rest: str) -> str:
         """The end of the calls, without what ends the reply."""
@@ -235,11 +245,7 @@ class _Learner:
 
     def _id_pattern(self) -> str:
         """What ids may look like: nine letters and digits if the template refuses others (Mistral)."""
-        message = {
-            'role': 'assistant',
-            'content': '',
-            'tool_calls': [WrittenCall(_NAMES[0], {}, 'an-id-of-another-length').as_openai()],
-        }
+        message = self._message([WrittenCall(_NAMES[0], {}, 'an-id-of-another-length')])
         return '[A-Za-z0-9_-]{1,40}' if self._try([self._user(), message]) else '[A-Za-z0-9]{9}'
 
     def _between(self, found: CallFormat) -> tuple[Part, ...] | None:
@@ -250,23 +256,17 @@ class _Learner:
             return None
         first = CallFormat(found.opening, found.call, '', found.arguments, first_number=found.first_number)
         start = first.write(calls[:1])
-        slots = CallFormat('', ('', *found.slots), '', found.arguments).write(calls[1:])
+        further = CallFormat('', ('', *found.slots), '', found.arguments, first_number=found.first_number + 1)
+        slots = further.write(calls[1:])
         at = text.find(slots, len(start))
         if not text.startswith(start) or at < 0:
             return None
         literal = text[len(start) : at]
         parts: tuple[Part, ...] = (literal,)
         number = str(found.first_number + 1)
-        if Slot.NUMBER in found.call and (n := literal.rfind(number)) >= 0:
+        if Slot.NUMBER in found.head and (n := literal.rfind(number)) >= 0:
             parts = (literal[:n], Slot.NUMBER, literal[n + len(number) :])
-        whole = CallFormat(
-            found.opening,
-            found.call,
-            found.end,
-            found.arguments,
-            parts,
-            first_number=found.first_number,
-        )
+        whole = replace(found, between=parts)
         more = [*calls, self._call(2, {_KEYS[0]: _VALUES[2], _KEYS[1]: 'w'})]
         try:
             self._verify(whole, [calls, more])

@@ -143,6 +143,8 @@ class Conversation:
             content = thoughts + (
                 content if isinstance(content, list) else [{'type': 'text', 'text': content}]
             )
+        if not content and 'tool_calls' in message and self._call_format is not None:
+            content = None if self._call_format.null_content else ''
         message['content'] = content
         return message
 
@@ -173,7 +175,7 @@ class Conversation:
         Its reasoning goes where the template reads it, which may be the content.
         """
         if entry.calls:
-            message['tool_calls'] = [self.hidden(call.as_openai()) for call in entry.calls]
+            message['tool_calls'] = [self.hidden(self._as_openai(call)) for call in entry.calls]
         marks = marks_in_template(self._markup.source)
         thought = entry.reasoning.strip()
         apart = bool(thought) and (self._markup.takes_reasoning or marks is not None)
@@ -184,6 +186,7 @@ class Conversation:
             text = self.placeholders.for_object(Written(entry, whole=not apart))
             calls = self._stand_ins(entry, message)
             self._written.append((text, self.placeholders.for_text(thought) if apart else None, calls))
+            text = '' if calls else text
         if not apart:
             return text
         reasoning = self.placeholders.for_text(thought)
@@ -233,8 +236,11 @@ class Conversation:
             return ''
         mark = self.placeholders.for_object(None)
         calls = [WrittenCall(call.name, {mark: ''}, call.id) for call in entry.calls]
-        message['tool_calls'] = [call.as_openai() for call in calls]
+        message['tool_calls'] = [self._as_openai(call) for call in calls]
         return self._call_format.write(calls)
+
+    def _as_openai(self, call: WrittenCall) -> dict:
+        return call.as_openai(self._call_format is not None and self._call_format.text_arguments)
 
     def _join_calls(self, text: str, answer: str, reasoning: str | None, calls: str) -> str:
         """Move a sampled reply that ends with calls to where the model began to sample it: its ids spell
@@ -244,13 +250,16 @@ class Conversation:
         if at < 0:
             raise ValueError(f'chat template {self._markup.name} writes calls in an unknown way')
         begin = self._markup.generation_prompt or self._markup.before_reply
-        said = text.find(answer, 0, at)
-        said = at if said < 0 else said
-        start = text.rfind(begin, 0, said)
-        start = said if start < 0 else start + len(begin)
-        dropped = reasoning is not None and reasoning not in text[start:at]
+        marks = marks_in_template(self._markup.source)
+        # the template may write another beginning of the reasoning than the one that the model continued
+        header = begin.partition(marks[0])[0] if marks else begin
+        start = text.rfind(header, 0, at) if header else -1
+        dropped = reasoning is not None and reasoning not in text[max(start, 0) : at]
+        if dropped and marks is None:
+            raise ValueError(f'chat template {self._markup.name} drops reasoning before calls')
         self.placeholders.objects[answer] = replace(self.placeholders.objects[answer], whole=not dropped)
-        return text[:start] + answer + text[at + len(calls) :]
+        before = text[:at] if dropped or start < 0 else text[:start] + begin
+        return before + answer + text[at + len(calls) :]
 
     def cut(self, text: str) -> str:
         """Return a finished rendering up to the end of the unfinished words.

@@ -49,6 +49,12 @@ def make_parser(program: str, description: str, conversation: bool = False) -> a
             help='a variable of the chat template, such as enable_thinking=false; can be repeated. The value'
             ' is JSON, or else text',
         )
+        group.add_argument(
+            '--tools',
+            metavar='MODULE:OBJECT',
+            help='functions that the model may call: a function, or a list of functions or Tools, in a Python'
+            ' module, such as my_tools:TOOLS; see docs/tools.md',
+        )
     parser.add_argument(
         '--prompt',
         action='append',

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ros2_nanochat.answer.tool import Tool
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.files import valid_text
 from ros2_nanochat.terminal.arguments import make_parser, robot_options, template_options
@@ -14,6 +15,7 @@ from ros2_nanochat.terminal.chat_loop import ChatLoop
 from ros2_nanochat.terminal.commands import COMMANDS
 from ros2_nanochat.terminal.screen import Screen
 from ros2_nanochat.terminal.start import start
+from ros2_nanochat.terminal.tool_turn import load_tools
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -26,11 +28,15 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = make_parser('nanochat-chat', about, conversation=True)
     options = parser.parse_args(args)
     screen = Screen()
+    tools: list[Tool] = []
+
+    def prepare() -> None:
+        tools.extend(load_tools(options.tools))
 
     def run(model, config, prompts) -> int:
         robot = robot_options(options)
         system_prompt = None if robot.system_prompt is None else valid_text(robot.system_prompt)
-        history = ChatHistory(model, options.chat_template, system_prompt, template_options(options))
+        history = ChatHistory(model, options.chat_template, system_prompt, template_options(options), tools)
         loop = ChatLoop(
             model,
             history,
@@ -53,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
         loop.run(prompts)
         return int(loop.failed and not screen.interactive)
 
-    return start(options, screen, run)
+    return start(options, screen, run, prepare)
 
 
 if __name__ == '__main__':

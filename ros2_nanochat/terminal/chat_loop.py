@@ -5,11 +5,12 @@ Uses a model and a history, and shows them on a `Screen`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ros2_nanochat.chat.history import ChatHistory
@@ -18,6 +19,8 @@ from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.program import error_line
 from ros2_nanochat.terminal.commands import COMMANDS, Commands, Leave
 from ros2_nanochat.terminal.screen import LineReader, Screen
+from ros2_nanochat.terminal.tool_turn import show_turn
+from ros2_nanochat.tools import FunctionRunner, ToolLoop
 
 
 class ChatLoop:
@@ -129,15 +132,10 @@ class ChatLoop:
             if not text:
                 return
             self.history.append('user', text=text)
-            longest = self._config.max_new_tokens
-            room = self.model.info.context_length - max(longest, 1) if longest >= 0 else 0
-            prompt, _ = self.history.embed_chat(
-                max_tokens=room if room > 0 else None, wrap_tokens=self._wrap_tokens
-            )
-            if self.history.num_dropped:
-                self.screen.note(
-                    f'The context is full: the oldest {self.history.num_dropped} messages were dropped.'
-                )
+            if self.history.tools:
+                self._ask_with_tools()
+                return
+            prompt = self._prompt()
             config = replace(self._config, response_format=self.commands.form)
             reply = self.model.generate(prompt, kv_cache=self.history.kv_cache, config=config)
             self._show(reply)
@@ -152,8 +150,51 @@ class ChatLoop:
         if self._stats:
             self.screen.note(_figures(reply))
 
+    def _prompt(self):
+        longest = self._config.max_new_tokens
+        room = self.model.info.context_length - max(longest, 1) if longest >= 0 else 0
+        prompt, _ = self.history.embed_chat(
+            max_tokens=room if room > 0 else None, wrap_tokens=self._wrap_tokens
+        )
+        if self.history.num_dropped:
+            self.screen.note(
+                f'The context is full: the oldest {self.history.num_dropped} messages were dropped.'
+            )
+        return prompt
+
+    def _ask_with_tools(self) -> None:
+        config = replace(self._config, response_format=self.commands.form)
+
+        def respond(tool_choice: str):
+            return self.model.generate(
+                self._prompt(),
+                kv_cache=self.history.kv_cache,
+                config=config,
+                calls=self.history.call_form(tool_choice),
+            )
+
+        loop = ToolLoop(self.history, FunctionRunner(self.history.tools), respond)
+        with self._interrupting(loop):
+            ended = show_turn(loop.events(), self.screen)
+        if ended.error:
+            raise ValueError(ended.error)
+        if self._stats:
+            self.screen.note(_figures(ended))
+
     def _show(self, reply) -> None:
-        """Show a reply as it streams. Ctrl-C stops it; if it does not end, a second Ctrl-C leaves."""
+        """Show a reply as it streams."""
+        reasoning = False
+        with self._interrupting(reply):
+            for delta in reply.deltas() if self._streaming else list(reply.deltas()):
+                if reasoning and not delta.reasoning:
+                    self.screen.piece('\n\n', reasoning=True)
+                reasoning = delta.reasoning
+                self.screen.piece(delta.text, delta.reasoning)
+        self.screen.end()
+
+    @contextlib.contextmanager
+    def _interrupting(self, reply) -> Iterator[None]:
+        """Ctrl-C stops a reply or a turn; if it does not end, a second Ctrl-C leaves."""
 
         def interrupt(*_):
             self._interrupts += 1
@@ -161,17 +202,11 @@ class ChatLoop:
                 raise Leave
             reply.stop()
 
-        reasoning = False
         before = signal.signal(signal.SIGINT, interrupt)
         try:
-            for delta in reply.deltas() if self._streaming else list(reply.deltas()):
-                if reasoning and not delta.reasoning:
-                    self.screen.piece('\n\n', reasoning=True)
-                reasoning = delta.reasoning
-                self.screen.piece(delta.text, delta.reasoning)
+            yield
         finally:
             signal.signal(signal.SIGINT, before)
-        self.screen.end()
 
 
 def _split_images(line: str) -> tuple[list[str], str]:

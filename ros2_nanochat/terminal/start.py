@@ -17,8 +17,9 @@ def start(
     options: argparse.Namespace,
     screen: Screen,
     run: Callable[[NanoLLM, GenerationConfig, list[str] | None], int],
+    prepare: Callable[[], None] = lambda: None,
 ) -> int:
-    """Load the model of the command line and call `run(model, config, prompts)`.
+    """Call `prepare`, load the model of the command line and call `run(model, config, prompts)`.
 
     Returns:
         The exit status: that of `run`, 1 after an error, 130 after Ctrl-C while loading.
@@ -28,6 +29,7 @@ def start(
     def body() -> int:
         config = generation_config(options)
         prompts = load_prompts(options.prompt)
+        prepare()
         with NanoLLM.from_pretrained(config=model_config(options)) as model:
             return run(model, config, prompts)
 

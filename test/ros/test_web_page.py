@@ -291,6 +291,7 @@ def test_the_camera_is_shown_and_taken_only_while_it_is_seen(fresh, talk):
     second = fresh.context.new_page()
     second.goto(fresh.url)
     expect(second.locator('.camera img')).to_have_js_property('naturalWidth', 320)
+    wait_until(fresh, lambda: 'nanochat_web' in watchers())
     assert watchers().count('nanochat_web') == 1
     for page in (fresh, second):
         page.click('.camera > summary')
@@ -342,8 +343,14 @@ def test_ten_pages_at_once_see_the_same_and_cost_one_subscription(fresh, talk):
         expect(reply(page.locator('.turn').last)).to_have_text('You said: Hello, all of you')
         expect(page.locator('.turn')).to_have_count(1)
     node = talk('/nanochat', 'r2').node
-    ends = node.get_subscriptions_info_by_topic('/r1/nanochat/tokens')
-    assert [end.node_name for end in ends].count('nanochat_web') == 1
+    count_of_all = len(fresh.context.pages)
+
+    def listeners():
+        ends = node.get_subscriptions_info_by_topic('/r1/nanochat/tokens')
+        return [end.node_name for end in ends].count('nanochat_web')
+
+    wait_until(fresh, listeners)  # our own node learns of them one by one
+    assert count_of_all == 10 and listeners() == 1
 
 
 def test_it_can_be_used_on_a_phone_and_in_the_dark(visit):

@@ -17,7 +17,7 @@ export class Figures {
     this.queue = new Figure('Waiting turns');
     this.kv = new Figure('KV cache of the engine', 'wide');
     this.panel.body.append(...[this.firstToken, this.speed, this.reused, this.queue, this.kv].map((f) => f.element));
-    this.samples = [];
+    this.clear();
   }
 
   clear() {
@@ -33,8 +33,9 @@ export class Figures {
     const titles = (text) => ran.map((turn) => text(turn));
     this.firstToken.set(last ? seconds(last.time_to_first_token) : '–', '',
       bars(ran.map((turn) => turn.time_to_first_token), titles((turn) => seconds(turn.time_to_first_token))));
-    this.speed.set(last?.tokens_per_second ? last.tokens_per_second.toFixed(1) : '–', '',
-      bars(ran.map((turn) => turn.tokens_per_second), titles((turn) => `${turn.tokens_per_second.toFixed(1)} tokens/s`)));
+    const rates = ran.map((turn) => turn.tokens_per_second).filter((rate) => rate > 0); // a single token has none
+    this.speed.set(rates.length ? rates.at(-1).toFixed(1) : '–', '',
+      bars(rates, rates.map((rate) => `${rate.toFixed(1)} tokens/s`)));
     const share = (turn) => (turn.prompt_tokens ? turn.reused_tokens / turn.prompt_tokens : 0);
     this.reused.set(last ? `${Math.round(100 * share(last))} %` : '–',
       last ? `${last.reused_tokens} of ${last.prompt_tokens}` : '',

@@ -122,7 +122,7 @@ function showControls() {
   const trouble = problemOf(now);
   setText(byId('banner'), trouble);
   setHidden(byId('banner'), !trouble);
-  byId('reset').disabled = !now?.present;
+  byId('reset').disabled = !(now?.present && connection?.isOpen);
   composer.show({
     enabled: Boolean(now?.present && connection?.isOpen),
     busy: conversation.isBusy,

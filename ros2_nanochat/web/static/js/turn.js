@@ -133,7 +133,7 @@ function figures(turn) {
   if (turn.choice) parts.push(h('span', {}, `${turn.choice}: ${(100 * turn.probability).toFixed(0)} %`));
   if (turn.time_to_first_token > 0) parts.push(h('span', {}, `first token ${seconds(turn.time_to_first_token)}`));
   if (turn.tokens_per_second > 0) parts.push(h('span', {}, `${turn.tokens_per_second.toFixed(1)} tokens/s`));
-  if (turn.new_tokens) parts.push(h('span', {}, `${turn.new_tokens} tokens`));
+  if (turn.new_tokens) parts.push(h('span', {}, turn.new_tokens === 1 ? '1 token' : `${turn.new_tokens} tokens`));
   if (turn.prompt_tokens) {
     parts.push(h('span', { title: 'Tokens of the prompt whose KV was kept, of all' },
       `reused ${turn.reused_tokens} of ${turn.prompt_tokens}`));

@@ -83,7 +83,7 @@ def hub_name(model: str) -> HubName | None:
         if separator:
             raise ValueError(
                 f'model={shorten(model)!r} is no page of the hub: give owner/name, a path, or an address'
-                f' of {_HOSTS[0]}'
+                f' of {_HOSTS[0]}; for a server of models add api=openai'
             )
         return None
     parts = [unquote(part) for part in re.split('[?#]', path)[0].split('/') if part]
@@ -119,8 +119,8 @@ def resolve(config: ModelConfig) -> tuple[str, str]:
         ValueError: There is no such model.
         BackendError: The model cannot be fetched.
     """
-    if config.api == 'fake':
-        return config.model or '', 'fake'
+    if config.api in ('fake', 'openai'):
+        return config.model or '', config.api
     if not config.model:
         return embedded_model(), agree_on_api(config, 'gguf')
     path = os.path.expanduser(config.model)

@@ -6,13 +6,13 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ros2_nanochat import hub, memory
 from ros2_nanochat.answer.call_form import CallForm
 from ros2_nanochat.answer.response_format import read_response_format
-from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.registry import backend_class
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names, reject_unknown, whole
 from ros2_nanochat.engine import kv_bytes
@@ -25,8 +25,9 @@ from ros2_nanochat.engine.request import Asked, Request
 from ros2_nanochat.engine.stream import StreamingResponse
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.loading_bar import LoadingBar
-from ros2_nanochat.prompt import Preceding
+from ros2_nanochat.prompt import Preceding, Prompt
 from ros2_nanochat.reasoning import find_reasoning_marks, reasoning_is_open
+from ros2_nanochat.remote.opening import Opening
 from ros2_nanochat.vision import no_vision, open_vision
 
 
@@ -38,17 +39,17 @@ class NanoLLM:
     reply_class = StreamingResponse
 
     def __init__(
-        self, backend: Backend, config: ModelConfig, engine_config: EngineConfig = EngineConfig(), vision=None
+        self, backend: Any, config: ModelConfig, engine_config=EngineConfig(), vision=None, engine=None
     ):
         self.backend = backend
         self.config = config
         self.info = backend.info
-        self.engine = Engine(backend, engine_config)
+        self.engine: Any = Engine(self.backend, engine_config) if engine is None else engine
         self.reasoning_marks = find_reasoning_marks(self.info)
         self.vision = vision
         self._speculate = engine_config.speculation
-        self._inputs = Inputs(backend)
-        self._vocabulary = ModelVocabulary(backend)
+        self._inputs = Inputs(self.backend)
+        self._vocabulary: Any = ModelVocabulary(self.backend) if engine is None else engine.vocabulary
         self._last: weakref.ref | None = None
         weakref.finalize(self, self.engine.close).atexit = False
 
@@ -64,41 +65,42 @@ class NanoLLM:
         config: ModelConfig | None = None,
         engine: EngineConfig | None = None,
         progress: Callable[[float], None] | None = None,
-        opening: Callable[[Backend], None] | None = None,
+        opening: Callable[[Any], None] | None = None,
         **options,
     ) -> NanoLLM:
         """Open a model.
 
         Args:
             model: A file or folder, a hub repository `owner/name` (`owner/name:file.gguf` for one of several
-                files), or None for the embedded default.
-            api: `gguf`, `mlc`, `hf`, `awq` or `fake`; None infers it from the model's files.
+                files), the address of a server (api `openai`), or None for the embedded default.
+            api: `gguf`, `mlc`, `hf`, `awq`, `openai` or `fake`; None infers it from the model's files.
             quantization, api_token, max_context_len: See `ModelConfig`.
             config: The options of the model; options that are also given by name override it.
             engine: The options of the engine, likewise.
             options: Further fields of `ModelConfig` and `EngineConfig`.
             progress: Called with the share that is loaded, 0 to 1. Without it, a bar is shown if standard
                 error is a terminal.
-            opening: Called with the backend before it loads; its `abort()` ends the load.
+            opening: Called with an object whose `abort()` ends the load, before it begins.
 
         Raises:
             ValueError: An option is wrong, or the model does not exist. All messages are one line.
             BackendError: The model cannot be run.
             MissingDependency: A package is not installed.
         """
-        first = {
-            'model': model,
-            'api': api,
-            'quantization': quantization,
-            'api_token': api_token,
-            'max_context_len': max_context_len,
-        }
-        options.update((name, value) for name, value in first.items() if value is not None)
+        first = ('model', 'api', 'quantization', 'api_token', 'max_context_len')
+        given = zip(first, (model, api, quantization, api_token, max_context_len))
+        options.update((name, value) for name, value in given if value is not None)
         reject_unknown(options, names(ModelConfig) + names(EngineConfig), 'from_pretrained()')
         of_engine = {name: options.pop(name) for name in names(EngineConfig) if name in options}
         engine = replace(whole(EngineConfig, engine, 'engine'), **of_engine)
         config = replace(whole(ModelConfig, config, 'config'), **options)
         path, api = hub.resolve(config)
+        if api == 'openai':
+            servers = Opening(config, engine, NanoLLM.from_pretrained)
+            if opening:
+                opening(servers)
+            opened = servers.open()
+            return cls(opened.text, config, engine, opened.vision, opened.engine)
         config = hub.resolve_vision(config, api)
         chosen = backend_class(api)
         path = chosen.prepare(path, config)
@@ -246,7 +248,6 @@ class NanoLLM:
         kv_cache.check_idle()
         kv_cache.bind(self.engine)
         alive = self.engine.alive
-        # if the model is closed, the reply says so
         goal = self._inputs.goal(inputs, kv_cache) if alive else kv_cache.content
         prefix = goal.as_span(self.backend.embed_tokens) if alive and self.info.bidirectional_prompt else None
         end_ids, strings = self._inputs.stops(config)
@@ -258,7 +259,8 @@ class NanoLLM:
         may_stop = None if matcher is None or form is None else matcher.matches
         text = ReplyText(detokenizer, strings, marks, opened, may_stop, self._vocabulary.call_text(calls))
         due = None if deadline is None else time.monotonic() + deadline
-        asked = Asked(goal, config, end_ids, priority, due, self._speculate, prefix)
+        rewrite = inputs.rewrite if isinstance(inputs, Prompt) else None
+        asked = Asked(goal, config, end_ids, priority, due, self._speculate, prefix, rewrite)
         held_to = self._vocabulary.held_to(form, calls, matcher, text, end_ids)
         scores = self._vocabulary.scores(config, form)
         request = Request(asked, kv_cache.sequence, text, held_to, scores, calls)
@@ -274,8 +276,7 @@ class NanoLLM:
 
     def save_kv(self, kv_cache: KVCache) -> bytes | None:
         """Return a conversation's keys and values for `load_kv`, in this process or a later one with the same
-        model and options. None if there are none, or the backend cannot give them. Copies them between two
-        steps.
+        model and options. None if there are none, or the backend cannot give them.
 
         Raises:
             BackendError: The model is closed.

@@ -10,12 +10,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 Ids: TypeAlias = 'Sequence[int] | np.ndarray'
 """Token ids, as a list or an array [n]."""
+
+Rewrite: TypeAlias = 'Callable[[Any], tuple[Prompt, list[int | str]]]'
+"""See `Prompt.rewrite`."""
 
 _CHARACTERS_PER_TOKEN = 16  # above the average in any language
 
@@ -87,12 +90,15 @@ class Prompt:
         spans: `(start, span)` in order; start is an index into `entries`.
         position: How many entries of the cache stay; those after them are trimmed.
         embed: Turns ids into embeddings [n, d], if the model can.
+        rewrite: Makes the prompt of the same conversation for another model, with the ids and strings that
+            end a reply there.
     """
 
     entries: np.ndarray
     spans: tuple[tuple[int, EmbeddingSpan], ...] = ()
     position: int = 0
     embed: Callable[[Ids], np.ndarray] | None = field(default=None, repr=False)
+    rewrite: Rewrite | None = field(default=None, repr=False)
 
     @classmethod
     def join(cls, parts: Iterable[Sequence[int] | EmbeddingSpan], embed: Callable | None = None) -> Prompt:

@@ -31,6 +31,7 @@ RUNTIMES = {
     'nanochat',
     'gguf',
     'huggingface_hub',
+    'httpx2',
 }
 
 

@@ -45,6 +45,7 @@ class ResponseFormat:
         schema: The JSON Schema of the answer, if it is JSON.
         convert: Turns the parsed JSON into what the caller asked for.
         target: The class that `convert` makes, if the caller gave one.
+        source: The language (`regex`, `lark` or `gbnf`) and the text of an expression or grammar.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class ResponseFormat:
     schema: dict | None = field(default=None, repr=False)
     convert: Callable[[Any], Any] | None = field(default=None, repr=False)
     target: type | None = None
+    source: tuple[str, str] = field(default=('', ''), repr=False)
 
     def parse(self, text: str) -> Any:
         """Turn a complete answer into a value.
@@ -141,7 +143,7 @@ def _from_file(path: str) -> ResponseFormat | None:
         return _from_dict(_parse_json(text, path))
     name = os.path.basename(path)
     grammar = grammars.from_gbnf(text, name) if path.endswith('.gbnf') else grammars.from_lark(text, name)
-    return ResponseFormat('grammar', grammar)
+    return ResponseFormat('grammar', grammar, source=('gbnf' if path.endswith('.gbnf') else 'lark', text))
 
 
 def _parse_json(text: str, where: str) -> dict:
@@ -226,7 +228,8 @@ def _any_object() -> ResponseFormat:
 
 def _regex(pattern: str) -> ResponseFormat:
     instruction = f'Answer only with text that matches the regular expression {pattern}'
-    return ResponseFormat('regex', grammars.from_regex(pattern), instruction if len(pattern) <= 400 else '')
+    instruction = instruction if len(pattern) <= 400 else ''
+    return ResponseFormat('regex', grammars.from_regex(pattern), instruction, source=('regex', pattern))
 
 
 def _choice(texts: list) -> ResponseFormat:

@@ -6,10 +6,12 @@ After any edit, the next prompt reuses the KV cache up to the first entry that c
 
 from __future__ import annotations
 
+import functools
 import logging
 import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ros2_nanochat.chat import storage
@@ -17,6 +19,7 @@ from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.message_list import MessageList, is_continued
 from ros2_nanochat.chat.model import ChatModel, ConversationCache, ModelReply
 from ros2_nanochat.chat.restoring import restore
+from ros2_nanochat.chat.rewriting import rewritten
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
 from ros2_nanochat.chat.tool_messages import ToolMessages
 from ros2_nanochat.chat.wrapping import latest_turns, refuse_too_long
@@ -257,12 +260,13 @@ class ChatHistory(ToolMessages, MessageList):
             self.messages, whole = kept, shorter
             self._last = None
         self.num_dropped = dropped
+        rewrite = functools.partial(rewritten, tuple(self.messages), ChatHistory)
         if not use_cache or self._kv_cache is None:
-            return whole, 0
+            return replace(whole, rewrite=rewrite), 0
         # at least one entry has to be computed, or there are no logits to sample from
         position = min(common_prefix(whole.entries, self._kv_cache.entries), max(len(whole) - 1, 0))
         rest = whole.after(position)
-        return rest, rest.position
+        return replace(rest, rewrite=rewrite), rest.position
 
     # --- files ---
 

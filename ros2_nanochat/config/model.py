@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ros2_nanochat.config.declaration import Options, option
 from ros2_nanochat.states import StrEnum
 
-APIS = ('gguf', 'mlc', 'hf', 'awq', 'fake')
+APIS = ('gguf', 'mlc', 'hf', 'awq', 'openai', 'fake')
 """Values of `ModelConfig.api`; None infers it from what the model path holds."""
 
 DEFAULT_CONTEXT = 4096
@@ -37,7 +37,8 @@ class ModelConfig(Options):
         None,
         'Path of a file or folder, or owner/name on the hub (owner/name:file.gguf for one file,'
         ' owner/name@revision,'
-        ' or the address of its page)',
+        ' or the address of its page); with api openai the address of a server (http://host:8000/v1), or'
+        ' several with commas between them',
         otherwise='the embedded SmolLM2-135M-Instruct, small and often wrong',
         unset='',
         metavar='PATH|OWNER/NAME',
@@ -162,6 +163,68 @@ class ModelConfig(Options):
         low=1,
         unset=0,
         metavar='TOKENS',
+    )
+    served_model: str | None = option(
+        None,
+        'Name of the model on the server (openai)',
+        otherwise='the only one that it has',
+        unset='',
+        metavar='NAME',
+    )
+    server_input: str | None = option(
+        None,
+        'How prompts go to the server (openai): ids (our template and history, exact) or messages (the'
+        " server's template; pictures)",
+        otherwise='ids if the server takes them and sees no pictures',
+        choices=('ids', 'messages'),
+        unset='',
+    )
+    tokenizer: str | None = option(
+        None,
+        "Folder with the tokenizer files of the server's model, or its owner/name on the hub (openai);"
+        " compared with the server's when it is opened",
+        otherwise="the server's own",
+        unset='',
+        metavar='FOLDER|OWNER/NAME',
+    )
+    # A parameter can be read by everyone on the graph: it names only the file.
+    api_key_file: str | None = option(
+        None,
+        'File with the key of the server (openai)',
+        otherwise='$OPENAI_API_KEY',
+        unset='',
+        metavar='FILE',
+    )
+    fallback: str | None = option(
+        None,
+        'Local model that answers while no server works (openai): embedded for the default model, or a path'
+        ' or owner/name',
+        otherwise='no one answers',
+        unset='',
+        metavar='MODEL',
+    )
+    resume_replies: bool = option(
+        True,
+        'A reply that a server breaks off continues on another one (openai, with ids); otherwise its turn'
+        ' ends with an error',
+        argument=False,
+    )
+    connect_timeout: float = option(
+        3.0, 'Seconds to wait for a connection to a server (openai)', above=0.0, high=600.0, argument=False
+    )
+    first_token_timeout: float = option(
+        120.0,
+        'Seconds to wait for the first token of a server (openai)',
+        above=0.0,
+        high=86400.0,
+        argument=False,
+    )
+    silence_timeout: float = option(
+        30.0,
+        'Seconds that a server may be silent within a reply (openai)',
+        above=0.0,
+        high=86400.0,
+        argument=False,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.logits import Logits
-from ros2_nanochat.config import EngineConfig
+from ros2_nanochat.config import EngineConfig, GenerationConfig
 from ros2_nanochat.engine.delivery import Delivery
 from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.metrics import Metrics
@@ -107,6 +107,10 @@ class Engine:
             'kv_capacity': self.backend.kv_capacity,
             **self.backend.stats(),
         }
+
+    def refusal(self, config: GenerationConfig) -> str | None:
+        """Return why replies cannot be generated like this, whatever the prompt; None if they can."""
+        return None
 
     @property
     def alive(self) -> bool:

@@ -59,7 +59,7 @@ class ReplyText:
         calls: CallText | None = None,
     ):
         self._calls = calls
-        self._detokenizer = detokenizer
+        self.detokenizer = detokenizer
         self._marks = marks
         self._reasoning = reasoning
         self._label = self._label_held = ''  # of the reasoning: what is expected, and what of it has arrived
@@ -94,13 +94,13 @@ class ReplyText:
             self._marks.end_id if self._reasoning else self._marks.start_id
         )
         if is_mark or begins_header or mark is not None:
-            text, partial = self._detokenizer.flush_whole()
+            text, partial = self.detokenizer.flush_whole()
             self._mixed = self._mixed or partial != 0  # the ids spell half a character more than the text has
         else:
-            text = self._detokenizer.add(token_id)
+            text = self.detokenizer.add(token_id)
         text += mark or ''
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
-        self._whole.append(not self._detokenizer.pending)
+        self._whole.append(not self.detokenizer.pending)
         deltas: list[TextDelta] = []
         if mark is not None:
             self._add_mark(text, mark, deltas)
@@ -113,13 +113,22 @@ class ReplyText:
             self._emit_marked(text, deltas)
         return deltas
 
+    @property
+    def spells_all(self) -> bool:
+        """Whether the ids so far spell whole characters and nothing but the text."""
+        return not self._mixed and not self.detokenizer.pending
+
+    def lose_ids(self) -> None:
+        """Note that ids are missing: those that there are do not spell the text."""
+        self._mixed = True
+
     def flush(self) -> list[TextDelta]:
         """End the reply; return the text that was held back. Part of a character is no text, and its ids are
         not kept.
         """
         deltas: list[TextDelta] = []
         if not self.stopped:
-            rest, partial = self._detokenizer.flush_whole()
+            rest, partial = self.detokenizer.flush_whole()
             if self._ends:
                 self._end_at_a_whole_character(len(rest), partial)
             self._emit(self._switches[self._reasoning].flush(rest), 0, deltas)

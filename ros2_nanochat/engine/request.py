@@ -24,7 +24,7 @@ from ros2_nanochat.engine.sampler import Sampler
 from ros2_nanochat.engine.sequence import EntryBuffer, Sequence
 from ros2_nanochat.engine.speculation import NGramDraft
 from ros2_nanochat.engine.usage import Usage
-from ros2_nanochat.prompt import EmbeddingSpan, Prompt
+from ros2_nanochat.prompt import EmbeddingSpan, Prompt, Rewrite
 from ros2_nanochat.states import FinishReason
 
 _FEW = 8  # entries by which a decoding reply may be ahead of its KV: a caller's function may add some
@@ -62,6 +62,7 @@ class Asked:
         speculate: Whether to guess ids.
         prefix: The goal as one span, for a model that takes a prompt only in this form; its entries in the KV
             are then those of the span.
+        rewrite: See `Prompt.rewrite`.
         submitted: `time.monotonic()` of the call.
     """
 
@@ -72,6 +73,7 @@ class Asked:
     deadline: float | None = None
     speculate: bool = False
     prefix: EmbeddingSpan | None = None
+    rewrite: Rewrite | None = None
     submitted: float = field(default_factory=time.monotonic)
 
     @functools.cached_property
@@ -131,7 +133,11 @@ class Progress:
         self.draft = NGramDraft() if asked.speculate else None
         self.solo = False
         """A forward with others failed: run this one by itself."""
-        self.reused = self.shared = 0
+        self.reused: int | None = 0
+        """Entries of the prompt that were not recomputed; None if unknown."""
+        self.shared = 0
+        self.prompt_tokens: int | None = None
+        """Tokens of the prompt, if they are not its entries."""
         self.served_by = ''
         """The model that works on it; empty until it starts."""
         self.started: float | None = None
@@ -243,11 +249,11 @@ class Request:
         first, last = progress.first_token, progress.last_token
         span = last - first if first is not None and last is not None else 0.0
         return Usage(
-            prompt_tokens=self.num_prompt,
+            prompt_tokens=self.num_prompt if progress.prompt_tokens is None else progress.prompt_tokens,
             reused_tokens=progress.reused,
             shared_tokens=progress.shared,
             image_tokens=int(rows.sum()),
-            reused_image_tokens=int(rows[: progress.reused].sum()),
+            reused_image_tokens=int(rows[: progress.reused or 0].sum()),
             new_tokens=new,
             queue_time=None if progress.started is None else progress.started - submitted,
             time_to_first_token=None if first is None else first - submitted,

@@ -104,7 +104,7 @@ class Residency:
         if request.progress.started is None:
             request.progress.reused = len(sequence.held)
             self._metrics.count('shared_tokens', request.progress.shared)
-            self._metrics.count('reused_tokens', request.progress.reused)
+            self._metrics.count('reused_tokens', len(sequence.held))
             self._metrics.count('prompt_tokens', request.num_prompt)
         return True
 

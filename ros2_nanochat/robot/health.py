@@ -75,7 +75,11 @@ def engine_status(state: str, model) -> Status:
             'api': info.api,
             'context_length': info.context_length,
             'sequences': f'{stats["sequences"]} of {stats["max_sequences"]}',
-            'kv_tokens': f'{stats["kv_tokens"]} of {stats["kv_capacity"]}',
+            **(
+                {'server': stats['server'], **stats['servers']}
+                if 'servers' in stats
+                else {'kv_tokens': f'{stats["kv_tokens"]} of {stats["kv_capacity"]}'}
+            ),
             'active': stats['active'],
             'waiting': stats['waiting'],
             'generated_tokens': stats.get('generated_tokens', 0),
@@ -105,6 +109,9 @@ def engine_status(state: str, model) -> Status:
             f'the KV cache is nearly full: {stats["kv_tokens"]} of {stats["kv_capacity"]} tokens (kv_tokens,'
             ' max_sequences)',
         )
+    for url, server in stats.get('servers', {}).items():
+        if server.startswith('down'):
+            status.raise_to(WARN, f'{url} is {server}')
     if not status.messages:
         status.messages.append(f'{info.name}, {state}')
     return status

@@ -87,6 +87,8 @@ class Fleet:
             store = ConversationStore(kept.state_dir, place, self._log, kept.state_kv)
         try:
             options = self._settings.robot(robot)
+            if refusal := model.engine.refusal(options.generation):
+                raise ValueError(f'{robot}: {refusal}' if robot else refusal)
             tools = None
             if options.tools_file:
                 tools = RobotTools(

@@ -27,6 +27,7 @@ _KNOWN = frozenset(
     {
         '872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788',  # of the embedded model
         '9fe579a2c222698c7ba22d46e26466362fbe951569a89096c366267f9b82ab92',  # of the fake backend
+        '5b01638592909ec9b41cecc0ba01364a8c792853782af2fd38f92e89fb06fbd5',  # of messages to servers
     }
 )
 """SHA-256 digests of templates that are safe to render in this process; the built-in ones are, too."""

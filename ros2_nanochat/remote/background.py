@@ -1,0 +1,76 @@
+"""An asyncio loop on a thread of its own, for callers that have none."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from ros2_nanochat.errors import BackendError
+
+_Result = TypeVar('_Result')
+
+
+class Background:
+    """Runs coroutines on a thread named `nanochat-remote`.
+
+    Attributes:
+        loop: The loop. Only its own thread may use it, except for `call_soon_threadsafe`.
+    """
+
+    def __init__(self):
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name='nanochat-remote', daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:  # closing connections takes a few rounds of the loop
+                self.loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive() and not self.loop.is_closed()
+
+    def run(self, coroutine: Coroutine[Any, Any, _Result], timeout: float | None = None) -> _Result:
+        """Run a coroutine and wait for its result. Do not call this on the loop's own thread.
+
+        Raises:
+            BackendError: The loop has ended, or the time is up.
+        """
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError:
+            coroutine.close()
+            raise BackendError('the model is closed') from None
+        try:
+            return future.result(timeout)
+        except (concurrent.futures.TimeoutError, TimeoutError):
+            future.cancel()
+            raise BackendError(f'the server did not answer within {timeout:g} s') from None
+        except concurrent.futures.CancelledError:
+            raise BackendError('the model is closed') from None
+
+    def soon(self, function, *arguments) -> bool:
+        """Call a function on the loop's thread, soon; False if the loop has ended. Takes no lock."""
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the loop and its tasks. Can be called twice."""
+        if self.soon(self.loop.stop) and self._thread is not threading.current_thread():
+            self._thread.join(5.0)

@@ -1,0 +1,219 @@
+"""The engine for models on servers: one thread with an asyncio loop, one task per reply.
+
+Has the surface of `engine.loop.Engine`: requests in, streams out, an exact stop. A cancelled task closes its
+connection, which frees the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import uuid
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from ros2_nanochat.answer.response_format import read_response_format
+from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.engine.metrics import Metrics
+from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.errors import BackendError
+from ros2_nanochat.remote.attempts import Attempts, Settings
+from ros2_nanochat.remote.background import Background
+from ros2_nanochat.remote.capabilities import Capabilities
+from ros2_nanochat.remote.checks import Checks, config_refusal, form_refusal
+from ros2_nanochat.remote.failures import Rejected, ServerError
+from ros2_nanochat.remote.forms import TextVocabulary
+from ros2_nanochat.remote.pool import Pool
+from ros2_nanochat.remote.reply import RemoteReply
+from ros2_nanochat.remote.text import RemoteText
+from ros2_nanochat.states import FinishReason
+
+_log = logging.getLogger(__name__)
+_CLOSED = 'the model is closed'
+_CLOSE_SECONDS = 2.0
+
+
+class _Bell:
+    """Wakes the engine when a request is cancelled; takes the place of its inbox. Takes no lock."""
+
+    def __init__(self, background: Background, ring: Callable[[], None]):
+        self._background, self._ring = background, ring
+
+    def wake(self) -> None:
+        self._background.soon(self._ring)
+
+
+class RemoteEngine:
+    """Runs requests on servers. `submit` and `stats` are thread-safe.
+
+    Args:
+        background: The thread with the loop; it is ended by `close`.
+        pool: The servers.
+        text: The text side of the model.
+        settings: Limits of time, and what to do when a server fails.
+        max_queued: Requests that may wait for a server.
+        fallback: A model that answers if no server works, or None. It is closed with this engine.
+
+    Attributes:
+        metrics: What the engine counts.
+        can: What the servers can do.
+        vocabulary: Checks the form of answers.
+    """
+
+    def __init__(
+        self,
+        background: Background,
+        pool: Pool,
+        text: RemoteText,
+        settings: Settings,
+        max_queued: int,
+        fallback: Any = None,
+    ):
+        self.metrics = Metrics()
+        self.can: Capabilities = next(server.can for server in pool.servers if server.can is not None)
+        self.fallback = fallback
+        self.vocabulary = TextVocabulary(text.info)
+        self._background, self._pool, self._text = background, pool, text
+        self._max_queued = max_queued
+        self._checks = Checks(self.can)
+        self._session = uuid.uuid4().hex
+        self._attempts = Attempts(pool, text, settings, fallback)
+        self._tasks: dict[Request, tuple[RemoteReply, asyncio.Task]] = {}
+        self._bell = _Bell(background, self._cancel_stopped)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._process = os.getpid()
+        self._watch = asyncio.run_coroutine_threadsafe(pool.watch(), background.loop)
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    # --- callers ---
+
+    def submit(self, request: Request) -> None:
+        """Submit a request; never blocks. Its output ends with an `End`."""
+        self.check_process()
+        request.signals.inbox = self._bell  # type: ignore[assignment]
+        with self._lock:
+            accepted = not self._closed and self._background.soon(self._start, request)
+        if not accepted:
+            request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Call a function and return its result. No sequence has keys and values here."""
+        return function()
+
+    def check_process(self) -> None:
+        """See `Engine.check_process`."""
+        if os.getpid() != self._process:
+            raise BackendError(
+                f'the model belongs to process {self._process}, which opened it, and this is process'
+                f" {os.getpid()}: open a model here, or start processes with multiprocessing's method 'spawn'"
+            )
+
+    def stats(self) -> dict:
+        """Return counters, histograms and the current state; see `Engine.stats`. `servers` has a line for
+        each server.
+        """
+        running = sum(server.running for server in self._pool.servers)
+        return {
+            **self.metrics.snapshot(),
+            'active': running,
+            'waiting': max(0, len(self._tasks) - running),
+            'sequences': running,
+            'max_sequences': running,
+            'kv_tokens': 0,
+            'kv_capacity': self._text.kv_capacity,
+            'server': self.can.described(),
+            'servers': {server.url: server.status for server in self._pool.servers},
+        }
+
+    def refusal(self, config: GenerationConfig) -> str | None:
+        """Return why replies cannot be generated like this, whatever the prompt; None if they can."""
+        form = read_response_format(config.response_format)
+        return config_refusal(config, self.can) or (None if form is None else form_refusal(form, self.can))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._background.alive and not self._closed
+
+    def close(self) -> None:
+        """End all replies (`cancelled`) and close the connections. Can be called twice."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            before, self._closed = self._closed, True
+        if not before:
+            try:
+                self._background.run(self._shut(), _CLOSE_SECONDS)
+            except BackendError:
+                pass
+            self._background.close()
+            if self.fallback is not None:
+                self.fallback.close()
+
+    # --- the loop's thread ---
+
+    def _start(self, request: Request) -> None:
+        self.metrics.count('requests')
+        reply = RemoteReply(request, self._text, self.metrics)
+        refusal = self._checks.refusal(request)
+        if refusal is None and len(self._pool) >= self._max_queued:
+            refusal = f'{len(self._pool)} requests wait for a server already (max_queued_requests)'
+        if refusal is not None:
+            reply.finish(FinishReason.REFUSED, refusal)
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(reply))
+        self._tasks[request] = reply, task
+        self._cancel_stopped()
+
+    async def _serve(self, reply: RemoteReply) -> None:
+        request = reply.request
+        timer = None
+        if request.asked.deadline is not None:
+            # The loop's clock is that of time.monotonic().
+            timer = asyncio.get_running_loop().call_at(
+                request.asked.deadline, request.signals.cancel, FinishReason.DEADLINE
+            )
+        try:
+            await self._attempts.run(reply, f'{self._session}-{request.sequence.serial}')
+        except asyncio.CancelledError:
+            reason, since = request.signals.cancelled or (FinishReason.CANCELLED, None)
+            reply.finish(reason)
+            if since is not None:
+                self.metrics.observe('stop_to_idle', asyncio.get_running_loop().time() - since)
+        except Rejected as error:
+            refused = error.status in (400, 413, 422) and not reply.begun
+            reply.finish(FinishReason.REFUSED if refused else FinishReason.ERROR, str(error))
+        except ServerError as error:
+            self.metrics.count('failures')
+            reply.finish(FinishReason.ERROR, str(error))
+        except Exception as error:  # a bug of ours; later requests are served
+            _log.exception('a reply of a server failed')
+            reply.finish(FinishReason.ERROR, f'internal error: {error!r}')
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._tasks.pop(request, None)
+
+    def _cancel_stopped(self) -> None:
+        for request, (_, task) in list(self._tasks.items()):
+            if request.signals.cancelled is not None:
+                task.cancel()
+
+    async def _shut(self) -> None:
+        self._watch.cancel()
+        tasks = [task for _, task in self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_SECONDS / 2)
+        await asyncio.gather(*[server.connection.close() for server in self._pool.servers])
+
+
+def _close_at_exit(engine: weakref.ref[RemoteEngine]) -> None:
+    if (alive := engine()) is not None:
+        alive.close()

@@ -1,0 +1,98 @@
+"""What can go wrong with a server, by what to do about it. Each message is one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ros2_nanochat.errors import BackendError, printable
+
+MAX_WAIT = 60.0
+"""Maximum seconds that a server's Retry-After is followed."""
+
+
+class ServerError(BackendError):
+    """A server does not do what was asked."""
+
+
+class Unavailable(ServerError):
+    """It does not answer, or broke off. Another server may do better, or the same one later."""
+
+
+class Overloaded(ServerError):
+    """It has too much to do.
+
+    Attributes:
+        retry_after: Seconds after which it may be asked again.
+    """
+
+    def __init__(self, message: str, retry_after: float):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Rejected(ServerError):
+    """It refuses this request, and any server of its kind would.
+
+    Attributes:
+        status: The HTTP status.
+    """
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+def error_of(status: int, headers: Mapping[str, str], body: bytes, address: str) -> ServerError:
+    """Return the error for an answer of HTTP whose status is not 200.
+
+    Args:
+        status: The HTTP status.
+        headers: The headers, with names in lower case.
+        body: The beginning of the body.
+        address: The address that was asked.
+    """
+    said = _said(body)
+    text = f'{address} answered HTTP {status}' + (f': {said}' if said else '')
+    if 300 <= status < 400:
+        there = printable(headers.get('location', 'elsewhere'))
+        return Rejected(
+            f'{address} redirects to {there}, which is not followed: name that address yourself', status
+        )
+    if status in (401, 403):
+        return Rejected(f'{text}: set $OPENAI_API_KEY, or name a file with the key (api_key_file)', status)
+    if status == 429 or (status == 503 and 'retry-after' in headers):
+        return Overloaded(text, _retry_after(headers))
+    if status >= 500 or status in (408, 425):
+        return Unavailable(text)
+    if status == 404 and 'model' not in said.lower():
+        text += ': is the address of the API complete, for example http://host:8000/v1?'
+    return Rejected(text, status)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    try:
+        return min(max(float(headers.get('retry-after', '1')), 0.05), MAX_WAIT)
+    except ValueError:  # a date
+        return 1.0
+
+
+def _said(body: bytes) -> str:
+    """What the body of an error says, on one line."""
+    text = body.decode('utf-8', 'replace').strip()
+    if text.startswith('<'):  # a page of a proxy
+        title = text.lower().find('<title>')
+        return printable(text[title + 7 :].partition('<')[0]) if title >= 0 else 'a web page'
+    try:
+        return message_in(json.loads(text))
+    except (ValueError, RecursionError):
+        return printable(text)
+
+
+def message_in(data: Any) -> str:
+    """Return the text of a server's error object, on one line."""
+    for name in ('error', 'message', 'detail'):
+        if isinstance(data, Mapping) and data.get(name):
+            return message_in(data[name])
+    return printable(data if isinstance(data, str) else json.dumps(data))

@@ -1,0 +1,134 @@
+"""Finds out what runs at an address: which model, which kind of server, and whether it takes token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ros2_nanochat.errors import BackendError, printable, shown
+from ros2_nanochat.remote.capabilities import Capabilities, Way
+from ros2_nanochat.remote.connection import Connection
+from ros2_nanochat.remote.failures import Rejected, ServerError
+from ros2_nanochat.remote.questions import Questions, first_choice
+
+_ALL = {name: name for name in ('temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'seed')}
+_OPTIONS = {
+    'vLLM': {**_ALL, 'min_new_tokens': 'min_tokens'},
+    'llama.cpp': {**_ALL, 'repetition_penalty': 'repeat_penalty'},
+    'transformers': {name: name for name in ('temperature', 'top_p', 'seed')},
+}
+_CONTINUES: dict[str, dict[str, bool]] = {
+    'vLLM': {'continue_final_message': True, 'add_generation_prompt': False},
+    'llama.cpp': {},
+}
+_SOME_ID = 1
+
+
+@dataclass
+class Found:
+    """What was found out about a server.
+
+    Attributes:
+        can: What it can do, as far as it is known.
+        entry: What it says about the model.
+        props: What llama.cpp says about itself; empty for others.
+        id_way: The way with ids that it knows, or None.
+    """
+
+    can: Capabilities
+    entry: dict = field(default_factory=dict)
+    props: dict = field(default_factory=dict)
+    id_way: Way | None = None
+
+
+async def identify(connection: Connection, served_model: str | None) -> Found:
+    """Find out what runs at an address.
+
+    Args:
+        connection: The connection to it.
+        served_model: The model to use there; None if it has only one.
+
+    Raises:
+        ServerError: It does not answer, or refuses the key.
+        BackendError: It does not have the model.
+    """
+    entry = _entry(await connection.get(f'{connection.url}/models'), connection.url, served_model)
+    questions = Questions(connection, entry['id'])
+    props = await _try_get(connection, '/props')
+    props = props if 'default_generation_settings' in props else {}
+    kind = await _kind(questions, entry, props)
+    slots = props.get('total_slots')
+    can = Capabilities(
+        entry['id'],
+        kind,
+        context_length=_context_length(entry, props),
+        slots=slots if isinstance(slots, int) and slots > 0 else None,
+        options=_OPTIONS.get(kind, {}),
+        continues=_CONTINUES.get(kind),
+    )
+    return Found(can, entry, props, await _id_way(questions))
+
+
+def _entry(listing: Any, url: str, served_model: str | None) -> dict:
+    data = listing.get('data') if isinstance(listing, Mapping) else None
+    data = data if isinstance(data, list) else []
+    entries = [each for each in data if isinstance(each, dict) and isinstance(each.get('id'), str)]
+    names = ', '.join(printable(entry['id']) for entry in entries[:20]) or 'none'
+    if served_model is not None:
+        for entry in entries:
+            if entry['id'] == served_model:
+                return entry
+        raise BackendError(f'served_model={shown(served_model)} is not valid: {url} has {names}')
+    if len(entries) != 1:
+        raise BackendError(f'{url} has {len(entries)} models: set served_model to one of {names}')
+    return entries[0]
+
+
+async def _try_get(connection: Connection, path: str) -> dict:
+    try:
+        data = await connection.get(f'{connection.root}{path}')
+    except ServerError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+async def _kind(questions: Questions, entry: dict, props: dict) -> str:
+    owner = str(entry.get('owned_by', '')).lower()
+    if props or owner == 'llamacpp':
+        return 'llama.cpp'
+    if owner in ('vllm', 'sglang'):
+        return {'vllm': 'vLLM', 'sglang': 'SGLang'}[owner]
+    if 'version' in await _try_get(questions.connection, '/version'):
+        return 'vLLM'
+    try:
+        await questions.after_message({'nanochat_probe': 1})
+    except Rejected as error:  # transformers refuses unknown fields, and names them
+        return 'transformers' if error.status == 422 and 'nanochat_probe' in str(error) else 'unknown'
+    except ServerError:
+        pass
+    return 'unknown'
+
+
+def _context_length(entry: dict, props: dict) -> int | None:
+    settings, meta = props.get('default_generation_settings'), entry.get('meta')
+    found = [
+        entry.get('max_model_len'),
+        settings.get('n_ctx') if isinstance(settings, dict) else None,
+        meta.get('n_ctx') if isinstance(meta, dict) else None,
+    ]
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+async def _id_way(questions: Questions) -> Way | None:
+    try:
+        if first_choice(await questions.after_ids([_SOME_ID], {})).get('token_ids'):
+            return Way.IDS
+    except ServerError:
+        pass
+    try:
+        if isinstance((await questions.native([_SOME_ID], {})).get('tokens'), list):
+            return Way.LLAMA_CPP
+    except (ServerError, AttributeError):
+        pass
+    return None

@@ -1,0 +1,274 @@
+"""Opens a model on servers: finds out what they can do, and chooses how to talk to them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ros2_nanochat.config import DEFAULT_CONTEXT, EngineConfig, ModelConfig
+from ros2_nanochat.errors import BackendError, one_line, printable
+from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.remote import message_vocabulary
+from ros2_nanochat.remote.attempts import Settings
+from ros2_nanochat.remote.background import Background
+from ros2_nanochat.remote.capabilities import Capabilities, Way
+from ros2_nanochat.remote.connection import Connection, check_address
+from ros2_nanochat.remote.engine import RemoteEngine
+from ros2_nanochat.remote.failures import ServerError
+from ros2_nanochat.remote.identify import Found, identify
+from ros2_nanochat.remote.pool import Pool
+from ros2_nanochat.remote.probe import Prober, takes_pictures
+from ros2_nanochat.remote.questions import Questions
+from ros2_nanochat.remote.server import Server
+from ros2_nanochat.remote.text import MessageText, RemoteText
+from ros2_nanochat.remote.tokens import Vocabulary, from_files, from_llama_cpp, tokenizer_folder
+
+_log = logging.getLogger(__name__)
+_ASK_SECONDS = 30.0
+
+
+@dataclass
+class OpenedServers:
+    """A model on servers, opened.
+
+    Attributes:
+        text: The text side of the model.
+        engine: Runs requests.
+        vision: Prepares pictures; None if the servers take none.
+    """
+
+    text: RemoteText
+    engine: RemoteEngine
+    vision: Any
+
+
+class Opening:
+    """Opens the servers that a config names. `abort` ends it from another thread.
+
+    Args:
+        config: The options; `model` has the addresses, with commas between them.
+        engine: The options of the engine.
+        open_model: Opens a local model; called with `config` and `engine`.
+    """
+
+    def __init__(self, config: ModelConfig, engine: EngineConfig, open_model: Callable[..., Any]):
+        self._config, self._engine_config, self._open_model = config, engine, open_model
+        urls = [url.strip() for url in (config.model or '').split(',') if url.strip()]
+        if not urls:
+            raise ValueError('api=openai needs the address of a server: model=http://host:8000/v1')
+        self._urls = list(dict.fromkeys(map(check_address, urls)))
+        self._key = read_key(config)
+        self._background = Background()
+        self._pool = Pool(
+            [Server(Connection(url, self._key, config.connect_timeout), self._prepare) for url in self._urls]
+        )
+        self._exploring = asyncio.Lock()
+        self._found: Found | None = None
+        self._reference: Capabilities | None = None
+        self._vocabulary: Vocabulary | None = None
+
+    def abort(self) -> None:
+        """End the opening."""
+        self._background.close()
+
+    def open(self) -> OpenedServers:
+        """Ask the servers.
+
+        Raises:
+            BackendError: None of them works.
+            ValueError: An option is not valid for them.
+        """
+        if self._key and any(url.startswith('http://') and not _is_here(url) for url in self._urls):
+            _log.warning('the key goes over the network without encryption: use an address with https://')
+        try:
+            self._background.run(self._pool.check_all())
+            if self._reference is None or self._found is None:
+                raise BackendError('; '.join(server.reason for server in self._pool.servers))
+            text = self._text(self._found, self._reference)
+            fallback = self._open_fallback()
+        except BaseException:
+            self._background.close()
+            raise
+        for server in self._pool.servers:
+            if not server.works:
+                _log.warning('%s is not used until it works: %s', server.url, server.reason)
+        can, config = self._reference, self._config
+        _log.info('%s: %s', self._found.can.model, can.described())
+        for note in can.notes:
+            _log.info('%s', note)
+        settings = Settings(
+            config.first_token_timeout, config.silence_timeout, config.resume_replies, self._salt()
+        )
+        engine = RemoteEngine(
+            self._background,
+            self._pool,
+            text,
+            settings,
+            self._engine_config.max_queued_requests,
+            fallback,
+        )
+        return OpenedServers(text, engine, _pictures() if can.images else None)
+
+    def _open_fallback(self) -> Any:
+        config = self._config
+        if config.fallback is None:
+            return None
+        kept = {name: getattr(config, name) for name in ('api_token', 'threads', 'gpu_layers', 'device')}
+        local = ModelConfig(model=None if config.fallback == 'embedded' else config.fallback, **kept)
+        return self._open_model(config=local, engine=self._engine_config)
+
+    def _salt(self) -> str:
+        """Lets all who have the key share cached prefixes, and nobody else."""
+        return hashlib.sha256(f'nanochat {self._key}'.encode()).hexdigest()[:32] if self._key else ''
+
+    # --- on the loop's thread ---
+
+    async def _prepare(self, server: Server) -> Capabilities:
+        """Find out what a server can do, and whether it fits those that were asked before."""
+        connection = server.connection
+        found = await identify(connection, self._config.served_model)
+        async with self._exploring:  # one server is asked for all of them
+            if self._reference is None:
+                self._reference = await self._explore(connection, found)
+        return self._like_the_others(found)
+
+    async def _explore(self, connection: Connection, found: Found) -> Capabilities:
+        questions = Questions(connection, found.can.model)
+        images = _llama_cpp_sees(found) if found.props else await takes_pictures(questions)
+        found.can = replace(found.can, images=images)
+        way, vocabulary, note = await self._choose_way(connection, found)
+        ids = vocabulary.some_ids if vocabulary is not None else []
+        can = await Prober(questions, way, ids).explore(found.can)
+        if way.takes_ids and can.images:
+            can = replace(can, images=False).noting('pictures need server_input: messages')
+        if note:
+            can = can.noting(note)
+        self._found, self._vocabulary = found, vocabulary
+        return can
+
+    def _like_the_others(self, found: Found) -> Capabilities:
+        reference = self._reference
+        assert reference is not None
+        if found.can.kind != reference.kind or (
+            reference.way.takes_ids and found.id_way is not reference.way
+        ):
+            raise BackendError(
+                f'{found.can.kind} does not fit {reference.kind}: the servers of a fleet have to be of one'
+                ' kind'
+            )
+        return replace(reference, model=found.can.model, slots=found.can.slots)
+
+    async def _choose_way(self, connection: Connection, found: Found) -> tuple[Way, Vocabulary | None, str]:
+        wanted = self._config.server_input
+        note = ''
+        if wanted != 'messages' and (wanted == 'ids' or not found.can.images):
+            if found.id_way is None:
+                note = f'{found.can.kind} takes no token ids'
+            else:
+                vocabulary, note = await self._find_vocabulary(connection, found)
+                if vocabulary is not None:
+                    return found.id_way, vocabulary, ''
+            if wanted == 'ids':
+                raise BackendError(f'server_input=ids is not possible: {note}')
+        return Way.MESSAGES, None, f'it is talked to in messages: {note}' if note else ''
+
+    async def _find_vocabulary(self, connection: Connection, found: Found) -> tuple[Vocabulary | None, str]:
+        note = 'set tokenizer to the folder or hub name of the model, to talk in ids'
+        if folder := tokenizer_folder(self._config, found.entry):
+            vocabulary, note = await from_files(folder, connection, found.can.model)
+            if vocabulary is not None:
+                return vocabulary, ''
+        if found.can.kind == 'llama.cpp':
+            return await from_llama_cpp(connection, found, self.ask)
+        return None, note
+
+    # --- the text side ---
+
+    def _text(self, found: Found, can: Capabilities) -> RemoteText:
+        asked, there = self._config.max_context_len, can.context_length
+        if asked is not None and there is not None and asked > there:
+            raise ValueError(f'max_context_len={asked} is not valid: the server holds {there} tokens')
+        name = printable(os.path.basename(can.model).removesuffix('.gguf') or can.model)
+        facts: dict[str, Any] = {
+            'vocab_size': message_vocabulary.VOCAB_SIZE,
+            'eos_token_ids': frozenset({message_vocabulary.END_ID}),
+            'special_tokens': message_vocabulary.SPECIAL_TOKENS,
+            'chat_template': message_vocabulary.TEMPLATE,
+        }
+        if self._vocabulary is not None:
+            facts = self._vocabulary.facts
+        context = asked or there or DEFAULT_CONTEXT
+        info = ModelInfo(
+            name=name,
+            api='openai',
+            architecture=can.kind,
+            path=self._urls[0],
+            context_length=context,
+            train_context_length=there or context,
+            embedding_size=1,
+            takes_embeddings=can.images,
+            **facts,
+        )
+        return MessageText(info) if self._vocabulary is None else self._vocabulary.make(info)
+
+    def ask(self, path: str, body: dict) -> Any:
+        """Ask any server that works; for threads other than the loop's.
+
+        Raises:
+            BackendError: None of them answers.
+        """
+        return self._background.run(self._ask(path, body), _ASK_SECONDS)
+
+    async def _ask(self, path: str, body: dict) -> Any:
+        reason = 'no server works'
+        for server in sorted(self._pool.servers, key=lambda each: each.running):
+            if server.works:
+                try:
+                    return await server.connection.post(f'{server.connection.root}{path}', body, _ASK_SECONDS)
+                except ServerError as error:
+                    reason = one_line(error)
+        raise BackendError(reason)
+
+
+def _llama_cpp_sees(found: Found) -> bool:
+    modalities = found.props.get('modalities')
+    return isinstance(modalities, dict) and bool(modalities.get('vision'))
+
+
+def _pictures() -> Any:
+    from ros2_nanochat.remote.pictures import PictureEncoder
+
+    return PictureEncoder()
+
+
+def _is_here(url: str) -> bool:
+    return any(url.startswith(f'http://{name}') for name in ('localhost', '127.', '[::1]'))
+
+
+def read_key(config: ModelConfig, environment: Callable[[str], str | None] = os.environ.get) -> str | None:
+    """Return the key of the API: what the file `api_key_file` holds, else `$OPENAI_API_KEY`; None if neither
+    is there.
+
+    Raises:
+        ValueError: The file cannot be read, or the key cannot be sent.
+    """
+    where = '$OPENAI_API_KEY'
+    key = environment('OPENAI_API_KEY') or ''
+    if config.api_key_file is not None:
+        where = f'api_key_file={config.api_key_file!r}'
+        try:
+            with open(os.path.expanduser(config.api_key_file), encoding='ascii', errors='replace') as file:
+                key = file.read(1 << 16)
+        except OSError as error:
+            raise ValueError(f'{where} cannot be read: {error.strerror}') from None
+    key = key.strip()
+    if not key and config.api_key_file is not None:
+        raise ValueError(f'{where} is empty: the key of the API')
+    if not (key.isascii() and key.isprintable()) or ' ' in key:
+        raise ValueError(f'{where} holds no key: one word of ASCII characters')
+    return key or None

@@ -1,0 +1,228 @@
+"""One reply that a server writes: takes the pieces of its stream, and passes on text and ids.
+
+Runs on the loop's thread; knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+
+from ros2_nanochat.engine.metrics import Metrics
+from ros2_nanochat.engine.reply_text import TextDelta
+from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.prompt import Preceding
+from ros2_nanochat.remote.dialect import Piece
+from ros2_nanochat.remote.message_vocabulary import IDS, THINK_END, THINK_START, encode
+from ros2_nanochat.remote.text import FedDetokenizer, MessageText, RemoteText, ServerText
+from ros2_nanochat.states import FinishReason
+
+
+class RemoteReply:
+    """A reply in progress.
+
+    Args:
+        request: The request; this object writes its progress.
+        text: The text side of the model.
+        metrics: Counts tokens and times.
+    """
+
+    def __init__(self, request: Request, text: RemoteText, metrics: Metrics):
+        self.request = request
+        self._progress = request.progress
+        self._text = text
+        self._metrics = metrics
+        self._thinks = False
+        self._before = 0  # ids that earlier attempts gave
+        self._reason: FinishReason | None = None
+        self._closes = False  # the end was found here: the server would go on
+        self.server_finished = False
+        """Whether the server said that the reply is complete."""
+        request.progress.reused = None
+        if isinstance(text, MessageText):
+            request.progress.prompt_tokens = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was delivered."""
+        return bool(self._progress.new_ids)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the server said that the reply is complete, or a stop was found in it."""
+        return self._reason is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the reader was told the end."""
+        return self.request.signals.ended.is_set()
+
+    def start(self, served_by: str) -> None:
+        """Note that a server begins with it."""
+        progress = self._progress
+        self._before = len(progress.new_ids)
+        progress.served_by = served_by
+        if progress.started is None:
+            progress.started = progress.mark('started')
+            self._metrics.observe('queue_wait', progress.started - self.request.asked.submitted)
+
+    def take(self, piece: Piece, figures_follow: bool) -> bool:
+        """Take one piece.
+
+        Args:
+            piece: What an event said.
+            figures_follow: The server sends figures after the end of the text.
+
+        Returns:
+            Whether nothing more is needed from the server.
+        """
+        self._take_figures(piece)
+        if not self.complete and (piece.text or piece.ids or piece.reasoning):
+            self._note_token()
+            if self.request.asked.config.max_new_tokens == 0:  # only the prompt was requested
+                self._reason, self._closes = FinishReason.LENGTH, True
+            elif isinstance(self._text, MessageText):
+                self._take_text(piece)
+            else:
+                self._take_ids(piece)
+        elif self.complete and (piece.text or piece.ids):
+            self._closes = True  # it does not know that this is the end
+        if not self.complete and self._progress.text.stopped:
+            self._reason, self._closes = FinishReason.STOP, True
+        if piece.finish:
+            self.server_finished = True
+            self._reason = self._reason or FinishReason(piece.finish)
+        if not self.server_finished:
+            return self._closes
+        return not figures_follow or piece.prompt_tokens is not None
+
+    def _take_figures(self, piece: Piece) -> None:
+        progress = self._progress
+        if piece.prompt_tokens is not None:
+            if isinstance(self._text, MessageText):
+                progress.prompt_tokens = piece.prompt_tokens
+            if piece.reused_tokens is not None:
+                progress.reused = min(piece.reused_tokens, piece.prompt_tokens)
+                self._metrics.count('reused_tokens', progress.reused)
+            self._metrics.count('prompt_tokens', piece.prompt_tokens)
+            self._metrics.count('prefilled_tokens', piece.prompt_tokens - (progress.reused or 0))
+
+    def _note_token(self) -> None:
+        progress, now = self._progress, time.monotonic()
+        if progress.last_token is None:
+            progress.first_token = now
+            progress.trace.append(('first_token', now))
+            self._metrics.observe('time_to_first_token', now - self.request.asked.submitted)
+        else:
+            self._metrics.observe('time_per_token', now - progress.last_token)
+        progress.last_token = now
+
+    def _take_text(self, piece: Piece) -> None:
+        ids: list[int] = []
+        if piece.reasoning:
+            if not self._thinks:
+                self._thinks = True
+                ids.append(IDS[THINK_START])
+            ids += encode(piece.reasoning)
+        if piece.text:
+            if self._thinks:
+                self._thinks = False
+                ids.append(IDS[THINK_END])
+            ids += encode(piece.text)
+        self._put(ids)
+
+    def _take_ids(self, piece: Piece) -> None:
+        progress, asked = self._progress, self.request.asked
+        ids = list(piece.ids)
+        end = next((n for n, token_id in enumerate(ids) if token_id in asked.end_ids), None)
+        if end is not None:
+            self._closes = ids[end] not in self._text.info.eos_token_ids
+            ids = ids[:end]
+            self._reason = FinishReason.STOP
+        known = len(progress.new_ids) - self._before
+        if piece.num_ids is not None and piece.ids and piece.num_ids > known + len(piece.ids):
+            found = self._recovered(piece.text, ids, piece.num_ids - known)
+            if found is None:
+                progress.text.lose_ids()
+                self._before -= piece.num_ids - known - len(piece.ids)
+            else:
+                ids = found
+        detokenizer = progress.text.detokenizer
+        assert isinstance(detokenizer, FedDetokenizer)
+        if ids:
+            detokenizer.feed(piece.text, len(ids), [i in self._text.special_ids for i in ids])
+            self._put(ids)
+        elif piece.text:
+            detokenizer.feed_rest(piece.text)
+
+    def _recovered(self, text: str, ids: list[int], count: int) -> list[int] | None:
+        """The ids of a character that llama.cpp gave in one piece with only its last id; None if unknown."""
+        if isinstance(self._text, ServerText):
+            return None  # asking the server would hold up all streams
+        spelled = self._text.tokenize(text, preceding=Preceding.TEXT)
+        return spelled if len(spelled) == count and spelled[-len(ids) :] == ids else None
+
+    def _put(self, ids: list[int]) -> None:
+        progress, output = self._progress, self.request.signals.output
+        for token_id in ids:
+            progress.new_ids.append(token_id)
+            progress.entries.append(token_id)
+            for delta in progress.text.add(token_id):
+                output.put(delta)
+            self._metrics.counters['generated_tokens'] += 1
+            if progress.text.stopped:
+                return
+
+    def pass_on(self, delta: TextDelta, ids: list[int]) -> None:
+        """Pass on text that another model wrote, with its ids."""
+        progress = self._progress
+        self._note_token()
+        if not isinstance(self._text, ServerText):
+            ids = list(self._text.tokenize(delta.text, preceding=Preceding.TEXT))
+        progress.new_ids += ids
+        self.request.signals.output.put(TextDelta(delta.text, len(progress.new_ids), False, delta.reasoning))
+
+    # --- ending ---
+
+    def finish_complete(self) -> None:
+        """End a complete reply. An answer that is not in its form is an error."""
+        reason = self._reason or FinishReason.STOP
+        progress = self._progress
+        form = progress.form
+        if reason is FinishReason.STOP and form is not None:
+            rest = [*progress.text.flush()]
+            for delta in rest:
+                self.request.signals.output.put(delta)
+            if not form.matches(progress.text.answer):
+                self.finish(
+                    FinishReason.ERROR,
+                    f'{progress.served_by} answered in another form than response_format asks for: check its'
+                    ' structured outputs',
+                )
+                return
+        self.finish(reason)
+
+    def finish(self, reason: FinishReason, detail: str | None = None) -> None:
+        """End the reply: its last text goes out. Only the first call has an effect.
+
+        Args:
+            reason: Why it ends.
+            detail: What was wrong and what to do, if something was.
+        """
+        if self.ended:
+            return
+        request, progress = self.request, self._progress
+        request.signals.ended.set()
+        progress.mark(reason)
+        for delta in progress.text.flush():
+            request.signals.output.put(delta)
+        count, exact = progress.text.given(len(progress.new_ids))
+        self._metrics.count(f'finished_{reason}')
+        request.signals.output.put(End(reason, count, exact, detail, progress.text.num_partial))
+
+    def finish_as(self, reason: FinishReason, detail: str | None) -> None:
+        """End a reply whose text came through `pass_on`."""
+        if not self.ended:
+            self.request.signals.ended.set()
+            self._progress.mark(reason)
+            self._metrics.count(f'finished_{reason}')
+            self.request.signals.output.put(End(reason, len(self._progress.new_ids), False, detail))

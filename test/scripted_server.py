@@ -1,0 +1,290 @@
+"""A small server with OpenAI's API that does what a test tells it: answers, and every way to break.
+
+It speaks HTTP/1.1 on 127.0.0.1 in a thread of its own. Its replies are words that follow from the prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+
+MODEL = 'scripted'
+IDLE_SECONDS = 5.0
+
+
+class ScriptedServer:
+    """One server.
+
+    Args:
+        port: Where it listens; 0 chooses a free port.
+        kind: `vllm` (takes ids and priorities) or `plain` (only messages).
+        delay: Seconds between two words of a reply.
+        words: Words of a reply to messages: `You said: ` and the last message, then numbers up to this many.
+        context: Tokens that it says it holds.
+        key: The key that it asks for, or None.
+        ssl: Context for TLS, or None.
+
+    Attributes:
+        faults: What the next replies do instead of answering, in order; see `_fault`.
+        requests: `(headers, body)` of all requests for replies.
+        open_streams: Replies that are being written.
+        most_open: The most that were at once.
+    """
+
+    def __init__(self, port=0, kind='plain', delay=0.0, words=8, context=4096, key=None, ssl=None):
+        self.kind, self.delay, self.words, self.context, self.key, self._ssl = (
+            kind,
+            delay,
+            words,
+            context,
+            key,
+            ssl,
+        )
+        self.faults: list = []
+        self.always: str | None = None
+        self.requests: list = []
+        self.open_streams = self.most_open = self.dropped = 0
+        self.follows_forms = True
+        self.sees = False
+        self.one_at_a_time = False
+        self.port = port
+        self.start()
+
+    def start(self):
+        """Listen (again)."""
+        self._loop = asyncio.new_event_loop()
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
+        self._thread.start()
+        assert started.wait(10)
+
+    def _run(self, started):
+        asyncio.set_event_loop(self._loop)
+        self._server = self._loop.run_until_complete(
+            asyncio.start_server(self._client, '127.0.0.1', self.port, ssl=self._ssl)
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        started.set()
+        self._loop.run_forever()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        with contextlib.suppress(Exception):
+            self._loop.run_until_complete(asyncio.sleep(0.01))
+        self._loop.close()
+
+    def stop(self):
+        """Stop at once: all connections break."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._abort)
+            self._thread.join(10)
+
+    def _abort(self):
+        self._server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.call_later(0.02, self._loop.stop)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    @property
+    def url(self):
+        return f'{"https" if self._ssl else "http"}://127.0.0.1:{self.port}/v1'
+
+    # --- HTTP ---
+
+    async def _client(self, reader, writer):
+        try:
+            while await self._request(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            with contextlib.suppress(Exception):
+                writer.transport.abort()
+
+    async def _request(self, reader, writer):
+        line = await reader.readline()
+        if not line:
+            return False
+        method, path, _ = line.decode().split(' ', 2)
+        headers = {}
+        while (line := await reader.readline()).strip():
+            name, _, value = line.decode().partition(':')
+            headers[name.strip().lower()] = value.strip()
+        body = json.loads(await reader.readexactly(int(headers.get('content-length', 0))) or b'null')
+        if self.key is not None and headers.get('authorization') != f'Bearer {self.key}':
+            return self._answer(writer, 401, {'error': {'message': 'Invalid API key'}})
+        if method == 'GET':
+            return self._get(writer, path)
+        self.requests.append((headers, body))
+        fault = self.always or (self.faults.pop(0) if self.faults and body.get('stream') else None)
+        if path == '/tokenize' and self.kind == 'vllm':
+            return self._answer(writer, 200, {'tokens': [b + 3 for b in body['prompt'].encode()]})
+        known = ('/v1/completions', '/v1/chat/completions')
+        if path not in known or (path == '/v1/completions' and self.kind != 'vllm'):
+            return self._answer(writer, 404, {'detail': 'Not Found'})
+        if fault is not None and self._refuse(writer, fault):
+            return True
+        if not body.get('stream'):
+            return self._answer(writer, 200, self._whole(body))
+        if self.one_at_a_time and self.open_streams:
+            return self._answer(writer, 503, {'error': 'busy'}, ['Retry-After: 0.1'])
+        return await self._stream(reader, writer, body, fault)
+
+    def _get(self, writer, path):
+        if path == '/v1/models':
+            entry = {'id': MODEL, 'owned_by': self.kind, 'max_model_len': self.context}
+            return self._answer(writer, 200, {'object': 'list', 'data': [entry]})
+        return self._answer(writer, 404, {'detail': 'Not Found'})
+
+    def _answer(self, writer, status, data, headers=(), kind='application/json'):
+        content = data if isinstance(data, bytes) else json.dumps(data).encode()
+        lines = [f'HTTP/1.1 {status} X', f'Content-Type: {kind}', f'Content-Length: {len(content)}', *headers]
+        writer.write('\r\n'.join(lines).encode() + b'\r\n\r\n' + content)
+        return True
+
+    def _refuse(self, writer, fault):
+        if fault == '401':
+            return self._answer(writer, 401, {'error': {'message': 'Invalid API key'}})
+        if fault == '404':
+            return self._answer(writer, 404, {'error': {'message': 'The model `x` does not exist.'}})
+        if fault == '429':
+            return self._answer(writer, 429, {'error': 'too many'}, ['Retry-After: 0.2'])
+        if fault == '500':
+            return self._answer(writer, 500, {'error': {'message': 'out of memory'}})
+        if fault == 'html':
+            page = b'<html><head><title>502 Bad Gateway</title></head></html>'
+            return self._answer(writer, 502, page, kind='text/html')
+        if fault == 'redirect':
+            return self._answer(writer, 307, b'', ['Location: http://198.51.100.7/v1/chat/completions'])
+        return False
+
+    # --- replies ---
+
+    def _pieces(self, body):
+        """`(text, ids)` of the reply, piece by piece."""
+        if 'messages' in body:
+            said = body['messages'][-1]['content']
+            said = said if isinstance(said, str) else ' '.join(p.get('text', '') for p in said)
+            words = ['You', ' said:', *[f' {word}' for word in said.split()]]
+            words += [f' {n}' for n in range(len(words), self.words)]
+            return [(word, None) for word in words]
+        prompt = ''.join(chr(i - 3) if i >= 3 else f'<{i}>' for i in body['prompt'])
+        story = ''.join(f'word {n}, ' for n in range(self.words))
+        done = len(prompt.rpartition('<2>')[2])
+        return [(char, [ord(char) + 3]) for char in story[done:]] + [('', [1])]
+
+    def _num_prompt(self, body):
+        return 20 + 256 * (self.sees and 'image_url' in json.dumps(body.get('messages', '')))
+
+    def _formed(self, body):
+        asked = body.get('structured_outputs') or {}
+        if not self.follows_forms or not asked:
+            return None
+        if 'choice' in asked:
+            return asked['choice'][0]
+        if 'json' in asked:
+            names = asked['json'].get('required') or []
+            return json.dumps(dict.fromkeys(names, True))
+        return 'zq7x1'
+
+    def _whole(self, body):
+        pieces = self._pieces(body)[: body.get('max_tokens', 100)]
+        text = self._formed(body) or ''.join(text for text, _ in pieces)
+        choice = {'index': 0, 'finish_reason': 'length', 'text': text, 'message': {'content': text}}
+        if 'prompt' in body and body.get('return_token_ids'):
+            choice['token_ids'] = [i for _, ids in pieces for i in ids or []]
+        usage = {'prompt_tokens': self._num_prompt(body), 'completion_tokens': len(pieces)}
+        return {'choices': [choice], 'usage': usage}
+
+    def _event(self, body, text, ids, finish=None):
+        choice = {'index': 0, 'finish_reason': finish}
+        if 'messages' in body:
+            choice['delta'] = {'content': text}
+        else:
+            choice.update(text=text, token_ids=ids)
+        return {'choices': [choice]}
+
+    async def _stream(self, reader, writer, body, fault):
+        if fault == 'silent':
+            await asyncio.sleep(60)
+        writer.write(
+            b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n'
+        )
+        self.open_streams += 1
+        self.most_open = max(self.most_open, self.open_streams)
+        gone = asyncio.ensure_future(reader.read(1))  # ends when the client leaves
+        try:
+            ended = await self._write(writer, body, fault, gone)
+        finally:
+            self.open_streams -= 1
+            if gone.done():
+                self.dropped += 1
+            gone.cancel()
+        if not ended:
+            writer.transport.abort()
+            return False
+        writer.write(b'0\r\n\r\n')
+        # The read above may not be resumed; a new connection is cheap enough here.
+        await writer.drain()
+        writer.close()
+        return False
+
+    async def _write(self, writer, body, fault, gone):
+        def chunk(data):
+            writer.write(f'{len(data):x}\r\n'.encode() + data + b'\r\n')
+
+        def send(event):
+            chunk(b'data: ' + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b'\n\n')
+
+        pieces = self._pieces(body)
+        if formed := self._formed(body):
+            pieces = [(char, None) for char in formed]
+        limit = body.get('max_tokens', 1000)
+        finish = 'length' if len(pieces) > limit else 'stop'
+        for number, (text, ids) in enumerate(pieces[:limit]):
+            if self.delay:
+                await asyncio.wait({gone}, timeout=self.delay)
+            if gone.done():
+                return False
+            if fault and number == 2:
+                if fault == 'cut':
+                    return False
+                if fault == 'half_line':
+                    chunk(b'data: {"choices": [{"del')
+                    return True
+                if fault == 'wrong_json':
+                    send(b'{"choices": [}')
+                if fault == 'not_object':
+                    send(b'[1, 2]')
+                if fault == 'error_event':
+                    send({'error': {'message': 'the engine died', 'code': 500}})
+                    send(b'[DONE]')
+                    return True
+                if fault == 'no_finish':
+                    send(b'[DONE]')
+                    return True
+                if fault == 'end':
+                    return True
+                if fault == 'pause':
+                    await asyncio.wait({gone}, timeout=30)
+                if fault == 'huge':
+                    for _ in range(200):
+                        chunk(b'data: ' + b'x' * (1 << 20))
+                        await writer.drain()
+                        if gone.done():
+                            return False
+            send(self._event(body, text, ids))
+            await writer.drain()
+        send(self._event(body, '', [], finish))
+        if (body.get('stream_options') or {}).get('include_usage'):
+            usage = {'prompt_tokens': self._num_prompt(body), 'completion_tokens': min(len(pieces), limit)}
+            send({'choices': [], 'usage': usage})
+        send(b'[DONE]')
+        return True

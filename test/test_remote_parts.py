@@ -1,0 +1,142 @@
+"""The parts of what talks to servers, each by itself: events, grammars, the vocabulary for messages."""
+
+from __future__ import annotations
+
+import random
+import re
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ros2_nanochat.answer.response_format import ResponseFormat
+from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.prompt import Prompt
+from ros2_nanochat.remote import gbnf, message_vocabulary
+from ros2_nanochat.remote.capabilities import Capabilities, Way
+from ros2_nanochat.remote.failures import Overloaded, Rejected, Unavailable, error_of
+from ros2_nanochat.remote.forms import TextVocabulary
+from ros2_nanochat.remote.sampling import sampling, without_effect
+from ros2_nanochat.remote.sse import MAX_EVENT, EventReader
+
+
+@given(st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\r\n')), min_size=1), st.data())
+@settings(deadline=None, max_examples=100)
+def test_events_arrive_whole_however_the_bytes_are_cut(texts, data):
+    end = data.draw(st.sampled_from((b'\n', b'\r\n', b'\r')))
+    stream = b''.join(b': comment' + end + b'data: ' + text.encode() + end + end for text in texts)
+    reader, events, at = EventReader(), [], 0
+    while at < len(stream):
+        size = data.draw(st.integers(1, 40))
+        events += reader.feed(stream[at : at + size])
+        at += size
+    events += reader.feed(b'\n\n')
+    assert [event.decode() for event in events] == texts
+
+
+def test_an_event_without_end_is_refused():
+    reader = EventReader()
+    with pytest.raises(ValueError, match='bytes'):
+        for _ in range(2 + MAX_EVENT // (1 << 20)):
+            reader.feed(b'x' * (1 << 20))
+
+
+def matcher_of(grammar):
+    from ros2_nanochat.answer.grammars import from_gbnf
+
+    info = SimpleNamespace(special_tokens=())
+    form = ResponseFormat('grammar', from_gbnf(grammar, 'test'))
+    return TextVocabulary(info).matcher(form, None)
+
+
+PATTERNS = [
+    '[0-9]{1,3}',
+    '(yes|no)( please)?',
+    r'\d+\.\d{2}',
+    r'[^a-z\]\-]x*',
+    'a"b\\\\c',
+    '.{2}',
+    'é[à-ü]+',
+    r'^ab?$',
+]
+
+
+@pytest.mark.parametrize('pattern', PATTERNS)
+def test_a_regular_expression_and_its_grammar_accept_the_same_texts(pattern):
+    pytest.importorskip('llguidance')
+    matcher = matcher_of(gbnf.from_regex(pattern))
+    rng, letters = random.Random(pattern), 'ab"\\cxyz019.- éàü]yesno pla'
+    texts = ['yes', 'no please', '12', '1234', '3.14', 'a"b\\c', 'éàü', 'ab', 'a', ']', 'Ax', 'xx', '']
+    texts += [''.join(rng.choices(letters, k=rng.randint(1, 4))) for _ in range(200)]
+    for text in texts:
+        if text:
+            assert matcher.matches(text) == bool(re.fullmatch(pattern, text)), text
+
+
+def test_a_choice_with_any_characters_is_a_grammar():
+    pytest.importorskip('llguidance')
+    texts = ['say "hi"', 'a\\b', 'naïve\n', '世界 😀', 'x']
+    matcher = matcher_of(gbnf.from_choice(texts))
+    assert all(matcher.matches(text) for text in texts) and not matcher.matches('say hi')
+
+
+@pytest.mark.parametrize('pattern', [r'(a)\1', r'(?=a)b', r'a\b'])
+def test_an_expression_without_grammar_says_so(pattern):
+    with pytest.raises(ValueError, match='regular expression uses'):
+        gbnf.from_regex(pattern)
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_the_vocabulary_for_messages_spells_every_text(text):
+    text = text.encode('utf-8', 'replace').decode()
+    ids = message_vocabulary.tokenize(text)
+    assert message_vocabulary.text_of(ids) == text and all(
+        0 <= i < message_vocabulary.VOCAB_SIZE for i in ids
+    )
+    detokenizer = message_vocabulary.MessageDetokenizer()
+    assert ''.join([detokenizer.add(i) for i in ids]) + detokenizer.flush() == text
+    assert message_vocabulary.tokenize('<|nanochat_user|>' + text.replace('<', ''), special=True)[0] == 1
+
+
+def test_a_prompt_becomes_its_messages_again():
+    ids = message_vocabulary.tokenize(
+        '<|nanochat_system|>a<|nanochat_end|><|nanochat_user|>b<|nanochat_end|><|nanochat_assistant|>c',
+        special=True,
+    )
+    found = message_vocabulary.messages(Prompt.join([ids]))
+    assert [(each.role, ''.join(each.parts), each.is_open) for each in found] == [
+        ('system', 'a', False),
+        ('user', 'b', False),
+        ('assistant', 'c', True),
+    ]
+
+
+@pytest.mark.parametrize(
+    'status, headers, body, kind, words',
+    [
+        (429, {'retry-after': '2'}, b'{"error": "slow"}', Overloaded, 'slow'),
+        (503, {'retry-after': 'Wed, 21 Oct 2026 07:28:00 GMT'}, b'', Overloaded, '503'),
+        (503, {}, b'<html><title>Down\x1b[31m</title>', Unavailable, 'Down'),
+        (401, {}, b'{"detail": "no"}', Rejected, 'OPENAI_API_KEY'),
+        (404, {}, b'{"detail":"Not Found"}', Rejected, 'http://host:8000/v1'),
+        (400, {}, b'{"error": {"message": "too\\nlong"}}', Rejected, 'too long'),
+        (308, {'location': 'http://evil\n'}, b'', Rejected, 'not followed'),
+        (500, {}, b'\xff' * 9000, Unavailable, '500'),
+        (400, {}, b'[' * 100000, Rejected, '400'),
+    ],
+)
+def test_an_error_of_http_is_one_line_that_says_what_to_do(status, headers, body, kind, words):
+    error = error_of(status, headers, body, 'http://a/v1')
+    assert type(error) is kind and words in str(error)
+    assert '\n' not in str(error) and '\x1b' not in str(error) and len(str(error)) < 500
+
+
+def test_options_go_under_the_names_of_the_server_and_those_without_effect_are_known():
+    can = Capabilities('m', way=Way.IDS, options={'temperature': 't', 'repetition_penalty': 'repeat_penalty'})
+    config = GenerationConfig(do_sample=True, temperature=0.5, top_k=5, repetition_penalty=1.2, seed=4)
+    assert sampling(config, can) == {'t': 0.5, 'repeat_penalty': 1.2}
+    assert without_effect(config, can) == ['top_p', 'top_k', 'seed']
+    assert sampling(GenerationConfig(), can) == {'t': 0.0, 'repeat_penalty': 1.0}
+    assert without_effect(GenerationConfig(), can) == []

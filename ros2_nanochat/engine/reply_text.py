@@ -78,7 +78,7 @@ class ReplyText:
         self._ends: list[int] = []  # after each id: number of characters spelled so far
         self._whole: list[bool] = []  # after each id: whether the text ends with a whole character
         self._begun = False  # whether the answer has begun; a mark spelled out in it belongs to it
-        self._mixed = False  # whether the ids spell more than the text: reasoning within it, half a character
+        self.mixed = False  # whether the ids spell more than the text: reasoning within it, half a character
         self.stopped = False
         """Whether a stop string was found; the reply ends before it."""
         self.num_reasoning = 0
@@ -95,7 +95,7 @@ class ReplyText:
         )
         if is_mark or begins_header or mark is not None:
             text, partial = self.detokenizer.flush_whole()
-            self._mixed = self._mixed or partial != 0  # the ids spell half a character more than the text has
+            self.mixed = self.mixed or partial != 0  # the ids spell half a character more than the text has
         else:
             text = self.detokenizer.add(token_id)
         text += mark or ''
@@ -112,15 +112,6 @@ class ReplyText:
         else:
             self._emit_marked(text, deltas)
         return deltas
-
-    @property
-    def spells_all(self) -> bool:
-        """Whether the ids so far spell whole characters and nothing but the text."""
-        return not self._mixed and not self.detokenizer.pending
-
-    def lose_ids(self) -> None:
-        """Note that ids are missing: those that there are do not spell the text."""
-        self._mixed = True
 
     def flush(self) -> list[TextDelta]:
         """End the reply; return the text that was held back. Part of a character is no text, and its ids are
@@ -193,7 +184,7 @@ class ReplyText:
             kept = num_tokens - self.num_partial
             spelled = self._ends[kept - 1] if kept else 0
             whole = not self.num_partial or spelled == self._ends[-1]
-            return kept, whole and not self._mixed
+            return kept, whole and not self.mixed
         return (self._last.num_tokens, self._last.exact) if self._last else (0, True)
 
     def _add_to_header(self, token_id: int, text: str, deltas: list[TextDelta]) -> None:
@@ -222,7 +213,7 @@ class ReplyText:
             self.num_reasoning = len(self._ends)
         else:
             self._label, self._label_held = self._marks.label if self._marks else '', ''
-            self._mixed = self._mixed or self._begun
+            self.mixed = self.mixed or self._begun
             if not self.stopped and (rest := self._stops.flush()):
                 deltas.append(self._delta(rest, behind))
         self._reasoning = not self._reasoning
@@ -301,7 +292,7 @@ class ReplyText:
             self._answer.append(text)
         given = self._ends[-1] - behind
         index = bisect.bisect_left(self._ends, given)
-        exact = self._ends[index] == given and self._whole[index] and not self._mixed
+        exact = self._ends[index] == given and self._whole[index] and not self.mixed
         num_tokens = index + 1 if exact else index
         while num_tokens and not self._whole[num_tokens - 1]:
             num_tokens -= 1

@@ -117,7 +117,8 @@ class Attempts:
             self._settings.resume
             and not isinstance(self._text, MessageText)
             and reply.request.progress.form is None
-            and reply.request.progress.text.spells_all
+            and not reply.request.progress.text.mixed
+            and not reply.request.progress.text.detokenizer.pending
         )
 
     async def _attempt(self, reply: RemoteReply, server: Server, session: str) -> None:

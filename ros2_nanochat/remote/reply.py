@@ -142,7 +142,7 @@ class RemoteReply:
         if piece.num_ids is not None and piece.ids and piece.num_ids > known + len(piece.ids):
             found = self._recovered(piece.text, ids, piece.num_ids - known)
             if found is None:
-                progress.text.lose_ids()
+                progress.text.mixed = True
                 self._before -= piece.num_ids - known - len(piece.ids)
             else:
                 ids = found

@@ -77,7 +77,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, metad
 
 
 @pytest.mark.parametrize(
-    'shape', [Shape(3, 64, 64), Shape(1, 128, 128), Shape(8, 256, 256), Shape(7, 80, 80)]
+    'shape', [Shape(3, 64, 64), Shape(1, 128, 128), Shape(8, 256, 256), Shape(7, 80, 80), Shape(128, 512, 512)]
 )
 def test_the_measurement_runs_in_any_shape_and_both_ways_take_time(shape):
     began = time.perf_counter()
@@ -94,6 +94,7 @@ def test_the_measurement_runs_in_any_shape_and_both_ways_take_time(shape):
         {'llama.attention.head_count': None},
         {'llama.embedding_length': None},
         {'llama.attention.key_length': 10**9, 'llama.attention.value_length': 10**9},
+        {'llama.attention.head_count': 1000, 'llama.attention.head_count_kv': 1},
     ],
 )
 def test_metadata_that_make_no_sense_are_not_measured(metadata, changed):

@@ -60,7 +60,8 @@ def shape_of(metadata: dict[str, Any]) -> Shape | None:
         )
     except (TypeError, ZeroDivisionError):
         return None
-    sensible = all(isinstance(n, int) and 0 < n <= 1024 for n in shape)
+    # ggml aborts the process if the tensors do not fit into _MEMORY
+    sensible = all(isinstance(n, int) for n in shape) and 0 < shape.heads <= 128 and 0 < shape.key <= 512
     return shape if sensible and shape.key == shape.value else None
 
 

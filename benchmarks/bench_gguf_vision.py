@@ -1,5 +1,5 @@
-"""Pictures over gguf, as ratios of one run: picture to first token and a follow-up beside libmtmd's own path on
-the same files, and the speed of four streaming replies while pictures are encoded.
+"""Pictures over gguf, as ratios of one run: picture to first token and a follow-up beside libmtmd's own path
+on the same files, and the speed of four streaming replies while pictures are encoded.
 
     python -m benchmarks.bench_gguf_vision [--model FILE --vision MMPROJ] [--rounds 10] [--size 320x240]
 """

@@ -77,7 +77,8 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, metad
 
 
 @pytest.mark.parametrize(
-    'shape', [Shape(3, 64, 64), Shape(1, 128, 128), Shape(8, 256, 256), Shape(7, 80, 80), Shape(128, 512, 512)]
+    'shape',
+    [Shape(3, 64, 64), Shape(1, 128, 128), Shape(8, 256, 256), Shape(7, 80, 80), Shape(128, 512, 512)],
 )
 def test_the_measurement_runs_in_any_shape_and_both_ways_take_time(shape):
     began = time.perf_counter()

@@ -100,7 +100,8 @@ def test_a_conversation_with_two_pictures_has_the_ids_of_libmtmds_own_evaluation
     reference = Reference(*files(family))
     try:
         marker = '<__media__>' + around
-        asked = f'<|im_start|>user\n{marker}{QUESTIONS[0]}{marker}{QUESTIONS[1]}<|im_end|>\n<|im_start|>assistant\n'
+        question = f'{marker}{QUESTIONS[0]}{marker}{QUESTIONS[1]}'
+        asked = f'<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n'
         ids = reference.evaluate(asked, [picture(1), picture(2, 60, 200)], len(first.tokens))
         assert ids == list(first.tokens)
         more = f'<|im_end|>\n<|im_start|>user\n{QUESTIONS[2]}<|im_end|>\n<|im_start|>assistant\n'

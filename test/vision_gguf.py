@@ -1,4 +1,4 @@
-"""Small random GGUF models that see, each with its mmproj file, and what libmtmd's own evaluation says of them."""
+"""Small random GGUF models that see, each with its mmproj file, and what libmtmd's own evaluation says."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Writes the tiny vision encoder as an mmproj file of llama.cpp: python tools/make_tiny_mmproj.py [FOLDER] [OUT]
+"""Writes the tiny vision encoder as an mmproj file of llama.cpp: tools/make_tiny_mmproj.py [FOLDER] [OUT]
 
-Reads `config.json`, `preprocessor_config.json` and `model.safetensors` of a checkpoint of LLaVA form with a CLIP
-tower and a projector of two layers; without torch. Needs the packages gguf and safetensors.
+Reads `config.json`, `preprocessor_config.json` and `model.safetensors` of a checkpoint of LLaVA form with a
+CLIP tower and a projector of two layers; without torch. Needs the packages gguf and safetensors.
 """
 
 import json
@@ -37,8 +37,8 @@ LAYERS = 'vision_tower.encoder.layers.'
 CLASS = 'vision_tower.embeddings.class_embedding'
 UNUSED = (
     'vision_tower.post_layernorm',  # LLaVA reads the layer before it
-    # With a class token, llama.cpp gives the rows of all patches but the first, and that of the token. Nothing
-    # reads the token's row, and without it the others hardly change (correlation 0.999).
+    # With a class token, llama.cpp gives the rows of all patches but the first, and that of the token.
+    # Nothing reads the token's row, and without it the others hardly change (correlation 0.999).
     CLASS,
 )
 

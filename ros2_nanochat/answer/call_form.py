@@ -173,7 +173,7 @@ def _calls(call_format: CallFormat, literal: Any, special: Mapping[str, int], on
     between, end = call_format.between, call_format.end
     shared = '' if isinstance(between[0], Slot) else _shared(end, between[0], special)
     if shared:
-        between = (between[0][len(shared) :], *between[1:])  # type: ignore[index]
+        between = (between[0][len(shared) :], *between[1:])
     return [
         f'calls: {sequence(head)} call closing more{{0,{MOST_CALLS - 1}}} {sequence((end[len(shared) :],))}',
         f'more: {sequence(between)} call closing',

@@ -101,11 +101,11 @@ class Tool:
         Raises:
             ValueError: A parameter has no type, or a type without a JSON Schema; the message names it.
         """
-        called = name or getattr(function, '__name__', type(function).__name__)
+        called = name or str(getattr(function, '__name__', type(function).__name__))
         summary, details = _read_docstring(inspect.getdoc(function) or '')
         try:
             signature = inspect.signature(function)
-            target = function if inspect.isroutine(function) else type(function).__call__  # type: ignore
+            target = function if inspect.isroutine(function) else type(function).__call__
             hints = typing.get_type_hints(target, include_extras=True)
         except (TypeError, ValueError, NameError) as error:
             raise ValueError(f'tool {called}: its parameters cannot be read: {one_line(error)}') from error

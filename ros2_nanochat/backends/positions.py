@@ -51,18 +51,18 @@ class Positions:
             self.trim(self.length - 1)
         return self.length
 
-    def copy(self) -> Positions:
+    def duplicate(self) -> Positions:
         """Return an independent copy."""
-        return Positions.of(self.state())
+        return Positions.of(self.to_list())
 
-    def state(self) -> list[int]:
+    def to_list(self) -> list[int]:
         """Return all of it as integers, for `of`."""
         return [self.length, self.next, *(value for span in self.spans for value in span)]
 
     @staticmethod
-    def of(state: list[int]) -> Positions:
-        """Return what `state` was taken from."""
+    def of(values: list[int]) -> Positions:
+        """Return the positions that `to_list` was called on."""
         positions = Positions()
-        positions.length, positions.next, *rest = state
+        positions.length, positions.next, *rest = values
         positions.spans = [(rest[i], rest[i + 1], rest[i + 2], rest[i + 3]) for i in range(0, len(rest), 4)]
         return positions

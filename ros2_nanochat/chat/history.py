@@ -59,7 +59,7 @@ class ChatHistory(ToolMessages, MessageList):
         self.model = model
         self._chat_template = chat_template
         self.template = ChatTemplate(model, chat_template, template_options)
-        self.tools = tools  # type: ignore[assignment]
+        self.tools = tools
         self.messages: list[ChatMessage] = []
         self.num_dropped = 0
         self.encode_seconds = 0.0

@@ -28,8 +28,8 @@ class OpenedImage(Protocol):
 
 
 class ImageParts(Protocol):
-    """What represents one picture in a prompt: spans of embeddings, and the markup around them as text or as a
-    tuple of ids.
+    """What represents one picture in a prompt: spans of embeddings, and the markup around them as text or
+    as a tuple of ids.
 
     Attributes:
         seconds: Time spent on encoding, 0.0 if the picture was cached.

@@ -15,6 +15,7 @@ import numpy as np
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.engine.answer_form import AnswerForm
+from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.sampler import choose_largest, choose_there
@@ -197,7 +198,7 @@ class Delivery:
             or progress.entries.length >= self._scheduler.room
         )
 
-    def _put_forced(self, request: Request, form: AnswerForm) -> None:
+    def _put_forced(self, request: Request, form: AnswerForm | CallingForm) -> None:
         """Append the ids that the form forces; the next forward reads them all at once."""
         for token_id in form.forced():
             if self._is_full(request) or request.progress.text.stopped:

@@ -75,7 +75,7 @@ class RobotConversation:
             store.restore(history, options.system_prompt)
         recover(self.tools, history, store, options.system_prompt)
         self._schedule = Schedule()
-        self._runner = Runner(
+        self._runner: Runner = Runner(
             f'robot-{name or "chat"}',
             self._title,
             self._schedule,

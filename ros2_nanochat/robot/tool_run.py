@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -167,7 +168,7 @@ class CallRun(CallSignals):
             with self._changed:
                 news = time.monotonic() - shown >= _FEEDBACK
                 self._changed.wait_for(
-                    lambda told=told, news=news: self._due(told if news else None),
+                    functools.partial(self._due, told if news else None),
                     min(_LOOK, max(0.0, until - time.monotonic())),
                 )
                 answer, stopped, feedback = self._answer, self._stop_reason, self._feedback

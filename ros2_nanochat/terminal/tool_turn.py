@@ -37,7 +37,7 @@ def load_tools(name: str | None) -> list[Tool]:
             found = getattr(found, part)
     except Exception as error:  # whatever the user's module raises
         raise ValueError(f'--tools {shorten(name)} cannot be loaded: {one_line(error)}') from error
-    return as_tools(found if isinstance(found, (list, tuple)) else [found])  # type: ignore[list-item]
+    return as_tools(found if isinstance(found, (list, tuple)) else [found])
 
 
 def show_turn(events: Iterable[Event], screen: Screen) -> Ended:

@@ -26,7 +26,7 @@ class BackendEncoder(VisionEncoder):
         self.fingerprint = hashlib.blake2b(embedder.identity.encode(), digest_size=16).digest()
 
     @property
-    def image_markup(self) -> tuple[str, str]:
+    def image_markup(self) -> tuple[str, str]:  # type: ignore[override]
         return self._opened.markup
 
     def _load(self) -> None:

@@ -107,7 +107,7 @@ class GGUFBackend(Backend):
             if vision is not None:
                 longest = lambda: self.max_chunk_tokens or self.max_batch_tokens  # noqa: E731
                 self._images = open_images(self._api, self._model, vision, self.config, longest)
-            if self._images is not None and not vision.late:
+            if self._images is not None and vision is not None and not vision.late:
                 self.max_batch_tokens = max(_BATCH, self._images.largest_whole)
             self._open_context(metadata)
             self._text = GGUFText(self._api, self._model, metadata)

@@ -81,7 +81,7 @@ class GGUFMemory:
         if not self._restore(self._slots[copy], data):
             return copy, 0
         self.lengths[copy] = self.lengths[seq]
-        self._positions[copy] = self._positions[seq].copy()
+        self._positions[copy] = self._positions[seq].duplicate()
         return copy, self.trim(copy, n)
 
     def trim(self, seq: int, n: int) -> int:
@@ -103,7 +103,7 @@ class GGUFMemory:
 
     def save(self, seq: int) -> bytes:
         """See `Backend.save`."""
-        head = np.array(self._positions[seq].state(), '<i8').tobytes()
+        head = np.array(self._positions[seq].to_list(), '<i8').tobytes()
         size = (len(head) // 8).to_bytes(8, 'little')
         return self._form + size + head + self._state(self._slots[seq]).tobytes()
 

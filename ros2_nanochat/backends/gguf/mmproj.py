@@ -1,5 +1,5 @@
-"""Finds the mmproj file of a GGUF model (its vision part, in llama.cpp's form) and reads from its head what it
-is and what memory it takes.
+"""Finds the mmproj file of a GGUF model (its vision part, in llama.cpp's form) and reads from its head what
+it is and what memory it takes.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def say_found(found: Mmproj) -> None:
 
 
 def stretched_to(path: str) -> int:
-    """Return the side of the square to which pictures are stretched first, 0 if libmtmd gets them as they are.
+    """Return the side of the square to which pictures are stretched first; 0: they are not stretched.
 
     The key is our own, for an encoder that was trained that way; libmtmd would add borders.
     """

@@ -1,5 +1,5 @@
-"""Calls of libmtmd, the part of llama.cpp that embeds pictures: an mmproj file beside a loaded model, pixels in,
-pieces of a prompt out.
+"""Calls of libmtmd, the part of llama.cpp that embeds pictures: an mmproj file beside a loaded model, pixels
+in, pieces of a prompt out.
 
 Not thread-safe: `images` makes all calls on one thread. Reference: llama.cpp, tools/mtmd/mtmd.h.
 """
@@ -149,7 +149,8 @@ class Mtmd:
         )
         if (second.astype(np.int64) - first != _FAR).any() or np.ptp(first[:, 0]):
             raise BackendError(
-                'this model counts the positions of pictures in a way that is not supported: use another model'
+                'this model counts the positions of pictures in a way that is not supported: use another'
+                ' model'
             )
         return first.T.astype(np.int64)
 

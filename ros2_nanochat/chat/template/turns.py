@@ -138,7 +138,7 @@ class Conversation:
         if role != 'bot':
             texts = [item.strip() for item in items if isinstance(item, str)]
             self.contents.append((len(self.messages), [text for text in texts if text]))
-        content = self._content(items)
+        content: str | list[dict] | None = self._content(items)
         if thoughts := message.pop('parts', None):
             content = thoughts + (
                 content if isinstance(content, list) else [{'type': 'text', 'text': content}]

@@ -68,7 +68,7 @@ def declared_type(node: Any, target: str, kind: ToolKind, where: str) -> str:
         listed = get_action_names_and_types(node)
     else:
         full, listed = node.resolve_topic_name(target), node.get_topic_names_and_types()
-    types = next((types for name, types in listed if name == full), [])
+    types: list[str] = next((types for name, types in listed if name == full), [])
     if len(types) > 1:
         raise ValueError(f'{where}: {full} has several types: {", ".join(types)}; name one as type')
     return types[0] if types else ''

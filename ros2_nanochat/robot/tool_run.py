@@ -6,9 +6,9 @@ another robot. Whoever performs the call (a ROS client, an MCP server) reports f
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-import functools
 import threading
 import time
 from collections.abc import Callable

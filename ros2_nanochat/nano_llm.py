@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ class NanoLLM:
         engine: EngineConfig | None = None,
         progress: Callable[[float], None] | None = None,
         opening: Callable[[Any], None] | None = None,
+        stop: threading.Event | None = None,
         **options,
     ) -> NanoLLM:
         """Open a model.
@@ -81,6 +83,7 @@ class NanoLLM:
             progress: Called with the share that is loaded, 0 to 1. Without it, a bar is shown if standard
                 error is a terminal.
             opening: Called with an object whose `abort()` ends the load, before it begins.
+            stop: Set it to end a compilation, which comes before that.
 
         Raises:
             ValueError: An option is wrong, or the model does not exist. All messages are one line.
@@ -103,7 +106,7 @@ class NanoLLM:
             return cls(opened.text, config, engine, opened.vision, opened.engine)
         config = hub.resolve_vision(config, api)
         chosen = backend_class(api)
-        path = chosen.prepare(path, config)
+        path = chosen.prepare(path, config, stop)
         config = memory.fill_in(config, chosen.estimate(path, config))
         backend = chosen(path, config)
         if opening:
@@ -162,9 +165,10 @@ class NanoLLM:
         """Turn ids into text, without special tokens."""
         return self._inputs.detokenize(ids)
 
-    def embed_text(self, text: str) -> np.ndarray:
-        """Return the embeddings [1, n, d] float32 of a text."""
-        return self.embed_tokens(self.tokenize(text))
+    def embed_text(self, text: str | np.ndarray) -> np.ndarray:
+        """Return the embeddings [1, n, d] float32 of a text, or of the array of its ids."""
+        ids = text if isinstance(text, np.ndarray) else self.tokenize(text)
+        return self._inputs.remember(ids, self.embed_tokens(ids))
 
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
         """Return the embeddings [1, n, d] float32 of ids."""

@@ -127,6 +127,8 @@ def test_a_completion_keeps_its_first_space_and_a_reply_of_a_conversation_has_no
 
     assert reply('hello') == ' robot'
     assert reply(model.tokenize('hello')) == ' robot'
+    assert reply(model.embed_text('hello')) == ' robot'
+    assert reply(model.embed_text('hello')[0].tolist()) == ' robot'
     assert reply([model.info.bos_token_id]) == 'robot'
     cache = KVCache()
     assert reply('hello', kv_cache=cache) + reply('', kv_cache=cache) == ' robot robot'

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -189,6 +190,31 @@ def test_what_was_started_ends_with_whoever_asked_and_leaves_nothing(place, prog
     wait_for(lambda: left(place) == [], 10)
     made = prepare(checkpoint, ModelConfig(device='cpu'), print)
     assert left(place) == [os.path.basename(made)]
+
+
+@pytest.mark.parametrize('step', ['gen_config', 'compile'])
+def test_whoever_asked_can_stop_it_and_nothing_is_left(place, monkeypatch, step):
+    monkeypatch.setenv('STAND_IN', f'sleep {step}')
+    stop, outcome = threading.Event(), []
+
+    def make():
+        try:
+            prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print, stop=stop)
+        except BackendError as error:
+            outcome.append(str(error))
+
+    threads = [threading.Thread(target=make) for _ in range(2)]  # the second waits for the first
+    for thread in threads:
+        thread.start()
+    pid = place / 'record.pid'
+    wait_for(lambda: pid.exists() and pid.read_text())
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert outcome == ['making the model was stopped'] * 2
+    assert is_gone(pid.read_text()) and left(place) == []
+    monkeypatch.delenv('STAND_IN')
+    prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
 
 
 def test_the_lock_is_held_until_what_was_started_has_ended(place):

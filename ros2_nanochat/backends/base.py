@@ -6,6 +6,7 @@ Shapes: n tokens, d embedding width, v vocabulary, k rows of logits.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,9 +176,9 @@ class Backend(ABC):
     """Entries that one chunk should not exceed (an uncuttable span may); None for the forward's own limit."""
 
     @classmethod
-    def prepare(cls, path: str, config: ModelConfig) -> str:
+    def prepare(cls, path: str, config: ModelConfig, stop: threading.Event | None = None) -> str:
         """Make what the model still needs to run, for example compile it, and return the path to open. Called
-        first; may take long.
+        first; may take long, and ends with a BackendError soon after `stop` is set.
         """
         return path
 

@@ -194,7 +194,7 @@ class NanoLLM:
         result = self._embedded.get(text) if use_cache else None
         if result is None:
             ids = self.tokenize(text, add_special_tokens)
-            result = (self.core.embed_tokens(ids) if self.has_embed else None), ids
+            result = (self.core.embed_text(ids[0]) if self.has_embed else None), ids
             if use_cache:
                 self._embedded[text] = result
                 if len(self._embedded) > CACHED_TEXTS:

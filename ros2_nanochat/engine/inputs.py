@@ -4,7 +4,9 @@ and limits; nothing of requests.
 
 from __future__ import annotations
 
+import hashlib
 import numbers
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,8 @@ from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.kv_cache import KVCache
 from ros2_nanochat.prompt import EmbeddingSpan, Preceding, Prompt, concatenate, head, surely_longer
 
+_REMEMBERED = 1000  # embedded texts
+
 
 class Inputs:
     """Reads inputs for one opened model."""
@@ -23,6 +27,22 @@ class Inputs:
         self._backend = backend
         self._info = backend.info
         self._special_ids = {token.text: token.id for token in self._info.special_tokens}
+        self._last_ids: OrderedDict[bytes, int] = OrderedDict()  # of embedded texts, by their last row
+
+    def remember(self, ids: Sequence[int], rows: np.ndarray) -> np.ndarray:
+        """Remember which id an embedded text ends with, as its continuation may begin with a space.
+
+        Returns the embeddings.
+
+        Args:
+            ids: The ids of the text, [n].
+            rows: Their embeddings, [1, n, d].
+        """
+        if len(ids):
+            self._last_ids[_key(rows[0, -1])] = int(ids[-1])
+            if len(self._last_ids) > _REMEMBERED:
+                self._last_ids.popitem(last=False)
+        return rows
 
     def ids(self, ids: Sequence[int]) -> list[int]:
         """Return ids as a list.
@@ -143,6 +163,8 @@ class Inputs:
         if isinstance(inputs, Prompt) or not len(goal):
             return Preceding.START
         last = int(goal.entries[-1])
+        if last < 0 and goal.spans:
+            last = self._last_ids.get(_key(goal.spans[-1][1].rows[-1]), last)
         if last < 0 or last in self._special_ids.values() or last == self._info.bos_token_id:
             return Preceding.SPECIAL_TOKEN
         return Preceding.TEXT
@@ -171,6 +193,10 @@ class Inputs:
         """Turn ids into text, without special tokens."""
         detokenizer = self._backend.detokenizer()
         return ''.join([detokenizer.add(i) for i in self.ids(ids)]) + detokenizer.flush()
+
+
+def _key(row: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(row, np.float32).tobytes(), digest_size=16).digest()
 
 
 def check_call(kv_cache: Any, priority: Any, deadline: Any) -> None:

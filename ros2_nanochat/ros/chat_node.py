@@ -32,6 +32,7 @@ from ros2_nanochat.robot import health
 from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS, robot_names
 from ros2_nanochat.ros.allocator import give_back_memory, limit_arenas
 from ros2_nanochat.ros.fleet import Fleet
+from ros2_nanochat.ros.interruption import interrupt_loading
 from ros2_nanochat.ros.model_loader import ModelLoader
 from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.node_process import run_until
@@ -39,12 +40,13 @@ from ros2_nanochat.ros.parameter_files import files_without_effect
 from ros2_nanochat.ros.program import init, run_ros_program
 from ros2_nanochat.ros.shared_memory import shortage
 from ros2_nanochat.ros.signals import on_signal
+from ros2_nanochat.ros.spinning import MakesMany
 from ros2_nanochat.states import NodeState
 
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-class ChatNode(LifecycleNodeMixin, Node):
+class ChatNode(MakesMany, LifecycleNodeMixin, Node):
     """The managed node `nanochat`. Call `start()` for `autostart`, and `close()` to end it from any state.
 
     Args:
@@ -60,6 +62,7 @@ class ChatNode(LifecycleNodeMixin, Node):
         self.done = done
         self._model: NanoLLM | None = None
         self._loader = ModelLoader(done, self.get_logger())
+        interrupt_loading(self, self._loader.abort)
         self._state = NodeState.UNCONFIGURED
         self._settings = NodeParameters(self)
         self._fleet = Fleet(self, self._settings)
@@ -85,7 +88,8 @@ class ChatNode(LifecycleNodeMixin, Node):
             threading.Thread(target=self._autostart, name='autostart', daemon=True).start()
 
     def _autostart(self) -> None:
-        if self.trigger_configure() != _SUCCESS or self.trigger_activate() != _SUCCESS:
+        started = self.trigger_configure() == _SUCCESS and self.trigger_activate() == _SUCCESS
+        if not started and not self._loader.was_stopped:  # by a transition
             if not self.done.is_set():
                 self.exit_code = 1
             self.done.set()
@@ -170,9 +174,8 @@ class ChatNode(LifecycleNodeMixin, Node):
             self.failure = f'internal error: {error!r}'
         else:
             self.failure, self._state = None, after
-            self.get_logger().info(
-                f'{after}' + (f': {self._model.info.name}' if self._model is not None else '')
-            )
+            name = f': {self._model.info.name}' if self._model is not None else ''
+            self.get_logger().info(f'{after}{name}')
             return _SUCCESS
         self._state = before
         if not self.done.is_set():

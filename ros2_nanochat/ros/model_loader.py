@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -23,13 +24,16 @@ class ModelLoader:
 
     Attributes:
         share: Fraction that is loaded, None while nothing loads.
+        was_stopped: Whether the last load was ended by `abort`.
     """
 
     def __init__(self, stopping: threading.Event, log):
         self.share: float | None = None
+        self._stop: threading.Event | None = None  # of the current load
         self._stopping, self._log = stopping, log
         self._backend = None  # of the model that is being loaded
         self._shown = 0.0
+        self.was_stopped = False
         self._opening_vision = False
 
     def load(self, config: ModelConfig, engine: EngineConfig, wants_vision: Callable[[], bool]) -> NanoLLM:
@@ -45,12 +49,14 @@ class ModelLoader:
             Exception: Other errors of `NanoLLM.from_pretrained`.
         """
         outcome: list[NanoLLM | BaseException] = []
+        stop = threading.Event()
 
         def work() -> None:
             try:
                 model = NanoLLM.from_pretrained(
                     progress=self._progress,
-                    opening=self._opening,
+                    opening=functools.partial(self._opening, stop),
+                    stop=stop,
                     config=config,
                     engine=engine,
                 )
@@ -59,6 +65,8 @@ class ModelLoader:
                     # that only talks needs no torch.
                     if (config.model is not None or config.vision is not None) and wants_vision():
                         self._load_vision_encoder(model.vision)
+                    if stop.is_set():
+                        raise BackendError('loading was stopped')
                 except BaseException:
                     model.close()
                     raise
@@ -67,21 +75,23 @@ class ModelLoader:
                 outcome.append(error)
 
         self.share, self._shown, self._opening_vision = 0.0, time.monotonic(), False
+        self._stop, self.was_stopped = stop, False
         self._log.info(f'loading {config.model or "the embedded model"}')
         thread = threading.Thread(target=work, name='load', daemon=True)
         thread.start()
-        while thread.is_alive() and not self._stopping.is_set():
+        while thread.is_alive() and not self._stopping.is_set() and not stop.is_set():
             thread.join(0.05)
-        self.share = None
+        self.share, self._stop = None, None
+        self.was_stopped = stop.is_set()
         if not outcome:
             raise BackendError('loading was stopped')
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         return outcome[0]
 
-    def _opening(self, backend) -> None:
+    def _opening(self, stop: threading.Event, backend) -> None:
         self._backend = backend
-        if self._stopping.is_set():
+        if self._stopping.is_set() or stop.is_set():
             backend.abort()
 
     def _progress(self, share: float) -> None:
@@ -113,10 +123,14 @@ class ModelLoader:
 
         threading.Thread(target=work, name='vision-encoder', daemon=True).start()
 
-    def abort(self) -> None:
-        """Stop loading."""
+    def abort(self) -> bool:
+        """Stop loading, also if a model is being compiled; return whether anything was."""
+        stop = self._stop
+        if stop is not None:
+            stop.set()
         if self._backend is not None:
             self._backend.abort()
+        return stop is not None
 
     def forget(self) -> None:
         """Drop the backend after its model was closed."""

@@ -63,6 +63,21 @@ def test_somebody_else_manages_it_and_a_failed_load_can_be_mended(start, ears):
     robot.close()
 
 
+@pytest.mark.parametrize('transition', ['CLEANUP', 'UNCONFIGURED_SHUTDOWN'])
+def test_a_transition_ends_the_load_of_a_model(start, ears, transition):
+    node = start(wait=False, api='fake', model='load_seconds=60')
+    node.wait_for_line('loading')
+    assert state(ears) == 'configuring'
+    assert change(ears, getattr(Transition, f'TRANSITION_{transition}'))
+    assert node.process.poll() is None
+    if transition == 'CLEANUP':
+        assert state(ears) == 'unconfigured'
+        assert set_parameter(ears, 'model', 'tokens_per_second=500').successful
+        assert change(ears, Transition.TRANSITION_CONFIGURE) and state(ears) == 'inactive'
+    else:
+        assert state(ears) == 'finalized'
+
+
 def test_services_and_parameters_answer_while_the_model_loads_and_ctrl_c_ends_it_at_once(start, ears):
     node = start(wait=False, api='fake', model='load_seconds=60')
     node.wait_for_line('loading')

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 
 from ros2_nanochat.backends.mlc.checkpoint import (
@@ -48,6 +49,7 @@ def prepare(
     config: ModelConfig,
     notify: Callable[[str], None] = _log.warning,
     check: Callable[[str], str | None] = lambda library: None,
+    stop: threading.Event | None = None,
 ) -> str:
     """Return the folder of MLC weights for a path, and make sure that its library exists.
 
@@ -57,6 +59,7 @@ def prepare(
         notify: Called with a line of text as the work proceeds.
         check: Returns what else is wrong with an existing library, or None; if something is, it is compiled
             again.
+        stop: Set it to end the work.
 
     Raises:
         BackendError: That is not possible. The message is one line.
@@ -77,7 +80,7 @@ def prepare(
             )
     target = target_of(config.device)
     if not is_mlc_folder(path):
-        path, is_new = make_model(path, config, target, notify)
+        path, is_new = make_model(path, config, target, notify, stop)
         if is_new:
             _note(check, MLCFolder(path).find_library(config), notify)
             return path
@@ -93,7 +96,7 @@ def prepare(
             f'{reason}; to make one (nanochat-mlc {path} --target {target}), {error}'
         ) from None
     notify(f'{reason}: it is compiled here')
-    _note(check, make_library(folder, target, notify), notify)
+    _note(check, make_library(folder, target, notify, stop), notify)
     return path
 
 
@@ -120,7 +123,11 @@ def _note(check: Callable[[str], str | None], library: str | None, notify: Calla
 
 
 def make_model(
-    path: str, config: ModelConfig, target: str, notify: Callable[[str], None]
+    path: str,
+    config: ModelConfig,
+    target: str,
+    notify: Callable[[str], None],
+    stop: threading.Event | None = None,
 ) -> tuple[str, bool]:
     """Quantize and compile a checkpoint, unless that was done before.
 
@@ -129,6 +136,7 @@ def make_model(
         config: The options of the model.
         target: Kind of device to compile for.
         notify: Called with a line of text as the work proceeds.
+        stop: Set it to end the work.
 
     Returns:
         The folder in the cache, and whether it was made now.
@@ -147,7 +155,7 @@ def make_model(
         final = os.path.join(cache_folder(), f'{name}-{config.max_context_len}-{key}-MLC')
         if is_mlc_folder(final):
             return final, False
-    with making(final, notify) as aside:
+    with making(final, notify, stop=stop) as aside:
         if aside is None:
             return final, True
         command()  # before anything is made
@@ -156,7 +164,7 @@ def make_model(
         os.mkdir(view)
         os.mkdir(out)
         make_view(path, view)
-        run = Steps(3, aside, notify)
+        run = Steps(3, aside, notify, stop)
         sizes = ['--context-window-size', str(config.max_context_len)] if config.max_context_len else []
         run(
             'configuring',
@@ -193,25 +201,30 @@ def make_model(
     return final, True
 
 
-def make_library(folder: MLCFolder, target: str, notify: Callable[[str], None]) -> str:
+def make_library(
+    folder: MLCFolder,
+    target: str,
+    notify: Callable[[str], None],
+    stop: threading.Event | None = None,
+) -> str:
     """Compile the library of MLC weights into the cache folder, under the name that `find_library` looks for.
 
     Args:
         folder: The weights.
         target: Kind of device to compile for.
         notify: Called with a line of text as the work proceeds.
+        stop: Set it to end the work.
 
     Returns:
         The path of the library.
     """
     final = folder.made_library(target)
-    with making(final, notify, replace=True) as aside:
+    with making(final, notify, replace=True, stop=stop) as aside:
         if aside is not None:
             command()
             library = os.path.join(aside.folder, 'library.so')
-            _compile(
-                Steps(1, aside, notify), f'compiling {folder.name} for {target}', folder.path, target, library
-            )
+            run = Steps(1, aside, notify, stop)
+            _compile(run, f'compiling {folder.name} for {target}', folder.path, target, library)
             os.replace(library, final)
     return final
 

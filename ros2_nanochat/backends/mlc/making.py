@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -29,13 +30,19 @@ class Aside(NamedTuple):
 
 
 @contextlib.contextmanager
-def making(final: str, notify: Callable[[str], None], replace: bool = False) -> Iterator[Aside | None]:
+def making(
+    final: str,
+    notify: Callable[[str], None],
+    replace: bool = False,
+    stop: threading.Event | None = None,
+) -> Iterator[Aside | None]:
     """Provide a temporary folder in which to make `final`, for one process at a time.
 
     Args:
         final: The file or folder to make.
         notify: Called with a line of text if another process is at work.
         replace: Make it again even if it exists.
+        stop: Set it to wait no longer for another process.
 
     Yields:
         The folder, which is removed afterwards; None if `final` exists, or with `replace` if another process
@@ -49,7 +56,7 @@ def making(final: str, notify: Callable[[str], None], replace: bool = False) -> 
             time.time(),
             os.open(os.path.join(root, f'.{name}.lock'), os.O_RDWR | os.O_CREAT, 0o644),
         )
-        _lock(handle, lambda: notify(f'waiting for another process that makes {final}'))
+        _lock(handle, lambda: notify(f'waiting for another process that makes {final}'), stop)
         if os.path.exists(final) and not (replace and os.stat(final).st_mtime < asked):
             yield None
             return
@@ -67,7 +74,7 @@ def making(final: str, notify: Callable[[str], None], replace: bool = False) -> 
             os.close(handle)
 
 
-def _lock(handle: int, wait: Callable[[], None]) -> None:
+def _lock(handle: int, wait: Callable[[], None], stop: threading.Event | None) -> None:
     told = False
     while True:
         try:
@@ -76,7 +83,14 @@ def _lock(handle: int, wait: Callable[[], None]) -> None:
             if not told:
                 wait()
             told = True
+            stop_if_set(stop)
             time.sleep(0.2)
+
+
+def stop_if_set(stop: threading.Event | None) -> None:
+    """Raise a BackendError if the caller no longer wants the model."""
+    if stop is not None and stop.is_set():
+        raise BackendError('making the model was stopped')
 
 
 def _what_failed(error: OSError, final: str) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from ros2_nanochat.backends.mlc import guard
-from ros2_nanochat.backends.mlc.making import Aside, more_room
+from ros2_nanochat.backends.mlc.making import Aside, more_room, stop_if_set
 from ros2_nanochat.errors import BackendError
 
 INSTALL = (
@@ -24,6 +24,7 @@ INSTALL = (
     ' of MLC weights (its names end in -MLC), and its library with model_lib'
 )
 _HEARTBEAT = 20  # seconds between lines about the progress
+_LOOK = 0.2  # seconds between two looks at whether to stop
 _KEPT = 1 << 18  # bytes of the output that are examined
 _NOISE = re.compile(r'\x1b\[[0-9;]*m')
 _FULL = re.compile(r'No space left on device|Disk quota exceeded|\[Errno (?:28|122)\]|errno 28')
@@ -50,10 +51,17 @@ class Steps:
         count: How many there will be.
         aside: Where the work is done.
         notify: Called with a line of text as the work proceeds.
+        stop: Set it to end the command.
     """
 
-    def __init__(self, count: int, aside: Aside, notify: Callable[[str], None]):
-        self._count, self._aside, self._notify = count, aside, notify
+    def __init__(
+        self,
+        count: int,
+        aside: Aside,
+        notify: Callable[[str], None],
+        stop: threading.Event | None = None,
+    ):
+        self._count, self._aside, self._notify, self._stop = count, aside, notify, stop
         self._done = 0
 
     def __call__(self, doing: str, *arguments: str) -> None:
@@ -93,12 +101,15 @@ class Steps:
             )
         self._notify(f'{label}: done in {time.monotonic() - began:.0f} s')
 
-    @staticmethod
-    def _wait(process: subprocess.Popen) -> int | None:
-        try:
-            return process.wait(_HEARTBEAT)
-        except subprocess.TimeoutExpired:
-            return None
+    def _wait(self, process: subprocess.Popen) -> int | None:
+        until = time.monotonic() + _HEARTBEAT
+        while time.monotonic() < until:
+            stop_if_set(self._stop)
+            try:
+                return process.wait(_LOOK)
+            except subprocess.TimeoutExpired:
+                continue
+        return None
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -56,6 +56,7 @@ class ModelInfo:
         takes_deepstack: Such a chunk may also hold what later layers add to its rows.
         bidirectional_prompt: The whole prompt attends to itself in both directions (a prefix language model),
             so it must come as one chunk of embeddings.
+        sliding_window: Entries that the layers with a window of their own attend to; None if there are none.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ModelInfo:
     takes_embeddings: bool = False
     takes_deepstack: bool = False
     bidirectional_prompt: bool = False
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         """A model's own files are not trusted: names are made safe for logs, and ids must exist."""

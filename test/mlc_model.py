@@ -21,6 +21,7 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
+from tvm.script import tirx as T
 
 GROUP = 32
 TEMPLATE = (
@@ -293,6 +294,19 @@ class Llama(nn.Module):
         )
 
 
+@T.prim_func
+def apply_bitmask_inplace(logits_: T.handle, rows_: T.handle, bits_: T.handle):
+    """A kernel, which no function of the model calls: the last one of what mlc-llm puts into libraries."""
+    T.func_attr({'global_symbol': 'apply_bitmask_inplace', 'tir.noalias': True})
+    batch, width, count = T.int32(), T.int32(), T.int32()
+    logits = T.match_buffer(logits_, (batch, width), 'float32')
+    rows = T.match_buffer(rows_, (count,), 'int32')
+    bits = T.match_buffer(bits_, (batch, (width + 31) // 32), 'int32')
+    for i, j in T.grid(count, width):
+        if (bits[rows[i], j // 32] >> (j % 32)) & 1 == 0:
+            logits[rows[i], j] = T.min_value('float32')
+
+
 @functools.cache
 def tiny() -> tuple[str, transformers.LlamaForCausalLM, str]:
     """A checkpoint's folder, its model, and the folder compiled of it in float32; made once for all tests."""
@@ -399,6 +413,8 @@ def make_folder(
             for name, p in parameters
         ],
     }
+    if only is None:
+        mod['apply_bitmask_inplace'] = apply_bitmask_inplace
     builder = relax.BlockBuilder()
     with builder.function('_metadata', params=[]):
         builder.emit_func_output(_string(json.dumps(metadata)))

@@ -165,3 +165,37 @@ def test_logits_that_are_no_numbers_end_the_reply_and_not_the_model(model, copie
             'length',
             'stop',
         )
+
+
+def test_forms_are_applied_on_the_device_and_the_replies_are_those_of_the_host(model, copies, monkeypatch):
+    pytest.importorskip('llguidance')
+    asked = [
+        {'response_format': ['yes', 'no one', 'a red ball']},
+        {'response_format': '/[a-z ]{5,12}[.]/', 'max_new_tokens': 30},
+        {'response_format': '/[0-9]{4}/', 'do_sample': True, 'temperature': 1.5, 'top_p': 0.9, 'seed': 7},
+        {'max_new_tokens': 8},
+    ]
+
+    def replies():
+        running = [model.generate(PROMPTS[n % 3], **options) for n, options in enumerate(asked)]
+        return [reply.wait(60) for reply in running]
+
+    there = replies()
+    assert copies == [] and all(reply.valid for reply in there[:3])
+    assert there[0].text in asked[0]['response_format']
+    monkeypatch.setattr(model.backend._runtime, 'on_cpu', True)
+    assert [reply.tokens for reply in replies()] == [reply.tokens for reply in there]
+
+
+def test_a_mask_on_the_device_leaves_what_is_allowed_and_the_other_rows_as_they_were(model):
+    random = np.random.default_rng(8)
+    rows = random.normal(size=(5, 320)).astype(np.float32)
+    logits = on_device(model, rows)
+    assert logits.can_mask
+    allowed = random.random((2, 320)) < 0.2
+    logits.mask([1, 4], allowed)
+    masked = logits.numpy()
+    assert (masked[[0, 2, 3]] == rows[[0, 2, 3]]).all()
+    assert (masked[[1, 4]][allowed] == rows[[1, 4]][allowed]).all()
+    assert (masked[[1, 4]][~allowed] < -1e38).all()
+    assert logits.argmax()[[1, 4]].tolist() == np.where(allowed, rows[[1, 4]], -np.inf).argmax(1).tolist()

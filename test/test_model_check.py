@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from ros2_nanochat.backends import check
 from ros2_nanochat.backends.check import check_model
 from ros2_nanochat.backends.fake import FakeBackend
 from ros2_nanochat.backends.logits import HostLogits
@@ -48,3 +51,17 @@ def test_a_model_that_computes_wrongly_is_refused_in_one_line(fault, said):
 def test_rounding_is_no_fault():
     random = np.random.default_rng(0)
     check_model(Wrong(lambda logits, length: logits + random.uniform(-0.3, 0.3, logits.shape)))
+
+
+def test_a_fault_beyond_the_window_is_seen_where_that_is_quick(monkeypatch):
+    """Only a text that is longer than the window comes out otherwise in pieces."""
+    backend = Wrong(lambda logits, length: np.roll(logits, 7, axis=1) if length > 16 else logits)
+    check_model(backend)
+    backend.info = dataclasses.replace(backend.info, sliding_window=16)
+    with pytest.raises(BackendError, match='beyond its window of 16 tokens') as caught:
+        check_model(backend)
+    assert '\n' not in str(caught.value) and backend.kv_used == 0
+    monkeypatch.setattr(check, '_SECONDS', 0.0)
+    check_model(backend)
+    backend.info = dataclasses.replace(backend.info, sliding_window=60)  # the context ends before
+    check_model(backend)

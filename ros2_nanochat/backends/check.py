@@ -2,16 +2,21 @@
 
 A runtime that does not know a model's form often runs it all the same, and produces nonsense (an ignored
 window, positions counted from the wrong end, a rope base that is not a number). Three tokens reveal most such
-faults.
+faults. Those of a sliding window show only beyond it: that is checked if it takes less than a second.
 """
 
 from __future__ import annotations
+
+import time
 
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.errors import BackendError
 
+_BEYOND = 9  # tokens beyond the window
+_SAMPLE = 64  # tokens by which the time of more is judged
+_SECONDS = 1.0
 _TOLERANCE = 0.25  # of the logits' range; quantized models round by up to a tenth
 
 
@@ -29,22 +34,51 @@ def check_model(backend: Backend) -> None:
     _finite(backend, whole)
     if info.bidirectional_prompt:  # later tokens affect earlier ones
         return
-    extended = _logits(backend, [ids[:1], ids[1:]])
+    _compare(backend, whole, [ids[:1], ids[1:]], 'how a text is cut')
+    _check_beyond_window(backend)
+
+
+def _check_beyond_window(backend: Backend) -> None:
+    """Compare the logits of a text that is longer than the model's window, passed in two ways."""
+    window = backend.info.sliding_window
+    length = (window or 0) + _BEYOND
+    if not window or length > min(backend.info.context_length, backend.kv_capacity):
+        return
+    ids = _ordinary_ids(backend, length)
+    largest = min(backend.max_chunk_tokens or backend.max_batch_tokens, backend.max_batch_tokens)
+    sample = ids[: min(_SAMPLE, largest)]
+    began = time.perf_counter()
+    _logits(backend, [sample])
+    if 2 * length / len(sample) * (time.perf_counter() - began) > _SECONDS:
+        return
+    whole = _logits(backend, _parts(ids, largest))
+    _finite(backend, whole)
+    smaller = max(1, min(largest, length) // 2 - 1)
+    _compare(backend, whole, _parts(ids, smaller), f'how a text is cut beyond its window of {window} tokens')
+
+
+def _parts(ids: np.ndarray, size: int) -> list[np.ndarray]:
+    return [ids[at : at + size] for at in range(0, len(ids), size)]
+
+
+def _compare(backend: Backend, whole: np.ndarray, parts: list[np.ndarray], what: str) -> None:
+    info = backend.info
+    extended = _logits(backend, parts)
     _finite(backend, extended)
     difference = float(np.abs(whole - extended).max())
     if difference > _TOLERANCE * float(np.ptp(whole)):
         raise BackendError(
             f'{info.name} ({info.architecture}) does not run right with api={info.api!r}: its logits depend'
-            f' on how a text is cut (by {difference:.3g} in a range of {float(np.ptp(whole)):.3g}).'
+            f' on {what} (by {difference:.3g} in a range of {float(np.ptp(whole)):.3g}).'
             ' Take another file or quantization of the model, or another api'
         )
 
 
-def _ordinary_ids(backend: Backend) -> np.ndarray:
+def _ordinary_ids(backend: Backend, count: int = 3) -> np.ndarray:
     info = backend.info
     avoided = {token.id for token in info.special_tokens} | info.eos_token_ids
-    ordinary = [i for i in range(info.vocab_size // 2, info.vocab_size) if i not in avoided][:3]
-    ids = ordinary if len(ordinary) == 3 else [1, 2, 3]
+    ordinary = [i for i in range(info.vocab_size // 2, info.vocab_size) if i not in avoided][:count]
+    ids = list(np.resize(ordinary if len(ordinary) >= 3 else [1, 2, 3], count))
     if info.bos_token_id is not None:
         ids[0] = info.bos_token_id
     return np.array(ids)

@@ -17,6 +17,9 @@ class Logits(ABC):
     can_sample: bool = False
     """Whether `sample` works: ids can be drawn on the device."""
 
+    can_mask: bool = False
+    """Whether `mask` works: ids can be ruled out on the device."""
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -51,6 +54,16 @@ class Logits(ABC):
                 probability passes it (in the order of ids at top-p 1, else from the likeliest on).
         """
         raise NotImplementedError('these logits are drawn from on the host')
+
+    def mask(self, rows: Sequence[int], allowed: np.ndarray) -> None:
+        """Rule out ids of n rows, in place: their logits become so small that they are never chosen. Requires
+        `can_mask`.
+
+        Args:
+            rows: Which rows, [n].
+            allowed: Which ids may be chosen, [n, v] bool.
+        """
+        raise NotImplementedError('these logits are masked on the host')
 
 
 class HostLogits(Logits):

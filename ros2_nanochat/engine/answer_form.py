@@ -51,6 +51,26 @@ class AnswerForm:
         """Return True: ids are chosen with the mask."""
         return True
 
+    def allowed(self, size: int) -> np.ndarray:
+        """Return which ids may come next, [size] bool.
+
+        Raises:
+            ValueError: Following the form takes too much work.
+        """
+        if not self._text.in_answer:
+            free = np.ones(size, bool)
+            free[self._end_ids] = False
+            return free
+        known = self._matcher.allowed()[:size]
+        ids = np.zeros(size, bool)
+        ids[: len(known)] = known
+        if not self._begun:
+            if (start := self._text.reasoning_start_id) is not None:
+                ids[start] = True
+            if self._text.num_reasoning and self._num_space < _MOST_SPACE:
+                ids[self._space_ids] = True
+        return ids
+
     def mask(self, logits: np.ndarray, strict: bool = False) -> np.ndarray:
         """Return a copy of logits [v] in which ids that the form does not allow are minus infinity.
 
@@ -59,19 +79,8 @@ class AnswerForm:
         Raises:
             ValueError: Following the form takes too much work.
         """
-        if not self._text.in_answer:
-            free = logits.astype(np.float32)
-            free[self._end_ids] = -np.inf
-            return free
-        allowed = self._matcher.allowed()
-        size = min(len(allowed), len(logits))
         masked = np.full(len(logits), -np.inf, np.float32)
-        np.copyto(masked[:size], logits[:size], where=allowed[:size])
-        if not self._begun:
-            if (start := self._text.reasoning_start_id) is not None:
-                masked[start] = logits[start]
-            if self._text.num_reasoning and self._num_space < _MOST_SPACE:
-                masked[self._space_ids] = logits[self._space_ids]
+        np.copyto(masked, logits, where=self.allowed(len(logits)))
         return masked
 
     def accept(self, token_id: int) -> None:

@@ -49,6 +49,26 @@ class CallingForm:
         """Whether the next id is chosen as without a form, and only checked with `allows`."""
         return not self._required and not self._text.in_call
 
+    def allowed(self, size: int) -> np.ndarray:
+        """Return which ids may come next, [size] bool, also while the model may talk.
+
+        Raises:
+            ValueError: Following the form takes too much work.
+        """
+        if not self._text.may_call:
+            free = np.ones(size, bool)
+            free[self._end_ids] = False
+            return free
+        known = self._matcher.allowed()[:size]
+        ids = np.zeros(size, bool)
+        ids[: len(known)] = known
+        if self._required and not self._begun:
+            if (start := self._text.reasoning_start_id) is not None:
+                ids[start] = True
+            if self._text.num_reasoning and self._num_space < _MOST_SPACE:
+                ids[self._space_ids] = True
+        return ids
+
     def mask(self, logits: np.ndarray, strict: bool = False) -> np.ndarray:
         """Return logits [v] in which ids that are not allowed are minus infinity; the logits themselves while
         the model may talk, unless `strict`.
@@ -58,19 +78,8 @@ class CallingForm:
         """
         if self.free and not strict:
             return logits
-        if not self._text.may_call:
-            free = logits.astype(np.float32)
-            free[self._end_ids] = -np.inf
-            return free
-        allowed = self._matcher.allowed()
-        size = min(len(allowed), len(logits))
         masked = np.full(len(logits), -np.inf, np.float32)
-        np.copyto(masked[:size], logits[:size], where=allowed[:size])
-        if self._required and not self._begun:
-            if (start := self._text.reasoning_start_id) is not None:
-                masked[start] = logits[start]
-            if self._text.num_reasoning and self._num_space < _MOST_SPACE:
-                masked[self._space_ids] = logits[self._space_ids]
+        np.copyto(masked, logits, where=self.allowed(len(logits)))
         return masked
 
     def allows(self, token_id: int) -> bool:

@@ -18,7 +18,7 @@ from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
-from ros2_nanochat.engine.sampler import choose_largest, choose_there
+from ros2_nanochat.engine.sampler import choose_there, places_there
 from ros2_nanochat.engine.scheduler import Scheduler, Work
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.prompt import Preceding, common_prefix
@@ -95,8 +95,8 @@ class Delivery:
         try:
             if not requests:
                 return []
-            plain = all(sampler.plain for sampler in samplers)
-            chosen = choose_largest(rows) if plain else choose_there(samplers, rows)
+            there = self._apply_forms(requests, places_there(samplers, rows), rows)
+            chosen = choose_there(samplers, rows, there)
         except Exception as error:
             self.fail(requests, f'choosing the next token failed: {error}')
             return [None] * len(requests)
@@ -117,8 +117,29 @@ class Delivery:
         form = request.progress.form
         return form is None or token_id is None or not form.free or form.allows(token_id)
 
+    def _apply_forms(self, requests: list[Request], places: list[int], rows: Logits) -> list[int]:
+        """Rule out what forms do not allow, where the logits are; return which places can be chosen there."""
+        there, held, allowed = [], [], []
+        for i in places:
+            progress = requests[i].progress
+            if progress.scores is not None and not progress.scores.started:
+                continue  # the probabilities of a choice need the whole row
+            if progress.form is not None and not progress.form.free:
+                try:
+                    allowed.append(progress.form.allowed(rows.shape[1]))
+                except ValueError as error:
+                    self.fail([requests[i]], str(error))
+                    continue
+                held.append(i)
+            there.append(i)
+        if held:
+            rows.mask(held, np.stack(allowed))
+        return there
+
     def _choose_here(self, request: Request, row: np.ndarray) -> int | None:
         progress = request.progress
+        if request.signals.ended.is_set():
+            return None
         try:
             if progress.scores is not None and not progress.scores.started:
                 progress.scores.take((), row)

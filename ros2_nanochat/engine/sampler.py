@@ -35,24 +35,14 @@ class Sampler:
         form: AnswerForm | CallingForm | None = None,
     ):
         self.config = config
-        self._form = form
+        self.form = form
         self._end_ids = np.fromiter(sorted(end_ids), np.int64)
         self._random = np.random.Generator(np.random.PCG64(None if config.greedy else config.seed))
         self._unprocessed = (
             config.repetition_penalty == 1.0 and not config.min_new_tokens and not config.logits_processors
         )
-        self._plain = config.greedy and self._unprocessed
-        self._simple = self._unprocessed and not (config.greedy or config.top_k or config.min_p)
-
-    @property
-    def plain(self) -> bool:
-        """Whether the next id is that of the largest logit."""
-        return self._plain and (self._form is None or self._form.free)
-
-    @property
-    def simple(self) -> bool:
-        """Whether it is drawn with only temperature and top-p."""
-        return self._simple and (self._form is None or self._form.free)
+        self.simple = self._unprocessed and (config.greedy or not (config.top_k or config.min_p))
+        """Whether nothing but temperature and top-p, and a form if there is one, affects the choice."""
 
     def draw(self) -> float:
         """Return the next random number, in [0, 1)."""
@@ -74,12 +64,12 @@ class Sampler:
             ValueError: The logits are not valid, or a processor returned another shape.
         """
         config = self.config
-        if self._form is not None:
-            logits = self._form.mask(logits, strict)
+        if self.form is not None:
+            logits = self.form.mask(logits, strict)
         if not self._unprocessed:
             logits = self._process(logits, context, num_new)
-        if self._form is not None and config.logits_processors:
-            logits = self._form.mask(logits, strict)
+        if self.form is not None and config.logits_processors:
+            logits = self.form.mask(logits, strict)
         if not config.greedy:
             return self._draw(logits)
         best = int(logits.argmax())
@@ -154,25 +144,51 @@ def choose_largest(rows: Logits) -> list[int | None]:
     return [token_id if token_id >= 0 else None for token_id in rows.argmax().tolist()]
 
 
-def choose_there(samplers: Sequence[Sampler], rows: Logits) -> list[int | None]:
-    """Choose ids on the device that holds the rows [k, v]; None for those whose options need the logits on
-    the host.
+def places_there(samplers: Sequence[Sampler], rows: Logits) -> list[int]:
+    """Return the places in a batch whose ids can be chosen where the rows [k, v] are.
+
+    If even one needs the logits on the host, and ids cannot be drawn on the device, there are none: one copy
+    to the host then serves all.
+    """
+    places = [
+        i
+        for i, sampler in enumerate(samplers)
+        if sampler.simple
+        and (rows.can_sample or sampler.config.greedy)
+        and (rows.can_mask or sampler.form is None or sampler.form.free)
+    ]
+    return places if rows.can_sample or len(places) == len(samplers) else []
+
+
+def choose_there(
+    samplers: Sequence[Sampler], rows: Logits, places: Sequence[int] | None = None
+) -> list[int | None]:
+    """Choose ids where the rows [k, v] are; None for all others, and for a row without a finite logit.
 
     The rest of the batch does not affect a reply: each draws one number from its own stream, and both ways
     turn the number into the same id.
+
+    Args:
+        samplers: One for each row.
+        rows: The logits, with the forms applied.
+        places: Some of `places_there`; None for all of them.
     """
     chosen: list[int | None] = [None] * len(samplers)
-    if not rows.can_sample:
+    places = places_there(samplers, rows) if places is None else places
+    if not places:
         return chosen
-    there = [i for i, sampler in enumerate(samplers) if sampler.simple or sampler.plain]
-    if there:
-        how = [
-            (0.0, 1.0, 0.0)
-            if samplers[i].plain
-            else (samplers[i].config.temperature, samplers[i].config.top_p, samplers[i].draw())
-            for i in there
-        ]
-        temperature, top_p, uniform = zip(*how)
-        for i, token_id in zip(there, rows.sample(there, temperature, top_p, uniform)):
-            chosen[i] = int(token_id)
+    if all(samplers[i].config.greedy for i in places):
+        largest = choose_largest(rows)
+        for i in places:
+            chosen[i] = largest[i]
+        return chosen
+    how = [
+        (0.0, 1.0, 0.0)
+        if samplers[i].config.greedy
+        else (samplers[i].config.temperature, samplers[i].config.top_p, samplers[i].draw())
+        for i in places
+    ]
+    temperature, top_p, uniform = zip(*how)
+    for i, token_id in zip(places, rows.sample(places, temperature, top_p, uniform)):
+        chosen[i] = int(token_id)
     return chosen

@@ -171,4 +171,5 @@ def describe(
         takes_embeddings=True,
         takes_deepstack=getattr(api, 'llama_model_n_embd_inp', api.llama_model_n_embd)(model)
         > api.llama_model_n_embd(model),
+        sliding_window=api.llama_model_n_swa(model) or None,
     )

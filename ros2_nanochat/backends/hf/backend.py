@@ -22,6 +22,7 @@ from ros2_nanochat.backends.hf.checkpoint import (
     kv_bytes_per_token,
     open_checkpoint,
     read_gguf,
+    sliding_window,
     train_context_length,
 )
 from ros2_nanochat.backends.logits import HostLogits, Logits
@@ -48,6 +49,8 @@ class DeviceLogits(Logits):
         rows: A torch tensor [k, v].
     """
 
+    can_mask = True
+
     def __init__(self, rows):
         self._rows = rows
         self.shape = (rows.shape[0], rows.shape[1])
@@ -58,6 +61,15 @@ class DeviceLogits(Logits):
     def argmax(self) -> np.ndarray:
         values, best = self._rows.max(-1)  # a NaN counts as the largest
         return best.masked_fill(~values.isfinite(), -1).cpu().numpy()
+
+    def mask(self, rows: Sequence[int], allowed: np.ndarray) -> None:
+        import torch
+
+        with torch.inference_mode():
+            device = self._rows.device
+            index = torch.as_tensor(np.asarray(rows), device=device)
+            ruled_out = torch.as_tensor(~allowed).to(device, non_blocking=True)
+            self._rows[index] = self._rows[index].masked_fill(ruled_out, -torch.inf)
 
 
 class HFBackend(Backend):
@@ -158,6 +170,7 @@ class HFBackend(Backend):
             takes_embeddings=self.runner.takes_embeddings,
             takes_deepstack=self.runner.takes_embeddings and self.runner.takes_deepstack,
             bidirectional_prompt=self.runner.bidirectional_prompt,
+            sliding_window=sliding_window(settings.to_dict()),
         )
 
     @classmethod

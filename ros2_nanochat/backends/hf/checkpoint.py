@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ros2_nanochat.errors import BackendError, one_line, require
@@ -64,6 +65,15 @@ class Checkpoint:
     def num_elements(self) -> int:
         """Number of elements in all tensors."""
         return sum(math.prod(shape) for _, shape in self.tensors.values())
+
+
+def sliding_window(settings: Mapping) -> int | None:
+    """Return how many entries the layers with a window of their own attend to; None if there are none."""
+    window = settings.get('sliding_window')
+    used = settings.get('use_sliding_window', True) is not False
+    if kinds := settings.get('layer_types'):
+        used = any('sliding' in str(kind) for kind in kinds)
+    return window if used and isinstance(window, int) and window > 0 else None
 
 
 def open_checkpoint(path: str) -> Checkpoint:

@@ -56,6 +56,7 @@ class DeviceLogits(Logits):
         self._logits = logits
         self._sampler = sampler
         self.can_sample = sampler.draws
+        self.can_mask = sampler.masks
         *counts, width = logits.shape
         self.shape = (int(np.prod(counts)), int(width))
 
@@ -82,6 +83,10 @@ class DeviceLogits(Logits):
         return self._sampler.draw(
             self._logits, self.shape, *(np.asarray(values) for values in (rows, temperature, top_p, uniform))
         )
+
+    def mask(self, rows: Sequence[int], allowed: np.ndarray) -> None:
+        """See `Logits.mask`. Only bits go to the device."""
+        self._sampler.mask(self._logits, self.shape, np.asarray(rows), allowed)
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,9 +48,9 @@ class MLCBackend(MLCForward):
         self._machine: Any = None
 
     @classmethod
-    def prepare(cls, path: str, config: ModelConfig) -> str:
+    def prepare(cls, path: str, config: ModelConfig, stop: threading.Event | None = None) -> str:
         """Compile the model if it is not compiled; return the path to open."""
-        return prepare(path, config)
+        return prepare(path, config, stop=stop)
 
     @classmethod
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
@@ -112,6 +113,8 @@ class MLCBackend(MLCForward):
             *mlc_sampling.NAMES,
         )
         self._functions = {name: self._runtime.function(self._machine, name) for name in names}
+        mask = mlc_sampling.MASK
+        self._functions[mask] = self._runtime.function(self._machine, mask, kernel=True)
         if not self._functions['embed'] or not self._functions['prefill']:
             lacking = next(name for name in ('embed', 'prefill') if not self._functions[name])
             raise BackendError(
@@ -197,6 +200,8 @@ class MLCBackend(MLCForward):
             if rows.can_sample:
                 rows.sample([0], [1.0], [1.0], [0.5])
                 rows.sample([0], [1.0], [0.9], [0.5])
+            if rows.can_mask:
+                rows.mask([0], np.ones((1, rows.shape[1]), bool))
         except Exception as error:
             _log.warning(
                 'the functions of %s that sample on the device do not work (%s): logits are copied for each'
@@ -228,6 +233,7 @@ class MLCBackend(MLCForward):
             kv_bytes_per_token=self._kv_bytes,
             has_embed=True,
             takes_embeddings=True,
+            sliding_window=folder.sliding_window,
         )
 
     # --- text ---

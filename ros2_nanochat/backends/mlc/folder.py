@@ -110,6 +110,12 @@ class MLCFolder:
                     return value
         return 0
 
+    @property
+    def sliding_window(self) -> int | None:
+        """Entries that the layers with a window of their own attend to; None if there are none."""
+        values = [self.model.get(name) for name in ('sliding_window', 'sliding_window_size')]
+        return next((value for value in values if isinstance(value, int) and value > 0), None)
+
     def shards(self) -> list[Shard]:
         """Return the index of the weights; a BackendError if it is missing or damaged."""
         name = next((name for name in INDEXES if os.path.isfile(os.path.join(self.path, name))), None)

@@ -1,8 +1,9 @@
 """Chooses ids on the device, with the functions that mlc-llm puts into libraries for a GPU. Knows rows of
 logits; nothing of requests.
 
-Sources of their arguments: python/mlc_llm/compiler_pass/attach_sampler.py and
-attach_softmax_with_temperature.py; of their use: cpp/serve/sampler/gpu_sampler.cc. A row is drawn in the same
+Sources of their arguments: python/mlc_llm/compiler_pass/attach_sampler.py,
+attach_softmax_with_temperature.py and attach_logit_processor.py; of their use:
+cpp/serve/sampler/gpu_sampler.cc. A row is drawn in the same
 way whatever else is in the batch, so that a seed gives one reply.
 """
 
@@ -15,7 +16,10 @@ import numpy as np
 from ros2_nanochat.backends.mlc.tvm_runtime import Runtime
 
 NAMES = ('softmax_with_temperature', 'multinomial_from_uniform', 'argsort_probs', 'sample_with_top_p')
-"""The library functions that are called here."""
+"""The library functions that choose ids."""
+
+MASK = 'apply_bitmask_inplace'
+"""The library function that rules out ids."""
 
 # The kernel of multinomial_from_uniform compares with the number minus 1e-6, and chooses no id at all if the
 # sum of the rounded probabilities stays below it: keep away from both ends.
@@ -38,6 +42,9 @@ class DeviceSampler:
         """Whether `largest` works."""
         self.draws = bool(self.takes_largest and self._sort and self._nucleus)
         """Whether `draw` works."""
+        self._bitmask: Any = functions.get(MASK)
+        self.masks = bool(self.takes_largest and self._bitmask)
+        """Whether `mask` works."""
 
     def largest(self, logits, shape: tuple[int, int]) -> np.ndarray:
         """Return the likeliest id of each row, [k].
@@ -94,6 +101,26 @@ class DeviceSampler:
                 shape,
             )
         return chosen
+
+    def mask(self, logits, shape: tuple[int, int], rows: np.ndarray, allowed: np.ndarray) -> None:
+        """Rule out ids of some rows, in place.
+
+        Args:
+            logits: An array on the device.
+            shape: (k, v), even if the array has more axes.
+            rows: Which rows, [n].
+            allowed: Which ids may be chosen, [n, v] bool.
+        """
+        count, width = shape
+        bits = np.zeros(
+            (count, -(-width // 32) * 4), np.uint8
+        )  # the function finds a row's bits by its number
+        bits[rows, : -(-width // 8)] = np.packbits(allowed, axis=1, bitorder='little')
+        self._bitmask(
+            self._runtime.view(logits, shape),
+            self._ids(rows),
+            self._runtime.from_numpy(bits.view(np.int32)),
+        )
 
     def _probabilities(self, logits, shape: tuple[int, int], temperature: np.ndarray):
         count, width = shape

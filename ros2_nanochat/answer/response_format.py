@@ -17,19 +17,22 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from ros2_nanochat.answer import grammars
 from ros2_nanochat.answer.dataclass_schema import dataclass_schema, make_dataclass
-from ros2_nanochat.errors import shorten
+from ros2_nanochat.errors import one_line, shorten
 
 MAX_BYTES = 1 << 20
 """Maximum size of a form."""
 
 FORMS = "'yes | no', '/[0-9]+/', 'json', a JSON Schema"
-_FILES = ('.schema.json', '.lark', '.gbnf')
+FILES = ('.schema.json', '.lark', '.gbnf')
+"""How the names of files with a form end."""
+
 _MESSAGE_NAME = re.compile(r'[a-z]\w*/(msg/)?[A-Z]\w*')
 
 
@@ -85,11 +88,12 @@ def read_response_format(value: Any, files: bool = False) -> ResponseFormat | No
     Raises:
         ValueError: The form is unknown or malformed, or nothing satisfies it. The message is one line.
     """
-    if value is None or value == '':
+    if value is None or (isinstance(value, str) and value == ''):
         return None
     if isinstance(value, ResponseFormat):
         return value
     if isinstance(value, str):
+        check_size(value)
         return _from_text(value.strip(), files)
     if isinstance(value, Mapping):
         return _from_dict(dict(value))
@@ -102,20 +106,39 @@ def read_response_format(value: Any, files: bool = False) -> ResponseFormat | No
     )
 
 
-def _from_text(text: str, files: bool) -> ResponseFormat | None:
+def check_size(text: str) -> None:
+    """Check a form that was written as text before it is read.
+
+    Raises:
+        ValueError: It is too long, or holds half of a surrogate pair, which no text in UTF-8 has.
+    """
     if len(text) > MAX_BYTES:
         raise ValueError(f'response_format is not valid: {len(text):,} characters, at most {MAX_BYTES:,}')
+    _check_characters(text)
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f'response_format is not valid: the character {text[error.start]!r} in'
+            f' {shorten(repr(text[max(0, error.start - 20) :]))} is half of a surrogate pair'
+        ) from None
+
+
+def _from_text(text: str, files: bool) -> ResponseFormat | None:
     if text in ('', 'text'):
         return None
     if text == 'json':
         return _any_object()
     if text.startswith('{'):
-        return _from_dict(_parse_json(text, 'response_format'))
+        return _from_dict(parse_json(text, 'response_format'))
     if len(text) > 2 and text[0] == text[-1] == '/':
         return _regex(text[1:-1])
     if ' | ' in text:
         return _choice([part.strip() for part in text.split(' | ')])
-    if text.endswith(_FILES):
+    if text.endswith(FILES):
         if not files:
             raise ValueError(
                 f'response_format={shorten(repr(text))} is not valid here: a file can be named only as a '
@@ -125,7 +148,7 @@ def _from_text(text: str, files: bool) -> ResponseFormat | None:
     if _MESSAGE_NAME.fullmatch(text):
         raise ValueError(f'response_format={text!r} names a ROS type, which needs a sourced ROS 2 workspace')
     raise ValueError(
-        f'response_format={shorten(repr(text))} is not valid: {FORMS}, or a file {", ".join(_FILES)}'
+        f'response_format={shorten(repr(text))} is not valid: {FORMS}, or a file {", ".join(FILES)}'
     )
 
 
@@ -140,13 +163,22 @@ def _from_file(path: str) -> ResponseFormat | None:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f'response_format={shorten(path)!r} cannot be read: {error}') from error
     if path.endswith('.schema.json'):
-        return _from_dict(_parse_json(text, path))
+        return _from_dict(parse_json(text, path))
     name = os.path.basename(path)
     grammar = grammars.from_gbnf(text, name) if path.endswith('.gbnf') else grammars.from_lark(text, name)
     return ResponseFormat('grammar', grammar, source=('gbnf' if path.endswith('.gbnf') else 'lark', text))
 
 
-def _parse_json(text: str, where: str) -> dict:
+def parse_json(text: str, where: str) -> dict:
+    """Return the JSON object of a text.
+
+    Args:
+        text: The text.
+        where: What errors call it.
+
+    Raises:
+        ValueError: It is no JSON object. The message is one line.
+    """
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -155,6 +187,8 @@ def _parse_json(text: str, where: str) -> dict:
         ) from error
     except RecursionError:
         raise ValueError(f'{where} is nested too deep') from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f'{where} is not valid: {one_line(error)}') from error
     if not isinstance(data, dict):
         raise ValueError(f'{where} is not valid: a JSON Schema is an object, not {shorten(text)}')
     return data
@@ -210,6 +244,7 @@ def schema_format(
         raise ValueError('response_format: the schema is nested too deep') from None
     except (TypeError, ValueError) as error:
         raise ValueError(f'response_format: the schema is no JSON: {error}') from error
+    _check_characters(text)
     if len(text) > MAX_BYTES:
         raise ValueError(
             f'response_format is not valid: a schema of {len(text):,} characters, at most {MAX_BYTES:,}'
@@ -244,8 +279,13 @@ def _choice(texts: list) -> ResponseFormat:
             f'response_format={shorten(repr(texts))} is not valid: a choice has at least two alternatives'
         )
     if len(set(texts)) < len(texts):
-        twice = next(text for text in texts if texts.count(text) > 1)
+        twice = Counter(texts).most_common(1)[0][0]
         raise ValueError(f'response_format: {shorten(repr(twice))} stands twice in the choice')
     listed = ', '.join(texts)
+    _check_characters(listed)
+    if len(listed) > MAX_BYTES:
+        raise ValueError(
+            f'response_format is not valid: a choice of {len(listed):,} characters, at most {MAX_BYTES:,}'
+        )
     instruction = f'Answer only with one of: {listed}' if len(listed) <= 1000 else ''
     return ResponseFormat('choice', grammars.from_choice(texts), instruction, tuple(texts))

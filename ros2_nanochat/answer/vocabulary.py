@@ -4,17 +4,16 @@ text.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from ros2_nanochat.answer.cache import BoundedCache
 from ros2_nanochat.answer.grammars import library, limits
 from ros2_nanochat.answer.matcher import AnswerMatcher
 
-_KEPT = 32  # grammars
+_MOST_KEPT, _MOST_BYTES = 64, 1 << 20  # compiled grammars, and the sum of their sizes as text
 
 
 class AnswerVocabulary:
@@ -38,8 +37,6 @@ class AnswerVocabulary:
         self.end_ids = frozenset(end_ids)
         self.special_ids = frozenset(special_ids) | self.end_ids
         self.tokenize = tokenize
-        self._kept: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
         llguidance = library()
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Tokens(self, token_bytes)), eos_token=min(self.end_ids)
@@ -51,6 +48,7 @@ class AnswerVocabulary:
         """Ids whose text is only white space."""
         self.never = never
         """[v] bool: ids that no form allows, unless they end the reply."""
+        self._compiled: BoundedCache = BoundedCache(_MOST_KEPT, _MOST_BYTES)
 
     def matcher(self, grammar: str, end_ids: Iterable[int] = (), marks: Iterable[int] = ()) -> AnswerMatcher:
         """Make a matcher at the start of an answer.
@@ -63,23 +61,13 @@ class AnswerVocabulary:
         Raises:
             ValueError: The grammar takes more work than is allowed, or nothing satisfies it.
         """
-        raw = self._fresh(grammar)
-        matcher = AnswerMatcher(raw, self, self.end_ids | frozenset(end_ids), marks)
+        raw = self._compiled.get(grammar, len(grammar), lambda: self._compile(grammar))
+        matcher = AnswerMatcher(raw.deep_copy(), self, self.end_ids | frozenset(end_ids), marks)
         matcher.check()
         return matcher
 
-    def _fresh(self, grammar: str) -> Any:
-        """A matcher of the library. Grammars of many tools take long to read: the latest ones are kept."""
-        with self._lock:
-            if grammar in self._kept:
-                self._kept.move_to_end(grammar)
-            else:
-                self._kept[grammar] = library().LLMatcher(
-                    self._tokenizer, grammar, log_level=0, limits=limits()
-                )
-                while len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-            return self._kept[grammar].deep_copy()
+    def _compile(self, grammar: str) -> Any:
+        return library().LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits())
 
 
 class _Tokens:

@@ -47,6 +47,7 @@ class StreamingResponse:
         self._detokenize = detokenize
         self._taken = Taken()
         self._num_ids_given = 0
+        self._valid: bool | None = None  # once the reply has ended and somebody asked
         self._lock = threading.RLock()
         self._before = kv_cache.claim(request.asked.goal, self)
         self._drop = weakref.finalize(self, _end_dropped, request, kv_cache, self._taken)
@@ -211,7 +212,12 @@ class StreamingResponse:
     def valid(self) -> bool:
         """Whether the answer is complete and in the form that `response_format` asked for."""
         form = self._request.progress.form
-        return form is not None and self.finish_reason is FinishReason.STOP and form.matches(self.text)
+        if form is None or self.finish_reason is not FinishReason.STOP:
+            return False
+        with self._lock:  # a long answer takes a while to match: only once
+            if self._valid is None:
+                self._valid = form.matches(self.text)
+            return self._valid
 
     @property
     def parsed(self) -> Any:

@@ -6,7 +6,6 @@ Any installed type works. A std_msgs/Header may be omitted; whoever publishes th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,13 @@ from rosidl_parser.definition import (
     NamespacedType,
 )
 
-from ros2_nanochat.answer.response_format import ResponseFormat, read_response_format, schema_format
+from ros2_nanochat.answer.response_format import (
+    ResponseFormat,
+    check_size,
+    parse_json,
+    read_response_format,
+    schema_format,
+)
 from ros2_nanochat.errors import shorten
 from ros2_nanochat.ros.field_limits import narrow
 from ros2_nanochat.ros.message_types import TYPE_NAME, class_of, is_message_type, message_type, type_name
@@ -53,11 +58,10 @@ def read_format(value: Any, files: bool = False) -> ResponseFormat | None:
         ValueError: The form or type is unknown or malformed.
     """
     fields: Any = None
+    if isinstance(value, str):
+        check_size(value)
     if isinstance(value, str) and value.lstrip().startswith('{') and '"ros_type"' in value:
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ValueError(f'response_format is no JSON: {error}') from error
+        value = parse_json(value, 'response_format')
     if isinstance(value, Mapping) and 'ros_type' in value:
         unknown = set(value) - {'ros_type', 'fields'}
         if unknown:

@@ -5,6 +5,7 @@ answers as messages of their own type.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,13 +13,16 @@ from typing import Any
 
 from rclpy.qos import QoSProfile
 
-from ros2_nanochat.answer.response_format import ResponseFormat, read_response_format
+from ros2_nanochat.answer.cache import BoundedCache
+from ros2_nanochat.answer.response_format import FILES, ResponseFormat, read_response_format
 from ros2_nanochat.config import RobotOptions
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.ros.message_schema import read_format
 from ros2_nanochat.ros.message_types import is_message_type, type_name
 
 _DEPTH = 1000
+_read: BoundedCache[ResponseFormat | None] = BoundedCache(most=256, most_bytes=4 << 20)
+"""Forms by their text: a change of one parameter reads the forms of all robots."""
 
 
 def with_form(options: RobotOptions, files: bool) -> RobotOptions:
@@ -31,10 +35,29 @@ def with_form(options: RobotOptions, files: bool) -> RobotOptions:
     Raises:
         ValueError: The form is unknown, malformed or impossible.
     """
-    form = read_format(options.generation.response_format, files)
-    if form is options.generation.response_format:
+    value = options.generation.response_format
+    if isinstance(value, str):
+        form = _read.get(
+            (value, files, _version(value) if files else None),
+            len(value),
+            lambda: read_format(value, files),
+        )
+    else:
+        form = read_format(value, files)
+    if form is value:
         return options
     return replace(options, generation=replace(options.generation, response_format=form))
+
+
+def _version(text: str) -> tuple | None:
+    """Which version of a file a text names, None if it names none."""
+    if not text.strip().endswith(FILES):
+        return None
+    try:
+        found = os.stat(os.path.expanduser(text.strip()))
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def form_text(value: Any) -> str:

@@ -13,7 +13,9 @@ pytest.importorskip('rclpy')
 pytest.importorskip('llguidance')
 from random_forms import random_value
 
+from ros2_nanochat.config import GenerationConfig, RobotOptions
 from ros2_nanochat.ros.message_schema import message_type, read_format
+from ros2_nanochat.ros.typed_reply import with_form
 
 pytestmark = pytest.mark.ros
 TYPES = (
@@ -106,3 +108,20 @@ def test_what_is_no_type_or_limit_is_one_line(value, message):
     with pytest.raises(ValueError, match='(?s).*' + message.replace('[', '\\[')) as raised:
         read_format(value)
     assert '\n' not in str(raised.value)
+
+
+def test_a_form_is_read_once_until_its_file_changes(tmp_path):
+    def read(text):
+        options = RobotOptions(generation=GenerationConfig(response_format=text))
+        return with_form(options, files=True).generation.response_format
+
+    twist = '{"ros_type": "geometry_msgs/msg/Twist"}'
+    assert read(twist) is read(twist) and read('yes | no') is read('yes | no')
+    file = tmp_path / 'a.schema.json'
+    file.write_text('{"type": "integer"}')
+    first = read(str(file))
+    assert read(str(file)) is first
+    file.write_text('{"type": "string"}')
+    assert read(str(file)).schema == {'type': 'string'} != first.schema
+    with pytest.raises(ValueError, match='only as a parameter'):
+        with_form(RobotOptions(generation=GenerationConfig(response_format=str(file))), files=False)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from odd_gguf import write_tiny_bpe
 
 from ros2_nanochat import ChatHistory, NanoLLM
-from ros2_nanochat.backends.gguf import deep_stack
+from ros2_nanochat.backends.gguf import deep_stack, digit_runs
 from ros2_nanochat.prompt import surely_longer
 
 RUNS = ['A', 'é', 'aB', ' ', '\n', '\t', '1', '=', '東', '\u0301', '🙂', 'ab ', 'x1', '=/\n', "'s", '\u200b']
@@ -106,3 +108,20 @@ def test_a_text_counts_as_too_long_only_if_it_is():
     assert not surely_longer(list, 'a' * 1000, 1000)
     assert not surely_longer(tokenize, 'a' * 99_000, 1000)
     assert surely_longer(tokenize, 'a' * 10_000_000, 1000)
+
+
+def test_a_million_digits_take_seconds_and_have_the_ids_of_a_text_that_is_not_cut(tmp_path, monkeypatch):
+    write_tiny_bpe(tmp_path / 'a.gguf', 'superbpe')
+    with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=512) as model:
+        random = np.random.default_rng(1)
+        texts = [
+            before + ''.join(map(str, random.integers(0, 10, count))) + after
+            for count in (119, 120, 121, 182, 1001)
+            for before, after in (('', ''), ('The 1 robot', ' drives 22'), ('=', '1 3' * 200))
+        ] + ['1' * 701 + '.' + '2' * 650 + ' a']
+        cut = [model.tokenize(text) for text in texts]
+        began = time.monotonic()
+        count = len(model.tokenize('7' * 1_000_000))
+        assert count > 100_000 and time.monotonic() - began < 60
+        monkeypatch.setattr(digit_runs, 'SHORT', 10**9)
+        assert [model.tokenize(text) for text in texts] == cut

@@ -5,9 +5,11 @@ Thread-safe, also while the model is being closed.
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from typing import Any
 
+from ros2_nanochat.backends.gguf import digit_runs
 from ros2_nanochat.backends.gguf.deep_stack import with_stack_for
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.errors import BackendError
@@ -72,6 +74,7 @@ class GGUFText:
         self._strip_first_space = metadata.get('tokenizer.ggml.model') == 'llama' and metadata.get(
             'tokenizer.ggml.add_space_prefix', True
         )
+        self._splits_digits = metadata.get('tokenizer.ggml.pre') in digit_runs.PRE_TOKENIZERS
         self._num_joint = 0  # ids of `_JOINT`, which is put before text that follows other text
         if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):
             self._num_joint = len(self._tokenize(_JOINT, False))
@@ -106,10 +109,16 @@ class GGUFText:
     def _tokenize(self, text: str, special: bool, joined: bool = False) -> list[int]:
         if joined and text and self._num_joint:
             return self._tokenize(_JOINT + text, special)[self._num_joint :]
+        if len(text) > digit_runs.SHORT and self._groups_digits and len(pieces := digit_runs.cut(text)) > 1:
+            return [i for piece in pieces for i in self._tokenize(piece, special)]
         data = text.encode('utf-8', 'replace')
         with self._lock:
             self._check_open()
             return with_stack_for(text, lambda: self._llama_tokenize(data, special))
+
+    @functools.cached_property
+    def _groups_digits(self) -> bool:
+        return self._splits_digits and digit_runs.groups_by_threes(lambda text: self._tokenize(text, False))
 
     def _llama_tokenize(self, data: bytes, special: bool) -> list[int]:
         count = len(data) + 8

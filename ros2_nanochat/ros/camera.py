@@ -54,10 +54,11 @@ class Camera:
         prefix: Prefix of the topics.
         wanted: Keep a subscription open. With False, `newest()` opens one, which is closed a while later.
         transport: `raw`, `compressed`, or `auto` for the one that is published.
+        events: Callbacks for events of the subscription.
     """
 
-    def __init__(self, node, prefix: str, wanted: bool = True, transport: str = 'auto'):
-        self._node = node
+    def __init__(self, node, prefix: str, wanted: bool = True, transport: str = 'auto', events=None):
+        self._node, self._events = node, events
         self._lock = threading.RLock()
         self._topics, self._order = camera_topics(node, prefix)
         self._wanted, self._transport = wanted, transport
@@ -85,7 +86,7 @@ class Camera:
             ),
             post_callback=self._on_jump,
         )
-        self._look()
+        self.follow(wanted, transport)
 
     @property
     def present(self) -> bool:
@@ -115,7 +116,8 @@ class Camera:
             if (wanted, transport) != (self._wanted, self._transport):
                 self._wanted, self._transport = wanted, transport
                 self._tried.clear()
-            self._look()
+            if wanted or self._open is not None:  # asking the graph takes long if there are many robots
+                self._look()
 
     def newest(self) -> Picture | None:
         """Return the newest frame, not decoded; None before the first. Can be called from any thread."""
@@ -209,7 +211,12 @@ class Camera:
             self._tried.clear()
             return
         self._subscription = self._node.create_subscription(
-            topic.kind, topic.given, self._unused, topic.qos, callback_group=self._group
+            topic.kind,
+            topic.given,
+            self._unused,
+            topic.qos,
+            callback_group=self._group,
+            event_callbacks=self._events,
         )
         self._expect()
 

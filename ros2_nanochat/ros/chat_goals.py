@@ -1,11 +1,14 @@
 """The action `chat` of one robot: each goal is a turn.
 
-A goal ends with its turn, and is cancelled when its client leaves the graph.
+A goal ends with its turn, and is cancelled when its client leaves the graph. The goal of a `ChatClient` names
+its client. Any other goal came from one of those that listened to its feedback at that time, and is cancelled
+when all of them have left.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 
 from action_msgs.msg import GoalStatus
 from nanochat.action import Chat
@@ -22,6 +25,7 @@ from ros2_nanochat.ros.typed_reply import with_form
 from ros2_nanochat.states import FinishReason
 
 _SUCCEEDED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE)
+_DISCOVERY = 2.0  # seconds after a goal in which its client may still appear on the graph
 _CLOSING = 5.0  # seconds to wait for pending results when the action is closed
 
 
@@ -39,6 +43,7 @@ class ChatGoals:
         self._node, self._chat, self._message = node, chat, message
         self._open: dict[bytes, Turn] = {}
         self._seen: set[bytes] = set()  # goals whose client was seen on the graph
+        self._among: dict[bytes, set[bytes]] = {}  # who may be the client of a goal that does not name it
         self._lock = threading.Lock()
         self._heard = self.muted = False
         self._server = GoalServer(node, Chat, prefix + 'chat', self._accept, self._cancel)
@@ -88,9 +93,15 @@ class ChatGoals:
         for key, turn in goals:
             if key[:CLIENT_BYTES] in clients:
                 self._seen.add(key)
-            elif key in self._seen or (self._heard and not ends):
+            elif key in self._seen or (self._heard and not ends) or self._have_left(key, turn, clients):
                 self._chat.cancel_turn(turn)
         self._heard = bool(ends)
+
+    def _have_left(self, key: bytes, turn: Turn, clients: set[bytes]) -> bool:
+        """Whether all that may be the client of a goal have left the graph."""
+        if key not in self._among or time.monotonic() - turn.arrived < _DISCOVERY:
+            self._among[key] = self._among.get(key, set()) | clients
+        return bool(self._among[key]) and self._among[key].isdisjoint(clients)
 
     # --- out ---
 
@@ -116,6 +127,7 @@ class ChatGoals:
         with self._lock:
             self._open.pop(key, None)
             self._seen.discard(key)
+            self._among.pop(key, None)
         result = Chat.Result(turn=self._message(turn))
         self._server.finish(turn.goal, turn.finish_reason in _SUCCEEDED, result)
 

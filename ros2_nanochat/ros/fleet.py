@@ -16,9 +16,13 @@ from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
 
-_CAMERAS_AT_ONCE = 16
-"""With more robots, not every camera is checked each time: asking the graph about one takes longer the more
-robots there are."""
+_LOOKING_SECONDS = 0.01
+"""For asking the graph about robots, each time. One question takes longer the more robots there are: with
+many, not all are asked about each time."""
+
+_WARNED_ROBOTS = 32
+"""With more robots, their topics have no events that warn of listeners with incompatible QoS (the listeners
+still warn): each robot has a dozen, and rclpy's executor takes time quadratic in their number."""
 
 
 _GRAPH_SECONDS = 2.0
@@ -54,7 +58,7 @@ class Fleet:
         self._tools: dict[str, RobotTools] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
         self._twins: set[str] = set()
-        self._calls = 0  # of expire()
+        self._next = 0  # the robot that the graph is asked about next
         self._graph_known = 0.0
         self._servers = McpServers()
 
@@ -72,13 +76,19 @@ class Fleet:
             for robot in [robot for robot in self._chats if robot not in names]:
                 self._close(robot)
             self._settings.forget_robots(names)
-            for robot in names if model is not None else ():
-                if self._node.done.is_set():
-                    return  # the process must not wait for hundreds of robots before it ends
-                if robot not in self._chats:
-                    self._chats[robot] = self._conversation(robot, model)
-                if robot not in self._ports and open_ports():
-                    self._ports[robot] = RobotPort(self._node, self._chats[robot], self._tools.get(robot))
+            with self._node.executor_left_alone():
+                for robot in names if model is not None else ():
+                    if self._node.done.is_set():
+                        return  # the process must not wait for hundreds of robots before it ends
+                    if robot not in self._chats:
+                        self._chats[robot] = self._conversation(robot, model)
+                    if robot not in self._ports and open_ports():
+                        self._ports[robot] = RobotPort(
+                            self._node,
+                            self._chats[robot],
+                            self._tools.get(robot),
+                            warns=len(names) <= _WARNED_ROBOTS,
+                        )
 
     def _conversation(self, robot: str, model) -> RobotConversation:
         kept, store = self._settings.node(), None
@@ -161,13 +171,15 @@ class Fleet:
         """End turns whose deadline has passed or whose client has left. Call this regularly."""
         for chat in list(self._chats.values()):
             chat.expire()
-        self._calls += 1
         ports = list(self._ports.values())
-        every = min(1 + len(ports) // _CAMERAS_AT_ONCE, 4)
-        for index, port in enumerate(ports):
-            port.cancel_unheard()
-            if (index + self._calls) % every == 0:
-                port.follow()
+        for port in ports:
+            port.follow_options()
+        until = time.monotonic() + _LOOKING_SECONDS
+        for _ in ports:
+            self._next = (self._next + 1) % len(ports)
+            ports[self._next].look_at_graph()
+            if time.monotonic() > until:
+                break
 
     @property
     def has_camera(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from typing import Any
 
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+from rclpy.parameter import Parameter as RosParameter
 
 from ros2_nanochat.config import EngineConfig, ModelConfig, NodeConfig, Option, RobotOptions
 from ros2_nanochat.robot.options import (
@@ -111,16 +113,17 @@ class NodeParameters:
                 self._declare_robot(robot)
 
     def _declare_robot(self, robot: str) -> None:
-        for name, parameter in ROBOT_PARAMETERS.items():
-            if not self._node.has_parameter(f'{robot}.{name}'):
-                self._node.declare_parameter(
-                    f'{robot}.{name}',
-                    None,
-                    ParameterDescriptor(
-                        description=f'{parameter.text}. Of {robot} only; not set, or null: as {name}',
-                        dynamic_typing=True,
-                    ),
-                )
+        node = self._node
+        for name, descriptor in _of_robot().items():
+            own = f'{robot}.{name}'
+            if own in node._parameters:
+                continue
+            if own in node._parameter_overrides:
+                node.declare_parameter(own, None, descriptor)
+            else:
+                # What declare_parameter does, without a check and an event for each: those of one robot would
+                # take longer than all the rest of it.
+                node._descriptors[own], node._parameters[own] = descriptor, RosParameter(own)
 
     def forget_robots(self, names: list[str]) -> None:
         """Remove the parameters of all other robots: their options, and the QoS of their topics."""
@@ -203,6 +206,18 @@ class NodeParameters:
 
 def _is_set(value: Any) -> bool:
     return value is not None and not (isinstance(value, str) and value in _NOT_SET)
+
+
+@functools.cache
+def _of_robot() -> dict[str, ParameterDescriptor]:
+    """The descriptors of a robot's own parameters."""
+    return {
+        name: ParameterDescriptor(
+            description=f'{parameter.text}. Of this robot only; not set, or null: as {name}',
+            dynamic_typing=True,
+        )
+        for name, parameter in ROBOT_PARAMETERS.items()
+    }
 
 
 def _descriptor(parameter: Parameter) -> ParameterDescriptor:

@@ -13,6 +13,7 @@ from nanochat.msg import Turn as TurnMessage
 from nanochat.srv import GetHistory, Reset
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.duration import Duration
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
@@ -26,16 +27,14 @@ from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
 from ros2_nanochat.ros.speaker import Speaker
 from ros2_nanochat.ros.spinning import pass_through
-from ros2_nanochat.ros.tools.port import call_message
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
+from ros2_nanochat.ros.turn_message import turn_message
 from ros2_nanochat.ros.typed_reply import TypedReply
 
 DEPTH = 1000
 """Depth of the topics: enough for a burst of a few hundred queries and turns, and for a whole reply."""
 _LAST_WORDS = Duration(seconds=0.1)  # for listeners to acknowledge messages; one of them may be dead
 _CLOSING = 0.5  # seconds to wait for callbacks that the executor has already taken
-_UNKNOWN = -1  # Turn.reused_tokens, if a server does not report it
-_MOST_SECONDS, _MOST_NANOSECONDS = 2**31 - 1, 10**9 - 1
 
 
 class RobotPort:
@@ -45,16 +44,21 @@ class RobotPort:
         node: The node.
         chat: The robot's conversation.
         tools: The robot's tools, or None.
+        warns: Whether the topics warn of listeners with incompatible QoS.
     """
 
-    def __init__(self, node, chat: RobotConversation, tools: RobotTools | None = None):
+    def __init__(self, node, chat: RobotConversation, tools: RobotTools | None = None, warns: bool = True):
         self._node, self._chat, self._tools = node, chat, tools
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
         in_turn, beside = MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
+        events = PublisherEventCallbacks(use_default_callbacks=warns)
         self._closed = self._muted = False
+        self._twin = ''
         self._publishers = [
-            node.create_publisher(kind, prefix + name, QoSProfile(depth=DEPTH), **override)
+            node.create_publisher(
+                kind, prefix + name, QoSProfile(depth=DEPTH), event_callbacks=events, **override
+            )
             for kind, name in (
                 (Token, 'tokens'),
                 (String, 'sentence'),
@@ -68,7 +72,8 @@ class RobotPort:
         )
         self._typed = TypedReply(node, prefix + 'typed_reply')
         self._typed.follow(chat.options)
-        self._camera = Camera(node, prefix, *self._camera_use)
+        heard = SubscriptionEventCallbacks(use_default_callbacks=warns)
+        self._camera = Camera(node, prefix, *self._camera_use, events=heard)
         chat.output, chat.sight.camera = self, self._camera
         self._services = [
             node.create_service(kind, prefix + name, self._guarded(callback, name), callback_group=beside)
@@ -84,7 +89,13 @@ class RobotPort:
             tools.open(prefix)
         # Last, once everything else can answer.
         self._queries = node.create_subscription(
-            String, prefix + 'query', self._query, DEPTH, callback_group=in_turn, **override
+            String,
+            prefix + 'query',
+            self._query,
+            DEPTH,
+            callback_group=in_turn,
+            event_callbacks=heard,
+            **override,
         )
 
     # --- in ---
@@ -144,23 +155,26 @@ class RobotPort:
             options.image_transport,
         )
 
-    def follow(self) -> None:
-        """Update the camera's subscription and the like. Call this regularly."""
+    def follow_options(self) -> None:
+        """Open or close `typed_reply` according to the robot's options. Call this regularly."""
+        self._typed.follow(self._chat.options)
+
+    def look_at_graph(self) -> None:
+        """Update the camera's subscription, cancel the goals of clients that have left, and look for new
+        tools and for a node of the same name. Call this regularly.
+        """
+        self._goals.cancel_unheard()
         self._camera.follow(*self._camera_use)
         if self._tools is not None:
             self._tools.follow()
-        self._typed.follow(self._chat.options)
+        topic = self._publishers[-1].topic_name
+        others = not self._closed and self._node.count_publishers(topic) > 1
+        self._twin = f'another node publishes {topic}: do two nodes have one name?' if others else ''
 
     @property
     def twin(self) -> str:
         """A warning if another node uses this robot's names, '' if none does."""
-        if self._closed or self._node.count_publishers(self._publishers[-1].topic_name) < 2:
-            return ''
-        return f'another node publishes {self._publishers[-1].topic_name}: do two nodes have one name?'
-
-    def cancel_unheard(self) -> None:
-        """Cancel the goals of clients that have left the graph. Call this regularly."""
-        self._goals.cancel_unheard()
+        return '' if self._closed else self._twin
 
     # --- out: the Output of RobotConversation ---
 
@@ -227,37 +241,7 @@ class RobotPort:
                 self._feedback(turn, token)
 
     def _turn_message(self, turn: Turn) -> TurnMessage:
-        message = TurnMessage(
-            turn_id=turn.id,
-            robot=self._chat.name,
-            query=turn.query,
-            reply=turn.reply,
-            reasoning=turn.reasoning,
-            finish_reason=turn.finish_reason,
-            error=turn.error,
-            note=turn.note,
-            valid=turn.valid,
-            choice=turn.choice,
-            probability=turn.probability,
-            tool_calls=[call_message(record, self._chat.name, self._now()) for record in turn.tool_calls],
-            image_used=turn.picture is not None,
-            prompt_tokens=turn.usage.prompt_tokens,
-            reused_tokens=_UNKNOWN if turn.usage.reused_tokens is None else turn.usage.reused_tokens,
-            image_tokens=turn.usage.image_tokens,
-            reused_image_tokens=turn.usage.reused_image_tokens,
-            encode_time=turn.encode_time,
-            new_tokens=turn.usage.new_tokens,
-            served_by=turn.served_by,
-            dropped_turns=turn.dropped_turns,
-            queue_time=turn.queue_time,
-            time_to_first_token=turn.time_to_first_token,
-            tokens_per_second=turn.tokens_per_second,
-        )
-        message.header.stamp = self._now()
-        if turn.picture is not None:
-            message.image.stamp = time_of(turn.picture.stamp)
-            message.header.frame_id = message.image.frame_id = turn.picture.frame_id
-        return message
+        return turn_message(turn, self._chat.name, self._now())
 
     def _now(self) -> Time:
         return self._node.get_clock().now().to_msg()
@@ -282,11 +266,3 @@ class RobotPort:
         for publisher in self._publishers:
             publisher.wait_for_all_acked(_LAST_WORDS)  # else the latest messages are lost with the publisher
             self._node.destroy_publisher(publisher)
-
-
-def time_of(nanoseconds: int) -> Time:
-    """Convert nanoseconds to a message, or to the nearest time that a message can hold."""
-    seconds, rest = divmod(nanoseconds, 10**9)
-    if not -_MOST_SECONDS - 1 <= seconds <= _MOST_SECONDS:
-        seconds, rest = (_MOST_SECONDS, _MOST_NANOSECONDS) if seconds > 0 else (-_MOST_SECONDS - 1, 0)
-    return Time(sec=seconds, nanosec=rest)

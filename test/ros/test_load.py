@@ -143,6 +143,64 @@ def test_a_client_that_is_killed_while_another_one_listens_stops_its_turn(start,
     assert mine.result(30).reply == 'You said: mine'
 
 
+PLAIN_ASKER = """
+import rclpy, sys
+from nanochat.action import Chat
+from rclpy.action import ActionClient
+rclpy.init()
+node = rclpy.create_node('plain')
+client = ActionClient(node, Chat, '/nanochat/chat')
+assert client.wait_for_server(30)
+heard = []
+goal = Chat.Goal(query='y' * 2000, max_new_tokens=-1)
+future = client.send_goal_async(goal, feedback_callback=heard.append)
+while not heard:
+    rclpy.spin_once(node, timeout_sec=1.0)
+print('streams', flush=True)
+rclpy.spin(node)
+"""
+
+
+@pytest.mark.long
+def test_a_plain_client_that_is_killed_stops_its_turn_although_others_came_later(start, listen, talk):
+    start(model='tokens_per_second=20', on_new_query='queue')
+    ears = listen()
+    asker = subprocess.Popen([sys.executable, '-c', PLAIN_ASKER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert asker.stdout.readline() == 'streams\n'
+        time.sleep(3.0)  # from now on nobody new can be its client
+        mine = talk().ask('mine')
+        time.sleep(1.0)
+    finally:
+        asker.send_signal(signal.SIGKILL)
+        asker.wait()
+    ears.wait_for(lambda: ears.turns, 40)
+    assert ears.turns[0][2].finish_reason == 'cancelled' and ears.turns[0][2].query == 'y' * 2000
+    assert mine.result(30).reply == 'You said: mine'
+
+
+@pytest.mark.long
+def test_five_hundred_goals_and_queries_at_200_hz_are_all_answered(start, listen):
+    start(model='tokens_per_second=5000', on_new_query='queue', max_queue=10_000)
+    ears = listen()
+    client, results = client_of(ears), []
+
+    def accepted(future):
+        future.result().get_result_async().add_done_callback(lambda future: results.append(future.result()))
+
+    due = time.monotonic()
+    for i in range(500):
+        client.send_goal_async(Chat.Goal(query=f'goal {i}')).add_done_callback(accepted)
+        ears.ask(f'query {i}')
+        due += 0.005
+        time.sleep(max(0.0, due - time.monotonic()))
+    wait(lambda: len(results) == 500, 120)
+    ears.wait_for(lambda: len(ears.turns) == 1000, 120)
+    assert {result.result.turn.reply for result in results} == {f'You said: goal {i}' for i in range(500)}
+    asked = [turn.query for _, _, turn in ears.turns]
+    assert len(set(asked)) == 1000 and {turn.finish_reason for _, _, turn in ears.turns} == {'stop'}
+
+
 def test_cleanup_and_configure_again_and_again_take_no_more_memory(start, listen):
     node = start(model='')
     ears = listen()

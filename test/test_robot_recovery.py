@@ -5,6 +5,7 @@ itself.
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -256,6 +257,45 @@ def test_a_reset_that_does_not_reach_the_disk_fails_or_deletes_what_is_there(
     assert len(chat.history) == 0
     disk.error = None
     wait(lambda: saved(tmp_path) == [])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 128 kB; the test is skipped where mounting is not allowed."""
+    place = tmp_path / 'disk'
+    place.mkdir()
+    mount = shutil.which('mount')
+    asked = [mount, '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', str(place)]
+    if mount is None or subprocess.run(asked, capture_output=True).returncode:
+        pytest.skip('mounting is not allowed')
+    yield place
+    subprocess.run(['umount', '-l', str(place)], check=True)
+
+
+def fill(folder) -> Path:
+    """Write a file until the disk is full."""
+    filler = folder / 'filler'
+    with pytest.raises(OSError, match='No space left'), open(filler, 'wb', buffering=0) as file:
+        while True:
+            file.write(b'x' * 4096)
+    return filler
+
+
+def test_a_disk_that_is_really_full_is_told_and_heals(robot, small_disk, monkeypatch):
+    monkeypatch.setattr(recovery.SavedState, 'retry_seconds', 0.1)
+    chat, _ = robot(store=ConversationStore(small_disk, '/r1', Log(), True))
+    ask(chat, 'one')
+    filler = fill(small_disk)
+    turn = ask(chat, 'two')
+    assert turn.reply == 'You said: two' and 'No space left' in turn.note
+    assert robot_status(chat).level == ERROR and 'not on disk' in robot_status(chat).message
+    assert saved(small_disk) == ['one', 'You said: one']
+    assert 'deleted' in chat.reset() and saved(small_disk) is None
+    ask(chat, 'three')
+    filler.unlink()
+    wait(lambda: saved(small_disk) == ['three', 'You said: three'])
+    wait(lambda: robot_status(chat).level == OK)
+    assert ask(chat, 'four').note == ''
 
 
 def saved(folder):

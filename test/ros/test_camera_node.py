@@ -1,8 +1,10 @@
 """A node that sees, and cameras whose clocks and topics are not as one would have them, over DDS."""
 
+import io
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 import rclpy
 from builtin_interfaces.msg import Time
@@ -109,6 +111,55 @@ def test_a_turn_uses_the_frame_that_came_last_and_notes_a_stamp_that_cannot_be_b
     turn = scene.ask()
     assert not turn.image_used and 'it is 30' in turn.note and 'max_image_age' in turn.note
     scene.node.destroy_publisher(camera)
+
+
+def jpeg(quality=90):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(buffer, 'JPEG', quality=quality)
+    return buffer.getvalue()
+
+
+def test_a_frame_that_cannot_be_used_costs_a_note_and_one_that_is_only_cut_off_shows(scene):
+    """One camera whose frames are bad in every way, then a compressed one."""
+    raw = (
+        ('empty', {'height': 0, 'width': 0, 'step': 0, 'data': b''}, '0'),
+        ('step', {'step': 0}, 'step'),
+        ('short', {'data': bytes(100)}, '100'),
+        ('encoding', {'encoding': 'plaid'}, 'plaid'),
+        ('nv12', {'encoding': 'nv12', 'step': 64, 'data': bytes(64 * 96)}, None),
+    )
+    compressed = (
+        ('text', 'jpeg', b'this is no picture', ''),
+        ('nothing', 'jpeg', b'', ''),
+        ('depth', '16UC1; compressedDepth png', bytes(40), ''),
+        ('cut', 'jpeg', jpeg()[:-2], None),
+        ('whole', 'bgr8; jpeg compressed bgr8', jpeg(), None),
+    )
+    for kind, topic, frames in (
+        (Image, '/nanochat/image', raw),
+        (CompressedImage, '/nanochat/image/compressed', compressed),
+    ):
+        camera = scene.camera(kind, topic)
+        for name, *given in frames:
+            *fields, told = given
+            message = frame(name, time.time()) if kind is Image else CompressedImage()
+            message.header.frame_id = name
+            message.header.stamp = frame(name, time.time()).header.stamp
+            if kind is Image:
+                for field, value in fields[0].items():
+                    setattr(message, field, value)
+            else:
+                message.format, message.data = fields
+            camera.publish(message)
+            time.sleep(0.3)
+            turn = scene.ask()
+            assert turn.reply or turn.new_tokens, turn
+            if told is None:
+                assert turn.image_used and turn.image.frame_id == name and not turn.note, turn
+            else:
+                assert not turn.image_used and turn.note and told in turn.note, turn
+                assert '\n' not in turn.note and len(turn.note) < 500
+        scene.node.destroy_publisher(camera)
 
 
 def test_a_simulation_that_begins_again_shows_its_own_frames(scene):

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import machine, table
@@ -122,6 +123,19 @@ class Robot:
             self.open.clear()
 
 
+def growth_of(samples: Sequence[tuple[float, int]], settle: float, minutes: float) -> tuple[float, float]:
+    """Bytes after the first minutes, and at the end; medians of a tenth of the run each.
+
+    samples: (minutes since the beginning, bytes).
+    """
+    window = max(0.5, minutes / 10)
+    settle = min(settle, minutes / 2)  # of a run that is shorter than that
+    early = [size for minute, size in samples if settle <= minute < settle + window]
+    late = [size for minute, size in samples if minute >= minutes - window]
+    last = [samples[-1][1]] if samples else [1]
+    return statistics.median(early or last), statistics.median(late or last)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m benchmarks soak', description=__doc__.splitlines()[0])
     parser.add_argument('--minutes', type=float, default=30.0)
@@ -221,11 +235,7 @@ def main() -> int:
         executor.shutdown(timeout_sec=1.0)
         spinning.join(2.0)
         rclpy.try_shutdown()
-    window = max(0.5, options.minutes / 10)
-    before = statistics.median(
-        size for minute, size in samples if options.settle <= minute < options.settle + window
-    )
-    after = statistics.median(size for minute, size in samples if minute >= options.minutes - window)
+    before, after = growth_of(samples, options.settle, options.minutes)
     ended = sum((robot.ended for robot in robots), Counter())
     lost = sum(robot.lost for robot in robots)
     table(

@@ -37,13 +37,15 @@ class _Frame:
 
     Attributes:
         arrived: When it arrived, in `time.monotonic()`.
-        publishers: Ids of the publishers that may have sent it.
+        source: Id of the publisher according to the message.
+        publishers: Ids of the publishers that may have sent it; none if the graph showed none at that time.
     """
 
     picture: Picture
     arrived: float
     topic: str
-    publishers: frozenset[bytes]
+    source: bytes
+    publishers: frozenset[bytes] = frozenset()
 
 
 class Camera:
@@ -185,8 +187,9 @@ class Camera:
                 self._known = (self._known if len(self._known) < _KNOWN else set()) | sources
                 self._tried.clear()
                 self._expect()
-        if self._kept is not None and self._is_outdated(self._kept):
-            self._kept = None
+        if self._kept is not None:
+            kept = self._attributed(self._kept)
+            self._kept = None if self._is_outdated(kept) else kept
         self._switch(self._choice(steady))
 
     def _choice(self, steady: float) -> CameraTopic | None:
@@ -249,7 +252,7 @@ class Camera:
                 break  # frames that arrive meanwhile are for the next question
         if last is None:
             return
-        frame = self._frame(topic, *last)
+        frame = self._attributed(self._frame(topic, *last))
         if not self._is_outdated(frame):
             self._kept, self._expected_until = frame, 0.0
             self._tried.clear()
@@ -265,9 +268,15 @@ class Camera:
             ),
             self._arrivals.steady(info['received_timestamp']),
             topic.name,
-            # Older rclpy does not provide the GID, and some middlewares use another one than the graph.
-            frozenset([source]) if source in self._known else self._sources[topic.name],
+            source,
         )
+
+    def _attributed(self, frame: _Frame) -> _Frame:
+        """Return a frame with its publishers, which the graph may show later than their first frame."""
+        # Older rclpy has no GID, and some middlewares use another one than the graph.
+        if frame.source in self._known:
+            return replace(frame, publishers=frozenset([frame.source]))
+        return frame if frame.publishers else replace(frame, publishers=self._sources[frame.topic])
 
     def _is_outdated(self, frame: _Frame) -> bool:
         """Whether time has jumped since, or the frame's publisher was replaced by others.

@@ -61,7 +61,10 @@ def from_schema(schema: str) -> str:
     Raises:
         ValueError: The schema is malformed, uses a keyword that is not supported, or nothing satisfies it.
     """
-    grammar = library().LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
+    try:
+        grammar = library().LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
+    except ValueError as error:  # nested too deep, or with numbers that are too large for the library
+        raise ValueError(f'response_format: the schema is not valid: {one_line(error)}') from error
     return _checked(grammar, 'the schema')
 
 

@@ -443,7 +443,7 @@ def test_whether_an_answer_is_valid_is_found_out_once(sixteen, monkeypatch):
 def on_device(monkeypatch):
     """A model whose logits are in torch's hands as on a GPU, and how often they were copied to the host."""
     torch = pytest.importorskip('torch')
-    from ros2_nanochat.backends.hf.backend import DeviceLogits
+    from ros2_nanochat.backends.hf.device_logits import DeviceLogits
 
     copies = []
     to_host = DeviceLogits.numpy

@@ -64,6 +64,12 @@ class Sampler:
             ValueError: The logits are not valid, or a processor returned another shape.
         """
         config = self.config
+        if self.form is not None and config.greedy and self._unprocessed and (strict or not self.form.free):
+            ids = np.flatnonzero(self.form.allowed(len(logits)))  # mostly few: no copy of all logits
+            if len(ids):
+                best = int(ids[logits[ids].argmax()])
+                _check(min(logits[best], np.float32(0)))
+                return best
         if self.form is not None:
             logits = self.form.mask(logits, strict)
         if not self._unprocessed:

@@ -227,7 +227,8 @@ class StreamingResponse:
             ValueError: The class that was given as the form does not accept the value.
         """
         form = self._request.progress.form
-        return form.response_format.parse(self.text) if form is not None and self.valid else None
+        wanted = form.response_format if form is not None and self.valid else None
+        return None if wanted is None else wanted.parse(self.text)
 
     @property
     def probabilities(self) -> dict[str, float] | None:

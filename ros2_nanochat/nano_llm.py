@@ -80,8 +80,7 @@ class NanoLLM:
             config: The options of the model; options that are also given by name override it.
             engine: The options of the engine, likewise.
             options: Further fields of `ModelConfig` and `EngineConfig`.
-            progress: Called with the share that is loaded, 0 to 1. Without it, a bar is shown if standard
-                error is a terminal.
+            progress: Called with the share that is loaded, 0 to 1. Without it, a terminal shows a bar.
             opening: Called with an object whose `abort()` ends the load, before it begins.
             stop: Set it to end a compilation, which comes before that.
 

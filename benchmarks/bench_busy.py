@@ -31,6 +31,7 @@ LOADS = (0, 1, 2, 4)
 BUSY_SECONDS = 120  # a busy process ends by itself after this, whatever happens
 ADAPT = 2.5  # seconds that the engine has to notice a change of load
 PREFILL = 192  # tokens
+PATIENCE = 1.5  # seconds of one run of the raw loop
 WORK = 'import time\nend = time.monotonic() + {}\nwhile time.monotonic() < end: sum(range(10000))'
 
 
@@ -58,6 +59,22 @@ class Raw(RawLlama):
         """Use this number from now on."""
         self.api.llama_set_n_threads(self.context, threads, threads)
         return self
+
+    def decode_rate(self, position: int, steps: int) -> float:
+        """Tokens/s of up to `steps` tokens: a number of threads that stalls is not waited for."""
+        began, done = time.perf_counter(), 0
+        while done < steps and time.perf_counter() - began < PATIENCE:
+            self.decode([500], position + done, 4)
+            done += 4
+        return done / (time.perf_counter() - began)
+
+    def prefill_rate(self, ids: list[int]) -> float:
+        """Tokens/s of up to all of these ids."""
+        began, done = time.perf_counter(), 0
+        while done < len(ids) and time.perf_counter() - began < PATIENCE:
+            self.first_token(done, ids[done : done + 64])
+            done += 64
+        return min(done, len(ids)) / (time.perf_counter() - began)
 
 
 class Peer:
@@ -155,10 +172,10 @@ def bench_loads(loads, steps: int, repeats: int) -> list[dict]:
         return PREFILL / reply.usage.time_to_first_token
 
     def raw_decode(threads: int) -> float:
-        return raw.at(threads).decode([500], 40, steps)
+        return raw.at(threads).decode_rate(40, steps)
 
     def raw_prefill(threads: int) -> float:
-        return PREFILL / raw.at(threads).first_token(0, prompt_of(model, PREFILL, 7))
+        return raw.at(threads).prefill_rate(prompt_of(model, PREFILL, 7))
 
     found = []
     for load in loads:
@@ -255,7 +272,7 @@ def bench_histories(lengths, steps: int, repeats: int) -> list[dict]:
         ours, *theirs = interleaved(
             repeats,
             lambda: decode_rate(model, [cache], length, steps, []),
-            *[lambda n=n: raw.at(n).decode([500], length, steps) for n in counts],
+            *[lambda n=n: raw.at(n).decode_rate(length, steps) for n in counts],
         )
         a, b = interleaved(repeats, first, later)
         found.append(

@@ -266,7 +266,9 @@ def test_a_turn_calls_a_tool_and_goes_on(history):
 
 
 def test_the_second_reply_computes_only_the_answer(history, sixteen):
-    ended = run(chat(history, 'How full is the battery?', tool_choice='battery', max_new_tokens=40))
+    ended = run(
+        chat(history, 'Is the battery full enough to go home?', tool_choice='battery', max_new_tokens=40)
+    )
     first, second = ended.rounds[:2]
     known = first.prompt_tokens + first.new_tokens
     # the ids of a call may have been forced: the model reads them with the answer
@@ -318,8 +320,8 @@ def test_the_choice_of_a_tool_holds_when_sampled(history, sixteen, choice):
 
 
 def test_no_call_ever_leaves_what_is_allowed(sixteen):
-    tally = attack(sixteen, random.Random(1), 100, at_once=16, sets=4, tokens=40)
-    assert tally.runs == 100 and tally.calls > 20
+    tally = attack(sixteen, random.Random(1), 100, at_once=16, sets=2, tokens=36)
+    assert tally.runs == 100 and tally.calls > 10
     assert tally.outside == tally.leaked == 0
 
 

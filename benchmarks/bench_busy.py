@@ -72,8 +72,8 @@ class Raw(RawLlama):
         """Tokens/s of up to all of these ids."""
         began, done = time.perf_counter(), 0
         while done < len(ids) and time.perf_counter() - began < PATIENCE:
-            self.first_token(done, ids[done : done + 64])
-            done += 64
+            self.first_token(done, ids[done : done + 32])
+            done += 32
         return min(done, len(ids)) / (time.perf_counter() - began)
 
 
@@ -160,7 +160,7 @@ def bench_loads(loads, steps: int, repeats: int) -> list[dict]:
     peer = Peer.open(embedded_model(), 1024, 1)
     history, cache = prompt_of(model, 40), KVCache()
     model.generate(history, max_new_tokens=1, kv_cache=cache).wait()
-    raw.prefill(history)
+    raw.at(1).prefill(history)
     salt = [0]
 
     def ours_decode() -> float:
@@ -188,19 +188,19 @@ def bench_loads(loads, steps: int, repeats: int) -> list[dict]:
                 repeats,
                 ours_decode,
                 *[lambda n=n: raw_decode(n) for n in counts],
-                *([lambda: peer.complete(history, steps)['predicted_per_second']] if peer else []),
+                *([lambda: peer.complete(history, 8)['predicted_per_second']] if peer else []),
             )
             prefills = interleaved(
                 max(2, repeats - 1),
                 ours_prefill,
                 *[lambda n=n: raw_prefill(n) for n in counts],
                 *(
-                    [lambda: peer.complete(prompt_of(model, PREFILL, 9), 1)['prompt_per_second']]
+                    [lambda: peer.complete(prompt_of(model, PREFILL // 3, 9), 1)['prompt_per_second']]
                     if peer
                     else []
                 ),
             )
-            raw.prefill(history)
+            raw.at(1).prefill(history)
             stats = model.stats
             found.append(
                 {
@@ -255,7 +255,7 @@ def bench_histories(lengths, steps: int, repeats: int) -> list[dict]:
         )
         history, cache = prompt_of(model, length), KVCache()
         model.generate(history, max_new_tokens=0, kv_cache=cache).wait()
-        raw.prefill(history)
+        raw.at(1).prefill(history)
         turn = min(40, length)
 
         def first() -> float:
@@ -312,7 +312,7 @@ def bench_running(speaking, steps: int, repeats: int) -> list[dict]:
     found = []
     for count in speaking:
         raw = Raw(embedded_model(), count, -(-context // 256) * 256, False, flash)
-        raw.prefill(prompt_of(model, length))
+        raw.at(1).prefill(prompt_of(model, length))
 
         def ours() -> float:
             return decode_rate(model, rng.sample(caches, count), length, steps, [])

@@ -1,6 +1,7 @@
 # make demo                    build, then start the node and a terminal client that talks to it over ROS 2; PROMPT="..." asks once
 # make demo-vision             the same with a small model that sees, and a camera that shows drawn pictures
 # make demo-web                the same, with a page to watch and ask in a browser
+# make demo-watch              three standing questions about a camera that shows a moving object, and a person's question in between
 # make test                    all tests except the long ones; make test-long: the long ones
 # make lint                    ruff (rules and format) and mypy
 # make bench                   figures of this machine, each beside a raw loop of llama.cpp
@@ -13,7 +14,7 @@ export ROS_DISTRO PYTHON ROS_PREFIX PROMPT MODEL
 # T=test/ros runs only the tests in that folder.
 T ?=
 
-.PHONY: setup lint demo demo-vision demo-web test test-long bench clean
+.PHONY: setup lint demo demo-vision demo-watch demo-web test test-long bench clean
 
 setup:
 	@tools/setup.sh demo
@@ -33,6 +34,10 @@ demo-vision:
 demo-web:
 	@tools/setup.sh vision
 	@source env.sh && python tools/demo.py --web
+
+demo-watch:
+	@tools/setup.sh vision
+	@source env.sh && python tools/demo.py --watch
 
 test:
 	@tools/setup.sh test

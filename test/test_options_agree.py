@@ -145,7 +145,7 @@ GOAL_TYPES = {
 def test_a_goal_has_the_options_that_say_so_with_the_default_that_leaves_the_robots_own():
     fields = goal_fields()
     declared = {each.parameter or each.name: each for each in OPTIONS if each.goal is not None}
-    assert set(fields) - {'query', 'images', 'compressed_images'} == set(declared)
+    assert set(fields) - {'query', 'images', 'compressed_images', 'cameras'} == set(declared)
     for name, each in declared.items():
         kind, default, comment = fields[name]
         assert kind in GOAL_TYPES[str if each.choices else each.kind], name

@@ -3,6 +3,7 @@ once; MODEL names another model.
 
 --vision adds a small model that sees and a camera that shows drawn pictures (with IMAGE, that file instead).
 --web does the same, and serves the page in place of the terminal.
+--watch asks standing questions about a camera that shows a moving object.
 """
 
 import argparse
@@ -28,9 +29,10 @@ def program(name: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--vision', action='store_true')
+    parser.add_argument('--watch', action='store_true')
     parser.add_argument('--web', action='store_true')
     options = parser.parse_args()
-    options.vision = options.vision or options.web
+    options.vision = options.vision or options.web or options.watch
     os.environ.update(
         ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST',
         ROS_DOMAIN_ID=os.environ.get('ROS_DOMAIN_ID') or str(random.randint(1, 100)),
@@ -45,6 +47,8 @@ def main() -> int:
         return started[-1]
 
     parameters = {'model': model, **({'vision': 'tiny'} if options.vision and not model else {})}
+    if options.watch and not model:
+        parameters['explain_format'] = 'false'  # the tiny vision encoder knows only the questions as they are
     arguments = [part for name, value in parameters.items() if value for part in ('-p', f'{name}:={value}')]
     try:
         print(
@@ -53,14 +57,18 @@ def main() -> int:
         )
         node = start([program('chat_node'), '--ros-args', *arguments], stdout=log, stderr=log)
         if options.vision and not image:
-            start([program('demo_camera')], stdout=sys.stderr)
+            moving = ['--ros-args', '-p', 'moving:=true', '-p', 'hold:=4.0'] if options.watch else []
+            start([program('demo_camera'), *moving], stdout=sys.stderr)
         if options.vision and not image and not options.web:
             while ': active' not in Path(log.name).read_text() and node.poll() is None:
                 time.sleep(0.1)
             time.sleep(2.0)  # the node and the camera find each other
+        watch = [sys.executable, str(Path(__file__).with_name('demo_watch.py'))]
         client = subprocess.Popen(
             [program('web')]
             if options.web
+            else watch
+            if options.watch
             else [
                 program('chat_client'),
                 *(['--prompt', prompt] if prompt else []),

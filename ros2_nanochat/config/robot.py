@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,13 @@ class ImageTransport(StrEnum):
     AUTO = 'auto'
     RAW = 'raw'
     COMPRESSED = 'compressed'
+
+
+_CAMERA = re.compile(r'[A-Za-z]\w*:=[^\s:=]+', re.ASCII)
+
+
+def _is_camera(text: str) -> bool:
+    return isinstance(text, str) and bool(_CAMERA.fullmatch(text)) and not text.startswith('image:=')
 
 
 def _is_json_object(text: str) -> bool:
@@ -73,6 +81,14 @@ class NodeConfig(Options):
         False,
         'Also keep the KV of each conversation in state_dir, so that a restart needs no prefill (gguf and'
         ' hf); tens of kB per token for small models, 0.5 MB for 8 B',
+        argument=False,
+    )
+    watch_share: float = option(
+        0.5,
+        "Share of the model's time that the standing questions of all robots may take (docs/watch.md)",
+        above=0.0,
+        high=1.0,
+        live=True,
         argument=False,
     )
     chat_template: str | None = option(
@@ -175,6 +191,24 @@ class RobotOptions(Options):
         live=True,
         argument=False,
     )
+    cameras: tuple[str, ...] = option(
+        (),
+        'Further cameras beside the topic image, each as name:=topic (front:=/camera/front/image_raw);'
+        ' {robot} in a topic is the name of the robot',
+        item=_is_camera,
+        allowed='name:=topic for each camera, with a name other than image',
+        unset=[''],
+        live=True,
+        argument=False,
+    )
+    watches_file: str | None = option(
+        None,
+        'YAML file with standing questions that start with the node (docs/watch.md)',
+        otherwise='none',
+        unset='',
+        live=True,
+        argument=False,
+    )
     raw_sentences: bool = option(
         False,
         'Publish sentences as the model writes them; otherwise without Markdown, code blocks and emoji',
@@ -189,6 +223,11 @@ class RobotOptions(Options):
         argument=False,
     )
     generation: GenerationConfig = program_defaults(GenerationConfig)
+
+    def camera_topics(self, robot: str) -> dict[str, str]:
+        """Return the topics of `cameras` by name, for one robot."""
+        pairs = (text.split(':=', 1) for text in self.cameras)
+        return {name: topic.replace('{robot}', robot) for name, topic in pairs}
 
     @property
     def template_variables(self) -> dict[str, Any]:

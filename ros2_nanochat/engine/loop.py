@@ -181,6 +181,7 @@ class Engine:
         seconds = time.perf_counter() - start
         if logits is not None:
             self._scheduler.record(batch, seconds)
+            _charge(batch, seconds)
             self._delivery.hand_out(batch, logits)
         self.metrics.count('steps')
         self.metrics.observe('step', seconds)
@@ -224,6 +225,13 @@ class Engine:
         sequence.held.extend(request.progress.entries.view(len(sequence.held))[: min(count, known)])
         if count > known and sequence.handle is not None:
             sequence.held.cut(self.backend.trim(sequence.handle, len(sequence.held)))
+
+
+def _charge(batch: list[Work], seconds: float) -> None:
+    """Share the time of a step among its requests, by their entries."""
+    per_entry = seconds / sum([work.num_entries for work in batch])
+    for work in batch:
+        work.request.progress.seconds += per_entry * work.num_entries
 
 
 def _answer(future: Future, function: Callable[[], Any]) -> None:

@@ -27,6 +27,9 @@ from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt, Rewrite
 from ros2_nanochat.states import FinishReason
 
+BACKGROUND = -1000
+"""Requests of a lower priority are background work: they evict no conversation while they can wait."""
+
 _FEW = 8  # entries by which a decoding reply may be ahead of its KV: a caller's function may add some
 
 
@@ -140,6 +143,8 @@ class Progress:
         """Tokens of the prompt, if they are not its entries."""
         self.served_by = ''
         """The model that works on it; empty until it starts."""
+        self.seconds = 0.0
+        """Time of forwards, shared among those in a batch by their entries."""
         self.started: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
@@ -213,6 +218,11 @@ class Request:
         return self.asked.priority
 
     @property
+    def background(self) -> bool:
+        """Whether it is background work."""
+        return self.asked.priority < BACKGROUND
+
+    @property
     def num_prompt(self) -> int:
         """Number of entries of the prompt."""
         return len(self.asked.goal)
@@ -255,6 +265,7 @@ class Request:
             image_tokens=int(rows.sum()),
             reused_image_tokens=int(rows[: progress.reused or 0].sum()),
             new_tokens=new,
+            model_time=progress.seconds,
             queue_time=None if progress.started is None else progress.started - submitted,
             time_to_first_token=None if first is None else first - submitted,
             tokens_per_second=(new - 1) / span if new > 1 and span > 0 else None,

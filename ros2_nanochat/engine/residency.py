@@ -89,7 +89,7 @@ class Residency:
             self._drop_parked(sequence)
         if not self._make_room(request, active, source):
             return False
-        sequence.request = request
+        sequence.request, sequence.background = request, request.background
         if sequence.parked is not None:
             self._unpark(sequence, sequence.parked)
         elif source is not None and source.handle is not None:
@@ -159,7 +159,10 @@ class Residency:
                 return True
             if not idle:
                 return not active and handles <= self._backend.max_sequences
-            victim = min(idle, key=lambda s: (s is source, not s.abandoned, s.last_used))
+            spared = {id(s) for s in idle if request.background and not s.background}
+            victim = min(idle, key=lambda s: (id(s) in spared, s is source, not s.abandoned, s.last_used))
+            if id(victim) in spared and active:
+                return False
             if victim is source and sequence.handle is None:
                 self._hand_over(source, sequence)
             else:

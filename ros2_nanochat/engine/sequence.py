@@ -87,6 +87,7 @@ class Sequence:
         self.request: Request | None = None
         self.last_used = 0.0
         self.abandoned = False
+        self.background = False  # whether the last request was background work
 
     def saved(self, backend: Backend) -> Parked | None:
         """Return a copy of its KV; None if there is none, or the backend cannot save it."""

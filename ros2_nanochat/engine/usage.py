@@ -26,6 +26,8 @@ class Usage:
     """Seconds until the model started on it; None if it has not."""
     time_to_first_token: float | None = None
     """Seconds until the first id; None if there is none yet."""
+    model_time: float = 0.0
+    """Seconds of the model's time: its share of each step, by its entries in the batch."""
     tokens_per_second: float | None = None
     """Decoding speed; None before the second id."""
 

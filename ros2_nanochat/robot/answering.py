@@ -126,7 +126,7 @@ class Answering:
         of_camera = not turn.pictures
         shown: list[tuple[ChatMessage, Callable[[], None]]] = []
         for picture, opened in self._sight.pictures(turn, history, unable, self._model.open_image):
-            message = ChatMessage('user', image=opened)
+            message = ChatMessage('user', image=opened, text=picture.label or None)
             try:
                 turn.encode_time += message.embed(self._model, lambda: _is_over(turn)).seconds
             except EncodingStopped:
@@ -273,4 +273,6 @@ def _paragraphs(*texts: str) -> str:
 
 
 def _num_questions(history: ChatHistory) -> int:
-    return sum(message.role == 'user' and message.text is not None for message in history)
+    return sum(
+        message.role == 'user' and message.text is not None and message.image is None for message in history
+    )

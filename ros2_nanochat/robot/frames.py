@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,11 +66,13 @@ class CameraFrames:
         camera: The source of frames. You may replace it at any time.
 
     Attributes:
+        named: Returns the source of frames of a camera by name, None if there is no such camera.
         age: Age of the camera's frame when it was last used, in seconds.
     """
 
     def __init__(self, camera: NewestFrame | None = None):
         self.camera = camera
+        self.named: Callable[[str], NewestFrame | None] = lambda name: None
         self.age: float | None = None
         self._seen: tuple[object, Picture, np.ndarray, bytes] | None = (
             None  # the message of the last camera image, the image, its thumbnail and digest
@@ -110,12 +113,26 @@ class CameraFrames:
                 raise ValueError(f'{unable}: ask without an image, or load a model that sees')
             turn.picture = turn.pictures[-1]
             return self._all(turn.pictures, open_image)
+        if turn.cameras:
+            return self._named(turn, unable, open_image)
         mode, camera = turn.options.image_mode, self.camera
         if mode == 'off' or camera is None or not camera.present:
             return []
         if unable is not None:
             turn.remark(f'the camera image was not used: {unable}')
             return []
+        picture = self._usable(turn, camera)
+        if picture is None:
+            return []
+        try:
+            return self._if_new(turn, picture, mode, history, open_image)
+        except Exception as error:  # a broken frame must not fail the question
+            turn.picture = None
+            turn.remark(f'the camera image was not used: {one_line(error)}')
+            return []
+
+    def _usable(self, turn: Turn, camera: NewestFrame) -> Picture | None:
+        """Return the camera's newest frame; None, and a note on the turn, if none is new enough."""
         limit = turn.options.max_image_age
         picture = camera.newest()
         while _is_unusable(picture, limit) and camera.expecting and turn.stop_reason is None:
@@ -124,22 +141,39 @@ class CameraFrames:
         if picture is None:
             trouble = camera.trouble()
             turn.remark('no image has come from the camera yet' + (f': {trouble}' if trouble else ''))
-            return []
+            return None
         self.age = picture.age
         if _is_unusable(picture, limit):
             doubt = f': {picture.doubt}' if picture.doubt else ''
             turn.remark(
                 f'the image was not used: it is {picture.age:.1f} s old (max_image_age: {limit:g}){doubt}'
             )
-            return []
+            return None
         if picture.doubt:
             turn.remark(f'the image came {picture.age:.1f} s ago, which counts as its age: {picture.doubt}')
-        try:
-            return self._if_new(turn, picture, mode, history, open_image)
-        except Exception as error:  # a broken frame must not fail the question
-            turn.picture = None
-            turn.remark(f'the camera image was not used: {one_line(error)}')
+        return picture
+
+    def _named(self, turn: Turn, unable: str | None, open_image: Callable) -> list[tuple[Picture, Any]]:
+        """Return the newest frames of the cameras that the question names."""
+        if unable is not None:
+            turn.remark(f'the images of {", ".join(turn.cameras)} were not used: {unable}')
             return []
+        opened = []
+        for name in turn.cameras:
+            camera = self.named(name)
+            if camera is None or not camera.present:
+                turn.remark(f'nobody publishes images of the camera {name!r}')
+                continue
+            picture = self._usable(turn, camera)
+            if picture is None:
+                continue
+            label = f'(camera {name})' if len(turn.cameras) > 1 else ''
+            try:
+                opened.append((replace(picture, label=label), open_image(picture.decode())))
+                turn.picture = picture
+            except Exception as error:  # a broken frame must not fail the question
+                turn.remark(f'the image of the camera {name!r} was not used: {one_line(error)}')
+        return opened
 
     @staticmethod
     def _all(pictures: Sequence[Picture], open_image: Callable) -> list[tuple[Picture, Any]]:

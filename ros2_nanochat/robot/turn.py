@@ -34,6 +34,8 @@ class Picture:
         doubt: Why the stamp was not used for the age, '' if it was.
         number: Number of a camera's frame in order of arrival; 0 for other images.
         num_bytes: Bytes of the image as received.
+        sequence: The publisher's own number of the frame, 0 if unknown.
+        label: What the prompt says about it, '' for nothing.
     """
 
     decode: Callable[[], np.ndarray]
@@ -43,6 +45,8 @@ class Picture:
     doubt: str = ''
     number: int = 0
     num_bytes: int = 0
+    sequence: int = 0
+    label: str = ''
 
     def freed(self) -> Picture:
         """Return a copy without the image itself."""
@@ -62,6 +66,7 @@ class Turn:
     Attributes:
         options: The options of this turn.
         pictures: The images that came with the question.
+        cameras: Names of the cameras to look through if none came.
         goal: Anything the caller wants to find again in the output's calls.
         own_form: The turn has its own form, not the robot's.
         parsed: The answer as a value, if it is valid.
@@ -88,6 +93,7 @@ class Turn:
     error: str = ''
     note: str = ''
     picture: Picture | None = None
+    cameras: Sequence[str] = ()
     own_form: bool = False
     valid: bool = False
     parsed: Any = None

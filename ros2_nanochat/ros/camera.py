@@ -1,7 +1,6 @@
-"""The newest image of a camera, fetched only when a question needs it.
-
-A callback would copy every frame into Python, which is expensive at high resolutions. Here the executor never
-touches the subscription: the transport keeps the newest frames, and `newest()` takes them.
+"""The newest image of a camera, fetched only when a question needs it: a callback would copy every frame into
+Python. The executor never touches the subscription: the transport keeps the newest frames, and `newest()`
+takes them.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Camera:
 
     Args:
         node: The node.
-        prefix: Prefix of the topics.
+        prefix: See `camera_topics`.
         wanted: Keep a subscription open. With False, `newest()` opens one, which is closed a while later.
         transport: `raw`, `compressed`, or `auto` for the one that is published.
         events: Callbacks for events of the subscription.
@@ -265,6 +264,7 @@ class Camera:
                 stamp_of(message),
                 message.header.frame_id,
                 number=next(_numbers),
+                sequence=info.get('publication_sequence_number') or 0,
             ),
             self._arrivals.steady(info['received_timestamp']),
             topic.name,

@@ -98,9 +98,10 @@ def camera_topics(node, prefix: str) -> tuple[dict[str, CameraTopic], tuple[str,
 
     Args:
         node: The node.
-        prefix: Prefix of the topics.
+        prefix: Prefix of the topics, which ends in `/`; else the topic of the raw images itself.
     """
-    raw, compressed = prefix + 'image', f'{prefix}image{_COMPRESSED}'
+    raw = f'{prefix}image' if prefix.endswith('/') else prefix
+    compressed = raw + _COMPRESSED
     resolved = node.resolve_topic_name(raw)
     order: tuple[str, ...] = ('raw', 'compressed')
     if resolved.endswith(_COMPRESSED):

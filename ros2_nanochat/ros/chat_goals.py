@@ -13,9 +13,10 @@ import time
 from action_msgs.msg import GoalStatus
 from nanochat.action import Chat
 
-from ros2_nanochat.errors import one_line
+from ros2_nanochat.errors import one_line, shorten
 from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb, stamp_of
 from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.robot.frames import MAX_PICTURES
 from ros2_nanochat.robot.options import goal_options
 from ros2_nanochat.robot.turn import Picture, Turn
 from ros2_nanochat.ros.action_ends import CLIENT_BYTES
@@ -66,6 +67,7 @@ class ChatGoals:
                 *(_picture(message, image_to_rgb) for message in goal.request.images),
                 *(_picture(message, compressed_to_rgb) for message in goal.request.compressed_images),
             ]
+            turn.cameras = _cameras(goal.request.cameras, turn.options, self._chat.name)
             goal.request.images = (
                 goal.request.compressed_images
             ) = []  # a goal is kept for longer than its turn
@@ -141,3 +143,16 @@ def _picture(message, convert) -> Picture:
     return Picture(
         lambda: convert(message), stamp_of(message), message.header.frame_id, num_bytes=len(message.data)
     )
+
+
+def _cameras(names, options, robot: str) -> tuple[str, ...]:
+    known = ['image', *options.camera_topics(robot)]
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f'cameras: there is no camera {shorten(repr(name))}, only {", ".join(known)}: the parameter'
+                ' `cameras` gives their topics'
+            )
+    if len(names) > MAX_PICTURES:
+        raise ValueError(f'cameras: {len(names)} are named, and at most {MAX_PICTURES} are taken: name fewer')
+    return tuple(dict.fromkeys(names))

@@ -12,9 +12,11 @@ from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.health import WARN, Status, robot_status
 from ros2_nanochat.robot.mcp_tools import McpServers
 from ros2_nanochat.robot.store import ConversationStore
+from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.robot_port import RobotPort
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
+from ros2_nanochat.ros.watch_port import WatchPort
 
 _LOOKING_SECONDS = 0.01
 """For asking the graph about robots, each time. One question takes longer the more robots there are: with
@@ -23,6 +25,8 @@ many, not all are asked about each time."""
 _WARNED_ROBOTS = 32
 """With more robots, their topics have no events that warn of listeners with incompatible QoS (the listeners
 still warn): each robot has a dozen, and rclpy's executor takes time quadratic in their number."""
+
+_BUSY_KNOWN = 0.005  # seconds: many robots ask whether the model is busy
 
 
 _GRAPH_SECONDS = 2.0
@@ -57,6 +61,9 @@ class Fleet:
         self._ports: dict[str, RobotPort] = {}
         self._tools: dict[str, RobotTools] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
+        self._busy = (0.0, False)  # when that was last known, and whether the model answers a person
+        self._watching: dict[str, WatchPort] = {}
+        self._budget = WatchBudget()
         self._twins: set[str] = set()
         self._next = 0  # the robot that the graph is asked about next
         self._graph_known = 0.0
@@ -89,6 +96,12 @@ class Fleet:
                             self._tools.get(robot),
                             warns=len(names) <= _WARNED_ROBOTS,
                         )
+                        if model.has_vision:
+                            self._watching[robot] = self._watch_port(robot)
+                        elif self._chats[robot].options.watches_file:
+                            self._log.error(
+                                f'{robot or "chat"}: watches_file has no effect: {model.info.name} has no vision'
+                            )
 
     def _conversation(self, robot: str, model) -> RobotConversation:
         kept, store = self._settings.node(), None
@@ -123,6 +136,29 @@ class Fleet:
                 store.close()
             raise
 
+    def _watch_port(self, robot: str) -> WatchPort:
+        return WatchPort(
+            self._node,
+            self._chats[robot],
+            self._ports[robot].cameras,
+            self._budget,
+            self._is_busy,
+            self._settings.node().chat_template,
+        )
+
+    def _close_watching(self, robot: str) -> None:
+        watching = self._watching.pop(robot, None)
+        if watching is not None:
+            watching.close()
+
+    def _is_busy(self) -> bool:
+        """Whether the model is answering a person: standing questions wait."""
+        now = time.monotonic()
+        if now - self._busy[0] > _BUSY_KNOWN:
+            chats = list(self._chats.values())
+            self._busy = now, any(chat.state != 'idle' or chat.num_waiting for chat in chats)
+        return self._busy[1]
+
     def set_options(self, options: dict) -> None:
         """Replace the options of the robots that are in `options`."""
         for robot, chat in list(self._chats.items()):
@@ -133,6 +169,7 @@ class Fleet:
         port = self._ports.pop(robot, None)
         if port is not None:
             port.mute()
+            self._close_watching(robot)
         chat = self._chats.pop(robot)
         self._tools.pop(robot, None)
         chat.close()
@@ -151,6 +188,7 @@ class Fleet:
                     chat.stop_all()
                 except RuntimeError as error:
                     self._log.warning(str(error))
+                self._close_watching(robot)
                 self._ports.pop(robot).close()
                 chat.output, chat.sight.camera = Nobody(), None
 
@@ -171,6 +209,9 @@ class Fleet:
         """End turns whose deadline has passed or whose client has left. Call this regularly."""
         for chat in list(self._chats.values()):
             chat.expire()
+        self._budget.share = self._settings.watch_share
+        for watching in list(self._watching.values()):
+            watching.follow()
         ports = list(self._ports.values())
         for port in ports:
             port.follow_options()
@@ -199,4 +240,6 @@ class Fleet:
                     self._log.warning(twin)
             (self._twins.add if twin else self._twins.discard)(robot)
             statuses.append(status)
+            watching = self._watching.get(robot)
+            statuses += watching.statuses() if watching is not None else []
         return statuses

@@ -23,6 +23,7 @@ from ros2_nanochat.robot.options import (
 )
 from ros2_nanochat.robot.parameter import Parameter
 from ros2_nanochat.ros.typed_reply import with_form
+from ros2_nanochat.ros.watches_file import read_watches
 
 # What `ros2 param dump` writes for a parameter that is not set, and `ros2 param load` reads.
 _NOT_SET = ('null', 'None')
@@ -103,7 +104,7 @@ class NodeParameters:
             )
         self.model()
         for robot in names:
-            self.robot(robot)
+            _check_watches(robot, self.robot(robot))
 
     def declare_robots(self, names: list[str]) -> None:
         """Declare the parameters of these robots, unless they are declared already."""
@@ -174,19 +175,28 @@ class NodeParameters:
         """Return how robots share the model."""
         return engine_config(self.values())
 
+    @property
+    def watch_share(self) -> float:
+        """The share of the model's time that standing questions may take."""
+        return self._node.get_parameter('watch_share').value
+
     def robot(self, robot: str, changed: dict | None = None) -> RobotOptions:
         """Return a robot's options: its own, else the node's."""
         return self._robot(robot, self.values(changed), changed or {})
 
     def changed_robots(self, names: list[str], changed: dict) -> dict[str, RobotOptions]:
         """Return the options of the robots that a change of parameters affects."""
+        asked_for = {'watches_file', 'cameras'} & {name.rpartition('.')[2] for name in changed}
         concerned = {name.rpartition('.')[0] for name in changed}  # '' stands for the node's own
         values = self.values(changed)
-        return {
+        options = {
             robot: self._robot(robot, values, changed)
             for robot in names
             if '' in concerned or robot in concerned
         }
+        for robot, each in options.items() if asked_for else ():
+            _check_watches(robot, each)
+        return options
 
     def _robot(self, robot: str, values: dict, changed: dict) -> RobotOptions:
         values = dict(values)
@@ -218,6 +228,12 @@ def _of_robot() -> dict[str, ParameterDescriptor]:
         )
         for name, parameter in ROBOT_PARAMETERS.items()
     }
+
+
+def _check_watches(robot: str, options: RobotOptions) -> None:
+    """Refuse a file of standing questions that is not valid, while someone hears it."""
+    if options.watches_file:
+        read_watches(options.watches_file, options.camera_topics(robot))
 
 
 def _descriptor(parameter: Parameter) -> ParameterDescriptor:

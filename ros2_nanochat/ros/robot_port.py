@@ -25,6 +25,7 @@ from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
+from ros2_nanochat.ros.named_cameras import NamedCameras
 from ros2_nanochat.ros.speaker import Speaker
 from ros2_nanochat.ros.spinning import pass_through
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
@@ -74,7 +75,8 @@ class RobotPort:
         self._typed.follow(chat.options)
         heard = SubscriptionEventCallbacks(use_default_callbacks=warns)
         self._camera = Camera(node, prefix, *self._camera_use, events=heard)
-        chat.output, chat.sight.camera = self, self._camera
+        self.cameras = NamedCameras(node, chat.name, self._camera)
+        chat.output, chat.sight.camera, chat.sight.named = self, self._camera, self.cameras.get
         self._services = [
             node.create_service(kind, prefix + name, self._guarded(callback, name), callback_group=beside)
             for kind, name, callback in (

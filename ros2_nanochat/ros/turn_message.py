@@ -8,7 +8,7 @@ from nanochat.msg import Turn as TurnMessage
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.ros.tools.port import call_message
 
-_UNKNOWN = -1  # Turn.reused_tokens, if a server does not report it
+UNKNOWN = -1  # Turn.reused_tokens, if a server does not report it
 _MOST_SECONDS, _MOST_NANOSECONDS = 2**31 - 1, 10**9 - 1
 
 
@@ -35,7 +35,7 @@ def turn_message(turn: Turn, robot: str, now: Time) -> TurnMessage:
         tool_calls=[call_message(record, robot, now) for record in turn.tool_calls],
         image_used=turn.picture is not None,
         prompt_tokens=turn.usage.prompt_tokens,
-        reused_tokens=_UNKNOWN if turn.usage.reused_tokens is None else turn.usage.reused_tokens,
+        reused_tokens=UNKNOWN if turn.usage.reused_tokens is None else turn.usage.reused_tokens,
         image_tokens=turn.usage.image_tokens,
         reused_image_tokens=turn.usage.reused_image_tokens,
         encode_time=turn.encode_time,

@@ -1,0 +1,100 @@
+"""Tells whether a frame shows what an earlier one showed, within about a millisecond.
+
+The measure is block-wise frame differencing with a threshold that follows the noise, as in surveillance and
+video coding: each picture is reduced to the mean colours of small blocks, a change of light over the whole
+picture is taken out (its gain, found as a median), and the largest difference of a block is compared with the
+noise, which is estimated robustly from all blocks (median absolute deviations, Rousseeuw and Croux 1993).
+A small thing that moves changes only few blocks, so the mean difference of the picture would miss it, while
+the largest difference of blocks does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+_BLOCKS = 48  # along the longer side
+_LEAST_BLOCK = 4.0  # pixels along a side
+_NOISE = 7.0  # standard deviations that noise does not reach, even among thousands of blocks
+_MOST_NOISE = 20.0  # of a pixel: what differs more is a change of most of the picture
+_LEAST = 4.0  # of 255: compression and rounding stay below it
+_GAIN = (0.8, 1.25)  # of light: a larger change of all the picture is one that a question may be about
+_MAD = 1.4826  # from a median absolute deviation to a standard deviation
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a frame shows, coarsely.
+
+    Attributes:
+        blocks: [h, w, 3] float32: mean colours of blocks, 0 to 255.
+        side: Pixels along the side of a block.
+    """
+
+    blocks: np.ndarray
+    side: float
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> Scene:
+        """Return the scene of a picture [h, w, 3] uint8."""
+        height, width = pixels.shape[:2]
+        side = max(max(height, width) / _BLOCKS, _LEAST_BLOCK)
+        # First by a whole factor, which is fast, then to blocks of equal size: the rounding of the first step
+        # would hide the noise of blocks that it makes alone.
+        small = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(max(1, int(side / 3))))
+        rows, columns = (
+            _starts(length, round(size / side)) for length, size in zip(small.shape, (height, width))
+        )
+        sums = np.add.reduceat(np.add.reduceat(small.astype(np.float32), rows, axis=0), columns, axis=1)
+        counts = np.outer(_lengths(rows, small.shape[0]), _lengths(columns, small.shape[1]))
+        return cls(sums / counts[..., None].astype(np.float32), side)
+
+    def difference(self, earlier: Scene) -> float:
+        """Return how much differs from an earlier scene, in units of what counts as a change.
+
+        Returns:
+            1 or more if something changed; infinity if the pictures have different shapes.
+        """
+        if self.blocks.shape != earlier.blocks.shape:
+            return float('inf')
+        before, now = earlier.blocks, self.blocks
+        difference = now - _gain(before, now) * before
+        # What is left of all the picture: an offset of light, or of one colour (white balance).
+        difference -= np.median(difference, axis=(0, 1)).clip(-_LEAST, _LEAST)
+        noise = min(_noise(difference), _MOST_NOISE * 2**0.5 / self.side)
+        return float(np.abs(difference).max()) / max(_LEAST, _NOISE * noise)
+
+    def same_as(self, earlier: Scene | None) -> bool:
+        """Whether it shows what an earlier scene showed. False for None."""
+        return earlier is not None and self.difference(earlier) < 1.0
+
+
+def _starts(length: int, count: int) -> np.ndarray:
+    """Return where `count` parts of a length begin."""
+    count = min(max(1, count), length)
+    return np.linspace(0, length, count + 1).astype(int)[:-1]
+
+
+def _lengths(starts: np.ndarray, length: int) -> np.ndarray:
+    return np.diff(starts, append=length)
+
+
+def _noise(difference: np.ndarray) -> float:
+    """The standard deviation of the noise in a difference of two pictures [h, w, 3].
+
+    It is found from neighbours, of which a change of a large part of the picture makes few differ.
+    """
+    along = [np.diff(difference, axis=axis) for axis in (0, 1) if difference.shape[axis] > 1]
+    found = [_MAD * float(np.median(np.abs(each))) / 2**0.5 for each in along]
+    return min([_MAD * float(np.median(np.abs(difference))), *found])
+
+
+def _gain(before: np.ndarray, now: np.ndarray) -> float:
+    """The change of light between two pictures, as a factor; 1.0 if it is too large to be only light."""
+    bright = before > 16.0  # darker blocks are mostly noise
+    if not bright.any():
+        return 1.0
+    gain = float(np.median(now[bright] / before[bright]))
+    return gain if _GAIN[0] <= gain <= _GAIN[1] else 1.0

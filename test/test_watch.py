@@ -1,0 +1,507 @@
+"""Standing questions without ROS: what they see, when they ask, what ends them, and what it costs. On the
+fake model with an encoder of ours where scheduling matters.
+"""
+
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+from watch_scenes import contrast, ground, seen, with_thing
+
+from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat.config import GenerationConfig, RobotOptions
+from ros2_nanochat.robot.observations import Observation, Observations
+from ros2_nanochat.robot.turn import Picture
+from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource, WatchState, number_of, read_watch
+from ros2_nanochat.robot.watch_budget import WatchBudget
+from ros2_nanochat.robot.watch_scene import Scene
+from ros2_nanochat.robot.watcher import MAX_WATCHES, Watcher
+from ros2_nanochat.vision.encoder import VisionEncoder
+
+# --- what changes ---
+
+
+@pytest.mark.parametrize(
+    'camera',
+    [
+        dict(noise=0.0),
+        dict(noise=4.0),
+        dict(noise=12.0),
+        dict(noise=6.0, shot=True),
+        dict(noise=4.0, quality=80),
+    ],
+    ids=str,
+)
+def test_noise_and_flicker_are_no_change_and_small_things_are(camera):
+    rng = np.random.default_rng(1)
+    missed = false = things = stills = 0
+    for _ in range(8):
+        room = ground(rng)
+        first = Scene.of(seen(room, rng, **camera))
+        for light in (1.0, 1.0, 0.95, 1.06):
+            stills += 1
+            false += not Scene.of(seen(room, rng, light=light, **camera)).same_as(first)
+        for _ in range(3):
+            size = int(rng.integers(12, 40))
+            place = int(rng.integers(0, 600)), int(rng.integers(0, 440)), size, tuple(rng.uniform(0, 255, 3))
+            if contrast(room, *place) < 60:
+                continue
+            things += 1
+            missed += Scene.of(seen(with_thing(room, *place), rng, **camera)).same_as(first)
+    assert things > 12 and missed <= 0.05 * things, (missed, things)
+    assert false <= 0.05 * stills, (false, stills)
+
+
+def test_a_thing_that_moves_or_changes_its_colour_is_a_change_and_so_is_another_size_or_darkness():
+    rng = np.random.default_rng(2)
+    room = ground(rng)
+
+    def scene(left, color, light=1.0):
+        return Scene.of(seen(with_thing(room, left, 200, 30, color), rng, light=light))
+
+    red, green = (200.0, 40.0, 40.0), (40.0, 122.0, 40.0)  # alike in grey
+    before = scene(300, red)
+    assert scene(300, red).same_as(before)
+    assert not scene(330, red).same_as(before)
+    assert not scene(300, green).same_as(before)
+    assert not scene(300, red, light=0.3).same_as(before)
+    half = room.copy()
+    half[:, :320] += 20  # much of the picture, by little
+    assert not Scene.of(seen(half, rng)).same_as(Scene.of(seen(room, rng)))
+    assert not Scene.of(seen(ground(rng), rng)).same_as(before)
+    assert not Scene.of(np.zeros((480, 640, 3), np.uint8)).same_as(before)
+    assert not Scene.of(seen(ground(rng, 320, 240), rng)).same_as(Scene.of(seen(ground(rng, 320, 320), rng)))
+    for shape in ((1, 1), (1, 500), (7, 3), (48, 64)):
+        tiny = Scene.of(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+        assert tiny.same_as(tiny) and not tiny.same_as(None)
+
+
+# --- what is asked, and what ends it ---
+
+
+@pytest.mark.parametrize(
+    'until, value, ends',
+    [
+        ('yes', 'yes', True),
+        ('yes', 'no', False),
+        ('"yes"', 'yes', True),
+        ('3', 3, True),
+        ('3', '3', True),
+        ('3.0', 3, True),
+        ('>= 3', 2, False),
+        ('>= 3', 3, True),
+        ('>= 3', {'count': 4}, True),
+        ('< 0.5', '0.25', True),
+        ('!= 0', 'none', False),
+        ('{"count": 3}', {'count': 3}, True),
+        ('true', True, True),
+        ('', 'yes', False),
+    ],
+)
+def test_until_compares_texts_json_and_numbers(until, value, ends):
+    text = value if isinstance(value, str) else str(value)
+    assert Watch(name='x', question='?', until=until).ends_with(value, text, number_of(value)) == ends
+
+
+def test_a_standing_question_that_cannot_work_is_refused_in_one_line():
+    for fields, told in (
+        ({}, 'question'),
+        ({'question': ' '}, 'question'),
+        ({'question': 'a', 'name': 'a b'}, 'name'),
+        ({'question': 'a', 'max_rate': -1.0}, 'max_rate'),
+        ({'question': 'a', 'max_rate': math.nan}, 'max_rate'),
+        ({'question': 'a', 'until_count': 0}, 'until_count'),
+        ({'question': 'a', 'frames': 0}, 'frames'),
+        ({'question': 'a', 'frames': 9, 'cameras': ['image', 'arm']}, '16 pictures'),
+        ({'question': 'a', 'cameras': ['arm', 'arm']}, 'twice'),
+        ({'question': 'a', 'cameras': ['leg']}, "no camera 'leg', only image, arm"),
+        ({'question': 'a', 'response_format': 'yes | no', 'until': 'maybe'}, 'one of yes | no'),
+        ({'question': 'a', 'response_format': 'yes | '}, 'response_format'),
+        ({'question': 'a', 'rate': 2}, "no option 'rate'"),
+    ):
+        with pytest.raises(ValueError, match='.') as caught:
+            read_watch(fields, ['arm'])
+        assert told in str(caught.value) and '\n' not in str(caught.value), caught.value
+    assert read_watch({'question': 'Is the door open?'}).name == 'is_the_door_open'
+    assert read_watch({'question': 'Ist offen? 🚪', 'name': ''}).cameras == ('image',)
+
+
+def test_the_share_of_the_model_is_kept_and_robots_take_turns():
+    now, served, spent, end = [0.0], {'a': 0, 'b': 0}, 0.0, 100.0
+    budget = WatchBudget(0.25, lambda: now[0])
+    while now[0] < end:
+        for robot in served:
+            if budget.take(robot) == 0.0:
+                now[0] += 0.1
+                budget.spend(robot, 0.1)
+                served[robot], spent = served[robot] + 1, spent + 0.1
+        now[0] += 0.01
+    assert 0.2 * end <= spent <= 0.26 * end + 0.6
+    assert abs(served['a'] - served['b']) <= 2
+
+
+# --- watching ---
+
+
+class Eyes(VisionEncoder):
+    """Encodes each picture as 40 rows."""
+
+    def _load(self): ...
+
+    def _encode(self, picture, digest, stopped=None):
+        rows = np.random.default_rng(list(digest)).standard_normal((40, 8)).astype(np.float32)
+        return [self._span(rows, digest)]
+
+    def _unload(self): ...
+
+
+class Frames:
+    """A camera: shows what it was last given."""
+
+    def __init__(self):
+        self.present, self.expecting = True, False
+        self._frame = None
+        self._count = 0
+
+    def show(self, pixels, age=0.0):
+        self._count += 1
+        at = time.monotonic() - age
+
+        def decode():
+            if isinstance(pixels, Exception):
+                raise pixels
+            return pixels
+
+        self._frame = (Picture(decode, time.time_ns(), 'eye', number=self._count, sequence=self._count), at)
+
+    def newest(self):
+        if self._frame is None:
+            return None
+        picture, at = self._frame
+        return Picture(
+            picture.decode,
+            picture.stamp,
+            picture.frame_id,
+            time.monotonic() - at,
+            number=picture.number,
+            sequence=picture.sequence,
+        )
+
+    def trouble(self):
+        return 'it is dark'
+
+
+class Heard:
+    """A `WatchOutput`: keeps all it hears."""
+
+    def __init__(self):
+        self.seen, self.ends, self.news = [], [], threading.Condition()
+
+    def observed(self, standing, observation):
+        with self.news:
+            self.seen.append(observation)
+            self.news.notify_all()
+
+    def ended(self, standing, reason, error):
+        with self.news:
+            self.ends.append((standing.watch.name, reason))
+            self.news.notify_all()
+
+    def changed(self):
+        with self.news:
+            self.news.notify_all()
+
+    def wait(self, condition, timeout=20.0):
+        with self.news:
+            end = time.monotonic() + timeout
+            while not condition():
+                assert time.monotonic() < end, (self.seen[-3:], self.ends)
+                self.news.wait(0.05)
+
+    def of(self, name):
+        return [each for each in self.seen if each.watch.name == name]
+
+
+def picture(value, size=64):
+    pixels = np.full((size, size, 3), 120, np.uint8)
+    pixels[:, : size // 2] = value
+    return pixels
+
+
+class Robot:
+    def __init__(self, setup='', share=1.0, sequences=8, **options):
+        self.model = NanoLLM.from_pretrained(
+            setup or None, api='fake', max_context_len=2048, max_sequences=sequences
+        )
+        self.model.vision = Eyes()
+        self.forwards = []  # of each, how many entries of which sequences
+        forward = self.model.backend.forward
+        self.model.backend.forward = lambda chunks: (
+            self.forwards.append([len(chunk) for chunk in chunks]) or forward(chunks)
+        )
+        self.busy = False
+        self.cameras, self.heard = {'image': Frames(), 'arm': Frames()}, Heard()
+        self.options = RobotOptions(
+            system_prompt='You watch.' * 3, generation=GenerationConfig(max_new_tokens=64), **options
+        )
+        self.watcher = Watcher(
+            'r1',
+            self.model,
+            lambda: self.options,
+            self.cameras.get,
+            self.heard,
+            WatchBudget(share),
+            lambda: self.busy,
+        )
+
+    def watch(self, question, **fields):
+        return self.watcher.add(read_watch({'question': question, **fields}, ['arm']), WatchSource.SERVICE)
+
+    def show(self, value, camera='image'):
+        self.cameras[camera].show(picture(value))
+
+    def wait(self, condition, **options):
+        self.heard.wait(condition, **options)
+
+    def close(self):
+        self.watcher.close()
+        self.model.close()
+
+
+@pytest.fixture
+def robot():
+    robots = []
+
+    def robot(*args, **options):
+        robots.append(Robot(*args, **options))
+        return robots[-1]
+
+    yield robot
+    for each in robots:
+        each.close()
+
+
+def test_only_what_is_new_is_asked_and_a_still_frame_costs_no_model_time(robot):
+    r1, seen_by = robot(), None
+    r1.show(0)
+    r1.watch('one?', name='a', max_rate=50.0)
+    r1.wait(lambda: len(r1.heard.seen) == 1)
+    first = r1.heard.seen[0]
+    assert first.changed and not first.unchanged and first.text.endswith('one?') and first.valid
+    assert first.frame_id == 'eye' and first.usage.prompt_tokens > 40 and first.usage.image_tokens == 40
+    forwards = len(r1.forwards)
+    for n in range(2, 6):
+        r1.show(1)  # another frame, which shows the same but for the noise
+        r1.wait(lambda n=n: len(r1.heard.seen) == n)
+        seen_by = r1.heard.seen[-1]
+        assert seen_by.unchanged and not seen_by.changed and seen_by.text == first.text
+        assert seen_by.usage.prompt_tokens == 0 and seen_by.in_a_row == n
+    assert len(r1.forwards) == forwards and r1.model.vision.stats['encoded'] == 1
+    r1.show(200)
+    r1.wait(lambda: len(r1.heard.seen) == 6)
+    again = r1.heard.seen[-1]
+    assert not again.unchanged and not again.changed  # the answer is the same
+    assert again.usage.reused_tokens > 0 and r1.model.vision.stats['encoded'] == 2
+
+
+def test_questions_about_one_frame_encode_and_prefill_it_once_and_are_answered_in_one_batch(robot):
+    r1 = robot('step_overhead=0.05')  # as a model takes, so that all questions are there for the second step
+    r1.busy = True  # until all three are there
+    for name in ('a', 'b', 'c'):
+        r1.watch(f'{name}?', name=name, max_rate=50.0, response_format='yes | no')
+    r1.show(0)
+    time.sleep(0.1)
+    r1.busy = False
+    r1.wait(lambda: len(r1.heard.seen) >= 3)
+    seen_by = {each.watch.name: each for each in r1.heard.seen}
+    usages = [seen_by[name].usage for name in ('a', 'b', 'c')]
+    assert r1.model.vision.stats['encoded'] == 1
+    first, *others = sorted(usages, key=lambda usage: usage.reused_tokens)
+    assert all(usage.reused_tokens >= first.reused_tokens + 24 for usage in others)
+    # What is the same is computed once, but for a few tokens at its end, and the others share their steps.
+    assert sum(map(sum, r1.forwards)) == sum(usage.prompt_tokens - usage.reused_tokens for usage in usages)
+    assert any(len(forward) >= 2 for forward in r1.forwards) and len(r1.forwards) <= 8
+    assert all(0 < each.probability <= 1 and each.value in ('yes', 'no') for each in seen_by.values())
+    assert all(each.usage.model_time > 0 for each in seen_by.values())
+
+
+def test_watching_evicts_no_conversation_as_long_as_there_is_one_more_sequence(robot):
+    r1 = robot(sequences=2)
+    history = ChatHistory(r1.model)
+
+    def ask(text):
+        history.append('user', text=text)
+        prompt, _ = history.embed_chat()
+        reply = r1.model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=16).wait()
+        history.append('bot', reply)
+        return reply.usage
+
+    first = ask('hello')
+    for name in ('a', 'b', 'c'):
+        r1.watch(f'{name}?', name=name, max_rate=50.0)
+    for n in range(3):
+        r1.show(n * 100)
+        newest = r1.cameras['image'].newest().stamp
+        r1.wait(
+            lambda newest=newest: all(
+                r1.heard.of(name) and r1.heard.of(name)[-1].stamp == newest for name in ('a', 'b', 'c')
+            )
+        )
+    assert ask('again').reused_tokens >= first.prompt_tokens
+
+
+def test_a_persons_question_ends_a_look_and_the_next_one_is_about_the_newest_frame(robot):
+    r1 = robot('prefill_per_second=200')  # a look takes a while
+    r1.show(0)
+    r1.watch('a long question ' * 8, name='a', max_rate=0.0)
+    r1.wait(lambda: r1.model.stats['active'])
+    r1.busy = True
+    r1.wait(lambda: not r1.model.stats['active'], timeout=5.0)
+    assert not r1.heard.seen
+    r1.show(200)
+    newest = r1.cameras['image'].newest().stamp
+    r1.busy = False
+    r1.wait(lambda: r1.heard.seen)
+    assert r1.heard.seen[0].stamp == newest
+
+
+def test_a_slow_model_never_queues_frames_and_counts_those_it_skips(robot):
+    r1 = robot('step_overhead=0.1')
+    standing = r1.watch('one?', name='a', max_rate=0.0, response_format='yes | no')
+    for n in range(40):
+        r1.show((n * 60) % 256)
+        time.sleep(0.02)
+    r1.wait(lambda: r1.heard.seen[-1].stamp == r1.cameras['image'].newest().stamp)
+    seen_by = r1.heard.seen
+    assert 2 <= len(seen_by) < 30
+    assert sum(each.skipped_frames for each in seen_by[1:]) + len(seen_by[1:]) <= 40
+    assert sum(each.skipped_frames for each in seen_by) > 5
+    figures = standing.figures()
+    assert {'rate', 'age', 'skipped_frames', 'unchanged_frames', 'cost', 'reused_tokens'} == set(figures)
+
+
+def test_until_ends_it_after_so_many_in_a_row_and_only_changes_tells_only_changes(robot):
+    r1 = robot('reply=yes')
+    r1.watch('one?', name='a', max_rate=50.0, until='yes', until_count=3, only_changes=True)
+    for n in range(30):
+        r1.show(n)
+        time.sleep(0.03)
+    r1.wait(lambda: r1.heard.ends)
+    assert r1.heard.ends == [('a', WatchEnd.UNTIL)]
+    assert len(r1.heard.seen) == 1 and r1.heard.seen[0].changed and not r1.watcher.standing
+
+
+def test_a_time_limit_ends_it_even_without_a_camera(robot):
+    r1 = robot()
+    r1.cameras['image'].present = False
+    standing = r1.watch('one?', name='a', timeout=0.3)
+    r1.wait(lambda: standing.state is WatchState.WAITING or r1.heard.ends)
+    r1.wait(lambda: r1.heard.ends)
+    assert r1.heard.ends == [('a', WatchEnd.TIMEOUT)] and not r1.heard.seen
+
+
+def test_it_waits_for_a_usable_frame_says_why_and_goes_on(robot):
+    r1 = robot()
+    camera = r1.cameras['image']
+    standing = r1.watch('one?', name='a', max_rate=20.0)
+    r1.wait(lambda: 'it is dark' in standing.note)
+    camera.show(ValueError('the JPEG is broken'))
+    r1.wait(lambda: 'the JPEG is broken' in standing.note)
+    camera.show(picture(0), age=5.0)
+    r1.wait(lambda: 'max_image_age' in standing.note)
+    assert standing.state is WatchState.WAITING and not r1.heard.seen
+    r1.show(0)
+    r1.wait(lambda: r1.heard.seen)
+    assert standing.state is WatchState.WATCHING and not standing.note
+    camera.show(picture(0, size=100))  # another size
+    r1.wait(lambda: len(r1.heard.seen) == 2)
+    assert not r1.heard.seen[1].unchanged
+    camera.present = False
+    r1.wait(lambda: 'nobody publishes' in standing.note)
+    camera.present = True
+    r1.show(0)
+    r1.wait(lambda: len(r1.heard.seen) == 3)
+
+
+def test_it_can_be_paused_changed_and_removed_while_it_runs(robot):
+    r1 = robot()
+    r1.show(0)
+    standing = r1.watch('one?', name='a', max_rate=50.0)
+    r1.wait(lambda: r1.heard.seen)
+    r1.watcher.pause('a', True)
+    count = len(r1.heard.seen)
+    r1.show(200)
+    time.sleep(0.2)
+    assert len(r1.heard.seen) == count and standing.state is WatchState.PAUSED
+    r1.watcher.pause('a', False)
+    r1.wait(lambda: len(r1.heard.seen) > count)
+    r1.watcher.change('a', lambda watch: read_watch({'name': 'a', 'question': 'two?', 'max_rate': 50.0}))
+    r1.wait(lambda: r1.heard.seen[-1].text.endswith('two?'))
+    with pytest.raises(ValueError, match="'a' already"):
+        r1.watch('one?', name='a')
+    r1.watcher.remove('a')
+    assert r1.heard.ends == [('a', WatchEnd.REMOVED)] and not r1.watcher.standing
+    with pytest.raises(ValueError, match="no standing question 'a'; there are: none"):
+        r1.watcher.remove('a')
+    for n in range(MAX_WATCHES):
+        r1.watch('one?', name=f'w{n}', max_rate=0.01)
+    with pytest.raises(ValueError, match=f'{MAX_WATCHES} standing questions'):
+        r1.watch('one?', name='more')
+
+
+def test_questions_across_cameras_and_about_several_frames(robot):
+    r1 = robot()
+    r1.watch('both?', name='both', cameras=['image', 'arm'], max_rate=50.0)
+    moved = r1.watch('moved?', name='moved', frames=3, spacing=0.1, max_rate=50.0)
+    r1.show(0)
+    r1.wait(lambda: 'more frames' in moved.note)
+    assert not r1.heard.seen
+    r1.show(100, 'arm')
+    r1.wait(lambda: r1.heard.of('both'))
+    assert r1.heard.of('both')[0].usage.image_tokens == 80
+    for n in range(1, 12):
+        r1.show(n * 20)
+        time.sleep(0.1)
+    r1.wait(lambda: len(r1.heard.of('moved')) >= 4)
+    usages = [each.usage for each in r1.heard.of('moved') if not each.unchanged]
+    assert {usage.image_tokens for usage in usages} <= {120, 160}
+    assert any(usage.reused_image_tokens >= 120 for usage in usages)  # frames that stayed
+
+
+def test_two_questions_of_a_failing_model_say_why_and_the_thread_lives_on(robot):
+    r1 = robot()
+    r1.show(0)
+    long = r1.watch('x' * 3000, name='long')
+    r1.wait(lambda: 'context' in long.note)
+    r1.watch('one?', name='a')
+    r1.wait(lambda: r1.heard.of('a'))
+
+
+def test_closing_ends_all_and_refuses_more(robot):
+    r1 = robot()
+    r1.watch('one?', name='a')
+    r1.watcher.close()
+    assert r1.heard.ends == [('a', WatchEnd.CANCELLED)]
+    with pytest.raises(ValueError, match='deactivated'):
+        r1.watch('one?', name='b')
+
+
+def test_a_model_without_vision_refuses(robot):
+    r1 = robot()
+    r1.model.vision = None
+    with pytest.raises(ValueError, match='has no vision'):
+        r1.watch('one?')
+
+
+def test_observations_become_text_for_a_conversation():
+    kept, watch = Observations(kept=3), Watch(name='door', question='Is it open?')
+    assert kept.text() == 'nothing was observed'
+    for n, text in enumerate(('no', 'yes', 'no', 'yes', 'no')):
+        kept.add(Observation(watch, n, int((1.7e9 + 60 * n) * 1e9), '', text, changed=True))
+    kept.add(Observation(watch, 5, int((1.7e9 + 600) * 1e9), '', 'no'))
+    lines = kept.text().splitlines()
+    assert len(lines) == 4 and lines[0].endswith('door: no') and 'last answer' in lines[-1]
+    assert len(kept.text(since=1.7e9 + 150).splitlines()) == 3
+    assert kept.text(names=['tray']) == 'nothing was observed'

@@ -196,7 +196,8 @@ class ChatHistory(ToolMessages, MessageList):
         return self._last[1]
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
-        return self.template.prompt(messages, continues=is_continued(messages))
+        shown = self._with_examples(messages)
+        return self.template.prompt(shown, continues=is_continued(messages))
 
     def _forget_prompt(self) -> None:
         self._last = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ class ToolMessages:
     messages: list[ChatMessage]
     template: ChatTemplate
     _tools: list[Tool] = []
+    _examples: tuple[ChatMessage, ...] = ()
 
     @property
     def tools(self) -> list[Tool]:
@@ -34,6 +35,24 @@ class ToolMessages:
         self._tools = as_tools(tools)
         self.template.tools = list(self._tools)
         self._forget_prompt()
+
+    @property
+    def examples(self) -> list[ChatMessage]:
+        """Messages that each prompt shows between the system prompt and the conversation, of which they are
+        no part. Small models learn from them which tool to call. Setting them keeps the conversation.
+        """
+        return list(self._examples)
+
+    @examples.setter
+    def examples(self, messages: Iterable[ChatMessage]) -> None:
+        self._examples = tuple(messages)
+        self._forget_prompt()
+
+    def _with_examples(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+        if not self._examples:
+            return messages
+        begin = int(bool(messages) and messages[0].role == 'system')
+        return [*messages[:begin], *self._examples, *messages[begin:]]
 
     def _forget_prompt(self) -> None:
         raise NotImplementedError

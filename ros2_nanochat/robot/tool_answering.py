@@ -7,19 +7,33 @@ sentences go out as they come, and what has happened is on disk before and after
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ros2_nanochat.answer.call_form import CallForm
+from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.history import ChatHistory
+from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.answering import Answering, Memory
 from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
+from ros2_nanochat.robot.tool_entries import Example
 from ros2_nanochat.robot.tool_journal import NOT_CALLED
 from ros2_nanochat.robot.tool_record import CallRecord
 from ros2_nanochat.robot.toolbox import Toolbox, TurnTools
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.robot.worker import Worker
-from ros2_nanochat.tools import Answered, Called, CallState, Ended, Paused, TextPiece, ToolCall, ToolLoop
+from ros2_nanochat.tools import (
+    Answered,
+    Called,
+    CallState,
+    Ended,
+    Paused,
+    TextPiece,
+    Tool,
+    ToolCall,
+    ToolLoop,
+)
 
 _PATIENCE = 1.0  # seconds beyond those that a stopped call has
 
@@ -61,8 +75,10 @@ class ToolAnswering(Answering):
     def begin(self, turn: Turn, memory: Memory, worker: Worker):
         """Add the question to the history and start the reply. See `Answering.begin`."""
         with memory.lock:
-            if memory.history.tools != self._box.tools:
-                memory.history.tools = self._box.tools
+            tools = self._box.tools
+            if memory.history.tools != tools:
+                memory.history.tools = tools
+                memory.history.examples = example_messages(self._box.examples, tools)
         self._told = []
         try:
             stream = super().begin(turn, memory, worker)
@@ -105,9 +121,8 @@ class ToolAnswering(Answering):
         if history.tools:
             choice = tool_choice or str(self._box.limits.tool_choice)
             form = history.call_form('none' if turn.without_tools else choice)
-            if form is not None and not self._box.limits.parallel_calls:
-                form = replace(form, format=replace(form.format, between=None))
-            options['calls'] = form
+            several = self._box.limits.parallel_calls
+            options['calls'] = form if several or form is None else one_call(form)
         return super()._generate(turn, history, prompt, **options)
 
     def stream(self, turn: Turn, stream, worker: Worker) -> None:
@@ -179,6 +194,30 @@ class ToolAnswering(Answering):
         """Add a reply to the history, unless its loop has done so."""
         if not isinstance(stream, ToolTurn):
             super().keep(stream, history)
+
+
+def one_call(form: CallForm) -> CallForm:
+    """Return the form of replies that hold at most one call."""
+    return replace(form, format=replace(form.format, between=None))
+
+
+def example_messages(examples: Sequence[Example], tools: Sequence[Tool]) -> list[ChatMessage]:
+    """Return examples as messages: commands, calls and answers.
+
+    Args:
+        examples: The examples of the tools file.
+        tools: The tools that can be called now. Examples of others are left out.
+    """
+    names = {tool.name for tool in tools}
+    messages = []
+    for n, example in enumerate(each for each in examples if each.call in names):
+        call = WrittenCall(example.call, example.arguments, f'example{n % 100:02d}')
+        messages += [ChatMessage('user', text=example.say), ChatMessage('bot', text='', calls=[call])]
+        if example.answer:
+            messages.append(ChatMessage('tool', text=example.answer, call_id=call.id, name=call.name))
+        if example.reply:
+            messages.append(ChatMessage('bot', text=example.reply))
+    return messages
 
 
 def _news(call: ToolCall) -> str:

@@ -22,7 +22,7 @@ class ToolEntry:
         target: Name of the service, action, topic or node.
         where: The file and the key, for messages.
         type: Name of the interface; '' looks it up in the running system.
-        description: What the model reads about it.
+        description: What the model reads about it; None: what the interface says.
         arguments: Limits of single fields, by their path.
         fields: Paths of the fields that a read message is cut to; () keeps all.
         max_age: Seconds; an older message is not used. None: any age.
@@ -37,7 +37,7 @@ class ToolEntry:
     target: str
     where: str
     type: str = ''
-    description: str = ''
+    description: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
     max_age: float | None = None
@@ -68,6 +68,27 @@ class ServerEntry:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A command and the call that it means, which the model is shown.
+
+    Attributes:
+        say: What a person says.
+        call: Name of the tool.
+        arguments: Its arguments.
+        answer: What the tool answers, '' to show only the call.
+        reply: What the robot says then, '' for nothing.
+        where: The file and the key, for messages.
+    """
+
+    say: str
+    call: str
+    arguments: Mapping[str, Any]
+    answer: str
+    reply: str
+    where: str
+
+
+@dataclass(frozen=True)
 class ToolsFile:
     """What a tools file holds.
 
@@ -76,9 +97,11 @@ class ToolsFile:
         tools: The tools.
         servers: The MCP servers.
         limits: The limits that they share.
+        examples: Commands and calls that the model is shown.
     """
 
     path: str
     tools: tuple[ToolEntry, ...] = ()
     servers: tuple[ServerEntry, ...] = ()
     limits: ToolLimits = ToolLimits()
+    examples: tuple[Example, ...] = ()

@@ -5,10 +5,13 @@ The declarations check the values. Knows no ROS and no files.
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 
 from ros2_nanochat.config import Options, option
 from ros2_nanochat.states import StrEnum
+
+_NO_MARKS = {ord(mark): ' ' for mark in string.punctuation.replace("'", '')}
 
 
 class ToolKind(StrEnum):
@@ -105,3 +108,7 @@ class ToolLimits(Options):
         item=lambda word: isinstance(word, str) and bool(word.strip()),
         allowed='texts',
     )
+
+    def stops(self, text: str) -> bool:
+        """Whether a text is one of the stop words, and nothing else."""
+        return ' '.join(text.translate(_NO_MARKS).lower().split()) in self.stop_words

@@ -7,7 +7,6 @@ neither ROS nor the model.
 from __future__ import annotations
 
 import logging
-import string
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from dataclasses import replace
 
 from ros2_nanochat.errors import one_line, shorten
 from ros2_nanochat.robot.audit import AuditFile
+from ros2_nanochat.robot.tool_entries import Example
 from ros2_nanochat.robot.tool_journal import ToolJournal
 from ros2_nanochat.robot.tool_policy import OnInterrupt, ToolLimits
 from ros2_nanochat.robot.tool_record import CallRecord, RobotTool
@@ -39,10 +39,12 @@ class Toolbox:
         limits: The limits that the tools share.
         log: Has `info`, `warning` and `error`.
         journal: Where running calls are written down, or None.
+        examples: Commands and calls that the model is shown.
 
     Attributes:
         limits: The limits that the tools share.
         log: Has `info`, `warning` and `error`.
+        examples: Commands and calls that the model is shown.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class Toolbox:
         limits: ToolLimits = ToolLimits(),
         log=_log,
         journal: ToolJournal | None = None,
+        examples: Sequence[Example] = (),
     ):
-        self.limits, self.log = limits, log
+        self.limits, self.log, self.examples = limits, log, examples
         self._robot, self._journal = robot, journal
         self._listener: Callable[[CallRecord], None] | None = None
         self._unheard: list[CallRecord] = []
@@ -76,10 +79,7 @@ class Toolbox:
 
     def is_stop_word(self, text: str) -> bool:
         """Whether a question is one of the words that stop everything, and nothing else."""
-        if not self._tools:
-            return False
-        plain = ' '.join(text.translate(_NO_MARKS).lower().split())
-        return plain in self.limits.stop_words
+        return bool(self._tools) and self.limits.stops(text)
 
     # --- calls ---
 
@@ -200,15 +200,14 @@ class Toolbox:
 
     def put_back(self, news: list[ToolCall]) -> None:
         """Undo `take_news`: the model was not told."""
-        with self._lock:
-            self._news = [*news, *self._news]
+        self._news = [*news, *self._news]
 
     def approve(self, call_id: str, approved: bool, reason: str = '') -> bool:
         """Answer for a call that waits for approval. Return whether one with this id did."""
         run = self._open.get(call_id)
         return run is not None and run.approve(approved, reason)
 
-    # --- stopping: none of these waits, but `close` and `wait` ---
+    # --- stopping: only `wait` waits ---
 
     def open_runs(self) -> list[CallRun]:
         """The calls that go on, and those whose effect does."""
@@ -295,6 +294,3 @@ class _Refused:
     def __init__(self, handle: CallHandle, record: CallRecord):
         self.record = record
         self.call, self.wait, self.cancel = handle.call, handle.wait, handle.cancel
-
-
-_NO_MARKS = {ord(mark): ' ' for mark in string.punctuation.replace("'", '')}

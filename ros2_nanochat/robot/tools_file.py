@@ -13,7 +13,7 @@ from typing import Any
 from ros2_nanochat.config import options_of
 from ros2_nanochat.errors import one_line, shown
 from ros2_nanochat.files import decode_text, open_regular
-from ros2_nanochat.robot.tool_entries import NO_UNDOING, ServerEntry, ToolEntry, ToolsFile
+from ros2_nanochat.robot.tool_entries import NO_UNDOING, Example, ServerEntry, ToolEntry, ToolsFile
 from ros2_nanochat.robot.tool_policy import ToolKind, ToolLimits, ToolPolicy
 
 _MOST_BYTES = 1_000_000
@@ -92,7 +92,9 @@ class _Reader:
         self._path, self._robot = path, robot
 
     def file(self, content: Any) -> ToolsFile:
-        top = self._mapping(content if content is not None else {}, '', ('tools', 'limits', 'mcp'))
+        top = self._mapping(
+            content if content is not None else {}, '', ('tools', 'limits', 'mcp', 'examples')
+        )
         tools = self._mapping(top.get('tools') or {}, 'tools')
         servers = self._mapping(top.get('mcp') or {}, 'mcp')
         limits = self._mapping(top.get('limits') or {}, 'limits', [o.name for o in options_of(ToolLimits)])
@@ -101,7 +103,24 @@ class _Reader:
             tuple(self._tool(name, value) for name, value in tools.items()),
             tuple(self._server(name, value) for name, value in servers.items()),
             self._options(ToolLimits, limits, 'limits'),
+            self._examples(top.get('examples') or [], None if servers else tools),
         )
+
+    def _examples(self, value: Any, tools: dict | None) -> tuple[Example, ...]:
+        """Read the examples. `tools`: the tools that they may call, None if a server may have others."""
+        if not isinstance(value, list):
+            raise self._error('examples', f'is not valid: a list, not {shown(value)}')
+        examples = []
+        for n, item in enumerate(value):
+            key = f'examples[{n}]'
+            self._mapping(item, key, ('say', 'call', 'arguments', 'answer', 'reply'))
+            said, call = (self._text(item, name, key, empty=False) for name in ('say', 'call'))
+            if tools is not None and call not in tools:
+                raise self._error(f'{key}.call', f'is no tool of this file: {shown(call)}')
+            arguments = self._mapping(item.get('arguments') or {}, f'{key}.arguments')
+            answer, reply = self._text(item, 'answer', key), self._text(item, 'reply', key)
+            examples.append(Example(said, call, arguments, answer, reply, self._where(key)))
+        return tuple(examples)
 
     def _where(self, key: str) -> str:
         return f'tools_file={self._path}: {key}' if key else f'tools_file={self._path}'
@@ -127,6 +146,8 @@ class _Reader:
 
     def _text(self, values: dict, name: str, key: str, empty: bool = True) -> str:
         value = values.get(name, '')
+        if name not in values and not empty:
+            raise self._error(f'{key}.{name}', 'is missing')
         if not isinstance(value, str) or not (empty or value.strip()):
             raise self._error(f'{key}.{name}', f'is not valid: text, not {shown(value)}')
         return value.strip()
@@ -146,13 +167,13 @@ class _Reader:
         max_age = value.get('max_age')
         if max_age is not None and (type(max_age) not in (int, float) or not 0 < max_age < 1e9):
             raise self._error(f'{key}.max_age', f'is not valid: seconds above 0, not {shown(max_age)}')
-        entry = ToolEntry(
+        return ToolEntry(
             name,
             kind,
             target,
             self._where(key),
             self._text(value, 'type', key),
-            self._text(value, 'description', key),
+            self._text(value, 'description', key) if 'description' in value else None,
             self._arguments(value.get('arguments'), f'{key}.arguments'),
             self._fields(value.get('fields'), f'{key}.fields'),
             max_age,
@@ -160,9 +181,6 @@ class _Reader:
             self._on_cancel(value, key, kind),
             self._policy(value, key, kind),
         )
-        if kind is ToolKind.PARAMETER and not entry.parameter:
-            raise self._error(f'{key}.name', 'is missing: the name of the parameter to read')
-        return entry
 
     def _arguments(self, value: Any, key: str) -> dict:
         for path, limits in self._mapping({} if value is None else value, key).items():

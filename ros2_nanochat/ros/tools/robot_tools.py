@@ -47,7 +47,7 @@ class RobotTools:
         file = read_tools_file(path, robot)
         journal = None if store is None else ToolJournal(store.path.with_suffix('.calls'))
         try:
-            self.box = Toolbox(robot, file.limits, log, journal)
+            self.box = Toolbox(robot, file.limits, log, journal, file.examples)
         except ValueError as error:
             raise ValueError(f'tools_file={file.path}: {error}') from None
         listed = [McpTools(entry, servers.client(entry), log) for entry in file.servers]

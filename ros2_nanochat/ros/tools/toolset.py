@@ -85,13 +85,14 @@ class Toolset:
         for entry in list(self._missing):
             planned = self._plan(entry)
             if planned is not None:
+                self._check_examples(planned.tool)
                 self._planned[entry.name] = planned
                 self._missing.remove(entry)
 
     def _plan(self, entry: ToolEntry) -> _Planned | None:
         """Check a tool against its interface. None if its type is not known yet."""
         if entry.kind is ToolKind.PARAMETER:
-            about = entry.description or f'The parameter {entry.parameter} of {entry.target}'
+            about = described(entry, f'The parameter {entry.parameter} of {entry.target}')
             tool = Tool(entry.name, about, dict(_NO_ARGUMENTS))
             return _Planned(tool, lambda: ParameterReads(self._node, entry))
         name = entry.type or declared_type(self._node, entry.target, entry.kind, entry.where)
@@ -100,7 +101,7 @@ class Toolset:
         cls = interface_class(name, entry.kind, entry.where)
         if entry.kind is ToolKind.READ:
             check_fields(cls, entry.fields, entry.where)
-            about = entry.description or f'The newest message of {entry.target}'
+            about = described(entry, f'The newest message of {entry.target}')
             tool = Tool(entry.name, about, dict(_NO_ARGUMENTS))
             return _Planned(tool, lambda: Reading(self._node, entry, cls))
         arguments = arguments_of(entry, request_part(cls, entry.kind))
@@ -110,12 +111,20 @@ class Toolset:
                 f'{entry.where}.arguments: {", ".join(arguments.unlimited)} has no minimum and maximum: the'
                 ' model may write any value that the type allows'
             )
-        about = entry.description or arguments.about or f'{str(entry.kind).capitalize()} {entry.target}'
+        about = described(entry, arguments.about or f'{str(entry.kind).capitalize()} {entry.target}')
         try:
             tool = Tool(entry.name, about, arguments.schema)
         except ValueError as error:
             raise ValueError(f'{entry.where}: {one_line(error)}') from None
         return _Planned(tool, lambda: self._performer(entry, cls, arguments))
+
+    def _check_examples(self, tool: Tool) -> None:
+        for example in self._file.examples:
+            if example.call == tool.name:
+                try:
+                    tool.check(example.arguments)
+                except ValueError as error:
+                    raise ValueError(f'{example.where}.arguments: {one_line(error)}') from None
 
     def _performer(self, entry: ToolEntry, cls: Any, arguments: Arguments) -> Performer:
         made: Any = {
@@ -178,3 +187,8 @@ class Toolset:
         for tool in self._open.values():
             tool.performer.close()
         self._open = {}
+
+
+def described(entry: ToolEntry, otherwise: str) -> str:
+    """Return what the model reads about a tool."""
+    return otherwise if entry.description is None else entry.description

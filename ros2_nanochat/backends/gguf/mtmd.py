@@ -70,7 +70,9 @@ class Mtmd:
             self._seen = 0
             self._watch = type(params.cb_eval)(self._evaluated)  # kept as long as libmtmd may call it
             params.cb_eval = self._watch
-        log = LogLines(api, lib)
+        self._log = LogLines(api, lib.mtmd_helper_log_set)
+        # kept, because the engine may run while a small one is opened late
+        self._opening_log = log = LogLines(api, api.llama_log_set, lib.mtmd_helper_log_set)
         with log:
             self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
         if not self._context:
@@ -112,13 +114,12 @@ class Mtmd:
             return ImagePiece(ids=self._ids(chunk))
         if self._stopped:
             raise EncodingStopped('the picture was not encoded: the turn was stopped')
-        log = LogLines(self._api, lib)
-        with log:
+        with self._log:
             code = lib.mtmd_encode_chunk(self._context, chunk)
         if self._stopped:
             raise EncodingStopped('the picture was not encoded: the turn was stopped')
         if code:
-            raise BackendError(f'a picture of {width}x{height} cannot be encoded: {log.reason()}')
+            raise BackendError(f'a picture of {width}x{height} cannot be encoded: {self._log.reason()}')
         count = lib.mtmd_input_chunk_get_n_tokens(chunk)
         rows = np.ctypeslib.as_array(lib.mtmd_get_output_embd(self._context), (count, self._widths[1])).copy()
         own, whole = self._widths
@@ -168,11 +169,10 @@ class Mtmd:
         try:
             text = lib.mtmd_input_text(self._marker, len(self._marker), False, True)
             bitmaps = (lib.mtmd_bitmap_p_ctypes * 1)(bitmap)
-            log = LogLines(self._api, lib)
-            with log:
+            with self._log:
                 code = lib.mtmd_tokenize(self._context, chunks, ctypes.byref(text), bitmaps, 1)
             if code:
-                reason = log.reason()
+                reason = self._log.reason()
                 plain = next((plain for part, plain in _REASONS.items() if part in reason), reason)
                 raise BackendError(f'a picture of {width}x{height} cannot be used: {plain}')
             yield [lib.mtmd_input_chunks_get(chunks, i) for i in range(lib.mtmd_input_chunks_size(chunks))]

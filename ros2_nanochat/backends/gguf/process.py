@@ -14,14 +14,17 @@ class LogLines:
     """Collects llama.cpp's log while a model is opened, without printing it, so that an error can quote
     it.
 
+    A thread that writes to a log while another one stops collecting it may still hold the callback: what is
+    used while a model runs is kept as long as the model, and collects only a log that no other thread writes.
+
     Args:
         api: `llama_cpp.llama_cpp`.
-        mtmd: `llama_cpp.mtmd_cpp`, whose log is collected as well.
+        set_logs: The functions that set where a log goes; by default that of llama.cpp.
     """
 
-    def __init__(self, api, mtmd=None):
+    def __init__(self, api, *set_logs: Callable):
         self._api = api
-        self._set = [api.llama_log_set, *([mtmd.mtmd_helper_log_set] if mtmd else [])]
+        self._set = set_logs or (api.llama_log_set,)
         self.lines: list[str] = []
         self._callback = api.llama_log_callback(self._take)
 
@@ -30,6 +33,7 @@ class LogLines:
             self.lines.append(text.decode('utf-8', 'replace').strip())
 
     def __enter__(self):
+        self.lines.clear()
         for set_log in self._set:
             set_log(self._callback, None)
 

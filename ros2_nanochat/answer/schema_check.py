@@ -35,7 +35,7 @@ def closed(schema: Any) -> Any:
         return [closed(item) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
-    made = {}
+    made: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ('properties', '$defs', 'definitions') and isinstance(value, Mapping):
             made[key] = {name: closed(each) for name, each in value.items()}

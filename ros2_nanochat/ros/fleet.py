@@ -100,7 +100,8 @@ class Fleet:
                             self._watching[robot] = self._watch_port(robot)
                         elif self._chats[robot].options.watches_file:
                             self._log.error(
-                                f'{robot or "chat"}: watches_file has no effect: {model.info.name} has no vision'
+                                f'{robot or "chat"}: watches_file has no effect: {model.info.name} has no'
+                                ' vision'
                             )
 
     def _conversation(self, robot: str, model) -> RobotConversation:

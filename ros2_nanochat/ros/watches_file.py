@@ -48,7 +48,7 @@ def read_watches(path: str, cameras: Collection[str]) -> list[Watch]:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f'it has more than {_MAX_BYTES:,} bytes')
-        content = yaml.load(decode_text(data), _Loader)  # noqa: S506: a SafeLoader
+        content = yaml.load(decode_text(data), _Loader)  # a SafeLoader
     except OSError as error:
         raise ValueError(f'watches_file={shown(path)} cannot be read: {error.strerror}') from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:

@@ -109,6 +109,7 @@ def test_the_terminal_has_the_options_that_say_so_with_type_and_choices():
     assert found.pop('template_option').option_strings == [
         '--template-option'
     ]  # one part of template_options
+    assert found.pop('tools').option_strings == ['--tools']  # Python functions: only the terminal takes them
     assert set(found) == set(declared)
     for name, action in found.items():
         assert action.option_strings[0] == '--' + name.replace('_', '-')

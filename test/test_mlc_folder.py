@@ -277,7 +277,9 @@ def test_a_library_for_another_gpu_or_another_tvm_is_told_when_it_is_opened(
     monkeypatch.setattr(
         Runtime,
         'function',
-        lambda self, machine, wanted: fails if wanted == name else find(self, machine, wanted),
+        lambda self, machine, wanted, **options: (
+            fails if wanted == name else find(self, machine, wanted, **options)
+        ),
     )
     told = refusal(folder, max_sequences=2)
     assert said in told and error in told and str(library(folder)) in told or 'no memory' in said

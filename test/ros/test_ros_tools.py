@@ -300,7 +300,7 @@ def test_a_turn_with_calls_survives_a_kill_and_no_call_is_repeated(robot, server
 
 def test_the_death_of_a_server_ends_its_call(robot, start, listen):
     dying = Servers('dying')
-    keys = 'action: /dying/drive, type: nanochat/action/Drive, confirm: false, timeout: 4.0'
+    keys = 'action: /dying/drive, type: nanochat/action/Drive, confirm: false, timeout: 10.0'
     file = f'tools: {{drive: {{{keys}}}}}'
     try:
         r = robot({'wait': [('drive', {'distance': 5.0, 'speed': 0.01})]}, file=file)

@@ -45,6 +45,13 @@ def test_code_in_pages_is_python_that_compiles(page):
         compile(textwrap.dedent(source), page.name, 'exec')
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_files_in_pages_are_yaml_that_can_be_read(page):
+    yaml = pytest.importorskip('yaml')
+    for source in re.findall(r'^ *```yaml\n(.*?)^ *```', page.read_text(), re.M | re.S):
+        assert list(yaml.safe_load_all(textwrap.dedent(source))), page.name
+
+
 def test_the_index_lists_every_page():
     index = (ROOT / 'docs' / 'index.md').read_text()
     for page in (ROOT / 'docs').glob('*.md'):

@@ -1,7 +1,7 @@
 """`watches_file`: the standing questions that start with the node, from YAML.
 
 watches:
-  door: {question: Is the door open?, response_format: 'yes | no', max_rate: 2.0, only_changes: true}
+  door: {question: 'Is the door open?', response_format: 'yes | no', max_rate: 2.0, only_changes: true}
 """
 
 from __future__ import annotations

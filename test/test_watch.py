@@ -12,6 +12,7 @@ from watch_scenes import contrast, ground, seen, with_thing
 
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.config import GenerationConfig, RobotOptions
+from ros2_nanochat.errors import EncodingStopped
 from ros2_nanochat.robot.observations import Observation, Observations
 from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource, WatchState, number_of, read_watch
@@ -146,11 +147,33 @@ def test_the_share_of_the_model_is_kept_and_robots_take_turns():
 
 
 class Eyes(VisionEncoder):
-    """Encodes each picture as 40 rows."""
+    """Encodes each picture as 40 rows.
+
+    Attributes:
+        slow: It does not end until it is stopped, or this is False.
+        begun: Set while it is slow.
+    """
+
+    slow = False
+
+    def __init__(self):
+        super().__init__()
+        self.begun = threading.Event()
+
+    def at_rest(self):
+        """Whether it encodes nothing now."""
+        if free := self._lock.acquire(blocking=False):
+            self._lock.release()
+        return free
 
     def _load(self): ...
 
     def _encode(self, picture, digest, stopped=None):
+        while self.slow:
+            if stopped is not None and stopped():
+                raise EncodingStopped('the picture was not encoded')
+            self.begun.set()
+            time.sleep(0.01)
         rows = np.random.default_rng(list(digest)).standard_normal((40, 8)).astype(np.float32)
         return [self._span(rows, digest)]
 
@@ -365,6 +388,32 @@ def test_a_persons_question_ends_a_look_and_the_next_one_is_about_the_newest_fra
     r1.busy = False
     r1.wait(lambda: r1.heard.seen)
     assert r1.heard.seen[0].stamp == newest
+
+
+def test_a_persons_question_or_a_pause_ends_the_encoding_of_a_frame(robot):
+    r1 = robot()
+    eyes = r1.model.vision
+    eyes.slow = True
+    r1.watch('one?', name='a', max_rate=0.0)
+    for interrupt, go_on in (
+        (lambda: setattr(r1, 'busy', True), lambda: setattr(r1, 'busy', False)),
+        (lambda: r1.watcher.pause('a', True), lambda: r1.watcher.pause('a', False)),
+    ):
+        r1.show(0)
+        assert eyes.begun.wait(10.0)
+        interrupt()
+        deadline = time.monotonic() + 10.0
+        while not eyes.at_rest():
+            assert time.monotonic() < deadline, 'the encoding goes on'
+            time.sleep(0.01)
+        assert not r1.heard.seen
+        eyes.begun.clear()
+        go_on()
+    r1.show(200)
+    newest = r1.cameras['image'].newest().stamp
+    eyes.slow = False
+    r1.wait(lambda: r1.heard.seen and r1.heard.seen[-1].stamp == newest)
+    assert r1.heard.seen[-1].text.endswith('one?')
 
 
 def test_a_slow_model_never_queues_frames_and_counts_those_it_skips(robot):

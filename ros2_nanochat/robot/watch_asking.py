@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,20 +106,25 @@ class Asking:
         history = ChatHistory(self._model, self._chat_template)
         return history, history.system_prompt
 
-    def encode(self, views: Sequence[View]) -> float:
+    def encode(self, views: Sequence[View], stopped: Callable[[], bool]) -> float:
         """Encode the pictures that are not encoded yet.
+
+        Args:
+            views: The pictures.
+            stopped: Asked now and then whether to stop.
 
         Returns:
             The seconds that it took.
 
         Raises:
+            EncodingStopped: `stopped()` became true. Those that are encoded stay so.
             Exception: A picture cannot be encoded.
         """
         seconds = 0.0
         for view in views:
             if view.message is None:
                 message = ChatMessage('user', image=self._model.open_image(view.pixels))
-                seconds += message.embed(self._model).seconds
+                seconds += message.embed(self._model, stopped).seconds
                 message.let_go()
                 view.message, view.pixels = message, None
         return seconds

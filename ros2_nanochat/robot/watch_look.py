@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ros2_nanochat.config import RobotOptions
+from ros2_nanochat.errors import EncodingStopped
 from ros2_nanochat.robot.frames import NewestFrame
 from ros2_nanochat.robot.observations import Observation
 from ros2_nanochat.robot.watch_asking import Answer, Asking, failed
@@ -105,8 +106,17 @@ class Look:
     def _ask(self, group: Sequence[Standing], options: RobotOptions) -> float:
         """Ask questions about the same frames. Return the seconds of the model's time that it took."""
         views, pending, began = group[0].shown, [], time.monotonic()
+
+        def outdated(each: Standing) -> bool:  # changed or paused meanwhile
+            return each.ended or each.shown != views
+
         try:
-            spent = encode_time = self._asking.encode(views)
+            spent = encode_time = self._asking.encode(
+                views, lambda: self._interrupted() or all(map(outdated, group))
+            )
+        except EncodingStopped:
+            _postpone([each for each in group if not outdated(each)], _BUSY)
+            return time.monotonic() - began
         except Exception as error:
             for each in group:
                 self._observe(each, failed(error))
@@ -119,17 +129,16 @@ class Look:
         while pending:
             interrupted = self._interrupted()
             for each, question in list(pending):
-                outdated = each.ended or each.shown != views  # changed or paused meanwhile
-                if interrupted or outdated:
+                if interrupted or outdated(each):
                     question.stream.stop()
                 elif not question.ended(_TURN / len(pending)):
                     continue
                 pending.remove((each, question))
                 # A server does not tell what it took: then all the time counts.
                 spent += question.stream.usage.model_time or (time.monotonic() - began) / len(group)
-                if interrupted and not outdated:
+                if interrupted and not outdated(each):
                     each.postpone(_BUSY)  # and then asked about what is newest
-                elif not outdated:
+                elif not outdated(each):
                     self._observe(each, question.answer(), encode_time, time.monotonic() - began)
                     encode_time = 0.0
         return spent

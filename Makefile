@@ -2,6 +2,7 @@
 # make demo-vision             the same with a small model that sees, and a camera that shows drawn pictures
 # make demo-web                the same, with a page to watch and ask in a browser
 # make demo-watch              three standing questions about a camera that shows a moving object, and a person's question in between
+# make demo-tools              a small simulated robot that the model switches, reads, drives and stops
 # make test                    all tests except the long ones; make test-long: the long ones
 # make lint                    ruff (rules and format) and mypy
 # make bench                   figures of this machine, each beside a raw loop of llama.cpp
@@ -14,7 +15,7 @@ export ROS_DISTRO PYTHON ROS_PREFIX PROMPT MODEL
 # T=test/ros runs only the tests in that folder.
 T ?=
 
-.PHONY: setup lint demo demo-vision demo-watch demo-web test test-long bench clean
+.PHONY: setup lint demo demo-vision demo-watch demo-web demo-tools test test-long bench clean
 
 setup:
 	@tools/setup.sh demo
@@ -38,6 +39,10 @@ demo-web:
 demo-watch:
 	@tools/setup.sh vision
 	@source env.sh && python tools/demo.py --watch
+
+demo-tools:
+	@tools/setup.sh demo
+	@source env.sh && python tools/demo_tools.py
 
 test:
 	@tools/setup.sh test

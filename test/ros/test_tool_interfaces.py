@@ -10,9 +10,12 @@ from std_srvs.srv import SetBool
 
 from ros2_nanochat.robot.tool_entries import ToolEntry
 from ros2_nanochat.robot.tool_policy import ToolKind
+from ros2_nanochat.robot.toolbox import Toolbox
+from ros2_nanochat.robot.tools_file import read_tools_file
 from ros2_nanochat.ros.tools.arguments import arguments_of
 from ros2_nanochat.ros.tools.comments import comments_of
 from ros2_nanochat.ros.tools.interfaces import interface_class
+from ros2_nanochat.ros.tools.toolset import Toolset
 from ros2_nanochat.ros.tools.values import check_fields, to_data
 from ros2_nanochat.tools import Tool
 
@@ -51,6 +54,22 @@ def test_a_fixed_field_is_filled_in_and_not_shown():
     assert (message.linear.x, message.angular.z) == (0.2, 0.0)
     arguments = made(ToolKind.SERVICE, SetBool.Request, data={'const': True})
     assert arguments.message({}).data is True and arguments.unlimited == []
+
+
+def test_the_model_reads_nothing_about_arguments_that_a_tool_does_not_take(tmp_path):
+    path = tmp_path / 'tools.yaml'
+    path.write_text(
+        'tools:\n'
+        '  lit: {service: lamp, type: std_srvs/srv/SetBool, arguments: {data: {const: true}}}\n'
+        '  stop: {service: stop, type: std_srvs/srv/Trigger}\n'
+        '  battery: {read: battery, type: sensor_msgs/msg/BatteryState}\n'
+        '  speed: {parameter: /base, name: speed}\n'
+    )
+    box = Toolbox()
+    toolset = Toolset(None, read_tools_file(path), box, None)
+    tools = [planned.tool for planned in toolset._planned.values()]
+    assert [tool.name for tool in tools] == ['lit', 'stop', 'battery', 'speed']
+    assert all(tool.parameters == Tool('none').parameters for tool in tools)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from ros2_nanochat.ros.tools.values import check_fields
 from ros2_nanochat.tools import Tool
 
 _LOOK = 0.1  # seconds between two looks at the graph
-_NO_ARGUMENTS = {'type': 'object', 'properties': {}, 'required': [], 'additionalProperties': False}
 
 
 @dataclass
@@ -93,7 +92,7 @@ class Toolset:
         """Check a tool against its interface. None if its type is not known yet."""
         if entry.kind is ToolKind.PARAMETER:
             about = described(entry, f'The parameter {entry.parameter} of {entry.target}')
-            tool = Tool(entry.name, about, dict(_NO_ARGUMENTS))
+            tool = Tool(entry.name, about)
             return _Planned(tool, lambda: ParameterReads(self._node, entry))
         name = entry.type or declared_type(self._node, entry.target, entry.kind, entry.where)
         if not name:
@@ -102,7 +101,7 @@ class Toolset:
         if entry.kind is ToolKind.READ:
             check_fields(cls, entry.fields, entry.where)
             about = described(entry, f'The newest message of {entry.target}')
-            tool = Tool(entry.name, about, dict(_NO_ARGUMENTS))
+            tool = Tool(entry.name, about)
             return _Planned(tool, lambda: Reading(self._node, entry, cls))
         arguments = arguments_of(entry, request_part(cls, entry.kind))
         self._check_undoing(entry, cls)
@@ -113,7 +112,8 @@ class Toolset:
             )
         about = described(entry, arguments.about or f'{str(entry.kind).capitalize()} {entry.target}')
         try:
-            tool = Tool(entry.name, about, arguments.schema)
+            # without arguments, all kinds of tools look the same in the prompt
+            tool = Tool(entry.name, about, *([arguments.schema] if arguments.schema['properties'] else []))
         except ValueError as error:
             raise ValueError(f'{entry.where}: {one_line(error)}') from None
         return _Planned(tool, lambda: self._performer(entry, cls, arguments))

@@ -113,7 +113,8 @@ class Toolset:
         about = described(entry, arguments.about or f'{str(entry.kind).capitalize()} {entry.target}')
         try:
             # without arguments, all kinds of tools look the same in the prompt
-            tool = Tool(entry.name, about, *([arguments.schema] if arguments.schema['properties'] else []))
+            schema = arguments.schema
+            tool = Tool(entry.name, about, schema) if schema['properties'] else Tool(entry.name, about)
         except ValueError as error:
             raise ValueError(f'{entry.where}: {one_line(error)}') from None
         return _Planned(tool, lambda: self._performer(entry, cls, arguments))

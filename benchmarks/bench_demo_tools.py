@@ -1,7 +1,7 @@
 """How often the embedded model calls the right tool of `make demo-tools`, on commands in people's words.
 
 Run with `python -m benchmarks.bench_demo_tools [--model PATH] [--tuning] [--wrong]`. The wording was chosen
-with other commands (`--tuning`); the 100 commands were not used for that.
+with other commands (`--tuning`). Some wordings were compared on the first 50 commands, none on the last 50.
 Only the choice of the tool is measured: the tools of the demo take no arguments.
 """
 

@@ -328,7 +328,7 @@ def test_no_call_ever_leaves_what_is_allowed(sixteen):
 @pytest.mark.long
 def test_no_call_ever_leaves_what_is_allowed_a_thousand_times(sixteen):
     tally = attack(sixteen, random.Random(2), 1000, at_once=16, sets=4, tokens=36)
-    assert tally.runs == 1000 and tally.calls > 100
+    assert tally.runs == 1000 and tally.calls > 50
     assert tally.outside == tally.leaked == 0
 
 

@@ -1,7 +1,9 @@
 """The check of the room for shared memory, which needs no ROS."""
 
+import fcntl
 import importlib.util
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,3 +34,36 @@ def test_without_a_profile_or_a_folder_nothing_is_told(monkeypatch, profile):
     assert shared_memory.shortage() == ''
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', PROFILE)
     assert shared_memory.shortage('/no/such/folder') == ''
+
+
+@pytest.mark.parametrize('family', ['fastdds', 'fastrtps'])
+def test_only_segments_whose_owner_is_gone_are_removed(tmp_path, family):
+    old = time.time() - 60
+
+    def segment(name, when=old, size=1 << 20):
+        lock, data = tmp_path / f'{name}_el', tmp_path / name
+        lock.touch()
+        data.write_bytes(b'x' * size)
+        os.utime(lock, (when, when))
+        return lock
+
+    segment(f'{family}_0123456789abcdef')
+    alive = segment(f'{family}_1123456789abcdef').open()
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    segment(f'{family}_2123456789abcdef', when=time.time())
+    segment(f'{family}_port7411')
+    segment('other_0123456789abcdef')
+    (tmp_path / f'{family}_3123456789abcdef_el').touch()  # its segment is gone already
+    os.utime(tmp_path / f'{family}_3123456789abcdef_el', (old, old))
+    kept = {
+        path.name
+        for path in tmp_path.iterdir()
+        if '_0123456789abcdef' not in path.name or 'other' in path.name
+    }
+    kept.discard(f'{family}_3123456789abcdef_el')
+    line = shared_memory.remove_left_segments(str(tmp_path))
+    assert 'removed 1 segment ' in line and '(1 MB)' in line
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert shared_memory.remove_left_segments(str(tmp_path)) == ''
+    assert shared_memory.remove_left_segments('/no/such/folder') == ''
+    alive.close()

@@ -38,7 +38,7 @@ from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.node_process import run_until
 from ros2_nanochat.ros.parameter_files import files_without_effect
 from ros2_nanochat.ros.program import init, run_ros_program
-from ros2_nanochat.ros.shared_memory import shortage
+from ros2_nanochat.ros.shared_memory import remove_left_segments, shortage
 from ros2_nanochat.ros.signals import on_signal
 from ros2_nanochat.ros.spinning import MakesMany
 from ros2_nanochat.states import NodeState
@@ -282,7 +282,7 @@ def _run(arguments: Sequence[str]) -> int:
     limit_arenas()
     done = threading.Event()
     on_signal(done.set)
-    words = init(arguments, signal_handler_options=SignalHandlerOptions.NO)
+    left, words = remove_left_segments(), init(arguments, signal_handler_options=SignalHandlerOptions.NO)
     unknown = [word for word in words if word != '--debug']
     if unknown:
         raise ValueError(
@@ -290,7 +290,7 @@ def _run(arguments: Sequence[str]) -> int:
             ' model:=/path/to/model.gguf  and so on, config/chat.yaml has them all'
         )
     node = ChatNode(done)
-    for warning in (*files_without_effect(arguments, node.get_fully_qualified_name()), shortage()):
+    for warning in (left, *files_without_effect(arguments, node.get_fully_qualified_name()), shortage()):
         if warning:
             node.get_logger().warning(warning)
     return run_until(done, node)

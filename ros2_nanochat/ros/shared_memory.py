@@ -69,4 +69,5 @@ def remove_left_segments(folder: str = _FOLDER) -> str:
             continue
     if not count:
         return ''
-    return f'removed {count} segment{"s" * (count > 1)} of shared memory ({freed >> 20} MB) that killed processes left in {folder}'
+    what = f'{count} segment{"s" * (count > 1)} of shared memory ({freed >> 20} MB)'
+    return f'removed {what} that killed processes left in {folder}'

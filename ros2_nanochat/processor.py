@@ -52,6 +52,14 @@ def physical_cores(cpus: Iterable[int] | None = None) -> int:
     return max(1, len(cores))
 
 
+def idle_cores(cores: int) -> int:
+    """Return how many of these cores other programs left idle during the last minute; at least 1."""
+    try:
+        return max(1, cores - round(os.getloadavg()[0]))
+    except OSError:
+        return cores
+
+
 def restrict_thread(nice: int, cpus: Iterable[int] | None) -> None:
     """Restrict the current thread and those that it starts. Logs a warning if the system refuses.
 

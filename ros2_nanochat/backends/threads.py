@@ -15,7 +15,10 @@ from dataclasses import dataclass
 
 _SHARE = 0.02  # of the time, for measuring other counts
 _MOST_SAVED = 0.5  # seconds of that share that may be saved up
-_FIRST_LOOKS = 2  # measurements of a count before it is judged
+_FIRST_LOOKS = 2  # measurements of a count before it may be preferred
+_CLEARLY = 1.2  # times the best time: a count that is this slow is not measured a second time at once
+_UNKNOWN = 3.0  # times the best time: how slow more threads are thought to be before they are measured
+_PAUSE = 0.5  # seconds between two measurements of another count, unless one surprised
 _WEIGHT = 0.3  # of the newest measurement
 _SLOW_WEIGHT = 0.05
 _HICCUP = 4.0  # times as long as usual: another program delayed the step
@@ -58,7 +61,7 @@ class _Kind:
         self._counts = [_Count(threads) for threads in candidates]
         self.best = candidates.index(first)
         self._saved = 0.0
-        self._changed = 0.0
+        self._changed = self._next_look = 0.0
         self._side = 1  # which neighbor is next
 
     @property
@@ -66,23 +69,43 @@ class _Kind:
         return self._counts[self.best].threads
 
     @property
+    def is_new(self) -> bool:
+        """Whether one count was measured, once."""
+        return sum(count.looks for count in self._counts) == 1
+
+    @property
     def times(self) -> dict[int, float]:
         """Seconds per entry of each number that was measured."""
-        return {count.threads: count.seconds for count in self._counts if count.looks >= _FIRST_LOOKS}
+        return {count.threads: count.seconds for count in self._counts if count.looks}
 
-    def choose(self, entries: int) -> int:
+    def expect(self, times: dict[int, float]) -> None:
+        """Take the ratios of these times for counts that were not measured yet."""
+        best = self._counts[self.best]
+        if best.looks and times.get(best.threads):
+            for count in self._counts:
+                if not count.looks and count.threads in times:
+                    count.record(best.seconds * times[count.threads] / times[best.threads])
+
+    def choose(self, entries: int, now: float) -> int:
         best = self._counts[self.best]
         if best.looks < _FIRST_LOOKS:
             return best.threads
         self._side = -self._side
         for side in (self._side, -self._side):
             at = self.best + side
-            if 0 <= at < len(self._counts):
-                other = self._counts[at]
-                loss = max(0.0, other.seconds - best.seconds) * entries
-                if other.looks < _FIRST_LOOKS or (loss or 0.1 * best.seconds * entries) <= self._saved:
-                    return other.threads
+            if 0 <= at < len(self._counts) and self._wants(self._counts[at], best, entries, now):
+                return self._counts[at].threads
         return best.threads
+
+    def _wants(self, other: _Count, best: _Count, entries: int, now: float) -> bool:
+        """Whether to measure a neighbor in this step."""
+        if not other.looks and other.threads < best.threads:
+            return True  # costs little, while more threads beside a busy program can cost very much
+        if 0 < other.looks < _FIRST_LOOKS and other.seconds < _CLEARLY * best.seconds:
+            return True
+        seconds = other.seconds or _UNKNOWN * best.seconds
+        loss = max(0.1 * best.seconds, seconds - best.seconds) * entries
+        return now >= self._next_look and loss <= self._saved
 
     def record(self, entries: int, threads: int, seconds: float, now: float) -> None:
         count = next(count for count in self._counts if count.threads == threads)
@@ -94,6 +117,7 @@ class _Kind:
             # a measurement costs its extra time, and at least a little, so that measuring has an end
             cost = max(seconds - best.seconds * entries, 0.1 * best.seconds * entries)
             self._saved = max(-_MOST_SAVED, self._saved - cost)
+            self._next_look = now if seconds < best.seconds * entries else now + _PAUSE
         measured = [i for i, count in enumerate(self._counts) if count.looks >= _FIRST_LOOKS]
         if measured:
             fastest = min(measured, key=lambda i: self._counts[i].seconds)
@@ -106,7 +130,8 @@ class _Kind:
         best = self._counts[self.best]
         if abs(best.seconds - best.usual) <= _CHANGED * best.usual or now - self._changed < _SETTLED:
             return
-        self._changed, best.usual = now, best.seconds
+        self._changed = self._next_look = now
+        best.usual = best.seconds
         for other in self._counts:
             other.seconds = min(other.seconds, 2 * best.seconds) if other is not best else other.seconds
 
@@ -117,20 +142,21 @@ class ThreadChooser:
     Args:
         most: Maximum number of threads.
         clock: Returns the time in seconds.
+        first: The number to begin with, at most; `most` by default.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic, first: int | None = None):
         self._candidates = _candidates(most)
         self._clock = clock
         self._kinds: dict[int, _Kind] = {}
-        self._last = most
+        self._last = max((n for n in self._candidates if n <= (first or most)), default=1)
 
     def choose(self, entries: int) -> int:
         """Return the number of threads for a step of `entries` entries."""
         key = _kind(entries)
         if key not in self._kinds:
             self._kinds[key] = _Kind(self._candidates, self._last)
-        return self._kinds[key].choose(max(1, entries))
+        return self._kinds[key].choose(max(1, entries), self._clock())
 
     def record(self, entries: int, threads: int, seconds: float) -> None:
         """Record the time of a step.
@@ -140,8 +166,12 @@ class ThreadChooser:
             threads: Threads that were used.
             seconds: The time.
         """
-        kind = self._kinds[_kind(entries)]
+        key = _kind(entries)
+        kind = self._kinds[key]
         kind.record(max(1, entries), threads, seconds, self._clock())
+        if kind.is_new:
+            others = sorted((abs(other - key), other) for other in self._kinds if other != key)
+            kind.expect(self._kinds[others[0][1]].times if others else {})
         self._last = kind.threads
 
     def stats(self) -> dict[str, int | str]:
@@ -157,7 +187,7 @@ class ThreadChooser:
         """Why these numbers are used: what was measured for the smallest steps."""
         times = self._smallest.times if self._kinds else {}
         if len(times) < 2:
-            return 'as many as the cores, until others are measured'
+            return 'as many as there were idle cores, until others are measured'
         figures = ', '.join(f'{threads}: {1000 * seconds:.3g} ms' for threads, seconds in times.items())
         return f'the fastest that was measured ({figures})'
 

@@ -1,14 +1,11 @@
 """The action `chat` of one robot: each goal is a turn.
 
-A goal ends with its turn, and is cancelled when its client leaves the graph. The goal of a `ChatClient` names
-its client. Any other goal came from one of those that listened to its feedback at that time, and is cancelled
-when all of them have left.
+A goal ends with its turn, and is cancelled when its client leaves the graph (goal_clients.py).
 """
 
 from __future__ import annotations
 
 import threading
-import time
 
 from action_msgs.msg import GoalStatus
 from nanochat.action import Chat
@@ -19,14 +16,13 @@ from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.frames import MAX_PICTURES
 from ros2_nanochat.robot.options import goal_options
 from ros2_nanochat.robot.turn import Picture, Turn
-from ros2_nanochat.ros.action_ends import CLIENT_BYTES
+from ros2_nanochat.ros.goal_clients import GoalClients
 from ros2_nanochat.ros.goal_server import GoalServer
 from ros2_nanochat.ros.spinning import close_action
 from ros2_nanochat.ros.typed_reply import with_form
 from ros2_nanochat.states import FinishReason
 
 _SUCCEEDED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE)
-_DISCOVERY = 2.0  # seconds after a goal in which its client may still appear on the graph
 _CLOSING = 5.0  # seconds to wait for pending results when the action is closed
 
 
@@ -43,12 +39,10 @@ class ChatGoals:
     def __init__(self, node, prefix: str, chat: RobotConversation, message):
         self._node, self._chat, self._message = node, chat, message
         self._open: dict[bytes, Turn] = {}
-        self._seen: set[bytes] = set()  # goals whose client was seen on the graph
-        self._among: dict[bytes, set[bytes]] = {}  # who may be the client of a goal that does not name it
         self._lock = threading.Lock()
-        self._heard = self.muted = False
+        self.muted = False
         self._server = GoalServer(node, Chat, prefix + 'chat', self._accept, self._cancel)
-        self._feedback_topic = node.resolve_topic_name(prefix + 'chat/_action/feedback')
+        self._clients = GoalClients(node, prefix + 'chat')
 
     # --- in ---
 
@@ -86,24 +80,9 @@ class ChatGoals:
     def cancel_unheard(self) -> None:
         """Cancel the goals of clients that have left the graph. Call this regularly."""
         with self._lock:
-            goals = list(self._open.items())
-        if not goals:
-            self._heard = False
-            return
-        ends = self._node.get_subscriptions_info_by_topic(self._feedback_topic)
-        clients = {bytes(end.endpoint_gid[:CLIENT_BYTES]) for end in ends}
-        for key, turn in goals:
-            if key[:CLIENT_BYTES] in clients:
-                self._seen.add(key)
-            elif key in self._seen or (self._heard and not ends) or self._have_left(key, turn, clients):
-                self._chat.cancel_turn(turn)
-        self._heard = bool(ends)
-
-    def _have_left(self, key: bytes, turn: Turn, clients: set[bytes]) -> bool:
-        """Whether all that may be the client of a goal have left the graph."""
-        if key not in self._among or time.monotonic() - turn.arrived < _DISCOVERY:
-            self._among[key] = self._among.get(key, set()) | clients
-        return bool(self._among[key]) and self._among[key].isdisjoint(clients)
+            turns = dict(self._open)
+        for key in self._clients.gone(turns):
+            self._chat.cancel_turn(turns[key])
 
     # --- out ---
 
@@ -128,8 +107,6 @@ class ChatGoals:
         key = bytes(turn.goal.goal_id.uuid)
         with self._lock:
             self._open.pop(key, None)
-            self._seen.discard(key)
-            self._among.pop(key, None)
         result = Chat.Result(turn=self._message(turn))
         self._server.finish(turn.goal, turn.finish_reason in _SUCCEEDED, result)
 

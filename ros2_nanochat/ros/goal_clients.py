@@ -1,10 +1,18 @@
-"""Which clients of an action have left the graph."""
+"""Which clients of an action have left the graph.
+
+The goal of a `ChatClient` names its client. Any other goal came from one of those that listened to its
+feedback at that time, and its client has left when all of them have.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from ros2_nanochat.ros.action_ends import CLIENT_BYTES
+
+_DISCOVERY = 2.0  # seconds after a goal in which its client may still appear on the graph
 
 
 class GoalClients:
@@ -18,7 +26,7 @@ class GoalClients:
     def __init__(self, node, action: str):
         self._node = node
         self._topic = node.resolve_topic_name(f'{action}/_action/feedback')
-        self._seen: set[bytes] = set()  # goals whose client was seen on the graph
+        self._goals: dict[bytes, _Goal] = {}
         self._heard = False
 
     def gone(self, goals: Collection[bytes]) -> list[bytes]:
@@ -27,17 +35,32 @@ class GoalClients:
         Args:
             goals: The ids of all goals that are open.
         """
-        self._seen.intersection_update(goals)
+        self._goals = {key: self._goals.get(key) or _Goal(key) for key in goals}
         if not goals:
             self._heard = False
             return []
         ends = self._node.get_subscriptions_info_by_topic(self._topic)
         clients = {bytes(end.endpoint_gid[:CLIENT_BYTES]) for end in ends}
-        gone = []
-        for key in goals:
-            if key[:CLIENT_BYTES] in clients:
-                self._seen.add(key)
-            elif key in self._seen or (self._heard and not ends):
-                gone.append(key)
+        silent = self._heard and not ends
         self._heard = bool(ends)
-        return gone
+        return [goal.key for goal in self._goals.values() if not goal.has_client(clients) or silent]
+
+
+@dataclass
+class _Goal:
+    """One goal, and who may be its client."""
+
+    key: bytes
+    since: float = field(default_factory=time.monotonic)
+    named: bool = False  # its client was seen on the graph
+    among: set[bytes] = field(default_factory=set)  # who listened at that time
+
+    def has_client(self, clients: set[bytes]) -> bool:
+        """Whether its client may be among those on the graph. False only if it was there before."""
+        own = self.key[:CLIENT_BYTES]
+        if own in clients:
+            self.named = True
+            return True
+        if not self.among or time.monotonic() - self.since < _DISCOVERY:
+            self.among |= clients
+        return not self.named and not (self.among and self.among.isdisjoint(clients))

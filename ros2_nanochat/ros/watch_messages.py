@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,8 @@ from nanochat.srv import SetWatch
 from ros2_nanochat.robot.observations import Observation
 from ros2_nanochat.robot.watch import FIELDS, Watch, read_watch
 from ros2_nanochat.robot.watch_standing import Standing
+from ros2_nanochat.ros.message_fields import header_of, usage_fields
 from ros2_nanochat.ros.message_schema import read_format
-from ros2_nanochat.ros.turn_message import UNKNOWN, time_of
 from ros2_nanochat.ros.typed_reply import form_text
 
 _FORM_ERROR = 'a form from a file'
@@ -79,7 +78,8 @@ def _form(watch: Watch) -> str:
 def observation_message(robot: str, observation: Observation) -> ObservationMessage:
     """Return the message of an observation."""
     watch, usage = observation.watch, observation.usage
-    message = ObservationMessage(
+    return ObservationMessage(
+        header=header_of(observation.stamp, observation.frame_id),
         robot=robot,
         name=watch.name,
         question=watch.question,
@@ -87,7 +87,7 @@ def observation_message(robot: str, observation: Observation) -> ObservationMess
         index=observation.index,
         text=observation.text,
         value=json.dumps(observation.value, ensure_ascii=False) if observation.valid else '',
-        number=observation.number if not math.isnan(observation.number) else math.nan,
+        number=observation.number,
         probability=observation.probability,
         valid=observation.valid,
         changed=observation.changed,
@@ -95,15 +95,8 @@ def observation_message(robot: str, observation: Observation) -> ObservationMess
         in_a_row=observation.in_a_row,
         age=observation.age,
         skipped_frames=min(observation.skipped_frames, 2**32 - 1),
-        prompt_tokens=usage.prompt_tokens,
-        reused_tokens=UNKNOWN if usage.reused_tokens is None else usage.reused_tokens,
-        image_tokens=usage.image_tokens,
-        reused_image_tokens=usage.reused_image_tokens,
-        new_tokens=usage.new_tokens,
         encode_time=observation.encode_time,
         model_time=usage.model_time,
         answer_time=observation.answer_time,
+        **usage_fields(usage),
     )
-    message.header.stamp = time_of(observation.stamp)
-    message.header.frame_id = observation.frame_id
-    return message

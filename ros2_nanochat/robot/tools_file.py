@@ -15,6 +15,7 @@ from ros2_nanochat.errors import one_line, shown
 from ros2_nanochat.files import decode_text, open_regular
 from ros2_nanochat.robot.tool_entries import NO_UNDOING, Example, ServerEntry, ToolEntry, ToolsFile
 from ros2_nanochat.robot.tool_policy import ToolKind, ToolLimits, ToolPolicy
+from ros2_nanochat.robot.yaml_text import load_yaml
 
 _MOST_BYTES = 1_000_000
 _NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_-]{0,63}\Z')
@@ -46,43 +47,12 @@ def read_tools_file(path: str | os.PathLike, robot: str = '') -> ToolsFile:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise ValueError(f'it has more than {_MOST_BYTES} bytes')
-        content = _load(decode_text(data))
+        content = load_yaml(decode_text(data))
     except OSError as error:
         raise ValueError(f'tools_file={path} cannot be read: {error.strerror or error}') from error
-    except Exception as error:  # YAML raises its own
-        raise ValueError(f'tools_file={path} is not valid: {_yaml_line(error)}') from error
+    except ValueError as error:
+        raise ValueError(f'tools_file={path} is not valid: {one_line(error)}') from error
     return _Reader(path, robot).file(content)
-
-
-def _load(text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice: the second would silently replace the first."""
-
-    def mapping(loader: Any, node: Any) -> dict:
-        seen: dict = {}
-        for key_node, _ in node.value:
-            key = loader.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise ValueError(f'line {key_node.start_mark.line + 1}: the key {shown(key)} is not text')
-            if key in seen:
-                raise ValueError(f'line {key_node.start_mark.line + 1}: {key!r} stands twice')
-            seen[key] = None
-        return {
-            loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
-            for key, value in node.value
-        }
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    return yaml.load(text, Loader)
-
-
-def _yaml_line(error: Exception) -> str:
-    mark, problem = getattr(error, 'problem_mark', None), getattr(error, 'problem', None)
-    if mark is not None:
-        return f'line {mark.line + 1}: {one_line(problem or error)}'
-    return one_line(error)
 
 
 class _Reader:

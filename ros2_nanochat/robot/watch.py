@@ -16,7 +16,7 @@ from typing import Any
 from ros2_nanochat.answer.response_format import ResponseFormat, read_response_format
 from ros2_nanochat.config import names, reject_unknown
 from ros2_nanochat.config.declaration import Options, option
-from ros2_nanochat.errors import shorten
+from ros2_nanochat.errors import shorten, shown
 from ros2_nanochat.states import StrEnum
 
 IMAGE = 'image'
@@ -99,6 +99,15 @@ class Watch(Options):
         """What two standing questions must share to be asked about the same pictures."""
         return self.cameras, self.frames, self.spacing if self.frames > 1 else 0.0
 
+    def asks_as(self, other: Watch) -> bool:
+        """Whether it asks the same as another one, about the same pictures."""
+        return (self.question, self.response_format, self.max_new_tokens, self.views) == (
+            other.question,
+            other.response_format,
+            other.max_new_tokens,
+            other.views,
+        )
+
     def ends_with(self, value: Any, text: str, number: float) -> bool:
         """Whether an answer is the one that ends the standing question.
 
@@ -144,7 +153,7 @@ def read_watch(
     given = dict(values)
     for name in ('until', 'question', 'name'):
         if name in given and not isinstance(given[name], str):
-            given[name] = json.dumps(given[name]) if given[name] is not None else ''
+            given[name] = _text_of(name, given[name])
     question = given.get('question') or ''
     given['name'] = given.get('name') or name_of(question)
     given['cameras'] = given.get('cameras') or (IMAGE,)
@@ -159,6 +168,15 @@ def name_of(question: str) -> str:
     """Return a name made from a question: its first words."""
     words = re.findall(r'[A-Za-z0-9]+', question.lower())
     return '_'.join(words)[:32].strip('_') or 'watch'
+
+
+def _text_of(field: str, value: Any) -> str:
+    """A value of YAML as the text that it stands for: 3, true, or JSON for `until`."""
+    if value is None:
+        return ''
+    if isinstance(value, (bool, int, float)) or (isinstance(value, (dict, list)) and field == 'until'):
+        return json.dumps(value, default=str)
+    raise ValueError(f'{field}={shown(value)} is not valid: a text')
 
 
 def _check_pictures(watch: Watch, cameras: Iterable[str] | None) -> None:

@@ -7,29 +7,16 @@ watches:
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection
-
-import yaml
 
 from ros2_nanochat.errors import one_line, shown
 from ros2_nanochat.files import decode_text, open_regular
 from ros2_nanochat.robot.watch import Watch, read_watch
 from ros2_nanochat.robot.watcher import MAX_WATCHES
+from ros2_nanochat.robot.yaml_text import load_yaml
 from ros2_nanochat.ros.message_schema import read_format
 
 _MAX_BYTES = 1 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads yes, no, on and off as texts, as YAML 1.2 does: they are answers here."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:bool']
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver('tag:yaml.org,2002:bool', re.compile(r'(?:true|false)\Z'), list('tf'))
 
 
 def read_watches(path: str, cameras: Collection[str]) -> list[Watch]:
@@ -48,14 +35,13 @@ def read_watches(path: str, cameras: Collection[str]) -> list[Watch]:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f'it has more than {_MAX_BYTES:,} bytes')
-        content = yaml.load(decode_text(data), _Loader)  # a SafeLoader
+        content = load_yaml(decode_text(data), words=True)  # yes, no, on and off are answers here
     except OSError as error:
         raise ValueError(f'watches_file={shown(path)} cannot be read: {error.strerror}') from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(
-            f'watches_file={shown(path)} is not YAML: {" ".join(str(error).split())[:200]}'
-        ) from error
-    entries = content.get('watches') if isinstance(content, dict) and set(content) == {'watches'} else None
+    except ValueError as error:
+        raise ValueError(f'watches_file={shown(path)} cannot be used: {one_line(error)}') from error
+    entries = content.get('watches') if isinstance(content, dict) and set(content) == {'watches'} else 0
+    entries = {} if entries is None else entries  # all of them are commented out
     if not isinstance(entries, dict):
         raise ValueError(
             f'watches_file={shown(path)} is not valid: it holds  watches:  and under it a name and the'
@@ -68,7 +54,7 @@ def read_watches(path: str, cameras: Collection[str]) -> list[Watch]:
 
 def _watch(path: str, name, fields, cameras: Collection[str]) -> Watch:
     try:
-        if not isinstance(fields, dict) or not all(isinstance(each, str) for each in fields):
+        if not isinstance(fields, dict):
             raise ValueError(f'{shown(fields)} is not valid: fields such as  question: Is the door open?')
         if 'name' in fields:
             raise ValueError('the name stands before the fields, not among them')

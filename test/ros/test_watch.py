@@ -393,13 +393,46 @@ def test_two_cameras_by_name_of_a_file_and_a_restart(tmp_path):
         watcher.close()
 
 
+BOMB = 'a: &a [1, 2]\n' + ''.join(
+    f'{now}: &{now} [{", ".join([f"*{before}"] * 9)}]\n' for before, now in zip('abcdefgh', 'bcdefghi')
+)
+INLINE_BOMB = '[&b0 [1, 2], ' + ', '.join(f'&b{n + 1} [{", ".join([f"*b{n}"] * 9)}]' for n in range(9)) + ']'
+"""Aliases that stand for each other: written out, they would fill the memory."""
+
+
 def test_a_file_that_is_not_valid_stops_the_start_with_one_line(tmp_path):
     file = tmp_path / 'watches.yaml'
     for text, told in (
         ('watches:\n  door: {question: "?", rate: 2}\n', "no option 'rate'"),
         ('watches:\n  door: {question: "?", cameras: [arm]}\n', "no camera 'arm'"),
         ('door: {question: "?"}\n', 'and under it a name and the fields'),
-        ('watches: [', 'is not YAML'),
+        ('watches: [', 'line 1: '),
+        ('watches:\n  a: {question: x}\n  a: {question: y}\n', "line 3: 'a' stands twice"),
+        ('watches: {a: {question: x, question: y}}\n', "line 1: 'question' stands twice"),
+        ('watches: {1: {question: x}}\n', 'the key 1 is not text'),
+        ('watches: {a: just text}\n', 'fields such as'),
+        ('watches: {a: {question: [x]}}\n', 'question='),
+        ('watches: {a: {question: x, name: b}}\n', 'the name stands before'),
+        ('watches: {"a b": {question: x}}\n', 'name='),
+        ('watches: {a: {question: "  "}}\n', 'question='),
+        ('watches: {a: {question: x, max_rate: -1}}\n', 'max_rate=-1'),
+        ('watches: {a: {question: x, max_rate: .nan}}\n', 'max_rate=nan'),
+        ('watches: {a: {question: x, max_rate: 1e9}}\n', 'max_rate='),
+        ('watches: {a: {question: x, until_count: 0}}\n', 'until_count=0'),
+        ('watches: {a: {question: x, only_changes: maybe}}\n', "only_changes='maybe'"),
+        ('watches: {a: {question: x, response_format: "a | b", until: c}}\n', "until='c'"),
+        ('watches: {a: {question: x, response_format: "/(/"}}\n', 'response_format'),
+        ('watches: {a: {question: x, response_format: {type: nothing}}}\n', 'response_format'),
+        ('watches: {a: {question: x, frames: 9, cameras: [image, image]}}\n', 'named twice'),
+        ('watches: {a: {question: x, frames: 17}}\n', 'frames=17'),
+        ('watches: !!python/object/apply:os.system [ls]\n', 'could not determine a constructor'),
+        ('watches: {a: &a [*a]}\n', 'recursive'),
+        ('[' * 5000, 'nested too deeply'),
+        (BOMB + 'watches: *i\n', 'its aliases multiply'),
+        ('watches: {a: ' + INLINE_BOMB + '}\n', 'its aliases multiply'),
+        ('watches: {a: {question: x, until: ' + INLINE_BOMB + '}}\n', 'its aliases multiply'),
+        ('watches: {a: {question: x, response_format: {enum: ' + INLINE_BOMB + '}}}\n', 'multiply'),
+        ('\x00', 'unacceptable character'),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match='watches_file=') as caught:
@@ -408,7 +441,7 @@ def test_a_file_that_is_not_valid_stops_the_start_with_one_line(tmp_path):
     node = NodeProcess(api='fake', max_context_len=4096, watches_file=str(file))
     assert node.process.wait(60.0) == 1
     node.stop()
-    assert 'is not YAML' in node.output and 'Traceback' not in node.output, node.output
+    assert 'cannot be used: unacceptable' in node.output and 'Traceback' not in node.output, node.output
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ fake model with an encoder of ours where scheduling matters.
 import math
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -498,6 +499,21 @@ def test_it_can_be_paused_changed_and_removed_while_it_runs(robot):
         r1.watch('one?', name=f'w{n}', max_rate=0.01)
     with pytest.raises(ValueError, match=f'{MAX_WATCHES} standing questions'):
         r1.watch('one?', name='more')
+
+
+def test_a_change_of_other_fields_than_the_question_is_no_event(robot):
+    r1 = robot()
+    r1.show(0)
+    standing = r1.watch('one?', name='a', max_rate=50.0, only_changes=True, timeout=100.0)
+    r1.wait(lambda: r1.heard.seen)
+    ends = standing.until_time
+    r1.watcher.change('a', lambda watch: replace(watch, max_rate=20.0, only_changes=False, priority=1))
+    r1.show(0)
+    r1.wait(lambda: len(r1.heard.seen) > 1)
+    assert [each.changed for each in r1.heard.seen[:2]] == [True, False] and standing.until_time == ends
+    r1.watcher.change('a', lambda watch: replace(watch, until=r1.heard.seen[0].text))
+    r1.wait(lambda: r1.heard.ends == [('a', WatchEnd.UNTIL)])
+    assert sum(each.changed for each in r1.heard.seen) == 1
 
 
 def test_questions_across_cameras_and_about_several_frames(robot):

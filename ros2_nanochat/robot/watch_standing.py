@@ -49,14 +49,28 @@ class Standing:
         self._sequences: dict[str, int] = {}  # the publishers' numbers of the frames before, 0 if unknown
         self._recent: deque[Observation] = deque(maxlen=_RECENT)
         self._times: deque[float] = deque(maxlen=_RECENT)
-        self.change(watch)
+        self.watch = watch
+        self._started = self.due = self._next_question = time.monotonic()
+        self._ask_anew()
 
     # --- callers ---
 
     def change(self, watch: Watch) -> None:
-        """Ask something else from now on; what was seen before no longer counts."""
-        self.watch = watch
-        self._started = self.due = self._next_question = time.monotonic()
+        """Ask something else from now on. What was seen before no longer counts, unless the question and its
+        pictures stay the same.
+        """
+        before, self.watch = self.watch, watch
+        self.due = self._next_question = time.monotonic()
+        if watch.timeout != before.timeout:
+            self._started = time.monotonic()
+        if watch.asks_as(before):
+            if (watch.until, watch.until_count) != (before.until, before.until_count):
+                self._met, self._considered = 0, ()  # what the newest frame shows may end it
+        else:
+            self._ask_anew()
+
+    def _ask_anew(self) -> None:
+        watch = self.watch
         self._waiting = False
         self._met = 0
         self._windows = {name: Window(watch.frames, watch.spacing) for name in watch.cameras}

@@ -116,7 +116,8 @@ class Watcher:
         return standing
 
     def change(self, name: str, change: Callable[[Watch], Watch]) -> None:
-        """Change a standing question. What it has seen so far counts no longer.
+        """Change a standing question. What it has seen so far counts no longer, unless the question and its
+        pictures stay the same. Its limit of time begins anew only if it is changed.
 
         Args:
             name: Which one.

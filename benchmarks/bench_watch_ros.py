@@ -1,0 +1,231 @@
+"""Figures of standing questions over ROS 2, in the built workspace: what a still scene costs, what a person's
+question waits while three standing questions are asked as often as possible; and with `--minutes 30`, a soak:
+questions that start and end, people who ask in between, cameras that stop and change, and then a still noisy
+scene in which nothing may be told.
+
+    python -m benchmarks.bench_watch_ros [--seconds 40] [--questions 20] [--minutes 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import machine, table
+
+_SLICE = 4.0  # seconds
+_SETTLE = 0.5
+_GROWTH = 0.02
+sys.path.insert(0, str(Path(__file__).parents[1] / 'test' / 'ros'))
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time that a process has taken."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def still(node, watcher, seconds: float) -> float:
+    """What looking at a still noisy scene costs beside receiving it: its question is watching and paused in
+    turns. Return the share of a core.
+    """
+    from test_watch import COLOR, COLORS, drawn
+
+    watcher.camera(rate=10.0).show(drawn('red', width=640, height=480))
+    watcher.set('add', name='still', question=COLOR, response_format=COLORS, max_rate=10.0)
+    watcher.wait(lambda: watcher.of('still'))
+    shares: dict[str, list[float]] = {'pause': [], 'resume': []}
+    for n in range(2 * max(1, round(seconds / (2 * _SLICE)))):
+        command = ('resume', 'pause')[n % 2]
+        watcher.set(command, name='still')
+        time.sleep(_SETTLE)
+        before, began = cpu_seconds(node.process.pid), time.monotonic()
+        time.sleep(_SLICE)
+        shares[command].append((cpu_seconds(node.process.pid) - before) / (time.monotonic() - began))
+    watching, paused = statistics.median(shares['resume']), statistics.median(shares['pause'])
+    seen = watcher.of('still')
+    table(
+        'A still noisy scene, 640 x 480 at 10 Hz',
+        ('question', 'share of a core'),
+        [
+            ('paused', f'{paused:.2%}'),
+            ('watching', f'{watching:.2%}'),
+            ('what looking takes', f'{watching - paused:.2%}'),
+            ('observations without the model', f'{np.mean([each.unchanged for each in seen[1:]]):.1%}'),
+        ],
+    )
+    watcher.set('remove', name='still')
+    watcher.cameras.pop().close()
+    return watching - paused
+
+
+def person(watcher, count: int) -> float:
+    """What a person's question waits for its first token, with and without standing questions that are asked
+    as often as possible about a camera whose every frame is new. Return the difference in seconds.
+    """
+    from test_watch import COLOR, COLORS, SIDES, WHERE, drawn
+
+    from ros2_nanochat.ros.client import ChatClient
+
+    camera = watcher.camera(rate=20.0)
+    scenes = [
+        drawn(color, place) for color in ('red', 'green', 'blue', 'yellow') for place in ('left', 'right')
+    ]
+    for name, question, form in (('a', COLOR, COLORS), ('b', WHERE, SIDES), ('c', COLOR, '')):
+        watcher.set('add', name=name, question=question, response_format=form)
+        watcher.set('change', ['max_rate'], name=name, max_rate=0.0)
+    waits: dict[str, list[float]] = {'pause': [], 'resume': []}
+    asked = 0
+    with ChatClient() as chat:
+        assert chat.wait_until_ready(30.0)
+        for n in range(2 * count + 2):
+            command = ('resume', 'pause')[n % 2]
+            for name in 'abc':
+                watcher.set(command, name=name)
+            chat.reset()
+            before = len(watcher.observations)
+            until = time.monotonic() + _SETTLE + 0.013 * (n % 8)  # at different moments of their answers
+            while time.monotonic() < until:
+                camera.show(scenes[asked % len(scenes)])
+                asked += 1
+                time.sleep(0.02)
+            turn = chat.ask('What is the capital of Japan?', image_mode='off', max_new_tokens=1).result(60.0)
+            assert command == 'pause' or len(watcher.observations) > before, 'nobody watches'
+            if n > 1:
+                waits[command].append(turn.time_to_first_token)
+    figures = {command: sorted(each) for command, each in waits.items()}
+    rows = [
+        (title, *(f'{1000 * each[round(share * (len(each) - 1))]:.1f}' for share in (0.5, 0.9, 1.0)))
+        for title, each in (('none', figures['pause']), ('three', figures['resume']))
+    ]
+    table("A person's first token", ('standing questions', 'median ms', '90 % ms', 'most ms'), rows)
+    for name in 'abc':
+        watcher.set('remove', name=name)
+    watcher.cameras.pop().close()
+    return statistics.median(figures['resume']) - statistics.median(figures['pause'])
+
+
+def soak(node, watcher, minutes: float) -> bool:
+    """Goals that end in each way, people in between, a camera that stops and changes. Return whether each end
+    came and the memory stayed.
+    """
+    from test_watch import COLOR, COLORS, drawn, said
+
+    from ros2_nanochat.ros.client import ChatClient
+
+    rng, camera = np.random.default_rng(0), watcher.camera(rate=10.0)
+    colors = ['red', 'green', 'blue', 'yellow']
+    ends: dict[str, int] = {}
+    missed, memory, asked = 0, [], 0
+    until, measured = time.monotonic() + 60 * minutes, 0.0
+    camera.show(drawn('red'))
+    watcher.set('add', name='standing', question=COLOR, response_format=COLORS, max_rate=5.0)
+    with ChatClient() as chat:
+        assert chat.wait_until_ready(30.0)
+        while time.monotonic() < until:
+            color, size = colors[rng.integers(4)], (160, 120) if rng.random() < 0.3 else (320, 240)
+            kind = ('until', 'timeout', 'cancelled', 'removed', 'away')[rng.integers(5)]
+            goal, _, result = watcher.goal(
+                name=f'g{asked}',
+                question=COLOR,
+                response_format=COLORS,
+                max_rate=10.0,
+                until=said(color) if kind in ('until', 'away') else '',
+                timeout=1.0 if kind == 'timeout' else 0.0,
+            )
+            camera.show(None if kind == 'away' else drawn(color, width=size[0], height=size[1]))
+            time.sleep(rng.uniform(0.0, 1.0))
+            if kind == 'cancelled':
+                goal.cancel_goal_async()
+            elif kind == 'removed':
+                watcher.set('remove', name=f'g{asked}')
+            elif kind == 'away':
+                camera.show(drawn(color), 'bgr8')
+            if rng.random() < 0.5:
+                chat.ask('What is the capital of Japan?', max_new_tokens=8).result(60.0)
+            if rng.random() < 0.1:
+                chat.reset()
+            try:
+                watcher.wait(result.done, 30.0)
+                reason = result.result().result.reason
+                ends[reason] = ends.get(reason, 0) + 1
+                missed += reason != {'away': 'until'}.get(kind, kind)
+            except AssertionError:
+                missed += 1
+            asked += 1
+            del watcher.observations[:-100]
+            if time.monotonic() - measured > 10.0:
+                measured = time.monotonic()
+                memory.append(node.memory(shared=False))
+    third = max(1, len(memory) // 3)
+    early, late = statistics.median(memory[third : 2 * third] or memory), statistics.median(memory[-third:])
+    told = ', '.join(f'{count} {reason}' for reason, count in sorted(ends.items()))
+    table(
+        f'{minutes:g} minutes of standing questions that come and go',
+        ('goals', 'ends', 'missed', 'memory in the second and the last third'),
+        [(asked, told, missed, f'{early / 2**20:.1f} and {late / 2**20:.1f} MiB')],
+    )
+    watcher.set('remove', name='standing')
+    watcher.cameras.pop().close()
+    return not missed and late < early * (1 + _GROWTH)
+
+
+def no_event(watcher, minutes: float) -> bool:
+    """A still noisy scene. Return whether nothing was told."""
+    from test_watch import COLOR, COLORS, drawn
+
+    watcher.camera(rate=10.0).show(drawn('red'), noise=5.0)
+    watcher.set('add', name='color', question=COLOR, response_format=COLORS, max_rate=10.0)
+    watcher.wait(lambda: watcher.of('color'))
+    time.sleep(60 * minutes)
+    seen = watcher.of('color')
+    events = sum(each.changed for each in seen) - 1
+    table(
+        f'{minutes:g} minutes of a still noisy scene',
+        ('observations', 'without the model', 'events'),
+        [(len(seen), sum(each.unchanged for each in seen), events)],
+    )
+    return events == 0
+
+
+def main() -> int:
+    """Print the figures. The exit code is 1 if one is not met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--seconds', type=float, default=40.0)
+    parser.add_argument('--questions', type=int, default=20)
+    parser.add_argument('--minutes', type=float, default=0.0)
+    options = parser.parse_args()
+    import rclpy
+    from conftest import NodeProcess
+    from test_watch import Watcher
+
+    print(machine())
+    rclpy.init()
+    node, watcher, met = NodeProcess(model='', vision='tiny', max_context_len=1024, watch_share=1.0), None, []
+    try:
+        node.wait_for_line(': active')
+        watcher = Watcher().connect()
+        if options.seconds:
+            met.append(still(node, watcher, options.seconds) < 0.02)
+        if options.questions:
+            met.append(person(watcher, options.questions) < 0.04)
+        if options.minutes:
+            met.append(soak(node, watcher, options.minutes / 2))
+            met.append(no_event(watcher, options.minutes / 2))
+    finally:
+        if watcher is not None:
+            watcher.close()
+        node.stop()
+        rclpy.try_shutdown()
+    print(node.output if 'Traceback' in node.output else '')
+    return int(not all(met) or 'Traceback' in node.output)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

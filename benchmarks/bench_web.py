@@ -1,0 +1,130 @@
+"""What the open web page costs the node, over ROS 2 in the built workspace: the node's processor time for each
+token, and its tokens per second, with the page open (a robot that answers, and its camera) and without any
+page. Both take turns; each answers the same question with the same tokens.
+
+    python -m benchmarks.bench_web [--rounds 8] [--tokens 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.common import machine, table
+
+_CLOSED = 4.5  # seconds until the page's server has closed its subscriptions
+sys.path.insert(0, str(Path(__file__).parents[1] / 'test' / 'ros'))
+
+
+class OpenPage:
+    """What a browser does with the page: shows a robot and its camera, and takes all that comes."""
+
+    def __init__(self, address: str, robot: str):
+        self._address, self._robot = address.rstrip('/'), robot
+        self.events, self.pictures = 0, 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread.start()
+
+    async def _run(self) -> None:
+        import aiohttp
+
+        headers = {'Origin': self._address}
+        show = {'do': 'show', 'robot': self._robot, 'camera': 'image'}
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f'{self._address}/socket', headers=headers) as socket:
+                asked = False
+                while not self._end.is_set():
+                    try:
+                        message = await socket.receive(0.2)
+                    except asyncio.TimeoutError:
+                        continue
+                    if message.type is aiohttp.WSMsgType.BINARY:
+                        self.pictures += 1
+                    elif message.type is aiohttp.WSMsgType.TEXT:
+                        self.events += 1
+                        if not asked and self._robot in message.data:
+                            asked = True
+                            await socket.send_json(show)
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join(5.0)
+
+
+def wait(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < until, 'it does not happen'
+        time.sleep(0.05)
+
+
+def main() -> int:
+    """Print the figures. The exit code is 1 if the node takes over a hundredth more for each token."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--rounds', type=int, default=8)
+    parser.add_argument('--tokens', type=int, default=200)
+    options = parser.parse_args()
+    from conftest import NodeProcess
+    from web_site import Program
+
+    from benchmarks.bench_watch_ros import cpu_seconds
+    from ros2_nanochat.ros.client import ChatClient
+
+    print(machine())
+    node = NodeProcess(model='', max_context_len=1024, speculation=False)
+    camera = Program('demo_camera')
+    web = Program('web', '--port', '0')
+    spent: dict[str, list[tuple[float, float]]] = {'none': [], 'open': []}
+    pictures = 0
+    try:
+        node.wait_for_line(': active')
+        address = web.wait_for('the page: ').split('the page: ')[1].strip()
+        with ChatClient() as chat:
+            assert chat.wait_until_ready(30.0)
+            for n in range(2 * options.rounds + 2):
+                kind = ('open', 'none')[n % 2]
+                page = OpenPage(address, '/nanochat') if kind == 'open' else None
+                if page is None:
+                    time.sleep(_CLOSED)
+                else:
+                    wait(lambda page=page: page.pictures and page.events > 3)
+                    time.sleep(1.0)
+                chat.reset()
+                before, began = cpu_seconds(node.process.pid), time.monotonic()
+                turn = chat.ask('Tell me a long story about a robot.', max_new_tokens=options.tokens)
+                done = turn.result(120.0)
+                taken, seconds = cpu_seconds(node.process.pid) - before, time.monotonic() - began
+                if page is not None:
+                    pictures += page.pictures
+                    page.close()
+                if n > 1:
+                    spent[kind].append((taken / done.new_tokens, done.new_tokens / seconds))
+    finally:
+        for program in (web, camera, node):
+            program.stop()
+    ratio = statistics.median(a[0] / b[0] for a, b in zip(spent['none'], spent['open']))
+    speed = statistics.median(b[1] / a[1] for a, b in zip(spent['none'], spent['open']))
+    rows = [
+        (
+            kind,
+            *(f'{statistics.median(each):.4g}' for each in zip(*((1000 * cpu, rate) for cpu, rate in taken))),
+        )
+        for kind, taken in spent.items()
+    ]
+    table('The page', ('page', 'CPU ms of the node a token', 'tokens/s'), rows)
+    print(
+        f'  without the page, the node takes {ratio:.3f} of the time for each token; tokens/s with the page:'
+    )
+    print(f'  {speed:.3f} of those without; the page showed {pictures} camera pictures')
+    return int(ratio < 0.99)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

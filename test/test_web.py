@@ -16,7 +16,7 @@ import pytest
 import ros2_nanochat
 from ros2_nanochat.web import as_json, pictures
 from ros2_nanochat.web.access import HEADERS, Access, Rate, is_loopback
-from ros2_nanochat.web.diagnostics import Diagnostics, prefix_of
+from ros2_nanochat.web.diagnostics import Diagnostics, whose
 from ros2_nanochat.web.pictures import Album
 from ros2_nanochat.web.turn_log import TurnLog, joined
 
@@ -273,9 +273,14 @@ def statuses(node='/nanochat', robots=('chat',), kv='5 of 100', queue='2 of 10')
 
 
 def test_a_status_belongs_to_the_robot_of_its_topics():
-    assert prefix_of('/nanochat', 'chat') == '/nanochat'
-    assert prefix_of('/nanochat', 'robot r1') == '/r1/nanochat'
-    assert prefix_of('/fleet/brain', 'robot r1') == '/fleet/r1/brain'
+    assert whose('/nanochat', 'chat') == ('/nanochat', 'chat')
+    assert whose('/nanochat', 'robot r1') == ('/r1/nanochat', 'robot r1')
+    assert whose('/fleet/brain', 'robot chatty')[0] == '/fleet/chatty/brain'
+    assert whose('/nanochat', 'engine') == ('', 'engine')
+    assert whose('/nanochat', 'watch door') == ('/nanochat', 'watch door')
+    assert whose('/nanochat', 'r1 watch door') == ('/r1/nanochat', 'watch door')
+    assert whose('/nanochat', 'robot watch door') == ('/robot/nanochat', 'watch door')
+    assert whose('/nanochat', 'robot watch') == ('/watch/nanochat', 'robot watch')
     diagnostics = Diagnostics()
     diagnostics.take(statuses(robots=('robot r1', 'robot r2', 'something new')))
     assert diagnostics.of_robot('/r2/nanochat')[0] == '/nanochat'

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ros2_nanochat.errors import one_line
+from ros2_nanochat.robot.watch import IMAGE
 from ros2_nanochat.ros.reply import NodeGone, Reply
 from ros2_nanochat.web.as_json import to_value
 from ros2_nanochat.web.page import Page, field
@@ -70,6 +72,7 @@ class Actions:
         form = field(request, 'response_format', str, '', _MAX_FORM)
         mode = field(request, 'image_mode', str, '')
         names = field(request, 'pictures', list, [], 16)
+        cameras = _texts(request, 'cameras')
         if mode not in _IMAGE_MODES:
             raise ValueError(f'image_mode={mode[:40]!r} is not valid: one of {", ".join(_IMAGE_MODES[1:])}')
         missing = [name for name in names if not isinstance(name, str) or name not in page.uploads]
@@ -78,12 +81,13 @@ class Actions:
         if page.asking >= _MAX_ASKING or self._asking >= _MAX_ASKING_ALL:
             raise ValueError('too many questions wait for their answers: wait for one, or stop it')
         link = self.link(view)
-        looks = not names and mode != 'off' and view.has_camera
+        looks = [] if names or mode == 'off' else cameras or [IMAGE]
         self._count(page, view, looks, 1)
         try:
             uploads = [page.uploads[name] for name in names]
             files = [upload.data for upload in uploads]
-            reply = await asyncio.to_thread(link.chat.ask, text, files, response_format=form, image_mode=mode)
+            options = {'response_format': form, 'image_mode': mode, 'cameras': cameras}
+            reply = await asyncio.to_thread(link.chat.ask, text, files, **options)
         except BaseException:
             self._count(page, view, looks, -1)
             raise
@@ -93,7 +97,7 @@ class Actions:
         self._pages.tell(view.prefix, *view.log.asked(reply.turn_id, text, shown))
         self._pages.background(self._finish(page, view, reply, looks))
 
-    async def _finish(self, page: Page, view: RobotView, reply: Reply, looks: bool) -> None:
+    async def _finish(self, page: Page, view: RobotView, reply: Reply, looks: Sequence[str]) -> None:
         """Wait for the end of a turn; its topic usually announces it first."""
         try:
             self._pages.listener.ended(view.prefix, to_value(await _end_of(reply)))
@@ -102,11 +106,12 @@ class Actions:
         finally:
             self._count(page, view, looks, -1)
 
-    def _count(self, page: Page, view: RobotView, looks: bool, change: int) -> None:
+    def _count(self, page: Page, view: RobotView, looks: Sequence[str], change: int) -> None:
         self._asking += change
         page.asking += change
         view.asking += change
-        view.looking += change * looks
+        for name in looks:
+            view.looking[name] += change
         self._pages.follow()
 
     async def _stop(self, page: Page, view: RobotView, request: dict[str, Any]) -> str:
@@ -132,8 +137,16 @@ class Actions:
             'question': field(request, 'question', str, '', _MAX_QUESTION),
             'response_format': field(request, 'response_format', str, '', _MAX_FORM),
             'max_rate': float(field(request, 'max_rate', (int, float), 1.0)),
+            'cameras': _texts(request, 'cameras'),
         }
         return await asyncio.to_thread(self.link(view).set_watch, command, **watch)
+
+
+def _texts(request: dict[str, Any], name: str) -> list[str]:
+    texts = field(request, name, list, [], 32)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f'{name} of the request is not a list of texts')
+    return texts
 
 
 async def _end_of(reply: Reply):

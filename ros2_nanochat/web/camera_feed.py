@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ros2_nanochat.errors import one_line
@@ -17,38 +18,52 @@ _KEPT = 16  # pictures of the last seconds, to show which one went with a questi
 _NEAR = 2.0  # seconds that such a picture may be away from the one that the node used
 
 
+@dataclass(frozen=True)
+class Source:
+    """A camera of a robot.
+
+    Attributes:
+        robot: Prefix of the robot's topics.
+        name: Its name.
+        topic: Its topic.
+    """
+
+    robot: str
+    name: str
+    topic: str
+
+
 class CameraFeed:
     """Takes the camera's newest frame at a bounded rate, on a thread of its own.
 
     Args:
         node: The node.
-        prefix: Prefix of the robot's topics.
+        source: The camera.
         rate: Frames per second at most.
-        put: Called with ('camera', prefix, JPEG), and with ('no camera', prefix, reason) if a frame cannot be
-            shown.
+        put: Called with ('camera', prefix, (name, JPEG)), and with ('no camera', prefix, (name, reason)) if a
+            frame cannot be shown.
     """
 
-    def __init__(self, node, prefix: str, rate: float, put: Callable[[tuple[str, str, Any]], None]):
-        self._prefix, self._every, self._put = prefix, 1 / rate, put
-        self._camera = Camera(node, f'{prefix}/')
+    def __init__(self, node, source: Source, rate: float, put: Callable[[tuple[str, str, Any]], None]):
+        self._source, self._every, self._put = source, 1 / rate, put
+        self._camera = Camera(node, source.topic)
         self._lock = threading.Lock()
-        self._recent: deque[tuple[int, bytes]] = deque(maxlen=_KEPT)
+        self._recent: deque[tuple[int, str, bytes]] = deque(maxlen=_KEPT)
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f'camera {prefix}', daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f'camera {source.topic}', daemon=True)
         self._thread.start()
 
-    def nearest(self, stamp: float) -> tuple[bytes, float] | None:
+    def nearest(self, stamp: float, frame_id: str) -> tuple[bytes, float] | None:
         """Return the picture that was taken nearest to a time, and how many seconds away; None without one.
 
         Args:
             stamp: Time of the camera's clock in seconds.
+            frame_id: The frame_id that it has.
         """
         with self._lock:
-            recent = list(self._recent)
-        near = min(recent, key=lambda each: abs(each[0] * 1e-9 - stamp), default=None)
-        if near is None or abs(near[0] * 1e-9 - stamp) > _NEAR:
-            return None
-        return near[1], near[0] * 1e-9 - stamp
+            recent = [(at * 1e-9 - stamp, jpeg) for at, frame, jpeg in self._recent if frame == frame_id]
+        away, jpeg = min(recent, key=lambda each: abs(each[0]), default=(_NEAR, b''))
+        return (jpeg, away) if abs(away) < _NEAR else None
 
     def close(self) -> None:
         """End the subscription."""
@@ -68,9 +83,9 @@ class CameraFeed:
             except Exception as error:  # a broken frame; the next one may be whole
                 if one_line(error) != trouble:
                     trouble = one_line(error)
-                    self._put(('no camera', self._prefix, trouble))
+                    self._put(('no camera', self._source.robot, (self._source.name, trouble)))
                 continue
             trouble = ''
             with self._lock:
-                self._recent.append((picture.stamp, jpeg))
-            self._put(('camera', self._prefix, jpeg))
+                self._recent.append((picture.stamp, picture.frame_id, jpeg))
+            self._put(('camera', self._source.robot, (self._source.name, jpeg)))

@@ -16,7 +16,8 @@ SILENT = 4.0
 _FORGOTTEN = 60.0  # seconds after which a silent node is no longer shown
 _SAMPLES = 120
 _OF = re.compile(r'(\d+) of (\d+)')
-_ROBOT = 'robot '
+_ROBOT, _ALONE = 'robot ', 'chat'
+_WATCH = re.compile(r'(?:(\S+) )?(watch \S+)')
 
 
 class Diagnostics:
@@ -42,8 +43,8 @@ class Diagnostics:
             return
         name = engine['hardware_id']
         samples = self._nodes.get(name, {}).get('samples') or deque(maxlen=_SAMPLES)
-        mine = [_status(each) for each in statuses if each['hardware_id'] == name]
-        robots = {prefix_of(name, each['about']): each for each in mine if _is_robot(each['about'])}
+        mine = [_status(name, each) for each in statuses if each['hardware_id'] == name]
+        robots = {each['robot']: each for each in mine if _is_robot(each['about'])}
         values = next(each['values'] for each in mine if each['about'] == 'engine')
         kv, capacity = _of(values.get('kv_tokens', ''))
         if capacity:
@@ -97,26 +98,36 @@ class Diagnostics:
         return _sample(node['samples'][-1], prefix) if node and node['samples'] else None
 
 
-def prefix_of(node: str, about: str) -> str:
-    """Return the prefix of a robot's topics.
+def whose(node: str, about: str) -> tuple[str, str]:
+    """Return the prefix of the topics of the robot that a status is about, and what it is about.
 
     Args:
-        node: Full name of its node.
-        about: What a status of that node is about: `chat`, or `robot <name>`.
+        node: Full name of the node.
+        about: What a status of that node is about: `engine`, `chat` or `robot <name>`, and
+            `watch <question>`, with a robot's name before it if the node serves several.
+
+    Returns:
+        '' for a status of the node itself. A standing question is about `watch <question>`.
     """
-    if not about.startswith(_ROBOT):
-        return node
+    if watch := _WATCH.fullmatch(about):
+        name, about = watch[1] or '', watch[2]
+    elif _is_robot(about):
+        name = about[len(_ROBOT) :] if about != _ALONE else ''
+    else:
+        return '', about
     space, _, leaf = node.rpartition('/')
-    return f'{space}/{about.removeprefix(_ROBOT)}/{leaf}'
+    return f'{space}/{name}/{leaf}' if name else node, about
 
 
 def _is_robot(about: str) -> bool:
-    return about == 'chat' or about.startswith(_ROBOT)
+    return about == _ALONE or about.startswith(_ROBOT)
 
 
-def _status(status: dict[str, Any]) -> dict[str, Any]:
+def _status(node: str, status: dict[str, Any]) -> dict[str, Any]:
+    robot, about = whose(node, status['name'].partition(': ')[2])
     return {
-        'about': status['name'].partition(': ')[2],
+        'robot': robot,
+        'about': about,
         'level': status['level'],
         'message': status['message'],
         'values': {pair['key']: pair['value'] for pair in status['values']},

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ros2_nanochat.web.diagnostics import Diagnostics
+from ros2_nanochat.web.robot_link import RobotLink
 from ros2_nanochat.web.robot_view import RobotView
 from ros2_nanochat.web.turn_log import FRESH, joined
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _MAX_ROBOTS = 500
 _HISTORY_SECONDS = 60.0
+_CAMERAS_SECONDS = 5.0  # between two questions for the cameras of a robot
 _GONE = 'the node of this robot has gone'
 
 
@@ -37,8 +39,10 @@ class Listener:
             'tool_calls': self._call,
             'watches': lambda view, value: pages.tell(view.prefix, view.watched(value)),
             'observations': lambda view, value: pages.tell(view.prefix, view.observed(value)),
-            'camera': lambda view, jpeg: pages.show_frame(view.prefix, jpeg),
-            'no camera': lambda view, why: pages.tell(view.prefix, {'type': 'camera', 'trouble': why}),
+            'camera': lambda view, frame: pages.show_frame(view.prefix, *frame),
+            'no camera': lambda view, what: pages.tell(
+                view.prefix, {'type': 'camera', 'name': what[0], 'trouble': what[1]}
+            ),
         }
 
     def deliver(self, batch: Iterable[tuple[str, str, Any]]) -> None:
@@ -67,8 +71,10 @@ class Listener:
         views, pages = self._pages.views, self._pages
         for prefix, found in list(robots.items())[:_MAX_ROBOTS]:
             view = views.setdefault(prefix, RobotView(prefix))
-            view.has_camera, view.has_watches = found['camera'], found['watches']
+            view.node, view.cameras, view.has_watches = found['node'], found['cameras'], found['watches']
             view.present = True
+            if pages.shown_by(prefix):
+                self._follow_cameras(view)
             if pages.shown_by(prefix) and not (view.known and view.link is pages.ros.links.get(prefix)):
                 self.learn(view)
         for prefix, view in list(views.items()):
@@ -79,9 +85,24 @@ class Listener:
                 pages.tell(prefix, *view.log.all_lost(_GONE))
             if not view.asking and not pages.shown_by(prefix):
                 del views[prefix]
+                pages.ros.known_cameras.pop(prefix, None)
         self._diagnostics.forget_old()
         pages.follow()
         pages.tell_all(self.fleet())
+
+    def _follow_cameras(self, view: RobotView) -> None:
+        """Ask a robot's node now and then for the names and topics of its cameras."""
+        now = time.monotonic()
+        link = self._pages.ros.links.get(view.prefix)
+        if link is not None and now >= view.cameras_due:
+            view.cameras_due = now + _CAMERAS_SECONDS
+            self._pages.background(self._learn_cameras(view.prefix, link))
+
+    async def _learn_cameras(self, prefix: str, link: RobotLink) -> None:
+        try:
+            self._pages.ros.known_cameras[prefix] = await asyncio.to_thread(link.cameras)
+        except Exception:  # of any kind: the node does not answer yet, or is closed just now
+            pass
 
     def fleet(self) -> dict[str, Any]:
         """Return the event that lists all robots and nodes."""
@@ -96,7 +117,7 @@ class Listener:
                     'node': node,
                     'present': view.present,
                     'silent': bool(node) and self._diagnostics.is_silent(node),
-                    'camera': view.has_camera,
+                    'cameras': list(view.cameras),
                     'watches': view.has_watches,
                     'status': status,
                 }
@@ -176,11 +197,12 @@ class Listener:
         """The camera's picture that went with a turn, as far as we have seen it."""
         if not turn['image_used'] or view.log.has_pictures(turn['turn_id']):
             return []
-        feed = self._pages.ros.cameras.get(view.prefix)
-        near = feed.nearest(turn['image']['stamp']) if feed is not None else None
-        if near is None:
+        feeds = [feed for source, feed in self._pages.ros.cameras.items() if source.robot == view.prefix]
+        image = turn['image']
+        near = [found for feed in feeds if (found := feed.nearest(image['stamp'], image['frame_id']))]
+        if not near:
             return [{'note': 'a camera picture'}]
-        jpeg, away = near
+        jpeg, away = min(near, key=lambda each: abs(each[1]))
         note = 'the camera picture' if abs(away) < 1e-3 else f'camera, {abs(away):.1g} s from the frame used'
         return [{'name': self._pages.album.add(jpeg), 'note': note}]
 

@@ -15,6 +15,7 @@ from ros2_nanochat.web.pictures import Upload
 
 _MAX_REQUEST = 100_000  # characters
 _MAX_WAITING = 5000  # events; a page that is further behind is closed, and begins anew
+_REFUSED = 0.02  # seconds that a page waits that asks too much: it reads no more meanwhile
 _MAX_UPLOADS = 4
 _SLOW = 20.0  # seconds that the browser may take to accept data
 
@@ -27,24 +28,27 @@ class Page:
 
     Attributes:
         shows: Prefix of the robot that it shows, '' for none.
-        camera: Whether it shows that robot's camera.
+        camera: Name of the camera that it shows, '' for none.
         uploads: Pictures for its next question, by name.
         asking: How many of its questions have not been answered yet.
     """
 
     def __init__(self, socket: web.WebSocketResponse):
         self._socket = socket
-        self.shows, self.camera = '', False
+        self.shows = self.camera = ''
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.asking = 0
         self._waiting: deque[str] = deque()
+        self._behind = False
         self._frame: bytes | None = None
         self._filled = asyncio.Event()
         self._requests, self._pictures = Rate(5, 20), Rate(0.5, _MAX_UPLOADS)
 
     def send(self, *events: dict[str, Any] | str) -> None:
         """Queue events, as dictionaries or as JSON."""
-        self._waiting.extend(each if isinstance(each, str) else json.dumps(each) for each in events)
+        self._behind = self._behind or len(self._waiting) + len(events) > _MAX_WAITING
+        if not self._behind:
+            self._waiting.extend(each if isinstance(each, str) else json.dumps(each) for each in events)
         self._filled.set()
 
     def show_frame(self, jpeg: bytes) -> None:
@@ -79,7 +83,7 @@ class Page:
             while True:
                 await self._filled.wait()
                 self._filled.clear()
-                if len(self._waiting) > _MAX_WAITING:
+                if self._behind:
                     break
                 events, self._waiting = self._waiting, deque()
                 frame, self._frame = self._frame, None
@@ -95,6 +99,7 @@ class Page:
         number, answer = None, {}
         try:
             if not self._requests.take():
+                await asyncio.sleep(_REFUSED)
                 raise ValueError('too many requests: wait a second')
             request = _read(text)
             number = request.get('n')
@@ -106,6 +111,7 @@ class Page:
     async def _receive(self, pages, data: bytes) -> None:
         try:
             if not self._pictures.take():
+                await asyncio.sleep(_REFUSED)
                 raise ValueError('too many pictures: wait two seconds')
             answer = await pages.upload(self, data)
         except Exception as error:

@@ -11,11 +11,14 @@ from typing import Any
 
 from ros2_nanochat.web import pictures
 from ros2_nanochat.web.actions import Actions
+from ros2_nanochat.web.camera_feed import Source
 from ros2_nanochat.web.listener import Listener
 from ros2_nanochat.web.page import Page, field
 from ros2_nanochat.web.pictures import Album, Upload
 from ros2_nanochat.web.robot_view import RobotView
 from ros2_nanochat.web.ros_thread import RosThread, Wanted
+
+_CHECKED_AT_ONCE = 2  # pictures of uploads that are open at a time: each may take hundreds of MiB
 
 
 class Pages:
@@ -39,6 +42,7 @@ class Pages:
         self._pages: set[Page] = set()
         self._actions = Actions(self)
         self._tasks: set[asyncio.Task] = set()
+        self._checking = asyncio.Semaphore(_CHECKED_AT_ONCE)
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -71,7 +75,8 @@ class Pages:
         Raises:
             ValueError: It is no image, or too large.
         """
-        small = self.album.add(await asyncio.to_thread(pictures.check, data))
+        async with self._checking:
+            small = self.album.add(await asyncio.to_thread(pictures.check, data))
         page.keep(small, Upload(data, small))
         return {'picture': small}
 
@@ -79,7 +84,7 @@ class Pages:
         prefix, before = field(request, 'robot', str), page.shows
         if prefix:
             self.view(prefix)
-        page.shows, page.camera = prefix, field(request, 'camera', bool, False)
+        page.shows, page.camera = prefix, field(request, 'camera', str, '')
         self.follow()
         if prefix and prefix != before:
             view = self.views[prefix]
@@ -117,22 +122,28 @@ class Pages:
         for page in self._pages:
             page.send(text)
 
-    def show_frame(self, prefix: str, jpeg: bytes) -> None:
+    def show_frame(self, prefix: str, name: str, jpeg: bytes) -> None:
         """Send a camera picture to the pages that show the camera."""
         for page in self.shown_by(prefix):
-            if page.camera:
+            if page.camera == name:
                 page.show_frame(jpeg)
 
     def follow(self) -> None:
         """Have ROS open what is shown or asked now, and close the rest."""
         asking = {view.prefix for view in self.views.values() if view.asking}
-        cameras = {page.shows for page in self._pages if page.camera}
-        cameras |= {view.prefix for view in self.views.values() if view.looking}
+        shown = asking | {page.shows for page in self._pages if page.shows}
+        cameras = {(page.shows, page.camera) for page in self._pages if page.shows and page.camera}
+        for view in self.views.values():
+            cameras |= {(view.prefix, name) for name, count in view.looking.items() if count}
         self.ros.want(
             Wanted(
                 bool(self._pages or asking),
-                frozenset({page.shows for page in self._pages if page.shows} | asking),
-                frozenset(prefix for prefix in cameras if prefix and self.views[prefix].has_camera),
+                frozenset((prefix, self.views[prefix].node) for prefix in shown),
+                frozenset(
+                    Source(prefix, name, self.views[prefix].cameras[name])
+                    for prefix, name in cameras
+                    if name in self.views[prefix].cameras
+                ),
             )
         )
 

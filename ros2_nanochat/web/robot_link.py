@@ -8,12 +8,16 @@ from typing import Any
 
 from nanochat.msg import Observation, Token, ToolCall, Turn, Watch, Watches
 from nanochat.srv import Approve, GetHistory, SetWatch
+from rcl_interfaces.srv import GetParameters
+from rclpy.expand_topic_name import expand_topic_name
 
+from ros2_nanochat.robot.watch import IMAGE
 from ros2_nanochat.ros.client import ChatClient, NodeGone
 from ros2_nanochat.web.as_json import to_value
 from ros2_nanochat.web.taps import Tap
 
 _ANSWER = 10.0  # seconds
+_MAX_CAMERAS = 32
 _TRY_AGAIN = 1.0  # seconds; a service that does not know us yet loses its first answer
 
 
@@ -23,19 +27,22 @@ class RobotLink:
     Args:
         node: The node, which somebody spins.
         prefix: Prefix of the robot's topics.
+        owner: Name of the robot's node.
         put: Called with what was heard, as (kind, prefix, value).
 
     Attributes:
         chat: The robot's action and services.
     """
 
-    def __init__(self, node, prefix: str, put: Callable[[tuple[str, str, Any]], None]):
-        self._node, self._prefix = node, prefix
+    def __init__(self, node, prefix: str, owner: str, put: Callable[[tuple[str, str, Any]], None]):
+        self._node, self._prefix, self._owner = node, prefix, ''
         self.chat = ChatClient(prefix, node=node)
         self._history, self._approve, self._set_watch = self._clients = [
             node.create_client(kind, f'{prefix}/{name}')
             for kind, name in ((GetHistory, 'history'), (Approve, 'approve'), (SetWatch, 'set_watch'))
         ]
+        self._parameters: Any = None
+        self.follow(owner)
 
         def tap(kind: type, name: str, **options) -> Tap:
             return Tap(
@@ -53,6 +60,14 @@ class RobotLink:
             tap(Watches, 'watches', depth=10, past=True),
             tap(Observation, 'observations', past=True),
         ]
+
+    def follow(self, owner: str) -> None:
+        """Take over the name of the robot's node, which the graph may show later than its topics."""
+        if owner != self._owner:
+            before, self._owner = self._parameters, owner
+            self._parameters = self._node.create_client(GetParameters, f'{owner}/get_parameters')
+            if before is not None:
+                self._node.destroy_client(before)
 
     def take(self) -> None:
         """Hand on what has arrived."""
@@ -75,6 +90,27 @@ class RobotLink:
                 if not left:
                     raise
         raise AssertionError
+
+    def cameras(self) -> dict[str, str]:
+        """Return the topics of the robot's cameras by name. Waits, so call it on a thread of its own.
+
+        Raises:
+            NodeGone: The node does not answer.
+        """
+        space, _, leaf = self._owner.rpartition('/')
+        robot = self._prefix.removeprefix(f'{space}/').removesuffix(leaf).strip('/')
+        given = (robot and self._texts(f'{robot}.cameras')) or self._texts('cameras')
+        topics = {IMAGE: f'{self._prefix}/{IMAGE}'}
+        for text in given[:_MAX_CAMERAS]:
+            name, found, topic = text.partition(':=')
+            if found:
+                topics[name] = expand_topic_name(topic.replace('{robot}', robot), leaf, space or '/')
+        return topics
+
+    def _texts(self, parameter: str) -> list[str]:
+        """The texts of a parameter of the robot's node; none if it is not set."""
+        values = self._call(self._parameters, GetParameters.Request(names=[parameter]), _ANSWER).values
+        return list(values[0].string_array_value) if values else []
 
     def approve(self, call: str, yes: bool, reason: str) -> str:
         """Answer for a tool that waits. Return what happened; RuntimeError if it fails.
@@ -117,5 +153,5 @@ class RobotLink:
         for tap in self._taps:
             tap.close()
         self.chat.close()
-        for client in self._clients:
+        for client in (*self._clients, self._parameters):
             self._node.destroy_client(client)

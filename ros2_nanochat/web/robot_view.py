@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import Any
 
 from ros2_nanochat.web.robot_link import RobotLink
@@ -11,7 +11,19 @@ from ros2_nanochat.web.turn_log import TurnLog
 
 _CALLS = 100  # tool calls that are kept
 _WATCHES, _OBSERVATIONS = 50, 60  # standing questions, and what each of them saw
-_SEEN = ('name', 'text', 'value', 'number', 'probability', 'valid', 'changed', 'unchanged', 'in_a_row', 'age')
+_SEEN = (
+    'name',
+    'index',
+    'text',
+    'value',
+    'number',
+    'probability',
+    'valid',
+    'changed',
+    'unchanged',
+    'in_a_row',
+    'age',
+)
 _PENDING = ('waiting', 'running')
 
 
@@ -26,19 +38,25 @@ class RobotView:
         present: Whether its topics are on the graph.
         known: Whether its history has been read.
         learning: The task that reads it.
-        has_camera: Whether somebody publishes its camera.
+        node: Name of its node.
+        cameras_due: When to ask its node for its cameras again.
+        cameras: Its cameras that somebody publishes: the topic of each, by name.
         asking: How many questions of pages have not been answered yet.
         link: The topics and services that were open when it was read.
         has_watches: Whether it takes standing questions.
-        looking: How many of these may take a camera picture with them.
+        looking: How many of these may take a picture of a camera with them, for each camera.
     """
 
     def __init__(self, prefix: str):
         self.prefix = prefix
         self.log = TurnLog()
-        self.present = self.known = self.has_camera = self.has_watches = False
+        self.node = ''
+        self.cameras: dict[str, str] = {}
+        self.cameras_due = 0.0
+        self.present = self.known = self.has_watches = False
         self.learning: asyncio.Task | None = None
-        self.asking = self.looking = self._messages = 0
+        self.asking = self._messages = 0
+        self.looking: Counter[str] = Counter()
         self._calls: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._watches: list[dict[str, Any]] = []
         self._observations: OrderedDict[str, deque[dict[str, Any]]] = OrderedDict()
@@ -97,9 +115,15 @@ class RobotView:
         return {'type': 'watches', 'watches': self._watches}
 
     def observed(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """Take over what a standing question saw, and return the event for it."""
+        """Take over what a standing question saw, and return the event for it.
+
+        A subscription that is opened again brings what we have; it is left out.
+        """
         seen = {name: observation[name] for name in _SEEN} | {'time': observation['header']['stamp']}
-        self._observations.setdefault(seen['name'], deque(maxlen=_OBSERVATIONS)).append(seen)
+        known = self._observations.setdefault(seen['name'], deque(maxlen=_OBSERVATIONS))
+        if any((each['index'], each['time']) == (seen['index'], seen['time']) for each in known):
+            return {'type': 'observations', 'observations': []}
+        known.append(seen)
         while len(self._observations) > _WATCHES:
             self._observations.popitem(last=False)
         return {'type': 'observations', 'observations': [seen]}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 
 from ros2_nanochat.errors import one_line
+from ros2_nanochat.robot.watch import IMAGE
 from ros2_nanochat.ros.spinning import spin
 from ros2_nanochat.web.as_json import to_value
-from ros2_nanochat.web.camera_feed import CameraFeed
+from ros2_nanochat.web.camera_feed import CameraFeed, Source
 from ros2_nanochat.web.robot_link import RobotLink
 from ros2_nanochat.web.taps import Tap
 
@@ -34,13 +35,13 @@ class Wanted:
 
     Attributes:
         any_page: Whether there is a page at all.
-        robots: Prefixes of robots.
-        cameras: Prefixes of robots whose camera is shown.
+        robots: Robots that are shown: prefix of the topics, and name of the node.
+        cameras: Cameras that are shown.
     """
 
     any_page: bool = False
-    robots: frozenset[str] = frozenset()
-    cameras: frozenset[str] = frozenset()
+    robots: frozenset[tuple[str, str]] = frozenset()
+    cameras: frozenset[Source] = frozenset()
 
 
 class RosThread:
@@ -53,15 +54,17 @@ class RosThread:
 
     Attributes:
         links: The robots that are open, by prefix. Replaced as a whole, never changed.
-        cameras: The same for cameras.
+        cameras: The same for cameras, by what they are.
+        known_cameras: The topics of a robot's cameras by name, as its node tells. Set by the server.
     """
 
     def __init__(self, node, put: Callable[[tuple[str, str, Any]], None], camera_rate: float):
         self._node, self._put, self._camera_rate = node, put, camera_rate
         self.links: dict[str, RobotLink] = {}
-        self.cameras: dict[str, CameraFeed] = {}
+        self.cameras: dict[Source, CameraFeed] = {}
+        self.known_cameras: dict[str, dict[str, str]] = {}
         self._wanted = Wanted()
-        self._until: dict[str, float] = {}  # when to close what is no longer wanted
+        self._until: dict[Hashable, float] = {}  # when to close what is no longer wanted
         self._diagnostics: Tap | None = None
         self._looked = 0.0
         self._changed, self._end = threading.Event(), threading.Event()
@@ -117,26 +120,32 @@ class RosThread:
             self.cameras,
             wanted.cameras,
             0.0,
-            lambda prefix: CameraFeed(self._node, prefix, self._camera_rate, self._put),
+            lambda source: CameraFeed(self._node, source, self._camera_rate, self._put),
         )
+        owners = dict(wanted.robots)
         self.links = self._updated(
-            self.links, wanted.robots, grace, lambda prefix: RobotLink(self._node, prefix, self._put)
+            self.links,
+            owners,
+            grace,
+            lambda prefix: RobotLink(self._node, prefix, owners[prefix], self._put),
         )
+        for prefix, owner in owners.items():
+            self.links[prefix].follow(owner)
 
     def _updated(self, is_open: dict, wanted: Iterable[str], grace: float, make: Callable) -> dict:
         now = time.monotonic()
         after = {}
-        for prefix, feed in is_open.items():
-            if prefix in wanted:
-                self._until.pop(prefix, None)
-            elif now >= (self._until.setdefault(prefix, now + grace) if grace else 0.0):
-                self._until.pop(prefix, None)
+        for key, feed in is_open.items():
+            if key in wanted:
+                self._until.pop(key, None)
+            elif now >= (self._until.setdefault(key, now + grace) if grace else 0.0):
+                self._until.pop(key, None)
                 feed.close()
                 continue
-            after[prefix] = feed
-        for prefix in wanted:
-            if prefix not in after:
-                after[prefix] = make(prefix)
+            after[key] = feed
+        for key in wanted:
+            if key not in after:
+                after[key] = make(key)
         return after
 
     def _look(self) -> None:
@@ -147,17 +156,24 @@ class RosThread:
         topics = dict(self._node.get_topic_names_and_types())
         robots = {}
         for topic, types in topics.items():
-            if topic.endswith(_TURN) and _TURN_TYPE in types and self._node.count_publishers(topic):
+            if not topic.endswith(_TURN) or _TURN_TYPE not in types:
+                continue
+            ends = self._node.get_publishers_info_by_topic(topic)
+            if ends:
                 prefix = topic.removesuffix(_TURN)
+                leaf = prefix.rpartition('/')[2]
+                spaces = [end.node_namespace.rstrip('/') for end in ends if end.node_name == leaf]
+                cameras = self.known_cameras.get(prefix) or {IMAGE: f'{prefix}/{IMAGE}'}
                 robots[prefix] = {
-                    'camera': self._has_camera(prefix),
+                    'node': f'{spaces[0]}/{leaf}' if spaces else prefix,
+                    'cameras': {name: at for name, at in cameras.items() if self._is_published(at)},
                     'watches': bool(self._node.count_publishers(f'{prefix}/watches')),
                 }
         self._put(('graph', '', robots))
 
-    def _has_camera(self, prefix: str) -> bool:
-        names = (f'{prefix}/image', f'{prefix}/image/compressed')
-        return any(self._node.count_publishers(self._node.resolve_topic_name(name)) for name in names)
+    def _is_published(self, camera: str) -> bool:
+        names = (self._node.resolve_topic_name(name) for name in (camera, f'{camera}/compressed'))
+        return any(map(self._node.count_publishers, names))
 
     def _take(self) -> None:
         if self._diagnostics is not None:

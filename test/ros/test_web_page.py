@@ -14,9 +14,12 @@ import pytest
 pytest.importorskip('aiohttp', reason='the page needs aiohttp')
 playwright = pytest.importorskip('playwright.sync_api', reason='the browser is driven by playwright')
 
-from nanochat.msg import Observation, Watch, Watches  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue  # noqa: E402
+from nanochat.msg import Observation, Token, ToolCall, Turn, Watch, Watches  # noqa: E402
 from nanochat.srv import SetWatch  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
 from std_srvs.srv import SetBool  # noqa: E402
 from web_site import CHROMIUM, Site  # noqa: E402
 
@@ -179,6 +182,86 @@ def test_text_is_text(fresh):
         fresh.evaluate("document.body.innerHTML = '<b>x</b>'")
 
 
+TOO_WIDE = """area => area.scrollWidth <= area.clientWidth + 1 ? [] : [...area.querySelectorAll('*')].filter(
+    (each) => each.getBoundingClientRect().right > area.getBoundingClientRect().right + 1).map((each) => each.outerHTML.slice(0, 80))"""
+HOSTILE = (
+    '<img src=x onerror="window.hit=1"><script>window.hit=1</script>"\'>{{7*7}}\u202egnirts\u0000\ud7ff${window.hit=1}'
+    + 'W' * 500
+)
+
+
+def test_no_field_that_robots_publish_becomes_html_or_breaks_the_page(visit, talk):
+    page = visit('r2')
+    node, prefix = talk('/nanochat', 'r2').node, '/r2/nanochat'
+    kept = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    text = HOSTILE.replace('\0', ' ')  # no text of ROS holds it
+
+    def message(kind, **fields):
+        """A message whose texts are all hostile, but for those given."""
+        texts = {name: text for name, of in kind.get_fields_and_field_types().items() if of == 'string'}
+        texts |= {
+            name: [text] for name, of in kind.get_fields_and_field_types().items() if of == 'sequence<string>'
+        }
+        return kind(**{**texts, **fields})
+
+    header = Header(frame_id=text)
+    call = message(ToolCall, id='hostile', turn_id='hostile')
+    waiting = message(ToolCall, id='waiting', turn_id='hostile', state='waiting')
+    turn = message(
+        Turn,
+        turn_id='hostile',
+        image_used=True,
+        image=header,
+        header=header,
+        tool_calls=[call],
+        probability=math.nan,
+    )
+    watch = message(Watch, name=text)
+    pair = KeyValue(key=text, value=text)
+    status = [
+        DiagnosticStatus(
+            level=b'\xff', name=f'nanochat: {about}', message=text, hardware_id='/nanochat', values=[pair]
+        )
+        for about in ('engine', 'robot r2', f'r2 watch {text}', text)
+    ]
+    sent = [
+        (Token, 'tokens', message(Token, turn_id='hostile', index=0), 10),
+        (Turn, 'turn', turn, 10),
+        (ToolCall, 'tool_calls', waiting, kept),
+        (Watches, 'watches', Watches(watches=[watch]), kept),
+        (
+            Observation,
+            'observations',
+            message(Observation, name=text, header=header, number=math.inf, valid=True),
+            kept,
+        ),
+    ]
+    ends = [
+        (node.create_publisher(kind, f'{prefix}/{name}', qos), content) for kind, name, content, qos in sent
+    ]
+    ends.append((node.create_publisher(DiagnosticArray, '/diagnostics', 10), DiagnosticArray(status=status)))
+    timer = node.create_timer(0.1, lambda: [publisher.publish(content) for publisher, content in ends])
+    shown = page.locator('[data-key=hostile]')
+    expect(shown.locator('.answer > .text')).to_contain_text('window.hit')
+    expect(shown.locator('[data-call=waiting] pre').first).to_contain_text(
+        '\\u{202e}'
+    )  # what is allowed is what is read
+    expect(page.locator('#panel-watches .watch')).to_contain_text('onerror')
+    expect(page.locator('#panel-diagnostics')).to_contain_text('onerror')
+    assert page.evaluate('window.hit') is None
+    assert page.locator('#log img[src=x], .panels img[src=x], script:not([src])').count() == 0
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    for area in ('.log', '.panels', '.robots'):
+        assert page.locator(area).evaluate(TOO_WIDE) == [], area
+    node.destroy_timer(timer)
+    ends[3][0].publish(Watches())
+    for publisher, _ in ends:
+        node.destroy_publisher(publisher)
+    expect(page.locator('#panel-diagnostics')).not_to_contain_text('onerror')
+    ended(ask(page, 'Still there?'))
+    reset(page)
+
+
 def test_a_form_that_is_not_valid_is_one_line_and_the_question_stays(fresh):
     fresh.select_option('#form', 'other')
     fresh.fill('#own-form', '{"type": "nothing"}')
@@ -222,6 +305,38 @@ def test_a_tool_waits_until_somebody_allows_or_refuses_it(fresh, talk):
     node.destroy_service(service)
 
 
+def test_standing_questions_have_diagnostics(fresh, talk):
+    node = talk('/nanochat', 'r2').node
+
+    def status(about, level=0, **values):
+        pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
+        return DiagnosticStatus(
+            level=bytes([level]),
+            name=f'nanochat: {about}',
+            message=about,
+            hardware_id='/nanochat',
+            values=pairs,
+        )
+
+    array = DiagnosticArray(
+        status=[
+            status('engine', kv_tokens='1 of 10'),
+            status('robot r1'),
+            status('r1 watch door', 1, rate='2.00 Hz'),
+            status('r2 watch lamp'),
+            status('robot r2'),
+        ]
+    )
+    publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+    timer = node.create_timer(0.05, lambda: publisher.publish(array))  # the node itself has no such question
+    panel = fresh.locator('#panel-diagnostics')
+    expect(panel).to_contain_text('watch door')
+    expect(panel).to_contain_text('WARN')
+    expect(panel).not_to_contain_text('watch lamp')
+    node.destroy_timer(timer)
+    node.destroy_publisher(publisher)
+
+
 def test_standing_questions_show_their_answers_and_can_be_paused(fresh, talk):
     node, commands = talk('/nanochat', 'r2').node, []
     kept = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -249,8 +364,10 @@ def test_standing_questions_show_their_answers_and_can_be_paused(fresh, talk):
         expect(entry.locator('.last')).to_contain_text('90 %')
         expect(entry.locator('rect')).to_have_count(3)
         fresh.reload()
-    entry.get_by_text('Pause').click()
+    timer = node.create_timer(0.02, lambda: ends[1].publish(Observation(robot='r1', name='door', **seen)))
+    entry.get_by_text('Pause').click()  # it can be pressed while answers come
     wait_until(fresh, lambda: commands == [('pause', 'door', question)])
+    node.destroy_timer(timer)
     entry.get_by_text('Remove').click()
     expect(fresh.locator('#problem')).to_have_text('it stays')
     node.destroy_service(service)
@@ -298,6 +415,20 @@ def test_the_camera_is_shown_and_taken_only_while_it_is_seen(fresh, talk):
     wait_until(fresh, lambda: 'nanochat_web' not in watchers())
     fresh.click('.camera > summary')
     wait_until(fresh, lambda: watchers().count('nanochat_web') == 1)
+    arm = Image(width=80, height=60, encoding='rgb8', step=240, data=bytes(80 * 60 * 3))
+    publisher = node.create_publisher(Image, '/r1/arm', 1)
+    timer = node.create_timer(0.1, lambda: publisher.publish(arm))
+    choice = fresh.locator('.camera select')
+    expect(choice.locator('option')).to_have_text(['image', 'arm'])
+    choice.select_option('arm')
+    expect(fresh.locator('.camera img')).to_have_js_property('naturalWidth', 80)
+    wait_until(fresh, lambda: 'nanochat_web' not in watchers())
+    fresh.select_option('#image-mode', 'of arm')
+    turn = ended(ask(fresh, 'What does the arm see?'))
+    assert 'vision' in turn.text_content() or 'image' in turn.text_content()  # this model sees nothing
+    node.destroy_timer(timer)
+    node.destroy_publisher(publisher)
+    expect(choice).to_be_hidden()
     fresh.locator('.robot', has_text='r2').click()
     wait_until(fresh, lambda: 'nanochat_web' not in watchers())
     expect(fresh.locator('.camera')).to_be_hidden()

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import struct
+import time
+import zlib
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +128,51 @@ def test_requests_in_a_flood_are_refused(site):
     assert sum('too many requests' in answer['error'] for answer in answers) >= 30
 
 
+def test_a_page_that_floods_without_listening_takes_no_memory_and_holds_up_nobody(site):
+    def memory():
+        return int(Path(f'/proc/{site.web.process.pid}/statm').read_text().split()[1]) * 4096
+
+    async def flood():
+        own = site.address.rstrip('/')
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f'{own}/socket', headers={'Origin': own}) as socket:
+                until = time.monotonic() + 2.0
+                with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
+                    while time.monotonic() < until:  # 3.10 has no asyncio.timeout
+                        await asyncio.wait_for(socket.send_str('{}' + ' ' * 50_000), 1.0)
+                return await asyncio.to_thread(talk, site.address, json.dumps({'do': 'x', 'n': 1}))
+
+    talk(site.address, '{}')
+    before = memory()
+    answers, _ = asyncio.run(flood())
+    assert 'error' in answers[0] and memory() - before < 64 << 20
+
+
+def test_a_message_that_is_too_large_closes_only_its_page(site):
+    async def send():
+        own = site.address.rstrip('/')
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f'{own}/socket', headers={'Origin': own}) as socket:
+                with contextlib.suppress(ConnectionError):  # it is closed before all of it is sent
+                    await socket.send_bytes(bytes((16 << 20) + 2000))
+                while not socket.closed:
+                    await asyncio.wait_for(socket.receive(), 30)
+
+    asyncio.run(send())
+    assert talk(site.address, '{}')[0][0]['error']
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(site):
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = struct.pack('>IIBBBBB', 40_000, 40_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(1 + 40_000 // 8) * 2000)
+    bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
+    answers, _ = talk(site.address, bomb, until='uploaded')
+    assert 'pixels' in answers[0]['error'] and '\n' not in answers[0]['error'], answers
+
+
 def test_another_address_needs_the_token_that_is_printed_once(site):
     open_site = Program('web', '--port', '0', '--host', '0.0.0.0')
     try:
@@ -137,6 +187,7 @@ def test_another_address_needs_the_token_that_is_printed_once(site):
         assert status == 302 and headers['Location'] == '/'
         cookie = headers['Set-Cookie']
         assert 'HttpOnly' in cookie and 'SameSite=Strict' in cookie
+        assert headers['Referrer-Policy'] == 'no-referrer'
         name_and_value = cookie.partition(';')[0]
         assert get(address, headers={'Cookie': name_and_value})[0] == 200
         _, events = talk(address, headers={'Cookie': name_and_value})

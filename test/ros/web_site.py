@@ -77,6 +77,7 @@ class Site:
         self._parameters = {
             'model': f'script={folder / "script.json"},tokens_per_second=60',
             'tools_file': str(folder / 'tools.yaml'),
+            'cameras': ['arm:=/{robot}/arm'],
         }
         self.start_node()
         self.camera = Program(

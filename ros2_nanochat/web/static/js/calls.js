@@ -32,7 +32,7 @@ export class Calls {
     const duration = call.duration > 0 ? `${call.duration.toFixed(2)} s` : '';
     return h('section', { class: `call ${call.state}`, 'data-call': call.id, 'aria-label': `Tool ${call.name}` },
       h('div', { class: 'title' },
-        h('b', {}, call.name),
+        h('b', {}, visible(call.name)),
         h('span', { class: `badge ${BADGES[call.state] ?? ''}` }, STATES[call.state] ?? call.state),
         call.dry_run && h('span', { class: 'badge' }, 'dry run'),
         call.background && h('span', { class: 'badge' }, 'in the background'),
@@ -64,8 +64,13 @@ function pretty(text) {
   try {
     const value = JSON.parse(text);
     const flat = JSON.stringify(value);
-    return flat.length < 80 ? flat : JSON.stringify(value, null, 2);
+    return visible(flat.length < 80 ? flat : JSON.stringify(value, null, 2));
   } catch {
-    return text;
+    return visible(text);
   }
+}
+
+/** Shows characters that are invisible or turn the order of others around: what is allowed must be what is read. */
+function visible(text) {
+  return text.replace(/[\p{Cf}\p{Co}\u2028\u2029]/gu, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
 }

@@ -4,13 +4,19 @@ import { h, setHidden, setText } from './dom.js';
 import { Panel } from './panel.js';
 
 export class Camera {
-  /** changed() is called when the camera comes into sight or leaves it. */
+  /** changed() is called when the camera comes into sight or leaves it, and when another one is chosen. */
   constructor(changed) {
     this.panel = new Panel('camera', 'Camera');
-    this.image = h('img', { alt: 'What the robot sees', width: '640', height: '480' });
-    this.trouble = h('p', { class: 'trouble', hidden: true });
-    this.panel.body.append(this.image, this.trouble);
+    this.choice = h('select', {
+      'aria-label': 'Which camera', hidden: true, onchange: () => this.choose(this.choice.value),
+    });
+    this.image = h('img', { width: '640', height: '480', hidden: true });
+    this.blank = h('p', { class: 'blank' }, 'No picture has come yet.');
+    this.trouble = h('p', { class: 'trouble', role: 'status', hidden: true });
+    this.panel.body.append(this.choice, this.image, this.blank, this.trouble);
     this.element = this.panel.element;
+    this.name = '';
+    this.names = [];
     this.inSight = false;
     this.times = [];
     this.changed = changed;
@@ -23,30 +29,50 @@ export class Camera {
     setInterval(() => this.showRate(), 1000);
   }
 
-  /** Whether pictures are wanted. */
+  /** Name of the camera whose pictures are wanted, '' for none. */
   get wanted() {
-    return this.inSight && document.visibilityState === 'visible';
+    return this.inSight && document.visibilityState === 'visible' ? this.name : '';
   }
 
-  show(hasCamera) {
-    setHidden(this.element, !hasCamera);
+  /** Shows which cameras there are, by name. */
+  show(names) {
+    setHidden(this.element, !names.length);
+    if (names.join('\n') === this.names.join('\n')) return;
+    this.names = names;
+    this.choice.replaceChildren(...names.map((name) => h('option', { value: name }, name)));
+    setHidden(this.choice, names.length < 2);
+    if (names.length && !names.includes(this.name)) this.choose(names[0]);
+    else this.choice.value = this.name;
+  }
+
+  choose(name) {
+    this.name = name;
+    this.choice.value = name;
+    this.clear();
+    this.image.alt = name === 'image' ? 'What the robot sees' : `What the robot's camera ${name} sees`;
+    this.changed();
   }
 
   clear() {
     this.image.removeAttribute('src');
+    setHidden(this.image, true);
+    setHidden(this.blank, false);
     this.times = [];
-    this.setTrouble('');
+    this.setTrouble({ name: this.name, trouble: '' });
   }
 
   frame(blob) {
     this.image.src = URL.createObjectURL(blob);
+    setHidden(this.image, false);
+    setHidden(this.blank, true);
     this.times.push(performance.now());
-    this.setTrouble('');
+    this.setTrouble({ name: this.name, trouble: '' });
   }
 
-  setTrouble(text) {
-    setText(this.trouble, text);
-    setHidden(this.trouble, !text);
+  setTrouble({ name, trouble }) {
+    if (name !== this.name) return;
+    setText(this.trouble, trouble);
+    setHidden(this.trouble, !trouble);
   }
 
   showRate() {

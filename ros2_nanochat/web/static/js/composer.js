@@ -32,12 +32,12 @@ export class Composer {
     document.addEventListener('keydown', (event) => this.shortcut(event));
   }
 
-  /** enabled: the robot is there; busy: a reply is on its way; camera: it has one. */
-  show({ enabled, busy, camera, name }) {
+  /** enabled: the robot is there; busy: a reply is on its way; cameras: names of those that it has. */
+  show({ enabled, busy, cameras, name }) {
     this.enabled = enabled;
     byId('send').disabled = !enabled;
     setHidden(byId('stop'), !busy || !enabled);
-    setHidden(byId('camera-choice'), !camera);
+    this.showCameras(cameras);
     this.question.placeholder = name ? `Ask ${name}` : 'Ask the robot';
   }
 
@@ -48,8 +48,7 @@ export class Composer {
     const pictures = this.pictures;
     try {
       const names = await Promise.all(pictures.map((picture) => picture.name));
-      const mode = byId('camera-choice').hidden ? '' : byId('image-mode').value;
-      const question = { text, pictures: names, response_format: this.responseFormat, image_mode: mode };
+      const question = { text, pictures: names, response_format: this.responseFormat, ...this.camera };
       this.question.value = '';
       this.pictures = [];
       this.showPictures();
@@ -63,6 +62,27 @@ export class Composer {
         this.showPictures();
       }
     }
+  }
+
+  showCameras(names) {
+    setHidden(byId('camera-choice'), !names.length);
+    const all = names.join('\n');
+    if (all === this.cameras) return;
+    this.cameras = all;
+    const choice = byId('image-mode');
+    const before = choice.value;
+    choice.querySelectorAll('[data-cameras]').forEach((option) => option.remove());
+    const each = names.length > 1 ? [...names.map((name) => [name, [name]]), ['all together', names]] : [];
+    choice.append(...each.map(([text, of]) => h('option', { value: `of ${text}`, 'data-cameras': JSON.stringify(of) }, text)));
+    choice.value = before;
+    if (choice.selectedIndex < 0) choice.value = '';
+  }
+
+  /** Which camera pictures go with the question, as fields of the request. */
+  get camera() {
+    if (byId('camera-choice').hidden) return {};
+    const [option] = byId('image-mode').selectedOptions;
+    return option.dataset.cameras ? { cameras: JSON.parse(option.dataset.cameras) } : { image_mode: option.value };
   }
 
   async stop() {

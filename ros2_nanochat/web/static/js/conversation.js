@@ -1,9 +1,10 @@
 // The conversation of one robot: a list of turns that grows at the end.
 
-import { byId, h, setHidden } from './dom.js';
+import { byId, h, setHidden, setText } from './dom.js';
 import { Turn } from './turn.js';
 
 const NEAR_THE_END = 80;
+const SPOKEN = 1000; // characters of a reply that screen readers get at its end
 
 export class Conversation {
   /** actions: what turns can ask for, see turn.js. */
@@ -15,6 +16,7 @@ export class Conversation {
     this.follows = true;
     const button = byId('to-end');
     this.list = h('div', {});
+    this.prompt = new SystemPrompt();
     this.log.append(this.list);
     let before = 0;
     this.log.addEventListener('scroll', () => {
@@ -31,13 +33,17 @@ export class Conversation {
     resized.observe(this.list);
   }
 
-  /** Replaces everything. */
+  /** Replaces everything. What stays keeps its element, and with it what is open, selected or half written. */
   replace(event) {
-    this.turns.clear();
-    this.list.replaceChildren(systemPrompt(event.system) || '');
-    for (const item of event.items) this.add(item);
-    if (!event.items.length) this.list.append(hint());
-    this.toEnd();
+    const before = this.turns;
+    const isNew = !before.size;
+    this.turns = new Map(event.items.map((item) => [item.key, before.get(item.key) ?? this.make(item)]));
+    for (const item of event.items) before.get(item.key)?.update(item);
+    const elements = [...this.turns.values()].map((turn) => turn.element);
+    this.prompt.show(event.system);
+    this.list.replaceChildren(this.prompt.element, ...(elements.length ? elements : [hint()]));
+    if (isNew) this.toEnd();
+    else this.follow();
   }
 
   clear() {
@@ -50,6 +56,7 @@ export class Conversation {
     const turn = this.turns.get(item.key);
     if (turn) turn.update(item);
     else this.add(item);
+    if (item.state === 'ended') setText(byId('spoken'), item.text.slice(0, SPOKEN));
     this.follow();
   }
 
@@ -68,10 +75,15 @@ export class Conversation {
     this.follow();
   }
 
-  add(item) {
-    this.log.querySelector('.hint')?.remove();
+  make(item) {
     const turn = new Turn(item, this.actions);
     turn.showCalls([...(this.calls.get(item.key)?.values() ?? [])]);
+    return turn;
+  }
+
+  add(item) {
+    this.log.querySelector('.hint')?.remove();
+    const turn = this.make(item);
     this.turns.set(item.key, turn);
     this.list.append(turn.element);
   }
@@ -96,9 +108,16 @@ export class Conversation {
   }
 }
 
-function systemPrompt(text) {
-  if (!text) return null;
-  return h('details', { class: 'system' }, h('summary', {}, 'System prompt'), h('div', { class: 'text' }, text));
+class SystemPrompt {
+  constructor() {
+    this.text = h('div', { class: 'text', dir: 'auto' });
+    this.element = h('details', { class: 'system' }, h('summary', {}, 'System prompt'), this.text);
+  }
+
+  show(text) {
+    setText(this.text, text);
+    setHidden(this.element, !text);
+  }
 }
 
 function hint() {

@@ -14,11 +14,13 @@ export class DiagnosticsPanel {
     this.panel.body.append(this.empty);
   }
 
-  /** Shows the status of one robot and that of its engine. */
+  /** Shows the status of one robot, of its standing questions, and of its engine. */
   show(node, robot) {
-    const engine = node?.statuses.find((status) => status.about === 'engine');
-    const statuses = [robot?.status, engine].filter(Boolean);
-    const worst = node?.silent ? 3 : Math.max(0, ...statuses.map((status) => status.level));
+    const all = node?.statuses ?? [];
+    const watches = all.filter((status) => status.robot === robot?.prefix && status.about !== robot?.status?.about);
+    const engine = all.find((status) => status.about === 'engine');
+    const statuses = [robot?.status, ...watches, engine].filter(Boolean);
+    const worst = node?.silent ? 3 : Math.min(3, Math.max(0, ...statuses.map((status) => status.level)));
     this.panel.setBadge(statuses.length ? LEVELS[worst][0] : '', LEVELS[worst][1]);
     this.empty.hidden = statuses.length > 0;
     for (const [about, entry] of this.entries) {
@@ -27,12 +29,13 @@ export class DiagnosticsPanel {
         this.entries.delete(about);
       }
     }
-    for (const status of statuses) {
+    statuses.forEach((status, n) => {
       if (!this.entries.has(status.about)) this.entries.set(status.about, new Entry(status.about));
       const entry = this.entries.get(status.about);
       entry.show(status);
-      if (!entry.element.isConnected) this.panel.body.append(entry.element);
-    }
+      const place = this.panel.body.children[n];
+      if (place !== entry.element) this.panel.body.insertBefore(entry.element, place ?? null);
+    });
   }
 }
 

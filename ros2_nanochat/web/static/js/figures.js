@@ -36,10 +36,12 @@ export class Figures {
     const rates = ran.map((turn) => turn.tokens_per_second).filter((rate) => rate > 0); // a single token has none
     this.speed.set(rates.length ? rates.at(-1).toFixed(1) : '–', '',
       bars(rates, rates.map((rate) => `${rate.toFixed(1)} tokens/s`)));
-    const share = (turn) => (turn.prompt_tokens ? turn.reused_tokens / turn.prompt_tokens : 0);
-    this.reused.set(last ? `${Math.round(100 * share(last))} %` : '–',
-      last ? `${last.reused_tokens} of ${last.prompt_tokens}` : '',
-      bars(ran.map(share), titles((turn) => `${turn.reused_tokens} of ${turn.prompt_tokens}`)));
+    const told = ran.filter((turn) => turn.reused_tokens >= 0 && turn.prompt_tokens > 0); // servers may not tell
+    const share = (turn) => turn.reused_tokens / turn.prompt_tokens;
+    const latest = told.at(-1);
+    this.reused.set(latest ? `${Math.round(100 * share(latest))} %` : '–',
+      latest ? `${latest.reused_tokens} of ${latest.prompt_tokens}` : '',
+      bars(told.map(share), told.map((turn) => `${turn.reused_tokens} of ${turn.prompt_tokens}`)));
   }
 
   /** Samples of the node's diagnostics; `all` replaces those before. */

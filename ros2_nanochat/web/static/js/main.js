@@ -54,7 +54,7 @@ const handlers = {
   observations: (event) => watches.observe(event),
   piece: (event) => conversation.piece(event),
   figures: (event) => figures.take(event),
-  camera: (event) => camera.setTrouble(event.trouble),
+  camera: (event) => camera.setTrouble(event),
 };
 
 const connection = new Connection(
@@ -103,8 +103,8 @@ function show() {
   const now = robot();
   setText(byId('robot-name'), now?.name ?? (selected || 'No robot'));
   document.title = now ? `${now.name} · nanochat` : 'nanochat';
-  camera.show(Boolean(now?.camera));
-  watches.show(Boolean(now?.watches));
+  camera.show(now?.cameras ?? []);
+  watches.show(Boolean(now?.watches), now?.cameras ?? []);
   diagnostics.show(fleet.nodes.find((node) => node.name === now?.node), now);
   showControls();
 }
@@ -126,7 +126,7 @@ function showControls() {
   composer.show({
     enabled: Boolean(now?.present && connection?.isOpen),
     busy: conversation.isBusy,
-    camera: Boolean(now?.camera),
+    cameras: now?.cameras ?? [],
     name: now?.name,
   });
 }
@@ -150,8 +150,8 @@ function approve(call, yes, reason) {
   return done({ do: 'approve', robot: selected, id: call.id, approve: yes, reason });
 }
 
-function changeWatch(command, { name, question, response_format, max_rate }) {
-  return done({ do: 'watch', robot: selected, command, name, question, response_format, max_rate });
+function changeWatch(command, { name, question, response_format, max_rate, cameras }) {
+  return done({ do: 'watch', robot: selected, command, name, question, response_format, max_rate, cameras });
 }
 
 /** Asks the server for something; shows why it did not work. */

@@ -1,6 +1,6 @@
 // The robots at the side: their names, what they are doing, and whether their node answers.
 
-import { byId, h, setHidden } from './dom.js';
+import { byId, h, setHidden, setText } from './dom.js';
 
 const LEVELS = ['ok', 'warn', 'bad'];
 
@@ -20,7 +20,8 @@ export class Robots {
   constructor(choose) {
     this.choose = choose;
     this.list = byId('robots');
-    this.shown = '';
+    this.nodes = byId('nodes');
+    this.entries = new Map();
     document.addEventListener('keydown', (event) => {
       if (event.altKey && (event.key === 'ArrowDown' || event.key === 'ArrowUp')) {
         event.preventDefault();
@@ -30,39 +31,53 @@ export class Robots {
   }
 
   show(fleet, selected) {
-    const states = fleet.robots.map((robot) => [robot.prefix, stateOf(robot)]);
-    const content = JSON.stringify([states, withoutRobots(fleet).map(messageOf), selected]);
-    if (content === this.shown) return;
-    this.shown = content;
     this.robots = fleet.robots;
     this.selected = selected;
-    const focused = document.activeElement?.dataset?.robot;
-    const others = withoutRobots(fleet);
-    this.list.replaceChildren(
-      ...fleet.robots.map((robot) => this.entry(robot)),
-      ...others.map((node) => nodeEntry(node)),
-    );
-    if (focused) this.list.querySelector(`[data-robot="${CSS.escape(focused)}"]`)?.focus();
-    setHidden(byId('no-robots'), this.list.children.length > 0);
+    const entries = new Map();
+    for (const robot of fleet.robots) {
+      const entry = this.entries.get(robot.prefix) ?? new Entry(robot, this.choose);
+      entry.show(robot, robot.prefix === selected);
+      entries.set(robot.prefix, entry);
+    }
+    this.entries = entries;
+    this.place([...entries.values()].map((entry) => entry.element));
+    this.nodes.replaceChildren(...withoutRobots(fleet).map(nodeEntry));
+    setHidden(byId('no-robots'), entries.size + this.nodes.children.length > 0);
   }
 
-  entry(robot) {
-    const state = stateOf(robot);
-    return h('li', {},
-      h('button', {
-        class: 'robot', 'data-level': state.level, 'data-robot': robot.prefix, title: robot.prefix,
-        'aria-current': String(robot.prefix === this.selected),
-        onclick: () => this.choose(robot.prefix),
-      },
-      h('span', { class: 'dot', 'aria-hidden': 'true' }),
-      h('span', { class: 'name' }, robot.name),
-      h('span', { class: 'state' }, state.text)));
+  /** Puts elements into the list, in this order; those that are in their place stay untouched. */
+  place(elements) {
+    for (const element of [...this.list.children]) if (!elements.includes(element)) element.remove();
+    elements.forEach((element, n) => {
+      if (this.list.children[n] !== element) this.list.insertBefore(element, this.list.children[n] ?? null);
+    });
   }
 
   step(by) {
     if (!this.robots?.length) return;
     const now = this.robots.findIndex((robot) => robot.prefix === this.selected);
     this.choose(this.robots[(now + by + this.robots.length) % this.robots.length].prefix);
+  }
+}
+
+/** One robot. It changes in place, so that it can be pressed and focused while its state changes. */
+class Entry {
+  constructor(robot, choose) {
+    this.name = h('bdi', { class: 'name' }, robot.name);
+    this.state = h('span', { class: 'state' });
+    this.button = h('button', {
+      class: 'robot', type: 'button', 'data-robot': robot.prefix, title: robot.prefix, onclick: () => choose(robot.prefix),
+    }, h('span', { class: 'dot', 'aria-hidden': 'true' }), this.name, this.state);
+    this.element = h('li', {}, this.button);
+  }
+
+  show(robot, isSelected) {
+    const state = stateOf(robot);
+    this.button.dataset.level = state.level;
+    if (isSelected !== this.isSelected && isSelected) this.element.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+    this.isSelected = isSelected;
+    this.button.setAttribute('aria-current', String(isSelected));
+    setText(this.state, state.text);
   }
 }
 

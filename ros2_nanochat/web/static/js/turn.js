@@ -8,12 +8,12 @@ export class Turn {
   /** actions.approve(call, yes, reason) answers for a tool. */
   constructor(item, actions) {
     this.pictures = h('div', { class: 'pictures', hidden: true });
-    this.query = h('p', { class: 'text' });
-    this.reasoningText = h('p', { class: 'text' });
+    this.query = h('p', { class: 'text', dir: 'auto' });
+    this.reasoningText = h('p', { class: 'text', dir: 'auto' });
     this.reasoning = h('details', { class: 'reasoning', hidden: true },
       h('summary', {}, 'Reasoning'), this.reasoningText);
     this.calls = new Calls(actions);
-    this.text = h('p', { class: 'text' });
+    this.text = h('p', { class: 'text', dir: 'auto' });
     this.waits = h('p', { class: 'waits' }, 'waiting for the model');
     this.remarks = h('div', {});
     this.answer = h('div', { class: 'answer' },
@@ -76,7 +76,7 @@ export class Turn {
     const { turn, error } = this.item;
     const lines = [[error || turn?.error, 'remark error'], [turn?.note, 'remark']];
     this.remarks.replaceChildren(
-      ...lines.filter(([text]) => text).map(([text, kind]) => h('p', { class: kind }, text)));
+      ...lines.filter(([text]) => text).map(([text, kind]) => h('p', { class: kind, dir: 'auto' }, text)));
   }
 
   showPictures(pictures) {
@@ -130,13 +130,13 @@ function figures(turn) {
     parts.push(h('span', { class: `badge ${bad ? 'bad' : 'warn'}` }, reason));
   }
   if (turn.valid) parts.push(h('span', { class: 'badge good' }, 'valid'));
-  if (turn.choice) parts.push(h('span', {}, `${turn.choice}: ${(100 * turn.probability).toFixed(0)} %`));
+  if (turn.choice) parts.push(h('span', { class: 'choice' }, h('bdi', {}, turn.choice), `: ${(100 * turn.probability).toFixed(0)} %`));
   if (turn.time_to_first_token > 0) parts.push(h('span', {}, `first token ${seconds(turn.time_to_first_token)}`));
   if (turn.tokens_per_second > 0) parts.push(h('span', {}, `${turn.tokens_per_second.toFixed(1)} tokens/s`));
   if (turn.new_tokens) parts.push(h('span', {}, turn.new_tokens === 1 ? '1 token' : `${turn.new_tokens} tokens`));
   if (turn.prompt_tokens) {
     parts.push(h('span', { title: 'Tokens of the prompt whose KV was kept, of all' },
-      `reused ${turn.reused_tokens} of ${turn.prompt_tokens}`));
+      turn.reused_tokens < 0 ? `${turn.prompt_tokens} of the prompt` : `reused ${turn.reused_tokens} of ${turn.prompt_tokens}`));
   }
   if (turn.dropped_turns) parts.push(h('span', {}, `${turn.dropped_turns} oldest turns dropped`));
   return parts;

@@ -1,10 +1,11 @@
 // Standing questions: the last answer of each, and how it went before.
 
 import { bars, line } from './chart.js';
-import { h, setHidden } from './dom.js';
+import { h, setHidden, setText } from './dom.js';
 import { Panel } from './panel.js';
 
 const MOST = 60;
+const PAUSE = 100; // milliseconds between two drawings
 
 export class Watches {
   /** change(command, watch) changes a standing question. */
@@ -13,19 +14,29 @@ export class Watches {
     this.panel = new Panel('watches', 'Standing questions');
     this.element = this.panel.element;
     this.list = h('div', {});
-    this.panel.body.append(this.list, this.adding());
+    this.empty = h('p', { class: 'empty' }, 'None. The robot can ask itself a question about its camera again and again.');
+    this.cameras = h('select', { 'aria-label': 'Which camera', hidden: true });
+    this.names = [];
+    this.panel.body.append(this.empty, this.list, this.adding());
     this.clear();
   }
 
   clear() {
     this.watches = [];
     this.seen = new Map();
+    this.entries = new Map();
+    this.list.replaceChildren();
     this.draw();
   }
 
-  /** Shows the panel if the robot takes standing questions. */
-  show(available) {
+  /** Shows the panel if the robot takes standing questions; cameras: the names of its cameras. */
+  show(available, cameras) {
     setHidden(this.element, !available && !this.watches.length);
+    if (cameras.join('\n') === this.names.join('\n')) return;
+    this.names = cameras;
+    const choices = cameras.length > 1 ? [...cameras, ALL] : cameras;
+    this.cameras.replaceChildren(...choices.map((name) => h('option', { value: name }, name)));
+    setHidden(this.cameras, choices.length < 2);
   }
 
   take({ watches }) {
@@ -39,32 +50,29 @@ export class Watches {
       const before = this.seen.get(each.name) ?? [];
       this.seen.set(each.name, [...before, each].slice(-MOST));
     }
-    this.draw();
+    // Several questions may be answered often: what comes together is drawn together.
+    this.drawing ??= setTimeout(() => this.draw(), PAUSE);
   }
 
   draw() {
-    const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    clearTimeout(this.drawing);
+    this.drawing = null;
     this.panel.setBadge(this.watches.length ? String(this.watches.length) : '');
-    this.list.replaceChildren(...(this.watches.length
-      ? this.watches.map((watch) => this.entry(watch))
-      : [h('p', { class: 'empty' }, 'None. The robot can ask itself a question about its camera again and again.')]));
-    if (focused) this.list.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
-  }
-
-  entry(watch) {
-    const seen = this.seen.get(watch.name) ?? [];
-    const last = seen.at(-1);
-    const paused = watch.state === 'paused';
-    const button = (text, command) => h('button', {
-      class: 'quiet', type: 'button', 'data-key': `${command} ${watch.name}`, onclick: () => this.change(command, watch),
-    }, text);
-    return h('section', { class: 'watch', 'data-watch': watch.name, 'aria-label': watch.question },
-      h('p', { class: 'asked' }, watch.question, ' ',
-        watch.state !== 'watching' && h('span', { class: 'badge warn', title: watch.note }, watch.state)),
-      last && h('p', { class: 'last' }, h('b', {}, shown(last)), h('span', {}, about(last))),
-      seen.length > 0 && chart(seen),
-      watch.note && h('p', { class: 'remark' }, watch.note),
-      h('div', { class: 'controls' }, button(paused ? 'Resume' : 'Pause', paused ? 'resume' : 'pause'), button('Remove', 'remove')));
+    setHidden(this.empty, this.watches.length > 0);
+    const names = new Set(this.watches.map((watch) => watch.name));
+    for (const [name, entry] of this.entries) {
+      if (names.has(name)) continue;
+      entry.element.remove();
+      this.entries.delete(name);
+    }
+    for (const watch of this.watches) {
+      if (!this.entries.has(watch.name)) {
+        const entry = new Entry(this.change);
+        this.entries.set(watch.name, entry);
+        this.list.append(entry.element);
+      }
+      this.entries.get(watch.name).show(watch, this.seen.get(watch.name) ?? []);
+    }
   }
 
   adding() {
@@ -74,10 +82,64 @@ export class Watches {
       class: 'add-watch',
       onsubmit: async (event) => {
         event.preventDefault();
-        const asked = { name: '', question: question.value.trim(), response_format: form.value.trim(), max_rate: 1 };
+        const cameras = this.cameras.hidden ? [] : this.cameras.value === ALL ? this.names : [this.cameras.value];
+        const asked = {
+          name: '', question: question.value.trim(), response_format: form.value.trim(), max_rate: 1, cameras,
+        };
         if (asked.question && await this.change('add', asked)) question.value = form.value = '';
       },
-    }, question, form, h('button', { type: 'submit' }, 'Add'));
+    }, question, form, this.cameras, h('button', { type: 'submit' }, 'Add'));
+  }
+}
+
+const ALL = 'all together'; // no camera's name has a space
+
+/** One standing question. It changes in place, so that its buttons can be pressed while answers come. */
+class Entry {
+  constructor(change) {
+    const button = (command) => h('button', {
+      class: 'quiet', type: 'button', onclick: () => change(command(), this.watch),
+    });
+    this.question = h('span', { dir: 'auto' });
+    this.cameras = h('span', { class: 'badge' });
+    this.state = h('span', { class: 'badge warn' });
+    this.value = h('b', { dir: 'auto' });
+    this.about = h('span', {});
+    this.last = h('p', { class: 'last' }, this.value, this.about);
+    this.chart = h('div', {});
+    this.note = h('p', { class: 'remark' });
+    this.pause = button(() => (this.isPaused ? 'resume' : 'pause'));
+    this.remove = button(() => 'remove');
+    setText(this.remove, 'Remove');
+    this.element = h('section', { class: 'watch' },
+      h('p', { class: 'asked' }, this.question, ' ', this.cameras, ' ', this.state),
+      this.last, this.chart, this.note, h('div', { class: 'controls' }, this.pause, this.remove));
+  }
+
+  get isPaused() {
+    return this.watch.state === 'paused';
+  }
+
+  show(watch, seen) {
+    this.watch = watch;
+    const last = seen.at(-1);
+    this.element.dataset.watch = watch.name;
+    this.element.setAttribute('aria-label', watch.question);
+    setText(this.question, watch.question);
+    setText(this.cameras, watch.cameras.join(', '));
+    setHidden(this.cameras, watch.cameras.join() === 'image' || !watch.cameras.length);
+    setText(this.state, watch.state);
+    setHidden(this.state, watch.state === 'watching');
+    setHidden(this.last, !last);
+    if (last) {
+      setText(this.value, shown(last));
+      setText(this.about, about(last));
+    }
+    setText(this.note, watch.note);
+    setHidden(this.note, !watch.note);
+    setText(this.pause, this.isPaused ? 'Resume' : 'Pause');
+    if (seen !== this.drawn) this.chart.replaceChildren(...(seen.length ? [chart(seen)] : []));
+    this.drawn = seen;
   }
 }
 

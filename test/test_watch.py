@@ -570,3 +570,5 @@ def test_observations_become_text_for_a_conversation():
     assert len(lines) == 4 and lines[0].endswith('door: no') and 'last answer' in lines[-1]
     assert len(kept.text(since=1.7e9 + 150).splitlines()) == 3
     assert kept.text(names=['tray']) == 'nothing was observed'
+    span = kept.text(since=1.7e9 + 100, until=1.7e9 + 190)
+    assert [line.split(' ')[-1] for line in span.splitlines()] == ['no', 'yes']

@@ -73,22 +73,30 @@ class Observations:
             while len(self._last) > KEPT:  # names of questions that ended long ago
                 self._last.pop(next(iter(self._last)))
 
-    def text(self, since: float | None = None, names: Collection[str] = ()) -> str:
+    def text(
+        self, since: float | None = None, names: Collection[str] = (), until: float | None = None
+    ) -> str:
         """Return what was seen, a line for each change, for a conversation to read.
 
         Args:
             since: Seconds since the epoch (of the frames' stamps); None for all that is kept.
             names: The standing questions to tell about; all if empty.
+            until: The end of the span; None for now. The last answers are told if they are not later.
         """
         with self._lock:
             changes, last = list(self._changes), list(self._last.values())
-        first = -math.inf if since is None else since * 1e9
-        seen = [each for each in changes if each.stamp >= first and (not names or each.watch.name in names)]
+        first, end = (
+            (-math.inf if since is None else since * 1e9),
+            (math.inf if until is None else until * 1e9),
+        )
+        seen = [
+            each for each in changes if first <= each.stamp <= end and (not names or each.watch.name in names)
+        ]
         lines = [f'{clock(each.stamp)} {each.watch.name}: {shorten(each.text)}' for each in seen[-_SHOWN:]]
         if len(seen) > _SHOWN:
             lines.insert(0, f'({len(seen) - _SHOWN} earlier changes are left out)')
         for each in last:
-            if not names or each.watch.name in names:
+            if each.stamp <= end and (not names or each.watch.name in names):
                 lines.append(
                     f'{each.watch.name} ({shorten(each.watch.question)}): last answer at {clock(each.stamp)}:'
                     f' {shorten(each.text)}'
@@ -97,10 +105,13 @@ class Observations:
 
 
 def observations_text(
-    observations: Observations, since: float | None = None, names: Collection[str] = ()
+    observations: Observations,
+    since: float | None = None,
+    names: Collection[str] = (),
+    until: float | None = None,
 ) -> str:
     """Return what a robot's standing questions saw; see `Observations.text`."""
-    return observations.text(since, names)
+    return observations.text(since, names, until)
 
 
 def clock(stamp: int) -> str:

@@ -47,7 +47,7 @@ class Scene:
         rows, columns = (
             _starts(length, round(size / side)) for length, size in zip(small.shape, (height, width))
         )
-        sums = np.add.reduceat(np.add.reduceat(small.astype(np.float32), rows, axis=0), columns, axis=1)
+        sums = _sums(_sums(small, rows).swapaxes(0, 1), columns).swapaxes(0, 1)
         counts = np.outer(_lengths(rows, small.shape[0]), _lengths(columns, small.shape[1]))
         return cls(sums / counts[..., None].astype(np.float32), side)
 
@@ -75,6 +75,19 @@ def _starts(length: int, count: int) -> np.ndarray:
     """Return where `count` parts of a length begin."""
     count = min(max(1, count), length)
     return np.linspace(0, length, count + 1).astype(int)[:-1]
+
+
+def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the sums of parts of the first axis, of few values each: several times as fast as `add.reduceat`."""
+    lengths = _lengths(starts, len(values))
+    sums = values[starts].astype(np.uint16)
+    for n in range(1, lengths.max()):
+        longer = np.flatnonzero(lengths > n)
+        if len(longer) == len(starts):
+            sums += values[starts + n]
+        else:
+            sums[longer] += values[starts[longer] + n]
+    return sums
 
 
 def _lengths(starts: np.ndarray, length: int) -> np.ndarray:

@@ -144,7 +144,7 @@ def test_reset_forgets_and_may_set_a_system_prompt(fresh):
 def test_a_reload_loses_nothing_not_even_a_reply_that_streams(fresh):
     first = ended(ask(fresh, 'First'))
     figures = first.locator('footer').text_content()
-    ask(fresh, 'Second, and this one is long enough to be seen ' * 8)
+    ask(fresh, 'Second, and this one is long enough to be seen ' * 5)
     expect(reply(fresh.locator('.turn').last)).not_to_have_text('')
     fresh.reload()
     turns = fresh.locator('.turn')

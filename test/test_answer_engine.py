@@ -22,6 +22,7 @@ from ros2_nanochat.answer.response_format import read_response_format
 from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.reply_text import ReplyText
+from ros2_nanochat.engine.sampler import Sampler
 from ros2_nanochat.reasoning import ReasoningMarks
 
 
@@ -283,6 +284,28 @@ def test_a_form_that_takes_too_much_work_ends_its_reply_and_no_other(sixteen):
     assert len(free.wait().tokens) == 20
 
 
+@pytest.mark.parametrize(
+    'options', [{}, {'min_new_tokens': 8}, {'stop_tokens': list(range(200, 400))}], ids=str
+)
+def test_an_id_that_is_checked_is_the_one_that_the_mask_gives(sixteen, monkeypatch, options):
+    """A greedy reply computes masks only if the likeliest id of all is not allowed."""
+    rng = random.Random(7)
+    forms = [random_object(rng), ['yes', 'no', 'nothing'], '/[A-Za-z ,.]{5,60}[.]/', '/[^a-m]{20}/', None]
+    said, counts, masks, allowed = [], [], [], AnswerForm.allowed
+    monkeypatch.setattr(AnswerForm, 'allowed', lambda self, size: masks.append(0) or allowed(self, size))
+    for masked in (False, True):
+        if masked:
+            monkeypatch.setattr(Sampler, 'masked', property(lambda self: self.form is not None))
+        masks.clear()
+        replies = [
+            sixteen.generate(prompt(sixteen, question), response_format=form, max_new_tokens=16, **options)
+            for form, question in zip(forms, [*QUESTIONS, 'Where is the cat?'])
+        ]
+        said.append([reply.wait().tokens for reply in replies])
+        counts.append(len(masks))
+    assert said[0] == said[1] and counts[0] < counts[1]
+
+
 # --- reasoning ---
 
 
@@ -312,7 +335,7 @@ def answer_form(text):
 
 
 def allowed(form) -> set[int]:
-    return set(np.flatnonzero(np.isfinite(form.mask(np.zeros(128, np.float32)))))
+    return set(np.flatnonzero(form.allowed(128)))
 
 
 def put(form, text, ids) -> None:

@@ -36,12 +36,16 @@ class AnswerMatcher:
     ):
         self._raw = raw
         self._vocabulary = vocabulary
+        self._ends = end_ids
         self._end_ids = np.array(sorted(end_ids))
         self._never = vocabulary.never
         if marks := list(marks):
             self._never = self._never.copy()
             self._never[marks] = False
-        self._mask: np.ndarray | None = None  # of the current state, once computed
+        self._may_come = np.packbits(~self._never, bitorder='little')
+        # of the current state, once computed
+        self._mask: np.ndarray | None = None
+        self._forced: list[int] | None = None
 
     def check(self) -> None:
         """Check that the form can be satisfied.
@@ -66,8 +70,8 @@ class AnswerMatcher:
         if self._mask is None:
             bits = np.frombuffer(self._raw.compute_bitmask(), np.uint8)
             self._check_work()
+            bits = bits[: len(self._may_come)] & self._may_come
             mask = np.unpackbits(bits, count=self._vocabulary.size, bitorder='little').view(bool)
-            mask &= ~self._never
             if self.whole:
                 mask[self._end_ids] = True
             self._mask = mask
@@ -75,23 +79,39 @@ class AnswerMatcher:
 
     def _check_work(self, detail: str = '') -> None:
         if self._raw.is_error():
-            reason = shorten(self._raw.get_error().replace('<non-verbose/>', ''))
+            error = self._raw.get_error().replace('<non-verbose/>', '').partition('<backtrace>')[0]
+            reason = shorten(error.strip())
             if reason.startswith('NoExtension'):
                 raise ValueError('response_format is not valid: no text satisfies it')
             raise ValueError(f'response_format cannot be followed: {detail}{reason}')
 
     def forced(self) -> list[int]:
         """Return the ids that must come next, whatever the model prefers; often none."""
-        ids = self._raw.compute_ff_tokens()
-        return [] if any(self._never[i] for i in ids) else ids
+        if self._forced is None:
+            ids = self._raw.compute_ff_tokens()
+            self._forced = [] if any(self._never[i] for i in ids) else ids
+        return self._forced
 
     def ignores(self, token_id: int) -> bool:
         """Return whether an id has no text that the form could see, and is none of its marks."""
         return token_id >= len(self._never) or bool(self._never[token_id])
 
     def allows(self, token_id: int) -> bool:
-        """Return whether an id may come next, without computing all that may."""
-        return bool(self._raw.validate_tokens([int(token_id)]))
+        """Return whether an id is among those that are `allowed`, without computing all of them.
+
+        Raises:
+            ValueError: Finding that out takes more work than is allowed.
+        """
+        if self._mask is not None or self.forced():
+            return not token_id >= self._vocabulary.size and bool(self.allowed()[token_id])
+        if token_id in self._ends and self.whole:
+            return True
+        if self.ignores(token_id):
+            return False
+        allowed = bool(self._raw.validate_tokens([int(token_id)]))
+        if not allowed:
+            self._check_work()
+        return allowed
 
     def accept(self, token_id: int) -> None:
         """Advance by one id that `allowed` contains.
@@ -99,7 +119,7 @@ class AnswerMatcher:
         Raises:
             ValueError: The id is not allowed, or following it takes more work than is allowed.
         """
-        self._mask = None
+        self._mask = self._forced = None
         if not self._raw.consume_token(int(token_id)):
             self._check_work(f'token id {token_id} is not allowed: ')
 

@@ -15,6 +15,7 @@ from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.call_text import CallText
 from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.choice_scores import MAX_ALTERNATIVES, ChoiceScores
+from ros2_nanochat.engine.held_form import HeldForm
 from ros2_nanochat.engine.reply_text import ReplyText
 from ros2_nanochat.prompt import Preceding
 
@@ -73,7 +74,7 @@ class ModelVocabulary:
         matcher: AnswerMatcher | None,
         text: ReplyText,
         end_ids: frozenset[int],
-    ) -> AnswerForm | CallingForm | None:
+    ) -> HeldForm | None:
         """Return what applies `matcher` to a reply with this text; None without one."""
         if matcher is None:
             return None

@@ -14,8 +14,7 @@ import numpy as np
 
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.logits import Logits
-from ros2_nanochat.engine.answer_form import AnswerForm
-from ros2_nanochat.engine.calling import CallingForm
+from ros2_nanochat.engine.held_form import HeldForm
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.sampler import choose_there, places_there
@@ -91,63 +90,69 @@ class Delivery:
             self._metrics.count('prefilled_tokens', work.num_entries)
 
     def _choose(self, requests: list[Request], rows: Logits) -> Sequence[int | None]:
+        if not requests:
+            return []
         samplers = [request.progress.sampler for request in requests]
         try:
-            if not requests:
-                return []
-            there = self._apply_forms(requests, places_there(samplers, rows), rows)
-            chosen = choose_there(samplers, rows, there)
+            places = self._unscored(requests, places_there(samplers, rows))
+            places = self._mask(requests, rows, places, [i for i in places if samplers[i].masked])
+            chosen = choose_there(samplers, rows, places)
+            rejected = [i for i in places if self._rejects(requests[i], chosen[i])]
+            again = self._mask(requests, rows, rejected, rejected) if rows.can_mask else []
+            second = choose_there(samplers, rows, again)
+            for i in rejected:
+                chosen[i] = second[i]
         except Exception as error:
             self.fail(requests, f'choosing the next token failed: {error}')
             return [None] * len(requests)
-        chosen = [
-            token_id if self._may_come(request, token_id) else None
-            for request, token_id in zip(requests, chosen)
-        ]
         if None in chosen:  # one copy to the host serves all of them
             here = rows.numpy()
             chosen = [
-                self._choose_here(request, here[i]) if token_id is None else token_id
+                self._choose_here(request, here[i], i in rejected) if token_id is None else token_id
                 for i, (request, token_id) in enumerate(zip(requests, chosen))
             ]
         return chosen
 
     @staticmethod
-    def _may_come(request: Request, token_id: int | None) -> bool:
-        form = request.progress.form
-        return form is None or token_id is None or not form.free or form.allows(token_id)
+    def _unscored(requests: list[Request], places: list[int]) -> list[int]:
+        """Leave out the places whose whole row is needed on the host, for the probabilities of a choice."""
+        scores = {i: requests[i].progress.scores for i in places}
+        return [i for i, scored in scores.items() if scored is None or scored.started]
 
-    def _apply_forms(self, requests: list[Request], places: list[int], rows: Logits) -> list[int]:
-        """Rule out what forms do not allow, where the logits are; return which places can be chosen there."""
-        there, held, allowed = [], [], []
-        for i in places:
+    def _mask(self, requests: list[Request], rows: Logits, places: list[int], masked: list[int]) -> list[int]:
+        """Rule out what the forms of the `masked` do not allow, where the logits are; return the places whose
+        forms could be followed.
+        """
+        allowed: dict[int, np.ndarray] = {}
+        for i in masked:
             progress = requests[i].progress
-            if progress.scores is not None and not progress.scores.started:
-                continue  # the probabilities of a choice need the whole row
-            if progress.form is not None and not progress.form.free:
-                try:
-                    allowed.append(progress.form.allowed(rows.shape[1]))
-                except ValueError as error:
-                    self.fail([requests[i]], str(error))
-                    continue
-                held.append(i)
-            there.append(i)
-        if held:
-            rows.mask(held, np.stack(allowed))
-        return there
+            try:
+                allowed[i] = progress.sampler.allowed(rows.shape[1], len(progress.new_ids))
+            except ValueError as error:
+                self.fail([requests[i]], str(error))
+        if allowed:
+            rows.mask(list(allowed), np.stack(list(allowed.values())))
+        return [i for i in places if i not in masked or i in allowed]
 
-    def _choose_here(self, request: Request, row: np.ndarray) -> int | None:
+    def _rejects(self, request: Request, token_id: int | None) -> bool:
+        """Whether an id that was chosen without a mask may not come, so that it is chosen again with one."""
+        progress = request.progress
+        if token_id is None:  # a logit is not finite, perhaps of an id that is not allowed
+            return progress.form is not None and not progress.form.free
+        try:
+            return not progress.sampler.may_come(token_id, len(progress.new_ids))
+        except ValueError as error:
+            self.fail([request], str(error))
+            return True
+
+    def _choose_here(self, request: Request, row: np.ndarray, strict: bool = False) -> int | None:
         progress = request.progress
         if request.signals.ended.is_set():
             return None
         try:
             if progress.scores is not None and not progress.scores.started:
                 progress.scores.take((), row)
-            sampler, context, count = progress.sampler, request.context(), len(progress.new_ids)
-            token_id = sampler.choose(row, context, count)
-            if not self._may_come(request, token_id):
-                token_id = sampler.choose(row, context, count, strict=True)
-            return token_id
+            return progress.sampler.choose(row, request.context(), len(progress.new_ids), strict)
         except Exception as error:
             self.fail([request], f'choosing the next token failed: {error}')
             return None
@@ -182,7 +187,8 @@ class Delivery:
         """Append an id to a reply; False if the reply ends with it."""
         asked, progress = request.asked, request.progress
         config, form, scores = asked.config, progress.form, progress.scores
-        if scores is not None and form is not None and not scores.started and form.begins_with(token_id):
+        answer = progress.answer_form
+        if scores is not None and not scores.started and answer is not None and answer.begins_with(token_id):
             self._to_score.append((request, token_id))
             scores.started = True
             return False
@@ -219,7 +225,7 @@ class Delivery:
             or progress.entries.length >= self._scheduler.room
         )
 
-    def _put_forced(self, request: Request, form: AnswerForm | CallingForm) -> None:
+    def _put_forced(self, request: Request, form: HeldForm) -> None:
         """Append the ids that the form forces; the next forward reads them all at once."""
         for token_id in form.forced():
             if self._is_full(request) or request.progress.text.stopped:

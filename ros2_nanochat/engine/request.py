@@ -16,8 +16,8 @@ import numpy as np
 from ros2_nanochat.answer.call_form import CallForm
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.answer_form import AnswerForm
-from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.choice_scores import ChoiceScores
+from ros2_nanochat.engine.held_form import HeldForm
 from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.reply_text import ReplyText, TextDelta
 from ros2_nanochat.engine.sampler import Sampler
@@ -123,7 +123,7 @@ class Progress:
         self,
         asked: Asked,
         text: ReplyText,
-        form: AnswerForm | CallingForm | None,
+        form: HeldForm | None,
         scores: ChoiceScores | None,
     ):
         start = asked.goal.entries if asked.prefix is None else asked.prefix.entries
@@ -150,6 +150,11 @@ class Progress:
         self.last_token: float | None = None
         self.trace: list[tuple[str, float]] = [('submitted', asked.submitted)]
         """What happened when: `(event, time.monotonic())`."""
+
+    @property
+    def answer_form(self) -> AnswerForm | None:
+        """The form of the answer; None without one, or if the reply is held to calls."""
+        return self.form if isinstance(self.form, AnswerForm) else None
 
     def mark(self, event: str) -> float:
         """Add an event to the trace; return its time."""
@@ -202,7 +207,7 @@ class Request:
         asked: Asked,
         sequence: Sequence,
         text: ReplyText,
-        form: AnswerForm | CallingForm | None = None,
+        form: HeldForm | None = None,
         scores: ChoiceScores | None = None,
         calls: CallForm | None = None,
     ):

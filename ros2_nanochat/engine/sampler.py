@@ -13,9 +13,11 @@ import numpy as np
 
 from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import GenerationConfig
-from ros2_nanochat.engine.answer_form import AnswerForm
-from ros2_nanochat.engine.calling import CallingForm
+from ros2_nanochat.engine.held_form import HeldForm
 
+_TRIES = 6  # of the likeliest ids, before a mask is computed
+_FEW = 0.1  # of the vocabulary: with more allowed ids, looking at all is faster than gathering them
+_MINUS_INFINITY = np.array(-np.inf, np.float32).view(np.int32)
 _LEAST_TEMPERATURE = 1e-30  # below it float32 overflows; sampling already always gives the likeliest id
 
 
@@ -28,61 +30,120 @@ class Sampler:
         form: The form that the answer must have, or None.
     """
 
-    def __init__(
-        self,
-        config: GenerationConfig,
-        end_ids: frozenset[int],
-        form: AnswerForm | CallingForm | None = None,
-    ):
+    def __init__(self, config: GenerationConfig, end_ids: frozenset[int], form: HeldForm | None = None):
         self.config = config
         self.form = form
+        self._ends = end_ids
         self._end_ids = np.fromiter(sorted(end_ids), np.int64)
         self._random = np.random.Generator(np.random.PCG64(None if config.greedy else config.seed))
-        self._unprocessed = (
-            config.repetition_penalty == 1.0 and not config.min_new_tokens and not config.logits_processors
+        self._as_computed = config.repetition_penalty == 1.0 and not config.logits_processors
+        self.simple = self._as_computed and (
+            config.greedy or not (config.top_k or config.min_p or config.min_new_tokens)
         )
-        self.simple = self._unprocessed and (config.greedy or not (config.top_k or config.min_p))
-        """Whether nothing but temperature and top-p, and a form if there is one, affects the choice."""
+        """Whether the id can be chosen from the logits as they are, with temperature and top-p only, and then
+        checked with `may_come`."""
 
     def draw(self) -> float:
         """Return the next random number, in [0, 1)."""
         return self._random.random()
 
+    @property
+    def masked(self) -> bool:
+        """Whether the next id can only be chosen with the form's mask.
+
+        The likeliest id of all is also the likeliest of those that the form allows, if it is one of them. So
+        a greedy reply needs the mask only if it is not.
+        """
+        return not (self.form is None or self.form.free or (self.config.greedy and self._as_computed))
+
+    def may_come(self, token_id: int, num_new: int) -> bool:
+        """Return whether an id that was chosen without a mask may come next.
+
+        Args:
+            token_id: The id.
+            num_new: Number of ids of the reply so far.
+
+        Raises:
+            ValueError: Following the form takes too much work.
+        """
+        if num_new < self.config.min_new_tokens and token_id in self._ends:
+            return False
+        return self.form is None or self.form.allows(token_id)
+
+    def allowed(self, size: int, num_new: int) -> np.ndarray:
+        """Return which ids the form and `min_new_tokens` allow, [size] bool. Do not change the array.
+
+        Raises:
+            ValueError: Following the form takes too much work.
+        """
+        ids = np.ones(size, bool) if self.form is None else self.form.allowed(size)
+        if num_new < self.config.min_new_tokens:
+            ids = ids.copy()
+            ids[self._end_ids] = False
+        return ids
+
     def choose(self, logits: np.ndarray, context: np.ndarray, num_new: int, strict: bool = False) -> int:
         """Return the next id.
-
-        If the form is free, the id is chosen without it. Then pass the id to the form's `allows`, and if that
-        rejects it, choose again, `strict`.
 
         Args:
             logits: [v] float32.
             context: [n]: the ids so far.
             num_new: How many of them, at the end, belong to the reply.
-            strict: Apply the form even if it is free.
+            strict: The form was not applied to an id that was chosen, and rejected it: apply it first.
 
         Raises:
-            ValueError: The logits are not valid, or a processor returned another shape.
+            ValueError: The logits are not valid, a processor returned another shape, or following the form
+                takes too much work.
         """
-        config = self.config
-        if self.form is not None and config.greedy and self._unprocessed and (strict or not self.form.free):
-            ids = np.flatnonzero(self.form.allowed(len(logits)))  # mostly few: no copy of all logits
-            if len(ids):
-                best = int(ids[logits[ids].argmax()])
-                _check(min(logits[best], np.float32(0)))
-                return best
-        if self.form is not None:
-            logits = self.form.mask(logits, strict)
-        if not self._unprocessed:
-            logits = self._process(logits, context, num_new)
-        if self.form is not None and config.logits_processors:
-            logits = self.form.mask(logits, strict)
-        if not config.greedy:
+        masked = self.form is not None and (strict or self.masked)
+        if masked and not self.masked and (likely := self._try_likeliest(logits, num_new)) is not None:
+            return likely
+        if masked and self.config.logits_processors:
+            logits = np.where(self.allowed(len(logits), num_new), logits, np.float32(-np.inf))
+        early = num_new < self.config.min_new_tokens
+        if not self._as_computed or (early and not masked):
+            logits = self._process(logits, context, early)
+        if masked:
+            return self._pick_allowed(logits, self.allowed(len(logits), num_new))
+        token_id = self._pick(logits)
+        if self.form is None or self.form.allows(token_id):
+            return token_id
+        return self.choose(logits, context, num_new, strict=True)
+
+    def _try_likeliest(self, logits: np.ndarray, num_new: int) -> int | None:
+        """The likeliest id that may come, if it is one of the first few, at a lower cost than a mask."""
+        if self.form is None or self.form.free:
+            return None
+        rest = logits.copy()
+        for _ in range(_TRIES):
+            token_id = int(rest.argmax())
+            if not np.isfinite(rest[token_id]):
+                return None
+            if self.may_come(token_id, num_new):
+                return token_id
+            rest[token_id] = -np.inf
+        return None
+
+    def _pick_allowed(self, logits: np.ndarray, allowed: np.ndarray) -> int:
+        if np.count_nonzero(allowed) > _FEW * len(allowed):
+            try:
+                return self._pick(logits + _bias(allowed))
+            except ValueError:  # a logit is not finite, perhaps of an id that is not allowed
+                pass
+        ids = np.flatnonzero(allowed)
+        return int(ids[self._pick(logits[ids])])
+
+    def _pick(self, logits: np.ndarray) -> int:
+        """The index of the next id among some logits, possibly none."""
+        if not len(logits):
+            _check(-np.inf)
+        if not self.config.greedy:
             return self._draw(logits)
         best = int(logits.argmax())
         _check(min(logits[best], np.float32(0)))
         return best
 
-    def _process(self, logits: np.ndarray, context: np.ndarray, num_new: int) -> np.ndarray:
+    def _process(self, logits: np.ndarray, context: np.ndarray, early: bool) -> np.ndarray:
         config = self.config
         logits = logits.astype(np.float32)  # a copy, as the backend owns the row
         if config.repetition_penalty != 1.0:
@@ -91,7 +152,7 @@ class Sampler:
             logits[seen] = np.where(
                 scores < 0, scores * config.repetition_penalty, scores / config.repetition_penalty
             )
-        if num_new < config.min_new_tokens:
+        if early:
             logits[self._end_ids] = -np.inf
         for processor in config.logits_processors:
             shape = logits.shape
@@ -125,6 +186,14 @@ class Sampler:
         )  # stay below the sum, which rounding might reach
         index = int(np.searchsorted(cumulative, point, side='right'))
         return int(index if ids is None else ids[index])
+
+
+def _bias(allowed: np.ndarray) -> np.ndarray:
+    """What rules out ids if it is added to their logits: 0 where [v] bool is true, else minus infinity.
+
+    Made of bits: `np.where` would take ten times as long.
+    """
+    return ((allowed.astype(np.int32) - 1) & _MINUS_INFINITY).view(np.float32)
 
 
 def _check(largest: float) -> None:
@@ -161,7 +230,7 @@ def places_there(samplers: Sequence[Sampler], rows: Logits) -> list[int]:
         for i, sampler in enumerate(samplers)
         if sampler.simple
         and (rows.can_sample or sampler.config.greedy)
-        and (rows.can_mask or sampler.form is None or sampler.form.free)
+        and (rows.can_mask or not sampler.masked)
     ]
     return places if rows.can_sample or len(places) == len(samplers) else []
 

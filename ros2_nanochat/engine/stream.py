@@ -211,7 +211,7 @@ class StreamingResponse:
     @property
     def valid(self) -> bool:
         """Whether the answer is complete and in the form that `response_format` asked for."""
-        form = self._request.progress.form
+        form = self._request.progress.answer_form
         if form is None or self.finish_reason is not FinishReason.STOP:
             return False
         with self._lock:  # a long answer takes a while to match: only once
@@ -226,9 +226,8 @@ class StreamingResponse:
         Raises:
             ValueError: The class that was given as the form does not accept the value.
         """
-        form = self._request.progress.form
-        wanted = form.response_format if form is not None and self.valid else None
-        return None if wanted is None else wanted.parse(self.text)
+        form = self._request.progress.answer_form
+        return form.response_format.parse(self.text) if form is not None and self.valid else None
 
     @property
     def probabilities(self) -> dict[str, float] | None:

@@ -125,7 +125,7 @@ class Attempts:
         can = server.can
         assert can is not None
         asked, settings = reply.request.asked, self._settings
-        held_to = reply.request.progress.form
+        held_to = reply.request.progress.answer_form
         form = None if held_to is None else held_to.response_format
         fields = None if form is None else STYLES[can.forms[form.kind]](form)
         reply.start(f'{self._text.info.name}@{server.url}')

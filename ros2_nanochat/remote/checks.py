@@ -40,7 +40,7 @@ class Checks:
             )
         if asked.goal.spans and not can.images:
             return 'this server takes no pictures the way it is talked to'
-        form = request.progress.form
+        form = request.progress.answer_form
         return config_refusal(asked.config, can) or (
             form_refusal(form.response_format, can) if form is not None else None
         )

@@ -187,7 +187,7 @@ class RemoteReply:
         """End a complete reply. An answer that is not in its form is an error."""
         reason = self._reason or FinishReason.STOP
         progress = self._progress
-        form = progress.form
+        form = progress.answer_form
         if reason is FinishReason.STOP and form is not None:
             rest = [*progress.text.flush()]
             for delta in rest:

@@ -8,7 +8,7 @@ import json
 import random
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -59,6 +59,8 @@ class Scene:
         ('{"type": "integer"}', 'schema'),
         ({'type': 'integer'}, 'schema'),
         ({'type': 'json_schema', 'json_schema': {'name': 'n', 'schema': {'type': 'null'}}}, 'schema'),
+        ({'type': 'json_schema', 'name': 'n', 'strict': True, 'schema': {'type': 'null'}}, 'schema'),
+        ({'type': 'json_object', 'schema': {'type': 'null'}}, 'schema'),
         (Scene, 'schema'),
     ],
 )
@@ -79,6 +81,8 @@ def test_no_form_is_none(value):
         ('yes', "'yes' is not valid"),
         (['yes'], 'at least two'),
         ('a | a', "'a' stands twice"),
+        ('a | b | ', "'' is not valid as one of a choice"),
+        (' | a | b', "'' is not valid as one of a choice"),
         (['a', ''], 'not empty'),
         (['a', 3], '3 is not valid'),
         ('/(/', 'unclosed group'),
@@ -95,6 +99,7 @@ def test_no_form_is_none(value):
         ({'const': float('nan')}, 'no JSON'),
         ({'const': object()}, 'no JSON'),
         ({'type': 'json_schema'}, 'json_schema'),
+        ({'type': 'json_object', 'keys': 3}, "'keys': 3"),
         ({'ros_type': 'geometry_msgs/msg/Twist'}, 'ROS 2'),
         ('geometry_msgs/msg/Twist', 'ROS 2'),
         ('x.schema.json', 'on the command line'),
@@ -143,6 +148,17 @@ def test_files_are_read_only_where_they_may_be_named(tmp_path, name, text, kind)
         read_response_format(str(path), files=True)
 
 
+def test_gbnf_files_may_use_every_escape_and_name_of_llama_cpp(tmp_path, vocabularies):
+    path = tmp_path / 'a.gbnf'
+    path.write_text(
+        r'root ::= "\x41\u00e9\U0001F600\x22\n\\\[\x5c" start [\u00e9\x5d\U0001F600] # "\x41' + '\n'
+        'start ::= [\\x30-\\x39"]{2} "start"\n'
+    )
+    matcher = vocabularies[0][1].matcher(read_response_format(str(path), files=True).grammar)
+    beginning = 'Aé😀"\n\\[\\4"start'
+    assert all(matcher.matches(beginning + end) for end in 'é]😀') and not matcher.matches(beginning + 'x')
+
+
 def test_a_dataclass_comes_back_from_what_its_schema_allows():
     data = {
         'name': 'n',
@@ -161,6 +177,63 @@ def test_a_pydantic_model_comes_back():
     pydantic = pytest.importorskip('pydantic')
     box = pydantic.create_model('Box', width=(int, ...), label=(str, 'none'))
     assert read_response_format(box).parse('{"width":3}') == box(width=3)
+
+
+def test_the_limits_of_a_pydantic_dataclass_hold():
+    pydantic = pytest.importorskip('pydantic')
+
+    @pydantic.dataclasses.dataclass
+    class Step:
+        size: int = pydantic.Field(ge=0, le=3)
+
+    form = read_response_format(Step)
+    assert form.schema['properties']['size']['maximum'] == 3 and form.parse('{"size":2}') == Step(2)
+
+
+def classes_without_a_schema():
+    class Inner:
+        pass
+
+    @dataclass
+    class Local:
+        inner: Unknown  # noqa: F821
+
+    @dataclass
+    class Bare:
+        values: list
+        pairs: dict
+
+    @dataclass
+    class Argument:
+        size: InitVar[int]
+
+    yield from (Local, Bare, Argument)
+    pydantic = pytest.importorskip('pydantic')
+    yield pydantic.create_model('Holder', __config__={'arbitrary_types_allowed': True}, inner=(Inner, ...))
+
+
+def test_a_class_without_a_schema_is_refused_in_one_line():
+    for cls in classes_without_a_schema():
+        with pytest.raises(ValueError, match=f'response_format.*{cls.__name__}') as raised:
+            read_response_format(cls)
+        assert '\n' not in str(raised.value)
+
+
+@dataclass
+class Even:
+    number: int
+    nothing: tuple[()] = ()
+
+    def __post_init__(self):
+        if self.number % 2:
+            raise RuntimeError('odd')
+
+
+def test_what_a_class_does_not_accept_is_an_error_of_one_kind():
+    form = read_response_format(Even)
+    assert form.parse('{"number":2,"nothing":[]}') == Even(2)
+    with pytest.raises(ValueError, match='Even does not accept the answer.*odd'):
+        form.parse('{"number":3}')
 
 
 # --- which tokens are allowed ---
@@ -251,8 +324,11 @@ def test_at_each_step_what_is_allowed_is_what_brute_force_finds(vocabularies, fo
                     assert expected[forced[0]]
                     expected[:] = False
                     expected[forced[0]] = True
+                some = [*rng.sample(range(len(tokens)), 20), *np.flatnonzero(expected)[:20].tolist()]
+                assert [matcher.allows(i) for i in some] == expected[some].tolist(), 'without the mask'
                 wrong = np.flatnonzero(matcher.allowed() != expected)
                 assert not len(wrong), (name, written, [tokens[i] for i in wrong[:5]])
+                assert [matcher.allows(i) for i in some] == expected[some].tolist(), 'with the mask'
                 assert matcher.whole == (written in language)
                 choices = [i for i in np.flatnonzero(expected) if i not in vocabulary.end_ids]
                 token_id = rng.choice(choices)

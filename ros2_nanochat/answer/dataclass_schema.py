@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import enum
+import inspect
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from ros2_nanochat.errors import one_line
+
 _PLAIN = {bool: 'boolean', int: 'integer', float: 'number', str: 'string', type(None): 'null'}
+
+
+def pydantic_schema(cls: type) -> tuple[dict, Callable[[Any], Any]] | None:
+    """Return the JSON Schema of a pydantic model or dataclass, and what makes an instance of parsed JSON.
+
+    Returns:
+        Both, or None for other classes.
+
+    Raises:
+        ValueError: A field has no JSON Schema.
+    """
+    pydantic = sys.modules.get('pydantic')  # such a class exists only if this was imported
+    if pydantic is None:
+        return None
+    is_model = issubclass(cls, pydantic.BaseModel)
+    if not is_model and not pydantic.dataclasses.is_pydantic_dataclass(cls):
+        return None
+    try:
+        adapter = pydantic.TypeAdapter(cls)
+        return adapter.json_schema(), adapter.validate_python
+    except Exception as error:  # pydantic has its own errors for fields without a schema
+        raise ValueError(f'response_format={cls.__name__} is not valid: {one_line(error)}') from error
 
 
 def dataclass_schema(cls: type) -> dict:
@@ -49,7 +75,12 @@ def convert_value(hint: Any, value: Any) -> Any:
 def _of_dataclass(cls: type, outer: tuple[type, ...]) -> dict:
     if cls in outer:
         raise ValueError(f'response_format={outer[0].__name__} is not valid: {cls.__name__} holds itself')
-    hints = typing.get_type_hints(cls, include_extras=True)
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except Exception as error:  # a name that is known only where the class was defined, for example
+        raise ValueError(
+            f'response_format={cls.__name__} is not valid: its types cannot be read: {one_line(error)}'
+        ) from error
     properties = {}
     for field in fields(cls):
         if field.init:
@@ -61,6 +92,9 @@ def _of_dataclass(cls: type, outer: tuple[type, ...]) -> dict:
         for field in fields(cls)
         if field.init and field.default is MISSING and field.default_factory is MISSING
     ]
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name not in properties and parameter.default is inspect.Parameter.empty:
+            raise ValueError(f'response_format: {cls.__name__}.{name} is no field and has no default')
     return {'type': 'object', 'properties': properties, 'required': required, 'additionalProperties': False}
 
 
@@ -77,9 +111,11 @@ def _of_type(hint: Any, where: str, outer: tuple[type, ...]) -> dict:
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         items = [_of_type(argument, where, outer) for argument in arguments]
         return {'type': 'array', 'prefixItems': items, 'items': False, 'minItems': len(items)}
-    if origin in (list, tuple, Sequence):
+    if hint == tuple[()]:
+        return {'type': 'array', 'maxItems': 0}
+    if origin in (list, tuple, Sequence) and arguments:
         return {'type': 'array', 'items': _of_type(arguments[0], where, outer)}
-    if origin in (dict, Mapping) and arguments[0] is str:
+    if origin in (dict, Mapping) and arguments[:1] == (str,):
         return {'type': 'object', 'additionalProperties': _of_type(arguments[1], where, outer)}
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return {'enum': [member.value for member in hint]}
@@ -140,7 +176,7 @@ def _value(hint: Any, value: Any) -> Any:
     if hint is float and isinstance(value, int):
         return float(value)
     if origin is tuple:
-        kinds = arguments if arguments[-1] is not Ellipsis else [arguments[0]] * len(value)
+        kinds = arguments if arguments[-1:] != (Ellipsis,) else [arguments[0]] * len(value)
         return tuple(_value(kind, item) for kind, item in zip(kinds, value))
     if origin in (list, Sequence):
         return [_value(arguments[0], item) for item in value]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -35,8 +36,9 @@ def from_regex(pattern: str) -> str:
         ValueError: The expression is malformed, or uses look-around or back-references.
     """
     plain = pattern.removeprefix('^')
-    if plain.endswith('$') and not plain.endswith('\\$'):
-        plain = plain[:-1]
+    body = plain.removesuffix('$')
+    if (len(body) - len(body.rstrip('\\'))) % 2 == 0:  # an even number of backslashes does not escape the $
+        plain = body
     if not plain:
         raise ValueError('response_format=// is not valid: the regular expression is empty')
     return _checked(
@@ -93,10 +95,41 @@ def from_gbnf(text: str, name: str) -> str:
     """
     convert = require('llguidance.gbnf_to_lark', 'answer').gbnf_to_lark
     try:
-        lark = convert(text)
+        lark = convert(_GBNF_PART.sub(_for_converter, text))
     except Exception as error:  # the library may raise anything for a user's file
         raise ValueError(f'response_format: {name} is not a GBNF grammar: {one_line(error)}') from error
     return from_lark(lark, name)
+
+
+_GBNF_PART = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|#[^\n]*|[\w-]+', re.DOTALL)
+_GBNF_CODE = re.compile(r'\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|.)', re.DOTALL)
+
+
+def _for_converter(part: re.Match[str]) -> str:
+    """A text, class, comment or name of a GBNF grammar as llguidance's converter takes it: it copies escapes
+    that Lark does not have, and shortens others.
+    """
+    found = part.group()
+    if found == 'start':  # the converter's own name of the first rule
+        return 'rule-start'
+    if found[0] in '"[':
+        return _GBNF_CODE.sub(_in_text if found[0] == '"' else _in_class, found)
+    return found
+
+
+def _in_text(escape: re.Match[str]) -> str:
+    digits = next(filter(None, escape.groups()), None)
+    if digits is None:
+        return escape.group() if escape.group()[1] not in '[]' else escape.group()[1]
+    return json.dumps(chr(int(digits, 16)), ensure_ascii=False)[1:-1]
+
+
+def _in_class(escape: re.Match[str]) -> str:
+    digits = next(filter(None, escape.groups()), None)
+    if digits is None:
+        return escape.group()
+    code = int(digits, 16)
+    return f'\\x{code:02x}' if code < 128 else chr(code)
 
 
 def check_schema(schema: Mapping[str, Any], what: str) -> None:

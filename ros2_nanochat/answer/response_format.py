@@ -16,14 +16,13 @@ import enum
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from ros2_nanochat.answer import grammars
-from ros2_nanochat.answer.dataclass_schema import dataclass_schema, make_dataclass
+from ros2_nanochat.answer.dataclass_schema import dataclass_schema, make_dataclass, pydantic_schema
 from ros2_nanochat.errors import one_line, shorten
 
 MAX_BYTES = 1 << 20
@@ -72,7 +71,13 @@ class ResponseFormat:
         if self.kind not in ('json', 'schema'):
             return text
         value = json.loads(text)
-        return self.convert(value) if self.convert else value
+        try:
+            return self.convert(value) if self.convert else value
+        except ValueError:
+            raise
+        except Exception as error:  # whatever the code of a caller's class raises
+            name = 'the class' if self.target is None else self.target.__name__
+            raise ValueError(f'{name} does not accept the answer: {one_line(error)}') from error
 
 
 def read_response_format(value: Any, files: bool = False) -> ResponseFormat | None:
@@ -137,7 +142,7 @@ def _from_text(text: str, files: bool) -> ResponseFormat | None:
     if len(text) > 2 and text[0] == text[-1] == '/':
         return _regex(text[1:-1])
     if ' | ' in text:
-        return _choice([part.strip() for part in text.split(' | ')])
+        return _choice([part.strip() for part in f' {text} '.split(' | ')])
     if text.endswith(FILES):
         if not files:
             raise ValueError(
@@ -200,13 +205,17 @@ def _from_dict(data: dict) -> ResponseFormat | None:
         raise ValueError('response_format with "ros_type" needs a sourced ROS 2 workspace')
     if kind == 'text' and len(data) == 1:
         return None
-    if kind == 'json_object':
+    if kind == 'json_object' and len(data) == 1:
         return _any_object()
-    if kind == 'json_schema':
-        inner = data.get('json_schema')
+    if kind in ('json_object', 'json_schema'):
+        # json_object with a schema is llama.cpp's way, and OpenAI's newer API has no inner object
+        inner = data.get('json_schema', data)
         schema = inner.get('schema') if isinstance(inner, Mapping) else None
         if not isinstance(schema, Mapping):
-            raise ValueError('response_format of type json_schema needs {"json_schema": {"schema": {...}}}')
+            raise ValueError(
+                f'response_format={shorten(repr(data))} has no schema:'
+                ' {"type": "json_schema", "json_schema": {"schema": {...}}}, or only {"type": "json_object"}'
+            )
         return schema_format(dict(schema))
     return schema_format(data)
 
@@ -214,12 +223,11 @@ def _from_dict(data: dict) -> ResponseFormat | None:
 def _from_class(value: Any) -> ResponseFormat:
     if issubclass(value, enum.Enum):
         return _choice([member.value for member in value])
+    if (found := pydantic_schema(value)) is not None:
+        return schema_format(*found, value)
     if is_dataclass(value):
         kind: Any = value
         return schema_format(dataclass_schema(kind), lambda data: make_dataclass(kind, data), kind)
-    pydantic = sys.modules.get('pydantic')  # pydantic models exist only if this was imported
-    if pydantic is not None and issubclass(value, pydantic.BaseModel):
-        return schema_format(value.model_json_schema(), value.model_validate, value)
     raise ValueError(
         f'response_format={value.__name__} is not valid: a dataclass, a pydantic model or an Enum of texts'
     )

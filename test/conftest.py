@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import made_once
 import pytest
+
+
+def pytest_configure(config):
+    if not hasattr(config, 'workerinput'):  # the process that starts the workers
+        made_once.begin()
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, 'workerinput'):
+        made_once.end()
 
 
 @pytest.fixture(scope='session')

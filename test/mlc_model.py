@@ -5,18 +5,16 @@ follow mlc-llm's convention; none of its code is used.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
-import shutil
-import tempfile
 
 import numpy as np
 import tokenizers
 import torch
 import transformers
 import tvm
+from made_once import made_once
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
@@ -310,11 +308,15 @@ def apply_bitmask_inplace(logits_: T.handle, rows_: T.handle, bits_: T.handle):
 @functools.cache
 def tiny() -> tuple[str, transformers.LlamaForCausalLM, str]:
     """A checkpoint's folder, its model, and the folder compiled of it in float32; made once for all tests."""
-    root = tempfile.mkdtemp(prefix='nanochat-mlc-')
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    checkpoint = os.path.join(root, 'checkpoint')
-    model = make_checkpoint(checkpoint)
-    return checkpoint, model, make_folder(os.path.join(root, 'tiny-q0f32-MLC'), model, checkpoint)
+
+    def make(root):
+        checkpoint = str(root / 'checkpoint')
+        make_folder(str(root / 'tiny-q0f32-MLC'), make_checkpoint(checkpoint), checkpoint)
+
+    root = made_once('mlc-tiny', make)
+    checkpoint = str(root / 'checkpoint')
+    model = transformers.LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return checkpoint, model, str(root / 'tiny-q0f32-MLC')
 
 
 def make_checkpoint(path: str, seed: int = 0, **sizes) -> transformers.LlamaForCausalLM:

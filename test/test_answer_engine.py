@@ -96,11 +96,11 @@ def run(model, rng, count, at_once):
 
 
 def test_what_ends_with_stop_is_valid_sixteen_at_once(sixteen):
-    assert run(sixteen, random.Random(1), 160, 16) >= 120
+    assert run(sixteen, random.Random(1), 80, 16) >= 60
 
 
 def test_what_ends_with_stop_is_valid_alone(sixteen):
-    assert run(sixteen, random.Random(2), 40, 1) >= 30
+    assert run(sixteen, random.Random(2), 16, 1) >= 12
 
 
 @pytest.mark.long
@@ -389,34 +389,6 @@ CHOICES = (
     ['nothing', 'nothing at all', 'not a thing'],
     ['the red door', 'the red box', 'the blue door is open'],
 )
-
-
-def test_probabilities_are_those_of_transformers(sixteen):
-    """By scoring each alternative, end token included, in float32 on the same weights."""
-    torch = pytest.importorskip('torch')
-    pytest.importorskip('transformers')
-    from ros2_nanochat.locate import embedded_model
-
-    with NanoLLM.from_pretrained(
-        embedded_model(), api='hf', quantization='float32', max_context_len=256, max_sequences=2
-    ) as model:
-        reference, others = model.backend.model, []  # reading the weights once more takes 20 s
-        for n, choice in enumerate(CHOICES):
-            whole = prompt(model, 'What do you see?')
-            if n == 1:  # from now on in the conversation's own sequence, before in forks of it
-                others.append(model.generate('Once', max_new_tokens=1).wait())
-            reply = model.generate(whole, response_format=choice, probabilities=True).wait()
-            ids = whole.token_ids.tolist()
-            logs = []
-            for text in choice:
-                answer = [*sixteen.tokenize(text), reference.config.eos_token_id]
-                with torch.no_grad():
-                    logits = reference(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
-                logs.append(logits.log_softmax(-1)[range(len(answer)), answer].sum())
-            expected = torch.stack(logs).softmax(0).tolist()
-            assert list(reply.probabilities) == choice
-            np.testing.assert_allclose(list(reply.probabilities.values()), expected, atol=1e-4)
-            assert reply.text in choice and reply.valid
 
 
 def test_probabilities_leave_the_reply_and_the_conversation_as_they_are(sixteen):

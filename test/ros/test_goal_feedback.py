@@ -48,8 +48,8 @@ class Client:
 
 
 @pytest.fixture
-def client(start, talk):
-    start(model=SLOW, on_new_query='queue')
+def client(share, talk):
+    share({'on_new_query': 'queue'}, model=SLOW)
     talk()  # the node answers
     client = Client()
     yield client
@@ -91,8 +91,8 @@ def test_a_goal_that_ends_by_itself_ends_its_feedback(client):
     assert heard[-1].last and ''.join(token.text for token in heard) == 'You said: hello'
 
 
-def test_the_client_learns_how_a_refused_and_a_waiting_turn_ended(start, talk):
-    start(model=SLOW, on_new_query='queue')
+def test_the_client_learns_how_a_refused_and_a_waiting_turn_ended(share, talk):
+    share({'on_new_query': 'queue'}, model=SLOW)
     chat = talk()
     refused = chat.ask('hello', temperature=1000.0)
     assert list(refused) == [] and 'temperature' in refused.turn.error

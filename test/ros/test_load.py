@@ -15,6 +15,8 @@ from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
 from test_robots import call, set_parameter
 
+FAST = 'tokens_per_second=2000'
+
 
 def client_of(ears, name='/nanochat/chat', depth=1000):
     qos = QoSProfile(depth=depth)
@@ -44,22 +46,32 @@ def wait(condition, timeout=60.0):
         time.sleep(0.02)
 
 
-def test_three_hundred_goals_at_once_each_get_a_result(start, listen):
-    start(on_new_query='queue', max_queue=10_000)
+def test_three_hundred_goals_at_once_each_get_a_result(share, listen):
+    share({'on_new_query': 'queue', 'max_queue': 10_000}, model=FAST)
     ears = listen()
     results = results_of(client_of(ears), [Chat.Goal(query=f'goal {i}') for i in range(300)])
     wait(lambda: len(results) == 300)
     assert {result.result.turn.reply for result in results} == {f'You said: goal {i}' for i in range(300)}
 
 
-def test_a_burst_of_two_hundred_queries_is_taken_whole(start, listen):
-    start(model='tokens_per_second=2000', on_new_query='queue', max_queue=10)
+def test_a_burst_of_two_hundred_queries_is_taken_whole(share, listen):
+    share({'on_new_query': 'queue', 'max_queue': 10}, model=FAST)
     ears = listen()
     for i in range(200):
         ears.ask(f'query {i}')
     ears.wait_for(lambda: len(ears.turns) == 200)
     assert {turn.query for _, _, turn in ears.turns} == {f'query {i}' for i in range(200)}
     assert {turn.finish_reason for _, _, turn in ears.turns} == {'stop', 'refused'}
+
+
+def test_a_huge_query_is_refused_and_nobody_waits_for_it(share, listen):
+    share(model=FAST)
+    ears = listen()
+    ears.ask('x' * 10_000_000)
+    ears.wait_for(lambda: ears.turns, 20)
+    turn = ears.turns[0][2]
+    assert turn.finish_reason == 'error' and 'bytes' in turn.error and len(turn.query) < 300
+    assert ears.turn('hello').reply == 'You said: hello'
 
 
 def test_at_deactivation_every_goal_gets_a_result_and_every_query_a_turn(start, listen):
@@ -201,6 +213,7 @@ def test_five_hundred_goals_and_queries_at_200_hz_are_all_answered(start, listen
     assert len(set(asked)) == 1000 and {turn.finish_reason for _, _, turn in ears.turns} == {'stop'}
 
 
+@pytest.mark.long
 def test_cleanup_and_configure_again_and_again_take_no_more_memory(start, listen):
     node = start(model='')
     ears = listen()
@@ -222,16 +235,6 @@ def test_a_fleet_client_without_a_robot_is_told_which_there_are(start, run_progr
     for arguments in ((), ('--robot', 'middle')):
         code, _, told = run_program('chat_client', *arguments, '--wait', '10', '--prompt', 'hello')
         assert code == 1 and '--robot  left, right' in told and 'DOMAIN' not in told
-
-
-def test_a_huge_query_is_refused_and_nobody_waits_for_it(start, listen):
-    start()
-    ears = listen()
-    ears.ask('x' * 10_000_000)
-    ears.wait_for(lambda: ears.turns, 20)
-    turn = ears.turns[0][2]
-    assert turn.finish_reason == 'error' and 'bytes' in turn.error and len(turn.query) < 300
-    assert ears.turn('hello').reply == 'You said: hello'
 
 
 def test_history_answers_for_a_template_that_refuses_the_conversation(start, listen, talk, tmp_path):

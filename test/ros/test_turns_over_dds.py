@@ -17,8 +17,8 @@ def streaming(ears, count=5):
     ears.wait_for(lambda: len(ears.tokens) >= before + count)
 
 
-def test_a_new_query_interrupts_and_the_history_keeps_what_was_delivered(start, listen, talk):
-    start(model=SLOW)
+def test_a_new_query_interrupts_and_the_history_keeps_what_was_delivered(share, listen, talk):
+    share(model=SLOW)
     ears, chat = listen(), talk()
     ears.ask(LONG)
     streaming(ears)
@@ -40,8 +40,8 @@ def test_a_new_query_interrupts_and_the_history_keeps_what_was_delivered(start, 
     ]
 
 
-def test_queued_queries_are_answered_in_turn_and_those_too_many_are_refused(start, listen):
-    start(model=SLOW, on_new_query='queue', max_queue=2)
+def test_queued_queries_are_answered_in_turn_and_those_too_many_are_refused(share, listen):
+    share({'on_new_query': 'queue', 'max_queue': 2}, model=SLOW)
     ears = listen()
     ears.ask('one' * 20)
     streaming(ears)
@@ -63,8 +63,8 @@ def test_queued_queries_are_answered_in_turn_and_those_too_many_are_refused(star
     ]
 
 
-def test_with_reject_the_reply_that_streams_goes_on(start, listen):
-    start(model=SLOW, on_new_query='reject')
+def test_with_reject_the_reply_that_streams_goes_on(share, listen):
+    share({'on_new_query': 'reject'}, model=SLOW)
     ears = listen()
     ears.ask(LONG)
     streaming(ears)
@@ -73,8 +73,8 @@ def test_with_reject_the_reply_that_streams_goes_on(start, listen):
     assert ears.turns[-1][2].reply == 'You said: ' + LONG
 
 
-def test_cancel_stops_the_reply_and_says_whether_there_was_one(start, listen, talk):
-    start(model=SLOW)
+def test_cancel_stops_the_reply_and_says_whether_there_was_one(share, listen, talk):
+    share(model=SLOW)
     ears, chat = listen(), talk()
     assert chat.cancel() is False
     ears.ask(LONG)
@@ -86,14 +86,14 @@ def test_cancel_stops_the_reply_and_says_whether_there_was_one(start, listen, ta
     assert ears.tokens[-1][1] - called < 0.5
 
 
-def test_a_turn_that_misses_its_deadline_ends_with_what_it_has(start, talk):
-    start(model=SLOW)
+def test_a_turn_that_misses_its_deadline_ends_with_what_it_has(share, talk):
+    share(model=SLOW)
     turn = talk().ask(LONG, deadline=0.5).result(20)
     assert turn.finish_reason == 'deadline' and 0 < len(turn.reply) < len(LONG)
 
 
-def test_a_queued_turn_whose_deadline_passes_is_told_at_once_and_never_runs(start, talk):
-    start(model=SLOW)
+def test_a_queued_turn_whose_deadline_passes_is_told_at_once_and_never_runs(share, talk):
+    share(model=SLOW)
     chat = talk()
     first = chat.ask(LONG + 'y' * 80)
     next(iter(first))
@@ -103,8 +103,8 @@ def test_a_queued_turn_whose_deadline_passes_is_told_at_once_and_never_runs(star
     assert first.result(20).finish_reason == 'stop'
 
 
-def test_an_action_streams_its_tokens_takes_options_and_is_cancelled_by_its_client(start, talk):
-    start(model=SLOW)
+def test_an_action_streams_its_tokens_takes_options_and_is_cancelled_by_its_client(share, talk):
+    share(model=SLOW)
     chat = talk()
     reply = chat.ask('hello', max_new_tokens=8)
     assert ''.join(reply) == reply.turn.reply == 'You said'
@@ -117,8 +117,8 @@ def test_an_action_streams_its_tokens_takes_options_and_is_cancelled_by_its_clie
     assert chat.ask('next').result(20).reply == 'You said: next'
 
 
-def test_of_queued_goals_the_higher_priority_runs_first(start, talk):
-    start(model=SLOW, on_new_query='queue')
+def test_of_queued_goals_the_higher_priority_runs_first(share, talk):
+    share({'on_new_query': 'queue'}, model=SLOW)
     chat = talk()
     order = []
     first = chat.ask('first' * 10)
@@ -131,8 +131,8 @@ def test_of_queued_goals_the_higher_priority_runs_first(start, talk):
     assert order == ['first' * 10, 'high', 'low', 'low, too']
 
 
-def test_a_client_that_leaves_stops_its_reply(start, listen, talk):
-    start(model='tokens_per_second=20')
+def test_a_client_that_leaves_stops_its_reply(share, listen, talk):
+    share(model=SLOW)
     ears = listen()
     client = talk()
     client.ask('y' * 400)
@@ -155,9 +155,9 @@ def test_a_client_that_leaves_stops_its_reply(start, listen, talk):
         (Chat.Goal(query='hi', max_new_tokens=-7), 'max_new_tokens'),
     ],
 )
-def test_a_wrong_goal_is_told_what_is_wrong_and_the_history_stays_whole(start_once, talk, goal, told):
+def test_a_wrong_goal_is_told_what_is_wrong_and_the_history_stays_whole(share, talk, goal, told):
+    share(model=SLOW)
     chat = talk()
-    chat.reset()
     chat.ask('before').result(20)
     turn = chat.ask(
         goal.query,
@@ -173,22 +173,14 @@ def test_a_wrong_goal_is_told_what_is_wrong_and_the_history_stays_whole(start_on
     assert [text for role, text in chat.history() if role == 'user'] == ['before', 'after']
 
 
-@pytest.fixture(scope='module')
-def start_once():
-    from conftest import FAKE, NodeProcess
-
-    node = NodeProcess(**FAKE)
-    node.wait_for_line(': active')
-    yield node
-    assert node.stop() == 0 and 'Traceback' not in node.output
-
-
-def test_a_late_subscriber_hears_the_next_turn(start_once, listen):
+def test_a_late_subscriber_hears_the_next_turn(share, listen):
+    share(model=SLOW)
     ears = listen()
     assert ears.turn('hello').reply == 'You said: hello'
 
 
-def test_an_image_for_a_model_without_vision_is_an_error_of_that_turn(start_once, talk):
+def test_an_image_for_a_model_without_vision_is_an_error_of_that_turn(share, talk):
+    share(model=SLOW)
     import numpy as np
 
     turn = talk().ask('what is this?', np.zeros((8, 8, 3), np.uint8)).result(20)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_once import gemma
 
-from ros2_nanochat import ChatHistory, KVCache, NanoLLM
+from ros2_nanochat import KVCache, NanoLLM
 from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.gguf.backend import GGUFBackend
 from ros2_nanochat.config import ModelConfig
@@ -31,7 +31,7 @@ PROMPTS = [
 @pytest.fixture(scope='module')
 def model():
     with NanoLLM.from_pretrained(
-        max_context_len=2048, max_sequences=16, threads=2, flash_attention=True
+        max_context_len=2048, max_sequences=16, threads=1, flash_attention=True
     ) as opened:
         yield opened
 
@@ -44,8 +44,8 @@ def reference():
     llama = llama_cpp.Llama(
         embedded_model(),
         n_ctx=2048,
-        n_threads=2,
-        n_threads_batch=2,
+        n_threads=1,
+        n_threads_batch=1,
         flash_attn=True,
         verbose=False,
     )
@@ -87,6 +87,7 @@ def test_ctrl_c_while_a_model_loads_ends_the_load(capfd):
 
 
 def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
+    replies = []
     for prompt in PROMPTS:
         ids = prompt_ids(model, prompt)
         assert (
@@ -97,13 +98,15 @@ def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
             )
             == ids
         )
-        expected = greedy_by_llama_cpp(reference, ids, 40)
-        assert list(model.generate(ids, max_new_tokens=40, detokenize=False)) == expected, prompt
+        expected = greedy_by_llama_cpp(reference, ids, 24)
+        assert list(model.generate(ids, max_new_tokens=24, detokenize=False)) == expected, prompt
         while (
             reference.detokenize(expected).decode('utf-8', 'replace').endswith('\ufffd')
         ):  # half a character
             expected.pop()
-        assert model.generate(ids, max_new_tokens=40).wait().tokens == expected, prompt
+        replies.append((model.generate(ids, max_new_tokens=24, kv_cache=KVCache()), expected))
+    for reply, expected in replies:
+        assert reply.wait().tokens == expected
 
 
 def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it():
@@ -121,22 +124,22 @@ def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it()
     ) as model:
         prompts = [
             prompt_ids(model, PROMPTS[0]),
-            *(prompt_ids(model, f'{PROMPTS[i]} ' + 'Please answer well. ' * 30 * i) for i in (1, 4)),
+            *(prompt_ids(model, f'{PROMPTS[i]} ' + 'Please answer well. ' * 20 * i) for i in (1, 4)),
         ]
-        expected = [greedy_by_llama_cpp(reference, ids, 24) for ids in prompts]
-        assert [model.generate(ids, max_new_tokens=24).wait().tokens for ids in prompts] == expected
+        expected = [greedy_by_llama_cpp(reference, ids, 16) for ids in prompts]
+        assert [model.generate(ids, max_new_tokens=16).wait().tokens for ids in prompts] == expected
         assert [
-            reply.wait().tokens for reply in [model.generate(ids, max_new_tokens=24) for ids in prompts]
+            reply.wait().tokens for reply in [model.generate(ids, max_new_tokens=16) for ids in prompts]
         ] == expected
     reference.close()
 
 
 def test_sixteen_at_once_answer_as_each_alone(model):
-    prompts = [prompt_ids(model, f'{PROMPTS[i % 10]} ' + 'Please answer well. ' * (2 * i)) for i in range(16)]
-    alone = [model.generate(ids, max_new_tokens=16).wait().tokens for ids in prompts]
+    prompts = [prompt_ids(model, f'{PROMPTS[i % 10]} ' + 'Please answer well. ' * i) for i in range(16)]
+    alone = [model.generate(ids, max_new_tokens=10).wait().tokens for ids in prompts]
     together = [
         reply.wait().tokens
-        for reply in [model.generate(ids, max_new_tokens=16, kv_cache=KVCache()) for ids in prompts]
+        for reply in [model.generate(ids, max_new_tokens=10, kv_cache=KVCache()) for ids in prompts]
     ]
     assert together == alone
 
@@ -146,10 +149,10 @@ def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logit
     another order by llama.cpp.
     """
     backend = GGUFBackend(
-        embedded_model(), ModelConfig(max_context_len=512, max_sequences=2, flash_attention=True)
+        embedded_model(), ModelConfig(max_context_len=512, max_sequences=2, threads=1, flash_attention=True)
     )
     backend.open()
-    ids = np.array(backend.tokenize('Tell me about robots and cats. ' * 60)[:300])
+    ids = np.array(backend.tokenize('Tell me about robots and cats. ' * 60)[:270])
 
     def last_row(sizes, others=0):
         seq, beside, at = backend.new_sequence(), [backend.new_sequence() for _ in range(others)], 0
@@ -167,10 +170,10 @@ def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logit
             for each in [seq, *beside]:
                 backend.free(each)
 
-    whole = last_row([50] * 6)
-    for sizes, others in (([10] * 30, 0), ([63] * 4 + [48], 0), ([50] * 5 + [40] + [1] * 10, 1)):
+    whole = last_row([45] * 6)
+    for sizes, others in (([18] * 15, 0), ([63] * 4 + [18], 0), ([45] * 5 + [39] + [1] * 6, 1)):
         assert np.array_equal(whole, last_row(sizes, others)), sizes
-    alone = last_row([50] * 5 + [40] + [1] * 10)
+    alone = last_row([45] * 5 + [39] + [1] * 6)
     assert np.abs(alone - whole).max() < 0.05 * np.ptp(whole)
     backend.close()
 
@@ -196,19 +199,8 @@ def test_a_sampled_reply_is_that_of_its_seed_whatever_else_runs_in_the_batch(mod
     assert alone[0] != alone[1]
 
 
-def test_a_conversation_of_ten_turns_computes_no_token_twice(model):
-    history = ChatHistory(model)
-    before = model.stats['prefilled_tokens']
-    for turn in range(10):
-        history.append('user', PROMPTS[turn])
-        prompt, _ = history.embed_chat()
-        reply = model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=12)
-        history.append('bot', reply.wait())
-    assert model.stats['prefilled_tokens'] - before <= len(history.kv_cache)
-
-
 def test_trimming_and_forking_leave_the_logits_of_a_fresh_prefill():
-    model = NanoLLM.from_pretrained(max_context_len=512, max_sequences=3, threads=2, flash_attention=True)
+    model = NanoLLM.from_pretrained(max_context_len=512, max_sequences=3, threads=1, flash_attention=True)
     backend = model.backend
     ids = np.array(prompt_ids(model, 'Tell me about the moon and the sun and the stars.'))
 
@@ -250,7 +242,7 @@ def test_speculation_leaves_greedy_ids_as_they_are():
     replies = []
     for speculation in (False, True):
         with NanoLLM.from_pretrained(
-            max_context_len=1024, max_sequences=1, speculation=speculation, threads=2, flash_attention=True
+            max_context_len=1024, max_sequences=1, speculation=speculation, threads=1, flash_attention=True
         ) as model:
             reply = model.generate(text * 6, max_new_tokens=100).wait()
             replies.append((reply.tokens, model.stats.get('accepted_tokens', 0)))
@@ -270,7 +262,7 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
         return model.generate([*ids, *more], max_new_tokens=8, kv_cache=cache).wait()
 
     with NanoLLM.from_pretrained(
-        gemma(), max_context_len=768, max_sequences=2, threads=2, flash_attention=True
+        gemma(), max_context_len=768, max_sequences=2, threads=1, flash_attention=True
     ) as model:
         text = model.tokenize(' '.join(f'Crate {i} holds {i * 7 % 11} drills.' for i in range(90)))[:600]
         more = model.tokenize(' The robot')
@@ -281,7 +273,7 @@ def test_a_model_whose_window_slides_keeps_to_all_of_it():
             edited.append(answers(model, cache, cut))
             assert edited[-1].usage['reused_tokens'] == cut
     with NanoLLM.from_pretrained(
-        gemma(), max_context_len=768, max_sequences=1, threads=2, flash_attention=True
+        gemma(), max_context_len=768, max_sequences=1, threads=1, flash_attention=True
     ) as model:
         assert [answers(model, None, cut).tokens for cut in (60, 560)] == [
             reply.tokens for reply in reversed(edited)

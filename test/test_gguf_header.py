@@ -275,7 +275,7 @@ def gemma():
     from ros2_nanochat import NanoLLM
 
     with NanoLLM.from_pretrained(
-        made_once.gemma(), max_context_len=1536, max_sequences=2, threads=2, flash_attention=True
+        made_once.gemma(), max_context_len=1536, max_sequences=2, threads=1, flash_attention=True
     ) as opened:
         yield opened
 

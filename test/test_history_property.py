@@ -44,7 +44,7 @@ TEXTS = st.sampled_from(
 @pytest.fixture(scope='module')
 def model():
     with NanoLLM.from_pretrained(
-        max_context_len=CONTEXT, max_sequences=2, threads=2, flash_attention=True
+        max_context_len=CONTEXT, max_sequences=2, threads=1, flash_attention=True
     ) as model:
         model.backend.max_batch_tokens = CHUNK
         yield model
@@ -55,7 +55,7 @@ def oracle(model):
     backend = GGUFBackend(
         model.info.path,
         ModelConfig(
-            max_context_len=CONTEXT, max_sequences=1, kv_tokens=CONTEXT, threads=2, flash_attention=True
+            max_context_len=CONTEXT, max_sequences=1, kv_tokens=CONTEXT, threads=1, flash_attention=True
         ),
     )
     backend.open()
@@ -164,6 +164,6 @@ def test_random_edits_leave_the_kv_cache_of_a_fresh_prefill(model, oracle):
     run_state_machine_as_test(
         Edits,
         settings=settings(
-            max_examples=15, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=10, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

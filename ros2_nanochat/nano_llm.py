@@ -101,7 +101,7 @@ class NanoLLM:
             servers = Opening(config, engine, NanoLLM.from_pretrained)
             if opening:
                 opening(servers)
-            opened = servers.open()
+            opened = servers.open(progress)
             return cls(opened.text, config, engine, opened.vision, opened.engine)
         config = hub.resolve_vision(config, api)
         chosen = backend_class(api)

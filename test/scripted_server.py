@@ -27,6 +27,9 @@ class ScriptedServer:
         ssl: Context for TLS, or None.
 
     Attributes:
+        story: What it writes after ids that end with the beginning of a reply.
+        not_ready: Requests that are answered as while the model is loaded.
+        models_twice: Whether the model is listed twice.
         faults: What the next replies do instead of answering, in order; see `_fault`.
         requests: `(headers, body)` of all requests for replies.
         open_streams: Replies that are being written.
@@ -47,6 +50,9 @@ class ScriptedServer:
         self.requests: list = []
         self.open_streams = self.most_open = self.dropped = 0
         self.follows_forms = True
+        self.story = ''
+        self.not_ready = 0
+        self.models_twice = False
         self.sees = False
         self.one_at_a_time = False
         self.port = port
@@ -120,6 +126,9 @@ class ScriptedServer:
         body = json.loads(await reader.readexactly(int(headers.get('content-length', 0))) or b'null')
         if self.key is not None and headers.get('authorization') != f'Bearer {self.key}':
             return self._answer(writer, 401, {'error': {'message': 'Invalid API key'}})
+        if self.not_ready:  # as llama.cpp's server while it loads its model
+            self.not_ready -= 1
+            return self._answer(writer, 503, {'error': {'message': 'Loading model', 'code': 503}})
         if method == 'GET':
             return self._get(writer, path)
         self.requests.append((headers, body))
@@ -140,7 +149,7 @@ class ScriptedServer:
     def _get(self, writer, path):
         if path == '/v1/models':
             entry = {'id': MODEL, 'owned_by': self.kind, 'max_model_len': self.context}
-            return self._answer(writer, 200, {'object': 'list', 'data': [entry]})
+            return self._answer(writer, 200, {'object': 'list', 'data': [entry] * (1 + self.models_twice)})
         return self._answer(writer, 404, {'detail': 'Not Found'})
 
     def _answer(self, writer, status, data, headers=(), kind='application/json'):
@@ -176,7 +185,7 @@ class ScriptedServer:
             words += [f' {n}' for n in range(len(words), self.words)]
             return [(word, None) for word in words]
         prompt = ''.join(chr(i - 3) if i >= 3 else f'<{i}>' for i in body['prompt'])
-        story = ''.join(f'word {n}, ' for n in range(self.words))
+        story = self.story or ''.join(f'word {n}, ' for n in range(self.words))
         done = len(prompt.rpartition('<2>')[2])
         return [(char, [ord(char) + 3]) for char in story[done:]] + [('', [1])]
 
@@ -214,6 +223,25 @@ class ScriptedServer:
     async def _stream(self, reader, writer, body, fault):
         if fault == 'silent':
             await asyncio.sleep(60)
+        if fault == 'reset':
+            writer.transport.abort()
+            return False
+        if fault == 'garbage':
+            writer.write(b'SSH-2.0-OpenSSH_9.9\r\n')
+            await writer.drain()
+            writer.close()
+            return False
+        if fault == 'slow_headers':
+            writer.write(b'HTTP/1.1 200 OK\r\nX-Slow: ')
+            while not writer.transport.is_closing():
+                writer.write(b'x')
+                await asyncio.sleep(0.02)
+        if fault == 'json_body':
+            whole = self._whole(body)
+            whole['choices'][0]['finish_reason'] = 'stop'
+            return self._answer(writer, 200, whole)
+        if fault == 'error_body':
+            return self._answer(writer, 200, {'error': {'message': 'no memory', 'code': 500}})
         writer.write(
             b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n'
         )
@@ -237,15 +265,35 @@ class ScriptedServer:
         return False
 
     async def _write(self, writer, body, fault, gone):
+        end = b'\r\n' if fault == 'crlf' else b'\n'
+
         def chunk(data):
-            writer.write(f'{len(data):x}\r\n'.encode() + data + b'\r\n')
+            for part in [data[n : n + 1] for n in range(len(data))] if fault == 'bytes' else [data]:
+                writer.write(f'{len(part):x}\r\n'.encode() + part + b'\r\n')
 
         def send(event):
-            chunk(b'data: ' + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b'\n\n')
+            data = (
+                event
+                if isinstance(event, bytes)
+                else json.dumps(event, ensure_ascii=fault != 'bytes').encode()
+            )
+            if fault in ('comments', 'crlf'):
+                chunk(b': keep-alive' + end + end + b'event: message' + end + b'id: 7' + end)
+            chunk(b'data: ' + data + end + end)
 
+        async def ping():
+            while not gone.done():
+                chunk(b': ping\n\n')
+                await asyncio.wait({gone}, timeout=0.02)
+
+        if fault == 'ping_first':
+            await ping()
+            return False
+        if fault == 'usage':
+            send({'choices': [], 'usage': {'prompt_tokens': 20, 'completion_tokens': 0}})
         pieces = self._pieces(body)
         if formed := self._formed(body):
-            pieces = [(char, None) for char in formed]
+            pieces = [(char, [ord(char) + 3]) for char in formed] + [('', [1])]
         limit = body.get('max_tokens', 1000)
         finish = 'length' if len(pieces) > limit else 'stop'
         for number, (text, ids) in enumerate(pieces[:limit]):
@@ -254,6 +302,18 @@ class ScriptedServer:
             if gone.done():
                 return False
             if fault and number == 2:
+                if fault == 'ping':
+                    await ping()
+                    return False
+                if fault == 'empty':
+                    for choices in ([], None, [None], [{}], [{'index': 1, 'delta': {'content': 'other'}}]):
+                        send({'choices': choices, 'usage': None})
+                    for delta in (None, {}, {'content': None}, {'role': 'assistant', 'content': ''}):
+                        send({'choices': [{'index': 0, 'delta': delta, 'finish_reason': None}]})
+                if fault == 'bad_utf8':
+                    send(b'{"choices": [{"delta": {"content": "\xff\xfe"}}]}')
+                if fault == 'odd_finish':
+                    send({'choices': [{'delta': {}, 'finish_reason': 'content_filter'}]})
                 if fault == 'cut':
                     return False
                 if fault == 'half_line':
@@ -280,11 +340,28 @@ class ScriptedServer:
                         await writer.drain()
                         if gone.done():
                             return False
-            send(self._event(body, text, ids))
+            event = self._event(body, text, ids)
+            if fault == 'usage':
+                event['usage'] = {'prompt_tokens': 20, 'completion_tokens': number, 'total_tokens': 'many'}
+            if fault == 'parts':
+                event['choices'][0]['delta']['content'] = [{'type': 'text', 'text': text}, {'type': 'other'}]
+            if fault == 'halves':
+                for char in text:
+                    half = char.encode('utf-16-le')
+                    for n in range(0, len(half), 2):
+                        event['choices'][0]['delta']['content'] = half[n : n + 2].decode(
+                            'utf-16-le', 'surrogatepass'
+                        )
+                        send(event)
+            else:
+                send(event)
             await writer.drain()
         send(self._event(body, '', [], finish))
         if (body.get('stream_options') or {}).get('include_usage'):
             usage = {'prompt_tokens': self._num_prompt(body), 'completion_tokens': min(len(pieces), limit)}
             send({'choices': [], 'usage': usage})
         send(b'[DONE]')
+        if fault == 'after_done':
+            send(self._event(body, 'late', []))
+            send(b'[DONE]')
         return True

@@ -6,7 +6,10 @@ import gc
 import json
 import random
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -73,10 +76,24 @@ def test_a_conversation_reaches_the_server_as_the_messages_that_it_is_made_of(se
 
 
 ENDS = {
+    'comments': 'stop',
+    'crlf': 'stop',
+    'bytes': 'stop',  # also within characters
+    'halves': 'stop',  # of characters, as escapes of JSON in two events
+    'usage': 'stop',  # with each event, and before the first
+    'empty': 'stop',
+    'parts': 'stop',
+    'after_done': 'stop',
+    'json_body': 'stop',
+    'error_body': 'stop',  # from here on, asked again, before anything was delivered
+    'reset': 'stop',
+    'garbage': 'stop',
+    'slow_headers': 'stop',
+    'ping_first': 'stop',
     '429': 'stop',
     '500': 'stop',
     'html': 'stop',
-    'silent': 'stop',  # asked again, before anything was delivered
+    'silent': 'stop',
     'cut': 'broke off|ended the stream',
     'half_line': 'ended the stream|not JSON',
     'wrong_json': 'not JSON',
@@ -85,6 +102,9 @@ ENDS = {
     'no_finish': 'before the reply was complete',
     'end': 'before the reply was complete',
     'pause': 'was silent for 0.5 s',
+    'ping': 'was silent for 0.5 s',
+    'bad_utf8': 'not JSON',
+    'odd_finish': 'content_filter',
     'huge': 'bytes',
     '401': 'OPENAI_API_KEY',
     '404': 'does not exist',
@@ -96,10 +116,12 @@ ENDS = {
 def test_whatever_a_server_does_wrong_ends_in_one_line_or_recovers(server, model, fault):
     history = ChatHistory(model)
     server.faults.append(fault)
-    reply = ask(model, 'one two three', history).wait(20)
+    reply = ask(model, 'one naïve 世界 😀', history).wait(20)
     assert not server.faults
     if ENDS[fault] == 'stop':
         assert (reply.finish_reason, reply.error) == ('stop', None)
+        assert reply.text == 'You said: one naïve 世界 😀 6 7'
+        assert reply.usage.prompt_tokens == 20
     else:
         assert reply.finish_reason.failed and '\n' not in reply.error
         assert any(part in reply.error for part in ENDS[fault].split('|')), reply.error
@@ -242,7 +264,7 @@ def test_a_certificate_that_is_not_trusted_is_refused_and_one_that_is_works(tmp_
     context.load_cert_chain(certificate, key)
     with ScriptedServer(ssl=context) as server:
         with pytest.raises(BackendError, match='certificate that is not trusted'):
-            open_servers(server)
+            open_servers(server, connect_timeout=0.5)
         monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
         with open_servers(server) as model:
             assert ask(model, 'hello').wait(10).finish_reason == 'stop'
@@ -260,8 +282,42 @@ def test_a_certificate_that_is_not_trusted_is_refused_and_one_that_is_works(tmp_
 )
 def test_a_wrong_address_is_one_line(address, message):
     with pytest.raises((ValueError, BackendError), match=message) as error:
-        NanoLLM.from_pretrained(address, api='openai')
+        NanoLLM.from_pretrained(address, api='openai', connect_timeout=0.2)
     assert '\n' not in str(error.value) and 'pw' not in str(error.value)
+
+
+def test_a_server_that_starts_later_or_loads_its_model_is_waited_for(caplog):
+    with ScriptedServer() as server:
+        server.stop()
+        threading.Timer(1.5, server.start).start()
+        with open_servers(server, connect_timeout=60) as model:
+            assert 'waiting for http://127.0.0.1' in caplog.text and 'cannot be reached' in caplog.text
+            assert ask(model, 'hello').wait(10).finish_reason == 'stop'
+        server.not_ready = 4
+        server.models_twice = True
+        shares = []
+        with open_servers(server, progress=shares.append) as model:
+            assert model.engine.can.forms and not server.not_ready and shares[-1] == 1.0
+    with ScriptedServer() as down, ScriptedServer() as server:
+        down.stop()
+        with open_servers(down, server) as model:  # one that works is enough
+            assert model.stats['servers'][down.url].startswith('down')
+
+
+def test_waiting_for_a_server_that_does_not_answer_can_be_interrupted():
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        url = f'http://127.0.0.1:{silent.getsockname()[1]}/v1'
+        command = [sys.executable, '-m', 'ros2_nanochat.chat', '--api', 'openai', '--model', url]
+        program = subprocess.Popen(
+            [*command, '--connect-timeout', '60'], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert f'waiting for {url}: it has not answered yet' in program.stderr.readline()
+            program.send_signal(signal.SIGINT)
+            assert program.wait(20) == 130
+        finally:
+            program.kill()
+            program.communicate()
 
 
 def test_a_model_that_the_server_does_not_have_is_named(server):
@@ -486,3 +542,55 @@ def test_with_ids_the_next_turn_sends_the_ids_that_were_delivered(tokenizer):
             assert model.engine.can.way == 'messages'
         with pytest.raises(BackendError, match='server_input=ids is not possible'):
             open_servers(server, server_input='ids')
+
+
+def switch(on: bool) -> str:
+    """Switch the lamp."""
+    return f'it is {on}'
+
+
+def stop() -> str:
+    """Stop the robot at once."""
+    return 'stopped'
+
+
+def test_a_call_is_held_to_its_form_from_where_it_begins(tokenizer):
+    with ScriptedServer(kind='vllm') as server, open_servers(server, tokenizer=tokenizer) as model:
+        assert 'calls of tools: held to their form' in model.stats['server']
+        server.story = 'I will. <tool_call>\nThis is no call.'
+        for choice, text, kinds in (
+            ('auto', 'I will. ', [None, 'choice', 'json']),
+            ('required', '', ['choice', 'json']),
+            ('switch', '', ['json']),
+            ('stop', '', []),
+            ('none', server.story, [None]),
+        ):
+            server.requests.clear()
+            history = ChatHistory(model, tools=[switch, stop])
+            history.append('user', 'Switch it on.')
+            prompt, _ = history.embed_chat()
+            form = history.call_form(choice)
+            reply = model.generate(prompt, kv_cache=history.kv_cache, calls=form, max_new_tokens=200).wait(20)
+            assert (reply.finish_reason, reply.text) == ('stop', text), reply.error
+            asked = [body.get('structured_outputs') for _, body in server.requests]
+            assert [form and next(iter(form)) for form in asked] == kinds
+            name, arguments = ('stop', {}) if choice == 'stop' else ('switch', {'on': True})
+            assert [(each.name, each.arguments) for each in reply.calls] == [(name, arguments)] * (
+                choice != 'none'
+            )
+            history.append('bot', reply)
+            assert list(history.kv_cache.entries) == [*prompt.entries, *reply.tokens]
+            for (_, before), (_, body) in zip(server.requests, server.requests[1:]):
+                assert body['prompt'][: len(before['prompt'])] == before['prompt']
+        cut = model.generate(prompt, calls=history.call_form('auto'), max_new_tokens=30).wait(20)
+        assert (cut.finish_reason, cut.text, cut.calls) == ('length', 'I will. ', ())
+        server.follows_forms = False
+        with open_servers(server, tokenizer=tokenizer) as other:
+            assert 'calls of tools: only checked' in other.stats['server']
+            history = ChatHistory(other, tools=[switch, stop])
+            history.append('user', 'Switch it on.')
+            prompt, _ = history.embed_chat()
+            reply = other.generate(prompt, calls=history.call_form('required'), max_new_tokens=99).wait(20)
+            assert reply.finish_reason == 'refused' and 'tool_choice=required' in reply.error
+            reply = other.generate(prompt, calls=history.call_form('auto'), max_new_tokens=99).wait(20)
+            assert (reply.finish_reason, reply.text, reply.calls) == ('stop', 'I will. ', ())

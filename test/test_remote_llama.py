@@ -6,6 +6,7 @@ import itertools
 import random
 import threading
 import time
+from typing import Literal
 
 import pytest
 
@@ -110,6 +111,47 @@ def test_answers_have_the_form_that_was_asked_for(remote):
     # This server allows white space between the tokens of JSON, and the small model may write much of it.
     assert reply.valid == (reply.finish_reason == 'stop') and reply.finish_reason in ('stop', 'length')
     assert not reply.valid or reply.parsed['n'] in (1, 2)
+
+
+def test_the_probabilities_of_a_choice_are_those_of_the_local_model(remote, model):
+    assert remote.engine.can.probabilities
+    asked = {'response_format': ['Tokyo', 'Toronto', 'Paris', 'the sea'], 'probabilities': True}
+    shares = [
+        ask(opened, 'What is the capital of Japan?', ChatHistory(opened), **asked).wait(60).probabilities
+        for opened in (model, remote)
+    ]
+    assert shares[1].keys() == shares[0].keys() and shares[1] == pytest.approx(shares[0], abs=0.03)
+    with pytest.raises(ValueError, match='needs a response_format that is a choice'):
+        ask(remote, 'Well?', ChatHistory(remote), probabilities=True)
+
+
+def lamp(room: Literal['kitchen', 'hall'], on: bool) -> str:
+    """Switch the lamp of a room."""
+    return f'{room} {on}'
+
+
+def stop() -> str:
+    """Stop the robot at once."""
+    return 'stopped'
+
+
+def test_calls_of_tools_are_held_to_their_form(remote):
+    for choice, name in (('required', None), ('lamp', 'lamp'), ('stop', 'stop')):
+        history = ChatHistory(remote, tools=[lamp, stop])
+        history.append('user', 'Switch on the lamp in the kitchen.')
+        prompt, _ = history.embed_chat()
+        form = history.call_form(choice)
+        reply = remote.generate(prompt, kv_cache=history.kv_cache, calls=form, max_new_tokens=200).wait(60)
+        assert reply.finish_reason == 'stop' and len(reply.calls) == 1 and not reply.text, reply.error
+        call = reply.calls[0]
+        assert name in (None, call.name)
+        assert call.arguments == {} if call.name == 'stop' else call.arguments['room'] in ('kitchen', 'hall')
+        history.append('bot', reply)
+        assert list(history.kv_cache.entries)[-len(reply.tokens) :] == reply.tokens
+        history.append_answer(history[-1].calls[0].id, call.name, 'done')
+        prompt, _ = history.embed_chat()
+        after = remote.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=8).wait(60)
+        assert after.usage.reused_tokens > 100 and not after.finish_reason.failed
 
 
 def test_a_stop_frees_the_server_in_the_reply_and_while_it_reads_the_prompt(remote, server):

@@ -47,7 +47,7 @@ def matcher_of(grammar):
 
     info = SimpleNamespace(special_tokens=())
     form = ResponseFormat('grammar', from_gbnf(grammar, 'test'))
-    return TextVocabulary(info).matcher(form, None)
+    return TextVocabulary(SimpleNamespace(info=info, tokenize=list), Capabilities('m')).matcher(form, None)
 
 
 PATTERNS = [

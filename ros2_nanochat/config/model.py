@@ -207,24 +207,28 @@ class ModelConfig(Options):
         True,
         'A reply that a server breaks off continues on another one (openai, with ids); otherwise its turn'
         ' ends with an error',
-        argument=False,
     )
     connect_timeout: float = option(
-        3.0, 'Seconds to wait for a connection to a server (openai)', above=0.0, high=600.0, argument=False
+        3.0,
+        'Seconds to wait for a connection to a server (openai); when the model is opened, a server that'
+        ' cannot be reached is tried again for this long',
+        above=0.0,
+        high=600.0,
+        metavar='SECONDS',
     )
     first_token_timeout: float = option(
         120.0,
         'Seconds to wait for the first token of a server (openai)',
         above=0.0,
         high=86400.0,
-        argument=False,
+        metavar='SECONDS',
     )
     silence_timeout: float = option(
         30.0,
         'Seconds that a server may be silent within a reply (openai)',
         above=0.0,
         high=86400.0,
-        argument=False,
+        metavar='SECONDS',
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 
 from ros2_nanochat.answer.call_form import CallForm
 from ros2_nanochat.answer.matcher import AnswerMatcher
@@ -17,6 +18,7 @@ from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.choice_scores import MAX_ALTERNATIVES, ChoiceScores
 from ros2_nanochat.engine.held_form import HeldForm
 from ros2_nanochat.engine.reply_text import ReplyText
+from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import Preceding
 
 
@@ -27,6 +29,7 @@ class ModelVocabulary:
         self._backend = backend
         self._info = backend.info
         self._special_ids = {token.text: token.id for token in self._info.special_tokens}
+        self._tokenize = functools.partial(backend.tokenize, preceding=Preceding.TEXT)
         self._lock = threading.Lock()
         self._known: AnswerVocabulary | None = None
 
@@ -38,15 +41,7 @@ class ModelVocabulary:
         """
         if not config.probabilities:
             return None
-        if form is None or not form.alternatives:
-            raise ValueError('probabilities=True needs a response_format that is a choice, such as yes | no')
-        if len(form.alternatives) > MAX_ALTERNATIVES:
-            raise ValueError(
-                f'probabilities=True is possible for up to {MAX_ALTERNATIVES} alternatives, not'
-                f' {len(form.alternatives)}'
-            )
-        tokenize, end = self.vocabulary().tokenize, self._end_of_turn()
-        return ChoiceScores({text: [*tokenize(text), end] for text in form.alternatives})
+        return choice_scores(form, self._info, self._tokenize)
 
     def matcher(
         self, form: ResponseFormat | None, calls: CallForm | None, end_ids: frozenset[int]
@@ -84,11 +79,6 @@ class ModelVocabulary:
         assert calls is not None
         return CallingForm(matcher, text, end_ids, space_ids, calls.begins_with_call)
 
-    def _end_of_turn(self) -> int:
-        """The token that ends a reply; if there are several, the one that the model names."""
-        named = self._special_ids.get(self._info.named_tokens.get('eos_token', ''))
-        return named if named in self._info.eos_token_ids else min(self._info.eos_token_ids)
-
     def vocabulary(self) -> AnswerVocabulary:
         """Return the vocabulary as answer forms need it; the first call reads it."""
         with self._lock:
@@ -96,7 +86,39 @@ class ModelVocabulary:
                 detokenizer = self._backend.detokenizer()
                 token_bytes = [detokenizer.token_bytes(i) for i in range(self._info.vocab_size)]
                 special = [token.id for token in self._info.special_tokens]
-                tokenize = functools.partial(self._backend.tokenize, preceding=Preceding.TEXT)
                 ends = self._info.eos_token_ids
-                self._known = AnswerVocabulary(token_bytes, special, ends, tokenize)
+                self._known = AnswerVocabulary(token_bytes, special, ends, self._tokenize)
             return self._known
+
+
+def choice_scores(
+    form: ResponseFormat | None, info: ModelInfo, tokenize: Callable[[str], list[int]]
+) -> ChoiceScores:
+    """Return what computes the probabilities of a choice.
+
+    Args:
+        form: The form of the answer.
+        info: The model.
+        tokenize: Turns a text that follows other text into ids.
+
+    Raises:
+        ValueError: The form is not a choice, or has too many alternatives.
+    """
+    if form is None or not form.alternatives:
+        raise ValueError('probabilities=True needs a response_format that is a choice, such as yes | no')
+    if len(form.alternatives) > MAX_ALTERNATIVES:
+        raise ValueError(
+            f'probabilities=True is possible for up to {MAX_ALTERNATIVES} alternatives, not'
+            f' {len(form.alternatives)}'
+        )
+    end = _end_of_turn(info)
+    return ChoiceScores({text: [*tokenize(text), end] for text in form.alternatives})
+
+
+def _end_of_turn(info: ModelInfo) -> int:
+    """The token that ends a reply; if there are several, the one that the model names."""
+    named = info.named_tokens.get('eos_token')
+    for token in info.special_tokens:
+        if token.text == named and token.id in info.eos_token_ids:
+            return token.id
+    return min(info.eos_token_ids)

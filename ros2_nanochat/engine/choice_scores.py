@@ -43,8 +43,16 @@ class ChoiceScores:
         scores = logits.astype(np.float64)
         log_total = float(scores.max() + np.log(np.exp(scores - scores.max()).sum()))
         for token_id in self._children[beginning]:
-            prefix = (*beginning, token_id)
-            self._log_probabilities[prefix] = float(scores[token_id]) - log_total
+            self.note(beginning, token_id, float(scores[token_id]) - log_total)
+
+    def note(self, beginning: _Ids, token_id: int, log_probability: float) -> None:
+        """Record the log probability of an id that follows a beginning."""
+        self._log_probabilities[(*beginning, token_id)] = log_probability
+
+    @property
+    def beginnings(self) -> Mapping[_Ids, set[int]]:
+        """The ids that may follow each beginning of an alternative."""
+        return self._children
 
     def run(self, backend: Backend, seq: int, length: int, spare: int) -> None:
         """Compute what is missing after the first `length` entries of a sequence, which keep their KV.

@@ -108,6 +108,11 @@ class Engine:
             **self.backend.stats(),
         }
 
+    gives_logits = True
+    """Whether logits can be seen and changed."""
+    gives_probabilities = True
+    """Whether replies can have probabilities of a choice."""
+
     def refusal(self, config: GenerationConfig) -> str | None:
         """Return why replies cannot be generated like this, whatever the prompt; None if they can."""
         return None

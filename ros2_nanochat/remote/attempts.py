@@ -8,17 +8,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ros2_nanochat.answer.response_format import ResponseFormat
+from ros2_nanochat.errors import one_line
+from ros2_nanochat.prompt import Preceding
+from ros2_nanochat.remote.calling import Step, steps_of
+from ros2_nanochat.remote.capabilities import Capabilities
 from ros2_nanochat.remote.connection import Watch
 from ros2_nanochat.remote.dialect import DIALECTS, Question
 from ros2_nanochat.remote.failures import Overloaded, ServerError, Unavailable
 from ros2_nanochat.remote.forms import STYLES
 from ros2_nanochat.remote.pool import Pool
 from ros2_nanochat.remote.reply import RemoteReply
+from ros2_nanochat.remote.scoring import LogProbabilities, score
 from ros2_nanochat.remote.server import Server
 from ros2_nanochat.remote.text import MessageText, RemoteText, ServerText, real_ids
 
@@ -99,8 +107,7 @@ class Attempts:
             except Unavailable as error:
                 if reply.ended:
                     return
-                unreached = 'cannot be reached' in str(error)
-                self._pool.note_failure(server, error, decisive=unreached or server in avoid)
+                self._pool.note_failure(server, error, decisive=not error.reached or server in avoid)
                 avoid.add(server)
                 tries -= 1
                 if tries <= 0 or (reply.begun and not self._may_resume(reply)):
@@ -116,28 +123,66 @@ class Attempts:
         return (
             self._settings.resume
             and not isinstance(self._text, MessageText)
+            and (reply.steps is None or reply.steps.resumable(reply.call_text))
             and reply.request.progress.form is None
             and not reply.request.progress.text.mixed
             and not reply.request.progress.text.detokenizer.pending
         )
 
     async def _attempt(self, reply: RemoteReply, server: Server, session: str) -> None:
-        can = server.can
+        can, progress = server.can, reply.request.progress
         assert can is not None
-        asked, settings = reply.request.asked, self._settings
-        held_to = reply.request.progress.answer_form
-        form = None if held_to is None else held_to.response_format
-        fields = None if form is None else STYLES[can.forms[form.kind]](form)
+        if not reply.begun:
+            reply.steps = steps_of(reply.request.calls, can)
         reply.start(f'{self._text.info.name}@{server.url}')
-        delivered = reply.request.progress.new_ids
-        ids = [*map(int, asked.goal.entries), *delivered] if can.way.takes_ids else []
+        held_to = progress.answer_form
+        form = None if held_to is None else held_to.response_format
+        step: Step | None = Step(form=form) if reply.steps is None else reply.steps.here(reply.call_text)
+        while step is not None:
+            if step.certain:
+                reply.write(await asyncio.to_thread(self._pieces, step.certain))
+            if step.is_last or not reply.has_room:
+                break
+            reply.next_request()
+            await self._request(reply, server, session, step.form)
+            may_go_on = reply.steps is not None and reply.goes_on
+            step = reply.steps.next(reply.call_text) if may_go_on and reply.steps is not None else None
+        if progress.scores is not None:
+            await self._score(reply, server, can, self._ids(reply, can)[: -len(progress.new_ids) or None])
+        reply.finish_complete()
+
+    def _pieces(self, text: str) -> list[tuple[str, list[int], bool]]:
+        """A text as `RemoteReply.write` takes it. May ask a server; not for the loop's thread."""
+        special = {token.text: token.id for token in self._text.info.special_tokens if token.text in text}
+        parts = re.split(f'({"|".join(map(re.escape, special))})', text) if special else [text]
+        return [
+            (part, [special[part]], True)
+            if part in special
+            else (part, self._text.tokenize(part, preceding=Preceding.TEXT), False)
+            for part in parts
+            if part
+        ]
+
+    def _ids(self, reply: RemoteReply, can: Capabilities) -> list[int]:
+        """The prompt and what was delivered; empty for messages."""
+        prompt = map(int, reply.request.asked.goal.entries)
+        return [*prompt, *reply.request.progress.new_ids] if can.way.takes_ids else []
+
+    async def _request(
+        self, reply: RemoteReply, server: Server, session: str, form: ResponseFormat | None
+    ) -> None:
+        """Ask one server to continue a reply."""
+        can, asked, settings = server.can, reply.request.asked, self._settings
+        assert can is not None
+        fields = None if form is None else STYLES[can.forms[form.kind]](form)
+        ids = self._ids(reply, can)
         if isinstance(self._text, ServerText):
 
             async def ask_server(path: str, body: dict) -> Any:
                 return await server.connection.post(f'{server.connection.root}{path}', body)
 
             ids = await real_ids(ids, ask_server)
-        question = Question(asked, ids, len(delivered), fields, settings.salt)
+        question = Question(asked, ids, len(reply.request.progress.new_ids), fields, settings.salt)
         dialect = DIALECTS[can.way]
         body = dialect.body(question, can, self._text.info.context_length)
         path = dialect.path_of(body)
@@ -152,27 +197,38 @@ class Attempts:
             except (ValueError, RecursionError):
                 raise Unavailable(f'{address} sent an event that is not JSON') from None
             piece = dialect.read(data)
-            if piece.text or piece.ids or piece.reasoning:
+            has_tokens = bool(piece.text or piece.ids or piece.reasoning)
+            if has_tokens or piece.works:
+                watch.touch()
+            if has_tokens:
                 watch.begin()
             is_enough = reply.take(piece, can.usage)
             if reply.server_finished:
                 watch.shorten(_AFTER_THE_END)
             if is_enough:
-                reply.finish_complete()
+                if reply.steps is None and reply.request.progress.scores is None:
+                    reply.finish_complete()
                 return not reply.server_finished
             return False
 
         try:
             await server.connection.stream(address, body, {SESSION_HEADER: session}, take, watch)
-        except Unavailable:
-            if not reply.complete:
-                raise
         except ServerError:
-            if not reply.ended:
+            if not reply.complete:
                 raise
         if not reply.complete:
             raise Unavailable(f'{address} ended the stream before the reply was complete')
-        reply.finish_complete()
+
+    async def _score(self, reply: RemoteReply, server: Server, can: Capabilities, ids: Sequence[int]) -> None:
+        """Find the probabilities of the alternatives of a choice. The answer stands without them."""
+        scores = reply.request.progress.scores
+        assert scores is not None
+        try:
+            asked = LogProbabilities(server.connection, can, self._settings.salt)
+            await score(scores, [*ids, *reply.before_answer], asked, can.slots)
+        except ServerError as error:
+            scores.error = one_line(error)
+            _log.warning('the probabilities of a choice are not known: %s', scores.error)
 
     async def _fall_back(self, reply: RemoteReply) -> None:
         asked, loop = reply.request.asked, asyncio.get_running_loop()

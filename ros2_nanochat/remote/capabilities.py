@@ -45,6 +45,7 @@ class Capabilities:
         reuse: It reports how many tokens it reused; None if that is not known yet.
         priority: It orders replies by priority; a smaller number first.
         salt: It takes `cache_salt`.
+        probabilities: It gives the probabilities of tokens.
         images: It takes pictures.
         continues: It continues a message of the bot; the fields with which it does. None if it does not.
         completes: It continues plain text (way `messages`).
@@ -64,6 +65,7 @@ class Capabilities:
     reuse: bool | None = None
     priority: bool = False
     salt: bool = False
+    probabilities: bool = False
     images: bool = False
     continues: Mapping[str, bool] | None = None
     completes: bool = False
@@ -80,6 +82,18 @@ class Capabilities:
         """The options that have no effect."""
         return [name for name in OPTIONS if name not in self.options]
 
+    @property
+    def no_probabilities(self) -> str:
+        """Why a choice has no probabilities, if it has none."""
+        if self.way.takes_ids:
+            return f'probabilities=True is not possible: {self.kind} gives no probabilities of tokens'
+        return f'probabilities=True is not possible: {self.kind} is talked to in messages, not in ids'
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether calls of tools can be held to their form, not only checked."""
+        return self.way.takes_ids and {'choice', 'schema'} <= self.forms.keys()
+
     def described(self) -> str:
         """Return all of it in one line, for the log and the diagnostics."""
         words = [
@@ -87,8 +101,10 @@ class Capabilities:
             f'talks in {self.way}',
             f'context {self.context_length or "unknown"}',
             f'forms: {", ".join(sorted(self.forms)) or "none"}',
+            f'calls of tools: {"held to their form" if self.holds_calls else "only checked"}',
             f'reuse figures: {_yes(self.reuse)}',
             f'priorities: {_yes(self.priority)}',
+            f'probabilities: {_yes(self.probabilities)}',
             f'images: {_yes(self.images)}',
         ]
         if self.slots is not None:

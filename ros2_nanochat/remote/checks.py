@@ -6,6 +6,7 @@ import logging
 
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.request import Request
+from ros2_nanochat.remote.calling import steps_of
 from ros2_nanochat.remote.capabilities import Capabilities
 from ros2_nanochat.remote.forms import STYLES
 from ros2_nanochat.remote.sampling import without_effect
@@ -40,7 +41,12 @@ class Checks:
             )
         if asked.goal.spans and not can.images:
             return 'this server takes no pictures the way it is talked to'
-        form = request.progress.answer_form
+        calls, form = request.calls, request.progress.answer_form
+        if calls is not None and calls.begins_with_call and steps_of(calls, can) is None:
+            return (
+                f'tool_choice={calls.choice} is not possible: calls of tools can only be checked with'
+                f' {can.kind} in {can.way}, not demanded'
+            )
         return config_refusal(asked.config, can) or (
             form_refusal(form.response_format, can) if form is not None else None
         )
@@ -48,6 +54,8 @@ class Checks:
 
 def config_refusal(config: GenerationConfig, can: Capabilities) -> str | None:
     """Return which option is not possible on a server; None if all are."""
+    if config.probabilities and not can.probabilities:
+        return can.no_probabilities
     for name in ('logits_processors', 'functions'):
         if getattr(config, name):
             return f'{name} is not possible with api=openai: the server chooses the tokens'

@@ -20,6 +20,7 @@ from ros2_nanochat.remote.sse import EventReader
 MAX_ANSWER = 32 << 20
 """Maximum size of one answer, in bytes."""
 _MAX_ERROR = 64 << 10
+_UNREACHED = 'cannot be reached'
 
 
 class Connection:
@@ -111,8 +112,12 @@ class Connection:
             ServerError: The server cannot be reached, refuses, or breaks off.
         """
         reader = EventReader()
+        whole = bytearray()  # of a server that does not stream, or sends an error as its answer
 
         def feed(data: bytes) -> bool:
+            if whole or (not reader.begun and data[:1] == b'{'):
+                whole.extend(data)
+                return False
             try:
                 events = reader.feed(data)
             except ValueError as error:
@@ -120,7 +125,10 @@ class Connection:
             return any(take(event) for event in events)
 
         if await self._exchange('POST', address, body, headers, feed, watch):
-            feed(b'\n\n')  # some servers leave out the end of the last event
+            if whole:
+                take(bytes(whole))
+            else:
+                feed(b'\n\n')  # some servers leave out the end of the last event
 
     async def _exchange(self, method, address, body, headers, take, watch: Watch) -> bool:
         """Whether the answer was read to its end."""
@@ -133,7 +141,8 @@ class Connection:
             raise
         except Exception as error:
             # httpx2's errors, and those of ssl and anyio below it.
-            raise Unavailable(f'{address} {_trouble(error)}') from error
+            trouble = _trouble(error)
+            raise Unavailable(f'{address} {trouble}', reached=not trouble.startswith(_UNREACHED)) from error
 
     async def _request(self, method, address, body, headers, take, watch: Watch) -> bool:
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode('utf-8', 'replace')
@@ -153,14 +162,13 @@ class Connection:
                 size += len(data)
                 if size > MAX_ANSWER:
                     raise Rejected(f'{address} sent more than {MAX_ANSWER:,} bytes, which is no answer')
-                watch.touch()
                 if take(data):
                     return False
         return True
 
 
 class Watch:
-    """Ends the current task's wait for a server that is silent for too long.
+    """Ends the current task's wait for a server that gives no sign of work for too long.
 
     Args:
         first: Seconds until the first sign.
@@ -181,7 +189,7 @@ class Watch:
         return self._silence if self._begun else self._first
 
     def touch(self) -> None:
-        """Note that something came."""
+        """Note a sign of work. Bytes are none: some servers send comments while they are connected."""
         self._last = self._loop.time()
 
     def begin(self) -> None:
@@ -236,9 +244,9 @@ def _trouble(error: Exception) -> str:
             )
         cause = cause.__cause__ or cause.__context__
     if name == 'ConnectTimeout':
-        return 'cannot be reached: no answer'
+        return f'{_UNREACHED}: no answer'
     if name == 'ConnectError':
-        return f'cannot be reached: {one_line(error, 120)}'
+        return f'{_UNREACHED}: {one_line(error, 120)}'
     return f'broke off: {one_line(error, 120) if str(error) else name}'
 
 

@@ -25,6 +25,7 @@ class Piece:
         ids: The ids that spell the text; empty if the server gives none.
         num_ids: Number of ids of the reply so far; None if not known.
         finish: `stop` or `length` if the reply is complete.
+        works: The server works on the reply, though there is no text yet.
         prompt_tokens, reused_tokens, new_tokens: Figures, if the event has them.
     """
 
@@ -33,6 +34,7 @@ class Piece:
     ids: tuple[int, ...] = ()
     num_ids: int | None = None
     finish: str | None = None
+    works: bool = False
     prompt_tokens: int | None = None
     reused_tokens: int | None = None
     new_tokens: int | None = None
@@ -87,7 +89,7 @@ def _usage(data: Any) -> dict[str, Any]:
         'new_tokens': data.get('completion_tokens'),
         'reused_tokens': details.get('cached_tokens') if isinstance(details, Mapping) else None,
     }
-    return {name: value for name, value in found.items() if isinstance(value, int)}
+    return {name: value for name, value in found.items() if type(value) is int and value >= 0}
 
 
 def _choice(event: Any) -> Mapping[str, Any]:
@@ -96,8 +98,10 @@ def _choice(event: Any) -> Mapping[str, Any]:
     if event.get('error'):
         raise Unavailable(f'the server broke off: {message_in(event)}')
     choices = event.get('choices')
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    return first if isinstance(first, Mapping) else {}
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, Mapping) and not choice.get('index'):  # others were not asked for
+            return choice
+    return {}
 
 
 def _finish(reason: Any) -> str | None:
@@ -109,10 +113,16 @@ def _finish(reason: Any) -> str | None:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    return tuple(int(i) for i in value) if isinstance(value, list) else ()
+    if not isinstance(value, list):
+        return ()
+    if not all(type(each) is int and each >= 0 for each in value):
+        raise Unavailable(f'the server sent {str(value)[:80]!r}, which are no token ids')
+    return tuple(value)
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):  # some servers send parts
+        return ''.join(_text(part.get('text')) for part in value if isinstance(part, Mapping))
     return value if isinstance(value, str) else ''
 
 
@@ -190,7 +200,7 @@ class LlamaCompletion:
         """See `Dialect`."""
         _choice(event)
         if 'prompt_progress' in event and not event.get('content'):
-            return Piece()  # it has a token that is none
+            return Piece(works=True)  # it has a token that is none
         figures: dict[str, Any] = {}
         finish = None
         if event.get('stop'):
@@ -260,13 +270,13 @@ class Chat:
     def read(self, event: Any) -> Piece:
         """See `Dialect`."""
         choice = _choice(event)
-        delta = choice.get('delta')
+        delta = choice.get('delta') or choice.get('message')
         delta = delta if isinstance(delta, Mapping) else {}
         return Piece(
             text=_text(delta.get('content')) or _text(choice.get('text')),
             reasoning=_text(delta.get('reasoning_content')) or _text(delta.get('reasoning')),
             finish=_finish(choice.get('finish_reason')),
-            **_usage(event.get('usage')),
+            **_usage(event.get('usage') or choice.get('usage')),
         )
 
 

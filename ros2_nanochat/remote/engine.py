@@ -76,7 +76,7 @@ class RemoteEngine:
         self.metrics = Metrics()
         self.can: Capabilities = next(server.can for server in pool.servers if server.can is not None)
         self.fallback = fallback
-        self.vocabulary = TextVocabulary(text.info)
+        self.vocabulary = TextVocabulary(text, self.can)
         self._background, self._pool, self._text = background, pool, text
         self._max_queued = max_queued
         self._checks = Checks(self.can)
@@ -129,6 +129,14 @@ class RemoteEngine:
             'server': self.can.described(),
             'servers': {server.url: server.status for server in self._pool.servers},
         }
+
+    gives_logits = False
+    """See `Engine`."""
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """See `Engine`."""
+        return self.can.probabilities
 
     def refusal(self, config: GenerationConfig) -> str | None:
         """Return why replies cannot be generated like this, whatever the prompt; None if they can."""

@@ -17,7 +17,17 @@ class ServerError(BackendError):
 
 
 class Unavailable(ServerError):
-    """It does not answer, or broke off. Another server may do better, or the same one later."""
+    """It does not answer, or broke off. Another server may do better, or the same one later.
+
+    Attributes:
+        reached: Whether there was a connection.
+        status: The HTTP status, or None.
+    """
+
+    def __init__(self, message: str, reached: bool = True, status: int | None = None):
+        super().__init__(message)
+        self.reached = reached
+        self.status = status
 
 
 class Overloaded(ServerError):
@@ -65,7 +75,7 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, address: str)
     if status == 429 or (status == 503 and 'retry-after' in headers):
         return Overloaded(text, _retry_after(headers))
     if status >= 500 or status in (408, 425):
-        return Unavailable(text)
+        return Unavailable(text, status=status)
     if status == 404 and 'model' not in said.lower():
         text += ': is the address of the API complete, for example http://host:8000/v1?'
     return Rejected(text, status)

@@ -6,6 +6,7 @@ what they do not know.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import threading
@@ -20,10 +21,14 @@ from ros2_nanochat.answer.response_format import ResponseFormat, read_response_f
 from ros2_nanochat.answer.vocabulary import AnswerVocabulary
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.answer_form import AnswerForm
+from ros2_nanochat.engine.answer_vocabulary import choice_scores
 from ros2_nanochat.engine.call_text import CallText
+from ros2_nanochat.engine.choice_scores import ChoiceScores
 from ros2_nanochat.engine.reply_text import ReplyText
-from ros2_nanochat.model_info import ModelInfo
+from ros2_nanochat.prompt import Preceding
 from ros2_nanochat.remote import gbnf
+from ros2_nanochat.remote.capabilities import Capabilities
+from ros2_nanochat.remote.text import RemoteText
 
 _STRING_OR_SPACE = re.compile(r'"(?:[^"\\]|\\.)*"|[ \t\r\n]+', re.DOTALL)
 
@@ -114,25 +119,25 @@ class TextVocabulary:
     `ModelVocabulary`, as far as `NanoLLM` uses it.
 
     Args:
-        info: The model.
+        text: The text side of the model.
+        can: What the servers can do.
     """
 
-    def __init__(self, info: ModelInfo):
-        self._special_ids = {token.text: token.id for token in info.special_tokens}
+    def __init__(self, text: RemoteText, can: Capabilities):
+        self._can = can
+        self._info = text.info
+        self._special_ids = {token.text: token.id for token in text.info.special_tokens}
+        self._tokenize = functools.partial(text.tokenize, preceding=Preceding.TEXT)
         self._lock = threading.Lock()
         self._known: AnswerVocabulary | None = None
 
-    def scores(self, config: GenerationConfig, form: ResponseFormat | None) -> None:
-        """Return None.
-
-        Raises:
-            ValueError: Probabilities were requested.
-        """
-        if config.probabilities:
-            raise ValueError(
-                'probabilities=True is not possible with api=openai: servers do not give the probability of'
-                ' a whole alternative'
-            )
+    def scores(self, config: GenerationConfig, form: ResponseFormat | None) -> ChoiceScores | None:
+        """See `ModelVocabulary.scores`."""
+        if not config.probabilities:
+            return None
+        if not self._can.probabilities:
+            raise ValueError(self._can.no_probabilities)
+        return choice_scores(form, self._info, self._tokenize)
 
     def matcher(
         self, form: ResponseFormat | None, calls: CallForm | None, end_ids: Iterable[int] = ()

@@ -23,6 +23,10 @@ _CONTINUES: dict[str, dict[str, bool]] = {
     'llama.cpp': {},
 }
 _SOME_ID = 1
+ANSWER_SECONDS = 30.0
+"""Seconds that a server which can be reached may take to answer at all when it is opened. One that loads its
+model, or whose machine is busy, takes a while.
+"""
 
 
 @dataclass
@@ -53,7 +57,8 @@ async def identify(connection: Connection, served_model: str | None) -> Found:
         ServerError: It does not answer, or refuses the key.
         BackendError: It does not have the model.
     """
-    entry = _entry(await connection.get(f'{connection.url}/models'), connection.url, served_model)
+    listing = await connection.get(f'{connection.url}/models', ANSWER_SECONDS)
+    entry = _entry(listing, connection.url, served_model)
     questions = Questions(connection, entry['id'])
     props = await _try_get(connection, '/props')
     props = props if 'default_generation_settings' in props else {}
@@ -73,7 +78,8 @@ async def identify(connection: Connection, served_model: str | None) -> Found:
 def _entry(listing: Any, url: str, served_model: str | None) -> dict:
     data = listing.get('data') if isinstance(listing, Mapping) else None
     data = data if isinstance(data, list) else []
-    entries = [each for each in data if isinstance(each, dict) and isinstance(each.get('id'), str)]
+    # Some list a model twice.
+    entries = [*{e['id']: e for e in data if isinstance(e, dict) and isinstance(e.get('id'), str)}.values()]
     names = ', '.join(printable(entry['id']) for entry in entries[:20]) or 'none'
     if served_model is not None:
         for entry in entries:

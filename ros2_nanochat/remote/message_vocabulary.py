@@ -39,6 +39,7 @@ TEMPLATE = (
 
 # As vocabularies of models cut English: a word with the space before it; other scripts nearly by character.
 _WORDS = re.compile(r' ?[A-Za-z]+| ?[0-9]{1,3}|[^A-Za-z0-9]', re.DOTALL)
+_HALVES = re.compile('[\ud800-\udfff]')
 _SPECIALS = re.compile('|'.join(re.escape(text) for text in IDS))
 
 
@@ -185,6 +186,22 @@ def _add_ids(found: list[Message], ids: Sequence[int]) -> None:
         elif token_id == END_ID and found:
             found[-1].is_open = False
     flush()
+
+
+def join_halves(text: str) -> tuple[str, str]:
+    """Join the halves of characters that a server wrote as two escapes of JSON.
+
+    Args:
+        text: A text in which characters beyond U+FFFF may be surrogate pairs, and single surrogates may be.
+
+    Returns:
+        The text without surrogates, and a first half at its end whose second half may follow.
+    """
+    if text.isascii() or not _HALVES.search(text):
+        return text, ''
+    half = text[-1] if '\ud800' <= text[-1] <= '\udbff' else ''
+    data = text[: len(text) - len(half)].encode('utf-16-le', 'surrogatepass')
+    return data.decode('utf-16-le', 'replace'), half
 
 
 def text_of(ids: Iterable[int]) -> str:

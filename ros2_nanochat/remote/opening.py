@@ -9,9 +9,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from ros2_nanochat.config import DEFAULT_CONTEXT, EngineConfig, ModelConfig
 from ros2_nanochat.errors import BackendError, one_line, printable
+from ros2_nanochat.loading_bar import LoadingBar
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.remote import message_vocabulary
 from ros2_nanochat.remote.attempts import Settings
@@ -20,7 +22,7 @@ from ros2_nanochat.remote.capabilities import Capabilities, Way
 from ros2_nanochat.remote.connection import Connection, check_address
 from ros2_nanochat.remote.engine import RemoteEngine
 from ros2_nanochat.remote.failures import ServerError
-from ros2_nanochat.remote.identify import Found, identify
+from ros2_nanochat.remote.identify import ANSWER_SECONDS, Found, identify
 from ros2_nanochat.remote.pool import Pool
 from ros2_nanochat.remote.probe import Prober, takes_pictures
 from ros2_nanochat.remote.questions import Questions
@@ -68,6 +70,7 @@ class Opening:
             [Server(Connection(url, self._key, config.connect_timeout), self._prepare) for url in self._urls]
         )
         self._exploring = asyncio.Lock()
+        self._report: Callable[[float], None] = lambda share: None
         self._found: Found | None = None
         self._reference: Capabilities | None = None
         self._vocabulary: Vocabulary | None = None
@@ -76,8 +79,11 @@ class Opening:
         """End the opening."""
         self._background.close()
 
-    def open(self) -> OpenedServers:
+    def open(self, progress: Callable[[float], None] | None = None) -> OpenedServers:
         """Ask the servers.
+
+        Args:
+            progress: Called with the share that is known, 0 to 1. Without it, a terminal shows a bar.
 
         Raises:
             BackendError: None of them works.
@@ -86,7 +92,8 @@ class Opening:
         if self._key and any(url.startswith('http://') and not _is_here(url) for url in self._urls):
             _log.warning('the key goes over the network without encryption: use an address with https://')
         try:
-            self._background.run(self._pool.check_all())
+            with LoadingBar(', '.join(urlsplit(url).netloc for url in self._urls), progress) as self._report:
+                self._background.run(self._pool.begin(self._config.connect_timeout, ANSWER_SECONDS))
             if self._reference is None or self._found is None:
                 raise BackendError('; '.join(server.reason for server in self._pool.servers))
             text = self._text(self._found, self._reference)
@@ -138,10 +145,12 @@ class Opening:
         return self._like_the_others(found)
 
     async def _explore(self, connection: Connection, found: Found) -> Capabilities:
+        self._report(0.3)
         questions = Questions(connection, found.can.model)
         images = _llama_cpp_sees(found) if found.props else await takes_pictures(questions)
         found.can = replace(found.can, images=images)
         way, vocabulary, note = await self._choose_way(connection, found)
+        self._report(0.5)
         ids = vocabulary.some_ids if vocabulary is not None else []
         can = await Prober(questions, way, ids).explore(found.can)
         if way.takes_ids and can.images:
@@ -149,6 +158,7 @@ class Opening:
         if note:
             can = can.noting(note)
         self._found, self._vocabulary = found, vocabulary
+        self._report(1.0)
         return can
 
     def _like_the_others(self, found: Found) -> Capabilities:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import bisect
 import logging
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.sequence import Sequence as Conversation
-from ros2_nanochat.remote.failures import Unavailable
+from ros2_nanochat.remote.failures import Overloaded, Unavailable
 from ros2_nanochat.remote.server import Server
 
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.25
+_RETRY_SECONDS = 0.3  # between two tries of a server when the model is opened
+_GRACE_SECONDS = 5.0  # for the others, once one server works
+_SHOWN_AFTER, _SHOWN_EVERY = 1.0, 5.0  # seconds until what is waited for is logged
 
 
 @dataclass(eq=False)
@@ -123,6 +127,57 @@ class Pool:
     def _raise_if_none_works(self) -> None:
         if not any(server.works for server in self.servers):
             raise self._none_works()
+
+    async def begin(self, connect_seconds: float, answer_seconds: float) -> None:
+        """Ask the servers for the first time, again and again until one works or time does not help.
+
+        Args:
+            connect_seconds: For how long to try one that cannot be reached.
+            answer_seconds: For how long to try one that says that it is not ready.
+
+        Raises:
+            ValueError: An option is not valid.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        limits = connect_seconds, answer_seconds
+        tries = {asyncio.ensure_future(self._persist(server, began, limits)) for server in self.servers}
+        until, shown = math.inf, began + _SHOWN_AFTER
+        try:
+            while tries and loop.time() < until:
+                pause = min(shown, until) - loop.time()
+                done, tries = await asyncio.wait(
+                    tries, timeout=max(0.0, pause), return_when=asyncio.FIRST_COMPLETED
+                )
+                for each in done:
+                    each.result()
+                if until == math.inf and any(server.works for server in self.servers):
+                    until = loop.time() + _GRACE_SECONDS
+                if tries and loop.time() >= shown:
+                    shown = loop.time() + _SHOWN_EVERY
+                    self._show_waiting()
+        finally:
+            for each in tries:
+                each.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
+
+    async def _persist(self, server: Server, began: float, limits: tuple[float, float]) -> None:
+        loop = asyncio.get_running_loop()
+        while not await server.check() and not any(each.works for each in self.servers):
+            trouble, limit = server.trouble, limits[0]
+            if not isinstance(trouble, (Unavailable, Overloaded)):
+                return
+            if isinstance(trouble, Overloaded) or trouble.status == 503:
+                limit = max(limits)
+            if loop.time() + _RETRY_SECONDS > began + limit:
+                return
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _show_waiting(self) -> None:
+        for server in self.servers:
+            if not server.works:
+                reason = 'it has not answered yet' if server.trouble is None else server.reason
+                _log.warning('waiting for %s: %s', server.url, reason)
 
     async def check_all(self, due: Callable[[Server], bool] = lambda server: True) -> None:
         """Ask the servers that do not work if they do now."""

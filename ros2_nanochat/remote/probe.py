@@ -19,6 +19,7 @@ from ros2_nanochat.remote.connection import Watch
 from ros2_nanochat.remote.failures import ServerError
 from ros2_nanochat.remote.forms import KINDS, STYLES, follows, probe_form
 from ros2_nanochat.remote.questions import PROBE_SECONDS, SAY_A_WORD, Questions, first_choice
+from ros2_nanochat.remote.scoring import LogProbabilities
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Prober:
         if not can.options:
             can = replace(can, options=await self._options())
         can = replace(can, forms=await self._forms(can.kind))
+        can = replace(can, probabilities=self._way.takes_ids and await self._gives_probabilities(can))
         if self._way is Way.LLAMA_CPP:
             return replace(can, usage=True, reuse=True)
         is_vllm = can.kind == 'vLLM'
@@ -76,6 +78,15 @@ class Prober:
         except ServerError:
             return False
         return True
+
+    async def _gives_probabilities(self, can: Capabilities) -> bool:
+        """Whether tokens have probabilities, also those that are not likely."""
+        wanted = self._ids[:1]
+        try:
+            found = await LogProbabilities(self._questions.connection, can).after(self._ids, wanted)
+        except ServerError:
+            return False
+        return all(log < 0 for log in found.values())
 
     async def _streams_usage(self) -> bool:
         """Whether a stream may be asked for usage."""

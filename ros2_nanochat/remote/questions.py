@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from ros2_nanochat.remote.connection import Connection
+from ros2_nanochat.remote.failures import Overloaded, ServerError
 
 PROBE_SECONDS = 60.0
 """Seconds that a short question may take."""
 SAY_A_WORD = 'Say a word.'
+_PAUSE = 0.5
 
 
 class Questions:
@@ -43,10 +46,24 @@ class Questions:
     async def native(self, ids: list[int], fields: Mapping[str, Any], num: int = 1) -> Any:
         """Return llama.cpp's answer to token ids, from its own address."""
         body = {'prompt': ids, 'n_predict': num, 'temperature': 0, 'return_tokens': True, **fields}
-        return await self.connection.post(f'{self.connection.root}/completion', body, PROBE_SECONDS)
+        return await self._ask(f'{self.connection.root}/completion', body)
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return await self.connection.post(f'{self.connection.url}{path}', body, PROBE_SECONDS)
+        return await self._ask(f'{self.connection.url}{path}', body)
+
+    async def _ask(self, address: str, body: Mapping[str, Any]) -> Any:
+        """Ask again while the server is overloaded or loads its model: that is no answer to a probe."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PROBE_SECONDS
+        while True:
+            try:
+                return await self.connection.post(address, body, PROBE_SECONDS)
+            except ServerError as error:
+                pause = error.retry_after if isinstance(error, Overloaded) else _PAUSE
+                is_busy = isinstance(error, Overloaded) or getattr(error, 'status', None) == 503
+                if not is_busy or loop.time() + pause > until:
+                    raise
+                await asyncio.sleep(pause)
 
 
 def first_choice(answer: Any) -> dict:

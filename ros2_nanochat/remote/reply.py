@@ -6,13 +6,16 @@ Runs on the loop's thread; knows no HTTP.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.reply_text import TextDelta
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.prompt import Preceding
+from ros2_nanochat.remote.calling import CallSteps
 from ros2_nanochat.remote.dialect import Piece
-from ros2_nanochat.remote.message_vocabulary import IDS, THINK_END, THINK_START, encode
+from ros2_nanochat.remote.figures import RequestFigures
+from ros2_nanochat.remote.message_vocabulary import IDS, THINK_END, THINK_START, encode, join_halves
 from ros2_nanochat.remote.text import FedDetokenizer, MessageText, RemoteText, ServerText
 from ros2_nanochat.states import FinishReason
 
@@ -32,9 +35,16 @@ class RemoteReply:
         self._text = text
         self._metrics = metrics
         self._thinks = False
+        self._half = ''  # the first half of a character that was cut into two
         self._before = 0  # ids that earlier attempts gave
         self._reason: FinishReason | None = None
         self._closes = False  # the end was found here: the server would go on
+        self._continued = False  # by a further request
+        self._figures = RequestFigures()
+        self.steps: CallSteps | None = None
+        """Holds a call of a tool to its form, if the server can."""
+        self.call_text = ''
+        """The text of calls of tools so far."""
         self.server_finished = False
         """Whether the server said that the reply is complete."""
         request.progress.reused = None
@@ -52,14 +62,39 @@ class RemoteReply:
         return self._reason is not None
 
     @property
+    def has_room(self) -> bool:
+        """Whether the reply may have more tokens. If not, it is complete."""
+        most = self.request.asked.config.max_new_tokens
+        if 0 <= most <= len(self._progress.new_ids) and self.begun:
+            self._reason = FinishReason.LENGTH
+        return self._reason is not FinishReason.LENGTH
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a further request may continue what is complete: it ended neither at a limit nor at a stop
+        string.
+        """
+        return self._reason is FinishReason.STOP and not self._progress.text.stopped
+
+    @property
     def ended(self) -> bool:
         """Whether the reader was told the end."""
         return self.request.signals.ended.is_set()
 
+    @property
+    def before_answer(self) -> list[int]:
+        """The ids of the reply before its answer: reasoning, and white space after it."""
+        ids, count = self._progress.new_ids, self._progress.text.num_reasoning
+        if isinstance(self._text, ServerText):
+            return ids[:count]  # asking the server for their texts would hold up all streams
+        while 0 < count < len(ids) and not self._text.token_text(ids[count]).strip():
+            count += 1
+        return ids[:count]
+
     def start(self, served_by: str) -> None:
         """Note that a server begins with it."""
         progress = self._progress
-        self._before = len(progress.new_ids)
+        self.next_request()
         progress.served_by = served_by
         if progress.started is None:
             progress.started = progress.mark('started')
@@ -88,23 +123,21 @@ class RemoteReply:
             self._closes = True  # it does not know that this is the end
         if not self.complete and self._progress.text.stopped:
             self._reason, self._closes = FinishReason.STOP, True
+        if not self.complete and self._begins_call:  # goes on in a request of its own
+            self._reason, self._closes = FinishReason.STOP, True
         if piece.finish:
             self.server_finished = True
             self._reason = self._reason or FinishReason(piece.finish)
         if not self.server_finished:
             return self._closes
-        return not figures_follow or piece.prompt_tokens is not None
+        return not figures_follow or self._figures.prompt_tokens is not None
 
     def _take_figures(self, piece: Piece) -> None:
-        progress = self._progress
-        if piece.prompt_tokens is not None:
+        progress, figures = self._progress, self._figures
+        if figures.take(piece) and not self._continued:  # those of the first request are the reply's
+            progress.reused = figures.reused_tokens
             if isinstance(self._text, MessageText):
-                progress.prompt_tokens = piece.prompt_tokens
-            if piece.reused_tokens is not None:
-                progress.reused = min(piece.reused_tokens, piece.prompt_tokens)
-                self._metrics.count('reused_tokens', progress.reused)
-            self._metrics.count('prompt_tokens', piece.prompt_tokens)
-            self._metrics.count('prefilled_tokens', piece.prompt_tokens - (progress.reused or 0))
+                progress.prompt_tokens = figures.prompt_tokens
 
     def _note_token(self) -> None:
         progress, now = self._progress, time.monotonic()
@@ -118,16 +151,17 @@ class RemoteReply:
 
     def _take_text(self, piece: Piece) -> None:
         ids: list[int] = []
+        text, self._half = join_halves(self._half + piece.text)
         if piece.reasoning:
             if not self._thinks:
                 self._thinks = True
                 ids.append(IDS[THINK_START])
-            ids += encode(piece.reasoning)
-        if piece.text:
+            ids += encode(join_halves(piece.reasoning)[0])
+        if text:
             if self._thinks:
                 self._thinks = False
                 ids.append(IDS[THINK_END])
-            ids += encode(piece.text)
+            ids += encode(text)
         self._put(ids)
 
     def _take_ids(self, piece: Piece) -> None:
@@ -168,9 +202,39 @@ class RemoteReply:
             progress.entries.append(token_id)
             for delta in progress.text.add(token_id):
                 output.put(delta)
+                if delta.call:
+                    self.call_text += delta.text
             self._metrics.counters['generated_tokens'] += 1
             if progress.text.stopped:
                 return
+            if self._begins_call:
+                detokenizer = progress.text.detokenizer
+                assert isinstance(detokenizer, FedDetokenizer)
+                detokenizer.forget()
+                return
+
+    @property
+    def _begins_call(self) -> bool:
+        return self.steps is not None and self.steps.talks and self._progress.text.in_call
+
+    def write(self, pieces: Sequence[tuple[str, Sequence[int], bool]]) -> None:
+        """Write what follows in any case.
+
+        Args:
+            pieces: Texts, their ids, and whether these are special tokens.
+        """
+        detokenizer = self._progress.text.detokenizer
+        assert isinstance(detokenizer, FedDetokenizer)
+        for text, ids, is_special in pieces:
+            detokenizer.feed('' if is_special else text, len(ids), [is_special] * len(ids))
+            self._put(list(ids))
+
+    def next_request(self) -> None:
+        """Note that a request begins the reply, or continues it."""
+        self._continued = self.begun
+        self._figures.count(self._metrics)
+        self._before = len(self._progress.new_ids)
+        self._reason, self._closes, self.server_finished = None, False, False
 
     def pass_on(self, delta: TextDelta, ids: list[int]) -> None:
         """Pass on text that another model wrote, with its ids."""
@@ -210,6 +274,7 @@ class RemoteReply:
         """
         if self.ended:
             return
+        self._figures.count(self._metrics)
         request, progress = self.request, self._progress
         request.signals.ended.set()
         progress.mark(reason)

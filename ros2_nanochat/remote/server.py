@@ -30,6 +30,7 @@ class Server:
         running: Replies that it works on.
         works: Whether it is given replies: the circuit is closed.
         reason: Why not.
+        trouble: The error of the last check that failed.
     """
 
     def __init__(self, connection: Connection, prepare: Callable[[Server], Awaitable[Capabilities]]):
@@ -38,6 +39,7 @@ class Server:
         self.running = self.served = self.failed = 0
         self.works = False
         self.reason = 'not asked yet'
+        self.trouble: BackendError | None = None
         self._prepare = prepare
         self._failures = 0
         self._blocked_until = 0.0
@@ -109,7 +111,7 @@ class Server:
                 if self.can.model not in names:
                     raise Unavailable(f'{self.url} no longer has the model {self.can.model}')
         except (ServerError, BackendError) as error:
-            self.reason = one_line(error)
+            self.reason, self.trouble = one_line(error), error
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             self._next_check = time.monotonic() + self._pause
             return False

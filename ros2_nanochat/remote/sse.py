@@ -12,6 +12,8 @@ class EventReader:
     """Collects bytes and returns the data of complete events, however the bytes are cut."""
 
     def __init__(self):
+        self.begun = False
+        """Whether anything was fed."""
         self._rest = b''
         self._data: list[bytes] = []
         self._size = 0
@@ -22,6 +24,8 @@ class EventReader:
         Raises:
             ValueError: An event is larger than `MAX_EVENT`.
         """
+        if not self.begun and chunk:
+            self.begun, chunk = True, chunk.removeprefix(b'\xef\xbb\xbf')
         text = self._rest + chunk
         if b'\r' in text:
             # A line may end in \r\n that is cut between the two.

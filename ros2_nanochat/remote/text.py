@@ -44,6 +44,7 @@ class FedDetokenizer(Detokenizer):
             is_special: For each id, whether it gives no text.
         """
         self._is_fed = True
+        text = message_vocabulary.join_halves(text)[0]
         incomplete = not text and not all(is_special)
         self._fed += [('', not is_special[n]) for n in range(count - 1)]
         self._fed.append((text, incomplete))
@@ -51,7 +52,11 @@ class FedDetokenizer(Detokenizer):
     def feed_rest(self, text: str) -> None:
         """Set text that came without ids, after those that were fed."""
         self._is_fed = True
-        self._rest += text
+        self._rest += message_vocabulary.join_halves(text)[0]
+
+    def forget(self) -> None:
+        """Drop the texts of ids that are not taken."""
+        self._fed.clear()
 
     def add(self, token_id: int) -> str:
         """See `Detokenizer.add`."""

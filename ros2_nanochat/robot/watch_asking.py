@@ -182,9 +182,9 @@ class Asking:
     def _scoring(self, watch: Watch, shares: dict[str, float]) -> dict[str, Any]:
         """Return the options that make the model say how likely its choice is."""
         alternatives = () if watch.form is None else watch.form.alternatives
-        if not alternatives:
+        if not alternatives or not self._model.engine.gives_probabilities:
             return {}
-        ids = self._distinct_ids(alternatives)
+        ids = self._distinct_ids(alternatives) if self._model.engine.gives_logits else None
         if ids is None:
             return {'probabilities': True}
 

@@ -50,6 +50,7 @@ test:
 
 test-long:
 	@tools/setup.sh test
+	@tools/vllm_env.sh
 	@source env.sh && tools/test.sh -m long $(T)
 
 bench:

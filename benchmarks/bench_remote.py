@@ -1,15 +1,17 @@
 """A model on a server, beside a bare HTTP client of the same server in the same run: time to the first piece,
-tokens per second, and CPU per token.
+tokens per second, and CPU per token. With `--ros`, as a subscriber in another process than the node sees it.
 
-Run with `python -m benchmarks.bench_remote [--quick]`. Needs xllamacpp. CPU is measured on a scripted server
-that sends tokens as fast as it can.
+Run with `python -m benchmarks.bench_remote [--quick] [--ros]`, for `--ros` in the built workspace. Needs
+xllamacpp. CPU is measured on a scripted server that sends tokens as fast as it can.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import threading
@@ -123,12 +125,126 @@ def cpu(words: int) -> None:
     process.join(10)
 
 
+# --- over ROS ---
+
+
+def bare_times(url: str, body: dict) -> list[float]:
+    """When each piece of a stream came."""
+    times = []
+    with CLIENT.stream('POST', url, json=body) as response:
+        for line in response.iter_lines():
+            if line.startswith('data: {') and json.loads(line[6:]).get('content'):
+                times.append(time.perf_counter())
+    return times
+
+
+def while_all_stream(began: float, times: list[list[float]]) -> tuple[float, float]:
+    """`(tokens/s while all stream, median seconds to the first)`."""
+    since, until = max(each[0] for each in times), min(each[-1] for each in times)
+    rate = sum(since < at <= until for each in times for at in each) / (until - since)
+    return rate, statistics.median(each[0] - began for each in times)
+
+
+@contextlib.contextmanager
+def robots(url: str, count: int, tokens: int):
+    """A node with `count` robots whose model is on a server, and a function that asks all of them at once."""
+    import rclpy
+    from nanochat.srv import Reset
+    from rclpy.executors import SingleThreadedExecutor
+    from std_msgs.msg import String
+
+    from benchmarks.bench_ros import Listener, chat_node
+
+    names = [f'r{n}' for n in range(count)]
+    rclpy.init()
+    node, executor = rclpy.create_node('bench_remote'), SingleThreadedExecutor()
+    executor.add_node(node)
+    threading.Thread(target=executor.spin, daemon=True).start()
+    options = {'max_new_tokens': tokens, 'image_mode': "'off'", 'max_context_len': 0}
+    with chat_node(api='openai', model=url, robots=json.dumps(names), **options) as process:
+        listener = Listener(node, [f'/{name}/nanochat/tokens' for name in names])
+        askers = [node.create_publisher(String, f'/{name}/nanochat/query', 10) for name in names]
+        resets = [node.create_client(Reset, f'/{name}/nanochat/reset') for name in names]
+
+        def ask(text: str) -> tuple[float, list[list[float]]]:
+            for reset in resets:
+                if not reset.wait_for_service(60):
+                    raise SystemExit('the node did not start')
+            for done in [reset.call_async(Reset.Request()) for reset in resets]:
+                while not done.done():
+                    time.sleep(0.002)
+            listener.start()
+            began = time.perf_counter()
+            for asker in askers:
+                asker.publish(String(data=text))
+            listener.wait()
+            return began, listener.times
+
+        time.sleep(2.0)  # discovery
+        yield process, ask
+    executor.shutdown()
+    rclpy.shutdown()
+
+
+def over_ros(conversations: int, repeats: int) -> None:
+    """What a ROS subscriber sees, as shares of a bare client of the same server; both take turns."""
+    question = 'Count from one to a hundred.'
+    with LlamaServer(slots=conversations, context=512) as server:
+        with NanoLLM.from_pretrained(server.url, api='openai') as model:
+            history = ChatHistory(model)
+            history.append('user', question)
+            ids = [int(i) for i in history.embed_chat()[0].entries]
+        body = {'prompt': ids, 'n_predict': TOKENS, 'temperature': 0, 'stream': True, 'return_tokens': True}
+        url = f'{server.root}/completion'
+        rates, firsts = [], []
+        with robots(server.url, conversations, TOKENS) as (_, ask):
+            ask(question)  # the prompt is known
+            for _ in range(repeats):
+                began = time.perf_counter()
+                plain = while_all_stream(began, at_once(lambda: bare_times(url, body), conversations))
+                heard = while_all_stream(*ask(question))
+                rates.append(heard[0] / plain[0])
+                firsts.append(plain[1] / heard[1])
+                print(
+                    f'    bare {plain[0]:.1f}/s {plain[1]:.3f} s, over ROS {heard[0]:.1f}/s {heard[1]:.3f} s'
+                )
+    print(
+        f'{conversations:3} robots over ROS: tokens/s {statistics.median(rates):.3f} of the bare client, first'
+        f' piece {statistics.median(firsts):.3f} (bare / ours; 1 is equal)'
+    )
+
+
+def node_cpu(words: int) -> None:
+    """CPU time of the node per token that it streams to a subscriber."""
+    here, there = multiprocessing.get_context('spawn').Pipe()
+    server = multiprocessing.get_context('spawn').Process(target=_serve, args=(there, words))
+    server.start()
+    with robots(here.recv(), 1, words) as (process, ask):
+        ask('go')
+        before = _cpu_seconds(process.pid)
+        times = ask('go')[1][0]
+        print(f'CPU of the node per token: {1e3 * (_cpu_seconds(process.pid) - before) / len(times):.3f} ms')
+    here.send(None)
+    server.join(10)
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--quick', action='store_true')
+    parser.add_argument('--ros', action='store_true', help='only what a subscriber sees')
     options = parser.parse_args()
     print(machine())
+    if options.ros:
+        for conversations in (1, 4) if options.quick else (1, 16):
+            over_ros(conversations, 3 if options.quick else 7)
+        node_cpu(2000 if options.quick else 10000)
+        return
     for conversations in (1, 4) if options.quick else (1, 16):
         speed(conversations, 3 if options.quick else 7)
     cpu(2000 if options.quick else 20000)

@@ -205,6 +205,17 @@ def cancels(count):
         assert ask(model, 'the end').wait(20).text.startswith('You said: the end')
 
 
+def test_a_stop_before_a_reply_begins_leaves_nothing_behind(server, model):
+    before = len(server.requests)
+    for _ in range(3):
+        model.engine._background.soon(time.sleep, 0.1)  # the thread is busy while both arrive
+        reply = ask(model, 'never asked')
+        reply.stop()
+        assert reply.wait(10).finish_reason == 'cancelled' and reply.text == ''
+        wait(lambda: (model.stats['active'], model.stats['waiting']) == (0, 0))
+    assert len(server.requests) == before and reply._request.signals.ended.wait(5)
+
+
 def test_random_cancels_leave_the_history_at_what_was_delivered():
     cancels(40)
 
@@ -592,5 +603,6 @@ def test_a_call_is_held_to_its_form_from_where_it_begins(tokenizer):
             prompt, _ = history.embed_chat()
             reply = other.generate(prompt, calls=history.call_form('required'), max_new_tokens=99).wait(20)
             assert reply.finish_reason == 'refused' and 'tool_choice=required' in reply.error
+            assert 'tool_choice=required' in other.engine.refusal(GenerationConfig(), demands_call=True)
             reply = other.generate(prompt, calls=history.call_form('auto'), max_new_tokens=99).wait(20)
             assert (reply.finish_reason, reply.text, reply.calls) == ('stop', 'I will. ', ())

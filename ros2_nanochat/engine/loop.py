@@ -113,8 +113,13 @@ class Engine:
     gives_probabilities = True
     """Whether replies can have probabilities of a choice."""
 
-    def refusal(self, config: GenerationConfig) -> str | None:
-        """Return why replies cannot be generated like this, whatever the prompt; None if they can."""
+    def refusal(self, config: GenerationConfig, demands_call: bool = False) -> str | None:
+        """Return why replies cannot be generated like this, whatever the prompt; None if they can.
+
+        Args:
+            config: How to generate.
+            demands_call: A reply may have to be a call of a tool.
+        """
         return None
 
     @property

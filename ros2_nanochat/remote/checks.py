@@ -43,13 +43,18 @@ class Checks:
             return 'this server takes no pictures the way it is talked to'
         calls, form = request.calls, request.progress.answer_form
         if calls is not None and calls.begins_with_call and steps_of(calls, can) is None:
-            return (
-                f'tool_choice={calls.choice} is not possible: calls of tools can only be checked with'
-                f' {can.kind} in {can.way}, not demanded'
-            )
+            return call_refusal(calls.choice, can)
         return config_refusal(asked.config, can) or (
             form_refusal(form.response_format, can) if form is not None else None
         )
+
+
+def call_refusal(choice: str, can: Capabilities) -> str:
+    """Return that a reply cannot be made to call a tool on a server."""
+    return (
+        f'tool_choice={choice} is not possible: calls of tools can only be checked with {can.kind} in'
+        f' {can.way}, not demanded'
+    )
 
 
 def config_refusal(config: GenerationConfig, can: Capabilities) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import logging
 import os
 import threading
@@ -24,7 +25,7 @@ from ros2_nanochat.errors import BackendError
 from ros2_nanochat.remote.attempts import Attempts, Settings
 from ros2_nanochat.remote.background import Background
 from ros2_nanochat.remote.capabilities import Capabilities
-from ros2_nanochat.remote.checks import Checks, config_refusal, form_refusal
+from ros2_nanochat.remote.checks import Checks, call_refusal, config_refusal, form_refusal
 from ros2_nanochat.remote.failures import Rejected, ServerError
 from ros2_nanochat.remote.forms import TextVocabulary
 from ros2_nanochat.remote.pool import Pool
@@ -138,8 +139,10 @@ class RemoteEngine:
         """See `Engine`."""
         return self.can.probabilities
 
-    def refusal(self, config: GenerationConfig) -> str | None:
-        """Return why replies cannot be generated like this, whatever the prompt; None if they can."""
+    def refusal(self, config: GenerationConfig, demands_call: bool = False) -> str | None:
+        """See `Engine.refusal`."""
+        if demands_call and not self.can.holds_calls:
+            return call_refusal('required', self.can)
         form = read_response_format(config.response_format)
         return config_refusal(config, self.can) or (None if form is None else form_refusal(form, self.can))
 
@@ -176,7 +179,13 @@ class RemoteEngine:
             return
         task = asyncio.get_running_loop().create_task(self._serve(reply))
         self._tasks[request] = reply, task
+        task.add_done_callback(functools.partial(self._forget, reply))
         self._cancel_stopped()
+
+    def _forget(self, reply: RemoteReply, task: asyncio.Task) -> None:
+        """Drop a task that has ended. One that is cancelled before it begins runs nothing of its own."""
+        self._tasks.pop(reply.request, None)
+        reply.finish((reply.request.signals.cancelled or (FinishReason.CANCELLED,))[0])
 
     async def _serve(self, reply: RemoteReply) -> None:
         request = reply.request
@@ -205,7 +214,6 @@ class RemoteEngine:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._tasks.pop(request, None)
 
     def _cancel_stopped(self) -> None:
         for request, (_, task) in list(self._tasks.items()):

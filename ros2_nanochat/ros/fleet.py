@@ -12,6 +12,7 @@ from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.health import WARN, Status, robot_status
 from ros2_nanochat.robot.mcp_tools import McpServers
 from ros2_nanochat.robot.store import ConversationStore
+from ros2_nanochat.robot.tool_policy import ToolChoice
 from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.robot_port import RobotPort
@@ -118,6 +119,10 @@ class Fleet:
                 tools = RobotTools(
                     self._node, options.tools_file, robot, store, self._log, self._servers, self._graph_known
                 )
+                demands_call = tools.box.limits.tool_choice is ToolChoice.REQUIRED
+                if refusal := model.engine.refusal(options.generation, demands_call):
+                    tools.close()
+                    raise ValueError(f'{options.tools_file}: {refusal}')
             chat = RobotConversation(
                 robot,
                 model,

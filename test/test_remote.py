@@ -300,7 +300,7 @@ def test_a_wrong_address_is_one_line(address, message):
 def test_a_server_that_starts_later_or_loads_its_model_is_waited_for(caplog):
     with ScriptedServer() as server:
         server.stop()
-        threading.Timer(1.5, server.start).start()
+        threading.Timer(3.5, server.start).start()
         with open_servers(server, connect_timeout=60) as model:
             assert 'waiting for http://127.0.0.1' in caplog.text and 'cannot be reached' in caplog.text
             assert ask(model, 'hello').wait(10).finish_reason == 'stop'

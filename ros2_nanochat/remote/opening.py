@@ -139,6 +139,7 @@ class Opening:
         """Find out what a server can do, and whether it fits those that were asked before."""
         connection = server.connection
         found = await identify(connection, self._config.served_model)
+        server.reason = 'it is asked what it can do'
         async with self._exploring:  # one server is asked for all of them
             if self._reference is None:
                 self._reference = await self._explore(connection, found)

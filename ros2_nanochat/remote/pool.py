@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.25
 _RETRY_SECONDS = 0.3  # between two tries of a server when the model is opened
 _GRACE_SECONDS = 5.0  # for the others, once one server works
-_SHOWN_AFTER, _SHOWN_EVERY = 1.0, 5.0  # seconds until what is waited for is logged
+_SHOWN_AFTER, _SHOWN_EVERY = 3.0, 5.0  # seconds until what is waited for is logged
 
 
 @dataclass(eq=False)
@@ -176,8 +176,7 @@ class Pool:
     def _show_waiting(self) -> None:
         for server in self.servers:
             if not server.works:
-                reason = 'it has not answered yet' if server.trouble is None else server.reason
-                _log.warning('waiting for %s: %s', server.url, reason)
+                _log.warning('waiting for %s: %s', server.url, server.reason)
 
     async def check_all(self, due: Callable[[Server], bool] = lambda server: True) -> None:
         """Ask the servers that do not work if they do now."""

@@ -38,7 +38,7 @@ class Server:
         self.can: Capabilities | None = None
         self.running = self.served = self.failed = 0
         self.works = False
-        self.reason = 'not asked yet'
+        self.reason = 'it has not answered yet'
         self.trouble: BackendError | None = None
         self._prepare = prepare
         self._failures = 0

@@ -61,6 +61,18 @@ def test_sentences_end_where_they_end(text):
     assert split(*text.replace('|', '')) == expected
 
 
+def test_every_mark_that_unicode_calls_the_end_of_a_sentence_ends_one():
+    regex = pytest.importorskip('regex')  # an oracle that knows the property
+    marks = [
+        chr(code)
+        for code in range(0x80, 0x20000)
+        if regex.match(r'\p{Sentence_Terminal}', chr(code)) and code != 0x2024  # a dot of leaders
+    ]
+    assert len(marks) > 100
+    for mark in [*marks, '\u0f0d']:  # and Tibetan's, which lacks the property
+        assert split(f'ab{mark} cd{mark}') == [f'ab{mark}', f'cd{mark}'], hex(ord(mark))
+
+
 PIECES = st.sampled_from(
     [
         *'.!?\u2026;:,"\'()*_`#-|>~\n ',
@@ -155,6 +167,12 @@ def test_a_decision_waits_for_the_next_word_or_for_a_pause(text, at_once, after_
         ),
         ('20 °C, 5 €, ™ and ©', '20 °C, 5 €, ™ and ©'),
         ('日本語 **です**。', '日本語 です。'),
+        ('これは**重要**で*大切*です。次**です', 'これは重要で大切です。次です'),
+        ('**Note**s, x**2 + y**2 and 2**3', 'Notes, x**2 + y**2 and 2**3'),
+        ('[a](http://x/y_(z)) [b](c "t(i)t") d[^1]\n\n[^1]: note\n[r]: http://x', 'a b d\nnote'),
+        ('|a|b|\n|-|-|\n|1|2|\n\nc | d\n--|--\n3 | 4', 'a, b\n1, 2\nc, d\n3, 4'),
+        ('5 &lt; 6 &amp; ==so==, a == b\\\nnext', '5 < 6 & so, a == b\nnext'),
+        ('\x1b[31mred\x1b[0m \u200bzero', 'red zero'),
         (r'\*not bold\*', '*not bold*'),
         ('---', ''),
         ('', ''),
@@ -162,6 +180,16 @@ def test_a_decision_waits_for_the_next_word_or_for_a_pause(text, at_once, after_
 )
 def test_what_is_spoken_has_no_markup(text, spoken):
     assert spoken_text(text) == spoken
+
+
+@pytest.mark.parametrize(
+    'piece', ['**a', '*é', '|a', '[a](', '[^', '[', '`', '<a ', '|-', ' ', '-', '* ', '== a']
+)
+def test_text_that_looks_like_unfinished_markup_takes_no_time(piece):
+    """Replies can degenerate into one mark again and again."""
+    begin = time.process_time()
+    spoken_text(piece * 20_000 + 'x')
+    assert time.process_time() - begin < 5.0  # under 0.1 s; a minute if it grew with the square
 
 
 def test_markup_that_a_sentence_cuts_is_not_spoken():

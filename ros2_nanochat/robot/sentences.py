@@ -17,11 +17,22 @@ PAUSE = 0.3
 """Seconds without further text after which `SentenceSplitter.pause` should be called."""
 
 _MARKS = '.!?\u2026'  # end a sentence if white space and no lower case follows, and sentencex agrees
-# Ends of sentences in other scripts (Unicode property Sentence_Terminal, and the full stops of Khmer).
-_FINAL_MARKS = (
-    '\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0964\u0965\u104b\u1362\u1367\u1368'
-    '\u166e\u17d4\u17d5\u1803\u1809\u1c7e\u1c7f\u203c\u203d\u2047\u2048\u2049\u2e2e\u3002\ua4ff'
-    '\ua60e\ua60f\ua6f3\ua6f7\uabeb\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61'
+# Ends of sentences in other scripts, as first and last of a range: the Unicode property Sentence_Terminal
+# without ASCII and the dot of leaders, and the marks of Tibetan, which lack the property.
+_RANGES = """
+    589 61D-61F 6D4 700-702 7F9 837 839 83D-83E 964-965 F0D-F11 104A-104B 1362 1367-1368 166E 1735-1736
+    17D4-17D5 1803 1809 1944-1945 1AA8-1AAB 1B4E-1B4F 1B5A-1B5B 1B5E-1B5F 1B7D-1B7F 1C3B-1C3C 1C7E-1C7F
+    203C-203D 2047-2049 2CF9-2CFB 2E2E 2E3C 2E53-2E54 2E60-2E61 3002 A4FF A60E-A60F A6F3 A6F7 A876-A877
+    A8CE-A8CF A92F A9C8-A9C9 AA5D-AA5F AAF0-AAF1 ABEB FE12 FE15-FE16 FE52 FE56-FE57 FF01 FF0E FF1F FF61
+    10A56-10A57 10F55-10F59 10F86-10F89 11047-11048 110BE-110C1 11141-11143 111C5-111C6 111CD
+    111DE-111DF 11238-11239 1123B-1123C 112A9 113D4-113D5 1144B-1144C 115C2-115C3 115C9-115D7
+    11641-11642 1173C-1173E 11944 11946 11A42-11A43 11A9B-11A9C 11C41-11C42 11EF7-11EF8 11F43-11F44
+    16A6E-16A6F 16AF5 16B37-16B38 16B44 16D6E-16D6F 16E98 1BC9F 1DA88
+"""
+_FINAL_MARKS = ''.join(
+    chr(code)
+    for first, _, last in (each.partition('-') for each in _RANGES.split())
+    for code in range(int(first, 16), int(last or first, 16) + 1)
 )
 _GREEK_QUESTION = ';\u037e'
 _CLOSING = '"\'\u201d\u2019\u00bb\u203a)\\]}\uff09\u300d\u300f\u3011\u300b\u3009*_~`'
@@ -30,6 +41,7 @@ _END = re.compile(
     rf'(?P<marks>[{_MARKS}{_FINAL_MARKS}{_GREEK_QUESTION}]+)(?:[ \u00a0\u202f]?[\u00bb\u203a]|[{_CLOSING}])*'
     r'|(?P<newline>\n)'
 )
+_ALNUM = re.compile(r'[^\W_]')
 _GREEK = re.compile('[\u0370-\u03ff\u1f00-\u1fff]')
 _CYRILLIC = re.compile('[\u0400-\u04ff]')
 _NUMBER = re.compile(r'\W*\d+[.)]?\W*\Z')
@@ -97,7 +109,7 @@ class SentenceSplitter:
         sentences = []
         while (cut := self._next_cut(hurry)) is not None:
             end, begin = cut
-            sentence = self._clean(self._rest[:end])
+            sentence = self._clean(self._rest[:end]) if _ALNUM.search(self._rest, 0, end) else ''
             if not _has_word(sentence):  # it belongs to the next one
                 self._scanned = begin
                 continue
@@ -122,6 +134,8 @@ class SentenceSplitter:
                     return after, after
             found = _END.search(text, position)
             if found is None:
+                if not hurry:
+                    self._scanned = len(text)
                 return None
             begin = _skip_space(text, found.end())
             if found['newline']:

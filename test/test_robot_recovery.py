@@ -298,6 +298,47 @@ def test_a_disk_that_is_really_full_is_told_and_heals(robot, small_disk, monkeyp
     assert ask(chat, 'four').note == ''
 
 
+def remount(folder, how):
+    subprocess.run(['mount', '-o', f'remount,{how}', str(folder)], check=True)
+
+
+def test_a_disk_that_goes_read_only_is_told_and_heals(robot, small_disk, monkeypatch):
+    """As the kernel does after an error of the disk, with keys and values on it."""
+    monkeypatch.setattr(recovery.SavedState, 'retry_seconds', 0.1)
+    chat, log = robot(store=ConversationStore(small_disk, '/r1', Log(), True))
+    ask(chat, 'one')
+    wait(lambda: (small_disk / 'r1.kv').exists())
+    remount(small_disk, 'ro')
+    turn = ask(chat, 'two')
+    assert turn.reply == 'You said: two' and 'Read-only' in turn.note
+    assert robot_status(chat).level == ERROR and 'Read-only' in robot_status(chat).message
+    assert not any('Traceback' in line for line in log.lines)
+    remount(small_disk, 'rw')
+    wait(lambda: saved(small_disk)[-1] == 'You said: two')
+    wait(lambda: robot_status(chat).level == OK)
+    assert ask(chat, 'three').note == ''
+
+
+def test_what_a_reset_could_not_delete_is_deleted_when_the_disk_heals(robot, small_disk, monkeypatch):
+    monkeypatch.setattr(recovery.SavedState, 'retry_seconds', 0.1)
+    chat, log = robot(store=ConversationStore(small_disk, '/r1', Log(), True))
+    ask(chat, 'one')
+    wait(lambda: (small_disk / 'r1.kv').exists())
+    remount(small_disk, 'ro')
+    with pytest.raises(RuntimeError, match='not on disk'):
+        chat.reset()
+    remount(small_disk, 'rw')
+    wait(lambda: saved(small_disk) == [] and not (small_disk / 'r1.kv').exists())
+    wait(lambda: robot_status(chat).level == OK)
+
+
+def test_a_reset_with_nothing_on_a_read_only_disk_succeeds(robot, small_disk):
+    chat, log = robot(store=ConversationStore(small_disk, '/r1', Log()))
+    remount(small_disk, 'ro')
+    assert 'forgotten' in chat.reset()
+    assert not any('cannot be deleted' in line for line in log.lines)
+
+
 def saved(folder):
     files = list(Path(folder).glob('*.json'))
     return [m['text'] for m in json.loads(files[0].read_text())['messages']] if files else None

@@ -148,6 +148,7 @@ class SavedState:
 
     def __init__(self, store, guard: Guard):
         self.failure = ''
+        self._keeps_kv = False  # of a conversation that was forgotten
         self._store, self._guard = store, guard
 
     def save(self, memory, worker: Worker, turn: Turn | None = None) -> None:
@@ -167,6 +168,7 @@ class SavedState:
         try:
             self._store.save(memory.history, memory.system_prompt)
             if self.failure:
+                self._keeps_kv = self._keeps_kv and not self._store.drop_kv()
                 self._guard.tell('the conversation is on disk again')
             self.failure = ''
         except Exception as error:
@@ -182,7 +184,7 @@ class SavedState:
         Raises:
             RuntimeError: The old conversation is still on disk.
         """
-        self._store.drop_kv()
+        self._keeps_kv = not self._store.drop_kv()
         self._write(memory)
         if not self.failure:
             return ''

@@ -20,9 +20,10 @@ class StateLock:
     """
 
     def __init__(self, path: Path):
-        self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        self._handle: int | None = os.open(path, flags, 0o600)
         try:
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(path)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 owner = os.read(self._handle, 20).decode(errors='replace').strip()
@@ -32,8 +33,21 @@ class StateLock:
                     ' or give this node another name (-r __node:=...) or another state_dir'
                 ) from None
             return  # a file system without locks, some network shares for example
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, str(os.getpid()).encode(), 0)
+        with open(os.open(path, os.O_WRONLY | os.O_NONBLOCK), 'w') as file:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+
+    def _lock(self, path: Path) -> None:
+        """Lock the file, which stays open only for reading, so that its disk can be mounted read-only."""
+        assert self._handle is not None
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            os.close(self._handle)  # NFS locks only files that are open for writing
+            self._handle = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
         """Release the lock. You may call this twice."""

@@ -130,13 +130,14 @@ class ConversationStore:
         )
 
     def delete(self) -> None:
-        """Delete the conversation from disk.
+        """Delete the conversation and its pictures from disk.
 
         Raises:
-            OSError: That fails.
+            OSError: The conversation cannot be deleted.
         """
-        self.path.unlink(missing_ok=True)
-        sync_folder(self.folder)
+        if _unlink(self.path):
+            sync_folder(self.folder)
+        self._drop_images(())
 
     def save(self, history, system_prompt: str | None) -> None:
         """Write the history and the parameter system_prompt to disk.
@@ -206,15 +207,22 @@ class ConversationStore:
         except Exception as error:  # it only saves time
             self._log.info(f'the KV on disk is not used, the conversation is read again: {one_line(error)}')
 
-    def drop_kv(self) -> None:
-        """Delete the keys and values from disk. Files that cannot be deleted are logged."""
+    def drop_kv(self) -> bool:
+        """Delete the keys and values from disk. Files that cannot be deleted are logged.
+
+        Returns:
+            Whether none is left.
+        """
+        done = True
         for path in (self._kv_file, self._kv_part):
             try:
-                path.unlink(missing_ok=True)
+                _unlink(path)
             except OSError as error:
+                done = False
                 self._log.error(
                     f'{path} holds the KV of a conversation and cannot be deleted: {error.strerror}'
                 )
+        return done
 
     @property
     def _kv_file(self) -> Path:
@@ -249,6 +257,16 @@ class ConversationStore:
             for path in self._images.iterdir():
                 if path.name not in shown:
                     path.unlink(missing_ok=True)
+
+
+def _unlink(path: Path) -> bool:
+    """Delete a file if it exists, and return whether it did. (`unlink(missing_ok=True)` fails on a read-only
+    disk even if there is no file.)
+    """
+    there = os.path.lexists(path)
+    if there:
+        path.unlink(missing_ok=True)
+    return there
 
 
 def _short(text: str | None) -> str:

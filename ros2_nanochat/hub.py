@@ -10,11 +10,13 @@ import dataclasses
 import logging
 import os
 import re
+import threading
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.errors import BackendError, one_line, require, shorten
+from ros2_nanochat.errors import BackendError, require, shorten, shown
+from ros2_nanochat.hub_transfer import Unreachable, fetch_repository, reason
 from ros2_nanochat.locate import (
     NO_VISION,
     agree_on_api,
@@ -77,6 +79,8 @@ def hub_name(model: str) -> HubName | None:
             return HubName(match['repository'], match['revision'], match['file'] or '')
     scheme, separator, rest = model.rpartition('://')
     host, _, path = rest.partition('/')
+    if separator and '@' in host:
+        raise ValueError('model is an address with a name or password in it: pass your token in $HF_TOKEN')
     if scheme.lower() == 'hf':
         return hub_name(rest)
     if host.lower().removeprefix('www.') not in _hosts():
@@ -109,8 +113,12 @@ def _hosts() -> tuple[str, ...]:
     return (*_HOSTS, mirror) if mirror else _HOSTS
 
 
-def resolve(config: ModelConfig) -> tuple[str, str]:
+def resolve(config: ModelConfig, stop: threading.Event | None = None) -> tuple[str, str]:
     """Find the model that a config names, and download it if it is a hub repository.
+
+    Args:
+        config: The config.
+        stop: Set it to end the download.
 
     Returns:
         `(local path, api)`.
@@ -132,15 +140,20 @@ def resolve(config: ModelConfig) -> tuple[str, str]:
             or (path.endswith('.gguf') and not name.file)
         ):
             raise ValueError(
-                f'model={config.model!r} does not exist: it is not a file or folder here, nor the owner/name'
-                ' of a hub repository'
+                f'model={shown(config.model)} does not exist: it is not a file or folder here, nor the'
+                ' owner/name of a hub repository'
             )
-        path = download(config)
+        path = download(config, stop=stop)
     return locate(path, config)
 
 
-def resolve_vision(config: ModelConfig, api: str) -> ModelConfig:
+def resolve_vision(config: ModelConfig, api: str, stop: threading.Event | None = None) -> ModelConfig:
     """Bring a vision part that is named on the hub; return the config with its local path.
+
+    Args:
+        config: The config.
+        api: What runs the model.
+        stop: Set it to end the download.
 
     Raises:
         ValueError: There is no such file.
@@ -155,10 +168,10 @@ def resolve_vision(config: ModelConfig, api: str) -> ModelConfig:
     name = None if os.path.isabs(path) or path.startswith('.') else hub_name(vision)
     if name is None or (vision.endswith('.gguf') and not name.file):
         raise ValueError(
-            f'vision={vision!r} does not exist: it is not a file or folder here, nor owner/name or'
+            f'vision={shown(vision)} does not exist: it is not a file or folder here, nor owner/name or'
             ' owner/name:file.gguf on the hub'
         )
-    fetched = download(dataclasses.replace(config, model=vision, api=None), mmproj=True)
+    fetched = download(dataclasses.replace(config, model=vision, api=None), mmproj=True, stop=stop)
     return dataclasses.replace(config, vision=fetched)
 
 
@@ -170,7 +183,7 @@ def hub_token(config: ModelConfig) -> str | None:
     return config.api_token or os.environ.get('HUGGINGFACE_TOKEN') or os.environ.get('HF_TOKEN') or None
 
 
-def download(config: ModelConfig, mmproj: bool = False) -> str:
+def download(config: ModelConfig, mmproj: bool = False, stop: threading.Event | None = None) -> str:
     """Fetch a model from the hub into the hub's cache.
 
     If the hub cannot be reached, the cached copy is used and a warning is logged.
@@ -178,6 +191,7 @@ def download(config: ModelConfig, mmproj: bool = False) -> str:
     Args:
         config: Its `model` is a name or an address of the hub (see `hub_name`).
         mmproj: Fetch only the vision part of a GGUF model, if the repository has one.
+        stop: Set it to end the download.
 
     Returns:
         The local path.
@@ -195,45 +209,14 @@ def download(config: ModelConfig, mmproj: bool = False) -> str:
             repository, revision=name.revision, timeout=_PATIENCE
         )
     except Exception as error:  # requests and httpx share no base class for an unreachable host
-        return _cached(name, config, _reason(error, repository, token), mmproj)
+        return _cached(name, config, reason(error, repository, token), mmproj)
     files = [file.rfilename for file in info.siblings or ()]
     chosen, patterns = _needed(files, wanted, config, repository, mmproj)
     try:
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=name.revision, token=token, **patterns
-        )
-    except Exception as error:
-        return _cached(name, config, _reason(error, repository, token), mmproj)
+        folder = fetch_repository(repository, name.revision, token, patterns, stop)
+    except Unreachable as error:
+        return _cached(name, config, str(error), mmproj)
     return os.path.join(folder, chosen) if chosen else folder
-
-
-def _reason(error: Exception, repository: str, token: str | None) -> str:
-    """Why the hub gave nothing, if a cached copy may help; otherwise the error is raised."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.HFValidationError):
-        raise ValueError(f'model={repository!r} is not valid: {one_line(error)}') from error
-    if isinstance(error, errors.GatedRepoError):
-        raise BackendError(
-            f'{repository} is gated: accept its terms on its page at the hub, and give your token in'
-            ' $HF_TOKEN'
-        ) from error
-    if isinstance(error, errors.RepositoryNotFoundError):
-        said = 'with this token' if token else 'without a token (set $HF_TOKEN for a private or gated one)'
-        raise BackendError(f'the hub has no repository {repository!r}, or does not show it {said}') from error
-    if isinstance(error, errors.RevisionNotFoundError):
-        raise BackendError(f'{repository} has no such revision: {one_line(error)}') from error
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return 'the offline mode is on'
-    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise BackendError(
-                f'the hub refused the token for {repository} (HTTP {status}): check api_token,'
-                ' $HUGGINGFACE_TOKEN or $HF_TOKEN'
-            ) from error
-        return f'the hub answered HTTP {status}'
-    return f'the hub cannot be reached, or the download broke off ({type(error).__name__}: {one_line(error)})'
 
 
 def _needed(

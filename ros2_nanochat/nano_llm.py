@@ -82,7 +82,7 @@ class NanoLLM:
             options: Further fields of `ModelConfig` and `EngineConfig`.
             progress: Called with the share that is loaded, 0 to 1. Without it, a terminal shows a bar.
             opening: Called with an object whose `abort()` ends the load, before it begins.
-            stop: Set it to end a compilation, which comes before that.
+            stop: Set it to end a download or compilation, which come before that.
 
         Raises:
             ValueError: An option is wrong, or the model does not exist. All messages are one line.
@@ -96,14 +96,14 @@ class NanoLLM:
         of_engine = {name: options.pop(name) for name in names(EngineConfig) if name in options}
         engine = replace(whole(EngineConfig, engine, 'engine'), **of_engine)
         config = replace(whole(ModelConfig, config, 'config'), **options)
-        path, api = hub.resolve(config)
+        path, api = hub.resolve(config, stop)
         if api == 'openai':
             servers = Opening(config, engine, NanoLLM.from_pretrained)
             if opening:
                 opening(servers)
             opened = servers.open(progress)
             return cls(opened.text, config, engine, opened.vision, opened.engine)
-        config = hub.resolve_vision(config, api)
+        config = hub.resolve_vision(config, api, stop)
         chosen = backend_class(api)
         path = chosen.prepare(path, config, stop)
         config = memory.fill_in(config, chosen.estimate(path, config))

@@ -16,7 +16,8 @@ COMMIT = 'a' * 40
 class Hub:
     """repositories: name -> {file name: content}. tokens: where not None, those it accepts. private, gated:
     repositories that need one.
-    broken: file names whose download breaks off. status: answered to everything, where not None.
+    broken: file names whose download breaks off. hanging: those that stop in the middle until `close`.
+    status: answered to everything, where not None.
     """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]]):
@@ -25,6 +26,8 @@ class Hub:
         self.private: set[str] = set()
         self.gated: set[str] = set()
         self.broken: set[str] = set()
+        self.hanging: set[str] = set()
+        self.ended = threading.Event()
         self.status: int | None = None
         self.html = False
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, token
@@ -33,6 +36,7 @@ class Hub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -130,6 +134,10 @@ class Hub:
                 self.send_header('Content-Length', str(len(data)))
                 self.end_headers()
                 if body and self.command != 'HEAD':
+                    if self.path.rpartition('/')[2] in hub.hanging:
+                        self.wfile.write(data[: len(data) // 2])
+                        self.wfile.flush()
+                        hub.ended.wait(60)
                     self.wfile.write(data)
 
         return Handler

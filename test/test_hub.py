@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from hub_stand_in import Hub
@@ -35,7 +37,7 @@ def resolve(model, **options):
 def no_network(monkeypatch):
     """A request is a failure of the test."""
 
-    def refuse(config):
+    def refuse(config, **_):
         raise AssertionError(f'the hub was asked for {config.model}')
 
     monkeypatch.setattr(hub, 'download', refuse)
@@ -223,30 +225,39 @@ def server():
 
 
 @pytest.fixture
-def ask(tmp_path, server):
+def hub_environment(tmp_path, server):
+    """For a process whose hub is the stand-in."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(('HF_', 'HUGGINGFACE_')) and not key.lower().endswith('_proxy')
+    }
+    return {
+        **kept,
+        'HF_HOME': str(tmp_path / 'cache'),
+        'HF_ENDPOINT': server.endpoint,
+        'HF_HUB_DISABLE_TELEMETRY': '1',
+        'PYTHONPATH': os.pathsep.join(p for p in sys.path if p),
+        'HF_HUB_DISABLE_XET': '1',
+    }
+
+
+@pytest.fixture
+def ask(hub_environment, server):
     """Resolve models in a process of its own, whose hub is the stand-in: `(answers, log)`. (huggingface_hub
     reads its environment once.)
     """
 
     def run(*models, endpoint=None, environment=None, **options):
         configs = [{'model': model, **options} for model in models]
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(('HF_', 'HUGGINGFACE_')) and not key.lower().endswith('_proxy')
-        }
         done = subprocess.run(
             [sys.executable, '-c', ASK, json.dumps(configs)],
             capture_output=True,
             text=True,
             timeout=60,
             env={
-                **kept,
-                'HF_HOME': str(tmp_path / 'cache'),
+                **hub_environment,
                 'HF_ENDPOINT': endpoint or server.endpoint,
-                'HF_HUB_DISABLE_TELEMETRY': '1',
-                'PYTHONPATH': os.pathsep.join(p for p in sys.path if p),
-                'HF_HUB_DISABLE_XET': '1',
                 **(environment or {}),
             },
         )
@@ -467,3 +478,72 @@ def test_where_a_path_exists_nobody_is_asked(ask, server, tmp_path):
     folder(tmp_path, {'o/one/a.gguf': b'GGUF'})
     (path, _), _ = ask(str(tmp_path / 'o/one'))
     assert path == str(tmp_path / 'o/one/a.gguf') and not server.requests
+
+
+STOP = """
+import json, sys, threading, time
+from ros2_nanochat import hub
+from ros2_nanochat.config import ModelConfig
+from ros2_nanochat.errors import BackendError
+stop = threading.Event()
+def wait():
+    sys.stdin.readline()
+    stop.set()
+threading.Thread(target=wait, daemon=True).start()
+try:
+    print(json.dumps(hub.resolve(ModelConfig(model='o/tensors'), stop)), flush=True)
+except BackendError as error:
+    print(type(error).__name__, error, flush=True)
+sys.stdin.readline()
+"""
+
+
+def children(pid):
+    return Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+
+
+@pytest.mark.parametrize('way', ['stopped', 'killed'])
+def test_a_download_that_hangs_ends_when_it_is_stopped_or_its_process_is_killed(server, hub_environment, way):
+    server.hanging.add('model.safetensors')
+    asking = subprocess.Popen(
+        [sys.executable, '-c', STOP],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=hub_environment,
+    )
+    try:
+        wait_for(lambda: 'model.safetensors' in server.fetched)
+        loading = children(asking.pid)
+        assert loading
+        if way == 'killed':
+            asking.kill()
+            asking.wait(10)
+        else:
+            asking.stdin.write('\n')
+            asking.stdin.flush()
+            assert asking.stdout.readline() == 'LoadAborted the download of o/tensors was stopped\n'
+        wait_for(lambda: not any(os.path.exists(f'/proc/{pid}') for pid in loading))
+    finally:
+        asking.kill()
+        asking.wait(10)
+
+
+def test_a_download_that_may_be_stopped_brings_the_same(server, hub_environment):
+    asking = subprocess.Popen(
+        [sys.executable, '-c', STOP],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=hub_environment,
+    )
+    path, api = json.loads(asking.stdout.readline())
+    asking.communicate('\n\n', timeout=30)
+    assert api == 'hf' and content(path + '/model.safetensors') == b'weights'
+
+
+def wait_for(condition):
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)

@@ -76,6 +76,7 @@ FLOORS = (
         'errors',
         'files',
         'hub',
+        'hub_transfer',
         'image_sources',
         'loading_bar',
         'locate',

@@ -11,6 +11,32 @@ from typing import Any
 
 _PATIENCE = 2.0  # seconds for the other side to appear: discovery takes a while
 _GONE = 1.0  # seconds without the other side, after which its answer is not awaited any more
+_SETTLED = 0.3  # seconds in which two sides of which one sees the other find each other
+
+
+class Sighting:
+    """Since when the other side is there. What is sent in its first moments can be lost: it may be seen
+    before it sees us.
+
+    Args:
+        is_there: Whether the other side is there.
+    """
+
+    def __init__(self, is_there: Callable[[], bool]):
+        self._is_there = is_there
+        self._since: float | None = None
+
+    def look(self) -> bool:
+        """Return whether the other side is there. Call this now and then."""
+        if not self._is_there():
+            self._since = None
+            return False
+        self._since = self._since or time.monotonic()
+        return True
+
+    def is_settled(self) -> bool:
+        """Whether the other side knows us, too, as far as time tells."""
+        return self._since is not None and time.monotonic() - self._since >= _SETTLED
 
 
 class Attempt:
@@ -20,13 +46,20 @@ class Attempt:
         send: Sends the request, and returns what belongs to it.
         is_there: Whether the other side is there.
         what: What it is, for messages.
+        knows_us: Whether the other side has found this one, too.
 
     Attributes:
         sent: What `send` returned; None before.
     """
 
-    def __init__(self, send: Callable[[], Any], is_there: Callable[[], bool], what: str):
-        self._send, self._is_there, self._what = send, is_there, what
+    def __init__(
+        self,
+        send: Callable[[], Any],
+        is_there: Callable[[], bool],
+        what: str,
+        knows_us: Callable[[], bool] = lambda: True,
+    ):
+        self._send, self._is_there, self._what, self._knows_us = send, is_there, what, knows_us
         self._until = time.monotonic() + _PATIENCE
         self._missing: float | None = None
         self.sent: Any = None
@@ -37,7 +70,7 @@ class Attempt:
         now = time.monotonic()
         if self._is_there():
             self._missing = None
-            if self.sent is None:
+            if self.sent is None and self._knows_us():
                 self.sent = self._send()
             return ''
         if self.sent is None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
 from action_msgs.msg import GoalStatus
+from rclpy.action.client import ClientGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
+from unique_identifier_msgs.msg import UUID
 
 from ros2_nanochat.robot.tool_entries import ToolEntry
 from ros2_nanochat.robot.tool_record import Reports
@@ -19,6 +24,7 @@ from ros2_nanochat.ros.tools.undoing import Undoing
 from ros2_nanochat.ros.tools.values import to_data
 
 _CLOSING = 1.0  # seconds to wait for the executor when the client is closed
+_INTRODUCED = 1.0  # seconds after which a server that answers no question about a goal gets one
 
 
 class _Goal:
@@ -30,6 +36,47 @@ class _Goal:
 
     def __init__(self):
         self.handle: Any = None
+
+
+class _Introduction:
+    """Finds out whether a server knows its client: a client may see a server before the server sees it, and
+    what is sent in between is lost.
+
+    Asks for the result of a goal that does not exist. A server that answers knows the client.
+
+    Args:
+        client: The client.
+        cls: Type of the action.
+    """
+
+    def __init__(self, client: AnyThreadActionClient, cls: Any):
+        self._client, self._cls = client, cls
+        self._asked: float | None = None
+        self._answered = False
+
+    def begin(self) -> None:
+        """Ask, unless that was done. Call this when the server is there."""
+        if self._asked is not None:
+            return
+        self._asked = time.monotonic()
+        nobody = UUID(uuid=np.frombuffer(uuid4().bytes, np.uint8))
+        goal = ClientGoalHandle(self._client, nobody, self._cls.Impl.SendGoalService.Response())
+        with self._client.sending:
+            answer = goal.get_result_async()
+        answer.add_done_callback(self._heard)
+
+    def _heard(self, _: Any) -> None:
+        self._answered = True
+
+    def forget(self) -> None:
+        """Another server may come in place of the one that was asked."""
+        self._asked, self._answered = None, False
+
+    def is_done(self) -> bool:
+        """Whether the server knows the client, as far as can be found out."""
+        self.begin()
+        assert self._asked is not None
+        return self._answered or time.monotonic() - self._asked > _INTRODUCED
 
 
 class ActionGoals:
@@ -48,13 +95,28 @@ class ActionGoals:
         self._node, self._entry, self._arguments = node, entry, arguments
         self._name = node.resolve_service_name(f'{entry.target}/_action/x').removesuffix('/_action/x')
         self._client = AnyThreadActionClient(node, cls, entry.target, callback_group=ReentrantCallbackGroup())
+        self._introduction = _Introduction(self._client, cls)
         self._undo = Undoing(node, entry, cls)
+
+    def _is_there(self) -> bool:
+        there = self._client.server_is_ready()
+        if not there:
+            self._introduction.forget()
+        return there
+
+    def follow(self) -> None:
+        """Get known to the server before the first goal. Call this now and then."""
+        if self._is_there():
+            self._introduction.begin()
 
     def start(self, arguments: Mapping[str, Any], run: Reports) -> None:
         """Send the goal as soon as the action is there."""
         message = self._arguments.message(arguments)
         run.handle = Attempt(
-            lambda: self._send(message, run), self._client.server_is_ready, f'the action {self._name}'
+            lambda: self._send(message, run),
+            self._is_there,
+            f'the action {self._name}',
+            self._introduction.is_done,
         )
 
     def _send(self, message: Any, run: Reports) -> _Goal:

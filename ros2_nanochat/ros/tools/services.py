@@ -13,7 +13,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from ros2_nanochat.robot.tool_entries import ToolEntry
 from ros2_nanochat.robot.tool_record import Reports
 from ros2_nanochat.ros.tools.arguments import Arguments
-from ros2_nanochat.ros.tools.attempt import Attempt
+from ros2_nanochat.ros.tools.attempt import Attempt, Sighting
 from ros2_nanochat.ros.tools.undoing import Undoing
 from ros2_nanochat.ros.tools.values import to_data
 
@@ -31,16 +31,22 @@ class ServiceCalls:
     def __init__(self, node: Any, entry: ToolEntry, cls: Any, arguments: Arguments):
         self._node, self._entry, self._arguments = node, entry, arguments
         self._client = node.create_client(cls, entry.target, callback_group=ReentrantCallbackGroup())
+        self._sighting = Sighting(self._client.service_is_ready)
         self._undo = Undoing(node, entry, cls, client=self._client)
         self.acts_on = bool(self._undo)
+
+    def follow(self) -> None:
+        """Look for the service. Call this now and then."""
+        self._sighting.look()
 
     def start(self, arguments: Mapping[str, Any], run: Reports) -> None:
         """Send the request as soon as the service is there."""
         request = self._arguments.message(arguments)
         run.handle = Attempt(
             lambda: self._send(request, run),
-            self._client.service_is_ready,
+            self._sighting.look,
             f'the service {self._client.srv_name}',
+            self._sighting.is_settled,
         )
 
     def _send(self, request: Any, run: Reports) -> Any:
@@ -105,11 +111,19 @@ class ParameterReads:
         self._client = node.create_client(
             GetParameters, f'{entry.target}/get_parameters', callback_group=ReentrantCallbackGroup()
         )
+        self._sighting = Sighting(self._client.service_is_ready)
+
+    def follow(self) -> None:
+        """Look for the node. Call this now and then."""
+        self._sighting.look()
 
     def start(self, arguments: Mapping[str, Any], run: Reports) -> None:
         """Ask for the parameter as soon as the node is there."""
         run.handle = Attempt(
-            lambda: self._send(run), self._client.service_is_ready, f'the node {self._entry.target}'
+            lambda: self._send(run),
+            self._sighting.look,
+            f'the node {self._entry.target}',
+            self._sighting.is_settled,
         )
 
     def _send(self, run: Reports) -> Any:

@@ -170,7 +170,7 @@ class Toolset:
     def follow(self) -> None:
         """Look for the tools whose type is not known yet. Call this now and then."""
         for tool in self._open.values():
-            if isinstance(tool.performer, Reading):
+            if isinstance(tool.performer, (Reading, ActionGoals, ServiceCalls, ParameterReads)):
                 tool.performer.follow()
         before = len(self._planned)
         try:

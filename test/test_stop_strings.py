@@ -8,6 +8,7 @@ from tiny_gguf import write_tiny_llama
 
 from ros2_nanochat import NanoLLM
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.config import GenerationConfig
 
 CORPUS = ['The robot drives to the kitchen and says hello, how are you today?'] * 3
 PIECES = {
@@ -71,3 +72,12 @@ def test_the_text_of_a_special_token_stops_its_id_and_its_text(model):
 def test_a_template_stops_at_text_where_its_token_gives_text(model):
     template = ChatTemplate(model, PIECES)
     assert template.stop[0] == entry(model, '<end>') and template.stop[1:3] == ['\n\n', 'hello']
+
+
+@pytest.mark.parametrize(
+    'stops', [['x' * 5_000_000], ['x' * 1001], [f'stop {i}' for i in range(1001)], ['y' * 900] * 30]
+)
+def test_stop_strings_are_bounded_because_the_engine_looks_for_them_after_each_token(stops):
+    with pytest.raises(ValueError, match='stop') as raised:
+        GenerationConfig(stop_tokens=stops)
+    assert len(str(raised.value)) < 500 and '\n' not in str(raised.value)

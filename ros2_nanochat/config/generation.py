@@ -9,10 +9,19 @@ from typing import Any
 
 from ros2_nanochat.config.declaration import Options, option
 
+MAX_STOPS = 1000
+"""Number of stop strings of a reply: the engine looks for each of them after each token."""
+
+MAX_STOP_LENGTH = 1000
+"""Characters of a stop string."""
+
+MAX_STOP_CHARACTERS = 20_000
+"""Characters of all stop strings of a reply together."""
+
 
 def _is_stop(value: Any) -> bool:
     if isinstance(value, str):
-        return value != ''
+        return 0 < len(value) <= MAX_STOP_LENGTH
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
@@ -109,7 +118,7 @@ class GenerationConfig(Options):
         'Strings (or token ids, but not in parameters and goals) that end a reply, in addition to'
         " the template's own and the model's end tokens; the string is not part of the reply",
         item=_is_stop,
-        allowed='token ids or strings that are not empty',
+        allowed=f'token ids, or strings of 1 to {MAX_STOP_LENGTH} characters',
         parameter='stop',
         unset=[''],
         goal=[],
@@ -152,6 +161,12 @@ class GenerationConfig(Options):
         super().__post_init__()
         object.__setattr__(self, 'min_new_tokens', max(0, self.min_new_tokens))
         stops = tuple(stop if isinstance(stop, str) else int(stop) for stop in self.stop_tokens)
+        lengths = [len(stop) for stop in stops if isinstance(stop, str)]
+        if len(lengths) > MAX_STOPS or sum(lengths) > MAX_STOP_CHARACTERS:
+            raise ValueError(
+                f'stop_tokens has {len(lengths)} strings of {sum(lengths):,} characters together, and at most'
+                f' {MAX_STOPS} of {MAX_STOP_CHARACTERS:,} are taken: pass fewer or shorter ones'
+            )
         object.__setattr__(self, 'stop_tokens', stops)
 
     def stopping_at(self, stops: Sequence[int | str]) -> GenerationConfig:

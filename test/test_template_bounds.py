@@ -34,6 +34,7 @@ HOSTILE = {
     'filters': "{{ ([range(100000)] * 100000) | map('list') | list | length }}",
     'macros': '{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}',
     'recursion': '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}',
+    'much text': "{{ 'ab ' * 1000000 }}",
     'words': '{{ lipsum(n=100000000) }}',
 }
 
@@ -77,6 +78,12 @@ def test_it_may_begin_with_any_conversation(model, name):
     with pytest.raises(ValueError, match='was stopped|cannot render'):
         asked(model, source, 'boom')
     assert len(asked(model, PLAIN)) == len('hello') + 2
+
+
+def test_a_long_conversation_is_not_much_text_of_the_template(model):
+    text = 'wörd ' * 400_000  # 2 MB
+    rendered = renderer.render(PLAIN, {'messages': [{'role': 'user', 'content': text}]})
+    assert rendered == f'<|im_start|>{text}<|im_end|>'
 
 
 def test_a_template_that_was_stopped_is_not_tried_again(model):

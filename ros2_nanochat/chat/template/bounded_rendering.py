@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _COMMAND = ['-m', 'ros2_nanochat.chat.template.render_process']
 _PATIENCE = 60.0  # seconds of wall-clock time, in case a busy machine gives the process no CPU time
 _PIPE = 1 << 20
-_BOUNDS = 'more than 5 s of processor time or 512 MB of memory'
+_BOUNDS = 'more than 5 s of processor time or 512 MB of memory, or wrote more than 1 MB of its own'
 
 
 class Mistake(ValueError):

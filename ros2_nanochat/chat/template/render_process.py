@@ -24,8 +24,9 @@ SECONDS = 5
 """Processor time that one rendering may use."""
 MEMORY = 512 << 20
 """Bytes of address space that the process may use."""
-LONGEST = 64 << 20
-"""Bytes that an answer may have."""
+LONGEST, TIMES = 1 << 20, 4
+"""Bytes that an answer may have, plus this many times those of the request: what a template writes of its own
+is short."""
 
 
 def main() -> None:
@@ -36,10 +37,10 @@ def main() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    while (request := read_message(requests)) is not None:
+    while (data := read_message(requests)) is not None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        answer = json.dumps(_answer(request)).encode()
-        if len(answer) > LONGEST:
+        answer = json.dumps(_answer(json.loads(data))).encode()
+        if len(answer) > LONGEST + TIMES * len(data):
             answer = json.dumps({'exceeded': True}).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(len(answer).to_bytes(8, 'little') + answer)
@@ -62,12 +63,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {'refused': f'cannot be compiled: {error or type(error).__name__}'}
 
 
-def read_message(stream: BinaryIO) -> dict[str, Any] | None:
+def read_message(stream: BinaryIO) -> bytes | None:
     """Read the next request; None at the end of the stream."""
     length = stream.read(8)
     if len(length) < 8:
         return None
-    return json.loads(stream.read(int.from_bytes(length, 'little')))
+    return stream.read(int.from_bytes(length, 'little'))
 
 
 if __name__ == '__main__':

@@ -63,6 +63,65 @@ def test_somebody_else_manages_it_and_a_failed_load_can_be_mended(start, ears):
     robot.close()
 
 
+class Manager:
+    """Does what nav2's lifecycle manager does at start-up: one transition of each node after the other, each
+    with a time-out; it asks for the state, and goes on when that is the wanted one.
+    """
+
+    def __init__(self, node, names, timeout):
+        self.timeout, self.timed_out, self.seen = timeout, 0, []
+        self.clients = {
+            name: (
+                node.create_client(ChangeState, f'{name}/change_state'),
+                node.create_client(GetState, f'{name}/get_state'),
+            )
+            for name in names
+        }
+
+    def wait(self, future, timeout):
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        return done.wait(timeout)
+
+    def bring_up(self, patience=60.0):
+        for transition, wanted in (
+            (Transition.TRANSITION_CONFIGURE, 'inactive'),
+            (Transition.TRANSITION_ACTIVATE, 'active'),
+        ):
+            for change_state, get_state in self.clients.values():
+                request = ChangeState.Request(transition=Transition(id=transition))
+                if not self.wait(change_state.call_async(request), self.timeout):
+                    self.timed_out += 1
+                until = time.monotonic() + patience
+                while self.state(get_state) != wanted:
+                    assert time.monotonic() < until, self.seen
+
+    def state(self, get_state):
+        future = get_state.call_async(GetState.Request())
+        assert self.wait(future, 5.0), 'get_state does not answer during a transition'
+        self.seen.append(future.result().current_state.label)
+        return self.seen[-1]
+
+
+def test_a_lifecycle_manager_whose_time_out_is_shorter_than_the_load_brings_it_up(start, ears):
+    """Two nodes, of which one loads for longer than the manager waits for a transition."""
+    node = start(wait=False, autostart=False, api='fake', model='load_seconds=3,tokens_per_second=500')
+    start(wait=False, autostart=False, ros_args=['-r', '__node:=other'])
+    for name in ('/nanochat', '/other'):
+        call(ears, GetState, f'{name}/get_state', GetState.Request())
+    manager = Manager(ears.node, ['/nanochat', '/other'], timeout=0.5)
+    manager.bring_up()
+    assert manager.timed_out and 'configuring' in manager.seen
+    from conftest import Ears
+
+    robot = Ears('/nanochat', '/other')
+    robot.wait_until_connected()
+    for prefix in ('/nanochat', '/other'):
+        assert robot.turn(f'hello {prefix}', prefix).reply == f'You said: hello {prefix}'
+    robot.close()
+    assert node.process.poll() is None
+
+
 @pytest.mark.parametrize('transition', ['CLEANUP', 'UNCONFIGURED_SHUTDOWN'])
 def test_a_transition_ends_the_load_of_a_model(start, ears, transition):
     node = start(wait=False, api='fake', model='load_seconds=60')

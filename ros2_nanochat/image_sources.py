@@ -14,7 +14,8 @@ MAX_BYTES = 64 << 20
 
 EXTENSIONS = (
     *('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp', '.tif', '.tiff', '.mpo'),
-    *('.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.avif', '.heic', '.heif'),
+    *('.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.avif', '.avifs', '.heic', '.heics', '.heif', '.hif'),
+    *('.apng', '.ico', '.icns', '.jp2', '.j2k', '.jxl', '.svg', '.pcx', '.psd', '.qoi', '.exr', '.dng'),
 )
 """File extensions of images, including formats that only some installations can open."""
 

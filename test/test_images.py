@@ -77,6 +77,14 @@ def test_base64_may_have_line_breaks(line, end):
     assert is_image_name(url) and np.array_equal(opened(url), RGB[:8, :8])
 
 
+def test_base64_may_be_that_of_addresses_and_lack_its_padding():
+    for width in (30, 31, 32):
+        data = encoded(Image.fromarray(RGB[:, : width - 4]))
+        for text in (base64.b64encode(data), base64.urlsafe_b64encode(data)):
+            picture = open_image('data:image/png;base64,' + text.decode().rstrip('='))
+            assert picture.size == (min(30, width - 4), 20)
+
+
 def test_open_files_are_read_and_stay_open(tmp_path):
     path = tmp_path / 'x.png'
     path.write_bytes(encoded())

@@ -24,6 +24,8 @@ from ros2_nanochat.image_sources import MAX_BYTES, FileObject, read_file_object
 from ros2_nanochat.vision.fetch import fetch
 from ros2_nanochat.vision.pixels import check_size, decode, to_8_bits, upright_rgb
 
+_FROM_URL_SAFE = str.maketrans('-_', '+/')
+
 
 def open_image(source: Any, urls: bool = True) -> Image.Image:
     """Open an image and return it as upright RGB, loaded.
@@ -125,11 +127,11 @@ def _from_data_url(name: str) -> bytes:
     if not comma or not head.lower().startswith('data:image/') or len(body) > 2 * MAX_BYTES:
         raise ValueError(f'{_short(name)} is not a data URL of an image (data:image/png;base64,...)')
     try:
-        return (
-            base64.b64decode(''.join(unquote(body).split()), validate=True)
-            if head.lower().endswith(';base64')
-            else unquote_to_bytes(body)
-        )
+        if not head.lower().endswith(';base64'):
+            return unquote_to_bytes(body)
+        # Also as in addresses (RFC 4648, section 5), and without padding.
+        digits = ''.join(unquote(body).split()).translate(_FROM_URL_SAFE).rstrip('=')
+        return base64.b64decode(digits + '=' * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f'{_short(name)} is not valid base64: {one_line(error, 200)}') from error
 

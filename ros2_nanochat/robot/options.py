@@ -21,6 +21,7 @@ from ros2_nanochat.config import (
     RobotOptions,
     options_of,
 )
+from ros2_nanochat.errors import shown
 from ros2_nanochat.robot.parameter import Parameter
 
 _ROBOT_NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*\Z')
@@ -54,14 +55,14 @@ def robot_names(values: Iterable[str]) -> list[str]:
     for name in names:
         if not _ROBOT_NAME.match(name):
             raise ValueError(
-                f'robots: {name!r} is not valid: a ROS name of letters, digits and _ that starts with'
+                f'robots: {shown(name)} is not valid: a ROS name of letters, digits and _ that starts with'
                 f' a letter'
             )
         if name in PARAMETERS:
             raise ValueError(f'robots: {name!r} is not valid: a parameter has this name')
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f'robots: {min(twice)!r} appears twice')
+        raise ValueError(f'robots: {shown(min(twice))} appears twice')
     return names or ['']
 
 

@@ -26,7 +26,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 
 from ros2_nanochat.config import ImageMode
-from ros2_nanochat.errors import BackendError, MissingDependency, one_line
+from ros2_nanochat.errors import BackendError, MissingDependency, one_line, shorten, shown
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.robot import health
 from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS, robot_names
@@ -43,6 +43,7 @@ from ros2_nanochat.ros.signals import on_signal
 from ros2_nanochat.ros.spinning import MakesMany
 from ros2_nanochat.states import NodeState
 
+_SHOWN = 600  # characters of an error
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -96,8 +97,7 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         if not any(self.has_parameter(parameter.name) for parameter in parameters):
-            # Just declared, for a robot or a topic. They are checked when used: checking all robots for each
-            # of them would take time quadratic in the number of robots.
+            # Just declared, and checked when used: checking all robots for each would take too long.
             return SetParametersResult(successful=True)
         changed = {parameter.name: parameter.value for parameter in parameters}
         try:
@@ -169,9 +169,9 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
         try:
             action()
         except (ValueError, OSError, BackendError, MissingDependency) as error:
-            self.failure = ' '.join(str(error).split())
+            self.failure = shorten(str(error), _SHOWN)
         except Exception as error:
-            self.failure = f'internal error: {error!r}'
+            self.failure = f'internal error: {shown(error, _SHOWN)}'
         else:
             self.failure, self._state = None, after
             name = f': {self._model.info.name}' if self._model is not None else ''
@@ -278,7 +278,7 @@ def main(args=None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    # We handle signals ourselves, to end replies and announce their turns before the context is shut down.
+    # We handle signals ourselves: replies end, and turns are announced, before the context is shut down.
     limit_arenas()
     done = threading.Event()
     on_signal(done.set)

@@ -69,7 +69,7 @@ class ChatClient:
                 rclpy.init()
             # rclpy destroys the type description service twice, which can crash a process on close
             node = rclpy.create_node(
-                'chat_client_' + str(threading.get_native_id()),
+                f'chat_client_{uuid4().hex[:8]}',
                 parameter_overrides=[Parameter('start_type_description_service', value=False)],
             )
             self._executor = SingleThreadedExecutor()

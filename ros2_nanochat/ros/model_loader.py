@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from ros2_nanochat.config import EngineConfig, ModelConfig
-from ros2_nanochat.errors import BackendError, one_line
+from ros2_nanochat.errors import BackendError, one_line, shorten
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.ros.fleet import Fleet
 
@@ -76,7 +76,7 @@ class ModelLoader:
 
         self.share, self._shown, self._opening_vision = 0.0, time.monotonic(), False
         self._stop, self.was_stopped = stop, False
-        self._log.info(f'loading {config.model or "the embedded model"}')
+        self._log.info(f'loading {shorten(config.model) if config.model else "the embedded model"}')
         thread = threading.Thread(target=work, name='load', daemon=True)
         thread.start()
         while thread.is_alive() and not self._stopping.is_set() and not stop.is_set():

@@ -21,7 +21,7 @@ def files_without_effect(arguments: Sequence[str], node: str) -> list[str]:
     warnings = []
     for path in _params_files(arguments):
         try:
-            with open(path, encoding='utf-8') as file:
+            with open(path, 'rb') as file:  # as UTF-8 or UTF-16, like rcl
                 # BaseLoader accepts any tag, as rcl does: launch writes Python tuples into its files.
                 sections = dict(_sections(yaml.load(file, yaml.BaseLoader)))
         except (OSError, ValueError, yaml.YAMLError):

@@ -14,6 +14,7 @@ from typing import Any
 import rclpy
 from rclpy.signals import SignalHandlerOptions
 
+from ros2_nanochat.files import open_regular
 from ros2_nanochat.ros.client import ChatClient, NodeGone
 from ros2_nanochat.ros.program import init, run_ros_program
 
@@ -73,7 +74,7 @@ class _Terminal:
     def run(self) -> int:
         if self._options.image:
             try:
-                with open(self._options.image, 'rb') as file:
+                with open_regular(self._options.image) as file:
                     self._image = file.read()
             except OSError as error:
                 _say(f'chat_client: {self._options.image} cannot be read: {error.strerror}')

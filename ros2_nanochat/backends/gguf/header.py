@@ -71,7 +71,11 @@ def check_gguf(path: str) -> int:
             head = file.read(8)
     except OSError as error:
         raise BackendError(f'{path} cannot be read: {error.strerror}') from error
-    if head[:4] != b'GGUF' or len(head) < 8:
+    if head[:4] == b'GGUF' and len(head) < 8:
+        raise BackendError(
+            f'{path} is not a GGUF file: it is cut short ({len(head)} bytes); download it again'
+        )
+    if head[:4] != b'GGUF':
         raise BackendError(
             f'{path} is not a GGUF file: it starts with {head[:4]!r}, a GGUF file with {b"GGUF"!r}'
         )

@@ -1,18 +1,18 @@
 """The node: a life cycle around one model, and the robots that share it.
 
 `configure` loads the model on its own thread (model_loader.py) and creates each robot's conversation,
-`activate` opens their topics (fleet.py), `deactivate` closes them and keeps model and conversations,
-`cleanup` frees the memory.
+`activate` opens their topics (fleet.py), `deactivate` closes them, `cleanup` frees the memory.
 
 The services of the transitions are reentrant, so that `get_state` answers while a transition waits for the
 model. Parameters use the node's default group, which nothing blocks. The timer has its own group and takes no
-lock that loading or running a model holds. robot_port.py has each robot's callbacks.
+lock that loading or running a model holds.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -43,7 +43,6 @@ from ros2_nanochat.ros.signals import on_signal
 from ros2_nanochat.ros.spinning import MakesMany
 from ros2_nanochat.states import NodeState
 
-_SHOWN = 600  # characters of an error
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -74,10 +73,10 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
             10,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
-        self._ticks = 0
+        self._report_at = 0.0
         # Wall time: deadlines and diagnostics continue while a simulation is paused.
         self._timer = self.create_timer(
-            0.25,
+            self._fleet.tick_seconds,
             self._tick,
             callback_group=MutuallyExclusiveCallbackGroup(),
             clock=Clock(clock_type=ClockType.STEADY_TIME),
@@ -169,9 +168,9 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
         try:
             action()
         except (ValueError, OSError, BackendError, MissingDependency) as error:
-            self.failure = shorten(str(error), _SHOWN)
+            self.failure = shorten(str(error), 600)
         except Exception as error:
-            self.failure = f'internal error: {shown(error, _SHOWN)}'
+            self.failure = f'internal error: {shown(error, 600)}'
         else:
             self.failure, self._state = None, after
             name = f': {self._model.info.name}' if self._model is not None else ''
@@ -237,8 +236,9 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
         try:
             self._fleet.expire()
             self._loader.load_vision_encoder_later(getattr(self._model, 'vision', None), self._fleet)
-            self._ticks += 1
-            if self._ticks % 4 == 0:
+            self._timer.timer_period_ns = int(1e9 * self._fleet.tick_seconds)
+            if time.monotonic() > self._report_at:
+                self._report_at = time.monotonic() + 0.9  # each second, with ticks of a quarter
                 self._publish_diagnostics()
         except Exception as error:  # the timer fires again soon
             if not self.done.is_set():

@@ -27,6 +27,10 @@ _WARNED_ROBOTS = 32
 """With more robots, their topics have no events that warn of listeners with incompatible QoS (the listeners
 still warn): each robot has a dozen, and rclpy's executor takes time quadratic in their number."""
 
+_TICK, _FEW_ROBOTS = 0.25, 200
+"""Seconds between two looks at the deadlines of robots, with up to this many. Each wakes rclpy's executor,
+which then examines every entity: with more robots, there are fewer looks."""
+
 _BUSY_KNOWN = 0.005  # seconds: many robots ask whether the model is busy
 
 
@@ -69,6 +73,11 @@ class Fleet:
         self._next = 0  # the robot that the graph is asked about next
         self._graph_known = 0.0
         self._servers = McpServers()
+
+    @property
+    def tick_seconds(self) -> float:
+        """Seconds between two calls of `expire`."""
+        return _TICK * max(1.0, len(self.wanted) / _FEW_ROBOTS)
 
     def update(self, model, open_ports: Callable[[], bool]) -> None:
         """Create what is missing and close what is no longer wanted: parameters, conversations and topics.

@@ -60,7 +60,7 @@ def locate(path: str, config: ModelConfig) -> tuple[str, str]:
             return path, 'gguf'
         names = os.listdir(path)
     except NotADirectoryError:
-        raise BackendError(f'{path} is neither a regular file nor a folder') from None
+        raise BackendError(f'{path} cannot be read: it is neither a regular file nor a folder') from None
     except OSError as error:
         raise BackendError(f'{path} cannot be read: {error.strerror}') from error
     if config.api in (None, 'gguf'):

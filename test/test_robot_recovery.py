@@ -283,7 +283,8 @@ def fill(folder) -> Path:
 
 def test_a_disk_that_is_really_full_is_told_and_heals(robot, small_disk, monkeypatch):
     monkeypatch.setattr(recovery.SavedState, 'retry_seconds', 0.1)
-    chat, _ = robot(store=ConversationStore(small_disk, '/r1', Log(), True))
+    # without keys and values: deleting those would make room
+    chat, _ = robot(store=ConversationStore(small_disk, '/r1', Log()))
     ask(chat, 'one')
     filler = fill(small_disk)
     turn = ask(chat, 'two')

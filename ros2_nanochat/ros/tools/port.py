@@ -12,7 +12,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from ros2_nanochat.errors import one_line
+from ros2_nanochat.errors import one_line, shown
 from ros2_nanochat.robot.tool_record import CallRecord
 from ros2_nanochat.robot.toolbox import Toolbox
 from ros2_nanochat.ros.speaker import Speaker
@@ -53,7 +53,9 @@ class ToolPort:
         try:
             response.success = self._box.approve(request.id, request.approve, request.reason)
             answer = 'the call was approved' if request.approve else 'the call was refused'
-            response.message = answer if response.success else f'no call {request.id!r} waits for approval'
+            response.message = (
+                answer if response.success else f'no call {shown(request.id)} waits for approval'
+            )
         except Exception as error:  # without a response, the client would wait forever
             response.success, response.message = False, one_line(error)
         return response

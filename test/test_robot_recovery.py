@@ -145,9 +145,9 @@ def test_a_thread_that_sticks_again_and_again_is_not_replaced_all_the_time(robot
 
 def test_a_job_that_fails_is_an_error_for_its_caller_and_the_robot_goes_on(robot):
     chat, _ = robot()
-    with pytest.raises(RuntimeError, match='no'):
+    with pytest.raises(RuntimeError, match='^no$'):
         chat.stop_all(then=raise_error)
-    assert ask(chat).reply == 'You said: hello'
+    assert ask(chat).reply == 'You said: hello' and chat.num_restarts == 0
 
 
 def test_a_picture_that_cannot_be_decoded_for_any_reason_ends_its_turn_only(robot):

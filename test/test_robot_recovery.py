@@ -22,6 +22,7 @@ from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.health import ERROR, OK, robot_status
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.turn import Picture, Turn
+from ros2_nanochat.robot.worker import Worker
 
 
 class Log:
@@ -148,6 +149,25 @@ def test_a_job_that_fails_is_an_error_for_its_caller_and_the_robot_goes_on(robot
     with pytest.raises(RuntimeError, match='^no$'):
         chat.stop_all(then=raise_error)
     assert ask(chat).reply == 'You said: hello' and chat.num_restarts == 0
+
+
+def test_a_thread_goes_on_after_any_exception_and_one_that_ended_is_in_trouble():
+    threads, failures = [], []
+
+    def work(worker):
+        threads.append(threading.get_ident())
+        if len(threads) in (1, 2):
+            raise (KeyError, RecursionError)[len(threads) - 1]
+        if len(threads) == 4:
+            raise SystemExit
+        return True
+
+    worker = Worker('test', work, failures.append)
+    worker.start()
+    worker.join(10)
+    assert len(threads) == 4 and len(set(threads)) == 1
+    assert [type(error) for error in failures] == [KeyError, RecursionError, SystemExit]
+    assert worker.trouble == 'its thread has died'
 
 
 def test_a_picture_that_cannot_be_decoded_for_any_reason_ends_its_turn_only(robot):

@@ -18,6 +18,7 @@ from ros2_nanochat.web import as_json, pictures
 from ros2_nanochat.web.access import HEADERS, Access, Rate, is_loopback
 from ros2_nanochat.web.diagnostics import Diagnostics, whose
 from ros2_nanochat.web.pictures import Album
+from ros2_nanochat.web.robot_view import RobotView
 from ros2_nanochat.web.turn_log import TurnLog, joined
 
 STATIC = Path(ros2_nanochat.__file__).parent / 'web' / 'static'
@@ -287,6 +288,18 @@ def test_a_status_belongs_to_the_robot_of_its_topics():
     assert diagnostics.of_robot('/nanochat') is None
     sample = diagnostics.newest('/nanochat', '/r1/nanochat')
     assert (sample['kv'], sample['capacity'], sample['queue'], sample['active']) == (5, 100, 2, 1)
+
+
+def test_observations_that_come_once_more_after_a_reload_are_shown_once():
+    view = RobotView('/r1/nanochat')
+    fields = {'text': '3', 'value': '3', 'number': 3.0, 'probability': 0.0, 'valid': True, 'changed': True}
+    fields |= {'unchanged': False, 'in_a_row': 1, 'age': 0.1}
+    seen = [{'name': 'boxes', 'index': n, 'header': {'stamp': 5.0 + n}, **fields} for n in range(50)]
+    assert [len(view.observed(each)['observations']) for each in seen] == [1] * 50
+    assert [len(view.observed(each)['observations']) for each in seen] == [0] * 50
+    again = {**seen[0], 'header': {'stamp': 90.0}}  # its node has started anew and counts from 0
+    assert len(view.observed(again)['observations']) == 1
+    assert len(view.others()[2]['observations']) == 51
 
 
 def test_a_node_that_sends_nothing_is_silent_and_then_forgotten():

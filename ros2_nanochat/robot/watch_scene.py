@@ -62,7 +62,7 @@ class Scene:
         before, now = earlier.blocks, self.blocks
         difference = now - _gain(before, now) * before
         # What is left of all the picture: an offset of light, or of one colour (white balance).
-        difference -= np.median(difference, axis=(0, 1)).clip(-_LEAST, _LEAST)
+        difference -= _median(difference.reshape(-1, difference.shape[2])).clip(-_LEAST, _LEAST)
         noise = min(_noise(difference), _MOST_NOISE * 2**0.5 / self.side)
         return float(np.abs(difference).max()) / max(_LEAST, _NOISE * noise)
 
@@ -94,14 +94,20 @@ def _lengths(starts: np.ndarray, length: int) -> np.ndarray:
     return np.diff(starts, append=length)
 
 
+def _median(values: np.ndarray) -> np.ndarray:
+    """The median along the first axis; of an even number, the higher one of the two: several times as fast."""
+    middle = len(values) // 2
+    return np.partition(values, middle, axis=0)[middle]
+
+
 def _noise(difference: np.ndarray) -> float:
     """The standard deviation of the noise in a difference of two pictures [h, w, 3].
 
     It is found from neighbours, of which a change of a large part of the picture makes few differ.
     """
     along = [np.diff(difference, axis=axis) for axis in (0, 1) if difference.shape[axis] > 1]
-    found = [_MAD * float(np.median(np.abs(each))) / 2**0.5 for each in along]
-    return min([_MAD * float(np.median(np.abs(difference))), *found])
+    found = [_MAD * float(_median(np.abs(each).ravel())) / 2**0.5 for each in along]
+    return min([_MAD * float(_median(np.abs(difference).ravel())), *found])
 
 
 def _gain(before: np.ndarray, now: np.ndarray) -> float:
@@ -109,5 +115,5 @@ def _gain(before: np.ndarray, now: np.ndarray) -> float:
     bright = before > 16.0  # darker blocks are mostly noise
     if not bright.any():
         return 1.0
-    gain = float(np.median(now[bright] / before[bright]))
+    gain = float(_median(now[bright] / before[bright]))
     return gain if _GAIN[0] <= gain <= _GAIN[1] else 1.0

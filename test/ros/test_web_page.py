@@ -491,6 +491,9 @@ def test_it_can_be_used_on_a_phone_and_in_the_dark(visit):
     assert box['x'] + box['width'] <= 360 and box['y'] + box['height'] <= 700
     light = page.evaluate('getComputedStyle(document.body).backgroundColor')
     assert light == 'rgb(14, 20, 23)'
+    assert (
+        page.locator('.robot .name').first.bounding_box()['width'] > 10
+    )  # names stay, however many there are
     page.click('#panels-button')
     expect(page.locator('.figures')).to_be_visible()
     assert page.evaluate('document.documentElement.scrollWidth') <= 360

@@ -19,6 +19,17 @@ export function bars(values, titles, most = 40) {
   }));
 }
 
+/** Marks from oldest to newest, each in the lane of its answer: how answers took turns. */
+export function lanes(answers, most = 60) {
+  const shown = answers.slice(-most);
+  const names = [...new Set(answers)];
+  const height = HEIGHT / names.length;
+  const step = WIDTH / Math.max(shown.length, 16);
+  return frame(shown.map((answer, n) => svg('rect', {
+    class: 'chart-bar', x: n * step, y: height * names.indexOf(answer) + 1, width: step, height: Math.max(1, height - 2),
+  }, svg('title', {}, answer))));
+}
+
 /** A line through points [time, value]. `top` is the upper end, which otherwise follows the values. */
 export function line(points, top = 0) {
   if (points.length < 2) return frame([]);

@@ -3,6 +3,7 @@
 import { byId, h, setHidden, setText } from './dom.js';
 
 const MOST_PICTURES = 4;
+const LONG_NAME = 30; // characters
 const MOST_BYTES = 16 << 20;
 
 export class Composer {
@@ -38,7 +39,7 @@ export class Composer {
     byId('send').disabled = !enabled;
     setHidden(byId('stop'), !busy || !enabled);
     this.showCameras(cameras);
-    this.question.placeholder = name ? `Ask ${name}` : 'Ask the robot';
+    this.question.placeholder = name && name.length <= LONG_NAME ? `Ask ${name}` : 'Ask the robot';
   }
 
   async send() {

@@ -20,7 +20,7 @@ export class DiagnosticsPanel {
     const watches = all.filter((status) => status.robot === robot?.prefix && status.about !== robot?.status?.about);
     const engine = all.find((status) => status.about === 'engine');
     const statuses = [robot?.status, ...watches, engine].filter(Boolean);
-    const worst = node?.silent ? 3 : Math.min(3, Math.max(0, ...statuses.map((status) => status.level)));
+    const worst = node?.silent || !robot?.present ? 3 : Math.min(3, Math.max(0, ...statuses.map((status) => status.level)));
     this.panel.setBadge(statuses.length ? LEVELS[worst][0] : '', LEVELS[worst][1]);
     this.empty.hidden = statuses.length > 0;
     for (const [about, entry] of this.entries) {

@@ -7,7 +7,7 @@ export class Panel {
     this.badge = h('span', { class: 'badge', hidden: true });
     this.body = h('div', { class: 'body' });
     this.element = h('details', { class: `panel ${kind}`, id: `panel-${name}`, open: stored(name) !== 'closed' },
-      h('summary', {}, title, this.badge), this.body);
+      h('summary', {}, title, ' ', this.badge), this.body);
     this.element.addEventListener('toggle', () => {
       store(name, this.element.open ? 'open' : 'closed');
       this.toggled?.();

@@ -1,6 +1,6 @@
 // Standing questions: the last answer of each, and how it went before.
 
-import { bars, line } from './chart.js';
+import { lanes, line } from './chart.js';
 import { h, setHidden, setText } from './dom.js';
 import { Panel } from './panel.js';
 
@@ -138,6 +138,8 @@ class Entry {
     setText(this.note, watch.note);
     setHidden(this.note, !watch.note);
     setText(this.pause, this.isPaused ? 'Resume' : 'Pause');
+    this.pause.setAttribute('aria-label', `${this.pause.textContent}: ${watch.question}`);
+    this.remove.setAttribute('aria-label', `Remove: ${watch.question}`);
     if (seen !== this.drawn) this.chart.replaceChildren(...(seen.length ? [chart(seen)] : []));
     this.drawn = seen;
   }
@@ -162,9 +164,8 @@ function about({ probability, unchanged, in_a_row: row, valid }) {
   return parts.join(', ');
 }
 
-/** Numbers as a line; other answers as bars, one height for each. */
+/** Numbers as a line; of other answers, each in a lane of its own. */
 function chart(seen) {
-  if (seen.every(({ number }) => number !== null)) return line(seen.map(({ time, number }) => [time, number]));
-  const answers = [...new Set(seen.map(shown))].sort();
-  return bars(seen.map((each) => answers.indexOf(shown(each)) + 1), seen.map(shown), MOST);
+  const isNumber = seen.every(({ number }) => number !== null);
+  return isNumber ? line(seen.map(({ time, number }) => [time, number])) : lanes(seen.map(shown), MOST);
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ros2_nanochat.web.robot_link import RobotLink
 from ros2_nanochat.web.turn_log import TurnLog
+
+if TYPE_CHECKING:
+    from ros2_nanochat.web.robot_link import RobotLink
 
 _CALLS = 100  # tool calls that are kept
 _WATCHES, _OBSERVATIONS = 50, 60  # standing questions, and what each of them saw

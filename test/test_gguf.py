@@ -98,13 +98,13 @@ def test_greedy_ids_equal_those_of_llama_cpps_own_loop(model, reference):
             )
             == ids
         )
-        expected = greedy_by_llama_cpp(reference, ids, 24)
-        assert list(model.generate(ids, max_new_tokens=24, detokenize=False)) == expected, prompt
+        expected = greedy_by_llama_cpp(reference, ids, 16)
+        assert list(model.generate(ids, max_new_tokens=16, detokenize=False)) == expected, prompt
         while (
             reference.detokenize(expected).decode('utf-8', 'replace').endswith('\ufffd')
         ):  # half a character
             expected.pop()
-        replies.append((model.generate(ids, max_new_tokens=24, kv_cache=KVCache()), expected))
+        replies.append((model.generate(ids, max_new_tokens=16, kv_cache=KVCache()), expected))
     for reply, expected in replies:
         assert reply.wait().tokens == expected
 

@@ -323,8 +323,8 @@ def test_the_choice_of_a_tool_holds_when_sampled(history, sixteen, choice):
 
 
 def test_no_call_ever_leaves_what_is_allowed(sixteen):
-    tally = attack(sixteen, random.Random(1), 32, at_once=16, sets=2, tokens=36)
-    assert tally.runs == 32 and tally.calls > 3
+    tally = attack(sixteen, random.Random(1), 16, at_once=16, sets=2, tokens=36)
+    assert tally.runs == 16 and tally.calls > 1
     assert tally.outside == tally.leaked == 0
 
 

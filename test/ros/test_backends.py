@@ -2,9 +2,6 @@
 
 import pytest
 
-pytest.importorskip('torch')
-pytest.importorskip('transformers')
-
 from ros2_nanochat import ChatHistory, NanoLLM
 
 QUESTIONS = ('the robot sees a red ball', 'tell me')
@@ -12,6 +9,9 @@ TOKENS = 12
 
 
 def hf_folder(tmp_path):
+    # Not at the top: each worker would import them, whatever it runs.
+    pytest.importorskip('torch')
+    pytest.importorskip('transformers')
     from test_hf_architectures import make_model, save_model
 
     path = save_model(tmp_path, make_model('llama'))

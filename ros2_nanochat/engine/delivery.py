@@ -95,7 +95,9 @@ class Delivery:
         samplers = [request.progress.sampler for request in requests]
         try:
             places = self._unscored(requests, places_there(samplers, rows))
-            places = self._mask(requests, rows, places, [i for i in places if samplers[i].masked])
+            # a device may still compute the logits, so that time for masks is free
+            masked = [i for i in places if samplers[i].masked or (rows.can_mask and samplers[i].held)]
+            places = self._mask(requests, rows, places, masked)
             chosen = choose_there(samplers, rows, places)
             rejected = [i for i in places if self._rejects(requests[i], chosen[i])]
             again = self._mask(requests, rows, rejected, rejected) if rows.can_mask else []
@@ -138,7 +140,7 @@ class Delivery:
         """Whether an id that was chosen without a mask may not come, so that it is chosen again with one."""
         progress = request.progress
         if token_id is None:  # a logit is not finite, perhaps of an id that is not allowed
-            return progress.form is not None and not progress.form.free
+            return progress.sampler.held
         try:
             return not progress.sampler.may_come(token_id, len(progress.new_ids))
         except ValueError as error:

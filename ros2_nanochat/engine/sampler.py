@@ -48,13 +48,18 @@ class Sampler:
         return self._random.random()
 
     @property
+    def held(self) -> bool:
+        """Whether a form applies to the next id."""
+        return self.form is not None and not self.form.free
+
+    @property
     def masked(self) -> bool:
         """Whether the next id can only be chosen with the form's mask.
 
         The likeliest id of all is also the likeliest of those that the form allows, if it is one of them. So
         a greedy reply needs the mask only if it is not.
         """
-        return not (self.form is None or self.form.free or (self.config.greedy and self._as_computed))
+        return self.held and not (self.config.greedy and self._as_computed)
 
     def may_come(self, token_id: int, num_new: int) -> bool:
         """Return whether an id that was chosen without a mask may come next.
@@ -112,7 +117,7 @@ class Sampler:
 
     def _try_likeliest(self, logits: np.ndarray, num_new: int) -> int | None:
         """The likeliest id that may come, if it is one of the first few, at a lower cost than a mask."""
-        if self.form is None or self.form.free:
+        if not self.held:
             return None
         rest = logits.copy()
         for _ in range(_TRIES):

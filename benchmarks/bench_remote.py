@@ -209,8 +209,8 @@ def over_ros(conversations: int, repeats: int) -> None:
                     f'    bare {plain[0]:.1f}/s {plain[1]:.3f} s, over ROS {heard[0]:.1f}/s {heard[1]:.3f} s'
                 )
     print(
-        f'{conversations:3} robots over ROS: tokens/s {statistics.median(rates):.3f} of the bare client, first'
-        f' piece {statistics.median(firsts):.3f} (bare / ours; 1 is equal)'
+        f'{conversations:3} robots over ROS: tokens/s {statistics.median(rates):.3f} of the bare client,'
+        f' first piece {statistics.median(firsts):.3f} (bare / ours; 1 is equal)'
     )
 
 

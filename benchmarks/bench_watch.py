@@ -1,6 +1,6 @@
-"""Figures of standing questions without ROS: three questions about a frame beside one, the question before and
-after the picture, how far frames are compared rightly and what that costs, and what a person's question waits.
-bench_watch_ros.py has what needs ROS.
+"""Figures of standing questions without ROS: three questions about a frame beside one, the question before
+and after the picture, how far frames are compared rightly and what that costs, and what a person's question
+waits. bench_watch_ros.py has what needs ROS.
 
     python -m benchmarks.bench_watch [--rounds 6] [--rooms 30] [--questions 12]
 """
@@ -248,7 +248,8 @@ def person(count: int) -> bool:
     ]
     table("A person's first token", ('standing questions', 'median ms', 'most ms'), rows)
     print(
-        f'  a step of the engine takes {1000 * step:.1f} ms, the person waits {1000 * (three - none):.1f} ms for it'
+        f'  a step of the engine takes {1000 * step:.1f} ms,'
+        f' the person waits {1000 * (three - none):.1f} ms for it'
     )
     return three - none <= step + 0.02
 

@@ -1,6 +1,6 @@
-"""What the open web page costs the node, over ROS 2 in the built workspace: the node's processor time for each
-token, and its tokens per second, with the page open (a robot that answers, and its camera) and without any
-page. Both take turns; each answers the same question with the same tokens.
+"""What the open web page costs the node, over ROS 2 in the built workspace: the node's processor time for
+each token, and its tokens per second, with the page open (a robot that answers, and its camera) and without
+any page. Both take turns; each answers the same question with the same tokens.
 
     python -m benchmarks.bench_web [--rounds 8] [--tokens 200]
 """

@@ -1,4 +1,4 @@
-"""Models on servers, on vLLM with the embedded model in float32. Long: the server alone takes a minute to start."""
+"""Models on servers, on vLLM with the embedded model in float32. Long: the server takes a minute to start."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ChoiceScores:
 
     def note(self, beginning: _Ids, token_id: int, log_probability: float) -> None:
         """Record the log probability of an id that follows a beginning."""
-        self._log_probabilities[(*beginning, token_id)] = log_probability
+        self._log_probabilities[beginning + (token_id,)] = log_probability
 
     @property
     def beginnings(self) -> Mapping[_Ids, set[int]]:

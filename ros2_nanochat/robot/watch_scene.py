@@ -78,7 +78,9 @@ def _starts(length: int, count: int) -> np.ndarray:
 
 
 def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the sums of parts of the first axis, of few values each: several times as fast as `add.reduceat`."""
+    """Return the sums of parts of the first axis, of few values each; several times faster than
+    `add.reduceat`.
+    """
     lengths = _lengths(starts, len(values))
     sums = values[starts].astype(np.uint16)
     for n in range(1, lengths.max()):
@@ -95,7 +97,9 @@ def _lengths(starts: np.ndarray, length: int) -> np.ndarray:
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """The median along the first axis; of an even number, the higher one of the two: several times as fast."""
+    """The median along the first axis, of an even number the higher one of the two; several times faster
+    than `np.median`.
+    """
     middle = len(values) // 2
     return np.partition(values, middle, axis=0)[middle]
 

@@ -45,6 +45,7 @@ class Standing:
         self.ended = self.paused = False
         self.note = ''
         self.last: Observation | None = None
+        self._considered: tuple[int, ...] = ()  # numbers of the frames that were last asked about or compared
         self._index = 0
         self._sequences: dict[str, int] = {}  # the publishers' numbers of the frames before, 0 if unknown
         self._recent: deque[Observation] = deque(maxlen=_RECENT)
@@ -65,7 +66,8 @@ class Standing:
             self._started = time.monotonic()
         if watch.asks_as(before):
             if (watch.until, watch.until_count) != (before.until, before.until_count):
-                self._met, self._considered = 0, ()  # what the newest frame shows may end it
+                self._met = 0
+                self._considered = ()  # what the newest frame shows may end it
         else:
             self._ask_anew()
 
@@ -74,7 +76,7 @@ class Standing:
         self._waiting = False
         self._met = 0
         self._windows = {name: Window(watch.frames, watch.spacing) for name in watch.cameras}
-        self._considered: tuple[int, ...] = ()  # numbers of the frames that were last asked about or compared
+        self._considered = ()
         self._reference: tuple[View, ...] = ()  # the frames of the last answer
         self.shown: tuple[View, ...] = ()
         self.last = None

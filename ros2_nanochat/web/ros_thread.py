@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,7 @@ class RosThread:
         for prefix, owner in owners.items():
             self.links[prefix].follow(owner)
 
-    def _updated(self, is_open: dict, wanted: Iterable[str], grace: float, make: Callable) -> dict:
+    def _updated(self, is_open: dict, wanted: Collection[Any], grace: float, make: Callable) -> dict:
         now = time.monotonic()
         after = {}
         for key, feed in is_open.items():

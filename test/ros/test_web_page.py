@@ -183,10 +183,11 @@ def test_text_is_text(fresh):
 
 
 TOO_WIDE = """area => area.scrollWidth <= area.clientWidth + 1 ? [] : [...area.querySelectorAll('*')].filter(
-    (each) => each.getBoundingClientRect().right > area.getBoundingClientRect().right + 1).map((each) => each.outerHTML.slice(0, 80))"""
+    (each) => each.getBoundingClientRect().right > area.getBoundingClientRect().right + 1)
+    .map((each) => each.outerHTML.slice(0, 80))"""
 HOSTILE = (
-    '<img src=x onerror="window.hit=1"><script>window.hit=1</script>"\'>{{7*7}}\u202egnirts\u0000\ud7ff${window.hit=1}'
-    + 'W' * 500
+    '<img src=x onerror="window.hit=1"><script>window.hit=1</script>"\'>{{7*7}}'
+    '\u202egnirts\u0000\ud7ff${window.hit=1}' + 'W' * 500
 )
 
 

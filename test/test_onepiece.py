@@ -11,6 +11,7 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
 import vision_models  # noqa: E402
+import vision_words  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
@@ -25,7 +26,7 @@ def ours(folder) -> list[int]:
         str(folder), api='hf', device='cpu', max_context_len=512, threads=1
     ) as model:
         history = ChatHistory(model)
-        history.append('user', image=vision_models.picture(3), text=QUESTION)
+        history.append('user', image=vision_words.picture(3), text=QUESTION)
         prompt, _ = history.embed_chat()
         assert prompt.spans
         return list(model.generate(prompt, max_new_tokens=10, detokenize=False).wait().tokens)
@@ -48,7 +49,7 @@ def test_a_reply_about_a_picture_equals_that_of_generate(tmp_path, make):
     processor = transformers.AutoProcessor.from_pretrained(tmp_path)
     inputs = processor(
         text=[prompt_text(processor.tokenizer)],
-        images=[vision_models.picture(3)],
+        images=[vision_words.picture(3)],
         return_tensors='pt',
         add_special_tokens=False,
     )
@@ -66,7 +67,7 @@ def test_smolvlm_needs_no_packages_for_videos(tmp_path):
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
     model, images, words = vision_models.smolvlm(tmp_path)
-    inputs = images(images=[vision_models.picture(3)], return_tensors='pt', return_row_col_info=True)
+    inputs = images(images=[vision_words.picture(3)], return_tensors='pt', return_row_col_info=True)
     rows, columns = inputs.pop('rows')[0][0], inputs.pop('cols')[0][0]
     assert rows and columns
     image = get_image_prompt_string(rows, columns, 4, '<fake_token_around_image>', '<image>', '<global-img>')
@@ -120,7 +121,7 @@ def test_a_prompt_that_attends_both_ways_has_the_ids_and_the_reply_of_the_models
 ):
     model = vision_models.paligemma(tmp_path, release)
     processor = transformers.AutoProcessor.from_pretrained(tmp_path)
-    inputs = processor(text=['<image>' + QUESTION], images=[vision_models.picture(3)], return_tensors='pt')
+    inputs = processor(text=['<image>' + QUESTION], images=[vision_words.picture(3)], return_tensors='pt')
     inputs.pop('labels')
     out = model.generate(
         **inputs,
@@ -134,7 +135,7 @@ def test_a_prompt_that_attends_both_ways_has_the_ids_and_the_reply_of_the_models
     ) as seeing:
         history = ChatHistory(seeing)
         assert history.template.name == 'paligemma'
-        history.append('user', image=vision_models.picture(3), text=QUESTION)
+        history.append('user', image=vision_words.picture(3), text=QUESTION)
         prompt, _ = history.embed_chat()
         ids = inputs['input_ids'][0].numpy()
         assert (np.where(prompt.entries < 0, model.config.image_token_id, prompt.entries) == ids).all()
@@ -157,7 +158,7 @@ def test_a_prompt_that_attends_both_ways_has_the_ids_and_the_reply_of_the_models
 def test_such_prompts_run_beside_one_another_and_each_further_turn_is_a_prompt_of_its_own(tmp_path, release):
     model = vision_models.paligemma(tmp_path, release)
     words = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    pictures = [vision_models.picture(3), vision_models.picture(4, 90, 160)]
+    pictures = [vision_words.picture(3), vision_words.picture(4, 90, 160)]
     with NanoLLM.from_pretrained(
         str(tmp_path), api='hf', device='cpu', max_context_len=512, threads=1
     ) as seeing:
@@ -256,12 +257,12 @@ def of_qwen(model, images, words, text, pictures, new=10) -> list[int]:
 @pytest.mark.parametrize('release', ['2', '2_5', '3', '3_moe'])
 def test_with_positions_on_three_axes_too(tmp_path, release):
     model, images, words = vision_models.qwen2_vl(tmp_path, release)
-    assert ours(tmp_path) == of_qwen(model, images, words, prompt_text(words), [vision_models.picture(3)])
+    assert ours(tmp_path) == of_qwen(model, images, words, prompt_text(words), [vision_words.picture(3)])
 
 
 def test_a_picture_in_several_layers_stays_what_it_is_beside_others_and_in_the_next_turn(tmp_path):
     reference = *_, words = vision_models.qwen2_vl(tmp_path, '3')
-    pictures = [vision_models.picture(3), vision_models.picture(4, 90, 160)]
+    pictures = [vision_words.picture(3), vision_words.picture(4, 90, 160)]
     pad = words.convert_tokens_to_ids('<|image_pad|>')
     with NanoLLM.from_pretrained(
         str(tmp_path), api='hf', device='cpu', max_context_len=1024, threads=1

@@ -12,6 +12,7 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
 import vision_models  # noqa: E402
+import vision_words  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
@@ -66,7 +67,7 @@ def test_embeddings_equal_those_inside_transformers_model(checkpoints, name):
     folder, model = checkpoints(name)
     encoder = LlavaEncoder(folder, INFO, CPU)
     for seed, size in enumerate([(200, 130), (60, 170), (48, 48)]):
-        picture = vision_models.picture(seed, *size)
+        picture = vision_words.picture(seed, *size)
         wanted = expected(folder, model, picture)
         parts = encoder.encode(picture)
         assert [type(part) for part in parts] == [EmbeddingSpan] and parts.num_tokens == len(wanted)
@@ -98,7 +99,7 @@ def test_names_of_weights_of_older_releases_are_understood(checkpoints, tmp_path
         if 'vision_tower' in name or 'multi_modal_projector' in name
     }
     save_file(old, tmp_path / 'model-00001-of-00001.safetensors')
-    picture = vision_models.picture()
+    picture = vision_words.picture()
     rows = LlavaEncoder(tmp_path, INFO, CPU).encode(picture)[0].rows
     wanted = expected(folder, model, picture)
     assert np.abs(rows - wanted).max() <= 1e-4 * np.abs(wanted).max()
@@ -106,19 +107,19 @@ def test_names_of_weights_of_older_releases_are_understood(checkpoints, tmp_path
 
 def test_a_picture_is_encoded_once_whatever_form_it_comes_in(checkpoints):
     encoder = LlavaEncoder(checkpoints('clip')[0], INFO, CPU)
-    picture = vision_models.picture()
+    picture = vision_words.picture()
     first = encoder.encode(picture)
     again = encoder.encode(np.asarray(picture).copy())
     assert first.seconds > 0 and again.seconds == 0
     assert again[0] is first[0] and (encoder.stats['encoded'], encoder.stats['reused']) == (1, 1)
-    other = encoder.encode(vision_models.picture(1))
+    other = encoder.encode(vision_words.picture(1))
     assert other[0].digest != first[0].digest and not set(other[0].entries) & set(first[0].entries)
 
 
 def test_the_memory_of_pictures_is_bounded(checkpoints, monkeypatch):
     monkeypatch.setattr(encoder_module, 'CACHE_IMAGES', 3)
     encoder = LlavaEncoder(checkpoints('clip')[0], INFO, CPU)
-    pictures = [vision_models.picture(seed, 60, 60) for seed in range(5)]
+    pictures = [vision_words.picture(seed, 60, 60) for seed in range(5)]
     size = encoder.encode(pictures[0])[0].rows.nbytes
     for picture in pictures[1:]:
         encoder.encode(picture)
@@ -218,7 +219,7 @@ def ended(model, ids):
 @pytest.mark.parametrize('name', ['clip', 'siglip', 'next'])
 def test_over_hf_the_ids_of_a_conversation_equal_those_of_generate(checkpoints, name):
     folder, reference = checkpoints(name)
-    pictures = [vision_models.picture(3), vision_models.picture(4, 90, 160)]
+    pictures = [vision_words.picture(3), vision_words.picture(4, 90, 160)]
     with NanoLLM.from_pretrained(
         str(folder), api='hf', device='cpu', max_context_len=1024, threads=1
     ) as model:
@@ -256,7 +257,7 @@ def test_a_follow_up_about_the_same_picture_computes_its_own_words_alone(checkpo
         str(folder), api='hf', device='cpu', max_context_len=1024, threads=1
     ) as model:
         history = ChatHistory(model)
-        history.append('user', image=vision_models.picture(), text='What is it?')
+        history.append('user', image=vision_words.picture(), text='What is it?')
         prompt, _ = history.embed_chat()
         first = model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=5).wait()
         history.append('bot', first)

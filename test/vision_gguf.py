@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import gguf
 import numpy as np
+from vision_words import CHAT, MERGES, SPECIAL, ordinary_tokens
 
-SPECIAL = (
-    '<pad>',
-    '<s>',
-    '</s>',
-    '<image>',
-    '<|im_start|>',
-    '<|im_end|>',
-    '<fake_token_around_image>',
-    '<global-img>',
-    '<start_of_image>',
-    '<end_of_image>',
-    '<|vision_start|>',
-    '<|vision_end|>',
-    '<|image_pad|>',
-    '<img>',
-    '</img>',
-    '[IMG]',
-    '[IMG_END]',
-    *(f'<row_{r}_col_{c}>' for r in range(1, 5) for c in range(1, 5)),
-)
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
-    "{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
-    '{% endif %}<|im_end|>\n{% endfor %}'
-    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
-)
 WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD = 64, 96, 4, 2, 16
 EYE, EYE_HIDDEN, EYE_HEADS, EYE_LAYERS, PATCH, SIZE = 32, 48, 2, 2, 8, 48
 
 
 def vocabulary() -> tuple[list[str], list[str], list[int]]:
-    """Tokens, merges and types of byte-level BPE with a few merges, so that neighbours join."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    merges = [('Ċ', 'Ċ'), ('ĊĊ', 'Ċ'), ('t', 'h'), ('th', 'e'), ('Ġ', 'the')]
-    words = sorted(alphabet) + [a + b for a, b in merges]
-    types = [int(gguf.TokenType.NORMAL)] * len(words) + [int(gguf.TokenType.CONTROL)] * len(SPECIAL)
-    return [*words, *SPECIAL], [' '.join(merge) for merge in merges], types
+    """Tokens, merges and types."""
+    known = ordinary_tokens()
+    types = [int(gguf.TokenType.NORMAL)] * len(known) + [int(gguf.TokenType.CONTROL)] * len(SPECIAL)
+    return [*known, *SPECIAL], [' '.join(merge) for merge in MERGES], types
 
 
 @dataclass(frozen=True)
@@ -58,7 +30,6 @@ class Family:
         text: `general.architecture` of the language model.
         projector: `clip.projector_type`.
         marker: What its chat template writes for an image.
-        is_exact: Whether pictures go in as pieces that libmtmd evaluates in the same way.
     """
 
     text: str
@@ -106,11 +77,23 @@ class _Writer(gguf.GGUFWriter):
         self.close()
 
 
-def write_text_model(path, family: str, width: int = WIDTH, seed: int = 0) -> None:
-    """The language model of a family."""
+def write_text_model(
+    path,
+    family: str,
+    width: int = WIDTH,
+    seed: int = 0,
+    chat: str | None = None,
+    add_bos: bool = False,
+    without: str = '',
+) -> None:
+    """The language model of a family.
+
+    chat: its chat template, if it is not CHAT; without: a special token that its vocabulary lacks.
+    """
     kind = FAMILIES[family]
     architecture, layers = kind.text, 3
     texts, merges, types = vocabulary()
+    texts = ['<unused>' if text == without else text for text in texts]
     writer = _Writer(path, architecture, seed)
     writer.add_name(f'small {family}')
     writer.add_context_length(2048)
@@ -138,10 +121,13 @@ def write_text_model(path, family: str, width: int = WIDTH, seed: int = 0) -> No
     writer.add_token_types(types)
     writer.add_bos_token_id(texts.index('<s>'))
     writer.add_eos_token_id(texts.index('<|im_end|>'))
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT.replace('IMAGE', kind.marker))
+    writer.add_add_bos_token(add_bos)
+    writer.add_chat_template(chat or CHAT.replace('IMAGE', kind.marker))
     writer.matrix('token_embd.weight', len(texts), width, scale=0.5)
-    writer.matrix('output.weight', len(texts), width, scale=0.5)
+    output = writer.random.standard_normal((len(texts), width)).astype(np.float32) * np.float32(0.5)
+    # never half a character: a reply that ends there does not keep its ids
+    output[[not text.translate({ord('Ġ'): None, ord('Ċ'): None}).isascii() for text in texts]] = 0
+    writer.add_tensor('output.weight', output)
     writer.ones('output_norm.weight', width)
     for n in range(layers):
         block = f'blk.{n}'
@@ -291,10 +277,24 @@ class Reference:
         assert self._mtmd, 'libmtmd does not open the mmproj'
         self._past = 0
 
-    def evaluate(self, text: str, pictures=(), new: int = 8) -> list[int]:
-        """Append a text, in which `<__media__>` stands for each picture, and `new` greedy ids."""
-        api, lib = self._api, self._lib
-        bitmaps = []
+    def pieces(self, text: str, pictures=()) -> list:
+        """Return the ids of a text in which `<__media__>` stands for each picture, and `('rows', n)` for each
+        piece of n embeddings.
+        """
+        lib, pieces = self._lib, []
+        with self._chunks(text, pictures) as chunks:
+            for i in range(lib.mtmd_input_chunks_size(chunks)):
+                chunk, count = lib.mtmd_input_chunks_get(chunks, i), ctypes.c_size_t()
+                if lib.mtmd_input_chunk_get_type(chunk) == lib.MTMD_INPUT_CHUNK_TYPE_TEXT:
+                    ids = lib.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+                    pieces += ids[: count.value]
+                else:
+                    pieces.append(('rows', lib.mtmd_input_chunk_get_n_tokens(chunk)))
+        return pieces
+
+    @contextmanager
+    def _chunks(self, text: str, pictures):
+        lib, bitmaps = self._lib, []
         for picture in pictures:
             pixels = np.ascontiguousarray(picture, np.uint8)
             data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
@@ -303,6 +303,18 @@ class Reference:
         given = lib.mtmd_input_text(data, len(data), False, True)
         array = (lib.mtmd_bitmap_p_ctypes * max(1, len(bitmaps)))(*bitmaps)
         assert lib.mtmd_tokenize(self._mtmd, chunks, ctypes.byref(given), array, len(bitmaps)) == 0
+        yield chunks
+        lib.mtmd_input_chunks_free(chunks)
+        for bitmap in bitmaps:
+            lib.mtmd_bitmap_free(bitmap)
+
+    def evaluate(self, text: str, pictures=(), new: int = 8) -> list[int]:
+        """Append a text, in which `<__media__>` stands for each picture, and `new` greedy ids."""
+        with self._chunks(text, pictures) as chunks:
+            return self._evaluate(chunks, new)
+
+    def _evaluate(self, chunks, new: int) -> list[int]:
+        api, lib = self._api, self._lib
         past = api.llama_pos(self._past)
         assert (
             lib.mtmd_helper_eval_chunks(
@@ -322,9 +334,6 @@ class Reference:
             batch.pos = position
             assert api.llama_decode(self._context, batch) == 0
             self._past += 1
-        lib.mtmd_input_chunks_free(chunks)
-        for bitmap in bitmaps:
-            lib.mtmd_bitmap_free(bitmap)
         return ids
 
     def close(self) -> None:

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from vision_words import CHAT, MERGES, SPECIAL, ordinary_tokens
 
-SPECIAL = [
-    '<pad>',
-    '<s>',
-    '</s>',
-    '<image>',
-    '<|im_start|>',
-    '<|im_end|>',
-    '<fake_token_around_image>',
-    '<global-img>',
-    '<start_of_image>',
-    '<end_of_image>',
-    '<image_soft_token>',
-    '<|vision_start|>',
-    '<|vision_end|>',
-    '<|image_pad|>',
-    '<|video_pad|>',
-    *(f'<row_{r}_col_{c}>' for r in range(1, 3) for c in range(1, 3)),
-]
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
-    "{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
-    '{% endif %}<|im_end|>\n{% endfor %}'
-    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
-)
 SIZE = 48
 
 
@@ -40,10 +15,7 @@ def tokenizer(image_text: str = '<image>') -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with a few merges, so that neighbours join, and every special token that a
     family needs.
     """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [('Ċ', 'Ċ'), ('ĊĊ', 'Ċ'), ('t', 'h'), ('th', 'e'), ('Ġ', 'the')]
-    vocabulary = {token: i for i, token in enumerate([*alphabet, *(a + b for a, b in merges)])}
-    made = Tokenizer(models.BPE(vocabulary, merges))
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(ordinary_tokens())}, MERGES))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
@@ -159,12 +131,6 @@ def _save(folder, model, processor):
     processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     return model
-
-
-def picture(seed: int = 0, width: int = 200, height: int = 130):
-    from ros2_nanochat.vision.shapes import random_picture
-
-    return random_picture(np.random.default_rng(seed), width, height)[0]
 
 
 def qwen2_vl(folder, release: str = '2'):

@@ -252,7 +252,9 @@ class JinjaMarkup:
         positions: all are returned, the last one first.
         """
         part = {'type': 'text', 'text': _P1}
-        with_, without = self._try(('user', [IMAGE_PART, part])), self._try(('user', [part]))
+        without, with_, two = (self._try(('user', [IMAGE_PART] * n + [part])) for n in range(3))
+        if without and with_ and two and len(two) - len(with_) != len(with_) - len(without):
+            without, with_ = with_, two  # SmolVLM's writes other white space before the first image
         if (
             with_ is None
             or without is None

@@ -235,9 +235,10 @@ def _needed(
     ):
         chosen = choose_gguf(ggufs, wanted or config.quantization, repository)
         patterns = [re.sub(r'-00001-of-', '-*-of-', _exactly(chosen))]
-        beside = [name for name in files if os.path.dirname(name) == os.path.dirname(chosen)]
-        if config.vision is None and (vision := choose_mmproj(beside, chosen)):
-            patterns.append(_exactly(vision))
+        if config.vision is None:
+            beside = [name for name in files if os.path.dirname(name) == os.path.dirname(chosen)]
+            if vision := choose_mmproj(beside, chosen) or choose_mmproj(files, chosen):
+                patterns.append(_exactly(vision))
         return chosen, {'allow_patterns': patterns}
     if 'mlc-chat-config.json' in files:
         return None, {}

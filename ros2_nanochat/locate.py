@@ -140,6 +140,9 @@ NO_VISION = 'none'
 
 _FORMS = ('f16', 'bf16', 'f32', 'q8_0')
 """Forms of a vision part, the preferred one first: f16 loses nothing that is seen and runs everywhere."""
+_NOT_NAMES = re.compile(r'bf16|f16|f32|i?q\d\w*|mmproj|model|vision|projector|clip|gguf')
+"""Words in the name of a file that do not name the model."""
+_MOST_FOLDERS = 32  # that are looked at beside a model
 
 
 def tiny_mmproj() -> str | None:
@@ -176,13 +179,12 @@ def choose_mmproj(names: Iterable[str], model: str, pattern: str = '') -> str | 
         ]
     if not found:
         return None
-    words = set(_words(model))
+    words = _model_words(model)
 
     def order(name: str) -> tuple:
-        own = _words(name)
-        form = next((n for n, form in enumerate(_FORMS) if form in own), len(_FORMS))
-        others = sum(word not in words for word in own if word not in (*_FORMS, 'mmproj', 'model'))
-        return -len(words & set(own)), others, form, name
+        own, form = _model_words(name), len(_FORMS)
+        form = next((n for n, form in enumerate(_FORMS) if form in _words(name)), form)
+        return -len(words & own), len(own - words), form, name
 
     chosen = min(found, key=order)
     if len(found) > 1:
@@ -190,7 +192,38 @@ def choose_mmproj(names: Iterable[str], model: str, pattern: str = '') -> str | 
     return chosen
 
 
+def mmproj_near(model: str) -> str | None:
+    """Return the path of the vision part of the GGUF file `model`; None if there is none.
+
+    It lies beside the model; or in a folder beside it or in the folder above, as in repositories with a
+    folder for each quantization, if its name holds no word that the model's does not.
+    """
+    folder, name = os.path.split(os.path.abspath(model))
+    if chosen := choose_mmproj(_names_in(folder), name):
+        return os.path.join(folder, chosen)
+    known = _model_words(name) | _model_words(os.path.basename(folder))
+    folders = [each for each in _names_in(folder) if os.path.isdir(os.path.join(folder, each))]
+    others = [
+        os.path.join(each, file)
+        for each in [*sorted(folders)[:_MOST_FOLDERS], os.pardir]
+        for file in _names_in(os.path.join(folder, each))
+        if _model_words(os.path.join(each.strip('.'), file)) <= known
+    ]
+    chosen = choose_mmproj(others, name)
+    return chosen and os.path.normpath(os.path.join(folder, chosen))
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _model_words(name: str) -> set[str]:
+    """The words of a file's name that name its model."""
+    return {word for word in _words(name) if not _NOT_NAMES.fullmatch(word)}
+
+
 def _words(name: str) -> list[str]:
-    return re.findall(
-        r'[a-z]+\d+_\d+|[a-z]+\d*|\d+[a-z]*', os.path.basename(name).lower().removesuffix('.gguf')
-    )
+    return re.findall(r'[a-z]+\d+_\d+|[a-z]+\d*|\d+[a-z]*', name.lower().removesuffix('.gguf'))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ros2_nanochat.backends.gguf.header import check_gguf, read_head, read_metadata
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, printable
-from ros2_nanochat.locate import NO_VISION, choose_mmproj, is_mmproj, tiny_mmproj
+from ros2_nanochat.locate import NO_VISION, choose_mmproj, is_mmproj, mmproj_near, tiny_mmproj
 
 _log = logging.getLogger(__name__)
 _KEY = 'clip.vision.'
@@ -36,7 +36,7 @@ class Mmproj:
 
 def find_mmproj(path: str, config: ModelConfig) -> Mmproj | None:
     """Return the vision part of the model at `path`: the one that `config.vision` names, the tiny one for the
-    embedded default, or one that lies beside the model; None if there is none, or it is not an mmproj.
+    embedded default, or one that lies near the model; None if there is none, or it is not an mmproj.
     """
     if config.vision == NO_VISION:
         return None
@@ -49,13 +49,8 @@ def find_mmproj(path: str, config: ModelConfig) -> Mmproj | None:
     if not config.model:
         tiny = tiny_mmproj()
         return Mmproj(tiny, False, late=True) if tiny else None
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return None
-    chosen = choose_mmproj(names, os.path.basename(path))
-    return Mmproj(os.path.join(folder, chosen), False) if chosen else None
+    near = mmproj_near(path)
+    return Mmproj(near, False) if near else None
 
 
 def check_mmproj(path: str) -> None:

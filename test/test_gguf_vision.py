@@ -17,6 +17,7 @@ pytest.importorskip('PIL')
 gguf = pytest.importorskip('gguf')
 
 import vision_gguf  # noqa: E402
+import vision_words  # noqa: E402
 from odd_gguf import copy_with  # noqa: E402
 from vision_gguf import FAMILIES, Reference  # noqa: E402
 
@@ -24,13 +25,12 @@ from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
 from ros2_nanochat.backends.gguf.backend import GGUFBackend  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 from ros2_nanochat.errors import BackendError, EncodingStopped  # noqa: E402
-from ros2_nanochat.vision.shapes import random_picture  # noqa: E402
 
 QUESTIONS = ('What is the thing?', ' and the other thing, the one there?', 'Tell me more of the first.')
 
 
 def picture(seed: int = 0, width: int = 120, height: int = 80) -> np.ndarray:
-    return np.asarray(random_picture(np.random.default_rng(seed), width, height)[0])
+    return np.asarray(vision_words.picture(seed, width, height))
 
 
 @pytest.fixture(scope='module')
@@ -229,6 +229,18 @@ def test_an_odd_picture_is_seen_or_refused_in_one_line(opened, family, size):
         assert f'{size[0]}x{size[1]}' in str(error) and '\n' not in str(error)
 
 
+def test_markup_that_a_vocabulary_lacks_is_left_out(files, tmp_path):
+    """libmtmd has the id -1 for it, which llama.cpp refuses."""
+    model = str(tmp_path / 'smolvlm.gguf')
+    vision_gguf.write_text_model(model, 'smolvlm', without='<global-img>')
+    with NanoLLM.from_pretrained(
+        model, vision=files('smolvlm')[1], max_context_len=512, max_sequences=1, threads=1
+    ) as opened:
+        history = ChatHistory(opened)
+        history.append('user', image=picture(), text=QUESTIONS[0])
+        assert say(opened, history).usage.image_tokens
+
+
 # --- which file ---
 
 
@@ -308,7 +320,31 @@ def test_a_vision_part_beside_a_model_that_does_not_fit_costs_a_warning(files, t
     assert 'opened without vision' in caplog.text and 'embeddings of 96' in caplog.text
 
 
-# --- stopping ---
+# --- beside others, stopping ---
+
+
+def test_a_conversation_about_a_known_picture_begins_while_another_one_is_encoded(opened, monkeypatch):
+    model, held, made = opened('llava'), threading.Event(), []
+    model.embed_image(picture(903))
+    images = model.backend.image_embedder
+    pieces = images._mtmd.pieces
+    monkeypatch.setattr(images._mtmd, 'pieces', lambda pixels: held.wait(60) and pieces(pixels))
+    encoding = threading.Thread(target=lambda: model.embed_image(picture(904)))
+    encoding.start()
+
+    def begin() -> None:
+        history = ChatHistory(model)
+        history.append('user', image=picture(903), text=QUESTIONS[0])
+        made.append(history.embed_chat()[0])
+
+    begun = threading.Thread(target=begin)
+    begun.start()
+    begun.join(20)
+    waited = begun.is_alive()
+    held.set()
+    encoding.join()
+    begun.join()
+    assert made and not waited
 
 
 def test_an_encoding_that_nobody_waits_for_is_stopped(opened):

@@ -77,6 +77,7 @@ class VisionEncoder(ABC):
 
     def __init__(self):
         self._lock = threading.Lock()
+        self._cache_lock = threading.Lock()
         self._cache: OrderedDict[bytes, list] = OrderedDict()
         self._bytes = 0
         self._closed = False
@@ -112,11 +113,11 @@ class VisionEncoder(ABC):
         """
         picture = open_image(image, urls)
         digest = image_digest(picture)
+        if (known := self._cached(digest)) is not None:  # without waiting for another picture
+            return known
         with self._turn(stopped):  # a second caller with the same picture waits for the first and finds it
-            if digest in self._cache:
-                self._cache.move_to_end(digest)
-                self._counts['reused'] += 1
-                return Encoded(self._cache[digest], digest)
+            if (known := self._cached(digest)) is not None:
+                return known
             self._get_ready()
             begin = time.perf_counter()
             parts = self._encode(picture, digest, stopped)
@@ -147,7 +148,7 @@ class VisionEncoder(ABC):
 
     def close(self) -> None:
         """Free the memory. You may call this twice."""
-        with self._lock:
+        with self._lock, self._cache_lock:
             self._cache.clear()
             self._bytes = 0
             self._closed = True
@@ -161,11 +162,20 @@ class VisionEncoder(ABC):
             self._load()
             self.load_seconds = time.perf_counter() - began
 
+    def _cached(self, digest: bytes) -> Encoded | None:
+        with self._cache_lock:
+            if digest not in self._cache:
+                return None
+            self._cache.move_to_end(digest)
+            self._counts['reused'] += 1
+            return Encoded(self._cache[digest], digest)
+
     def _remember(self, digest: bytes, parts: list) -> None:
-        self._cache[digest] = parts
-        self._bytes += _size(parts)
-        while len(self._cache) > CACHE_IMAGES or (self._bytes > CACHE_BYTES and len(self._cache) > 1):
-            self._bytes -= _size(self._cache.popitem(last=False)[1])
+        with self._cache_lock:
+            self._cache[digest] = parts
+            self._bytes += _size(parts)
+            while len(self._cache) > CACHE_IMAGES or (self._bytes > CACHE_BYTES and len(self._cache) > 1):
+                self._bytes -= _size(self._cache.popitem(last=False)[1])
 
     def _span(self, rows, digest: bytes, part: int = 0, **options) -> EmbeddingSpan:
         """Return a span of rows [k, d], a torch tensor or an array.

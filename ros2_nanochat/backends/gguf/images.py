@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from ros2_nanochat.processor import cpus_of, physical_cores, restrict_thread
 
 _PATIENCE = 0.02  # seconds between two looks at whether to stop
 _NICENESS = 4  # above the process's own
+_TRIAL = 20.0  # seconds that the encoding of a picture on trial may take
 _SMALL = 64 << 20  # bytes of weights; below that an encoding is too short to interrupt
 
 
@@ -60,9 +63,9 @@ class GGUFImages(ImageEmbedder):
 
     @property
     def markup(self) -> tuple[str, str]:
-        if self._mtmd is None and self._mmproj.late:
-            return '', ''
-        return self._call(lambda: self._opened().markup)
+        if self._mtmd is not None:  # without waiting for a picture that is being encoded
+            return self._mtmd.markup
+        return ('', '') if self._mmproj.late else self._call(lambda: self._opened().markup)
 
     @property
     def largest_whole(self) -> int:
@@ -76,8 +79,13 @@ class GGUFImages(ImageEmbedder):
         return [part for piece in pieces for part in _cut(piece, self._longest_piece())]
 
     def try_pictures(self) -> None:
-        """Embed a small picture, and prepare odd ones, to see whether libmtmd ends the process."""
-        self._call(lambda: self._opened().try_pictures())
+        """Embed a small picture, and prepare odd ones, to see whether libmtmd ends the process.
+
+        A large encoder is stopped after a while: on a slow CPU it can take minutes.
+        """
+        until = time.monotonic() + _TRIAL
+        with suppress(EncodingStopped):
+            self._call(lambda: self._opened().try_pictures(), lambda: time.monotonic() > until)
 
     def close(self) -> None:
         """End what runs and free the memory. You may call this twice."""

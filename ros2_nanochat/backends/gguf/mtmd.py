@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,12 +20,14 @@ from ros2_nanochat.backends.gguf.process import LogLines
 from ros2_nanochat.backends.image_embedder import ImagePiece
 from ros2_nanochat.errors import BackendError, EncodingStopped, require
 
-_NODES = 16  # of the graph that are computed between two looks at whether to stop
+_MOST_NODES = 64  # of the graph that are computed between two looks at whether to stop
+_LOOK_EVERY = 0.02  # seconds, if the nodes are small enough
 _PROBE = 64  # pixels of a side
 _LARGE = 4096
 _ODD = ((1, 1), (1, 100), (100, 1), (5000, 50), (50, 5000), (3000, 3000))
 _FAR = 1000
 _WIDTHS = re.compile(r'text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)')
+_TOO_FEW = 'is less than image_min_pixels'
 _REASONS = {
     'no image tokens produced': 'it is too small or too narrow for this model',
     'out of range': 'it is too narrow for this model',
@@ -67,7 +70,7 @@ class Mtmd:
         if max_tokens:
             params.image_max_tokens = max_tokens
         if stopping is not None:
-            self._seen = 0
+            self._seen, self._nodes, self._looked = 0, 1, 0.0
             self._watch = type(params.cb_eval)(self._evaluated)  # kept as long as libmtmd may call it
             params.cb_eval = self._watch
         self._log = LogLines(api, lib.mtmd_helper_log_set)
@@ -75,6 +78,9 @@ class Mtmd:
         self._opening_log = log = LogLines(api, api.llama_log_set, lib.mtmd_helper_log_set)
         with log:
             self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
+            if not self._context and _TOO_FEW in log.reason():  # fewer than the model's own minimum
+                params.image_min_tokens = max_tokens
+                self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
         if not self._context:
             raise BackendError(_cannot_open(path, log))
         if not lib.mtmd_support_vision(self._context):
@@ -89,10 +95,14 @@ class Mtmd:
 
     def _evaluated(self, tensor: Any, asks: bool, data: Any) -> bool:
         """Called by ggml for each node: whether to look behind it, and then whether to go on."""
-        if not asks:
-            return not self._stopping()  # type: ignore[misc]
-        self._seen += 1
-        return self._seen % _NODES == 0
+        if asks:
+            self._seen += 1
+            return self._seen >= self._nodes
+        now = time.perf_counter()
+        paced = round(self._nodes * _LOOK_EVERY / max(now - self._looked, 1e-6))
+        self._nodes = max(1, min(paced, 2 * self._nodes, _MOST_NODES))
+        self._seen, self._looked = 0, now
+        return not self._stopping()  # type: ignore[misc]
 
     # --- pictures ---
 
@@ -114,6 +124,7 @@ class Mtmd:
             return ImagePiece(ids=self._ids(chunk))
         if self._stopped:
             raise EncodingStopped('the picture was not encoded: the turn was stopped')
+        self._seen, self._nodes, self._looked = 0, 1, time.perf_counter()
         with self._log:
             code = lib.mtmd_encode_chunk(self._context, chunk)
         if self._stopped:
@@ -158,7 +169,7 @@ class Mtmd:
     def _ids(self, chunk: Any) -> tuple[int, ...]:
         count = ctypes.c_size_t()
         tokens = self._lib.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
-        return tuple(tokens[: count.value])
+        return tuple(token for token in tokens[: count.value] if token >= 0)  # -1: not in the vocabulary
 
     @contextmanager
     def _chunks(self, width: int, height: int, pixels: np.ndarray | None) -> Iterator[list]:

@@ -248,7 +248,8 @@ class ChatHistory(ToolMessages, MessageList):
             if len(shorter) > limit:
                 raise ValueError(
                     f'the last message takes {len(shorter)} tokens with the system prompt, and at most'
-                    f' {limit} fit (a context of {context}): shorten it, or raise max_context_len'
+                    f' {limit} fit (a context of {context}): shorten it,'
+                    f'{" lower image_max_tokens," if shorter.spans else ""} or raise max_context_len'
                 )
             dropped = len(self.messages) - len(kept)
             _log.warning(
@@ -258,8 +259,7 @@ class ChatHistory(ToolMessages, MessageList):
                 dropped,
                 len(shorter),
             )
-            self.messages, whole = kept, shorter
-            self._last = None
+            self.messages, whole, self._last = kept, shorter, None
         self.num_dropped = dropped
         rewrite = functools.partial(rewritten, tuple(self.messages), ChatHistory)
         if not use_cache or self._kv_cache is None:

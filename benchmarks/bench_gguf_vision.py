@@ -1,46 +1,108 @@
-"""Pictures over gguf, as ratios of one run: picture to first token and a follow-up beside libmtmd's own path
-on the same files, and the speed of four streaming replies while pictures are encoded.
+"""Pictures over gguf, as ratios of one run: picture to first token beside a raw prefill and beside libmtmd's
+own path on the same files, a follow-up, four streaming replies while pictures are encoded, and how soon an
+encoding stops. With the tiny encoder, and with a random one of a usual size (45 million weights, 256 tokens).
 
-    python -m benchmarks.bench_gguf_vision [--model FILE --vision MMPROJ] [--rounds 10] [--size 320x240]
+    python -m benchmarks.bench_gguf_vision [--quick] [--model FILE --vision MMPROJ]
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import statistics
+import tempfile
 import threading
 import time
 
+import gguf
 import numpy as np
 
 from benchmarks.common import machine, table
 from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.errors import EncodingStopped
 from ros2_nanochat.locate import embedded_model, tiny_mmproj
 from ros2_nanochat.vision.shapes import random_picture
 
 QUESTION, FOLLOW_UP = 'What color is the object?', 'What shape is the object?'
+SIZE = 640, 480
+LAYERS, WIDTH, PATCH, SIDE = 14, 512, 14, 224
+
+
+def write_encoder(path: str, output: int) -> None:
+    """Write a CLIP tower with a projector of two layers, of random weights, for embeddings of `output`."""
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, 'clip')
+    writer.add_bool('clip.has_vision_encoder', True)
+    writer.add_string('clip.projector_type', 'mlp')
+    writer.add_bool('clip.use_gelu', True)
+    for name, value in (
+        ('image_size', SIDE),
+        ('patch_size', PATCH),
+        ('embedding_length', WIDTH),
+        ('feed_forward_length', 4 * WIDTH),
+        ('projection_dim', output),
+        ('block_count', LAYERS),
+        ('attention.head_count', 8),
+    ):
+        writer.add_uint32(f'clip.vision.{name}', value)
+    writer.add_float32('clip.vision.attention.layer_norm_epsilon', 1e-5)
+    for name in ('image_mean', 'image_std'):
+        writer.add_array(f'clip.vision.{name}', [0.5, 0.5, 0.5])
+    writer.add_array('clip.vision.feature_layer', [LAYERS])
+
+    def linear(name: str, out: int, into: int) -> None:
+        writer.add_tensor(f'{name}.weight', (random.standard_normal((out, into)) * 0.03).astype(np.float16))
+        writer.add_tensor(f'{name}.bias', np.zeros(out, np.float32))
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f'{name}.weight', np.ones(WIDTH, np.float32))
+        writer.add_tensor(f'{name}.bias', np.zeros(WIDTH, np.float32))
+
+    conv = random.standard_normal((WIDTH, 3, PATCH, PATCH)) * 0.03
+    writer.add_tensor('v.patch_embd.weight', conv.astype(np.float16))
+    places = random.standard_normal(((SIDE // PATCH) ** 2, WIDTH)) * 0.03
+    writer.add_tensor('v.position_embd.weight', places.astype(np.float32))
+    norm('v.pre_ln')
+    for n in range(LAYERS):
+        block = f'v.blk.{n}'
+        for part in ('ln1', 'ln2'):
+            norm(f'{block}.{part}')
+        for part in ('attn_q', 'attn_k', 'attn_v', 'attn_out'):
+            linear(f'{block}.{part}', WIDTH, WIDTH)
+        linear(f'{block}.ffn_up', 4 * WIDTH, WIDTH)
+        linear(f'{block}.ffn_down', WIDTH, 4 * WIDTH)
+    linear('mm.0', output, WIDTH)
+    linear('mm.2', output, output)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 class OwnPath:
-    """libmtmd and llama.cpp without nanochat: tokenize, encode, decode."""
+    """libmtmd and llama.cpp without nanochat, as llama.cpp's command for pictures calls them."""
 
     def __init__(self, model: str, mmproj: str, threads: int):
         import llama_cpp.llama_cpp as api
         import llama_cpp.mtmd_cpp as lib
 
         self._api, self._lib = api, lib
-        self._model = api.llama_model_load_from_file(model.encode(), api.llama_model_default_params())
+        self._quiet = api.llama_log_callback(lambda level, text, data: None)
+        api.llama_log_set(self._quiet, None)
+        lib.mtmd_helper_log_set(self._quiet, None)
+        self._model = api.llama_model_load_from_file(os.fsencode(model), api.llama_model_default_params())
         params = api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = 2048, 512, 512
+        params.n_ctx, params.n_batch, params.n_ubatch = 2048, 2048, 512
         params.n_threads = params.n_threads_batch = threads
         self._context = api.llama_init_from_model(self._model, params)
         options = lib.mtmd_context_params_default()
         options.use_gpu, options.print_timings, options.n_threads = False, False, threads
-        self._mtmd = lib.mtmd_init_from_file(mmproj.encode(), self._model, options)
+        self._mtmd = lib.mtmd_init_from_file(os.fsencode(mmproj), self._model, options)
 
-    def first_logits(self, text: str, pixels: np.ndarray) -> float:
-        """Seconds from a picture and a text (`<__media__>` stands for the picture) to the first logits."""
+    def first_token(self, text: str, pixels: np.ndarray) -> float:
+        """Seconds from a picture and a text (`<__media__>` stands for the picture) to the first id."""
         api, lib = self._api, self._lib
         api.llama_memory_clear(api.llama_get_memory(self._context), True)
         begin = time.perf_counter()
@@ -49,17 +111,29 @@ class OwnPath:
         chunks, written = lib.mtmd_input_chunks_init(), text.encode()
         given = lib.mtmd_input_text(written, len(written), False, True)
         array = (lib.mtmd_bitmap_p_ctypes * 1)(bitmap)
-        lib.mtmd_tokenize(self._mtmd, chunks, ctypes.byref(given), array, 1)
+        code = lib.mtmd_tokenize(self._mtmd, chunks, ctypes.byref(given), array, 1)
         past = api.llama_pos(0)
-        lib.mtmd_helper_eval_chunks(self._mtmd, self._context, chunks, 0, 0, 512, True, ctypes.byref(past))
-        api.llama_get_logits_ith(self._context, -1)
+        code = code or lib.mtmd_helper_eval_chunks(
+            self._mtmd, self._context, chunks, 0, 0, 2048, True, ctypes.byref(past)
+        )
+        if code:
+            raise RuntimeError(f'libmtmd failed with code {code}')
+        count = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
+        np.ctypeslib.as_array(api.llama_get_logits_ith(self._context, -1), (count,)).argmax()
         seconds = time.perf_counter() - begin
         lib.mtmd_input_chunks_free(chunks)
         lib.mtmd_bitmap_free(bitmap)
         return seconds
 
+    def close(self) -> None:
+        """Free the memory."""
+        self._lib.mtmd_free(self._mtmd)
+        self._api.llama_free(self._context)
+        self._api.llama_model_free(self._model)
 
-def first_token(model, history) -> float:
+
+def first_token(model, history) -> tuple[float, int]:
+    """Seconds from the question to the first token, and how many entries were computed for it."""
     begin = time.perf_counter()
     reply = model.generate(
         history.embed_chat()[0],
@@ -70,89 +144,177 @@ def first_token(model, history) -> float:
     next(iter(reply), None)
     seconds = time.perf_counter() - begin
     history.append('bot', reply.wait())
+    return seconds, reply.usage.prompt_tokens - reply.usage.reused_tokens
+
+
+def raw_prefill(model, n: int) -> float:
+    """Seconds of forwards over n ids, without engine or scheduling."""
+    backend = model.backend
+    seq = backend.new_sequence()
+    ids = np.arange(n) % 1000 + 300
+    begin = time.perf_counter()
+    for start in range(0, n, backend.max_batch_tokens):
+        part = ids[start : start + backend.max_batch_tokens]
+        backend.forward([Chunk(seq, ids=part, num_logits=1)])
+    seconds = time.perf_counter() - begin
+    backend.free(seq)
     return seconds
 
 
-def against_own_path(model, own: OwnPath, rounds: int, width: int, height: int) -> None:
-    ours, theirs, follow = [], [], []
+def frame(n: int) -> np.ndarray:
+    """A picture that was not shown before."""
+    return np.ascontiguousarray(random_picture(np.random.default_rng(n), *SIZE)[0])
+
+
+def against_others(name: str, model, bare, own: OwnPath, rounds: int, beyond: float | None) -> None:
+    """Picture to first token beside a raw prefill of as many entries and beside libmtmd's own path, in turns;
+    a follow-up.
+
+    bare: Another one of the model, which holds no conversations.
+    beyond: Milliseconds by which it may take longer than the raw prefill; None: no limit.
+    """
+    times: dict[str, list[float]] = {'ours': [], 'own': [], 'raw': [], 'follow': []}
+    computed = 64
     for n in range(rounds + 1):
-        pixels = np.ascontiguousarray(random_picture(np.random.default_rng(n), width, height)[0])
-        history = ChatHistory(model)
+        pixels, history = frame(n), ChatHistory(model)
         history.append('user', image=pixels, text=QUESTION)
         text = history.template.render(history.messages).replace('<image>', '<__media__>')
-        measured = [0.0, 0.0]
-        for which in (0, 1) if n % 2 else (1, 0):  # what else the machine does slows both alike
-            measured[which] = own.first_logits(text, pixels) if which else first_token(model, history)
+        measured = {}
+        for which in ('ours', 'own', 'raw')[:: -1 if n % 2 else 1]:
+            if which == 'ours':
+                measured[which], computed = first_token(model, history)
+            elif which == 'own':
+                measured[which] = own.first_token(text, pixels)
+            else:
+                measured[which] = raw_prefill(bare, computed)
         history.append('user', FOLLOW_UP)
-        later = first_token(model, history)
+        measured['follow'] = first_token(model, history)[0]
         if n:  # the first warms up
-            ours.append(measured[0])
-            theirs.append(measured[1])
-            follow.append(later)
+            for key, value in measured.items():
+                times[key].append(value)
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    more = [a - b for a, b in zip(times['ours'], times['raw'])]
+    limit = '' if beyond is None else f'{beyond:.0f}'
     table(
-        f'a picture of {width}x{height}, {rounds} rounds',
-        ('', 'measured', 'limit'),
+        f'{name}: pictures of {SIZE[0]}x{SIZE[1]}, {rounds} rounds, {computed} entries computed for each',
+        ('', 'measured', 'wanted'),
         [
-            ('picture to first token / own path', statistics.median(map(_ratio, ours, theirs)), 1.05),
-            ('own path / follow-up', statistics.median(map(_ratio, theirs, follow)), 5),
-            ('picture to first token, ms', 1e3 * statistics.median(ours), ''),
+            ('picture to first token, ms', 1e3 * medians['ours'], ''),
+            ('raw prefill of as many entries, ms', 1e3 * medians['raw'], ''),
+            ('longer than the raw prefill, ms', 1e3 * statistics.median(more), limit and f'at most {limit}'),
+            (
+                "picture to first token / libmtmd's",
+                _median_ratio(times['ours'], times['own']),
+                'at most 1.05',
+            ),
+            ("libmtmd's / follow-up", _median_ratio(times['own'], times['follow']), 'at least 5'),
         ],
     )
 
 
-def _ratio(a: float, b: float) -> float:
-    return a / b
+def _median_ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below))
 
 
-def beside_replies(model, width: int, height: int, seconds: float = 6.0) -> None:
-    """The speed of four replies with and without pictures that are encoded all the time."""
-
-    def speed() -> float:
-        replies = [model.generate(f'Tell me a story of {n} robots.', max_new_tokens=400) for n in range(4)]
-        time.sleep(0.5)
-        before, begin = sum(len(reply.tokens) for reply in replies), time.perf_counter()
-        time.sleep(seconds / 2)
-        rate = (sum(len(reply.tokens) for reply in replies) - before) / (time.perf_counter() - begin)
-        for reply in replies:
-            reply.stop()
-        for reply in replies:
-            reply.wait()
-        return rate
-
-    alone, ended = speed(), threading.Event()
+def beside_replies(name: str, model, slices: int, seconds: float = 2.5) -> None:
+    """The speed of four replies with and without pictures that are encoded all the time, in turns."""
+    encoding, ended = threading.Event(), threading.Event()
 
     def encode() -> None:
-        for n in range(10**6):
-            if ended.is_set():
-                return
-            model.embed_image(random_picture(np.random.default_rng(10**6 + n), width, height)[0])
+        n = 10**6
+        while not ended.is_set():
+            if not encoding.wait(0.05):
+                continue
+            n += 1
+            model.embed_image(frame(n))
 
     thread = threading.Thread(target=encode)
     thread.start()
-    beside = speed()
+    options = {'max_new_tokens': 900, 'min_new_tokens': 900}
+    replies = [model.generate(f'Tell me {n} stories.', **options) for n in range(4)]
+    readers = [threading.Thread(target=reply.wait) for reply in replies]
+    for reader in readers:
+        reader.start()
+    counts, encoded = [], model.vision.stats['encoded']
+    for n in range(2 * slices):
+        (encoding.set if n % 2 else encoding.clear)()
+        time.sleep(0.7)  # until the picture that was begun is done
+        before, begin = sum(len(reply.tokens) for reply in replies), time.perf_counter()
+        time.sleep(seconds)
+        counts.append((sum(len(reply.tokens) for reply in replies) - before) / (time.perf_counter() - begin))
+    encoded = model.vision.stats['encoded'] - encoded
     ended.set()
+    encoding.set()
     thread.join()
+    running = all(reply.finish_reason is None for reply in replies)
+    for reply in replies:
+        reply.stop()
+    for reader in readers:
+        reader.join()
     table(
-        'four replies beside pictures that are encoded all the time',
-        ('', 'measured', 'at least'),
-        [('speed, of that without', beside / alone, 0.5)],
+        f'{name}: four streaming replies beside pictures that are encoded all the time'
+        + ('' if running else ' (a reply ended: not valid)'),
+        ('', 'measured', 'wanted'),
+        [
+            ('tokens/s without', statistics.median(counts[::2]), ''),
+            ('speed beside, of that without', _median_ratio(counts[1::2], counts[::2]), 'at least 0.5'),
+            ('pictures encoded meanwhile', encoded, ''),
+        ],
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--model', default=embedded_model())
-    parser.add_argument('--vision', default=tiny_mmproj())
-    parser.add_argument('--rounds', type=int, default=10)
-    parser.add_argument('--size', default='64x64')
-    options = parser.parse_args()
-    width, height = map(int, options.size.split('x'))
-    print(machine())
-    with NanoLLM.from_pretrained(options.model, vision=options.vision, max_context_len=1024) as model:
+def stopping(name: str, model, rounds: int) -> None:
+    """How soon an encoding stops, wherever it is, and how long it would have taken."""
+    model.embed_image(frame(2 * 10**6))
+    begin = time.perf_counter()
+    model.embed_image(frame(2 * 10**6 + 1))
+    whole, late = time.perf_counter() - begin, []
+    for n in range(rounds):
+        at = time.perf_counter() + whole * n / rounds
+        try:
+            model.embed_image(frame(2 * 10**6 + 2 + n), stopped=lambda at=at: time.perf_counter() > at)
+        except EncodingStopped:
+            late.append(time.perf_counter() - at)
+    table(
+        f'{name}: an encoding that is stopped',
+        ('', 'measured', 'wanted'),
+        [
+            ('the whole encoding, ms', 1e3 * whole, ''),
+            ('longest time from the stop to its end, ms', 1e3 * max(late, default=0.0), ''),
+        ],
+    )
+
+
+def bench(name: str, model_path: str, mmproj: str, rounds: int, slices: int, tiny: bool) -> None:
+    """All figures with one encoder."""
+    with NanoLLM.from_pretrained(model_path, vision=mmproj, max_context_len=1024) as model:
         model.vision.load()
-        own = OwnPath(options.model, options.vision, model.stats['threads_prefill'])
-        against_own_path(model, own, options.rounds, width, height)
-        beside_replies(model, width, height)
+        own = OwnPath(model_path, mmproj, model.stats['threads_prefill'])
+        with NanoLLM.from_pretrained(model_path, vision='none', max_context_len=1024) as bare:
+            against_others(name, model, bare, own, rounds, 15.0 if tiny else None)
+        own.close()
+        beside_replies(name, model, slices)
+        if not tiny:  # that of the tiny one takes a few milliseconds and is not interrupted
+            stopping(name, model, 2 * rounds)
+
+
+def main() -> None:
+    """Run it; see the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--model', default=embedded_model(), help='a GGUF file')
+    parser.add_argument('--vision', help='its mmproj file, in place of the two encoders')
+    parser.add_argument('--quick', action='store_true', help='fewer rounds')
+    options = parser.parse_args()
+    rounds, slices = (4, 2) if options.quick else (9, 4)
+    print(machine(), flush=True)
+    if options.vision:
+        bench(os.path.basename(options.vision), options.model, options.vision, rounds, slices, False)
+        return
+    bench('the tiny encoder', options.model, tiny_mmproj(), 2 * rounds, slices, True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'mmproj-vit-f16.gguf')
+        write_encoder(path, 576)
+        bench('an encoder of 45 million weights', options.model, path, rounds, slices, False)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ from watch_scenes import contrast, ground, seen, with_thing
 
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.config import GenerationConfig, RobotOptions
+from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.errors import EncodingStopped
 from ros2_nanochat.robot.observations import Observation, Observations
 from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource, WatchState, number_of, read_watch
+from ros2_nanochat.robot.watch_asking import Pending
 from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.robot.watch_scene import Scene
 from ros2_nanochat.robot.watcher import MAX_WATCHES, Watcher
+from ros2_nanochat.states import FinishReason
 from ros2_nanochat.vision.encoder import VisionEncoder
 
 # --- what changes ---
@@ -558,6 +562,16 @@ def test_a_model_without_vision_refuses(robot):
     r1.model.vision = None
     with pytest.raises(ValueError, match='has no vision'):
         r1.watch('one?')
+
+
+def test_the_answer_of_a_choice_is_its_most_likely_alternative():
+    watch = read_watch({'question': 'Where?', 'response_format': 'at the top | at the bottom | on the left'})
+    shares = {'at the top': 0.004, 'at the bottom': 0.006, 'on the left': 0.99}
+    reply = {'text': 'at the top', 'finish_reason': FinishReason.STOP, 'valid': True, 'usage': Usage()}
+    answer = Pending(watch, SimpleNamespace(**reply, probabilities=shares)).answer()
+    assert (answer.text, answer.value, answer.probability) == ('on the left', 'on the left', 0.99)
+    answer = Pending(watch, SimpleNamespace(**reply, probabilities=None)).answer()
+    assert (answer.text, answer.probability) == ('at the top', 0.0)
 
 
 def test_observations_become_text_for_a_conversation():

@@ -81,10 +81,13 @@ class Pending:
         if reason is not None and (reason.failed or reason is FinishReason.CANCELLED):
             return Answer(text, usage=usage, error=stream.error or 'the answer was stopped')
         valid = stream.valid if watch.form is not None else reason is FinishReason.STOP
+        shares = stream.probabilities or self.shares
+        if valid and text in shares:
+            # Token by token, a reply can begin as one alternative does and end as one that is less likely.
+            text = max(shares, key=shares.__getitem__)
         value: Any = text if valid else None
         if valid and watch.form is not None and watch.form.kind in ('json', 'schema'):
             value = json.loads(text)
-        shares = stream.probabilities or self.shares
         return Answer(text, value, number_of(value), shares.get(text, 0.0) if valid else 0.0, valid, usage)
 
 

@@ -49,6 +49,17 @@ def test_a_run_of_sixty_thousand_of_any_class_is_tokenized(tmp_path, kind):
     assert done.returncode == 0 and done.stdout == 'done\n', done.stderr[-1000:]
 
 
+MIXED = ['\n ', '/\n', '🙂!', 'e\u0301', '\u3000\n']
+"""Different characters that one match of a tokenizer's expression may hold in any number."""
+
+
+def test_long_runs_of_characters_that_match_together_are_tokenized(tmp_path):
+    write_tiny_bpe(tmp_path / 'a.gguf', 'gpt-4o')
+    bytes_for = 3 * deep_stack._ROUGH  # of more characters than are reserved for without a look
+    done = in_a_process(TOKENIZE, tmp_path / 'a.gguf', bytes_for, *MIXED)
+    assert done.returncode == 0 and done.stdout == 'done\n', (done.returncode, done.stderr[-1000:])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('unit', ['A', '東', ' ', '\n', '=', 'The robot drives. '])
 def test_ten_megabytes_of_one_kind_are_tokenized(tmp_path, unit):

@@ -20,7 +20,16 @@ _ALWAYS_SAFE = 4000
 """Number of characters for which the usual stack of a thread (8 MB) is large enough."""
 _ROUGH = 100_000
 """Up to this many characters, a stack is requested without further analysis: it is reserved, not filled."""
-_CLASS = re.compile(r'[!-/:-@\[-`{-~]+|[0-9]+|[\n\r]+|[^!-/0-9:-@\[-`{-~\n\r]+')
+_OTHER = '\x80-\U0010ffff'  # may belong to any class
+_CLASSES = [
+    re.compile(f'[{kind}{_OTHER}]+')
+    for kind in (
+        'A-Za-z',
+        '0-9',
+        r'\x00-\x08\x0e-\x1b!-/:-@\[-`{-\x7f',  # marks, and what is nothing else
+        r'\x09-\x0d\x1c-\x20/',  # white space; a slash may stand between line breaks
+    )
+]
 _CLASSES_IN_A_MATCH = 4  # a mark or space before a word, the word, its ending; white space and line breaks
 _lock = threading.Lock()  # the size of a new thread's stack is a setting of the whole process
 
@@ -31,7 +40,7 @@ def longest_match(text: str) -> int:
     """Return the maximum number of characters in one match of a tokenizer's pattern."""
     if len(text) <= _ROUGH:
         return len(text)
-    longest = max(map(len, _CLASS.findall(text)))
+    longest = max(max(map(len, kind.findall(text)), default=0) for kind in _CLASSES)
     return min(len(text), _CLASSES_IN_A_MATCH * longest)
 
 

@@ -277,7 +277,7 @@ time.sleep(100)
     try:
         assert blocker.stdout.readline() == 'subscribed\n'
         ears = listen()
-        for i in range(6):  # Fast DDS keeps 5,000 messages for a listener
+        for i in range(9):  # Fast DDS keeps 5,000 messages at each end
             turn = ears_turn(ears, f'{i}' + 'x' * 1500)
             assert turn.finish_reason == 'stop' and turn.reply == f'You said: {turn.query}'
         node.wait_for_line('tokens cannot be published', 20.0)

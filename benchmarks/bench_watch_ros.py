@@ -205,7 +205,8 @@ def main() -> int:
 
     print(machine())
     rclpy.init()
-    node, watcher, met = NodeProcess(model='', vision='tiny', max_context_len=1024, watch_share=1.0), None, []
+    eyes = {'vision': 'tiny', 'explain_format': False}  # they know only the questions as they are
+    node, watcher, met = NodeProcess(model='', max_context_len=1024, watch_share=1.0, **eyes), None, []
     try:
         node.wait_for_line(': active')
         watcher = Watcher().connect()

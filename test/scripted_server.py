@@ -29,6 +29,8 @@ class ScriptedServer:
     Attributes:
         story: What it writes after ids that end with the beginning of a reply.
         not_ready: Requests that are answered as while the model is loaded.
+        lists_models: Whether it has the address of the models.
+        models_fail: Whether asking for the models fails.
         models_twice: Whether the model is listed twice.
         faults: What the next replies do instead of answering, in order; see `_fault`.
         requests: `(headers, body)` of all requests for replies.
@@ -53,6 +55,8 @@ class ScriptedServer:
         self.story = ''
         self.not_ready = 0
         self.models_twice = False
+        self.lists_models = True
+        self.models_fail = False
         self.sees = False
         self.one_at_a_time = False
         self.port = port
@@ -147,7 +151,9 @@ class ScriptedServer:
         return await self._stream(reader, writer, body, fault)
 
     def _get(self, writer, path):
-        if path == '/v1/models':
+        if path == '/v1/models' and self.models_fail:  # as behind a router, of a worker that is gone
+            return self._answer(writer, 500, {'error': {'message': 'error sending request'}})
+        if path == '/v1/models' and self.lists_models:
             entry = {'id': MODEL, 'owned_by': self.kind, 'max_model_len': self.context}
             return self._answer(writer, 200, {'object': 'list', 'data': [entry] * (1 + self.models_twice)})
         return self._answer(writer, 404, {'detail': 'Not Found'})
@@ -225,6 +231,9 @@ class ScriptedServer:
             await asyncio.sleep(60)
         if fault == 'reset':
             writer.transport.abort()
+            return False
+        if fault == 'closed':
+            writer.close()
             return False
         if fault == 'garbage':
             writer.write(b'SSH-2.0-OpenSSH_9.9\r\n')

@@ -336,6 +336,17 @@ def test_a_model_that_the_server_does_not_have_is_named(server):
         open_servers(server, served_model='other')
     with pytest.raises(ValueError, match='max_context_len=99999'):
         open_servers(server, max_context_len=99999)
+    server.lists_models = False
+    try:
+        with pytest.raises(BackendError, match='HTTP 404'):
+            open_servers(server, connect_timeout=0.1)
+        with open_servers(server, served_model=MODEL) as model:
+            server.stop()
+            assert ask(model, 'hello').wait(20).finish_reason == 'error'
+            server.start()
+            assert ask(model, 'hello').wait(20).finish_reason == 'stop'
+    finally:
+        server.lists_models = True
 
 
 # --- what a server cannot do ---
@@ -475,6 +486,11 @@ def test_one_server_that_stops_and_comes_back_is_asked_again_at_once():
         server.start()
         reply = ask(model, 'three', history).wait(20)
         assert reply.finish_reason == 'stop' and len(server.requests[-1][1]['messages']) == 3
+        server.stop()
+        assert ask(model, 'four').wait(20).finish_reason == 'error'
+        server.models_fail = True
+        server.start()
+        assert ask(model, 'five').wait(20).finish_reason == 'stop', 'it replies without a list of models'
 
 
 @pytest.fixture(scope='module')
@@ -593,6 +609,9 @@ def test_a_call_is_held_to_its_form_from_where_it_begins(tokenizer):
             assert list(history.kv_cache.entries) == [*prompt.entries, *reply.tokens]
             for (_, before), (_, body) in zip(server.requests, server.requests[1:]):
                 assert body['prompt'][: len(before['prompt'])] == before['prompt']
+        server.faults[:] = [None, 'closed', 'closed']  # as when a kept connection ends just before its use
+        reply = model.generate(prompt, calls=history.call_form('auto'), max_new_tokens=200).wait(20)
+        assert len(reply.calls) == 1 and '0 failed' in model.stats['servers'][server.url], reply.error
         cut = model.generate(prompt, calls=history.call_form('auto'), max_new_tokens=30).wait(20)
         assert (cut.finish_reason, cut.text, cut.calls) == ('length', 'I will. ', ())
         server.follows_forms = False

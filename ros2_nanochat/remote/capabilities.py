@@ -35,6 +35,7 @@ class Capabilities:
     Attributes:
         model: The name of the model there.
         kind: What runs there, in words.
+        listed: It lists the model.
         way: How prompts go there.
         context_length: Tokens of one conversation; None if the server does not say.
         slots: Replies that it runs at once; None if it queues further ones itself.
@@ -56,6 +57,7 @@ class Capabilities:
 
     model: str
     kind: str = 'unknown'
+    listed: bool = True
     way: Way = Way.MESSAGES
     context_length: int | None = None
     slots: int | None = None

@@ -20,6 +20,7 @@ from ros2_nanochat.remote.sse import EventReader
 MAX_ANSWER = 32 << 20
 """Maximum size of one answer, in bytes."""
 _MAX_ERROR = 64 << 10
+_STALE = 2  # connections that a request may find closed
 _UNREACHED = 'cannot be reached'
 
 
@@ -134,7 +135,13 @@ class Connection:
         """Whether the answer was read to its end."""
         try:
             with watch:
-                return await self._request(method, address, body, headers, take, watch)
+                for _ in range(_STALE):
+                    try:
+                        return await self._request(method, address, body, headers, take)
+                    except Exception as error:
+                        if not _was_stale(error):
+                            raise
+                return await self._request(method, address, body, headers, take)
         except ServerError:
             raise
         except (asyncio.CancelledError, MemoryError):
@@ -144,7 +151,7 @@ class Connection:
             trouble = _trouble(error)
             raise Unavailable(f'{address} {trouble}', reached=not trouble.startswith(_UNREACHED)) from error
 
-    async def _request(self, method, address, body, headers, take, watch: Watch) -> bool:
+    async def _request(self, method, address, body, headers, take) -> bool:
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode('utf-8', 'replace')
         kind = {} if content is None else {'Content-Type': 'application/json'}
         size = 0
@@ -231,6 +238,11 @@ class Watch:
                 self._task.uncancel()
             what = 'was silent' if self._begun else 'did not answer'
             raise Unavailable(f'{self._address} {what} for {self.limit:g} s') from None
+
+
+def _was_stale(error: Exception) -> bool:
+    """Whether the server closed a connection that was kept, just as it was used again."""
+    return type(error).__name__ == 'RemoteProtocolError' and 'without sending a response' in str(error)
 
 
 def _trouble(error: Exception) -> str:

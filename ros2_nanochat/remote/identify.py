@@ -57,8 +57,7 @@ async def identify(connection: Connection, served_model: str | None) -> Found:
         ServerError: It does not answer, or refuses the key.
         BackendError: It does not have the model.
     """
-    listing = await connection.get(f'{connection.url}/models', ANSWER_SECONDS)
-    entry = _entry(listing, connection.url, served_model)
+    entry = await _model_entry(connection, served_model)
     questions = Questions(connection, entry['id'])
     props = await _try_get(connection, '/props')
     props = props if 'default_generation_settings' in props else {}
@@ -71,8 +70,22 @@ async def identify(connection: Connection, served_model: str | None) -> Found:
         slots=slots if isinstance(slots, int) and slots > 0 else None,
         options=_OPTIONS.get(kind, {}),
         continues=_CONTINUES.get(kind),
+        listed=len(entry) > 1,
     )
     return Found(can, entry, props, await _id_way(questions))
+
+
+async def _model_entry(connection: Connection, served_model: str | None) -> dict:
+    try:
+        listing = await connection.get(f'{connection.url}/models', ANSWER_SECONDS)
+    except ServerError as error:
+        # transformers serve lists what the hub's cache holds, and fails without one.
+        if getattr(error, 'status', None) not in (404, 405, 500, 501) or served_model is None:
+            raise
+        listing = {}
+    if served_model is not None and isinstance(listing, Mapping) and not listing.get('data'):
+        return {'id': served_model}
+    return _entry(listing, connection.url, served_model)
 
 
 def _entry(listing: Any, url: str, served_model: str | None) -> dict:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ros2_nanochat.errors import BackendError, one_line
 from ros2_nanochat.remote.capabilities import Capabilities
 from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.failures import ServerError, Unavailable
+from ros2_nanochat.remote.questions import Questions
 
 _FAILURES = 3  # in a row, after which a server is given no more replies until it answers a check
 _RAISE_SECONDS = 5.0  # after which an overloaded server is given one more reply at once
@@ -105,10 +107,10 @@ class Server:
             if self.can is None:
                 self.can = await self._prepare(self)
             else:
-                listing = await self.connection.get(f'{self.url}/models')
+                listing = await self._listing(self.can)
                 data = listing.get('data') if isinstance(listing, dict) else None
                 names = [each.get('id') for each in data or () if isinstance(each, dict)]
-                if self.can.model not in names:
+                if listing is not None and self.can.listed and self.can.model not in names:
                     raise Unavailable(f'{self.url} no longer has the model {self.can.model}')
         except (ServerError, BackendError) as error:
             self.reason, self.trouble = one_line(error), error
@@ -117,6 +119,20 @@ class Server:
             return False
         self.works, self.reason, self._failures, self._pause = True, '', 0, _FIRST_PAUSE
         return True
+
+    async def _listing(self, can: Capabilities) -> Any:
+        """The list of models; None if the server works without giving one."""
+        try:
+            return await self.connection.get(f'{self.url}/models')
+        except ServerError as error:
+            status = getattr(error, 'status', None)
+            if status in (404, 405, 500, 501) and not can.listed:
+                return None  # it answers, as it did when it was opened
+            if status not in (500, 502, 504):
+                raise
+        # A router may ask a worker that is gone for the list, and have others that reply.
+        await Questions(self.connection, can.model).after_message({})
+        return None
 
     @property
     def status(self) -> str:

@@ -1,4 +1,4 @@
-"""Models on servers, on `transformers serve`: only messages, unknown fields are refused, forms are ignored."""
+"""Models on servers, on `transformers serve`: only messages; unknown fields are refused, forms ignored."""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ RUN = 'NANOCHAT_TEST_RUN'
 
 def begin() -> None:
     """Make the folder of this run; processes that it starts inherit its name."""
-    os.environ[RUN] = tempfile.mkdtemp(prefix='nanochat-test-')
+    for folder in Path(tempfile.gettempdir()).glob('nanochat-test-*-*'):  # of runs that were killed
+        if not Path('/proc', folder.name.split('-')[2]).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    os.environ[RUN] = tempfile.mkdtemp(prefix=f'nanochat-test-{os.getpid()}-')
 
 
 def end() -> None:

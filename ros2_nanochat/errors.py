@@ -58,7 +58,8 @@ def require(module: str, extra: str):
             else f'{package} cannot be imported ({shorten(str(error), 300)})'
         )
         raise MissingDependency(
-            f"{reason}: run  pip install 'ros2_nanochat[{extra}]'  with the Python that runs this"
+            f"{reason}: in the clone of nanochat run  pip install '.[{extra}]'  with the Python that runs"
+            ' this'
         ) from error
 
 

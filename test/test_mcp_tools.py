@@ -14,7 +14,7 @@ from ros2_nanochat.robot.tool_policy import ToolLimits, ToolPolicy
 from ros2_nanochat.robot.toolbox import Toolbox, TurnTools
 from ros2_nanochat.tools import CallState, ToolCall
 
-pytest.importorskip('mcp', reason="needs pip install 'ros2_nanochat[mcp]'")
+pytest.importorskip('mcp', reason='needs the extra mcp')
 
 SERVER = Path(__file__).with_name('mcp_server.py')
 LOG = logging.getLogger('test')

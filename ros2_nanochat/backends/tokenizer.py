@@ -181,8 +181,8 @@ class Tokenizer:
         except ImportError:
             raise BackendError(
                 f'{path} has tokenizer.model but no tokenizer.json: copy the tokenizer.json of the original'
-                " model into it, or let transformers convert it:  pip install 'ros2_nanochat[hf]'"
-                ' sentencepiece protobuf'
+                ' model into it, or let transformers convert it: in the clone of nanochat run '
+                " pip install '.[hf]' sentencepiece protobuf"
             ) from None
         return cls.from_transformers(path)
 

@@ -78,6 +78,17 @@ def test_it_follows_within_two_seconds_when_the_load_changes(seed):
         assert machine.run(seconds, 5.0) > 0.9 and machine.chooser.decoding == best
 
 
+@pytest.mark.parametrize('seed', range(5))
+def test_a_single_slow_step_changes_nothing(seed):
+    machine = Machine(2, seed)
+    machine.run(IDLE, 3.0)
+    for _ in range(10):
+        machine.run(lambda n: 10 * IDLE(n), 0.01)
+        machine.used.clear()
+        machine.run(IDLE, 0.5)
+        assert machine.used.count(1) <= 3
+
+
 def test_on_many_cores_it_walks_to_the_best_number():
     machine = Machine(16)
     machine.run(lambda n: 0.1 / n + 0.002 * n, 5.0)

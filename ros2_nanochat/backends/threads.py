@@ -24,6 +24,7 @@ _SLOW_WEIGHT = 0.05
 _HICCUP = 4.0  # times as long as usual: another program delayed the step
 _BETTER = 0.97  # of the current best time, to prefer another count
 _CHANGED = 0.25  # change of speed that means that the load has changed
+_SUSTAINED = 2  # steps with that speed, one after the other
 _SETTLED = 0.25  # minimum seconds between two such changes
 _SINGLE = 8  # up to this many entries, each number is its own kind of step
 
@@ -53,6 +54,11 @@ class _Count:
             self.seconds = self.usual = seconds
         self.looks += 1
 
+    @property
+    def sustained(self) -> float:
+        """Seconds per entry; a single slow step does not count."""
+        return min(self.seconds, self.usual)
+
 
 class _Kind:
     """Steps of about the same size, and their speed with each number of threads."""
@@ -62,6 +68,7 @@ class _Kind:
         self.best = candidates.index(first)
         self._saved = 0.0
         self._changed = self._next_look = 0.0
+        self._unusual = 0  # steps with the best number since the last one of about the usual speed
         self._side = 1  # which neighbor is next
 
     @property
@@ -103,8 +110,8 @@ class _Kind:
             return True  # costs little, while more threads beside a busy program can cost very much
         if 0 < other.looks < _FIRST_LOOKS and other.seconds < _CLEARLY * best.seconds:
             return True
-        seconds = other.seconds or _UNKNOWN * best.seconds
-        loss = max(0.1 * best.seconds, seconds - best.seconds) * entries
+        seconds = other.seconds or _UNKNOWN * best.sustained
+        loss = max(0.1 * best.sustained, seconds - best.sustained) * entries
         return now >= self._next_look and loss <= self._saved
 
     def record(self, entries: int, threads: int, seconds: float, now: float) -> None:
@@ -112,25 +119,28 @@ class _Kind:
         best = self._counts[self.best]
         count.record(seconds / entries)
         if count is best:
+            is_usual = abs(seconds / entries - best.usual) <= _CHANGED * best.usual
+            self._unusual = 0 if is_usual else self._unusual + 1
             self._saved = min(_MOST_SAVED, self._saved + _SHARE * seconds)
         elif best.looks:
             # a measurement costs its extra time, and at least a little, so that measuring has an end
-            cost = max(seconds - best.seconds * entries, 0.1 * best.seconds * entries)
+            cost = max(seconds - best.sustained * entries, 0.1 * best.sustained * entries)
             self._saved = max(-_MOST_SAVED, self._saved - cost)
-            self._next_look = now if seconds < best.seconds * entries else now + _PAUSE
+            self._next_look = now if seconds < best.sustained * entries else now + _PAUSE
         measured = [i for i, count in enumerate(self._counts) if count.looks >= _FIRST_LOOKS]
         if measured:
             fastest = min(measured, key=lambda i: self._counts[i].seconds)
-            if best.looks < _FIRST_LOOKS or self._counts[fastest].seconds < _BETTER * best.seconds:
-                self.best = fastest
+            better = best.looks < _FIRST_LOOKS or self._counts[fastest].seconds < _BETTER * best.sustained
+            if better and fastest != self.best:
+                self.best, self._unusual = fastest, 0
         self._notice_change(now)
 
     def _notice_change(self, now: float) -> None:
         """If the load has changed, forget that other counts were far worse."""
         best = self._counts[self.best]
-        if abs(best.seconds - best.usual) <= _CHANGED * best.usual or now - self._changed < _SETTLED:
+        if self._unusual < _SUSTAINED or now - self._changed < _SETTLED:
             return
-        self._changed = self._next_look = now
+        self._changed, self._next_look, self._unusual = now, now, 0
         best.usual = best.seconds
         for other in self._counts:
             other.seconds = min(other.seconds, 2 * best.seconds) if other is not best else other.seconds

@@ -142,7 +142,8 @@ def soak(node, watcher, minutes: float) -> bool:
             if kind == 'cancelled':
                 goal.cancel_goal_async()
             elif kind == 'removed':
-                watcher.set('remove', name=f'g{asked}')
+                # A goal is accepted before its question is there.
+                watcher.wait(lambda name=f'g{asked}': watcher.set('remove', name=name).success)
             elif kind == 'away':
                 camera.show(drawn(color), 'bgr8')
             if rng.random() < 0.5:
@@ -156,6 +157,9 @@ def soak(node, watcher, minutes: float) -> bool:
                 missed += reason != {'away': 'until'}.get(kind, kind)
             except AssertionError:
                 missed += 1
+                seen = watcher.of(f'g{asked}')
+                print(f'no end: {kind}, {color}, {size}, last answer {seen[-1].text if seen else None!r}')
+                goal.cancel_goal_async()
             asked += 1
             del watcher.observations[:-100]
             if time.monotonic() - measured > 10.0:

@@ -58,20 +58,21 @@ class Memory:
         return Memory(history, self.system_prompt, instruction=self.instruction)
 
 
-def too_long(query: str, context_length: int) -> str:
+def too_long(query: str, context_length: int, what: str = 'query') -> str:
     """Return why a query is rejected without being read, because it cannot fit into the context; else ''.
 
     Args:
         query: The query.
         context_length: Tokens of the context.
+        what: What it is, for the message.
     """
     limit = _BYTES_PER_TOKEN * context_length
     size = len(query) if len(query) > limit else len(query.encode('utf-8', 'replace'))
     if size <= limit:
         return ''
     return (
-        f'the query has {size} bytes, and at most {limit} are read for a context of {context_length} tokens: '
-        'shorten it, or raise max_context_len'
+        f'the {what} has {size} bytes, and at most {limit} are read for a context of {context_length} tokens:'
+        ' shorten it, or raise max_context_len'
     )
 
 

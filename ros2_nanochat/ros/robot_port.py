@@ -21,6 +21,7 @@ from std_srvs.srv import Trigger
 
 from ros2_nanochat.config import ImageMode
 from ros2_nanochat.errors import one_line
+from ros2_nanochat.robot.answering import too_long
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.ros.camera import Camera
@@ -127,6 +128,9 @@ class RobotPort:
         return answer
 
     def _reset(self, request, response) -> None:
+        context = self._chat.model.info.context_length
+        if unread := too_long(request.system_prompt, context, 'system prompt'):
+            raise ValueError(unread)
         response.message = self._chat.reset(request.system_prompt)
         response.success = True
 

@@ -64,13 +64,15 @@ def test_a_burst_of_two_hundred_queries_is_taken_whole(share, listen):
     assert {turn.finish_reason for _, _, turn in ears.turns} == {'stop', 'refused'}
 
 
-def test_a_huge_query_is_refused_and_nobody_waits_for_it(share, listen):
+def test_a_huge_query_is_refused_and_nobody_waits_for_it(share, listen, talk):
     share(model=FAST)
     ears = listen()
     ears.ask('x' * 10_000_000)
     ears.wait_for(lambda: ears.turns, 20)
     turn = ears.turns[0][2]
     assert turn.finish_reason == 'error' and 'bytes' in turn.error and len(turn.query) < 300
+    with pytest.raises(RuntimeError, match='the system prompt has 10000000 bytes'):
+        talk().reset('x' * 10_000_000)
     assert ears.turn('hello').reply == 'You said: hello'
 
 

@@ -10,17 +10,25 @@ import argparse
 import random
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test'))
-from adversarial_tools import attack
+from adversarial_tools import Tally, attack
 
 from ros2_nanochat import ChatHistory, NanoLLM, Tool
 from ros2_nanochat.tools import chat, run
 
+ANSWER = 'It moved. ' * 12
 
-def tools(count: int) -> list[Tool]:
-    """Some tools with arguments."""
+
+def tools(count: int, seconds: float = 0.0) -> list[Tool]:
+    """Some tools with arguments, which answer after some seconds."""
+
+    def move(**_) -> str:
+        time.sleep(seconds)
+        return ANSWER
+
     parameters = {
         'type': 'object',
         'properties': {
@@ -29,16 +37,20 @@ def tools(count: int) -> list[Tool]:
         },
         'required': ['speed'],
     }
-    return [
-        Tool(f'tool_{n}', f'It moves part {n} of the robot', parameters, lambda **_: 'It moved. ' * 12)
-        for n in range(count)
-    ]
+    return [Tool(f'tool_{n}', f'It moves part {n} of the robot', parameters, move) for n in range(count)]
 
 
-def bench_safety(runs: int) -> None:
+def bench_safety(runs: int, threads: int | None) -> None:
     """Let hostile conversations, sampled at temperature 1.5, ask for other calls."""
-    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16) as model:
-        tally = attack(model, random.Random(11), runs, at_once=16, sets=max(6, runs // 30))
+    seed = random.SystemRandom().randrange(1 << 30)
+    rng = random.Random(seed)
+    total = Tally()
+    with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16, threads=threads) as model:
+        while total.runs < runs:
+            done = attack(model, rng, min(160, runs - total.runs), sets=6, tokens=48)
+            total = Tally(*(a + b for a, b in zip(astuple(total), astuple(done))))
+            print(f'  {total} (seed {seed})', file=sys.stderr)
+    tally = total
     print(f'{tally.runs} replies with {tally.calls} calls: {tally.outside} outside of what is allowed,')
     print(f'  {tally.leaked} shown as text; {tally.cut} replies were cut')
 
@@ -62,26 +74,29 @@ def bench_talk(model: NanoLLM, repeats: int) -> None:
     print(f'talk with tools, to the same without: {sorted(ratios)[repeats // 2]:.3f}')
 
 
-def bench_second_reply(model: NanoLLM, repeats: int) -> None:
-    """Time to the second reply, to that of a prefill of as many tokens."""
+def bench_second_reply(model: NanoLLM, repeats: int, seconds: float) -> None:
+    """Time to the second reply of a turn, to that of a prefill of the tool's answer."""
     ratios = []
     for n in range(repeats):
-        history = ChatHistory(model, tools=tools(5), system_prompt=f'You are robot {n}.')
+        history = ChatHistory(model, tools=tools(5, seconds), system_prompt=f'You are robot {n}, {seconds}.')
         ended = run(chat(history, 'Move.', tool_choice='tool_1', max_new_tokens=60))
         if len(ended.rounds) < 2:
             continue
         second = ended.rounds[1]
-        computed = second.prompt_tokens - (second.reused_tokens or 0)
-        prompt, _ = history.embed_chat(use_cache=False)
-        position = len(prompt) - computed
-        ids = [int(i) for i in prompt.token_ids]
+        ids = [int(i) for i in history.embed_chat(use_cache=False)[0].token_ids][: second.prompt_tokens]
+        answer = model.tokenize(ANSWER)
+        position = next(
+            at for at in range(len(ids)) if ids[at : at + len(answer) // 2] == answer[: len(answer) // 2]
+        )
         known = model.generate(ids[:position], max_new_tokens=1).wait()
         began = time.perf_counter()
         model.generate(ids[position:], kv_cache=known.kv_cache, max_new_tokens=1).wait()
         plain = time.perf_counter() - began
         ratios.append((second.time_to_first_token or 0.0) / plain)
-        print(f'  the second reply computed {computed} of {second.prompt_tokens} tokens', end='\r')
-    print(f'second reply, to a prefill of its new tokens: {sorted(ratios)[len(ratios) // 2]:.2f}      ')
+        computed = second.prompt_tokens - (second.reused_tokens or 0)
+        print(f'  computed {computed} tokens for an answer of {len(ids) - position}', end='\r')
+    middle = sorted(ratios)[len(ratios) // 2]
+    print(f'second reply after a tool of {seconds} s, to a prefill of its answer: {middle:.2f}      ')
 
 
 def bench_sharing(model: NanoLLM) -> None:
@@ -99,13 +114,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--runs', type=int, default=10_000)
     parser.add_argument('--quick', action='store_true', help='a hundred runs, and fewer repeats')
+    parser.add_argument('--hostile', action='store_true', help='only the hostile runs')
+    parser.add_argument('--threads', type=int, default=None, help='of the model in the hostile runs')
     options = parser.parse_args()
     repeats = 5 if options.quick else 11
-    with NanoLLM.from_pretrained(max_context_len=8192) as model:
-        bench_talk(model, repeats)
-        bench_second_reply(model, repeats)
-        bench_sharing(model)
-    bench_safety(100 if options.quick else options.runs)
+    if not options.hostile:
+        with NanoLLM.from_pretrained(max_context_len=8192) as model:
+            bench_talk(model, repeats)
+            bench_second_reply(model, repeats, 0.0)
+            bench_second_reply(model, repeats, 0.3)
+            bench_sharing(model)
+    bench_safety(100 if options.quick else options.runs, options.threads)
 
 
 if __name__ == '__main__':

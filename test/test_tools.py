@@ -277,6 +277,65 @@ def test_the_second_reply_computes_only_the_answer(history, sixteen):
     assert second.prompt_tokens - known <= len(answer) + 16
 
 
+def test_the_model_reads_the_call_while_the_tool_runs(sixteen):
+    began = sixteen.stats.get('finished_length', 0)
+
+    def battery() -> str:
+        """How full the battery is."""
+        until = time.monotonic() + 60
+        while sixteen.stats.get('finished_length', 0) == began and time.monotonic() < until:
+            time.sleep(0.005)  # until the reading has ended
+        return '81 percent'
+
+    history = ChatHistory(sixteen, tools=[battery])
+    ended = run(chat(history, 'How full?', tool_choice='battery', max_new_tokens=40))
+    first, second = ended.rounds[:2]
+    assert second.reused_tokens > first.prompt_tokens + first.new_tokens
+    answer = sixteen.tokenize('81 percent')
+    computed = second.prompt_tokens - second.reused_tokens
+    assert len(answer) <= computed <= len(answer) + 12  # what the template writes after an answer
+    quick = ChatHistory(
+        sixteen, tools=[Tool('battery', 'How full the battery is', function=lambda: '81 percent')]
+    )
+    assert run(chat(quick, 'How full?', tool_choice='battery', max_new_tokens=40)).text == ended.text
+
+
+@pytest.mark.parametrize('choice', ['battery', 'auto', 'none'])
+def test_the_answer_after_calls_has_a_form(history, choice):
+    events = list(
+        chat(
+            history,
+            'How full is the battery?',
+            tool_choice=choice,
+            response_format='low | medium | high',
+            max_new_tokens=90,
+            max_tool_rounds=1,
+        )
+    )
+    ended = events[-1]
+    assert ended.text in ('low', 'medium', 'high') and ended.finish_reason == 'stop' and not ended.error
+    assert ''.join(event.text for event in events if isinstance(event, TextPiece)) == ended.text
+    assert history.messages[-1].text == ended.text
+    bots = [message for message in history.messages if message.role == 'bot']
+    assert [bool(message.calls) for message in bots] == [True] * len(ended.calls) + [False]
+    assert choice != 'battery' or ended.calls[0].result == '81 percent'
+    follow = run(chat(history, 'And now?', tool_choice='none', max_new_tokens=4))
+    assert follow.usage.reused_tokens > 0 and not follow.error
+
+
+def test_a_talking_reply_is_cut_and_asked_for_in_its_form():
+    model = NanoLLM.from_pretrained('', api='fake')
+    with model:
+        history = ChatHistory(model, tools=TOOLS)
+        events = list(chat(history, 'x ' * 200, response_format='yes | no', max_new_tokens=400))
+    ended = events[-1]
+    assert ended.text in ('yes', 'no') and ended.finish_reason == 'stop' and len(ended.rounds) == 2
+    assert 64 < ended.rounds[0].new_tokens < 200
+    assert [message.role for message in history] == ['user', 'bot'] and history.messages[
+        -1
+    ].text == ended.text
+
+
 def test_tools_in_the_prompt_are_computed_once_for_all_robots(sixteen):
     tools = [Tool(f'tool_{n}', f'It does the thing number {n}') for n in range(12)]
     first = ChatHistory(sixteen, tools=tools)
@@ -323,15 +382,15 @@ def test_the_choice_of_a_tool_holds_when_sampled(history, sixteen, choice):
 
 
 def test_no_call_ever_leaves_what_is_allowed(sixteen):
-    tally = attack(sixteen, random.Random(1), 16, at_once=16, sets=2, tokens=36)
+    tally = attack(sixteen, random.Random(1), 16, sets=2)
     assert tally.runs == 16 and tally.calls > 1
     assert tally.outside == tally.leaked == 0
 
 
 @pytest.mark.long
 def test_no_call_ever_leaves_what_is_allowed_a_thousand_times(sixteen):
-    tally = attack(sixteen, random.Random(2), 1000, at_once=16, sets=4, tokens=36)
-    assert tally.runs == 1000 and tally.calls > 50
+    tally = attack(sixteen, random.Random(2), 1000, sets=12)
+    assert tally.runs == 1000 and tally.calls > 300
     assert tally.outside == tally.leaked == 0
 
 
@@ -464,9 +523,11 @@ def test_a_call_that_nobody_answered_is_found(history):
     assert run(chat(history, 'And now?', tool_choice='none', max_new_tokens=4)).finish_reason
 
 
-def test_a_form_and_tools_do_not_go_together(history):
+def test_a_form_and_tools_do_not_go_together_in_one_reply(history):
+    history.append('user', 'Hello')
+    prompt, _ = history.embed_chat()
     with pytest.raises(ValueError, match='response_format and tools'):
-        run(chat(history, 'Hello', response_format='yes | no'))
+        history.model.generate(prompt, calls=history.call_form(), response_format='yes | no')
 
 
 def test_tools_are_loaded_from_a_module(tmp_path, monkeypatch):

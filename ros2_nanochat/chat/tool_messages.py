@@ -11,6 +11,10 @@ from ros2_nanochat.answer.tool import Tool, as_tools
 from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.prompt import Prompt, common_prefix, head
+
+_ANSWERS = 'x', '7 yes'
+"""Answers of a tool of which no beginning is the same."""
 
 
 class ToolMessages:
@@ -18,6 +22,7 @@ class ToolMessages:
 
     messages: list[ChatMessage]
     template: ChatTemplate
+    kv_cache: Any
     _tools: list[Tool] = []
     _examples: tuple[ChatMessage, ...] = ()
 
@@ -57,6 +62,9 @@ class ToolMessages:
     def _forget_prompt(self) -> None:
         raise NotImplementedError
 
+    def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
+        raise NotImplementedError
+
     def call_form(self, tool_choice: str = 'auto') -> CallForm | None:
         """Return what the next reply may call, for `generate(calls=...)`; None without tools.
 
@@ -94,6 +102,24 @@ class ToolMessages:
             return []
         answered = {message.call_id for message in self.messages[last + 1 :] if message.role == 'tool'}
         return [call for call in self.messages[last].calls if call.id not in answered]
+
+    def embed_before_answer(self) -> Prompt | None:
+        """Return what the model reads before the answer of the next open call, as far as the KV cache does
+        not hold it; None if it holds all of it.
+
+        With `generate(prompt, kv_cache=history.kv_cache, max_new_tokens=0)`, the model can read it while the
+        tool runs.
+        """
+        call = next(iter(self.open_calls()), None)
+        if call is None or self.kv_cache is None:
+            return None
+        one, other = (
+            self._prompt([*self.messages, ChatMessage('tool', text=text, call_id=call.id, name=call.name)])
+            for text in _ANSWERS
+        )
+        until = common_prefix(one.entries, other.entries)
+        known = common_prefix(one.entries[:until], self.kv_cache.entries)
+        return head(one, until).after(known) if known < until else None
 
     def _with_ids(self, calls: Iterable[WrittenCall]) -> tuple[WrittenCall, ...]:
         """Calls with ids that no other call of the conversation has.

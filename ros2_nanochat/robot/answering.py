@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.errors import EncodingStopped, one_line
 from ros2_nanochat.robot.frames import CameraFrames
 from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
@@ -197,10 +198,13 @@ class Answering:
         form = turn.options.generation.response_format
         return form.instruction if here and form is not None and turn.options.explain_format else ''
 
-    def _generate(self, turn: Turn, history: ChatHistory, prompt, **options):
+    def _generate(
+        self, turn: Turn, history: ChatHistory, prompt, config: GenerationConfig | None = None, **options
+    ):
+        config = turn.options.generation if config is None else config
         return self._model.generate(
             prompt,
-            config=turn.options.generation.stopping_at(history.template.stop),
+            config=config.stopping_at(history.template.stop),
             kv_cache=history.kv_cache,
             priority=turn.options.priority,
             deadline=None if turn.due == math.inf else max(0.0, turn.due - time.monotonic()),

@@ -33,6 +33,8 @@ from ros2_nanochat.tools import (
     Tool,
     ToolCall,
     ToolLoop,
+    form_of_reply,
+    reading_ahead,
 )
 
 _PATIENCE = 1.0  # seconds beyond those that a stopped call has
@@ -105,10 +107,13 @@ class ToolAnswering(Answering):
             memory.history,
             tools,
             respond,
+            tool_choice='none' if turn.without_tools else str(limits.tool_choice),
             max_tool_rounds=limits.rounds,
             lock=memory.lock,
             due=turn.due,
             cancel_seconds=limits.stop_timeout + _PATIENCE,
+            read_ahead=reading_ahead(memory.history, turn.options.priority),
+            formed=turn.options.generation.response_format is not None,
         )
         return ToolTurn(loop.start(), tools, memory)
 
@@ -122,7 +127,8 @@ class ToolAnswering(Answering):
             choice = tool_choice or str(self._box.limits.tool_choice)
             form = history.call_form('none' if turn.without_tools else choice)
             several = self._box.limits.parallel_calls
-            options['calls'] = form if several or form is None else one_call(form)
+            form = form if several or form is None else one_call(form)
+            options['config'], options['calls'] = form_of_reply(turn.options.generation, form)
         return super()._generate(turn, history, prompt, **options)
 
     def stream(self, turn: Turn, stream, worker: Worker) -> None:

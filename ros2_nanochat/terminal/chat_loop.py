@@ -20,7 +20,7 @@ from ros2_nanochat.program import error_line
 from ros2_nanochat.terminal.commands import COMMANDS, Commands, Leave
 from ros2_nanochat.terminal.screen import LineReader, Screen
 from ros2_nanochat.terminal.tool_turn import show_turn
-from ros2_nanochat.tools import FunctionRunner, ToolLoop
+from ros2_nanochat.tools import FunctionRunner, ToolLoop, form_of_reply, reading_ahead
 
 
 class ChatLoop:
@@ -166,14 +166,18 @@ class ChatLoop:
         config = replace(self._config, response_format=self.commands.form)
 
         def respond(tool_choice: str):
+            chosen, calls = form_of_reply(config, self.history.call_form(tool_choice))
             return self.model.generate(
-                self._prompt(),
-                kv_cache=self.history.kv_cache,
-                config=config,
-                calls=self.history.call_form(tool_choice),
+                self._prompt(), kv_cache=self.history.kv_cache, config=chosen, calls=calls
             )
 
-        loop = ToolLoop(self.history, FunctionRunner(self.history.tools), respond)
+        loop = ToolLoop(
+            self.history,
+            FunctionRunner(self.history.tools),
+            respond,
+            read_ahead=reading_ahead(self.history),
+            formed=config.response_format is not None,
+        )
         with self._interrupting(loop):
             ended = show_turn(loop.events(), self.screen)
         if ended.error:

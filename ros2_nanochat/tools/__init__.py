@@ -10,6 +10,7 @@ from ros2_nanochat.answer.tool import Tool, as_tools
 from ros2_nanochat.tools.call import CallState, ToolCall
 from ros2_nanochat.tools.events import Answered, CallChanged, Called, Ended, Event, Paused, TextPiece
 from ros2_nanochat.tools.loop import ToolLoop
+from ros2_nanochat.tools.reading_ahead import reading_ahead
 from ros2_nanochat.tools.runner import (
     CallHandle,
     FunctionRunner,
@@ -18,7 +19,7 @@ from ros2_nanochat.tools.runner import (
     failed,
     is_cancelled,
 )
-from ros2_nanochat.tools.turn import chat, replying, run
+from ros2_nanochat.tools.turn import chat, form_of_reply, replying, run
 
 __all__ = [
     'Answered',
@@ -39,7 +40,9 @@ __all__ = [
     'as_tools',
     'chat',
     'failed',
+    'form_of_reply',
     'is_cancelled',
+    'reading_ahead',
     'replying',
     'run',
 ]

@@ -9,31 +9,30 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.engine.stream import StreamingResponse
-from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.states import FinishReason
-from ros2_nanochat.tools.call import CallState, ToolCall
+from ros2_nanochat.tools.call import ToolCall
 from ros2_nanochat.tools.events import Answered, CallChanged, Called, Ended, Event, Paused, TextPiece
-from ros2_nanochat.tools.runner import RunningCall, ToolRunner
+from ros2_nanochat.tools.execution import Execution
+from ros2_nanochat.tools.reading_ahead import Ahead, ReadAhead
+from ros2_nanochat.tools.runner import ToolRunner
 
 Respond = Callable[[str], StreamingResponse]
 
 CANCEL_SECONDS = 5.0
 """How long the loop waits for a cancelled call to end before it counts as `unknown`."""
 
-_WHY = {
-    FinishReason.INTERRUPTED: 'the user spoke again',
-    FinishReason.DEADLINE: 'the time for the answer was up',
-}
+_THOUGHT = 64
+"""Tokens of text after which a reply is taken for one without a call, if the answer has a form."""
+
+_ENDED_BY_ITSELF = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class ToolLoop:
@@ -50,6 +49,8 @@ class ToolLoop:
       a tool, which is then called. Later replies are `auto`.
     - `stop()` ends the reply at what was delivered, cancels the call that runs, and waits for it at most
       `cancel_seconds`. Calls that have not begun are answered as cancelled. There is no further reply.
+    - If the answer has a form (`formed`), it is made by a last reply of its own, in which no tool can be
+      called. Texts of the replies before are neither told nor kept.
     - A reply that was cut in the middle of a call is kept up to the call; the call is not executed.
 
     Args:
@@ -62,6 +63,8 @@ class ToolLoop:
         lock: Held while the history changes.
         due: `time.monotonic()` at which running calls are cancelled and the turn ends with `deadline`.
         cancel_seconds: How long a cancelled call may take to end; then it counts as `unknown`.
+        read_ahead: Lets the model read the calls while a tool runs; see `reading_ahead`.
+        formed: `respond('none')` makes a reply in the form that was asked for.
     """
 
     def __init__(
@@ -75,27 +78,33 @@ class ToolLoop:
         lock: AbstractContextManager | None = None,
         due: float = math.inf,
         cancel_seconds: float = CANCEL_SECONDS,
+        read_ahead: ReadAhead | None = None,
+        formed: bool = False,
     ):
         if not isinstance(max_tool_rounds, int) or max_tool_rounds < 1:
             raise ValueError(f'max_tool_rounds={max_tool_rounds!r} is not valid: a whole number of 1 or more')
         self._history = history
-        self._runner = runner
         self._respond = respond
         self._tool_choice = tool_choice
         self._max_rounds = max_tool_rounds
         self._lock = contextlib.nullcontext() if lock is None else lock
-        self._due = due
-        self._cancel_seconds = cancel_seconds
+        self._formed = formed
         self._guard = threading.RLock()
         self._reply: StreamingResponse | None = None
-        self._running: RunningCall | None = None
-        self._changes: queue.SimpleQueue[ToolCall | None] = queue.SimpleQueue()
-        self.stop_reason: FinishReason | None = None
-        """Why `stop` was called; None if it was not."""
+        self._is_last = False  # whether the running reply has to be the answer
+        self._execution = Execution(runner, Ahead(read_ahead, self._lock), due, cancel_seconds)
         self.replies: list[StreamingResponse] = []
         """The replies so far, the running one last."""
-        self.calls: list[ToolCall] = []
+
+    @property
+    def stop_reason(self) -> FinishReason | None:
+        """Why `stop` was called; None if it was not."""
+        return self._execution.stopped
+
+    @property
+    def calls(self) -> list[ToolCall]:
         """The calls so far, as they ended."""
+        return self._execution.calls
 
     # --- from any thread ---
 
@@ -106,19 +115,11 @@ class ToolLoop:
         Args:
             reason: The `finish_reason` of the turn.
         """
+        self._execution.stop(FinishReason(reason))
         with self._guard:
-            if self.stop_reason is None:
-                self.stop_reason = FinishReason(reason)
-            reply, running = self._reply, self._running
-        if reply is not None:
+            reply = self._reply
+        if reply is not None and self.stop_reason is not None:
             reply.stop(self.stop_reason)
-        if running is not None:
-            running.cancel(self._why())
-        self._changes.put(None)
-
-    def _why(self) -> str:
-        assert self.stop_reason is not None
-        return _WHY.get(self.stop_reason, 'it was stopped')
 
     # --- the thread of the turn ---
 
@@ -133,6 +134,7 @@ class ToolLoop:
         return self
 
     def _next_reply(self, tool_choice: str) -> StreamingResponse:
+        self._is_last = tool_choice == 'none'
         reply = self._respond(tool_choice)
         self.replies.append(reply)
         with self._guard:
@@ -160,17 +162,18 @@ class ToolLoop:
                 reply = self.replies[-1]
                 yield from self._text(reply, number, pause)
                 open_calls = self._keep(reply)
-                if not open_calls:
-                    break
+                again = bool(open_calls) or (self._is_hidden and reply.finish_reason in _ENDED_BY_ITSELF)
                 for call in open_calls:
                     yield Called(call, number)
                 while open_calls:
-                    yield from self._execute(open_calls[0])
+                    for changed in self._execution.run(open_calls[0]):
+                        yield CallChanged(changed)
                     yield Answered(self._answer(open_calls.pop(0)))
-                if self.stop_reason is not None:
+                if not again or self.stop_reason is not None:
                     break
                 try:
-                    self._next_reply('none' if number + 1 >= self._max_rounds else 'auto')
+                    last = not reply.calls or number + 1 >= self._max_rounds
+                    self._next_reply('none' if last else 'auto')
                 except Exception as problem:  # the calls have happened: the turn says so
                     error = one_line(problem)
                     break
@@ -180,16 +183,25 @@ class ToolLoop:
                 self._keep(self._reply)
             while open_calls:
                 self.stop()
-                self._finish_quietly(open_calls[0])
+                self._execution.finish_quietly(open_calls[0])
                 self._answer(open_calls.pop(0))
         yield self._ended(error)
 
+    @property
+    def _is_hidden(self) -> bool:
+        """Whether the text of the running reply is not the answer, which has a form."""
+        return self._formed and not self._is_last
+
     def _text(self, reply: StreamingResponse, number: int, pause: float | None) -> Iterator[Event]:
+        reasoned = 0  # tokens
         for delta in reply.deltas() if pause is None else reply.deltas_and_pauses(pause):
             if delta is None:
                 yield Paused()
-            elif not delta.call:
+            elif delta.reasoning or not (delta.call or self._is_hidden):
+                reasoned = delta.num_tokens
                 yield TextPiece(delta, number)
+            elif not delta.call and delta.num_tokens - reasoned > _THOUGHT:
+                reply.stop(FinishReason.LENGTH)  # it calls nothing: the answer is asked for in its form
 
     def _keep(self, reply: StreamingResponse) -> list[ToolCall]:
         """Add a reply that has ended to the history; return its calls."""
@@ -197,74 +209,13 @@ class ToolLoop:
             self._reply = None
         if reply.finish_reason is None or not (reply.tokens or reply.finish_reason is FinishReason.STOP):
             return []  # nothing was delivered: as if the model had not been asked
+        if self._is_hidden and not reply.calls:
+            reply.kv_cache.pop(len(reply.tokens))
+            self._history.kv_cache = reply.kv_cache
+            return []
         with self._lock:
             message = self._history.append('bot', reply)
         return [ToolCall(call.id, call.name, call.arguments) for call in message.calls]
-
-    def _execute(self, call: ToolCall) -> Iterator[CallChanged]:
-        """Run one call to its end. Leaves the ended call as the last of `calls`."""
-        self.calls.append(call)
-        if self.stop_reason is not None:
-            self.calls[-1] = call.moved(CallState.CANCELLED, f'cancelled before it began: {self._why()}')
-            yield CallChanged(self.calls[-1])
-            return
-        self._begin(call)
-        patience = math.inf
-        while not self.calls[-1].ended:
-            if self.stop_reason is not None:
-                patience = min(patience, time.monotonic() + self._cancel_seconds)
-            elif time.monotonic() >= self._due:
-                self.stop(FinishReason.DEADLINE)
-                continue
-            changed = self._next_change(min(patience, math.inf if self.stop_reason else self._due))
-            if changed is not None:
-                self.calls[-1] = changed
-                yield CallChanged(changed)
-            elif time.monotonic() >= patience:
-                self._lose(call)
-                yield CallChanged(self.calls[-1])
-        with self._guard:
-            self._running = None
-
-    def _begin(self, call: ToolCall) -> None:
-        changes: queue.SimpleQueue[ToolCall | None] = (
-            queue.SimpleQueue()
-        )  # late news of an earlier call is lost
-        self._changes = changes
-        try:
-            running = self._runner.start(call, changes.put)
-        except Exception as problem:  # of a runner: the turn goes on
-            changes.put(call.moved(CallState.FAILED, f'error: {one_line(problem)}'))
-            return
-        with self._guard:
-            self._running = running
-            stopped = self.stop_reason is not None
-        if stopped:
-            running.cancel(self._why())
-
-    def _next_change(self, until: float) -> ToolCall | None:
-        try:
-            return self._changes.get(
-                timeout=None if until == math.inf else max(0.0, until - time.monotonic())
-            )
-        except queue.Empty:
-            return None
-
-    def _lose(self, call: ToolCall) -> None:
-        text = f'unknown: it was cancelled and did not end within {self._cancel_seconds:g} s'
-        self.calls[-1] = self.calls[-1].moved(CallState.UNKNOWN, text)
-
-    def _finish_quietly(self, call: ToolCall) -> None:
-        """End a call without telling anyone: nobody iterates any more."""
-        if self.calls and self.calls[-1].id == call.id:
-            running = self._running
-            ended = running.wait(self._cancel_seconds) if running is not None else None
-            if ended is not None:
-                self.calls[-1] = ended
-            elif not self.calls[-1].ended:
-                self._lose(call)
-            return
-        self.calls.append(call.moved(CallState.CANCELLED, f'cancelled before it began: {self._why()}'))
 
     def _answer(self, call: ToolCall) -> ToolCall:
         """Add the answer of the call that ended last to the history."""
@@ -275,21 +226,30 @@ class ToolLoop:
 
     def _ended(self, error: str) -> Ended:
         replies = self.replies
-        last = replies[-1]
+        last, rounds = replies[-1], tuple(reply.usage for reply in replies)
         reason = last.finish_reason
         if error:
             reason = FinishReason.ERROR
         elif self.stop_reason is not None and (last.calls or not FinishReason(reason or '').complete):
             reason = self.stop_reason
-        rounds = tuple(reply.usage for reply in replies)
         return Ended(
             FinishReason(reason),
-            '\n\n'.join(reply.text.strip() for reply in replies if reply.text.strip())
-            if len(replies) > 1
-            else last.text,
-            '\n\n'.join(reply.reasoning.strip() for reply in replies if reply.reasoning.strip()),
+            self._answer_text(),
+            _paragraphs(reply.reasoning for reply in replies),
             tuple(self.calls),
-            replace(rounds[0], new_tokens=sum(usage.new_tokens for usage in rounds)) if rounds else Usage(),
+            replace(rounds[0], new_tokens=sum(usage.new_tokens for usage in rounds)),
             rounds,
             error or last.error or '',
         )
+
+    def _answer_text(self) -> str:
+        """The answer: texts of all replies, but only that of the last one if it has a form."""
+        if self._formed:
+            return self.replies[-1].text if self._is_last else ''
+        if len(self.replies) == 1:
+            return self.replies[-1].text
+        return _paragraphs(reply.text for reply in self.replies)
+
+
+def _paragraphs(texts: Iterable[str]) -> str:
+    return '\n\n'.join(text.strip() for text in texts if text.strip())

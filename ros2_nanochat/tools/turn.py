@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from ros2_nanochat.answer.call_form import CallForm
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.config import GenerationConfig, program_defaults
 from ros2_nanochat.engine.stream import StreamingResponse
 from ros2_nanochat.tools.events import Ended, Event
 from ros2_nanochat.tools.loop import Respond, ToolLoop
+from ros2_nanochat.tools.reading_ahead import reading_ahead
 from ros2_nanochat.tools.runner import FunctionRunner, ToolRunner
 
 
@@ -39,16 +41,34 @@ def replying(
 
     def respond(tool_choice: str) -> StreamingResponse:
         prompt, _ = history.embed_chat(max_tokens=max_tokens, wrap_tokens=wrap_tokens)
+        chosen, calls = form_of_reply(config, history.call_form(tool_choice))
         return history.model.generate(  # type: ignore[attr-defined]
             prompt,
             kv_cache=history.kv_cache,
-            config=config.stopping_at(history.template.stop),
+            config=chosen.stopping_at(history.template.stop),
             priority=priority,
             deadline=None if due == math.inf else max(0.0, due - time.monotonic()),
-            calls=history.call_form(tool_choice),
+            calls=calls,
         )
 
     return respond
+
+
+def form_of_reply(
+    config: GenerationConfig, calls: CallForm | None
+) -> tuple[GenerationConfig, CallForm | None]:
+    """Return the config and the calls of one reply of a turn. A reply that may call tools has no other form;
+    the form of the answer holds for the reply without calls.
+
+    Args:
+        config: How the turn's replies are generated.
+        calls: What this reply may call, None without tools.
+    """
+    if config.response_format is None or calls is None:
+        return config, calls
+    if calls.choice == 'none':
+        return config, None
+    return replace(config, response_format=None, probabilities=False), calls
 
 
 def chat(
@@ -94,6 +114,8 @@ def chat(
         tool_choice=tool_choice,
         max_tool_rounds=max_tool_rounds,
         due=due,
+        read_ahead=reading_ahead(history),
+        formed=config.response_format is not None,
     )
     return loop.events(pause)
 

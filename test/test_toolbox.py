@@ -7,10 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from ros2_nanochat.robot.observations import Observation, Observations
+from ros2_nanochat.robot.observing import Observing, last_time, observing_tool
+from ros2_nanochat.robot.tool_entries import ToolEntry
 from ros2_nanochat.robot.tool_journal import UNKNOWN, ToolJournal
-from ros2_nanochat.robot.tool_policy import OnInterrupt, ToolLimits, ToolPolicy
+from ros2_nanochat.robot.tool_policy import OnInterrupt, ToolKind, ToolLimits, ToolPolicy
 from ros2_nanochat.robot.tool_record import CallRecord, RobotTool
 from ros2_nanochat.robot.toolbox import Toolbox, TurnTools
+from ros2_nanochat.robot.watch import Watch
 from ros2_nanochat.states import FinishReason
 from ros2_nanochat.tools import CallState, Tool, ToolCall
 
@@ -209,6 +213,14 @@ def test_a_server_that_goes_away_fails_the_call():
     assert case.call().result == 'the service has gone'
 
 
+def test_what_the_performer_knows_is_told_also_if_the_time_is_up():
+    case = Case(Hand(answers=False), timeout=0.05)
+    case.hand.lost = lambda run: (
+        time.sleep(0.1) or 'nobody publishes it'
+    )  # a busy computer: it looks too late
+    assert case.call().result == 'nobody publishes it'
+
+
 def test_feedback_is_told_while_a_call_runs():
     case = Case(Hand(answers=False))
     run = case.begin()
@@ -338,3 +350,48 @@ def test_stop_words_are_whole_questions():
     assert all(map(box.is_stop_word, ('stop', 'Stop!', ' STOP. ', 'please, stop', 'Halt!!!')))
     assert not any(map(box.is_stop_word, ('', '!', 'stop at the door', 'do not stop', 'When do you stop?')))
     assert not Toolbox().is_stop_word('stop')  # without tools it is a question like any other
+
+
+def observing(seen, watches=()):
+    entry = ToolEntry('seen', ToolKind.OBSERVATIONS, '', 'here', watches=watches)
+    box = Toolbox('r1', ToolLimits(rate=1000.0))
+    box.set_tools([RobotTool(observing_tool(entry), ToolPolicy(), Observing(entry, lambda: seen))])
+    turn = SimpleNamespace(id='0123456789abcdef', stop_reason=None, finish_reason='')
+    tools = TurnTools(box, turn)
+
+    def ask(**arguments):
+        return tools.start(ToolCall(f'call{len(tools.records)}', 'seen', arguments), lambda call: None).wait(
+            10
+        )
+
+    return ask
+
+
+def test_what_was_seen_is_told_since_a_time_of_day():
+    seen = Observations()
+    for name, ago, text in (('door', 7200, 'open'), ('tray', 60, 'full'), ('door', 30, 'shut')):
+        watch = Watch(name, f'How is the {name}?')
+        seen.add(Observation(watch, 0, int((time.time() - ago) * 1e9), 'camera', text, changed=True))
+    everything = observing(seen)().result
+    assert all(f': {text}' in everything for text in ('open', 'full', 'shut'))
+    hour_ago = time.strftime('%H:%M', time.localtime(time.time() - 3600))
+    recent = observing(seen)(since=hour_ago).result
+    assert ': open' not in recent and 'door: shut' in recent and 'tray: full' in recent
+    assert 'tray' not in observing(seen, ('door',))().result
+    assert observing(seen)(since='25:00').state is CallState.FAILED  # also if a server wrote it
+    assert 'no vision' in observing(None)().result
+    assert observing(Observations())().result == 'nothing was observed'
+
+
+@pytest.mark.parametrize(
+    'clock, minutes', [('10:00', 120), ('11:59', 1), ('12:00', 0), ('12:01', 1439), ('23:00', 780)]
+)
+def test_a_time_of_day_is_the_last_one(clock, minutes):
+    now = time.mktime((2026, 7, 10, 12, 0, 0, 0, 0, -1))
+    assert now - last_time(clock, now) == 60 * minutes
+
+
+def test_a_simulation_has_no_time_of_day_so_all_is_told():
+    seen = Observations()
+    seen.add(Observation(Watch('door', 'How?'), 0, 5_000_000_000, '', 'open', changed=True))
+    assert '5.0 s door: open' in observing(seen)(since='00:00').result

@@ -52,6 +52,21 @@ def test_a_whole_file_is_read_with_its_defaults(read):
     assert office.url == 'http://127.0.0.1:9000/mcp' and office.tools is None
 
 
+def test_a_parameter_is_set_only_with_approval_unless_the_file_says_so(read):
+    text = """
+    tools:
+      look: {parameter: /x, name: y}
+      turn: {parameter: '/{robot}/x', name: y, set: {type: number, minimum: 0, maximum: 1}}
+      free: {parameter: /x, name: y, set: {type: string, enum: [a, b]}, confirm: false}
+      seen: {observations: [door, tray]}
+      all:  {observations: all}
+    """
+    look, turn, free, seen, everything = read(text).tools
+    assert [tool.policy.confirm for tool in (look, turn, free, seen)] == [False, True, False, False]
+    assert not look.arguments and turn.arguments['value']['maximum'] == 1 and turn.target == '/r1/x'
+    assert seen.watches == ('door', 'tray') and everything.watches == () and seen.kind == 'observations'
+
+
 def test_an_empty_file_has_no_tools(read):
     assert read('').tools == ()
     assert read('', robot='').limits.calls_per_turn == 8
@@ -87,6 +102,21 @@ def test_an_empty_file_has_no_tools(read):
         ('tools: {a: {read: /x, max_age: -1}}', 'tools.a.max_age is not valid'),
         ('tools: {a: {read: /x, fields: y}}', 'tools.a.fields is not valid'),
         ('tools: {a: {parameter: /x}}', 'tools.a.name is missing'),
+        ('tools: {a: {parameter: /x, name: y, set: 3}}', 'tools.a.set is not valid'),
+        ('tools: {a: {parameter: /x, name: y, set: {}}}', 'tools.a.set.type is not valid: boolean, integer'),
+        ('tools: {a: {parameter: /x, name: y, set: {type: array}}}', 'tools.a.set.type is not valid'),
+        (
+            'tools: {a: {parameter: /x, name: y, set: {type: number, minimum: low}}}',
+            'tools.a.set.minimum is not valid',
+        ),
+        (
+            'tools: {a: {parameter: /x, name: y, set: {type: number, minimun: 0}}}',
+            "tools.a.set.minimun is not known (did you mean 'minimum'?)",
+        ),
+        ('tools: {a: {service: /x, set: {type: number}}}', 'tools.a.set is not known'),
+        ('tools: {a: {observations: some}}', 'tools.a.observations is not valid: all, or a list'),
+        ('tools: {a: {observations: []}}', 'tools.a.observations is not valid'),
+        ('tools: {a: {observations: all, fields: [x]}}', 'tools.a.fields is not known'),
         ('tools: {a: {service: /x}}\nexamples: [{say: hello, call: b}]', 'examples[0].call is no tool'),
         ('tools: {a: {service: /x}}\nexamples: [{say: hello}]', 'examples[0].call is missing'),
         ('examples: [{sai: hello}]', "examples[0].sai is not known (did you mean 'say'?)"),

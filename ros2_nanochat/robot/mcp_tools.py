@@ -85,6 +85,9 @@ class McpCalls:
     def undo(self, again: bool = False) -> None:
         """Do nothing: MCP has no undoing."""
 
+    def follow(self) -> None:
+        """Do nothing: the connection looks after itself."""
+
     def preview(self, arguments: Mapping[str, Any]) -> str:
         """Return what would be called."""
         return f'the MCP tool {self._name} would be called with {json.dumps(dict(arguments), default=str)}'

@@ -79,7 +79,8 @@ class Observations:
         """Return what was seen, a line for each change, for a conversation to read.
 
         Args:
-            since: Seconds since the epoch (of the frames' stamps); None for all that is kept.
+            since: Seconds since the epoch (of the frames' stamps); None for all that is kept. A time
+                of day has no effect on stamps of a simulation.
             names: The standing questions to tell about; all if empty.
             until: The end of the span; None for now. The last answers are told if they are not later.
         """
@@ -90,7 +91,11 @@ class Observations:
             (math.inf if until is None else until * 1e9),
         )
         seen = [
-            each for each in changes if first <= each.stamp <= end and (not names or each.watch.name in names)
+            each
+            for each in changes
+            if (first <= each.stamp or each.stamp < _CLOCK_OF_DAY * 1e9 <= first)
+            and each.stamp <= end
+            and (not names or each.watch.name in names)
         ]
         lines = [f'{clock(each.stamp)} {each.watch.name}: {shorten(each.text)}' for each in seen[-_SHOWN:]]
         if len(seen) > _SHOWN:

@@ -19,17 +19,19 @@ class ToolEntry:
     Attributes:
         name: How the model calls it.
         kind: What it does.
-        target: Name of the service, action, topic or node.
+        target: Name of the service, action, topic or node; '' for observations.
         where: The file and the key, for messages.
         type: Name of the interface; '' looks it up in the running system.
         description: What the model reads about it; None: what the interface says.
-        arguments: Limits of single fields, by their path.
+        arguments: Limits of single fields, by their path; for a parameter that calls set, the schema of
+            `value`.
         fields: Paths of the fields that a read message is cut to; () keeps all.
         max_age: Seconds; an older message is not used. None: any age.
-        parameter: Name of the parameter that is read.
+        parameter: Name of the parameter that is read or set.
         on_cancel: What undoes the call: a message or request, or `{publish|service: name, ...}`. None if the
             file sets none, `NO_UNDOING` if it states that there is nothing to undo.
         policy: How it may be used.
+        watches: Names of the standing questions that it tells about; () for all.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ToolEntry:
     parameter: str = ''
     on_cancel: Any = None
     policy: ToolPolicy = ToolPolicy()
+    watches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

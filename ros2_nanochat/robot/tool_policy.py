@@ -26,7 +26,9 @@ class ToolKind(StrEnum):
     READ = 'read'
     """Reads the newest message of a topic."""
     PARAMETER = 'parameter'
-    """Reads a parameter of a node."""
+    """Reads or sets a parameter of a node."""
+    OBSERVATIONS = 'observations'
+    """Tells what the robot's standing questions saw."""
     MCP = 'mcp'
     """Calls a tool of an MCP server."""
 

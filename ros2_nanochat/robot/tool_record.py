@@ -69,6 +69,9 @@ class Performer(Protocol):
     def undo(self, again: bool = False) -> None:
         """Do what the file names as `on_cancel`; nothing without it. `again`: the call has ended since."""
 
+    def follow(self) -> None:
+        """Look at the other side. Called now and then."""
+
     def preview(self, arguments: Mapping[str, Any]) -> str:
         """Return what would be called."""
 

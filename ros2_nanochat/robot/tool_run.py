@@ -178,10 +178,10 @@ class CallRun(CallSignals):
                 return self._end(*answer)
             if stopped:
                 return self._stop(stopped)
-            if now >= until:
-                return self._stop('', f'no answer within {self.policy.timeout:g} s')
-            if reason := self.performer.lost(self):
+            if reason := self.performer.lost(self):  # says more than that the time is up
                 return self._end(CallState.FAILED, one_line(reason))
+            if now >= until and self._answer is None:
+                return self._stop('', f'no answer within {self.policy.timeout:g} s')
             if feedback != told and now - shown >= _FEEDBACK:
                 told, shown = feedback, now
                 self._move(CallState.RUNNING)

@@ -24,10 +24,13 @@ _KEYS = {
     ToolKind.ACTION: ('type', 'arguments', 'on_cancel', 'background'),
     ToolKind.PUBLISH: ('type', 'arguments', 'on_cancel'),
     ToolKind.READ: ('type', 'fields', 'max_age'),
-    ToolKind.PARAMETER: ('name',),
+    ToolKind.PARAMETER: ('name', 'set'),
+    ToolKind.OBSERVATIONS: (),
 }
 _COMMON = ('description', 'confirm', 'timeout', 'rate', 'calls_per_turn', 'on_interrupt', 'dry_run')
 _ALL = tuple(dict.fromkeys([*_KEYS, *(key for keys in _KEYS.values() for key in keys), *_COMMON]))
+_SCALARS = ('boolean', 'integer', 'number', 'string')
+_SETTABLE = ('type', 'minimum', 'maximum', 'enum', 'minLength', 'maxLength', 'pattern', 'description')
 _SERVER_KEYS = ('command', 'url', 'env', 'tools')
 
 
@@ -133,7 +136,8 @@ class _Reader:
             raise self._error(key, f'needs exactly one of {", ".join(_KEYS)}, and has {found}')
         kind = kinds[0]
         self._mapping(value, key, (kind, *_KEYS[kind], *_COMMON))
-        target = self._text(value, kind, key, empty=False).replace('{robot}', self._robot).replace('//', '/')
+        watches = self._watches(value[kind], f'{key}.{kind}') if kind is ToolKind.OBSERVATIONS else None
+        target = self._name(value, kind, key) if watches is None else ''
         max_age = value.get('max_age')
         if max_age is not None and (type(max_age) not in (int, float) or not 0 < max_age < 1e9):
             raise self._error(f'{key}.max_age', f'is not valid: seconds above 0, not {shown(max_age)}')
@@ -144,13 +148,39 @@ class _Reader:
             self._where(key),
             self._text(value, 'type', key),
             self._text(value, 'description', key) if 'description' in value else None,
-            self._arguments(value.get('arguments'), f'{key}.arguments'),
+            self._settable(value['set'], f'{key}.set')
+            if 'set' in value
+            else self._arguments(value.get('arguments'), f'{key}.arguments'),
             self._fields(value.get('fields'), f'{key}.fields'),
             max_age,
             self._text(value, 'name', key, empty=kind is not ToolKind.PARAMETER),
             self._on_cancel(value, key, kind),
             self._policy(value, key, kind),
+            watches or (),
         )
+
+    def _name(self, values: dict, key_of: str, key: str) -> str:
+        """A name of the graph, with the robot's name filled in."""
+        name = self._text(values, key_of, key, empty=False)
+        return name.replace('{robot}', self._robot).replace('//', '/')
+
+    def _watches(self, value: Any, key: str) -> tuple[str, ...]:
+        if value == 'all':
+            return ()
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            raise self._error(key, f'is not valid: all, or a list of standing questions; not {shown(value)}')
+        return tuple(value)
+
+    def _settable(self, value: Any, key: str) -> dict:
+        """The schema of what a parameter may be set to."""
+        self._mapping(value, key, _SETTABLE)
+        kind = value.get('type')
+        if kind not in _SCALARS:
+            raise self._error(f'{key}.type', f'is not valid: {", ".join(_SCALARS)}; not {shown(kind)}')
+        for name in ('minimum', 'maximum', 'minLength', 'maxLength'):
+            if name in value and type(value[name]) not in (int, float):
+                raise self._error(f'{key}.{name}', f'is not valid: a number, not {shown(value[name])}')
+        return {'value': value}
 
     def _arguments(self, value: Any, key: str) -> dict:
         for path, limits in self._mapping({} if value is None else value, key).items():
@@ -177,11 +207,7 @@ class _Reader:
             self._mapping(given, f'{key}.on_cancel', ('publish', 'service', 'type', 'values'))
             given = dict(given)
             for name in elsewhere:
-                given[name] = (
-                    self._text(given, name, f'{key}.on_cancel', empty=False)
-                    .replace('{robot}', self._robot)
-                    .replace('//', '/')
-                )
+                given[name] = self._name(given, name, f'{key}.on_cancel')
             self._text(given, 'type', f'{key}.on_cancel')
             self._mapping(given.get('values') or {}, f'{key}.on_cancel.values')
             if len(elsewhere) > 1:
@@ -195,7 +221,8 @@ class _Reader:
 
     def _policy(self, value: dict, key: str, kind: ToolKind) -> ToolPolicy:
         given = {option.name: value[option.name] for option in options_of(ToolPolicy) if option.name in value}
-        return self._options(ToolPolicy, {'confirm': kind.confirms, 'timeout': kind.timeout, **given}, key)
+        confirm = kind.confirms or 'set' in value
+        return self._options(ToolPolicy, {'confirm': confirm, 'timeout': kind.timeout, **given}, key)
 
     def _server(self, name: str, value: Any) -> ServerEntry:
         key = f'mcp.{name}'

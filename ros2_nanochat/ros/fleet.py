@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.health import WARN, Status, robot_status
 from ros2_nanochat.robot.mcp_tools import McpServers
+from ros2_nanochat.robot.observations import Observations
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.tool_policy import ToolChoice
 from ros2_nanochat.robot.watch_budget import WatchBudget
@@ -126,7 +127,14 @@ class Fleet:
             tools = None
             if options.tools_file:
                 tools = RobotTools(
-                    self._node, options.tools_file, robot, store, self._log, self._servers, self._graph_known
+                    self._node,
+                    options.tools_file,
+                    robot,
+                    store,
+                    self._log,
+                    self._servers,
+                    self._graph_known,
+                    lambda: self._observations(robot),
                 )
                 demands_call = tools.box.limits.tool_choice is ToolChoice.REQUIRED
                 if refusal := model.engine.refusal(options.generation, demands_call):
@@ -160,6 +168,11 @@ class Fleet:
             self._is_busy,
             self._settings.node().chat_template,
         )
+
+    def _observations(self, robot: str) -> Observations | None:
+        """Return what a robot's standing questions saw, None if it cannot have any."""
+        watching = self._watching.get(robot)
+        return None if watching is None else watching.watcher.observations
 
     def _close_watching(self, robot: str) -> None:
         watching = self._watching.pop(robot, None)

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from nanochat.msg import ToolCall
 from nanochat.srv import Approve
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -186,6 +188,27 @@ def test_what_goes_wrong_is_one_line_for_the_model_and_the_turn(robot, servers):
         assert says in turn.reply and turn.finish_reason == 'stop'
 
 
+def test_a_parameter_is_set_within_its_limits(robot, servers):
+    r = robot(
+        {
+            'faster': [('faster', {'value': 0.75}), ('speed', {})],
+            'too fast': [('faster', {'value': 9.0}), ('speed', {})],
+            'back': [('faster', {'value': 0.5})],
+            'nothing': [('nothing', {'value': True})],
+            'seen': [('seen', {})],
+        }
+    )
+    assert r.turn('faster')[1] == [('faster', 'done', 'done'), ('speed', 'done', '{"max_speed": 0.75}')]
+    turn, calls = r.turn('too fast')  # what the model wants to write cannot be written
+    written = json.loads(turn.tool_calls[0].arguments)['value']
+    assert 0 <= written <= 1 and json.loads(calls[1][2]) == {'max_speed': written}
+    assert r.turn('back')[1] == [('faster', 'done', 'done')]
+    ((_, state, result),) = r.turn('nothing')[1]
+    assert state == 'failed' and 'did not set nothing' in result and '\n' not in result
+    ((_, state, result),) = r.turn('seen')[1]
+    assert state == 'failed' and 'no vision' in result
+
+
 def test_an_action_sends_feedback_and_is_cancelled_with_its_turn(robot, servers):
     r = robot(
         {
@@ -312,12 +335,46 @@ def test_the_death_of_a_server_ends_its_call(robot, start, listen):
         dying.wait_for('drive')
         before = len(r.ears.turns)
         dying.process.send_signal(signal.SIGKILL)
-        r.ears.wait_for(lambda: len(r.ears.turns) > before, 60)
+        r.ears.wait_for(lambda: r.ears.turns, 60)
         (call,) = r.ears.turns[-1][2].tool_calls
         assert call.state in ('failed', 'unknown') and call.result and '\n' not in call.result
         assert r.ears.turn('hello').reply == 'You said: hello'
     finally:
         dying.stop()
+
+
+def test_a_goal_reaches_a_server_that_has_just_appeared(robot):
+    keys = 'action: /late/drive, type: nanochat/action/Drive, confirm: false, timeout: 60.0'
+    r = robot({'go': [('drive', {'distance': 0.1, 'speed': 1.0})]}, file=f'tools: {{drive: {{{keys}}}}}')
+    for _ in range(3):
+        late = Servers('late')
+        try:
+            ((_, state, result),) = r.turn('go')[1]
+            assert state == 'done' and 'driven' in result, result
+        finally:
+            late.stop()
+
+
+def test_deactivation_cancels_a_running_action(robot, servers):
+    r = robot({'far': [('drive', {'distance': 4.5, 'speed': 0.5})], 'on': [('lamp', {'data': True})]})
+    r.ears.ask('<far>')
+    r.ears.wait_for(lambda: any(call.feedback for _, call in r.calls))
+    before = len(servers.lines)
+    changing = r.ears.node.create_client(ChangeState, '/nanochat/change_state')
+    assert changing.wait_for_service(30)
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE))
+    assert r.ask_service(changing, request).success
+    with servers.changed:
+        assert servers.changed.wait_for(
+            lambda: any(line[0] == 'canceled' for line in servers.lines[before:]), 20
+        )
+    r.ears.wait_for(lambda: r.ears.turns)
+    turn = r.ears.turns[-1][2]
+    assert turn.query == '<far>' and turn.tool_calls[0].state == 'cancelled'
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE))
+    assert r.ask_service(changing, request).success
+    r.ears.wait_until_connected()
+    assert r.turn('on')[1][0][:2] == ('lamp', 'done')
 
 
 def test_robots_have_different_tools_and_one_that_hangs_holds_up_nobody(
@@ -369,6 +426,11 @@ def test_robots_have_different_tools_and_one_that_hangs_holds_up_nobody(
         ),
         ('tools: {a: {read: /x, type: std_msgs/msg/String, fields: [dta]}}', "tools.a.fields: 'dta'"),
         ('tools: {a: {service: /x, tipe: std_srvs/srv/Trigger}}', 'tools.a.tipe'),
+        (
+            "tools: {a: {publish: /x, type: std_msgs/msg/String, arguments: {data: {pattern: '('}}}}",
+            'tools.a',
+        ),
+        ("tools: {a: {parameter: /x, name: y, set: {type: string, pattern: '('}}}", 'tools.a'),
         ('limits: {audit: /nowhere/audit.jsonl}', 'limits.audit'),
     ],
 )

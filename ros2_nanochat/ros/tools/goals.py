@@ -19,12 +19,56 @@ from ros2_nanochat.robot.tool_record import Reports
 from ros2_nanochat.ros.action_ends import AnyThreadActionClient
 from ros2_nanochat.ros.spinning import close_action
 from ros2_nanochat.ros.tools.arguments import Arguments
-from ros2_nanochat.ros.tools.attempt import Attempt
+from ros2_nanochat.ros.tools.performing import Performing
 from ros2_nanochat.ros.tools.undoing import Undoing
 from ros2_nanochat.ros.tools.values import to_data
 
 _CLOSING = 1.0  # seconds to wait for the executor when the client is closed
-_INTRODUCED = 1.0  # seconds after which a server that answers no question about a goal gets one
+_ASK_AGAIN = 0.3  # seconds between two questions to a server that has not answered
+_INTRODUCED = 1.0  # seconds after which a server that has not answered gets goals, too
+
+
+class _Introduction:
+    """Finds out whether a server knows its client: a client may see a server before the server sees it, and
+    what is sent in between is lost.
+
+    Asks the server to cancel a goal that does not exist, which every server answers at once and without a
+    warning. A server that answers knows the client.
+
+    Args:
+        client: The client.
+        cls: Type of the action.
+    """
+
+    def __init__(self, client: AnyThreadActionClient, cls: Any):
+        self._client, self._cls = client, cls
+        self._began = self._asked = 0.0
+        self._answered = False
+
+    def is_done(self) -> bool:
+        """Whether the server knows the client, as far as can be found out. Call this now and then while the
+        server is there.
+        """
+        now = time.monotonic()
+        self._began = self._began or now
+        if not self._answered and now - self._asked >= _ASK_AGAIN:
+            self._asked = now
+            self._ask()
+        return self._answered or now - self._began >= _INTRODUCED
+
+    def forget(self) -> None:
+        """Another server may come in place of the one that was asked."""
+        self._began, self._answered = 0.0, False
+
+    def _ask(self) -> None:
+        nobody = UUID(uuid=np.frombuffer(uuid4().bytes, np.uint8))
+        with self._client.sending:
+            goal = ClientGoalHandle(self._client, nobody, self._cls.Impl.SendGoalService.Response())
+            answer = goal.cancel_goal_async()
+        answer.add_done_callback(self._heard)
+
+    def _heard(self, _: Any) -> None:
+        self._answered = True
 
 
 class _Goal:
@@ -38,48 +82,7 @@ class _Goal:
         self.handle: Any = None
 
 
-class _Introduction:
-    """Finds out whether a server knows its client: a client may see a server before the server sees it, and
-    what is sent in between is lost.
-
-    Asks for the result of a goal that does not exist. A server that answers knows the client.
-
-    Args:
-        client: The client.
-        cls: Type of the action.
-    """
-
-    def __init__(self, client: AnyThreadActionClient, cls: Any):
-        self._client, self._cls = client, cls
-        self._asked: float | None = None
-        self._answered = False
-
-    def begin(self) -> None:
-        """Ask, unless that was done. Call this when the server is there."""
-        if self._asked is not None:
-            return
-        self._asked = time.monotonic()
-        nobody = UUID(uuid=np.frombuffer(uuid4().bytes, np.uint8))
-        goal = ClientGoalHandle(self._client, nobody, self._cls.Impl.SendGoalService.Response())
-        with self._client.sending:
-            answer = goal.get_result_async()
-        answer.add_done_callback(self._heard)
-
-    def _heard(self, _: Any) -> None:
-        self._answered = True
-
-    def forget(self) -> None:
-        """Another server may come in place of the one that was asked."""
-        self._asked, self._answered = None, False
-
-    def is_done(self) -> bool:
-        """Whether the server knows the client, as far as can be found out."""
-        self.begin()
-        assert self._asked is not None
-        return self._answered or time.monotonic() - self._asked > _INTRODUCED
-
-
-class ActionGoals:
+class ActionGoals(Performing):
     """Performs the calls of a tool that is an action.
 
     Args:
@@ -89,37 +92,32 @@ class ActionGoals:
         arguments: Its arguments.
     """
 
-    acts_on = False
+    unsent = 'the goal was not sent'
 
     def __init__(self, node: Any, entry: ToolEntry, cls: Any, arguments: Arguments):
-        self._node, self._entry, self._arguments = node, entry, arguments
-        self._name = node.resolve_service_name(f'{entry.target}/_action/x').removesuffix('/_action/x')
+        name = node.resolve_service_name(f'{entry.target}/_action/x').removesuffix('/_action/x')
+        super().__init__(f'the action {name}', Undoing(node, entry, cls))
+        self._node, self._arguments = node, arguments
         self._client = AnyThreadActionClient(node, cls, entry.target, callback_group=ReentrantCallbackGroup())
         self._introduction = _Introduction(self._client, cls)
-        self._undo = Undoing(node, entry, cls)
 
-    def _is_there(self) -> bool:
+    def message(self, arguments: Mapping[str, Any]) -> Any:
+        """Return the goal of a call."""
+        return self._arguments.message(arguments)
+
+    def is_there(self) -> bool:
+        """Return whether the action is there."""
         there = self._client.server_is_ready()
         if not there:
             self._introduction.forget()
         return there
 
-    def follow(self) -> None:
-        """Get known to the server before the first goal. Call this now and then."""
-        if self._is_there():
-            self._introduction.begin()
+    def knows_us(self) -> bool:
+        """Return whether the server knows the client."""
+        return self._introduction.is_done()
 
-    def start(self, arguments: Mapping[str, Any], run: Reports) -> None:
-        """Send the goal as soon as the action is there."""
-        message = self._arguments.message(arguments)
-        run.handle = Attempt(
-            lambda: self._send(message, run),
-            self._is_there,
-            f'the action {self._name}',
-            self._introduction.is_done,
-        )
-
-    def _send(self, message: Any, run: Reports) -> _Goal:
+    def send(self, message: Any, run: Reports) -> _Goal:
+        """Send the goal."""
         goal = _Goal()
         with self._client.sending:
             future = self._client.send_goal_async(
@@ -134,7 +132,7 @@ class ActionGoals:
     def _accepted(self, future: Any, goal: _Goal, run: Reports) -> None:
         handle = future.result()
         if handle is None or not handle.accepted:
-            run.fail(f'the action {self._name} rejected the goal')
+            run.fail(f'{self.other} rejected the goal')
             return
         goal.handle = handle
         run.taken()
@@ -147,7 +145,7 @@ class ActionGoals:
     def _ended(self, future: Any, run: Reports) -> None:
         response = future.result()
         if response is None:
-            run.fail(f'the action {self._name} has gone before it answered')
+            run.fail(f'{self.other} has gone before it answered')
             return
         data = to_data(response.result)
         text = json.dumps(data, ensure_ascii=False) if data else 'done'
@@ -156,35 +154,23 @@ class ActionGoals:
         elif response.status == GoalStatus.STATUS_CANCELED:
             run.was_cancelled(f'the goal was canceled: {text}')
         elif response.status == GoalStatus.STATUS_ABORTED:
-            run.fail(f'the action {self._name} aborted the goal: {text}')
+            run.fail(f'{self.other} aborted the goal: {text}')
         else:
-            run.fail(f'the action {self._name} does not know the goal any more')
+            run.fail(f'{self.other} does not know the goal any more')
 
-    def lost(self, run: Reports) -> str:
-        """Return why no answer will come, '' if it may."""
-        return run.handle.lost()
-
-    def stop(self, run: Reports) -> None:
-        """Cancel the goal."""
-        goal = run.handle.sent
-        if goal is None:
-            run.was_cancelled('the goal was not sent')
-        elif goal.handle is not None:  # otherwise it is cancelled as soon as it is accepted
-            self._cancel(goal)
+    def stop_sent(self, sent: _Goal, run: Reports) -> None:
+        """Cancel the goal, as soon as it is accepted."""
+        if sent.handle is not None:
+            self._cancel(sent)
 
     def _cancel(self, goal: _Goal) -> None:
         with self._client.sending:
             goal.handle.cancel_goal_async()
 
-    def undo(self, again: bool = False) -> None:
-        """Do what the file names as `on_cancel`."""
-        self._undo(again)
+    def would(self, arguments: str) -> str:
+        """Return what a call with these arguments would do."""
+        return f'{self.other} would get the goal {arguments}'
 
-    def preview(self, arguments: Mapping[str, Any]) -> str:
-        """Return what would be called."""
-        return f'the action {self._name} would get the goal {json.dumps(dict(arguments))}'
-
-    def close(self) -> None:
+    def close_request(self) -> None:
         """Close the client."""
-        self._undo.close()
         close_action(self._node, self._client, _CLOSING)

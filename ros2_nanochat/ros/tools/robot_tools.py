@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.mcp_tools import McpServers, McpTools
+from ros2_nanochat.robot.observations import Observations
 from ros2_nanochat.robot.tool_journal import ToolJournal
 from ros2_nanochat.robot.toolbox import Toolbox
 from ros2_nanochat.robot.tools_file import read_tools_file
@@ -24,6 +26,7 @@ class RobotTools:
         log: Has `info`, `warning` and `error`.
         servers: The MCP servers of the node.
         until: `time.monotonic()` until which interfaces are waited for that are not known yet.
+        observations: Returns what the robot's standing questions saw, None if it has none.
 
     Attributes:
         box: What the model may call.
@@ -42,6 +45,7 @@ class RobotTools:
         log: Any,
         servers: McpServers,
         until: float = 0.0,
+        observations: Callable[[], Observations | None] = lambda: None,
     ):
         self._node, self._robot, self._log = node, robot, log
         file = read_tools_file(path, robot)
@@ -51,7 +55,7 @@ class RobotTools:
         except ValueError as error:
             raise ValueError(f'tools_file={file.path}: {error}') from None
         listed = [McpTools(entry, servers.client(entry), log) for entry in file.servers]
-        self._set = Toolset(node, file, self.box, log, until, listed)
+        self._set = Toolset(node, file, self.box, log, until, listed, observations)
         self._port: ToolPort | None = None
 
     def open(self, prefix: str) -> None:

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ros2_nanochat.answer.grammars import check_schema
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.mcp_tools import McpTools
+from ros2_nanochat.robot.observations import Observations
+from ros2_nanochat.robot.observing import Observing, described, observing_tool
 from ros2_nanochat.robot.tool_entries import NO_UNDOING, ToolEntry, ToolsFile
 from ros2_nanochat.robot.tool_policy import ToolKind
 from ros2_nanochat.robot.tool_record import Performer, RobotTool
@@ -19,7 +22,7 @@ from ros2_nanochat.ros.message_schema import message_schema
 from ros2_nanochat.ros.tools.arguments import Arguments, arguments_of, numbers_of
 from ros2_nanochat.ros.tools.goals import ActionGoals
 from ros2_nanochat.ros.tools.interfaces import declared_type, interface_class, request_part
-from ros2_nanochat.ros.tools.services import ParameterReads, ServiceCalls
+from ros2_nanochat.ros.tools.services import ParameterReads, ParameterSets, ServiceCalls
 from ros2_nanochat.ros.tools.topics import Publishing, Reading
 from ros2_nanochat.ros.tools.undoing import message_of
 from ros2_nanochat.ros.tools.values import check_fields
@@ -51,6 +54,7 @@ class Toolset:
         log: Has `info`, `warning` and `error`.
         until: `time.monotonic()` until which types are waited for that are not known yet.
         servers: The MCP servers of the robot.
+        observations: Returns what the robot's standing questions saw, None if it has none.
 
     Raises:
         ValueError: The file does not fit an interface. One line with the file and the key.
@@ -64,8 +68,10 @@ class Toolset:
         log: Any,
         until: float = 0.0,
         servers: Sequence[McpTools] = (),
+        observations: Callable[[], Observations | None] = lambda: None,
     ):
         self._node, self._file, self._box, self._log = node, file, box, log
+        self._observations = observations
         self._servers = list(servers)
         self._planned: dict[str, _Planned] = {}
         self._open: dict[str, RobotTool] = {}
@@ -90,10 +96,11 @@ class Toolset:
 
     def _plan(self, entry: ToolEntry) -> _Planned | None:
         """Check a tool against its interface. None if its type is not known yet."""
+        if entry.kind is ToolKind.OBSERVATIONS:
+            tool = observing_tool(entry)
+            return _Planned(tool, lambda: Observing(entry, self._observations))
         if entry.kind is ToolKind.PARAMETER:
-            about = described(entry, f'The parameter {entry.parameter} of {entry.target}')
-            tool = Tool(entry.name, about)
-            return _Planned(tool, lambda: ParameterReads(self._node, entry))
+            return self._plan_parameter(entry)
         name = entry.type or declared_type(self._node, entry.target, entry.kind, entry.where)
         if not name:
             return None
@@ -105,19 +112,38 @@ class Toolset:
             return _Planned(tool, lambda: Reading(self._node, entry, cls))
         arguments = arguments_of(entry, request_part(cls, entry.kind))
         self._check_undoing(entry, cls)
-        if arguments.unlimited:
-            self._log.warning(
-                f'{entry.where}.arguments: {", ".join(arguments.unlimited)} has no minimum and maximum: the'
-                ' model may write any value that the type allows'
-            )
         about = described(entry, arguments.about or f'{str(entry.kind).capitalize()} {entry.target}')
+        tool = self._tool(entry, about, arguments.schema, arguments.unlimited)
+        return _Planned(tool, lambda: self._performer(entry, cls, arguments))
+
+    def _plan_parameter(self, entry: ToolEntry) -> _Planned:
+        what = f'the parameter {entry.parameter} of {entry.target}'
+        if not entry.arguments:
+            return _Planned(
+                Tool(entry.name, described(entry, f'Read {what}')), lambda: ParameterReads(self._node, entry)
+            )
+        schema = {'type': 'object', 'properties': {**entry.arguments}, 'required': ['value']}
+        limits = entry.arguments['value'].keys()
+        limited = 'enum' in limits or {'minimum', 'maximum'} <= limits
+        tool = self._tool(
+            entry, described(entry, f'Set {what}'), schema, [] if limited else list(numbers_of(schema))
+        )
+        return _Planned(tool, lambda: ParameterSets(self._node, entry))
+
+    def _tool(self, entry: ToolEntry, about: str, schema: dict, unlimited: Sequence[str]) -> Tool:
+        """Return what the model reads about a tool with arguments."""
+        if unlimited:
+            self._log.warning(
+                f'{entry.where}: {", ".join(unlimited)} has no minimum and maximum: the model may write any'
+                ' value that the type allows'
+            )
         try:
             # without arguments, all kinds of tools look the same in the prompt
-            schema = arguments.schema
             tool = Tool(entry.name, about, schema) if schema['properties'] else Tool(entry.name, about)
+            check_schema(tool.schema, 'the arguments')
         except ValueError as error:
             raise ValueError(f'{entry.where}: {one_line(error)}') from None
-        return _Planned(tool, lambda: self._performer(entry, cls, arguments))
+        return tool
 
     def _check_examples(self, tool: Tool) -> None:
         for example in self._file.examples:
@@ -170,8 +196,7 @@ class Toolset:
     def follow(self) -> None:
         """Look for the tools whose type is not known yet. Call this now and then."""
         for tool in self._open.values():
-            if isinstance(tool.performer, (Reading, ActionGoals, ServiceCalls, ParameterReads)):
-                tool.performer.follow()
+            tool.performer.follow()
         before = len(self._planned)
         try:
             self._plan_missing()
@@ -188,8 +213,3 @@ class Toolset:
         for tool in self._open.values():
             tool.performer.close()
         self._open = {}
-
-
-def described(entry: ToolEntry, otherwise: str) -> str:
-    """Return what the model reads about a tool."""
-    return otherwise if entry.description is None else entry.description

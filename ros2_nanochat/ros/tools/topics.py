@@ -15,7 +15,7 @@ from rclpy.serialization import deserialize_message
 from ros2_nanochat.robot.tool_entries import ToolEntry
 from ros2_nanochat.robot.tool_record import Reports
 from ros2_nanochat.ros.tools.arguments import Arguments
-from ros2_nanochat.ros.tools.attempt import Attempt
+from ros2_nanochat.ros.tools.performing import Performing
 from ros2_nanochat.ros.tools.undoing import Undoing, stamp
 from ros2_nanochat.ros.tools.values import to_data
 
@@ -23,7 +23,7 @@ _DEPTH = 10
 _REASON = 0.15  # seconds before the time-out, at which the reason is given
 
 
-class Publishing:
+class Publishing(Performing):
     """Performs the calls of a tool that publishes.
 
     Args:
@@ -33,51 +33,41 @@ class Publishing:
         arguments: Its arguments.
     """
 
+    unsent = 'nothing was published'
+
     def __init__(self, node: Any, entry: ToolEntry, cls: Any, arguments: Arguments):
         self._node, self._arguments = node, arguments
         self._publisher = node.create_publisher(cls, entry.target, QoSProfile(depth=_DEPTH))
-        self._undo = Undoing(node, entry, cls, publisher=self._publisher)
-        self.acts_on = bool(self._undo)
+        undo = Undoing(node, entry, cls, publisher=self._publisher)
+        super().__init__(f'a listener to {self._publisher.topic_name}', undo)
+        self.acts_on = bool(undo)
 
-    def start(self, arguments: Mapping[str, Any], run: Reports) -> None:
-        """Publish the message as soon as someone listens."""
-        message = self._arguments.message(arguments)
-        run.handle = Attempt(
-            lambda: self._publish(message, run),
-            lambda: self._publisher.get_subscription_count() > 0,
-            f'a listener to {self._publisher.topic_name}',
-        )
+    def message(self, arguments: Mapping[str, Any]) -> Any:
+        """Return the message of a call."""
+        return self._arguments.message(arguments)
 
-    def _publish(self, message: Any, run: Reports) -> bool:
+    def is_there(self) -> bool:
+        """Return whether someone listens."""
+        return self._publisher.get_subscription_count() > 0
+
+    def send(self, message: Any, run: Reports) -> bool:
+        """Publish the message."""
         stamp(message, self._node)
         self._publisher.publish(message)
         run.taken()
         run.succeed('done')
         return True
 
-    def lost(self, run: Reports) -> str:
-        """Return why nothing can be published, '' if it may."""
-        return run.handle.lost()
+    def would(self, arguments: str) -> str:
+        """Return what a call with these arguments would do."""
+        return f'{arguments} would be published to {self._publisher.topic_name}'
 
-    def stop(self, run: Reports) -> None:
-        """Publish nothing any more."""
-        run.was_cancelled('nothing was published')
-
-    def undo(self, again: bool = False) -> None:
-        """Publish what undoes the message."""
-        self._undo(again)
-
-    def preview(self, arguments: Mapping[str, Any]) -> str:
-        """Return what would be published."""
-        return f'{json.dumps(dict(arguments))} would be published to {self._publisher.topic_name}'
-
-    def close(self) -> None:
+    def close_request(self) -> None:
         """Close the publisher."""
-        self._undo.close()
         self._node.destroy_publisher(self._publisher)
 
 
-class Reading:
+class Reading(Performing):
     """Performs the calls of a tool that reads the newest message of a topic.
 
     The message is kept as it came, and decoded when the model asks for it.
@@ -88,9 +78,8 @@ class Reading:
         cls: Type of the message.
     """
 
-    acts_on = False
-
     def __init__(self, node: Any, entry: ToolEntry, cls: Any):
+        super().__init__(entry.target)
         self._node, self._entry, self._cls = node, entry, cls
         self._topic = node.resolve_topic_name(entry.target)
         self._newest: tuple[bytes, float] | None = None
@@ -161,13 +150,10 @@ class Reading:
         """Wait no longer."""
         run.was_cancelled('it was not read')
 
-    def undo(self, again: bool = False) -> None:
-        """Do nothing: reading changes nothing."""
-
-    def preview(self, arguments: Mapping[str, Any]) -> str:
-        """Return what would be read."""
+    def would(self, arguments: str) -> str:
+        """Return what a call would do."""
         return f'the newest message on {self._topic} would be read'
 
-    def close(self) -> None:
+    def close_request(self) -> None:
         """Close the subscription."""
         self._node.destroy_subscription(self._subscription)

@@ -14,6 +14,7 @@ from ros2_nanochat.answer.call_form import CallForm
 from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
+from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.answering import Answering, Memory
 from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
@@ -99,7 +100,7 @@ class ToolAnswering(Answering):
                 return replies.pop()
             with worker.step('making the prompt', 60.0):
                 prompt = self._embed(turn, memory.history)
-                return self._generate(turn, memory.history, prompt, tool_choice)
+                return self._generate(turn, memory.history, prompt, tool_choice=tool_choice)
 
         tools = TurnTools(self._box, turn)
         limits = self._box.limits
@@ -122,14 +123,22 @@ class ToolAnswering(Answering):
         self._told = self._box.take_news()
         return '\n\n'.join([*map(_news, self._told), super()._question(turn)])
 
-    def _generate(self, turn: Turn, history: ChatHistory, prompt, tool_choice: str = '', **options):
+    def _generate(
+        self,
+        turn: Turn,
+        history: ChatHistory,
+        prompt,
+        config: GenerationConfig | None = None,
+        tool_choice: str = '',
+        **options,
+    ):
         if history.tools:
             choice = tool_choice or str(self._box.limits.tool_choice)
             form = history.call_form('none' if turn.without_tools else choice)
             several = self._box.limits.parallel_calls
             form = form if several or form is None else one_call(form)
-            options['config'], options['calls'] = form_of_reply(turn.options.generation, form)
-        return super()._generate(turn, history, prompt, **options)
+            config, options['calls'] = form_of_reply(turn.options.generation, form)
+        return super()._generate(turn, history, prompt, config, **options)
 
     def stream(self, turn: Turn, stream, worker: Worker) -> None:
         """Pass on the replies as they stream, let the calls be executed, and record how the turn ended."""

@@ -1,7 +1,7 @@
 """One robot's conversation: accepts questions, decides which one runs, keeps the history, and passes replies
 on.
 
-A plain class, tested without ROS; ros/robot_port.py connects it to topics. It knows models only through
+A plain class, tested without ROS; ros/robot_topics.py connects it to topics. It knows models only through
 `NanoLLM` and `ChatHistory`. This is the interface for callers. schedule.py holds what runs and waits,
 runner.py the thread, answering.py how a turn is answered, recovery.py how failures are handled.
 

@@ -16,9 +16,9 @@ from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.tool_policy import ToolChoice
 from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.ros.node_parameters import NodeParameters
-from ros2_nanochat.ros.robot_port import RobotPort
+from ros2_nanochat.ros.robot_topics import RobotTopics
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
-from ros2_nanochat.ros.watch_port import WatchPort
+from ros2_nanochat.ros.watch_topics import WatchTopics
 
 _LOOKING_SECONDS = 0.01
 """For asking the graph about robots, each time. One question takes longer the more robots there are: with
@@ -64,11 +64,11 @@ class Fleet:
         self.wanted = settings.robots()
         self._node, self._settings, self._log = node, settings, node.get_logger()
         self._chats: dict[str, RobotConversation] = {}
-        self._ports: dict[str, RobotPort] = {}
+        self._ports: dict[str, RobotTopics] = {}
         self._tools: dict[str, RobotTools] = {}
         self._changing = threading.RLock()  # held while conversations and ports are made or closed
         self._busy = (0.0, False)  # when that was last known, and whether the model answers a person
-        self._watching: dict[str, WatchPort] = {}
+        self._watching: dict[str, WatchTopics] = {}
         self._budget = WatchBudget()
         self._twins: set[str] = set()
         self._next = 0  # the robot that the graph is asked about next
@@ -101,14 +101,14 @@ class Fleet:
                     if robot not in self._chats:
                         self._chats[robot] = self._conversation(robot, model)
                     if robot not in self._ports and open_ports():
-                        self._ports[robot] = RobotPort(
+                        self._ports[robot] = RobotTopics(
                             self._node,
                             self._chats[robot],
                             self._tools.get(robot),
                             warns=len(names) <= _WARNED_ROBOTS,
                         )
                         if model.has_vision:
-                            self._watching[robot] = self._watch_port(robot)
+                            self._watching[robot] = self._watch_topics(robot)
                         elif self._chats[robot].options.watches_file:
                             self._log.error(
                                 f'{robot or "chat"}: watches_file has no effect: {model.info.name} has no'
@@ -159,8 +159,8 @@ class Fleet:
                 store.close()
             raise
 
-    def _watch_port(self, robot: str) -> WatchPort:
-        return WatchPort(
+    def _watch_topics(self, robot: str) -> WatchTopics:
+        return WatchTopics(
             self._node,
             self._chats[robot],
             self._ports[robot].cameras,

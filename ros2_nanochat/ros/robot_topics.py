@@ -39,7 +39,7 @@ _LAST_WORDS = Duration(seconds=0.1)  # for listeners to acknowledge messages; on
 _CLOSING = 0.5  # seconds to wait for callbacks that the executor has already taken
 
 
-class RobotPort:
+class RobotTopics:
     """Opens a robot's topics, services and action, and is the `Output` of its conversation.
 
     Args:

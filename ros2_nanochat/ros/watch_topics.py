@@ -40,7 +40,7 @@ _COMMANDS = 'add, change, pause, resume, remove'
 _SUCCEEDED = (WatchEnd.UNTIL, WatchEnd.TIMEOUT)
 
 
-class WatchPort:
+class WatchTopics:
     """The standing questions of one robot in ROS; the `WatchOutput` of its `Watcher`.
 
     Args:

@@ -21,8 +21,9 @@ from ros2_nanochat.backends.gguf.header import architecture_memory, check_gguf, 
 from ros2_nanochat.backends.gguf.images import GGUFImages, open_images
 from ros2_nanochat.backends.gguf.kinds import check_loaded, check_metadata, no_memory_of_text
 from ros2_nanochat.backends.gguf.kv import GGUFMemory
+from ros2_nanochat.backends.gguf.memory_estimate import estimate_memory
 from ros2_nanochat.backends.gguf.mmproj import Mmproj, find_mmproj
-from ros2_nanochat.backends.gguf.opening import context_params, describe, estimate_memory, load_model
+from ros2_nanochat.backends.gguf.opening import context_params, describe, load_model
 from ros2_nanochat.backends.gguf.process import LogLines, interruptible
 from ros2_nanochat.backends.gguf.trial import try_with
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText

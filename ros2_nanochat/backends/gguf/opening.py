@@ -1,4 +1,4 @@
-"""Estimates a model's memory, and calls llama.cpp to load it, set up its context and describe it."""
+"""Calls llama.cpp to load a model, set up its context and describe it."""
 
 from __future__ import annotations
 
@@ -8,47 +8,15 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ros2_nanochat.backends.gguf.header import architecture_memory, attention_heads
-from ros2_nanochat.backends.gguf.mmproj import find_mmproj, mmproj_memory
 from ros2_nanochat.backends.gguf.process import LogLines
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
-from ros2_nanochat.config import DEFAULT_CONTEXT, FlashAttention, ModelConfig
+from ros2_nanochat.config import FlashAttention, ModelConfig
 from ros2_nanochat.errors import BackendError
-from ros2_nanochat.memory import MemoryEstimate
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.processor import cpus_of, physical_cores
 
 _KV_PADDING = 256  # llama.cpp rounds a stream's cells up to this
 _DRAFT_ROWS = 24  # rows of logits that a sequence may ask for in one forward, plus the one to sample
-
-
-def estimate_memory(
-    path: str, weights: int, metadata: dict[str, Any], config: ModelConfig, batch: int
-) -> MemoryEstimate:
-    """Estimate the memory of a model and its vision part from their headers.
-
-    Args:
-        path: The GGUF file.
-        weights: Bytes of the weights.
-        metadata: The file's metadata.
-        config: The options of the model, with `flash_attention` on or off.
-        batch: Entries of the largest batch.
-    """
-    kv_per_token, overhead, context = architecture_memory(metadata, batch)
-    if config.flash_attention is FlashAttention.OFF:
-        length = min(config.max_context_len or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)
-        overhead += 4 * batch * length * attention_heads(metadata)
-    vision = find_mmproj(path, config)
-    if vision is not None:
-        of_vision = mmproj_memory(vision, config)
-        weights, overhead = weights + of_vision[0], overhead + of_vision[1]
-    return MemoryEstimate(
-        weights=weights,
-        kv_per_token=kv_per_token,
-        overhead=overhead,
-        available=None,
-        context_length=context,
-    )
 
 
 def load_model(

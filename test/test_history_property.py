@@ -113,7 +113,12 @@ def test_random_edits_leave_the_kv_cache_of_a_fresh_prefill(model, oracle):
             history = self.history
             asked = model_prompt(history, history[:-1])
             assert np.array_equal(history.kv_cache.entries[: len(asked)], asked)
-            assert history.kv_cache.entries[len(asked) :].tolist() == list(history[-1].tokens or ())
+            kept, answer = history.kv_cache.entries[len(asked) :].tolist(), history[-1]
+            if answer.tokens is None:  # cut within a token that begins with whole characters
+                told = model.detokenize(kept)
+                assert not kept or (answer.text.startswith(told) and answer.text != told)
+            else:
+                assert kept == list(answer.tokens)
             sequence = oracle.new_sequence()
             try:
                 for start in range(0, len(asked), CHUNK):

@@ -205,8 +205,8 @@ def test_a_tvm_whose_own_libraries_do_not_load_is_one_line(tmp_path, monkeypatch
     with pytest.raises(MissingDependency) as caught:
         require('half_a_tvm', 'mlc')
     assert str(caught.value).startswith(
-        'half_a_tvm cannot be imported (libtvm_runtime.so: undefined symbol: Stringify in tvm_ffi): run  '
-        'pip install'
+        'half_a_tvm cannot be imported (libtvm_runtime.so: undefined symbol: Stringify in tvm_ffi): in the'
+        ' clone of nanochat run  pip install'
     )
 
 

@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -23,6 +25,7 @@ from ros2_nanochat.robot.options import (
     robot_options,
 )
 from ros2_nanochat.robot.sentences import SentenceSplitter
+from ros2_nanochat.robot.state_lock import StateLock
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.turn import Picture, Turn
 from ros2_nanochat.vision import images
@@ -584,3 +587,22 @@ def test_the_deadline_of_a_waiting_turn_needs_no_model(robot):
     time.sleep(0.1)
     chat.expire()
     assert late.ended.is_set() and late.finish_reason == 'deadline'
+
+
+def test_the_lock_of_a_state_file_is_shared_within_a_process_and_kept_until_its_last_holder(tmp_path):
+    path = tmp_path / 'r1.lock'
+    code = (
+        'import sys; from pathlib import Path; from ros2_nanochat.robot.state_lock import StateLock\n'
+        'try: StateLock(Path(sys.argv[1]))\n'
+        'except ValueError as error: sys.exit(3)'
+    )
+
+    def another_process():
+        return subprocess.run([sys.executable, '-c', code, str(path)], timeout=60).returncode
+
+    first, second = StateLock(path), StateLock(path)
+    first.release()
+    first.release()
+    assert another_process() == 3
+    second.release()
+    assert another_process() == 0

@@ -5,11 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from pathlib import Path
+
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_guard = threading.Lock()
+# device and inode of a locked file: its handle, and how many hold it
+_held: dict[tuple[int, int], list[int]] = {}
 
 
 class StateLock:
-    """A lock on a file, held until `release()` or the end of the process.
+    """A lock on a file, held until `release()` or the end of the process. Those of one process share it.
 
     Args:
         path: The file, created if it does not exist.
@@ -20,19 +26,27 @@ class StateLock:
     """
 
     def __init__(self, path: Path):
-        flags = os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        self._handle: int | None = os.open(path, flags, 0o600)
-        try:
-            self._lock(path)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                owner = os.read(self._handle, 20).decode(errors='replace').strip()
-                self.release()
-                raise ValueError(
-                    f'{path.parent} is used for this robot by another process ({owner or "unknown"}): end it,'
-                    ' or give this node another name (-r __node:=...) or another state_dir'
-                ) from None
-            return  # a file system without locks, some network shares for example
+        self._handle: int | None = os.open(path, _READ | os.O_CREAT, 0o600)
+        status = os.fstat(self._handle)
+        self._file = status.st_dev, status.st_ino
+        with _guard:
+            if self._file in _held:
+                os.close(self._handle)
+                self._handle = _held[self._file][0]
+                _held[self._file][1] += 1
+                return
+            try:
+                self._lock(path)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    owner = os.read(self._handle, 20).decode(errors='replace').strip() or 'unknown'
+                    os.close(self._handle)
+                    raise ValueError(
+                        f'{path.parent} is used for this robot by another process ({owner}): end it,'
+                        ' or give this node another name (-r __node:=...) or another state_dir'
+                    ) from None
+                return  # a file system without locks, some network shares for example
+            _held[self._file] = [self._handle, 1]
         with open(os.open(path, os.O_WRONLY | os.O_NONBLOCK), 'w') as file:
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -51,6 +65,14 @@ class StateLock:
 
     def release(self) -> None:
         """Release the lock. You may call this twice."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        with _guard:
+            handle, self._handle = self._handle, None
+            if handle is None:
+                return
+            entry = _held.get(self._file)
+            if entry is not None and entry[0] == handle:
+                entry[1] -= 1
+                if entry[1]:
+                    return
+                del _held[self._file]
+            os.close(handle)

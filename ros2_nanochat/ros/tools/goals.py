@@ -25,7 +25,7 @@ from ros2_nanochat.ros.tools.values import to_data
 
 _CLOSING = 1.0  # seconds to wait for the executor when the client is closed
 _ASK_AGAIN = 0.3  # seconds between two questions to a server that has not answered
-_INTRODUCED = 1.0  # seconds after which a server that has not answered gets goals, too
+_INTRODUCED = 5.0  # seconds after which a server that has not answered gets goals, too
 
 
 class _Introduction:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_PATIENCE = 5.0  # seconds for the other side to appear: Fast DDS announces a participant every 3 seconds
+_PATIENCE = 4.0  # seconds for the other side to appear: Fast DDS announces a participant every 3 seconds
 _GONE = 1.0  # seconds without the other side, after which its answer is not awaited any more
 _SETTLED = 0.3  # seconds in which two sides of which one sees the other find each other
 

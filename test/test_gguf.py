@@ -134,14 +134,14 @@ def test_without_flash_attention_ids_equal_those_of_llama_cpps_loop_without_it()
     reference.close()
 
 
-def test_sixteen_at_once_answer_as_each_alone(model):
+def test_sixteen_at_once_answer_as_one_by_one(model):
     prompts = [prompt_ids(model, f'{PROMPTS[i % 10]} ' + 'Please answer well. ' * i) for i in range(16)]
-    alone = [model.generate(ids, max_new_tokens=10).wait().tokens for ids in prompts]
+    one_by_one = [model.generate(ids, max_new_tokens=10).wait().tokens for ids in prompts]
     together = [
         reply.wait().tokens
         for reply in [model.generate(ids, max_new_tokens=10, kv_cache=KVCache()) for ids in prompts]
     ]
-    assert together == alone
+    assert together == one_by_one
 
 
 def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logits_as_they_are():
@@ -173,8 +173,8 @@ def test_cutting_a_prompt_anywhere_and_running_it_beside_others_leaves_its_logit
     whole = last_row([45] * 6)
     for sizes, others in (([18] * 15, 0), ([63] * 4 + [18], 0), ([45] * 5 + [39] + [1] * 6, 1)):
         assert np.array_equal(whole, last_row(sizes, others)), sizes
-    alone = last_row([45] * 5 + [39] + [1] * 6)
-    assert np.abs(alone - whole).max() < 0.05 * np.ptp(whole)
+    by_itself = last_row([45] * 5 + [39] + [1] * 6)
+    assert np.abs(by_itself - whole).max() < 0.05 * np.ptp(whole)
     backend.close()
 
 

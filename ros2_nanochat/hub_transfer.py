@@ -7,19 +7,16 @@ JSON object: `{"folder"}`, or the name of an exception with its text.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 from typing import Any
 
 from ros2_nanochat.errors import BackendError, LoadAborted, one_line
+from ros2_nanochat.program import die_with_parent
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _LOOK = 0.05  # seconds between two looks at whether to stop
 
 
@@ -140,8 +137,7 @@ def reason(error: Exception, repository: str, token: str | None) -> str:
 
 def main() -> None:
     """Do what standard input asks for, and print the answer."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # nothing else reaches the answer
     request = json.load(sys.stdin)

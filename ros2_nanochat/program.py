@@ -1,9 +1,14 @@
-"""The outermost caller of every program: turns any error into one line and an exit status."""
+"""What programs share: the outermost caller, which turns any error into one line and an exit status, and
+ending together with the parent.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +18,7 @@ from ros2_nanochat.errors import shorten
 # Errors that Python raises about a bug in the program, not about its input.
 _MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, SyntaxError, TypeError)
 _SHOWN = 600  # characters of an error
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def run_program(
@@ -76,3 +82,9 @@ def error_line(error: BaseException, describe: Callable[[BaseException], str] = 
     if not isinstance(error, _MISTAKES):
         return text
     return f'internal error: {type(error).__name__}: {text}' + (f' (use {how} to see where)' if how else '')
+
+
+def die_with_parent() -> None:
+    """Make the kernel kill this process when its parent ends; does nothing where that is not possible."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

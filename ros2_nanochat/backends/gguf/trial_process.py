@@ -4,25 +4,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 
 from ros2_nanochat.backends.gguf.backend import GGUFBackend
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, one_line
 from ros2_nanochat.memory import available_memory
+from ros2_nanochat.program import die_with_parent
 
 _CONTEXT = 64
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main() -> None:
     """Open the model, print the result and exit."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if (free := available_memory()) is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (max(free, 1 << 28),) * 2)

@@ -50,7 +50,8 @@ def bare(steps: int) -> None:
             model.info.path,
             [model.backend.token_text(i) for i in range(min(1000, model.info.vocab_size))],
         )
-    raws = {count: RawLlama(path, count, 1024, False) for count in (1, FLEET)}
+        flash = model.stats['flash_attention'] == 'on'  # both sides compute attention in the same way
+    raws = {count: RawLlama(path, count, 1024, False, flash) for count in (1, FLEET)}
     rclpy.init()
     node = rclpy.create_node('bare')
     publishers = [

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from ros2_nanochat.config.wording import invalid, shown
 
 _log = logging.getLogger(__name__)
-_OPENMP_SPINS = 'GOMP_SPINCOUNT'
-_OPENMP_SETTINGS = (_OPENMP_SPINS, 'OMP_WAIT_POLICY')
-_SPINS = '5000'
+# libgomp (config/linux/wait.h): a waiting thread looks GOMP_SPINCOUNT times before it sleeps. If the process
+# has more OpenMP threads than CPUs, because two of its threads have run a model, it looks 100 times, and
+# sleeps at nearly every barrier of a step; with the policy "active" it looks 1,000 times. With that policy
+# LLVM's libomp (kmp_settings.cpp) lets threads spin for ever, unless the milliseconds are given.
+_OPENMP_SETTINGS = {'GOMP_SPINCOUNT': '5000', 'OMP_WAIT_POLICY': 'active', 'KMP_BLOCKTIME': '1'}
 
 
 def cpus_of(affinity: str | None) -> frozenset[int] | None:
@@ -83,8 +85,8 @@ def threads_wait_briefly(runtime: str) -> Iterator[None]:
 
     By default OpenMP spins for milliseconds while a thread waits for the others, which takes the cores from
     whatever delays the others: next to other programs a model of 135M made 4 tokens per second, and 30 with a
-    short wait. This affects only GNU's runtime, and only if the user has not configured it. The environment
-    of this process is restored.
+    short wait. This has an effect only if the user has not configured the runtime. The environment of this
+    process is restored.
 
     Args:
         runtime: The Python module that brings the OpenMP runtime; if it is loaded, nothing is done.
@@ -92,8 +94,9 @@ def threads_wait_briefly(runtime: str) -> Iterator[None]:
     if runtime in sys.modules or any(name in os.environ for name in _OPENMP_SETTINGS):
         yield
         return
-    os.environ[_OPENMP_SPINS] = _SPINS
+    os.environ.update(_OPENMP_SETTINGS)
     try:
         yield
     finally:
-        os.environ.pop(_OPENMP_SPINS, None)
+        for name in _OPENMP_SETTINGS:
+            os.environ.pop(name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ from ros2_nanochat import NanoLLM
 from ros2_nanochat.backends.threads import ThreadChooser
 from ros2_nanochat.processor import physical_cores
 
-_SETTINGS = ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')
+_SETTINGS = ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY', 'KMP_BLOCKTIME')
 
 
 class Machine:
@@ -145,7 +146,9 @@ def test_the_reply_is_the_same_while_the_threads_change():
 
 
 @needs_model
-@pytest.mark.parametrize('theirs', [{}, {'GOMP_SPINCOUNT': '7'}, {'OMP_WAIT_POLICY': 'active'}])
+@pytest.mark.parametrize(
+    'theirs', [{}, {'GOMP_SPINCOUNT': '7'}, {'OMP_WAIT_POLICY': 'passive'}, {'KMP_BLOCKTIME': '7'}]
+)
 def test_how_threads_wait_is_set_only_if_nobody_has_and_only_for_the_runtime(theirs):
     code = (
         'import os, sys\n'
@@ -155,19 +158,52 @@ def test_how_threads_wait_is_set_only_if_nobody_has_and_only_for_the_runtime(the
         'class Finder:\n'
         '    def find_spec(self, name, path=None, target=None):\n'
         '        if name == "llama_cpp":\n'
-        '            seen.append((os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY")))\n'
+        f'            seen.append([os.environ.get(name) for name in {_SETTINGS}])\n'
         'sys.meta_path.insert(0, Finder())\n'
         'from ros2_nanochat.backends.gguf.backend import GGUFBackend\n'
         'from ros2_nanochat.config import ModelConfig\n'
         'GGUFBackend("x.gguf", ModelConfig())\n'
-        'print(seen[-1], os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))\n'
+        f'print(seen[-1], [os.environ.get(name) for name in {_SETTINGS}])\n'
     )
     told = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=60
     ).stdout.strip()
-    spins, policy = theirs.get('GOMP_SPINCOUNT'), theirs.get('OMP_WAIT_POLICY')
-    during = (spins, policy) if theirs else ('5000', None)
-    assert told == f'{during} {spins} {policy}'
+    kept = [theirs.get(name) for name in _SETTINGS]
+    assert told == f'{kept if theirs else ["5000", "active", "1"]} {kept}'
+
+
+@needs_model
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='one thread waits for nobody')
+def test_a_second_thread_that_ran_a_model_does_not_make_every_barrier_sleep():
+    """libgomp waits much shorter as soon as a process has more OpenMP threads than CPUs."""
+    code = (
+        'import os, resource, sys\n'
+        f'for name in {_SETTINGS}: os.environ.pop(name, None)\n'
+        'from ros2_nanochat.processor import threads_wait_briefly\n'
+        'if sys.argv[1] == "with":\n'
+        '    with threads_wait_briefly("llama_cpp"): import llama_cpp\n'
+        'else:\n'
+        '    os.environ["GOMP_SPINCOUNT"] = "5000"\n'
+        'from ros2_nanochat import NanoLLM\n'
+        'def sleeps(model):\n'
+        '    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw\n'
+        '    model.generate("The robot", max_new_tokens=40).wait()\n'
+        '    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before\n'
+        'cpus = len(os.sched_getaffinity(0))\n'
+        'options = dict(max_context_len=256, max_sequences=1, threads=cpus, speculation=False)\n'
+        'with NanoLLM.from_pretrained(**options) as one, NanoLLM.from_pretrained(**options) as two:\n'
+        '    sleeps(one), sleeps(two)\n'
+        '    print(min(sleeps(one) for _ in range(5)))\n'
+    )
+    without, with_ours = (
+        int(
+            subprocess.run(
+                [sys.executable, '-c', code, how], capture_output=True, text=True, check=True, timeout=120
+            ).stdout
+        )
+        for how in ('without', 'with')
+    )
+    assert with_ours < without / 2
 
 
 def test_torch_uses_the_number_that_was_chosen_for_the_step():

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.errors import BackendError, require, shorten, shown
-from ros2_nanochat.hub_transfer import Unreachable, fetch_repository, reason
+from ros2_nanochat.errors import BackendError, shorten, shown
+from ros2_nanochat.hub_transfer import HubTransfer, Unreachable
 from ros2_nanochat.locate import (
     NO_VISION,
     agree_on_api,
@@ -29,7 +29,6 @@ from ros2_nanochat.locate import (
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r'(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>.+))?')
 _HOSTS = ('huggingface.co', 'hf.co')
-_PATIENCE = 10.0  # seconds for the hub's first answer: an offline robot soon falls back to its cache
 _NEVER_NEEDED = [
     '*.bin',
     '*.pt',
@@ -160,7 +159,7 @@ def resolve_vision(config: ModelConfig, api: str, stop: threading.Event | None =
         BackendError: It cannot be fetched.
     """
     vision = config.vision
-    if api != 'gguf' or not vision or vision in ('tiny', NO_VISION):
+    if api == 'fake' or not vision or vision in ('tiny', NO_VISION):
         return config
     path = os.path.expanduser(vision)
     if os.path.exists(path):
@@ -171,7 +170,8 @@ def resolve_vision(config: ModelConfig, api: str, stop: threading.Event | None =
             f'vision={shown(vision)} does not exist: it is not a file or folder here, nor owner/name or'
             ' owner/name:file.gguf on the hub'
         )
-    fetched = download(dataclasses.replace(config, model=vision, api=None), mmproj=True, stop=stop)
+    part = dataclasses.replace(config, model=vision, api=None)
+    fetched = download(part, mmproj=api == 'gguf', stop=stop)
     return dataclasses.replace(config, vision=fetched)
 
 
@@ -200,22 +200,15 @@ def download(config: ModelConfig, mmproj: bool = False, stop: threading.Event | 
         ValueError: The name is not valid, or the repository holds no model that can be opened.
         BackendError: The repository cannot be fetched.
     """
-    huggingface_hub = require('huggingface_hub', 'gguf')
     name = hub_name(config.model or '') or HubName(config.model or '')
-    repository, wanted = name.repository, name.file
-    token = hub_token(config)
-    try:
-        info = huggingface_hub.HfApi(token=token).model_info(
-            repository, revision=name.revision, timeout=_PATIENCE
-        )
-    except Exception as error:  # requests and httpx share no base class for an unreachable host
-        return _cached(name, config, reason(error, repository, token), mmproj)
-    files = [file.rfilename for file in info.siblings or ()]
-    chosen, patterns = _needed(files, wanted, config, repository, mmproj)
-    try:
-        folder = fetch_repository(repository, name.revision, token, patterns, stop)
-    except Unreachable as error:
-        return _cached(name, config, str(error), mmproj)
+    repository = name.repository
+    stopped = stop.is_set if stop else None
+    with HubTransfer(repository, name.revision, hub_token(config), stopped) as hub:
+        try:
+            chosen, patterns = _needed(hub.files(), name.file, config, repository, mmproj)
+            folder = hub.fetch(patterns)
+        except Unreachable as error:
+            return _cached(name, config, str(error), mmproj)
     return os.path.join(folder, chosen) if chosen else folder
 
 

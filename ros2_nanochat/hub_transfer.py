@@ -1,104 +1,150 @@
-"""Downloads a repository of the Hugging Face hub, in a separate process if the caller may want to end that:
-nothing within one process can end a request that hangs.
+"""Talks to the Hugging Face hub in a separate process: nothing within one process can end a request that
+hangs, and Ctrl-C would wait for the threads of a download.
 
-The request is JSON on standard input, `{"repository", "revision", "token", "patterns"}`; the answer is one
-JSON object: `{"folder"}`, or the name of an exception with its text.
+Each line on standard input is a request in JSON, `{"do": "list" or "fetch", ...}`. Each has one line as its
+answer: `{"result"}`, or the name of an exception with its text.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
-import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
-from ros2_nanochat.errors import BackendError, LoadAborted, one_line
+from ros2_nanochat.errors import BackendError, LoadAborted, one_line, require
 from ros2_nanochat.program import die_with_parent
 
 _LOOK = 0.05  # seconds between two looks at whether to stop
+_PATIENCE = 10.0  # seconds for the hub's first answer: an offline robot soon falls back to its cache
 
 
 class Unreachable(Exception):
     """The hub gave nothing; a cached copy may help. The text is the reason."""
 
 
-def fetch_repository(
-    repository: str,
-    revision: str | None,
-    token: str | None,
-    patterns: dict[str, list[str]],
-    stop: threading.Event | None = None,
-) -> str:
-    """Download files of a repository into the hub's cache.
+_FAILURES = (ValueError, BackendError, Unreachable)
+
+
+class HubTransfer:
+    """One repository of the hub, asked and fetched by a process that ends with this one, with the `with`
+    block, or when it is stopped. What has arrived until then is used by the next download.
 
     Args:
         repository: `owner/name`.
         revision: A branch, tag or commit; None for the default branch.
         token: The account token.
-        patterns: `allow_patterns` or `ignore_patterns` of `snapshot_download`.
-        stop: Set it to end the download. What has arrived is used by the next one.
-
-    Returns:
-        The folder.
-
-    Raises:
-        Unreachable: The hub gave nothing.
-        LoadAborted: `stop` was set.
-        ValueError: The name is not valid.
-        BackendError: The hub refuses it.
+        stopped: Asked again and again; what runs ends when it returns True.
     """
-    if stop is None or not sys.executable:
-        return _fetch(repository, revision, token, patterns)
-    request = {'repository': repository, 'revision': revision, 'token': token, 'patterns': patterns}
-    child = subprocess.Popen(
-        [sys.executable, '-m', 'ros2_nanochat.hub_transfer'],
+
+    def __init__(
+        self,
+        repository: str,
+        revision: str | None = None,
+        token: str | None = None,
+        stopped: Callable[[], bool] | None = None,
+    ):
+        self._source = {'repository': repository, 'revision': revision, 'token': token}
+        self._stopped = stopped or (lambda: False)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> HubTransfer:
+        require('huggingface_hub', 'gguf')
+        return self
+
+    def __exit__(self, *_) -> None:
+        child = self._child
+        if child is not None:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def files(self) -> list[str]:
+        """Return the names of the repository's files.
+
+        Raises:
+            Unreachable: The hub gave nothing.
+            LoadAborted: It was stopped.
+            ValueError: The name is not valid.
+            BackendError: The hub refuses it.
+        """
+        return self._ask({'do': 'list'}, time.monotonic() + 2 * _PATIENCE)
+
+    def fetch(self, patterns: dict[str, list[str]]) -> str:
+        """Download files into the hub's cache, and return the folder. Raises what `files` raises.
+
+        Args:
+            patterns: `allow_patterns` or `ignore_patterns` of `snapshot_download`.
+        """
+        return self._ask({'do': 'fetch', 'patterns': patterns})
+
+    def _ask(self, request: dict[str, Any], until: float = float('inf')) -> Any:
+        request = {**self._source, **request}
+        if not sys.executable:  # embedded in another program: there is nothing to start
+            return _answer(request)
+        child = self._child = self._child or _start()
+        assert child.stdin is not None and child.stdout is not None  # they are pipes
+        try:
+            child.stdin.write(json.dumps(request).encode() + b'\n')
+            child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, which the answer shows
+        said = b''
+        while not said.endswith(b'\n'):
+            if self._stopped():
+                raise LoadAborted(f'the download of {self._source["repository"]} was stopped')
+            if time.monotonic() > until:
+                raise Unreachable('the hub does not answer')
+            if select.select([child.stdout], [], [], _LOOK)[0]:
+                piece = os.read(child.stdout.fileno(), 1 << 16)
+                if not piece:
+                    raise Unreachable(f'the process that downloads ended with {child.wait()}')
+                said += piece
+        answer = json.loads(said)
+        for kind in _FAILURES:
+            if kind.__name__ in answer:
+                raise kind(answer[kind.__name__])
+        return answer['result']
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, '-m', 'ros2_nanochat.hub_transfer', str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(path for path in sys.path if path)},
         start_new_session=True,  # Ctrl-C reaches only this process, which then ends the child
     )
+
+
+# --- in the other process ---
+
+
+def _answer(request: dict[str, Any]) -> Any:
+    do = request.pop('do')
     try:
-        answer = _answer_of(child, json.dumps(request).encode(), stop)
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-    if answer is None:
-        raise LoadAborted(f'the download of {repository} was stopped')
-    for kind in (ValueError, BackendError, Unreachable):
-        if kind.__name__ in answer:
-            raise kind(answer[kind.__name__])
-    if 'folder' not in answer:
-        raise Unreachable(f'the process that downloads ended with {child.returncode}')
-    return answer['folder']
+        return _list(**request) if do == 'list' else _fetch(**request)
+    except Exception as error:  # requests and httpx share no base class for an unreachable host
+        raise Unreachable(reason(error, request['repository'], request['token'])) from error
 
 
-def _answer_of(child: subprocess.Popen, request: bytes, stop: threading.Event) -> dict[str, Any] | None:
-    """Return the child's answer; None if it was stopped."""
-    data: bytes | None = request
-    while True:
-        if stop.is_set():
-            return None
-        try:
-            said, _ = child.communicate(data, timeout=_LOOK)
-        except subprocess.TimeoutExpired:
-            data = None  # it was passed, or will be by the next call
-            continue
-        try:
-            return json.loads(said)
-        except ValueError:
-            return {}
-
-
-def _fetch(repository: str, revision: str | None, token: str | None, patterns: dict) -> str:
+def _list(repository: str, revision: str | None, token: str | None) -> list[str]:
     import huggingface_hub
 
-    try:
-        return huggingface_hub.snapshot_download(repository, revision=revision, token=token, **patterns)
-    except Exception as error:
-        raise Unreachable(reason(error, repository, token)) from error
+    info = huggingface_hub.HfApi(token=token).model_info(repository, revision=revision, timeout=_PATIENCE)
+    return [file.rfilename for file in info.siblings or ()]
+
+
+def _fetch(repository: str, revision: str | None, token: str | None, patterns: dict[str, list[str]]) -> str:
+    import huggingface_hub
+
+    return huggingface_hub.snapshot_download(repository, revision=revision, token=token, **patterns)
 
 
 def reason(error: Exception, repository: str, token: str | None) -> str:
@@ -136,18 +182,19 @@ def reason(error: Exception, repository: str, token: str | None) -> str:
 
 
 def main() -> None:
-    """Do what standard input asks for, and print the answer."""
+    """Answer each line of standard input."""
     die_with_parent()
+    if os.getppid() != int(sys.argv[1]):
+        return  # it ended before we asked the kernel
     answers = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # nothing else reaches the answer
-    request = json.load(sys.stdin)
-    try:
-        answer = {'folder': _fetch(**request)}
-    except (ValueError, BackendError, Unreachable) as error:
-        kind = next(kind for kind in (ValueError, BackendError, Unreachable) if isinstance(error, kind))
-        answer = {kind.__name__: str(error)}
-    json.dump(answer, answers)
-    answers.flush()
+    os.dup2(2, 1)  # nothing else reaches the answers
+    for line in sys.stdin:
+        try:
+            answer = {'result': _answer(json.loads(line))}
+        except _FAILURES as error:
+            kind = next(kind for kind in _FAILURES if isinstance(error, kind))
+            answer = {kind.__name__: str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == '__main__':

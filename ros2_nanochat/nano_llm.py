@@ -98,7 +98,7 @@ class NanoLLM:
         config = replace(whole(ModelConfig, config, 'config'), **options)
         path, api = hub.resolve(config, stop)
         if api == 'openai':
-            servers = Opening(config, engine, NanoLLM.from_pretrained)
+            servers = Opening(config, engine, NanoLLM.from_pretrained, stop)
             if opening:
                 opening(servers)
             opened = servers.open(progress)

@@ -4,6 +4,7 @@ notes every request.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -138,6 +139,7 @@ class Hub:
                         self.wfile.write(data[: len(data) // 2])
                         self.wfile.flush()
                         hub.ended.wait(60)
-                    self.wfile.write(data)
+                    with contextlib.suppress(ConnectionError):  # of a client that was killed
+                        self.wfile.write(data)
 
         return Handler

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hub_stand_in import Hub
+from scripted_server import ScriptedServer
 
 from ros2_nanochat import hub, locate
 from ros2_nanochat.config import ModelConfig
@@ -481,8 +483,8 @@ def test_where_a_path_exists_nobody_is_asked(ask, server, tmp_path):
 
 
 STOP = """
-import json, sys, threading, time
-from ros2_nanochat import hub
+import json, sys, threading
+from ros2_nanochat import NanoLLM, hub
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 stop = threading.Event()
@@ -490,18 +492,24 @@ def wait():
     sys.stdin.readline()
     stop.set()
 threading.Thread(target=wait, daemon=True).start()
+options = json.loads(sys.argv[1])
 try:
-    print(json.dumps(hub.resolve(ModelConfig(model='o/tensors'), stop)), flush=True)
+    if len(options) == 1:
+        print(json.dumps(hub.resolve(ModelConfig(**options), stop)), flush=True)
+    else:
+        NanoLLM.from_pretrained(stop=stop, **options)
 except BackendError as error:
     print(type(error).__name__, error, flush=True)
+except KeyboardInterrupt:
+    print('interrupted', flush=True)
 sys.stdin.readline()
 """
 
 
-def ask_in_a_process(environment):
-    """A process that fetches a model, and stops when a line is written to it."""
+def ask_in_a_process(environment, **options):
+    """A process that opens a model, and stops when a line is written to it."""
     return subprocess.Popen(
-        [sys.executable, '-c', STOP],
+        [sys.executable, '-c', STOP, json.dumps({'model': 'o/tensors', **options})],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -510,28 +518,54 @@ def ask_in_a_process(environment):
 
 
 def children(pid):
-    return Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    tasks = Path(f'/proc/{pid}/task').glob('*/children')
+    return [child for task in tasks for child in task.read_text().split()]
 
 
-@pytest.mark.parametrize('way', ['stopped', 'killed'])
-def test_a_download_that_hangs_ends_when_it_is_stopped_or_its_process_is_killed(server, hub_environment, way):
-    server.hanging.add('model.safetensors')
-    asking = ask_in_a_process(hub_environment)
-    try:
-        wait_for(lambda: 'model.safetensors' in server.fetched)
-        loading = children(asking.pid)
-        assert loading
-        if way == 'killed':
+@pytest.mark.parametrize(
+    'what, way',
+    [
+        ('model', 'stopped'),
+        ('model', 'killed'),
+        ('list', 'stopped'),
+        ('list', 'interrupted'),
+        ('vision', 'stopped'),
+        ('vision', 'interrupted'),
+        ('tokenizer', 'stopped'),
+        ('tokenizer', 'interrupted'),
+        ('tokenizer', 'killed'),
+    ],
+)
+def test_a_download_that_hangs_ends_with_a_stop_ctrl_c_and_the_end_of_its_process(
+    server, hub_environment, what, way
+):
+    hangs = {'list': 'tensors', 'tokenizer': 'tokenizer.json'}.get(what, 'model.safetensors')
+    server.hanging.add(hangs)
+    with ScriptedServer(kind='vllm') as other:
+        options = {
+            'vision': {'model': None, 'vision': 'o/tensors'},
+            'tokenizer': {'model': other.url, 'api': 'openai', 'tokenizer': 'o/tensors'},
+        }
+        asking = ask_in_a_process(hub_environment, **options.get(what, {}))
+        try:
+            wait_for(lambda: any(path.rpartition('/')[2] == hangs for _, path, _ in server.requests))
+            loading = children(asking.pid)
+            assert loading
+            if way == 'killed':
+                asking.kill()
+                asking.wait(10)
+            elif way == 'interrupted':
+                asking.send_signal(signal.SIGINT)
+                assert asking.stdout.readline() == 'interrupted\n'
+            else:
+                asking.stdin.write('\n')
+                asking.stdin.flush()
+                assert asking.stdout.readline().startswith('LoadAborted ')
+            wait_for(lambda: not any(os.path.exists(f'/proc/{pid}') for pid in loading))
+            asking.communicate('\n\n', timeout=30)
+        finally:
             asking.kill()
             asking.wait(10)
-        else:
-            asking.stdin.write('\n')
-            asking.stdin.flush()
-            assert asking.stdout.readline() == 'LoadAborted the download of o/tensors was stopped\n'
-        wait_for(lambda: not any(os.path.exists(f'/proc/{pid}') for pid in loading))
-    finally:
-        asking.kill()
-        asking.wait(10)
 
 
 def test_a_download_that_may_be_stopped_brings_the_same(server, hub_environment):

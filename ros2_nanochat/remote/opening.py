@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from ros2_nanochat.config import DEFAULT_CONTEXT, EngineConfig, ModelConfig
-from ros2_nanochat.errors import BackendError, one_line, printable
+from ros2_nanochat.errors import BackendError, LoadAborted, one_line, printable
 from ros2_nanochat.loading_bar import LoadingBar
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.remote import message_vocabulary
@@ -55,11 +56,19 @@ class Opening:
     Args:
         config: The options; `model` has the addresses, with commas between them.
         engine: The options of the engine.
-        open_model: Opens a local model; called with `config` and `engine`.
+        open_model: Opens a local model; called with `config`, `engine` and `stop`.
+        stop: Set it to end a download.
     """
 
-    def __init__(self, config: ModelConfig, engine: EngineConfig, open_model: Callable[..., Any]):
+    def __init__(
+        self,
+        config: ModelConfig,
+        engine: EngineConfig,
+        open_model: Callable[..., Any],
+        stop: threading.Event | None = None,
+    ):
         self._config, self._engine_config, self._open_model = config, engine, open_model
+        self._stop, self._ended = stop, threading.Event()
         urls = [url.strip() for url in (config.model or '').split(',') if url.strip()]
         if not urls:
             raise ValueError('api=openai needs the address of a server: model=http://host:8000/v1')
@@ -77,6 +86,7 @@ class Opening:
 
     def abort(self) -> None:
         """End the opening."""
+        self._ended.set()
         self._background.close()
 
     def open(self, progress: Callable[[float], None] | None = None) -> OpenedServers:
@@ -94,12 +104,14 @@ class Opening:
         try:
             with LoadingBar(', '.join(urlsplit(url).netloc for url in self._urls), progress) as self._report:
                 self._background.run(self._pool.begin(self._config.connect_timeout, ANSWER_SECONDS))
+            if self._stopped():
+                raise LoadAborted('loading was stopped')
             if self._reference is None or self._found is None:
                 raise BackendError('; '.join(server.reason for server in self._pool.servers))
             text = self._text(self._found, self._reference)
             fallback = self._open_fallback()
         except BaseException:
-            self._background.close()
+            self.abort()
             raise
         for server in self._pool.servers:
             if not server.works:
@@ -127,11 +139,14 @@ class Opening:
             return None
         kept = {name: getattr(config, name) for name in ('api_token', 'threads', 'gpu_layers', 'device')}
         local = ModelConfig(model=None if config.fallback == 'embedded' else config.fallback, **kept)
-        return self._open_model(config=local, engine=self._engine_config)
+        return self._open_model(config=local, engine=self._engine_config, stop=self._stop)
 
     def _salt(self) -> str:
         """Lets all who have the key share cached prefixes, and nobody else."""
         return hashlib.sha256(f'nanochat {self._key}'.encode()).hexdigest()[:32] if self._key else ''
+
+    def _stopped(self) -> bool:
+        return self._ended.is_set() or (self._stop is not None and self._stop.is_set())
 
     # --- on the loop's thread ---
 
@@ -190,7 +205,7 @@ class Opening:
 
     async def _find_vocabulary(self, connection: Connection, found: Found) -> tuple[Vocabulary | None, str]:
         note = 'set tokenizer to the folder or hub name of the model, to talk in ids'
-        if folder := tokenizer_folder(self._config, found.entry):
+        if folder := await asyncio.to_thread(tokenizer_folder, self._config, found.entry, self._stopped):
             vocabulary, note = await from_files(folder, connection, found.can.model)
             if vocabulary is not None:
                 return vocabulary, ''

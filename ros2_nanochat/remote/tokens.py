@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.errors import BackendError, MissingDependency, one_line, require
+from ros2_nanochat.errors import BackendError, LoadAborted, MissingDependency, one_line, require
 from ros2_nanochat.hub import hub_name, hub_token
+from ros2_nanochat.hub_transfer import HubTransfer
 from ros2_nanochat.model_info import ModelInfo, SpecialToken
 from ros2_nanochat.remote import message_vocabulary
 from ros2_nanochat.remote.connection import Connection
@@ -49,11 +50,19 @@ class Vocabulary:
 # --- files ---
 
 
-def tokenizer_folder(config: ModelConfig, entry: dict) -> str | None:
+def tokenizer_folder(
+    config: ModelConfig, entry: dict, stopped: Callable[[], bool] | None = None
+) -> str | None:
     """Return the folder with the tokenizer files of a model: what the option `tokenizer` names, or the
     server's own if it is on this machine. None if there is none.
 
+    Args:
+        config: The options.
+        entry: What the server lists about the model.
+        stopped: Asked again and again; a download ends when it returns True.
+
     Raises:
+        LoadAborted: It was stopped.
         ValueError: What the option names does not exist.
         BackendError: It cannot be fetched.
     """
@@ -67,13 +76,16 @@ def tokenizer_folder(config: ModelConfig, entry: dict) -> str | None:
     name = None if os.path.isabs(path) or path.startswith('.') else hub_name(config.tokenizer)
     if name is None:
         raise ValueError(f'tokenizer={config.tokenizer!r} does not exist: a folder with tokenizer.json')
-    huggingface_hub = require('huggingface_hub', 'openai')
-    options = {'revision': name.revision, 'allow_patterns': _FILES}
     try:
-        return huggingface_hub.snapshot_download(name.repository, token=hub_token(config), **options)
+        with HubTransfer(name.repository, name.revision, hub_token(config), stopped) as hub:
+            return hub.fetch({'allow_patterns': _FILES})
+    except (LoadAborted, MissingDependency):
+        raise
     except Exception as error:  # whatever the hub or the network does; a cached copy may be there
         try:
-            return huggingface_hub.snapshot_download(name.repository, local_files_only=True, **options)
+            return require('huggingface_hub', 'openai').snapshot_download(
+                name.repository, revision=name.revision, allow_patterns=_FILES, local_files_only=True
+            )
         except Exception:
             raise BackendError(
                 f'tokenizer={config.tokenizer!r} cannot be fetched: {one_line(error)}'

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
-from ros2_nanochat.hub import download, hub_name
 from ros2_nanochat.locate import NO_VISION, is_mmproj
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.vision.backend_encoder import BackendEncoder
@@ -24,7 +22,7 @@ def open_vision(
     """Find the vision encoder of an opened model.
 
     Args:
-        path: A LLaVA-form checkpoint (a folder or `owner/name` on Hugging Face), `tiny` for the one in this
+        path: A LLaVA-form checkpoint (a folder), `tiny` for the one in this
             package, `none`, or None for what the model itself contains. The gguf backend has opened an mmproj
             file already.
         info: The model.
@@ -46,8 +44,6 @@ def open_vision(
         raise BackendError(f'vision={path!r} is a file of llama.cpp: only models over api=gguf can use it')
     if path:
         folder = TINY if path == 'tiny' else Path(path).expanduser()
-        if not folder.exists() and hub_name(path):
-            folder = Path(download(dataclasses.replace(config, model=path, api=None)))
         encoder = LlavaEncoder(folder, info, config)
         encoder.load()
         return encoder

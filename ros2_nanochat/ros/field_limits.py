@@ -71,6 +71,9 @@ def narrow(schema: dict, cls: Any, path: str, limits: Any) -> None:
         node = {key: limits[key] for key in ('enum', 'const') if key in limits}
     else:
         node = {**node, **limits}
+        for least, most in (('minimum', 'maximum'), ('minLength', 'maxLength'), ('minItems', 'maxItems')):
+            if least in node and most in node and node[least] > node[most]:
+                raise ValueError(f'{where}: {least}={node[least]} is greater than {most}={node[most]}')
     parent[last] = node
 
 

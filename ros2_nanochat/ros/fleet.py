@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.health import WARN, Status, robot_status
 from ros2_nanochat.robot.mcp_tools import McpServers
@@ -236,19 +237,29 @@ class Fleet:
     def expire(self) -> None:
         """End turns whose deadline has passed or whose client has left. Call this regularly."""
         for chat in list(self._chats.values()):
-            chat.expire()
+            self._look_after(chat.expire)
         self._budget.share = self._settings.watch_share
         for watching in list(self._watching.values()):
-            watching.follow()
+            self._look_after(watching.follow)
         ports = list(self._ports.values())
         for port in ports:
-            port.follow_options()
+            self._look_after(port.follow_options)
         until = time.monotonic() + _LOOKING_SECONDS
         for _ in ports:
             self._next = (self._next + 1) % len(ports)
-            ports[self._next].look_at_graph()
+            self._look_after(ports[self._next].look_at_graph)
             if time.monotonic() > until:
                 break
+
+    def _look_after(self, step: Callable[[], None]) -> None:
+        """Run a step of one robot; what fails there does not touch the other robots."""
+        try:
+            step()
+        except Exception as error:  # the step is run again soon
+            if self._node.context.ok():
+                self._log.error(
+                    f'looking after a robot failed: {one_line(repr(error))}', throttle_duration_sec=10.0
+                )
 
     @property
     def has_camera(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSProfile
 
 from ros2_nanochat.answer.cache import BoundedCache
@@ -115,7 +116,12 @@ class TypedReply:
         self.close()
         with self._lock:
             if wanted is not None:
-                self._publisher = self._node.create_publisher(wanted, self._topic, QoSProfile(depth=_DEPTH))
+                # rclpy's own event handlers keep a publisher until the executor wakes, and as long as the one
+                # before is there, the topic cannot have another type
+                no_events = PublisherEventCallbacks(use_default_callbacks=False)
+                self._publisher = self._node.create_publisher(
+                    wanted, self._topic, QoSProfile(depth=_DEPTH), event_callbacks=no_events
+                )
             self._type = wanted
 
     def publish(self, turn: Turn) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 from geometry_msgs.msg import Twist
 from nanochat.action import Chat
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.msg import Log, Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import QoSProfile
 
@@ -89,6 +89,29 @@ def test_a_typed_reply_reaches_a_subscriber_and_a_cut_one_does_not(robot, talk):
         kept = chat.ask('Stop.').result(30)
     assert kept.valid
     robot.wait_for(lambda: len(heard) == 2)
+
+
+def test_the_type_of_the_topic_changes_with_the_form(robot):
+    logged = []
+    robot.node.create_subscription(Log, '/rosout', logged.append, QoSProfile(depth=100))
+
+    def wait_for_types(*expected):
+        until = time.monotonic() + 20
+        while (found := types()) != list(expected):
+            assert time.monotonic() < until, found
+            time.sleep(0.02)
+
+    def types():
+        found = robot.node.get_publishers_info_by_topic('/nanochat/typed_reply')
+        return [info.topic_type for info in found]
+
+    for form in ('std_msgs/msg/Empty', 'geometry_msgs/msg/Twist', 'geometry_msgs/msg/Pose'):
+        assert set_form(robot, form).successful
+        wait_for_types(form)
+    assert set_form(robot, '').successful
+    wait_for_types()
+    robot.turn('Is ice cold?')
+    assert not [line.msg for line in logged if 'failed' in line.msg]
 
 
 def test_a_goal_has_a_form_of_its_own_and_its_client_gets_a_value(robot, talk):

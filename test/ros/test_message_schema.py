@@ -99,6 +99,14 @@ def test_a_header_may_be_left_out_and_fields_with_defaults_too():
         ({'ros_type': 'geometry_msgs/msg/Twist', 'fields': {'linear.x': {'maximum': 1e30}}}, 'wider'),
         ({'ros_type': 'std_msgs/msg/UInt8', 'fields': {'data': {'enum': [1, 256]}}}, 'wider'),
         ({'ros_type': 'std_msgs/msg/UInt8', 'fields': {'data': {'const': 1.5}}}, 'wider'),
+        (
+            {'ros_type': 'std_msgs/msg/UInt8', 'fields': {'data': {'minimum': 300}}},
+            'greater than maximum=255',
+        ),
+        (
+            {'ros_type': 'std_msgs/msg/Int8', 'fields': {'data': {'minimum': 3, 'maximum': 1}}},
+            'minimum=3 is greater than maximum=1',
+        ),
         ({'ros_type': 'std_msgs/msg/UInt8', 'fields': {'data': {'constants': True}}}, 'no constants'),
         ({'ros_type': 'std_msgs/msg/String', 'fields': {'data[]': {}}}, 'no array'),
         ('{"ros_type": ', 'no JSON'),

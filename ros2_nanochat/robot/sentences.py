@@ -58,14 +58,24 @@ _TITLES = _words(
     'mr mrs ms dr prof st sr sra jr hr fr frau herr mme mlle dott sig gen col lt sgt capt rev hon'
 )
 _BEFORE_NUMBERS = _words(
-    'approx ca no nr nos fig figs eq eqs ch chap vol sec p pp art para ver v ex tab abb bd op'
+    'abb abs add anm app approx appx apt art aufl bd bldg ca ch chap div ed eq eqs ex ext fig figs iss kap'
+    ' lit max min no nos nr num n\u00fam op p pag p\u00e1g par para pp rel rev sec sect tab tel v ver vers'
+    ' vol vols mon tue tues wed thu thur thurs fri'
+    ' \u0433\u043b \u0440\u0438\u0441 \u0441\u0442\u0440 \u0442\u0430\u0431\u043b'  # Russian
 )
+_NO_VOWEL = re.compile(r'[b-df-hj-np-tv-xz]{2,4}\Z')  # rm, tbl, pt: no word, so an abbreviation
+_ROMAN = re.compile(r'(?=[IVXL]{2})L?X{0,3}(?:IX|IV|V?I{0,3})(?!\w)')
+_LIKE_ABBREVIATIONS = _words('add app art ed id ill may me miss ok')  # words in lower case
+_UNITS_TOO = _words('min sec')
 _BEFORE_ANYTHING = _words('e.g i.e z.b d.h u.a bzw vs cf vgl p.ex p.ej resp')
 _BLOCK = re.compile(r'(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6}|[-*_=]{3,}|(?:`{3}|~{3}|[|>]).*)\Z', re.S)
 _ENDS_A_LINE = re.compile(r'\s*(?:#{1,6}\s|\||\*\*[^*\n]+\*\*:?\s*\Z|__[^_\n]+__:?\s*\Z|[-*_=]{3,}\s*\Z)')
 _FENCE = re.compile(r'[ \t]{0,3}(`{3,}|~{3,})')
 _PERHAPS_FENCE = re.compile(r'[ \t]{0,3}(?:`{0,2}|~{0,2})\Z')
+_BRACKETED = re.compile(rf'(?:(?:[-*+\u2022>]|\d{{1,3}}[.)])\s+)?[\s{_OPENING}]*[(\[][\s{_OPENING}]*')
+_QUOTES = frozenset('"\'\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u2039\u203a')
 _WINDOW = 300  # characters before a mark that are examined
+_LONG_BRACKETS = 1000  # characters of a sentence in brackets that are examined
 _LONG_WORD = 24  # characters of the next word to wait for
 
 
@@ -212,40 +222,71 @@ def _is_sentence_end(text: str, found: re.Match, begin: int, hurry: bool) -> boo
     word = begin
     while word < len(text) and (text[word].isspace() or text[word] in _OPENING):
         word += 1
-    if word == len(text):
-        return _judge(text[:behind] + ' The', found, behind + 1) if hurry else None
-    end = _end_of_word(text, word, _LONG_WORD)
-    if end is None and not hurry:
+    marks, between, following = found['marks'], text[found.end('marks') : behind] + ' ', 'The'
+    if word < len(text):
+        end = _end_of_word(text, word, _LONG_WORD)
+        if end is None and not hurry:
+            return None
+        between, following = text[found.end('marks') : begin], text[word:end]
+    elif not hurry:
         return None
-    return _judge(text[:begin] + text[word:end], found, begin)
+    first = _first_in_brackets(text, found)
+    if first:  # sentencex ends no sentence within brackets
+        between = ' '
+    return _judge(text[first : found.start()], marks, between, following)
+
+
+def _first_in_brackets(text: str, found: re.Match) -> int:
+    """Return where the words begin if brackets around the whole sentence close behind its mark; else 0."""
+    closing = found[0][len(found['marks']) :]
+    if not (')' in closing or ']' in closing) or found.start() > _LONG_BRACKETS:
+        return 0
+    opening = _BRACKETED.match(text, 0, found.start())
+    if opening is None or (_QUOTES & set(opening[0]) and not _QUOTES & set(closing)):
+        return 0
+    depth = opening[0].count('(') + opening[0].count('[')
+    for char in text[opening.end() : found.start()]:
+        depth += (char in '([') - (char in ')]')
+        if not depth:
+            return 0
+    return opening.end() if closing.count(')') + closing.count(']') >= depth else 0
 
 
 def _stands_between_digits(text: str, start: int, end: int) -> bool:
     return end - start == 1 and text[start - 1 : start].isdigit() and text[end : end + 1].isdigit()
 
 
-def _judge(text: str, found: re.Match, begin: int) -> bool:
-    """Whether the sentence ends. `text` reaches to the end of the next word, which begins at `begin`."""
-    marks, following = found['marks'], text[begin]
-    if all(mark in _GREEK_QUESTION for mark in marks) and not _GREEK.search(text, 0, found.start()):
+def _judge(sentence: str, marks: str, between: str, following: str) -> bool:
+    """Whether a sentence ends with its marks. `between` stands between them and the following word."""
+    if all(mark in _GREEK_QUESTION for mark in marks) and not _GREEK.search(sentence):
         return False
-    before = text[max(0, found.start() - _WINDOW) : found.start()]
-    word = match[0].lower() if (match := _WORD.search(before)) else ''
-    if not any(mark in '!?' for mark in marks) and following.islower():
+    before = sentence[-_WINDOW:]
+    match = _WORD.search(before)
+    word = match[0].lower() if match else ''
+    if not any(mark in '!?' for mark in marks) and following[0].islower():
         return False
     if marks == '.':
-        if word in _TITLES or word in _BEFORE_ANYTHING or (word in _BEFORE_NUMBERS and following.isdigit()):
+        if word in _TITLES or word in _BEFORE_ANYTHING:
             return False
-        if _NUMBER.match(text[: found.end()]) or _GERMAN_ORDINAL.search(before):  # 1. Open it; der 2. Mann
+        unit = _UNIT.search(before)
+        if following[0].isdigit() or _ROMAN.match(following):
+            if match and match[0] in _LIKE_ABBREVIATIONS:  # Call me. 2 is enough.
+                return True
+            if word in _BEFORE_NUMBERS and not (unit and word in _UNITS_TOO):  # Vers. 2
+                return False
+            if not unit and _NO_VOWEL.match(word):
+                return False
+        if _NUMBER.match(sentence) or _GERMAN_ORDINAL.search(before):  # 1. Open it; der 2. Mann
             return False
-        if _UNIT.search(before) and following.isupper():  # It is 5 m. Then
+        if unit and (following[0].isupper() or following[0].isdigit()):  # It is 5 m. Then
             return True
-    start = found.start() - len(before)
     languages = ['el' if _GREEK.search(before) else 'ru' if _CYRILLIC.search(before) else 'en']
     if marks == '.' and word.isdigit():
         languages.append('de')  # Am 3. Mai
-    first, last = found.end('marks') - start, begin - start
-    return all(any(first <= end <= last for end in _ends(language, text[start:])) for language in languages)
+    marks = marks.replace('\u2026', '...')  # sentencex knows only the dots as an end
+    text, first = f'{before}{marks}{between}{following}', len(before) + len(marks)
+    last = first + len(between)
+    return all(any(first <= end <= last for end in _ends(language, text)) for language in languages)
 
 
 def _ends(language: str, text: str) -> list[int]:

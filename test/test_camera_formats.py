@@ -219,6 +219,52 @@ def test_the_prefix_of_a_compressed_format_is_the_encoding(pattern, bits):
     assert (grey == grey[..., :1]).all()
 
 
+@pytest.mark.parametrize(
+    'form',
+    [
+        'BAYER_RGGB8; PNG compressed BAYER_RGGB8',
+        'bayer_rggb8; png compressed bgr8',  # a mosaic all the same, since it is grey
+        ' bayer_rggb8 ;png',
+        'bayer_rggb8, png compressed',
+        'bayer_rggb8 png',
+        'png; bayer_rggb8',
+        'bayer_rggb8',
+    ],
+)
+@pytest.mark.parametrize('kind, mode', [('PNG', 'L'), ('PNG', 'LA'), ('PNG', 'RGB'), ('WEBP', 'L')])
+def test_a_mosaic_is_found_however_its_format_is_written_and_its_file_keeps_grey(form, kind, mode):
+    mosaic = pixels(1)[..., 0]
+    buffer = io.BytesIO()
+    Image.fromarray(mosaic).convert(mode).save(buffer, kind, lossless=True)
+    got = compressed_to_rgb(SimpleNamespace(format=form, data=buffer.getvalue()))
+    if 'bgr8' in form and (kind, mode) not in (('PNG', 'L'), ('PNG', 'LA')):
+        assert (got == mosaic[..., None]).all()  # three channels are what the format promises
+    else:
+        assert np.array_equal(got, image_to_rgb(message('bayer_rggb8', mosaic.tobytes())))
+
+
+def test_colors_whose_sender_had_a_mosaic_stay_as_they_are():
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(3)).save(buffer, 'PNG')
+    for form in ('bayer_rggb8; png compressed bgr8', 'bayer_rggb8; png compressed ', 'bayer_rggb12; png'):
+        got = compressed_to_rgb(SimpleNamespace(format=form, data=buffer.getvalue()))
+        assert np.array_equal(got, pixels(3))
+    grey = cv2.imencode('.png', pixels(1))[1].tobytes()
+    with pytest.raises(ValueError, match="'bayer_rggb12; png'.*unknown Bayer encoding"):
+        compressed_to_rgb(SimpleNamespace(format='bayer_rggb12; png', data=grey))
+
+
+@pytest.mark.parametrize('encoding', ['rgba8', 'bgra8', '8UC4'])
+def test_alpha_of_a_camera_means_nothing(encoding):
+    colors = pixels(4)  # with any alpha
+    buffer = io.BytesIO()
+    Image.fromarray(colors).save(buffer, 'PNG')
+    got = compressed_to_rgb(SimpleNamespace(format=f'{encoding}; png compressed', data=buffer.getvalue()))
+    assert np.array_equal(got, colors[..., :3])
+    drawn = compressed_to_rgb(SimpleNamespace(format='png', data=buffer.getvalue()))
+    assert not np.array_equal(drawn, colors[..., :3])  # of a drawing, transparent parts are white
+
+
 @pytest.mark.parametrize('options', [{}, {'progressive': True}], ids=['baseline', 'progressive'])
 @pytest.mark.parametrize('lost', [1, 2, 40, 0.3])
 def test_a_jpeg_that_is_cut_off_at_its_end_still_shows(lost, options):
@@ -235,6 +281,7 @@ def test_a_jpeg_that_is_cut_off_at_its_end_still_shows(lost, options):
     ('form', 'start', 'says'),
     [
         ('16UC1; compressedDepth png', bytes(12) + b'\x89PNG', 'compressedDepth'),
+        ('16UC1; COMPRESSEDDEPTH rvl', bytes(40), 'send the depth as an Image'),
         ('heic', b'\0\0\0\x18ftypheic', 'HEIC'),
         ('h264', b'\0\0\0\1g', 'H.264'),
         ('mp4', b'\0\0\0\x18ftypisom', 'video'),

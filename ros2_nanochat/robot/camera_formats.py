@@ -17,6 +17,7 @@ from ros2_nanochat.vision import pixels
 
 _COLOR = re.compile(r'(rgb|bgr|rgba|bgra)(8|16)\Z')
 _BAYER = re.compile(r'bayer_(rggb|bggr|gbrg|grbg)(8|16)\Z')
+_WORD = re.compile(r'\w+')
 _MATRIX = re.compile(r'(8|16|32|64)[USF]C\d+\Z', re.IGNORECASE)
 # OpenCV names a Bayer pattern by the second row's second and third pixel, ROS by the first row's first two.
 _BAYER_CODES = {
@@ -33,6 +34,7 @@ _YUV_CODES = {
 }
 _MATRIX_COLORS = {'8UC3': 'bgr8', '8UC4': 'bgra8', '16UC3': 'bgr16', '16UC4': 'bgra16'}
 _DEPTHS = {'16UC1': np.uint16, '32FC1': np.float32, '64FC1': np.float64}
+_WITH_ALPHA = ('rgba8', 'bgra8', '8UC4', 'rgba16', 'bgra16', '16UC4')
 _FLOATS = {'32FC3': np.float32, '32FC4': np.float32, '64FC3': np.float64, '64FC4': np.float64}
 _GREYS = {'mono8': np.uint8, '8UC1': np.uint8, 'mono16': np.uint16}
 ENCODINGS = (
@@ -89,21 +91,40 @@ def compressed_to_rgb(message) -> np.ndarray:
         ValueError: It cannot be decoded.
     """
     name = f'the compressed image (format {shorten(message.format, 40)!r}, {len(message.data)} bytes)'
-    if 'compressedDepth' in message.format:
+    form = message.format.lower()
+    if 'compresseddepth' in form:
         raise ValueError(
             f'{name} is not supported: send the depth as an Image, or as "16UC1; png compressed"'
         )
     picture = pixels.decode(bytes(message.data), name, cut=True)
-    before, _, rest = message.format.partition(';')
-    encoding = _CANONICAL.get(before.strip().lower(), '')
-    target = rest.partition('compressed')[2].strip()
-    if pixels.is_deep(picture) or picture.mode == 'L':
-        grey = pixels.deep_pixels(picture) if pixels.is_deep(picture) else np.asarray(picture)
-        if _BAYER.match(encoding) and (not target or target == encoding):
-            return _demosaic(grey, encoding)
-        if encoding in _DEPTHS and pixels.is_deep(picture):
-            return _grey_to_rgb(_depth_to_8_bits(grey))
+    before, _, target = form.partition('compressed')
+    encoding = next(
+        (word for word in _WORD.findall(before) if word in _CANONICAL or word.startswith('bayer_')), ''
+    )
+    if encoding.startswith('bayer_') and (mosaic := _mosaic(picture, target.strip())) is not None:
+        if encoding not in _CANONICAL:
+            raise ValueError(f'{name} has an unknown Bayer encoding; supported are those of 8 and 16 bits')
+        return _demosaic(mosaic, encoding)
+    encoding = _CANONICAL.get(encoding, '')
+    if encoding in _DEPTHS and pixels.is_deep(picture):
+        return _grey_to_rgb(_depth_to_8_bits(pixels.deep_pixels(picture)))
+    if encoding in _WITH_ALPHA and picture.mode == 'RGBA':
+        picture = picture.convert('RGB')  # alpha of a camera means nothing: Image drops it, too
     return np.asarray(pixels.upright_rgb(picture))
+
+
+def _mosaic(picture, target: str) -> np.ndarray | None:
+    """Return the Bayer mosaic that a picture holds; None if its sender converted it to `target`."""
+    if target.startswith('mono'):
+        return None
+    if pixels.is_deep(picture):
+        return pixels.deep_pixels(picture)
+    if picture.mode in ('L', 'LA'):
+        return np.asarray(picture.convert('L'))
+    if target and not target.startswith('bayer'):
+        return None
+    colors = np.asarray(picture.convert('RGB'))  # WebP, for example, has no grey
+    return colors[..., 0].copy() if (colors == colors[..., :1]).all() else None
 
 
 def stamp_of(message) -> int:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -600,6 +601,9 @@ def test_the_lock_of_a_state_file_is_shared_within_a_process_and_kept_until_its_
     def another_process():
         return subprocess.run([sys.executable, '-c', code, str(path)], timeout=60).returncode
 
+    os.mkfifo(tmp_path / 'fifo')
+    with pytest.raises(OSError, match='Not a regular file.*fifo'):
+        StateLock(tmp_path / 'fifo')
     first, second = StateLock(path), StateLock(path)
     first.release()
     first.release()

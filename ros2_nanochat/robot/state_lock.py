@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -28,6 +29,9 @@ class StateLock:
     def __init__(self, path: Path):
         self._handle: int | None = os.open(path, _READ | os.O_CREAT, 0o600)
         status = os.fstat(self._handle)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._handle)
+            raise OSError(errno.EINVAL, 'Not a regular file', str(path))
         self._file = status.st_dev, status.st_ino
         with _guard:
             if self._file in _held:
@@ -42,8 +46,8 @@ class StateLock:
                     owner = os.read(self._handle, 20).decode(errors='replace').strip() or 'unknown'
                     os.close(self._handle)
                     raise ValueError(
-                        f'{path.parent} is used for this robot by another process ({owner}): end it,'
-                        ' or give this node another name (-r __node:=...) or another state_dir'
+                        f'{path.stem.lstrip(".")}: {path.parent} is used for this robot by another process'
+                        f' ({owner}): end it, or give this node another name (-r __node:=...) or another state_dir'
                     ) from None
                 return  # a file system without locks, some network shares for example
             _held[self._file] = [self._handle, 1]

@@ -48,7 +48,10 @@ class ConversationStore:
                 pass
             self._lock = StateLock(self.folder / f'.{self.path.stem}.lock')
         except OSError as error:
-            raise ValueError(f'state_dir={str(folder)!r} cannot be written to: {error.strerror}') from error
+            where = f' ({error.filename})' if str(error.filename).endswith('.lock') else ''
+            raise ValueError(
+                f'state_dir={str(folder)!r} cannot be written to: {error.strerror}{where}'
+            ) from error
         for file in (self.path, self._prompt_file):
             remove_temporary(self.folder, file.name)
         if not keep_kv:

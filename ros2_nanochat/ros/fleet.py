@@ -71,7 +71,7 @@ class Fleet:
         self._busy = (0.0, False)  # when that was last known, and whether the model answers a person
         self._watching: dict[str, WatchTopics] = {}
         self._budget = WatchBudget()
-        self._twins: set[str] = set()
+        self._twins: dict[str, str] = {}  # the last warning about each robot's topics
         self._next = 0  # the robot that the graph is asked about next
         self._graph_known = 0.0
         self._servers = McpServers()
@@ -275,9 +275,9 @@ class Fleet:
             twin = port.twin if port is not None else ''
             if twin:
                 status.raise_to(WARN, twin)
-                if robot not in self._twins:
+                if twin != self._twins.get(robot):
                     self._log.warning(twin)
-            (self._twins.add if twin else self._twins.discard)(robot)
+            self._twins[robot] = twin
             statuses.append(status)
             watching = self._watching.get(robot)
             statuses += watching.statuses() if watching is not None else []

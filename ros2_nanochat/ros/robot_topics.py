@@ -35,6 +35,10 @@ from ros2_nanochat.ros.typed_reply import TypedReply
 
 DEPTH = 1000
 """Depth of the topics: enough for a burst of a few hundred queries and turns, and for a whole reply."""
+_OWN_TOPICS = (
+    *('turn', 'reply', 'sentence', 'tokens'),
+    *('typed_reply', 'observations', 'watches', 'tool_calls'),
+)
 _LAST_WORDS = Duration(seconds=0.1)  # for listeners to acknowledge messages; one of them may be dead
 _CLOSING = 0.5  # seconds to wait for callbacks that the executor has already taken
 
@@ -56,7 +60,10 @@ class RobotTopics:
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
         events = PublisherEventCallbacks(use_default_callbacks=warns)
         self._closed = self._muted = False
+        self._own_topics = [node.resolve_topic_name(prefix + name) for name in _OWN_TOPICS]
+        self._warnings = dict.fromkeys(self._own_topics, '')  # about those that others publish, too
         self._twin = ''
+        self._next = -1  # the topic that the graph was asked about last
         self._publishers = [
             node.create_publisher(
                 kind, prefix + name, QoSProfile(depth=DEPTH), event_callbacks=events, **override
@@ -173,9 +180,26 @@ class RobotTopics:
         self._camera.follow(*self._camera_use)
         if self._tools is not None:
             self._tools.follow()
-        topic = self._publishers[-1].topic_name
-        others = not self._closed and self._node.count_publishers(topic) > 1
-        self._twin = f'another node publishes {topic}: do two nodes have one name?' if others else ''
+        if not self._closed:
+            self._look_for_twins()
+
+    def _look_for_twins(self) -> None:
+        """Ask the graph about one of the topics: asking about all of them takes too long with many robots."""
+        self._next = (self._next + 1) % len(self._own_topics)
+        topic, warning = self._own_topics[self._next], ''
+        if self._node.count_publishers(topic) > 1:
+            ends = self._node.get_publishers_info_by_topic(topic)
+            names = {f'{end.node_namespace.rstrip("/")}/{end.node_name}' for end in ends}
+            others = sorted(names - {self._node.get_fully_qualified_name()})
+            who, hint = f' ({", ".join(others)})', 'end it, or remap its topic'
+            if not others or 'UNKNOWN' in others[0]:
+                who, hint = '', 'do two nodes have one name?'
+            warning = f'another node{who} publishes {topic}: {hint}'
+        self._warnings[topic] = warning
+        if (
+            self._next == len(self._own_topics) - 1
+        ):  # after a round, so that twins always give the same warning
+            self._twin = next(filter(None, self._warnings.values()), '')
 
     @property
     def twin(self) -> str:

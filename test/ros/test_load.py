@@ -6,13 +6,16 @@ import sys
 import time
 
 import pytest
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nanochat.action import Chat
+from nanochat.msg import Token
 from rcl_interfaces.srv import GetParameters, ListParameters
 from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
+from std_msgs.msg import String
 from test_robots import call, set_parameter
 
 FAST = 'tokens_per_second=2000'
@@ -299,10 +302,23 @@ def test_a_second_node_of_one_name_and_state_does_not_start_and_without_state_th
     start, listen, tmp_path
 ):
     first = start(state_dir=str(tmp_path))
-    second = start(wait=False, state_dir=str(tmp_path))
+    (tmp_path / 'link').symlink_to(tmp_path)
+    second = start(wait=False, state_dir=f'{tmp_path}/link/')
     assert second.process.wait(60) == 1 and 'another process' in second.output
     start(wait=False)
     first.wait_for_line('do two nodes have one name?', 30)
+
+
+@pytest.mark.parametrize('name, kind', [('tokens', Token), ('sentence', String)])
+def test_another_publisher_of_any_topic_of_a_robot_is_named(share, name, kind):
+    """As a player of a recording."""
+    node = share()
+    player = rclpy.create_node('player')
+    try:
+        player.create_publisher(kind, f'/nanochat/{name}', 10)
+        node.wait_for_line(f'another node (/player) publishes /nanochat/{name}', 30)
+    finally:
+        player.destroy_node()
 
 
 def test_a_client_is_told_that_the_node_is_there_but_not_active(start, run_program):

@@ -47,7 +47,8 @@ class StateLock:
                     os.close(self._handle)
                     raise ValueError(
                         f'{path.stem.lstrip(".")}: {path.parent} is used for this robot by another process'
-                        f' ({owner}): end it, or give this node another name (-r __node:=...) or another state_dir'
+                        f' ({owner}): end it, or give this node another name (-r __node:=...) or another'
+                        ' state_dir'
                     ) from None
                 return  # a file system without locks, some network shares for example
             _held[self._file] = [self._handle, 1]

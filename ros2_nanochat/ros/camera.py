@@ -18,7 +18,7 @@ from rclpy.exceptions import InvalidHandle
 from ros2_nanochat.robot.camera_formats import stamp_of
 from ros2_nanochat.robot.freshness import ArrivalClock, Jump, age_of
 from ros2_nanochat.robot.turn import Picture
-from ros2_nanochat.ros.camera_topics import CameraTopic, camera_topics
+from ros2_nanochat.ros.camera_topics import CameraTopic, camera_topics, identity_of
 from ros2_nanochat.ros.spinning import Untouched
 
 _FIRST_FRAME = 1.0  # seconds to wait for the first frame of a publisher that was just found
@@ -148,8 +148,12 @@ class Camera:
             used = [self._topics[transport] for transport in self._candidates()]
             ends = [(topic, end) for topic in used for end in self._publishers[topic.name]]
             if not ends:
-                others = [topic.name for topic in self._topics.values() if topic not in used]
-                return f'image_transport is {self._transport}, and only {", ".join(others)} is published'
+                others = ', '.join(topic.name for topic in self._topics.values() if topic not in used)
+                if self._transport == 'auto':
+                    return (
+                        f'nobody publishes {used[0].name}, to which image is remapped, but {others}: use that'
+                    )
+                return f'image_transport is {self._transport}, and only {others} is published'
             wrong = [topic.mismatch(end) or topic.waits_in_vain(end) for topic, end in ends]
             return '; '.join(dict.fromkeys(filter(None, wrong)))
 
@@ -178,7 +182,7 @@ class Camera:
                 self._jump = Jump(steady, clock.now().nanoseconds)
         for topic in self._topics.values():
             ends = self._publishers[topic.name] = self._node.get_publishers_info_by_topic(topic.name)
-            sources = frozenset(_identity(end.endpoint_gid) for end in ends)
+            sources = frozenset(identity_of(end.endpoint_gid) for end in ends)
             if sources != self._sources.get(topic.name):
                 if topic is self._open and topic.name in self._sources:
                     self._take()  # what has arrived is of the publishers before
@@ -257,7 +261,7 @@ class Camera:
             self._tried.clear()
 
     def _frame(self, topic: CameraTopic, message, info) -> _Frame:
-        source = _identity(info['publisher_gid']['data']) if 'publisher_gid' in info else b''
+        source = identity_of(info['publisher_gid']['data']) if 'publisher_gid' in info else b''
         return _Frame(
             Picture(
                 lambda: topic.decode(message),
@@ -293,8 +297,3 @@ class Camera:
         now = self._node.get_clock().now().nanoseconds
         if now != jump.delta.nanoseconds:  # else a simulation's clock has just started
             self._jump = Jump(time.monotonic(), now)
-
-
-def _identity(gid) -> bytes:
-    """Return the part of a publisher's id that the graph and a message's info share."""
-    return bytes(gid)[:16]

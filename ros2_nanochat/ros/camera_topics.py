@@ -49,7 +49,7 @@ class CameraTopic:
     @property
     def type_name(self) -> str:
         """Name of the message type on the graph."""
-        return f'sensor_msgs/msg/{self.kind.__name__}'
+        return _type_name(self.kind)
 
     def mismatch(self, publisher) -> str:
         """Return why messages of a publisher cannot arrive, '' if they can.
@@ -59,7 +59,8 @@ class CameraTopic:
         """
         who = _name_of(publisher)
         if publisher.topic_type != self.type_name:
-            return f'{who} publishes {publisher.topic_type} on {self.name}, not {self.type_name}'
+            hint = f': remap {self.given}{_COMPRESSED} to it' if self._is_compressed(publisher) else ''
+            return f'{who} publishes {publisher.topic_type} on {self.name}, not {self.type_name}{hint}'
         compatibility, reason = qos_check_compatible(publisher.qos_profile, self.qos)
         if compatibility != QoSCompatibility.ERROR:
             return ''
@@ -69,6 +70,9 @@ class CameraTopic:
             f'the QoS of {who} on {self.name} does not match: {differs} '
             f'(qos_overrides.{self.name}.subscription.* sets the subscription)'
         )
+
+    def _is_compressed(self, publisher) -> bool:
+        return self.transport == 'raw' and publisher.topic_type == _type_name(CompressedImage)
 
     def waits_in_vain(self, publisher) -> str:
         """Return why messages that a publisher sent earlier do not arrive, although later ones do; else ''.
@@ -105,7 +109,9 @@ def camera_topics(node, prefix: str) -> tuple[dict[str, CameraTopic], tuple[str,
     resolved = node.resolve_topic_name(raw)
     order: tuple[str, ...] = ('raw', 'compressed')
     if resolved.endswith(_COMPRESSED):
-        raw, compressed, order = resolved.removesuffix(_COMPRESSED), raw, ('compressed',)
+        # A topic named just `compressed` has no raw one: this name stands for one that nobody publishes.
+        raw, compressed = resolved.removesuffix(_COMPRESSED) or f'{resolved}/raw', raw
+        order = ('compressed',)
     topics = {}
     for transport, given, kind, decode in (
         ('raw', raw, Image, image_to_rgb),
@@ -114,6 +120,15 @@ def camera_topics(node, prefix: str) -> tuple[dict[str, CameraTopic], tuple[str,
         name = node.resolve_topic_name(given)
         topics[transport] = CameraTopic(transport, given, name, kind, decode, _qos(node, name))
     return topics, order
+
+
+def _type_name(kind: type) -> str:
+    return f'sensor_msgs/msg/{kind.__name__}'
+
+
+def identity_of(gid) -> bytes:
+    """Return the part of a publisher's id that the graph and a message's info share."""
+    return bytes(gid)[:16]
 
 
 def _name_of(publisher) -> str:

@@ -33,7 +33,7 @@ _QOS = 'qos_overrides.'
 _QOS_PARAMETERS = {
     each.name: Parameter.of(each)
     for each in (
-        Option('Messages kept', name='depth', kind=int, default=10, low=1),
+        Option('Messages kept', name='depth', kind=int, default=10, low=1, high=1_000_000),
         Option(
             'Which are kept',
             name='history',

@@ -259,11 +259,14 @@ def test_auto_tries_the_other_topic_if_the_one_brings_no_frames(world):
     assert len(world.open()) == 1
 
 
-@pytest.mark.parametrize('remap', ['~/image:=/cam/image_raw/compressed', '/user/image:=/cam/compressed'])
+@pytest.mark.parametrize(
+    'remap',
+    ['~/image:=/cam/image_raw/compressed', '/user/image:=/cam/compressed', '~/image:=/compressed'],
+)
 def test_an_image_topic_that_is_compressed_is_taken_for_what_it_is(world, remap):
     topic = remap.partition(':=')[2]
     camera = world.camera(remap=[remap])
-    world.publisher(topic.removesuffix('/compressed'), matched=False)
+    world.publisher(topic.removesuffix('/compressed') or '/other', matched=False)
     publisher = world.publisher(topic, CompressedImage)
     show(world, camera, publisher, frame('compressed', kind=CompressedImage))
     assert world.open() == {topic}
@@ -277,7 +280,12 @@ LATCHED = QoSProfile(
 @pytest.mark.parametrize(
     'kind, qos, parameters, told',
     [
-        (CompressedImage, BEST_EFFORT, {}, ('sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image')),
+        (
+            CompressedImage,
+            BEST_EFFORT,
+            {},
+            ('sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image', 'remap ~/image/compressed to it'),
+        ),
         (String, BEST_EFFORT, {}, ('std_msgs/msg/String', 'sensor_msgs/msg/Image')),
         (Image, BEST_EFFORT, {'reliability': 'reliable'}, ('best effort publisher', 'reliable subscription')),
         (Image, LATCHED, {}, ('transient_local', 'volatile')),
@@ -318,6 +326,15 @@ def test_a_publisher_on_the_transport_that_is_not_chosen_is_named(world):
     pictures, note, seconds = ask(camera)
     assert not pictures and seconds < 0.5
     assert 'image_transport' in note and '/user/image/compressed' in note
+
+
+def test_only_raw_frames_for_a_compressed_topic_are_named(world):
+    camera = world.camera(remap=['~/image:=/cam/compressed'])
+    world.publisher('/cam', matched=False)
+    world.until(lambda: camera.present)
+    pictures, note, seconds = ask(camera)
+    assert not pictures and seconds < 0.5
+    assert 'nobody publishes /cam/compressed' in note and 'but /cam: use that' in note, note
 
 
 @pytest.mark.parametrize('offered', [ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT])

@@ -69,7 +69,7 @@ def test_an_override_of_qos_that_has_no_use_is_told_and_a_wrong_one_ends_the_sta
         and '/nanochat/token.publisher.depth:' in told[0]
         and 'turn' not in told[0]
     )
-    for override in ('reliability:=sometimes', 'depth:=0', 'depth:=many'):
+    for override in ('reliability:=sometimes', 'depth:=0', 'depth:=many', 'depth:=9999999999'):
         node = start(wait=False, ros_args=['-p', f'qos_overrides./nanochat/tokens.publisher.{override}'])
         assert node.process.wait(60) == 1
         node.stop()

@@ -1,5 +1,5 @@
 """All benchmarks, one after the other: `make bench`, or `python -m benchmarks [--quick] [NAME ...]` (busy,
-engine, hf, mlc, ros, vision, watch, web).
+engine, hf, mlc, ros, start, vision, watch, web).
 
 `python -m benchmarks soak [--minutes 30]` runs for half an hour and looks for leaks and lost turns; see
 soak.py.

@@ -120,17 +120,21 @@ def child(*arguments: str):
         process.wait(10)
 
 
-@contextmanager
-def chat_node(**parameters):
-    program = next(
-        path
+def chat_program() -> str:
+    """The path of `chat_node` in the workspace."""
+    return next(
+        str(path)
         for prefix in os.environ['AMENT_PREFIX_PATH'].split(':')
         if (path := Path(prefix, 'lib/nanochat/chat_node')).exists()
     )
+
+
+@contextmanager
+def chat_node(**parameters):
     parameters = {'speculation': 'false', 'max_context_len': 1024, **parameters}
     process = subprocess.Popen(
         [
-            str(program),
+            chat_program(),
             '--ros-args',
             *(part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')),
             '--log-level',

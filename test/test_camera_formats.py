@@ -64,6 +64,12 @@ def test_8_bit_encodings_give_the_pixels_of_opencv(encoding, channels, code, pad
     assert np.array_equal(image_to_rgb(message(encoding, rows.tobytes())), expected)
 
 
+@pytest.mark.parametrize('encoding, channels', [('rgb8', 3), ('bgr8', 3), ('mono8', 1)])
+def test_frames_whose_bytes_are_the_pixels_are_not_copied(encoding, channels):
+    frame = message(encoding, pixels(channels).tobytes())
+    assert np.shares_memory(image_to_rgb(frame), np.frombuffer(frame.data, np.uint8))
+
+
 @pytest.mark.parametrize(
     'encoding, channels, code',
     [

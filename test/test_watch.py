@@ -84,6 +84,26 @@ def test_a_thing_that_moves_or_changes_its_colour_is_a_change_and_so_is_another_
         assert tiny.same_as(tiny) and not tiny.same_as(None)
 
 
+@pytest.mark.parametrize(
+    'shape', [(480, 640), (1, 1), (1, 500), (7, 3), (333, 517), (1080, 1920), (20000, 20)]
+)
+def test_a_scene_is_the_mean_of_each_block_however_the_bytes_of_its_picture_lie(shape):
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    blocks = Scene.of(pixels).blocks
+    edges = [np.linspace(0, length, count + 1).astype(int) for length, count in zip(shape, blocks.shape)]
+    for row, column in rng.integers(0, blocks.shape[:2], (20, 2)):
+        (top, bottom), (left, right) = edges[0][row : row + 2], edges[1][column : column + 2]
+        assert blocks[row, column] == pytest.approx(
+            pixels[top:bottom, left:right].mean(axis=(0, 1)), abs=1e-3
+        )
+    assert blocks.dtype == np.float32
+    assert np.array_equal(Scene.of(pixels[..., ::-1]).blocks, blocks[..., ::-1])
+    assert np.array_equal(Scene.of(pixels[::2, ::-1]).blocks, Scene.of(pixels[::2, ::-1].copy()).blocks)
+    grey = np.broadcast_to(pixels[..., :1], pixels.shape)
+    assert np.array_equal(Scene.of(grey).blocks, Scene.of(grey.copy()).blocks)
+
+
 # --- what is asked, and what ends it ---
 
 

@@ -58,7 +58,7 @@ def image_to_rgb(message) -> np.ndarray:
     """Convert a sensor_msgs/Image.
 
     Returns:
-        RGB pixels, [h, w, 3] uint8.
+        RGB pixels, [h, w, 3] uint8; a view of the message's bytes where they hold them in another order.
 
     Raises:
         ValueError: The encoding is unknown, or the fields contradict each other.
@@ -178,7 +178,7 @@ def _rows(message, width: int, height: int, channels: int, dtype=np.uint8) -> np
 
 
 def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey.reshape(grey.shape[0], grey.shape[1], 1), 3, axis=2)
+    return np.broadcast_to(grey.reshape(grey.shape[0], grey.shape[1], 1), (*grey.shape[:2], 3))
 
 
 def _depth_to_8_bits(depth: np.ndarray) -> np.ndarray:
@@ -199,7 +199,8 @@ def _color(message, encoding: str, width: int, height: int) -> np.ndarray:
     bits = np.uint16 if order.endswith('16') else np.uint8
     order = order.rstrip('0123456789')
     rows = _rows(message, width, height, len(order), bits)[..., :3]
-    return np.ascontiguousarray(pixels.to_8_bits(rows if order.startswith('rgb') else rows[..., ::-1]))
+    found = pixels.to_8_bits(rows if order.startswith('rgb') else rows[..., ::-1])
+    return found if len(order) == 3 else np.ascontiguousarray(found)
 
 
 def _float(message, encoding: str, width: int, height: int) -> np.ndarray:

@@ -476,6 +476,25 @@ def test_a_time_limit_ends_it_even_without_a_camera(robot):
     assert r1.heard.ends == [('a', WatchEnd.TIMEOUT)] and not r1.heard.seen
 
 
+def test_a_time_limit_ends_it_while_its_frame_is_encoded_or_its_answer_is_under_way(robot):
+    r, going_on = robot(), threading.Event()
+    r.show(10)
+    r.model.vision.slow = True
+    r.watch('a', name='a', timeout=0.2)
+    r.wait(lambda: r.heard.ends == [('a', WatchEnd.TIMEOUT)])
+    r.model.vision.slow = False
+    forward = r.model.backend.forward
+    r.model.backend.forward = lambda chunks: going_on.wait(60.0) and forward(chunks)
+    r.watch('b', name='b')
+    r.watch('c', name='c', timeout=0.2)
+    try:
+        r.wait(lambda: ('c', WatchEnd.TIMEOUT) in r.heard.ends)
+    finally:
+        going_on.set()
+    r.wait(lambda: r.heard.of('b'))
+    assert not r.heard.of('c')
+
+
 def test_it_waits_for_a_usable_frame_says_why_and_goes_on(robot):
     r1 = robot()
     camera = r1.cameras['image']

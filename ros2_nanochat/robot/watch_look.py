@@ -66,6 +66,7 @@ class Look:
         if self._interrupted():
             _postpone(due, _BUSY)
             return
+        due = [each for each in due if not each.ended]
         options = self._options()
         before = [(each.state, each.note) for each in due]
         asked = []

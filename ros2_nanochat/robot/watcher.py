@@ -73,10 +73,8 @@ class Watcher:
         self.name = name
         self.observations = Observations()
         self._title = f'{name}: ' if name else ''
-        self._model, self._output, self._log = model, output, log
-        self._look = Look(
-            Asking(model, chat_template), options, cameras, budget, lambda: self._closed or busy(), self
-        )
+        self._model, self._output, self._busy, self._log = model, output, busy, log
+        self._look = Look(Asking(model, chat_template), options, cameras, budget, self._interrupted, self)
         self._standing: dict[str, Standing] = {}
         self._changed = threading.Condition()
         self._closed = False
@@ -218,6 +216,19 @@ class Watcher:
         """Tell that the state of a question has changed. For `Look`."""
         self._tell('changed')
 
+    def _interrupted(self) -> bool:
+        """Whether a look must end. `Look` asks this again and again: an answer may take longer than the limit
+        of time of a question.
+        """
+        self._end_overdue()
+        return self._closed or self._busy()
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for each in self.standing:
+            if each.until_time <= now:
+                self.end(each, WatchEnd.TIMEOUT)
+
     def _work(self, worker: Worker) -> bool:
         """Wait for the next look, and do it. Return False when there will be no more."""
         with self._changed:
@@ -227,12 +238,9 @@ class Watcher:
                 self._changed.wait(None if next_due is None else next_due - now)
             if self._closed:
                 return False
-            standing = list(self._standing.values())
+        self._end_overdue()
         now = time.monotonic()
-        for each in standing:
-            if each.until_time <= now:
-                self.end(each, WatchEnd.TIMEOUT)
-        due = [each for each in standing if each.due <= now and not each.ended and not each.paused]
+        due = [each for each in self.standing if each.due <= now and not each.paused]
         if due:
             self._look.at(due)
         return True

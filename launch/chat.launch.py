@@ -6,6 +6,7 @@ files, and push it into a namespace.
 """
 
 import os
+import re
 
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
@@ -14,7 +15,7 @@ from launch_ros.actions import Node
 
 from launch import LaunchDescription
 from ros2_nanochat.config import WebConfig, options_of
-from ros2_nanochat.robot.options import PARAMETERS
+from ros2_nanochat.robot.options import PARAMETERS, robot_names
 
 # Parameters that have a launch argument; params_file sets the others.
 _PARAMETERS = (
@@ -44,6 +45,7 @@ _DEFAULTS = {'log_level': 'info', 'web': 'false'}
 _WEB = {option.name: option for option in options_of(WebConfig) if option.name in ('host', 'port')}
 
 
+_TOPIC = re.compile(r'(?:~?/)?[A-Za-z_]\w*(?:/[A-Za-z_]\w*)*', re.ASCII)
 _DECLARED = (*_PARAMETERS, *_OTHERS, *(f'web_{name}' for name in _WEB))
 
 
@@ -58,8 +60,9 @@ def _start(context):
         given['gpu_layers'] = _whole_number('gpu_layers', given['gpu_layers'])
     if value['use_sim_time']:
         given['use_sim_time'] = _true_or_false('use_sim_time', value['use_sim_time'])
-    robots = [name.strip('/') for name in value['robots'].replace(',', ' ').split()]
+    robots = [name.strip('/') for name in re.split(r'[\s,\[\]\'"]+', value['robots']) if name.strip('/')]
     if robots:
+        robots = robot_names(robots)
         given['robots'] = robots
     if given:
         parameters.append(given)
@@ -106,6 +109,12 @@ def _cameras(topic, robots):
     """Remappings of the images of each robot to its camera: a pattern with {robot}, or one camera for all."""
     if '{robot}' in topic and not robots:
         raise ValueError(f'image_topic:={topic} is not valid: it names {{robot}}, and robots is empty')
+    given, topic = topic, topic.strip().rstrip('/')
+    if not _TOPIC.fullmatch(topic.replace('{robot}', 'robot')):
+        raise ValueError(
+            f'image_topic:={given} is not valid: it has to be the name of a topic, in which {{robot}} may'
+            ' stand for the name of each robot'
+        )
     images = {f'{robot}/nanochat/image': topic.replace('{robot}', robot) for robot in robots}
     # A compressed topic is used as it is; for a raw one, the compressed topic is remapped, too.
     suffixes = ('',) if topic.endswith('/compressed') else ('', '/compressed')
@@ -131,10 +140,11 @@ def _whole_number(name, text):
 
 
 def _true_or_false(name, text):
-    values = {'true': True, '1': True, 'false': False, '0': False}
-    if text.lower() not in values:
+    values = {'true': True, 'yes': True, 'on': True, '1': True}
+    values |= {'false': False, 'no': False, 'off': False, '0': False}
+    if text.strip().lower() not in values:
         raise ValueError(f'{name}:={text} is not valid: it has to be true or false')
-    return values[text.lower()]
+    return values[text.strip().lower()]
 
 
 def generate_launch_description():

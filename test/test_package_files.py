@@ -88,11 +88,28 @@ def test_the_launch_file_gives_each_robot_its_camera_by_a_pattern_or_all_of_them
     assert cameras() == {}
     with pytest.raises(ValueError, match='names {robot}, and robots is empty'):
         cameras(image_topic='{robot}/camera/image_raw')
+    assert cameras(robots='[r1]', image_topic='/{robot}/cam/compressed/') == {
+        'r1/nanochat/image': '/r1/cam/compressed'
+    }
+
+
+@pytest.mark.parametrize('topic', ['{Robot}/cam', '{robots}/cam', '{}', '{robot', 'a//b', '/a b', '/1', '%s'])
+def test_a_topic_that_no_camera_can_have_ends_the_launch_and_is_named(topic):
+    with pytest.raises(ValueError, match=f'^image_topic:={re.escape(topic)} is not valid'):
+        chat_launch(ROOT, robots='r1', image_topic=topic)
+
+
+@pytest.mark.parametrize('robots', ['[r1, r2]', "['r1', 'r2']", '/r1/\nr2', ' r1 ,, r2 '])
+def test_the_launch_file_takes_robots_as_they_are_written_in_a_file_of_parameters(robots):
+    assert given(chat_launch(ROOT, robots=robots)[1]) == {'robots': ['r1', 'r2']}
+    with pytest.raises(ValueError, match="robots: '2bot' is not valid"):
+        chat_launch(ROOT, robots='2bot', image_topic='{robot}/cam')
 
 
 def test_the_launch_file_sets_the_clock_only_if_told_to():
     assert given(chat_launch(ROOT, use_sim_time='true')[1]) == {'use_sim_time': True}
     assert given(chat_launch(ROOT, use_sim_time='False')[1]) == {'use_sim_time': False}
+    assert given(chat_launch(ROOT, use_sim_time=' off')[1]) == {'use_sim_time': False}
     assert given(chat_launch(ROOT)[1]) == {}
     with pytest.raises(ValueError, match='use_sim_time:=maybe is not valid: it has to be true or false'):
         chat_launch(ROOT, use_sim_time='maybe')

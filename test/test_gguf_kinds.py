@@ -58,13 +58,24 @@ def test_an_encoder_decoder_is_refused_at_opening(tmp_path):
         ('llama', {'general__type': (F.STRING, 'mmproj')}, 'the vision part of a model'),
         ('llama', {'general__type': (F.STRING, 'adapter')}, 'a LoRA adapter'),
         ('imatrix', {'general__type': (F.STRING, 'imatrix')}, 'an importance matrix'),
+        ('llama', {'general__type': (F.STRING, 'vae')}, "of the type 'vae'"),
+        ('llama', {'adapter__type': (F.STRING, 'lora')}, 'a LoRA adapter'),
         ('llama', {'tokenizer__ggml__model': (F.STRING, 'none')}, 'no vocabulary'),
+        ('llama', {'general__name': (F.STRING, 'v')}, 'a vocabulary without a model'),
     ],
 )
 def test_what_is_no_language_model_is_named(tmp_path, architecture, fields, what):
     write_head(tmp_path / 'a.gguf', architecture, **fields)
     message = refusal(tmp_path / 'a.gguf')
     assert what in message and ('take a GGUF file' in message or 'model' in message)
+
+
+def test_an_architecture_that_llama_cpp_does_not_have_is_named_with_what_to_do(tmp_path, plain):
+    with open(plain, 'rb') as file:
+        data = file.read()
+    (tmp_path / 'a.gguf').write_bytes(data.replace(b'llama', b'fluxx'))
+    message = refusal(tmp_path / 'a.gguf')
+    assert "'fluxx'" in message and 'newer llama.cpp' in message and 'take a GGUF file' in message
 
 
 def test_a_recurrent_model_is_a_language_model(tmp_path):

@@ -35,6 +35,8 @@ from ros2_nanochat import NanoLLM  # noqa: E402
 from ros2_nanochat.backends.base import Chunk  # noqa: E402
 from ros2_nanochat.backends.hf import loading as hf_load  # noqa: E402
 from ros2_nanochat.backends.hf.backend import HFBackend  # noqa: E402
+from ros2_nanochat.backends.hf.checkpoint import Checkpoint  # noqa: E402
+from ros2_nanochat.backends.hf.kinds import other_kind  # noqa: E402
 from ros2_nanochat.config import ModelConfig  # noqa: E402
 from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted  # noqa: E402
 
@@ -586,6 +588,33 @@ def test_what_is_no_language_model_is_named(llama, tmp_path, change, said):
     with pytest.raises(BackendError, match=said) as caught:
         opened(tmp_path)
     assert '\n' not in str(caught.value) and 'no causal language model' in str(caught.value)
+
+
+def test_classes_of_transformers_are_told_apart_by_their_names(tmp_path):
+    from transformers.models.auto import modeling_auto as auto
+
+    def names(mapping):
+        given = (each if isinstance(each, (tuple, list)) else (each,) for each in mapping.values())
+        return {name for each in given for name in each}
+
+    def kind(name):
+        return other_kind(Checkpoint(str(tmp_path), config={'architectures': [name]}))
+
+    causal = names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert [name for name in causal if kind(name)] == []
+    others = ('OBJECT_DETECTION', 'DEPTH_ESTIMATION', 'SEMANTIC_SEGMENTATION', 'CTC', 'TOKEN_CLASSIFICATION')
+    for task in others:
+        found = names(getattr(auto, f'MODEL_FOR_{task}_MAPPING_NAMES')) - causal
+        unnamed = [name for name in found if not kind(name)]
+        assert found and len(unnamed) <= 0.1 * len(found), unnamed
+
+
+def test_what_makes_no_text_is_named_before_its_tokenizer_is_missed(tmp_path):
+    config = {'architectures': ['DetrForObjectDetection'], 'model_type': 'detr'}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    safetensors.torch.save_file({'a': torch.zeros(1)}, tmp_path / 'model.safetensors')
+    with pytest.raises(BackendError, match='made for another task .ObjectDetection'):
+        opened(tmp_path)
 
 
 def test_a_model_whose_logits_are_no_numbers_is_refused_at_opening(llama, tmp_path):

@@ -141,6 +141,9 @@ def test_a_local_path_that_is_not_there_asks_nobody(no_network, model):
     [
         ({}, {}, 'holds no model'),
         ({'readme.md': b''}, {}, 'holds no model'),
+        ({'adapter_config.json': b'{}', 'adapter_model.safetensors': b''}, {}, 'holds an adapter'),
+        ({'model_index.json': b'{}'}, {}, 'a pipeline of diffusers'),
+        ({'modules.json': b'[]'}, {}, 'a model of sentence-transformers'),
         ({'config.json': b'{'}, {}, 'config.json cannot be read'),
         ({'config.json': b'[]'}, {}, 'config.json is not'),
         ({'config.json': CONFIG}, {'api': 'gguf'}, 'without a .gguf file'),

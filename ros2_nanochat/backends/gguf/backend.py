@@ -19,7 +19,7 @@ from ros2_nanochat.backends.gguf.decoding import Decoder
 from ros2_nanochat.backends.gguf.embeddings import EmbeddingTable
 from ros2_nanochat.backends.gguf.header import architecture_memory, check_gguf, read_head, read_metadata
 from ros2_nanochat.backends.gguf.images import GGUFImages, open_images
-from ros2_nanochat.backends.gguf.kinds import check_loaded, check_metadata, no_memory_of_text
+from ros2_nanochat.backends.gguf.kinds import check_loaded, check_metadata, check_tensors, no_memory_of_text
 from ros2_nanochat.backends.gguf.kv import GGUFMemory
 from ros2_nanochat.backends.gguf.memory_estimate import estimate_memory
 from ros2_nanochat.backends.gguf.mmproj import Mmproj, find_mmproj
@@ -82,8 +82,10 @@ class GGUFBackend(Backend):
     def open(self, progress: Callable[[float], None] | None = None) -> None:
         with interruptible(self.abort):
             check_gguf(self.path)
-            metadata = read_head(self.path).metadata
+            head = read_head(self.path)
+            metadata = head.metadata
             check_metadata(self.path, metadata)
+            check_tensors(self.path, head)
             self.config = with_choice(self.config, metadata, _llama_cpp)
             vision = find_mmproj(self.path, self.config)
             vision = try_with(vision, self.path, self.config, self._version, lambda: self._aborted)

@@ -7,19 +7,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ros2_nanochat.errors import BackendError, printable
+from ros2_nanochat.backends.gguf.header import Head
+from ros2_nanochat.errors import BackendError, printable, shown
 
 _TAKE = 'take a GGUF file of a causal language model (Llama, Qwen, Gemma, Mistral, SmolLM, ...)'
 _BY_TYPE = {
     'adapter': 'a LoRA adapter, which changes another model: merge it into its model',
     'mmproj': 'the vision part of a model: name the file of the language model next to it',
     'imatrix': 'an importance matrix for quantizing: name the file of the model',
+    'vocab': f'a vocabulary without a model: {_TAKE}',
 }
 _BY_ARCHITECTURE = {
     'clip': _BY_TYPE['mmproj'],
     'imatrix': _BY_TYPE['imatrix'],
     'controlvector': f'a control vector, which changes another model: {_TAKE}',
 }
+UNKNOWN = (
+    'if it is a language model, a newer llama.cpp may run it (pip install -U llama-cpp-python); if it makes'
+    f' or reads pictures or sound, {_TAKE}'
+)
+"""What to do about an architecture that llama.cpp does not have."""
 _RANK = 4  # LLAMA_POOLING_TYPE_RANK
 _MOST = {'block_count': 512, 'expert_count': 1 << 14, 'expert_used_count': 1 << 14}
 """Upper limits that no real model exceeds; llama.cpp's tables end at 512 layers."""
@@ -38,8 +45,12 @@ def check_metadata(path: str, metadata: dict[str, Any]) -> None:
     """
     kind = str(metadata.get('general.type', 'model'))
     architecture = str(metadata.get('general.architecture', ''))
+    if 'adapter.type' in metadata:
+        kind = 'adapter'
     if reason := _BY_TYPE.get(kind) or _BY_ARCHITECTURE.get(architecture):
         raise BackendError(f'{path} is {reason}')
+    if kind not in ('model', ''):
+        raise BackendError(f'{path} says that it is no model but of the type {shown(kind, 40)}: {_TAKE}')
     pooling = metadata.get(f'{architecture}.pooling_type', 0)
     if pooling == _RANK or f'{architecture}.classifier.output_labels' in metadata:
         raise BackendError(f'{path} ({printable(architecture)}) is a reranker or classifier: {_TAKE}')
@@ -54,6 +65,16 @@ def check_metadata(path: str, metadata: dict[str, Any]) -> None:
             raise BackendError(
                 f'{path} is damaged: {printable(key)} is {printable(value, 60)}, {fault}; download it again'
             )
+
+
+def check_tensors(path: str, head: Head) -> None:
+    """Check that a file holds weights, if it is the whole of its model.
+
+    Raises:
+        BackendError: It holds none.
+    """
+    if not head.tensors and head.metadata.get('split.count', 1) < 2:
+        raise BackendError(f'{path} is {_BY_TYPE["vocab"]}')
 
 
 def _fault(name: str, value: Any) -> str | None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ros2_nanochat.backends.gguf.kinds import UNKNOWN
 from ros2_nanochat.backends.gguf.process import LogLines
 from ros2_nanochat.backends.gguf.vocabulary import GGUFText
 from ros2_nanochat.config import FlashAttention, ModelConfig
@@ -64,7 +65,9 @@ def load_model(
     with log:
         model = api.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise BackendError(f'{path} cannot be loaded: {log.reason()}')
+        reason = log.reason()
+        hint = f'; {UNKNOWN}' if 'unknown model architecture' in reason else ''
+        raise BackendError(f'{path} cannot be loaded: {reason}{hint}')
     return model
 
 

@@ -70,11 +70,14 @@ class HFBackend(Backend):
         _require_runtime()
         from ros2_nanochat.backends.hf import loading as hf_load
         from ros2_nanochat.backends.hf import runner as hf_run
+        from ros2_nanochat.backends.hf.model_class import model_class
         from ros2_nanochat.backends.hf.torch_threads import TorchThreads
 
         report = progress or (lambda share: None)
         self._aborted.clear()
         checkpoint = open_checkpoint(hf_load.read_choice(self.config.quantization).awq or self.path)
+        if not checkpoint.gguf_file:
+            model_class(checkpoint, self.config)  # what is no language model may lack a tokenizer, too
         self.device = hf_load.choose_device(self.config.device)
         self._threads = TorchThreads(self.config, self.device, self.cpus)
         self.tokenizer = Tokenizer.from_transformers(

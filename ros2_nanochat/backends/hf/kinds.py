@@ -8,10 +8,7 @@ import re
 from ros2_nanochat.backends.hf.checkpoint import Checkpoint
 from ros2_nanochat.errors import printable
 
-_OTHER_TASK = re.compile(
-    r'For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|'
-    r'NextSentencePrediction|PreTraining|ImageClassification|TextEncoding|SpeechSeq2Seq|CTC)$'
-)
+_OTHER_TASK = re.compile(r'For(?!(?:CausalLM|ConditionalGeneration|\w+Text2Text)$)([A-Z]\w*)$')
 _TAKE = 'take one (its "architectures" end in ForCausalLM), or an image-text model'
 
 

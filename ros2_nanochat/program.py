@@ -1,5 +1,5 @@
-"""What programs share: the outermost caller, which turns any error into one line and an exit status, and
-ending together with the parent.
+"""What programs share: the outermost caller, which turns any error into one line and an exit status; ending
+together with the parent; refusing what a forked process cannot use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ros2_nanochat.errors import shorten
+from ros2_nanochat.errors import BackendError, shorten
 
 # Errors that Python raises about a bug in the program, not about its input.
 _MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, SyntaxError, TypeError)
@@ -88,3 +88,20 @@ def die_with_parent() -> None:
     """Make the kernel kill this process when its parent ends; does nothing where that is not possible."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def check_process(owner: int) -> None:
+    """Check that this process may use a model: its threads do not exist in a process that was forked from
+    the one that opened it, which would wait for ever.
+
+    Args:
+        owner: The process that opened the model.
+
+    Raises:
+        BackendError: This is another one.
+    """
+    if os.getpid() != owner:
+        raise BackendError(
+            f'the model belongs to process {owner}, which opened it, and this is process {os.getpid()}: open'
+            " a model here, or start processes with multiprocessing's method 'spawn'"
+        )

@@ -12,6 +12,7 @@ from ros2_nanochat import KVCache, NanoLLM
 from ros2_nanochat.errors import BackendError
 model = NanoLLM.from_pretrained(api='fake')
 assert model.generate('hello', max_new_tokens=3, streaming=False)
+running = model.generate('hello', max_new_tokens=3)
 child = os.fork()
 if child == 0:
     said = []
@@ -20,11 +21,17 @@ if child == 0:
             ask(KVCache() if ask == model.save_kv else "hello")
         except BackendError as error:
             said.append(str(error))
+    for ask in (running.wait, running.__next__, lambda: list(running.deltas())):
+        try:
+            ask()
+        except BackendError as error:
+            said.append(str(error))
     model.close()
     print(len(said), said[0], flush=True)
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
 assert model.generate('hello', max_new_tokens=3, streaming=False)
+assert running.wait().finish_reason
 print('parent', os.getpid(), flush=True)
 """
 
@@ -32,5 +39,5 @@ print('parent', os.getpid(), flush=True)
 def test_a_forked_child_is_told_that_the_model_belongs_to_another_process():
     done = subprocess.run([sys.executable, '-c', SOURCE], capture_output=True, text=True, timeout=60)
     child, parent = done.stdout.splitlines()
-    assert child.startswith('3 the model belongs to process ') and 'spawn' in child
+    assert child.startswith('6 the model belongs to process ') and 'spawn' in child
     assert parent.split()[1] in child

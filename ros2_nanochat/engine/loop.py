@@ -26,6 +26,7 @@ from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.scheduler import Scheduler, Work
 from ros2_nanochat.errors import BackendError, ForwardError
 from ros2_nanochat.processor import restrict_thread
+from ros2_nanochat.program import check_process
 from ros2_nanochat.states import FinishReason
 
 _log = logging.getLogger(__name__)
@@ -85,11 +86,7 @@ class Engine:
             BackendError: It was forked from the process that opened the model; the model's thread does not
                 exist here.
         """
-        if os.getpid() != self._process:
-            raise BackendError(
-                f'the model belongs to process {self._process}, which opened it, and this is process'
-                f" {os.getpid()}: open a model here, or start processes with multiprocessing's method 'spawn'"
-            )
+        check_process(self._process)
 
     def stats(self) -> dict:
         """Return counters, histograms and the current state as one dictionary; see `metrics.Metrics`.

@@ -4,6 +4,7 @@ of models.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -17,6 +18,7 @@ from ros2_nanochat.engine.reply_text import TextDelta
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.taken import Taken
 from ros2_nanochat.engine.usage import Usage
+from ros2_nanochat.program import check_process
 from ros2_nanochat.states import FinishReason
 
 
@@ -43,6 +45,7 @@ class StreamingResponse:
         """Why the reply ended; None while it runs."""
         self.error: str | None = None
         """What went wrong and what to do; None if nothing did."""
+        self._process = os.getpid()
         self._request = request
         self._detokenize = detokenize
         self._taken = Taken()
@@ -111,6 +114,7 @@ class StreamingResponse:
         `timeout` seconds.
         """
         while self.finish_reason is None:
+            check_process(self._process)
             item = self._request.signals.output.get(timeout=timeout)
             with self._lock:
                 if self.finish_reason is not None:

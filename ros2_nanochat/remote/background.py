@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.program import check_process
 
 _Result = TypeVar('_Result')
 
@@ -22,6 +24,7 @@ class Background:
 
     def __init__(self):
         self.loop = asyncio.new_event_loop()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name='nanochat-remote', daemon=True)
         self._thread.start()
 
@@ -47,8 +50,13 @@ class Background:
         """Run a coroutine and wait for its result. Do not call this on the loop's own thread.
 
         Raises:
-            BackendError: The loop has ended, or the time is up.
+            BackendError: The loop has ended, is another process's, or the time is up.
         """
+        try:
+            check_process(self._process)
+        except BackendError:
+            coroutine.close()
+            raise
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         except RuntimeError:

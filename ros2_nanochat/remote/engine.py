@@ -22,6 +22,7 @@ from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.program import check_process
 from ros2_nanochat.remote.attempts import Attempts, Settings
 from ros2_nanochat.remote.background import Background
 from ros2_nanochat.remote.capabilities import Capabilities
@@ -108,11 +109,7 @@ class RemoteEngine:
 
     def check_process(self) -> None:
         """See `Engine.check_process`."""
-        if os.getpid() != self._process:
-            raise BackendError(
-                f'the model belongs to process {self._process}, which opened it, and this is process'
-                f" {os.getpid()}: open a model here, or start processes with multiprocessing's method 'spawn'"
-            )
+        check_process(self._process)
 
     def stats(self) -> dict:
         """Return counters, histograms and the current state; see `Engine.stats`. `servers` has a line for

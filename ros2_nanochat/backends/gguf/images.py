@@ -22,6 +22,7 @@ from ros2_nanochat.backends.image_embedder import ImageEmbedder, ImagePiece
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, EncodingStopped, require
 from ros2_nanochat.processor import cpus_of, physical_cores, restrict_thread
+from ros2_nanochat.program import check_process
 
 _PATIENCE = 0.02  # seconds between two looks at whether to stop
 _NICENESS = 4  # above the process's own
@@ -56,6 +57,7 @@ class GGUFImages(ImageEmbedder):
         self._closed = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._starting = threading.Lock()
+        self._process = os.getpid()
         self._thread: threading.Thread | None = None  # started when it is first needed
 
     def load(self) -> None:
@@ -137,6 +139,7 @@ class GGUFImages(ImageEmbedder):
             finally:
                 done.set()
 
+        check_process(self._process)
         with self._starting:
             if self._closed:
                 raise BackendError('the model is closed')

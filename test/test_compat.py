@@ -349,6 +349,12 @@ def test_a_name_that_is_not_offered_says_why(statement):
         exec(statement)
 
 
+@pytest.mark.parametrize('name', ['wrap_text', 'convert_audio', 'WebRequest'])
+def test_a_utility_that_is_not_offered_lists_those_that_are(name):
+    with pytest.raises(ImportError, match=f'no {name}: only ArgParser, '):
+        exec(f'from ros2_nanochat.compat.utils import {name}')
+
+
 def test_messages_take_no_embeddings_and_no_sound(model):
     history = ChatHistory(model)
     with pytest.raises(ValueError, match='embeddings to generate'):

@@ -137,3 +137,44 @@ def test_a_history_of_nanollm_takes_tools(opened):
     history.append('bot', text='', calls=[])
     history.append_answer('c', 'lamp', 'done')
     assert history.messages[-1].call_id == 'c'
+
+
+def test_calls_in_a_finished_reply_are_run():
+    @bot_function
+    def TIME():
+        return '12:30'
+
+    @bot_function
+    def ADD(a, b=1):
+        return a + b
+
+    run = BotFunctions.run
+    assert run('It is `TIME()`') == ' 12:30' and run('no call') is run('') is run(None) is None
+    call = '<tool_call>\n{"name": "ADD", "arguments": {"a": 2}}\n</tool_call>'
+    assert run(call) == '{"name": "ADD", "content": 3}'
+    assert run(call * 2) == '\n'.join(['{"name": "ADD", "content": 3}'] * 2)
+    assert run('[[{"name": "TIME"}]]', {'tool_call': r'\[\[(.*?)\]\]'}).endswith('"12:30"}')
+    assert 'no tool' in run(call, functions=[BotFunctions.find('TIME')])
+    for bad in ('{', '[]', '{"arguments": {}}', '{"name": "ADD"}', '{"name": "ADD", "arguments": 5}'):
+        answer = run(f'<tool_call>{bad}</tool_call>')
+        assert answer.startswith('Error: ') and '\n' not in answer
+    assert BotFunctions.find('ADD', BotFunctions()).name == 'ADD'
+    docs = BotFunctions.generate_docs(spec='openai', functions=[])
+    assert docs.startswith('You can call these tools') and 'TIME' not in docs
+    assert 'ADD' not in BotFunctions.generate_docs(functions=[BotFunctions.find('TIME')])
+
+
+def test_a_history_runs_calls_and_keeps_their_results(opened):
+    @bot_function
+    def TIME():
+        return '12:30'
+
+    history = ChatHistory(opened)
+    history.append('user', 'What time is it?')
+    message = history.append('bot', text='<tool_call>{"name": "TIME"}</tool_call>')
+    assert history.run_tools(message, append=False) == '{"name": "TIME", "content": "12:30"}'
+    assert len(history) == 2 + (history[0].role == 'system')
+    history.run_tools(message)
+    assert history[-1].role == 'tool' and '12:30' in history[-1].text
+    assert history[-2].embed().shape[2] == opened.info.embedding_size
+    assert opened.generate(history.embed_chat()[0], max_new_tokens=2).wait().error is None

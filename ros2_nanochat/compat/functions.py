@@ -13,11 +13,11 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ros2_nanochat.answer.tool import Tool
-from ros2_nanochat.errors import one_line, shorten
+from ros2_nanochat.errors import one_line, shorten, shown
 
 _log = logging.getLogger(__name__)
 _PROLOGUE = {
@@ -28,6 +28,7 @@ _EPILOGUE = {
     'python': '\n\nFor example, if the user asks for the temperature, call the WEATHER() function.',
     'openai': ' </tools> To call one, write\n<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>',
 }
+_TOOL_CALL = r'<tool_call>(.*?)</tool_call>'
 _AFTER = 2  # characters that a token may hold after the call
 
 
@@ -136,30 +137,86 @@ class BotFunctions:
         return cls.list()
 
     @classmethod
-    def find(cls, name: str) -> BotFunction | None:
-        """Return a function by name, None if there is none."""
-        return next((each for each in cls.functions if each.name == name), None)
+    def find(cls, name: str, functions: Any = None) -> BotFunction | None:
+        """Return one of the given functions by name, None if there is none."""
+        return next((each for each in cls._given(functions, True) if each.name == name), None)
 
     @classmethod
-    def generate_docs(cls, prologue: Any = True, epilogue: Any = True, style: str = 'python') -> str:
-        """Return what the system prompt says about the enabled functions.
+    def _given(cls, functions: Any, all: bool = False) -> Any:
+        if functions is None:
+            return cls.list(all)
+        return functions.values() if isinstance(functions, dict) else functions
+
+    @classmethod
+    def run(cls, text: str, template: Any = None, functions: Any = None) -> str | None:
+        """Run the calls in a reply and return their results, None if there are none.
+
+        Args:
+            text: The reply: with `<tool_call>` and JSON in it, or a call `NAME(arguments)` at its end.
+            template: A dict with another pattern of a call as `tool_call`; any other is ignored.
+            functions: The functions; None for those that are enabled.
+
+        Returns:
+            The result with a space before it, or one JSON object for each call, also of those that fail.
+        """
+        given = cls._given(functions)
+        pattern = template.get('tool_call') if isinstance(template, Mapping) else None
+        calls = [match[1] for match in re.finditer(pattern or _TOOL_CALL, text or '', re.DOTALL)]
+        if calls:
+            answers = [cls._answer(call, given) for call in calls]
+            return '\n'.join(answer for answer in answers if answer is not None) or None
+        results = [result for each in given if (result := each(text or '')) is not None]
+        return ' ' + results[-1] if results else None
+
+    @classmethod
+    def _answer(cls, call: str, functions: Any) -> str | None:
+        """What a call in JSON returns, as JSON; None if it returns nothing."""
+        try:
+            asked = json.loads(call)
+            name, arguments = asked['name'], asked.get('arguments') or {}
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            return f'Error: {shorten(call)} is no call in JSON ({one_line(error)})'
+        function = cls.find(name, functions)
+        if function is None or not function.enabled:
+            return f'Error: there is no tool named {shown(name)}'
+        try:
+            value = function.function(**arguments)
+        except Exception as error:
+            return f'Error: {function.name} failed: {one_line(repr(error))}'
+        if value is None:
+            return None
+        return json.dumps({'name': function.name, 'content': value}, ensure_ascii=False, default=str)
+
+    @classmethod
+    def generate_docs(
+        cls,
+        prologue: Any = True,
+        epilogue: Any = True,
+        style: str = 'python',
+        spec: str | None = None,
+        functions: Any = None,
+    ) -> str:
+        """Return what the system prompt says about functions.
 
         Args:
             prologue: The text before them; True for the usual one, a false value for none.
             epilogue: The text after them, likewise.
             style: `python`, or `openai` for JSON.
+            spec: Another name of `style`.
+            functions: The functions; None for those that are enabled.
 
         Raises:
             ValueError: The style is unknown.
         """
+        style, given = spec or style, cls._given(functions)
         if style not in _PROLOGUE:
             raise ValueError(f'style={shorten(repr(style))} is not valid: python or openai')
         before = _PROLOGUE[style] if prologue is True else prologue or ''
         after = _EPILOGUE[style] if epilogue is True else epilogue or ''
         if style == 'python':
-            docs = '\n'.join('* ' + each.docs for each in cls.list())
+            docs = '\n'.join('* ' + each.docs for each in given)
         else:
-            docs = '[' + ', '.join(each.docs for each in cls.list() if each.style == 'openai') + ']'
+            docs = '[' + ', '.join(each.docs for each in given if each.style == 'openai') + ']'
         return f'{before}{docs}{after}'
 
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 
 from ros2_nanochat.chat import history as core
 from ros2_nanochat.compat.attributes import warn_ignored
+from ros2_nanochat.compat.functions import BotFunctions
 from ros2_nanochat.compat.message import ChatMessage
 from ros2_nanochat.compat.model import NanoLLM
 from ros2_nanochat.compat.templates import ChatTemplates, remove_special_tokens
@@ -54,6 +55,20 @@ class ChatHistory(core.ChatHistory):
             core, chat_template, system_prompt, options.get('template_options'), options.get('tools')
         )
         self.model: Any = model
+
+    def run_tools(self, message: Any, tools: Any = None, append: bool = True) -> str | None:
+        """Run the calls in the bot's message; see `BotFunctions.run`.
+
+        Args:
+            message: The message, or its text.
+            tools: The functions; None for those that are enabled.
+            append: Append the results to the conversation, if there are any.
+        """
+        text = message if isinstance(message, str) else message.text
+        results = BotFunctions.run(text or '', functions=tools or None)
+        if results and append:
+            self.append('tool_response', results)
+        return results
 
     # --- messages ---
 

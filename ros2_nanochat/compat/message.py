@@ -111,7 +111,11 @@ class ChatMessage(core.ChatMessage):
     # --- in the model ---
 
     def embed(self, model=None, stopped=None, **_) -> Any:
-        """Return what represents the image in prompts of a model, by default that of the history."""
+        """Return what represents the image in prompts of a model, by default that of the history; of a text,
+        its embedding.
+        """
+        if self.image is None:
+            return self.embedding
         return super().embed(self._core(model), stopped)
 
     def is_embedded(self, model=None) -> bool:

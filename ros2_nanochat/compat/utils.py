@@ -223,3 +223,12 @@ class KeyboardInterrupt:
 
     def __bool__(self) -> bool:
         return self.interrupted
+
+
+def __getattr__(name: str):
+    if not name.startswith('__'):  # an ImportError, so that `from ... import` shows the reason
+        raise ImportError(
+            f'{__name__} has no {name}: only {", ".join(__all__)} are offered',
+            name=__name__,
+        )
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -338,6 +338,16 @@ def test_a_library_that_does_not_do_what_is_asked_for_is_compiled_anew(
     assert os.path.dirname(chosen).endswith('mlc') and beside.read_bytes() == library
 
 
+def test_a_longer_context_than_what_is_there_is_made_or_refused(place):
+    path = str(place / 'Martian-1B')
+    own = prepare(path, ModelConfig(device='cpu'), print)
+    assert prepare(path, ModelConfig(device='cpu', max_context_len=512), print) == own
+    longer = prepare(path, ModelConfig(device='cpu', max_context_len=9000), print)
+    assert longer != own and MLCFolder(longer).context_length == 9000
+    with pytest.raises(ValueError, match='max_context_len=9000 .* made for 2048 tokens.*checkpoint'):
+        prepare(own, ModelConfig(device='cpu', max_context_len=9000), print)
+
+
 def test_why_a_library_is_not_made_anew_is_told(place, monkeypatch):
     folder = weights_with(place)
     (folder / 'x.so').write_bytes(FOREIGN)
@@ -511,6 +521,19 @@ def test_what_transformers_5_leaves_out_or_renames_is_there():
     assert llava['vision_config'] == {'hidden_size': 4}
 
 
+def test_settings_that_transformers_5_moved_into_a_part_are_at_the_top():
+    text = {
+        'hidden_size': 64,
+        'vocab_size': 500,
+        'rope_parameters': {'rope_theta': 1e6, 'mrope_section': [1, 2, 3]},
+    }
+    old = older_config({'model_type': 'qwen2_5_vl', 'text_config': text, 'vision_config': {'hidden_size': 4}})
+    assert (old['model_type'], old['hidden_size'], old['vocab_size']) == ('qwen2_5_vl', 64, 500)
+    assert old['rope_theta'] == 1e6 and old['rope_parameters']['mrope_section'] == [1, 2, 3]
+    gemma = older_config({'model_type': 'gemma3', 'text_config': {'vocab_size': 500, 'hidden_size': 64}})
+    assert gemma['vocab_size'] == 500 and 'hidden_size' not in gemma
+
+
 REQUIRED = {  # fields without a default in the model configurations of mlc-llm, July 2026
     'mixtral': ('num_local_experts', 'num_experts_per_tok'),
     'qwen3_moe': ('num_experts', 'num_experts_per_tok', 'moe_intermediate_size'),
@@ -518,6 +541,9 @@ REQUIRED = {  # fields without a default in the model configurations of mlc-llm,
     'deepseek_v3': ('moe_layer_freq', 'scoring_func', 'topk_method', 'kv_lora_rank', 'rope_theta'),
     'gpt_neox': ('rotary_pct', 'layer_norm_eps'),
     'llava': ('vocab_size', 'image_token_index'),
+    'qwen2_5_vl': ('hidden_size', 'num_hidden_layers', 'rms_norm_eps', 'rope_theta', 'vocab_size'),
+    'gemma3': ('vocab_size',),
+    'llama4': ('vocab_size',),
 }
 
 

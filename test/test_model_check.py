@@ -38,6 +38,8 @@ def roll(logits, length):
         (lambda logits, length: np.where(logits > 0, np.inf, logits), 'infinite'),
         (roll, 'how a text is cut'),
         (lambda logits, length: logits if length != 2 else logits * np.nan, 'not numbers'),
+        (lambda logits, length: np.roll(logits, 7, axis=1) if length == 1 else logits, 'how a text is cut'),
+        (lambda logits, length: logits if length != 1 else logits * np.nan, 'not numbers'),
     ],
 )
 def test_a_model_that_computes_wrongly_is_refused_in_one_line(fault, said):

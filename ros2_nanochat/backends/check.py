@@ -21,7 +21,7 @@ _TOLERANCE = 0.25  # of the logits' range; quantized models round by up to a ten
 
 
 def check_model(backend: Backend) -> None:
-    """Compare the logits of one token extended by two with those of all three at once.
+    """Compare the logits of three tokens at once with those of the same in two parts.
 
     Raises:
         BackendError: The model's logits are wrong. The message is one line.
@@ -34,7 +34,8 @@ def check_model(backend: Backend) -> None:
     _finite(backend, whole)
     if info.bidirectional_prompt:  # later tokens affect earlier ones
         return
-    _compare(backend, whole, [ids[:1], ids[1:]], 'how a text is cut')
+    for at in (1, 2):  # runtimes compute a single token in another way than several
+        _compare(backend, whole, [ids[:at], ids[at:]], 'how a text is cut')
     _check_beyond_window(backend)
 
 

@@ -26,6 +26,8 @@ _DROPPED: dict[str, dict] = {
     'deepseek_v3': {'moe_layer_freq': 1, 'scoring_func': 'sigmoid', 'topk_method': 'noaux_tc'},
 }
 """Settings that transformers 5 no longer writes, with the only value that its models use."""
+_FLAT = ('qwen2_5_vl',)
+"""Models whose language settings transformers 5 moved into a part, where mlc_llm does not look."""
 _BESIDE = ('chat_template.jinja', 'chat_template.json', 'generation_config.json', 'special_tokens_map.json')
 
 
@@ -80,6 +82,13 @@ def older_config(config: dict) -> dict:
             config.setdefault(old, config[new])
     for name, value in _DROPPED.get(str(config.get('model_type')), {}).items():
         config.setdefault(name, value)
+    text = config.get('text_config')
+    if isinstance(text, dict):
+        # mlc_llm reads some models' language part from the top, and the vocabulary of others
+        flat = text if config.get('model_type') in _FLAT else {'vocab_size': text.get('vocab_size')}
+        for name, value in flat.items():
+            if value is not None and name not in ('model_type', 'architectures'):
+                config.setdefault(name, value)
     if config.get('model_type') == 'llava':
         _share_vocabulary(config)
     rope = config.get('rope_parameters')

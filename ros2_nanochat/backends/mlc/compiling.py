@@ -84,6 +84,11 @@ def prepare(
         if is_new:
             _note(check, MLCFolder(path).find_library(config), notify)
             return path
+    elif not _holds(path, config.max_context_len):
+        raise ValueError(
+            f'max_context_len={config.max_context_len} is not valid: the weights in {path} are made for'
+            f' {MLCFolder(path).context_length} tokens: lower it, or name the original checkpoint'
+        )
     folder = MLCFolder(path)
     reason = _what_is_wrong(folder, config, check)
     if reason is None:
@@ -98,6 +103,12 @@ def prepare(
     notify(f'{reason}: it is compiled here')
     _note(check, make_library(folder, target, notify, stop), notify)
     return path
+
+
+def _holds(path: str, tokens: int | None) -> bool:
+    """Whether MLC weights are made for a context of so many tokens, or of any number."""
+    own = MLCFolder(path).context_length
+    return tokens is None or not own or tokens <= own
 
 
 def _what_is_wrong(folder: MLCFolder, config: ModelConfig, check: Callable[[str], str | None]) -> str | None:
@@ -149,7 +160,7 @@ def make_model(
     key = _digest([json.dumps(source, sort_keys=True), _state_of_weights(path), *_small_files(path)])
     name = _safe(f'{os.path.basename(path)}-{quantization}-{target}')
     final = os.path.join(cache_folder(), f'{name}-{key}-MLC')
-    if is_mlc_folder(final):  # made for the model's own context, which also serves a shorter one
+    if is_mlc_folder(final) and _holds(final, config.max_context_len):  # for the model's own context
         return final, False
     if config.max_context_len:
         final = os.path.join(cache_folder(), f'{name}-{config.max_context_len}-{key}-MLC')

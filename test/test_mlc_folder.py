@@ -229,11 +229,24 @@ def test_libraries_of_a_kind_that_is_not_run_here_are_refused():
     for metadata, said in (
         ({'kv_state_kind': 'rnn_state', 'model_type': 'rwkv6'}, "state of kind 'rnn_state' (rwkv6)"),
         ({'tensor_parallel_shards': 2}, 'tensor_parallel_shards=2'),
+        ({'tensor_parallel_shards': '2'}, 'tensor_parallel_shards=2'),
+        ({'model_task': 'embedding', 'model_type': 'bert'}, "a model for 'embedding' (bert)"),
         ({'params': [{}]}, 'not understood'),
+        ({'params': 5}, 'not understood'),
+        ({'max_batch_size': []}, 'not understood'),
+        ([], 'not understood'),
+        (None, 'not understood'),
     ):
         with pytest.raises(BackendError) as caught:
             parse_metadata(json.dumps(metadata), 'x.so')
-        assert said in str(caught.value)
+        assert said in str(caught.value) and '\n' not in str(caught.value)
+    nothing = {
+        'kv_state_kind': None,
+        'tensor_parallel_shards': None,
+        'model_task': None,
+        'max_batch_size': None,
+    }
+    assert parse_metadata(json.dumps(nothing), 'x.so') == {'params': []}
 
 
 def test_a_kv_cache_that_no_memory_holds_is_refused(folder):

@@ -9,12 +9,15 @@ import mmap
 import os
 import struct
 
-from ros2_nanochat.errors import BackendError
+from ros2_nanochat.errors import BackendError, shown
 
 DEVICE_KINDS = ('cuda', 'vulkan', 'rocm', 'metal', 'opencl')
 """Kinds of devices, other than the CPU, for which a library may contain kernels."""
 
 _ELF_MACHINES = {0x03: 'x86', 0x28: 'arm', 0x3E: 'x86_64', 0xB7: 'aarch64', 0xF3: 'riscv'}
+
+_ONE = ('tensor_parallel_shards', 'pipeline_parallel_stages', 'seqlen_padding_factor')
+_NUMBERS = (*_ONE, 'context_window_size', 'prefill_chunk_size', 'max_batch_size')
 
 
 def library_kind(path: str) -> str:
@@ -111,22 +114,31 @@ def parse_metadata(text: str, library: str) -> dict:
         BackendError: It is of a kind that cannot be run here.
     """
     try:
-        metadata = json.loads(text)
+        metadata = {name: value for name, value in json.loads(text).items() if value is not None}
+        for name in _NUMBERS:
+            if name in metadata:
+                metadata[name] = int(metadata[name])
         metadata['params'] = [
             (param['name'], tuple(param['shape']), param['dtype']) for param in metadata.get('params', [])
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BackendError(
             f'{library} describes itself in a way that is not understood ({error}); compile it with a newer'
             ' mlc_llm'
         ) from error
+    task = metadata.get('model_task', 'chat')
+    if task != 'chat':
+        raise BackendError(
+            f'{library} is of a model for {shown(task, 40)} ({metadata.get("model_type")}), which writes no'
+            ' text: take one of a language model'
+        )
     kind = metadata.get('kv_state_kind', 'kv_cache')
     if kind != 'kv_cache':
         raise BackendError(
             f'{library} keeps a state of kind {kind!r} ({metadata.get("model_type")}); a paged KV cache is'
             ' needed: run this model with api=hf'
         )
-    for name in ('tensor_parallel_shards', 'pipeline_parallel_stages', 'seqlen_padding_factor'):
+    for name in _ONE:
         if metadata.get(name, 1) > 1:
             raise BackendError(
                 f'{library} was compiled with {name}={metadata[name]}; compile it for one GPU, with {name}=1'

@@ -224,7 +224,8 @@ def main() -> None:
         max_sequences=max(options.batches),
         max_context_len=min(512, MLCBackend.estimate(path, ModelConfig()).context_length or 512),
     ) as model:
-        backend, steps, length = model.backend, options.steps, options.length
+        backend, length = model.backend, options.length
+        steps = max(2, options.steps)  # a reply of one token has no time between two
         model.info = backend.info = dataclasses.replace(
             backend.info, eos_token_ids=frozenset()
         )  # replies have the length that is asked for

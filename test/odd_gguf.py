@@ -154,18 +154,20 @@ def write_tiny_t5(path) -> None:
     _finish(writer)
 
 
-def write_tiny_mamba(path, context: int = 4096) -> None:
-    """A recurrent model with random weights."""
+def write_tiny_mamba(path, context: int = 4096, hybrid: bool = False) -> None:
+    """A recurrent model with random weights; hybrid: of Jamba's form, with a layer of attention behind it."""
     texts, merges = bpe_vocabulary()
-    width, inner, state, rank, count = 32, 64, 16, 2, len(texts)
+    width, inner, state, rank, hidden, count = 32, 64, 16, 2, 64, len(texts)
     random = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, 'mamba')
+    writer = gguf.GGUFWriter(path, 'jamba' if hybrid else 'mamba')
     writer.add_name('tiny-mamba')
     writer.add_context_length(context)
     writer.add_embedding_length(width)
-    writer.add_feed_forward_length(0)
-    writer.add_head_count(0)
-    writer.add_block_count(1)
+    writer.add_feed_forward_length(hidden if hybrid else 0)
+    writer.add_head_count(2 if hybrid else 0)
+    if hybrid:
+        writer.add_head_count_kv([0, 2])
+    writer.add_block_count(2 if hybrid else 1)
     writer.add_ssm_conv_kernel(4)
     writer.add_ssm_inner_size(inner)
     writer.add_ssm_state_size(state)
@@ -196,6 +198,14 @@ def write_tiny_mamba(path, context: int = 4096) -> None:
         'blk.0.ssm_d': np.ones(inner, np.float32),
         'blk.0.ssm_out.weight': matrix(width, inner),
     }
+    ones = {'ssm_dt_norm': rank, 'ssm_b_norm': state, 'ssm_c_norm': state} if hybrid else {}
+    tensors |= {f'blk.0.{name}.weight': np.ones(size, np.float32) for name, size in ones.items()}
+    for layer in (0, 1) if hybrid else ():
+        tensors |= {f'blk.{layer}.{name}_norm.weight': np.ones(width, np.float32) for name in ('attn', 'ffn')}
+        tensors |= {f'blk.{layer}.ffn_{name}.weight': matrix(hidden, width) for name in ('gate', 'up')}
+        tensors[f'blk.{layer}.ffn_down.weight'] = matrix(width, hidden)
+    for name in ('q', 'k', 'v', 'output') if hybrid else ():
+        tensors[f'blk.1.attn_{name}.weight'] = matrix(width, width)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     _finish(writer)

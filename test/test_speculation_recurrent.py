@@ -24,12 +24,13 @@ def counting(model):
     return lengths
 
 
-def test_a_recurrent_model_computes_every_entry_once(tmp_path):
-    write_tiny_mamba(tmp_path / 'a.gguf')
+@pytest.mark.parametrize('hybrid', [False, True])
+def test_a_recurrent_model_computes_every_entry_once(tmp_path, hybrid):
+    write_tiny_mamba(tmp_path / 'a.gguf', hybrid=hybrid)
     with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=1024) as model:
         lengths = counting(model)
         reply = model.generate(TEXT, max_new_tokens=100, min_new_tokens=100).wait()
-        assert len(reply.tokens) == 100
+        assert 100 - 3 * hybrid <= len(reply.tokens) <= 100  # a character may be cut off
         assert sum(lengths) <= len(reply.kv_cache)
         assert model.stats.get('drafted_tokens', 0) == 0
         assert not model.backend.trims_exactly

@@ -314,11 +314,63 @@ def test_a_node_that_sends_nothing_is_silent_and_then_forgotten():
     assert diagnostics.nodes() == []
 
 
-def test_diagnostics_of_others_are_ignored():
+@pytest.mark.parametrize(
+    'name, hardware',
+    [
+        ('lidar: scan', 'x'),
+        ('car: engine', 'car'),
+        ('car: engine', '/other'),
+        ('car: left: engine', '/car'),
+        (': engine', ''),
+        ('<b>: engine', '/<b>'),
+        ('car: engine', '<img src=x>'),
+    ],
+)
+def test_diagnostics_of_others_are_ignored(name, hardware):
     diagnostics = Diagnostics()
-    diagnostics.take([{'name': 'lidar: scan', 'level': 2, 'message': '', 'hardware_id': 'x', 'values': []}])
+    diagnostics.take([{'name': name, 'level': 2, 'message': '', 'hardware_id': hardware, 'values': []}])
     diagnostics.take([])
     assert diagnostics.nodes() == []
+
+
+def test_no_other_node_tells_of_a_robot_whose_node_is_known():
+    diagnostics = Diagnostics()
+    diagnostics.take(statuses('/r1/nanochat'))  # its robot would have the same topics
+    diagnostics.take(statuses(robots=('robot r1',)))
+    assert diagnostics.of_robot('/r1/nanochat', '/nanochat')[0] == '/nanochat'
+    assert diagnostics.of_robot('/r1/nanochat', '/r1/nanochat')[0] == '/r1/nanochat'
+
+
+@pytest.mark.parametrize('number', ['9' * 5000, '²', 'nan', '-1', '1e999', ''])
+def test_figures_that_are_no_numbers_count_as_none(number):
+    diagnostics = Diagnostics()
+    arrays = statuses(kv=f'{number} of {number}', queue=f'{number} of 3')
+    arrays[0]['values'][1]['value'] = number
+    diagnostics.take(arrays)
+    assert diagnostics.newest('/nanochat', '/nanochat') is None
+    diagnostics.take([{**arrays[0], 'values': statuses()[0]['values'][:1]}, *arrays[1:]])
+    sample = diagnostics.newest('/nanochat', '/nanochat')
+    assert (sample['kv'], sample['capacity'], sample['queue'], sample['active']) == (5, 100, 0, 0)
+    assert not RobotView('/nanochat').shrank(number)
+
+
+def test_what_robots_send_is_kept_in_bounds():
+    diagnostics = Diagnostics()
+    for n in range(300):
+        diagnostics.take(statuses(f'/n{n}'))
+    assert len(diagnostics.nodes()) <= 100
+    diagnostics = Diagnostics()
+    arrays = statuses()
+    arrays[1] |= {
+        'message': 'x' * 10**5,
+        'values': [{'key': f'{n}', 'value': 'x' * 10**5} for n in range(500)],
+    }
+    diagnostics.take(arrays)
+    assert len(json.dumps(diagnostics.nodes())) < 50_000
+    log = TurnLog()
+    for n in range(5):
+        log.token(token('a', n, 'x' * 100_000))
+    assert len(log.conversation()['items'][0]['text']) == as_json.MAX_TEXT
 
 
 # --- pictures and messages ---

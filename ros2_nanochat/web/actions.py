@@ -122,7 +122,7 @@ class Actions:
         prompt = field(request, 'system_prompt', str, '', _MAX_QUESTION)
         done = await asyncio.to_thread(self.link(view).chat.reset, prompt)
         view.log.clear()
-        self._pages.listener.learn(view)
+        self._pages.listener.learn(view, changed=True)
         return done
 
     async def _approve(self, page: Page, view: RobotView, request: dict[str, Any]) -> str:

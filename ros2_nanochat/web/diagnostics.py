@@ -8,14 +8,19 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 SILENT = 4.0
 """Seconds without diagnostics after which a node, which sends them each second, counts as silent."""
 _FORGOTTEN = 60.0  # seconds after which a silent node is no longer shown
 _SAMPLES = 120
-_OF = re.compile(r'(\d+) of (\d+)')
+_MOST_NODES, _MOST_VALUES = 100, 80
+_LONG, _LONG_VALUE = 1000, 300  # characters of a text; the rest is cut off, as every page gets all of them
+_OF = re.compile(r'([0-9]{1,15}) of ([0-9]{1,15})\b')
+_NUMBER = re.compile(r'[0-9]{1,15}')
+_NODE = re.compile(r'(?:/[A-Za-z_][A-Za-z0-9_]*)+')
+_ENGINE = 'engine'
 _ROBOT, _ALONE = 'robot ', 'chat'
 _WATCH = re.compile(r'(?:(\S+) )?(watch \S+)')
 
@@ -38,14 +43,13 @@ class Diagnostics:
             statuses: Its statuses, as values.
         """
         now = self._clock()
-        engine = next((each for each in statuses if each['name'].endswith(': engine')), None)
-        if engine is None or not engine['hardware_id']:
+        name = node_of((each['name'], each['hardware_id']) for each in statuses)
+        if name is None or (name not in self._nodes and len(self._nodes) >= _MOST_NODES):
             return
-        name = engine['hardware_id']
         samples = self._nodes.get(name, {}).get('samples') or deque(maxlen=_SAMPLES)
-        mine = [_status(name, each) for each in statuses if each['hardware_id'] == name]
+        mine = [_status(name, each) for each in statuses if _is_of(name, each['name'], each['hardware_id'])]
         robots = {each['robot']: each for each in mine if _is_robot(each['about'])}
-        values = next(each['values'] for each in mine if each['about'] == 'engine')
+        values = next(each['values'] for each in mine if each['about'] == _ENGINE)
         kv, capacity = _of(values.get('kv_tokens', ''))
         if capacity:
             samples.append(
@@ -53,8 +57,8 @@ class Diagnostics:
                     'time': time.time(),
                     'kv': kv,
                     'capacity': capacity,
-                    'active': _number(values.get('active', '')),
-                    'waiting': _number(values.get('waiting', '')),
+                    'active': whole_number(values.get('active', '')),
+                    'waiting': whole_number(values.get('waiting', '')),
                     'queues': {
                         prefix: _of(each['values'].get('queue', ''))[0] for prefix, each in robots.items()
                     },
@@ -75,9 +79,15 @@ class Diagnostics:
             for name, node in sorted(self._nodes.items())
         ]
 
-    def of_robot(self, prefix: str) -> tuple[str, dict[str, Any]] | None:
-        """Return the node and the status of a robot, None if no node has told of it."""
-        for name, node in self._nodes.items():
+    def of_robot(self, prefix: str, owner: str = '') -> tuple[str, dict[str, Any]] | None:
+        """Return the node and the status of a robot, None if no node has told of it.
+
+        Args:
+            prefix: Prefix of the robot's topics.
+            owner: The node that has these topics, '' if it is not known. No other node may tell of the robot.
+        """
+        nodes = {owner: self._nodes[owner]} if owner in self._nodes else self._nodes
+        for name, node in nodes.items():
             if prefix in node['robots']:
                 return name, node['robots'][prefix]
         return None
@@ -96,6 +106,20 @@ class Diagnostics:
         """Return the newest of them."""
         node = self._nodes.get(name)
         return _sample(node['samples'][-1], prefix) if node and node['samples'] else None
+
+
+def node_of(statuses: Iterable[tuple[str, str]]) -> str | None:
+    """Return the full name of the chat node whose array this is, None if it is of something else.
+
+    Anything may have an engine: a chat node's status has the node's full name, also as `hardware_id`.
+
+    Args:
+        statuses: The `name` and the `hardware_id` of each.
+    """
+    for name, hardware in statuses:
+        if _is_of(hardware, name, hardware) and name.endswith(f': {_ENGINE}') and name.count(': ') == 1:
+            return hardware
+    return None
 
 
 def whose(node: str, about: str) -> tuple[str, str]:
@@ -123,14 +147,21 @@ def _is_robot(about: str) -> bool:
     return about == _ALONE or about.startswith(_ROBOT)
 
 
+def _is_of(node: str, name: str, hardware: str) -> bool:
+    """Whether a status is one of a chat node."""
+    return hardware == node and name.startswith(f'{node[1:]}: ') and _NODE.fullmatch(node[:_LONG]) is not None
+
+
 def _status(node: str, status: dict[str, Any]) -> dict[str, Any]:
-    robot, about = whose(node, status['name'].partition(': ')[2])
+    robot, about = whose(node, status['name'].partition(': ')[2][:_LONG])
     return {
         'robot': robot,
         'about': about,
         'level': status['level'],
-        'message': status['message'],
-        'values': {pair['key']: pair['value'] for pair in status['values']},
+        'message': status['message'][:_LONG],
+        'values': {
+            pair['key'][:_LONG_VALUE]: pair['value'][:_LONG_VALUE] for pair in status['values'][:_MOST_VALUES]
+        },
     }
 
 
@@ -143,5 +174,6 @@ def _of(text: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+def whole_number(text: str, otherwise: int = 0) -> int:
+    """Return the number that a text is, or something else if it is none or huge."""
+    return int(text) if _NUMBER.fullmatch(text) else otherwise

@@ -48,16 +48,22 @@ class Listener:
     def deliver(self, batch: Iterable[tuple[str, str, Any]]) -> None:
         """Take over what has arrived, as (kind, prefix, value)."""
         for kind, prefix, value in batch:
-            if kind != 'tokens':
-                self._flush()
-            if kind == 'graph':
-                self._graph(value)
-            elif kind == 'diagnostics':
-                self._diagnosed(value)
-            elif prefix in self._pages.views:
-                self._heard[kind](self._pages.views[prefix], value)
+            try:
+                self._take(kind, prefix, value)
+            except Exception as error:  # what one robot sends must not cost the others theirs
+                self._pages.ros.report(error)
         self._flush()
         self._follow_calls()
+
+    def _take(self, kind: str, prefix: str, value: Any) -> None:
+        if kind != 'tokens':
+            self._flush()
+        if kind == 'graph':
+            self._graph(value)
+        elif kind == 'diagnostics':
+            self._diagnosed(value)
+        elif prefix in self._pages.views:
+            self._heard[kind](self._pages.views[prefix], value)
 
     def _flush(self) -> None:
         """Send the pieces of replies that have come, each reply's as one."""
@@ -73,6 +79,10 @@ class Listener:
             view = views.setdefault(prefix, RobotView(prefix))
             view.node, view.cameras, view.has_watches = found['node'], found['cameras'], found['watches']
             view.present = True
+            if found['ends'] - view.ends and view.ends:  # of its node, which was started again
+                view.known = False
+                pages.tell(prefix, *view.log.all_lost(_GONE))
+            view.ends = found['ends']
             if pages.shown_by(prefix):
                 self._follow_cameras(view)
             if pages.shown_by(prefix) and not (view.known and view.link is pages.ros.links.get(prefix)):
@@ -108,7 +118,7 @@ class Listener:
         """Return the event that lists all robots and nodes."""
         robots = []
         for prefix, view in sorted(self._pages.views.items()):
-            told = self._diagnostics.of_robot(prefix)
+            told = self._diagnostics.of_robot(prefix, view.node)
             node, status = told if told is not None else ('', None)
             robots.append(
                 {
@@ -127,7 +137,7 @@ class Listener:
     def _diagnosed(self, statuses: list[dict[str, Any]]) -> None:
         self._diagnostics.take(statuses)
         for prefix, view in self._pages.views.items():
-            told = self._diagnostics.of_robot(prefix)
+            told = self._diagnostics.of_robot(prefix, view.node)
             if told is not None and self._pages.shown_by(prefix):
                 sample = self._diagnostics.newest(told[0], prefix)
                 self._pages.tell(prefix, {'type': 'figures', 'samples': [sample] if sample else []})
@@ -136,15 +146,22 @@ class Listener:
 
     def figures(self, prefix: str) -> list[dict[str, Any]]:
         """Return the events with the latest figures of a robot's node."""
-        told = self._diagnostics.of_robot(prefix)
+        view = self._pages.views.get(prefix)
+        told = self._diagnostics.of_robot(prefix, view.node) if view is not None else None
         if told is None:
             return []
         return [{'type': 'figures', 'samples': self._diagnostics.samples(told[0], prefix), 'all': True}]
 
     # --- the conversation ---
 
-    def learn(self, view: RobotView) -> None:
-        """Ask a robot for its history, unless that is being done."""
+    def learn(self, view: RobotView, changed: bool = False) -> None:
+        """Ask a robot for its history, unless that is being done.
+
+        Args:
+            view: The robot.
+            changed: It has changed just now, so an answer that is on its way does not count.
+        """
+        view.outdated |= changed
         if view.learning is None or view.learning.done():
             view.learning = self._pages.background(self._learn(view))
 
@@ -153,9 +170,9 @@ class Listener:
 
         A turn that ended just before may only be late in the history, so it goes at the second time.
         """
-        self.learn(view)
+        self.learn(view, changed=True)
         await asyncio.sleep(FRESH + 1.0)
-        self.learn(view)
+        self.learn(view, changed=True)
 
     async def _learn(self, view: RobotView) -> None:
         until = time.monotonic() + _HISTORY_SECONDS
@@ -163,8 +180,11 @@ class Listener:
             link = self._pages.ros.links.get(view.prefix)
             try:
                 if link is not None:
+                    view.outdated = False
                     found = await asyncio.to_thread(link.history)
-                    break
+                    if not view.outdated:
+                        break
+                    continue
             except RuntimeError:
                 pass  # it does not answer yet
             await asyncio.sleep(0.1)
@@ -182,7 +202,7 @@ class Listener:
         was_nameless = view.log.nameless
         self._pieces.setdefault(view.prefix, []).extend(view.log.token(token))
         if view.log.nameless and not was_nameless and view.known:
-            self.learn(view)  # the history has the question
+            self.learn(view, changed=True)  # the history has the question
 
     def _turn(self, view: RobotView, turn: dict[str, Any]) -> None:
         self.ended(view.prefix, turn)
@@ -220,4 +240,4 @@ class Listener:
             events = [event for turn_id in view.pending_turns() for event in view.log.begun(turn_id)]
             self._pages.tell(prefix, *events, *([view.calls()] if events else []))
             if events and view.known:
-                self.learn(view)  # the history has the question
+                self.learn(view, changed=True)  # the history has the question

@@ -10,6 +10,7 @@ from nanochat.msg import Observation, Token, ToolCall, Turn, Watch, Watches
 from nanochat.srv import Approve, GetHistory, SetWatch
 from rcl_interfaces.srv import GetParameters
 from rclpy.expand_topic_name import expand_topic_name
+from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from ros2_nanochat.robot.watch import IMAGE
 from ros2_nanochat.ros.client import ChatClient, NodeGone
@@ -18,6 +19,7 @@ from ros2_nanochat.web.taps import Tap
 
 _ANSWER = 10.0  # seconds
 _MAX_CAMERAS = 32
+_LONG_NAME = 200  # characters
 _TRY_AGAIN = 1.0  # seconds; a service that does not know us yet loses its first answer
 
 
@@ -83,13 +85,7 @@ class RobotLink:
         Raises:
             NodeGone: The robot does not answer.
         """
-        for left in reversed(range(tries)):
-            try:
-                return to_value(self._call(self._history, GetHistory.Request(), _TRY_AGAIN))
-            except NodeGone:
-                if not left:
-                    raise
-        raise AssertionError
+        return to_value(self._read(self._history, GetHistory.Request(), tries))
 
     def cameras(self) -> dict[str, str]:
         """Return the topics of the robot's cameras by name. Waits, so call it on a thread of its own.
@@ -103,13 +99,21 @@ class RobotLink:
         topics = {IMAGE: f'{self._prefix}/{IMAGE}'}
         for text in given[:_MAX_CAMERAS]:
             name, found, topic = text.partition(':=')
-            if found:
-                topics[name] = expand_topic_name(topic.replace('{robot}', robot), leaf, space or '/')
+            if not found or not name.isprintable() or not 0 < len(name) <= _LONG_NAME:
+                continue
+            try:
+                full = expand_topic_name(topic.replace('{robot}', robot), leaf, space or '/')
+                validate_full_topic_name(full)
+            except (
+                Exception
+            ):  # of several kinds, by distro: this one is no topic; the other cameras are shown
+                continue
+            topics[name] = full
         return topics
 
     def _texts(self, parameter: str) -> list[str]:
         """The texts of a parameter of the robot's node; none if it is not set."""
-        values = self._call(self._parameters, GetParameters.Request(names=[parameter]), _ANSWER).values
+        values = self._read(self._parameters, GetParameters.Request(names=[parameter])).values
         return list(values[0].string_array_value) if values else []
 
     def approve(self, call: str, yes: bool, reason: str) -> str:
@@ -136,6 +140,15 @@ class RobotLink:
         if not response.success:
             raise RuntimeError(response.message)
         return response.message
+
+    def _read(self, client, request, tries: int = 5):
+        """Call a service that changes nothing, so that it may be asked again."""
+        for _ in range(tries - 1):
+            try:
+                return self._call(client, request, _TRY_AGAIN)
+            except NodeGone:
+                pass
+        return self._call(client, request, _TRY_AGAIN)
 
     def _call(self, client, request, timeout: float):
         if not client.wait_for_service(timeout):

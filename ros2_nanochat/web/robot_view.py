@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
+from ros2_nanochat.web.diagnostics import whole_number
 from ros2_nanochat.web.turn_log import TurnLog
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _CALLS = 100  # tool calls that are kept
 _WATCHES, _OBSERVATIONS = 50, 60  # standing questions, and what each of them saw
+_LONG = 4000  # characters of an answer; the rest is cut off, as many are kept
 _SEEN = (
     'name',
     'index',
@@ -45,6 +47,8 @@ class RobotView:
         cameras: Its cameras that somebody publishes: the topic of each, by name.
         asking: How many questions of pages have not been answered yet.
         link: The topics and services that were open when it was read.
+        outdated: Whether it has changed while it was being read.
+        ends: Ids of its node's ends of the topics, which a node that is started again has new.
         has_watches: Whether it takes standing questions.
         looking: How many of these may take a picture of a camera with them, for each camera.
     """
@@ -57,6 +61,8 @@ class RobotView:
         self.cameras_due = 0.0
         self.present = self.known = self.has_watches = False
         self.learning: asyncio.Task | None = None
+        self.outdated = False
+        self.ends: frozenset[bytes] = frozenset()
         self.asking = self._messages = 0
         self.looking: Counter[str] = Counter()
         self._calls: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -72,7 +78,7 @@ class RobotView:
 
     def shrank(self, messages: str) -> bool:
         """Take over the number of its messages. Return whether there were more before."""
-        before, self._messages = self._messages, int(messages) if messages.isdigit() else self._messages
+        before, self._messages = self._messages, whole_number(messages, self._messages)
         return self._messages < before
 
     def tagged(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +128,7 @@ class RobotView:
         A subscription that is opened again brings what we have; it is left out.
         """
         seen = {name: observation[name] for name in _SEEN} | {'time': observation['header']['stamp']}
+        seen |= {'text': seen['text'][:_LONG], 'value': seen['value'][:_LONG]}
         known = self._observations.setdefault(seen['name'], deque(maxlen=_OBSERVATIONS))
         if any((each['index'], each['time']) == (seen['index'], seen['time']) for each in known):
             return {'type': 'observations', 'observations': []}

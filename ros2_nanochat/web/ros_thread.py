@@ -19,13 +19,16 @@ from ros2_nanochat.robot.watch import IMAGE
 from ros2_nanochat.ros.spinning import spin
 from ros2_nanochat.web.as_json import to_value
 from ros2_nanochat.web.camera_feed import CameraFeed, Source
+from ros2_nanochat.web.diagnostics import node_of
 from ros2_nanochat.web.robot_link import RobotLink
 from ros2_nanochat.web.taps import Tap
 
 _EVERY = 0.04  # seconds between two looks at what has arrived
 _LOOK = 1.0  # seconds between two looks at the graph
 _IDLE = 1.0  # seconds between two rounds without any page
+_TRY_AGAIN = 5.0  # seconds after which something is opened again that failed
 _GRACE = 3.0  # seconds that a robot's topics stay open after the last page, which may just be reloading
+_LONG_PREFIX = 250  # characters; DDS has no longer topics
 _TURN, _TURN_TYPE = '/turn', 'nanochat/msg/Turn'
 
 
@@ -65,6 +68,7 @@ class RosThread:
         self.known_cameras: dict[str, dict[str, str]] = {}
         self._wanted = Wanted()
         self._until: dict[Hashable, float] = {}  # when to close what is no longer wanted
+        self._failed: dict[Hashable, float] = {}  # when to try again what could not be opened
         self._diagnostics: Tap | None = None
         self._looked = 0.0
         self._changed, self._end = threading.Event(), threading.Event()
@@ -95,6 +99,10 @@ class RosThread:
         self._executor.shutdown(timeout_sec=1.0)
         self._threads[0].join(1.0)
 
+    def report(self, error: Exception) -> None:
+        """Log an error that the rest goes on after."""
+        self._node.get_logger().error(f'the page: {one_line(repr(error))}', throttle_duration_sec=5.0)
+
     def _run(self) -> None:
         while not self._end.is_set():
             try:
@@ -104,7 +112,7 @@ class RosThread:
             except Exception as error:
                 if not self._node.context.ok():
                     break
-                self._node.get_logger().error(f'the page: {one_line(repr(error))}', throttle_duration_sec=5.0)
+                self.report(error)
             self._changed.wait(_EVERY if self.links or self.cameras else _IDLE)
             self._changed.clear()
         self._follow(Wanted(), grace=0.0)
@@ -129,8 +137,9 @@ class RosThread:
             grace,
             lambda prefix: RobotLink(self._node, prefix, owners[prefix], self._put),
         )
-        for prefix, owner in owners.items():
-            self.links[prefix].follow(owner)
+        for prefix, link in self.links.items():
+            if prefix in owners:
+                link.follow(owners[prefix])
 
     def _updated(self, is_open: dict, wanted: Collection[Any], grace: float, make: Callable) -> dict:
         now = time.monotonic()
@@ -144,8 +153,12 @@ class RosThread:
                 continue
             after[key] = feed
         for key in wanted:
-            if key not in after:
-                after[key] = make(key)
+            if key not in after and now >= self._failed.get(key, 0.0):
+                try:
+                    after[key] = make(key)
+                except Exception as error:  # the other robots and cameras go on
+                    self._failed[key] = now + _TRY_AGAIN
+                    self.report(error)
         return after
 
     def _look(self) -> None:
@@ -156,32 +169,53 @@ class RosThread:
         topics = dict(self._node.get_topic_names_and_types())
         robots = {}
         for topic, types in topics.items():
-            if not topic.endswith(_TURN) or _TURN_TYPE not in types:
-                continue
-            ends = self._node.get_publishers_info_by_topic(topic)
-            if ends:
-                prefix = topic.removesuffix(_TURN)
-                leaf = prefix.rpartition('/')[2]
-                spaces = [end.node_namespace.rstrip('/') for end in ends if end.node_name == leaf]
-                cameras = self.known_cameras.get(prefix) or {IMAGE: f'{prefix}/{IMAGE}'}
-                robots[prefix] = {
-                    'node': f'{spaces[0]}/{leaf}' if spaces else prefix,
-                    'cameras': {name: at for name, at in cameras.items() if self._is_published(at)},
-                    'watches': bool(self._node.count_publishers(f'{prefix}/watches')),
-                }
+            prefix = topic.removesuffix(_TURN)
+            if prefix and prefix != topic and _TURN_TYPE in types and len(prefix) <= _LONG_PREFIX:
+                try:
+                    found = self._robot(prefix)
+                except Exception as error:
+                    # Programs that are not of ROS may name topics as they like; the other robots go on.
+                    self.report(error)
+                    continue
+                if found is not None:
+                    robots[prefix] = found
         self._put(('graph', '', robots))
+
+    def _robot(self, prefix: str) -> dict[str, Any] | None:
+        """What the graph has of a robot, None if nobody publishes its turns."""
+        ends = self._node.get_publishers_info_by_topic(f'{prefix}{_TURN}')
+        if not ends:
+            return None
+        leaf = prefix.rpartition('/')[2]
+        own = [end for end in ends if end.node_name == leaf and prefix.startswith(_space(end) + '/')]
+        cameras = self.known_cameras.get(prefix) or {IMAGE: f'{prefix}/{IMAGE}'}
+        return {
+            'node': f'{_space(own[0])}/{leaf}' if own else prefix,
+            'ends': frozenset(bytes(end.endpoint_gid) for end in own),
+            'cameras': {name: at for name, at in cameras.items() if self._is_published(at)},
+            'watches': bool(self._node.count_publishers(f'{prefix}/watches')),
+        }
 
     def _is_published(self, camera: str) -> bool:
         names = (self._node.resolve_topic_name(name) for name in (camera, f'{camera}/compressed'))
         return any(map(self._node.count_publishers, names))
 
     def _take(self) -> None:
-        if self._diagnostics is not None:
-            self._diagnostics.take()
-        for link in self.links.values():
-            link.take()
+        for source in (self._diagnostics, *self.links.values()):
+            try:
+                if source is not None:
+                    source.take()
+            except Exception as error:  # the other robots go on
+                self.report(error)
 
     def _diagnosed(self, message: DiagnosticArray) -> None:
-        # Others publish here, too, perhaps much: only chat nodes' arrays are converted.
-        if any(status.name.endswith(': engine') for status in message.status):
-            self._put(('diagnostics', '', to_value(message)['status']))
+        # Others publish here, too, perhaps much: only chat nodes' statuses are converted.
+        name = node_of((status.name, status.hardware_id) for status in message.status)
+        if name is not None:
+            own = [status for status in message.status if status.hardware_id == name]
+            self._put(('diagnostics', '', to_value(own)))
+
+
+def _space(end) -> str:
+    """Namespace of the node that has an end of a topic, '' for that of the root."""
+    return end.node_namespace.rstrip('/')

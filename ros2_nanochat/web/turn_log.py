@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ros2_nanochat.web.as_json import MAX_TEXT
+
 Item = dict[str, Any]
 """A turn: `key`, `query`, `pictures`, `text`, `reasoning`, `state` and, once it has ended, `turn`."""
 Event = dict[str, Any]
@@ -68,7 +70,7 @@ class TurnLog:
         if item['state'] in (ENDED, LOST) or token['last']:
             return []
         part = 'reasoning' if token['reasoning'] else 'text'
-        item[part] += token['text']
+        item[part] = (item[part] + token['text'])[:MAX_TEXT]
         if item['state'] == ASKED:
             item['state'] = STREAMING
             return [_changed(item)]

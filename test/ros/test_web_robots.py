@@ -1,0 +1,92 @@
+"""The page's server with a graph on which other programs do as they like."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip('aiohttp', reason='the page needs aiohttp')
+
+from nanochat.msg import Turn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from ros2_nanochat.web.camera_feed import Source
+from ros2_nanochat.web.pages import Pages
+from ros2_nanochat.web.pictures import Album
+from ros2_nanochat.web.ros_thread import RosThread, Wanted
+
+pytestmark = pytest.mark.ros
+TURN = 'nanochat/msg/Turn'
+
+
+class ForeignNames(Node):
+    """A node on whose graph a program that is not of ROS has named topics as it likes."""
+
+    def get_topic_names_and_types(self, *arguments):
+        foreign = [('/<b>x</b>/turn', [TURN]), ('/a b/nanochat/turn', [TURN]), (f'/{"x" * 300}/turn', [TURN])]
+        return foreign + super().get_topic_names_and_types(*arguments)
+
+
+def test_a_name_that_ros_does_not_know_hides_no_robot():
+    node = ForeignNames(
+        'foreign_names', parameter_overrides=[Parameter('start_type_description_service', value=False)]
+    )
+    for topic in ('/turn', '/here/nanochat/turn'):
+        node.create_publisher(Turn, topic, 1)
+    heard = []
+    ros = RosThread(node, heard.append, 5.0)
+    ros.want(
+        Wanted(
+            True,
+            frozenset({('/a b/nanochat', '/a b/nanochat'), ('/here/nanochat', '/here/nanochat')}),
+            frozenset({Source('/here/nanochat', 'broken', '/a b')}),
+        )
+    )
+    ros.start()
+    try:
+        until = time.monotonic() + 30.0
+        while not heard or '/here/nanochat' not in ros.links:
+            assert time.monotonic() < until, (heard, ros.links)
+            time.sleep(0.02)
+        assert list(heard[0][2]) == ['/here/nanochat'] and list(ros.links) == ['/here/nanochat']
+    finally:
+        ros.close()
+        node.destroy_node()
+
+
+@pytest.fixture
+def pages():
+    """Pages of the robots r1 and r2, without ROS; `reported` are the errors."""
+    pages = Pages(Album())
+    pages.reported = []
+    nothing = {'links': {}, 'cameras': {}, 'known_cameras': {}}
+    pages.ros = SimpleNamespace(report=pages.reported.append, want=lambda _: None, **nothing)
+    show_graph(pages, b'1')
+    return pages
+
+
+def show_graph(pages, *ends):
+    found = {'node': '/nanochat', 'cameras': {}, 'watches': False, 'ends': frozenset(ends)}
+    robots = {f'/{name}/nanochat': dict(found) for name in ('r1', 'r2')}
+    pages.listener.deliver([('graph', '', robots)])
+
+
+def states(pages, prefix):
+    return [item['state'] for item in pages.views[prefix].log.conversation()['items']]
+
+
+def test_what_one_robot_sends_costs_the_others_nothing(pages):
+    piece = {'turn_id': 'a', 'index': 0, 'text': 'Hi', 'last': False, 'reasoning': False, 'num_tokens': 1}
+    pages.listener.deliver([('turn', '/r1/nanochat', {}), ('tokens', '/r2/nanochat', piece)])
+    assert len(pages.reported) == 1 and states(pages, '/r2/nanochat') == ['streaming']
+
+
+def test_replies_of_a_node_that_was_started_again_are_lost_as_soon_as_it_is_there(pages):
+    pages.views['/r1/nanochat'].log.asked('a', 'Hi', [])
+    show_graph(pages, b'1')
+    assert states(pages, '/r1/nanochat') == ['asked']
+    show_graph(pages, b'1', b'2')  # the transport takes a while to notice that the first was killed
+    assert states(pages, '/r1/nanochat') == ['lost'] and not pages.reported

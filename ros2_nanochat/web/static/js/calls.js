@@ -2,7 +2,9 @@
 
 import { h } from './dom.js';
 
-const BADGES = { waiting: 'warn', running: '', done: 'good', failed: 'bad', cancelled: 'warn', unknown: 'bad' };
+const COLORS = new Map(Object.entries({
+  waiting: 'warn', running: '', done: 'good', failed: 'bad', cancelled: 'warn', unknown: 'bad',
+}));
 
 export class Calls {
   constructor(actions) {
@@ -30,10 +32,11 @@ export class Calls {
 
   entry(call) {
     const duration = call.duration > 0 ? `${call.duration.toFixed(2)} s` : '';
-    return h('section', { class: `call ${call.state}`, 'data-call': call.id, 'aria-label': `Tool ${call.name}` },
+    return h('section', { class: COLORS.has(call.state) ? `call ${call.state}` : 'call', 'data-call': call.id, 'aria-label': `Tool ${call.name}` },
       h('div', { class: 'title' },
         h('b', {}, visible(call.name)),
-        h('span', { class: `badge ${BADGES[call.state] ?? ''}` }, STATES[call.state] ?? call.state),
+        h('span', { class: `badge ${COLORS.get(call.state) ?? ''}` },
+          call.state === 'waiting' ? 'waits for you' : call.state),
         call.dry_run && h('span', { class: 'badge' }, 'dry run'),
         call.background && h('span', { class: 'badge' }, 'in the background'),
         h('span', { class: 'result' }, duration)),
@@ -57,8 +60,6 @@ export class Calls {
     return h('div', { class: 'decide' }, ...buttons, reason);
   }
 }
-
-const STATES = { waiting: 'waits for you' };
 
 function pretty(text) {
   try {

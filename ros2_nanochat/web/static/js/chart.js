@@ -12,7 +12,7 @@ export function bars(values, titles, most = 40) {
   const top = Math.max(...shown, 1e-9);
   const step = WIDTH / Math.max(shown.length, 16);
   return frame(shown.map((value, n) => {
-    const height = Math.max(1, (HEIGHT - 2) * value / top);
+    const height = Math.max(1, (HEIGHT - 2) * (value / top));
     return svg('rect', {
       class: 'chart-bar', x: n * step, y: HEIGHT - height, width: Math.max(1, step - 2), height, rx: 1,
     }, svg('title', {}, names[n]));
@@ -30,21 +30,29 @@ export function lanes(answers, most = 60) {
   }, svg('title', {}, answer))));
 }
 
-/** A line through points [time, value]. `top` is the upper end, which otherwise follows the values. */
+/** A line through points [time, value]. `top` is the upper end, which otherwise follows the values, as the lower does. */
 export function line(points, top = 0) {
   if (points.length < 2) return frame([]);
   const first = points[0][0];
   const span = Math.max(points.at(-1)[0] - first, 1e-9);
-  const high = top || Math.max(...points.map(([, value]) => value), 1);
+  const values = points.map(([, value]) => value);
+  const high = top || Math.max(...values, 1);
+  const low = Math.min(...values, 0);
+  const scale = Math.max(high, -low); // first, as the difference of two huge numbers may be infinite
   const places = points.map(([time, value]) => [
-    (WIDTH * (time - first) / span).toFixed(1),
-    (HEIGHT - 1.5 - (HEIGHT - 3) * Math.min(1, value / high)).toFixed(1),
+    (WIDTH * share((time - first) / span)).toFixed(1),
+    (HEIGHT - 1.5 - (HEIGHT - 3) * share((value / scale - low / scale) / (high / scale - low / scale))).toFixed(1),
   ]);
   const path = places.map(([x, y], n) => `${n ? 'L' : 'M'}${x} ${y}`).join('');
   return frame([
     svg('path', { class: 'chart-area', d: `${path}L${WIDTH} ${HEIGHT}L0 ${HEIGHT}Z` }),
     svg('path', { class: 'chart-line', d: path }),
   ]);
+}
+
+/** Within the chart: clocks jump, and a figure may be above its limit. */
+function share(value) {
+  return Math.min(1, Math.max(0, value));
 }
 
 function frame(children) {

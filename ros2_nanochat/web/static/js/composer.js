@@ -73,8 +73,8 @@ export class Composer {
     const choice = byId('image-mode');
     const before = choice.value;
     choice.querySelectorAll('[data-cameras]').forEach((option) => option.remove());
-    const each = names.length > 1 ? [...names.map((name) => [name, [name]]), ['all together', names]] : [];
-    choice.append(...each.map(([text, of]) => h('option', { value: `of ${text}`, 'data-cameras': JSON.stringify(of) }, text)));
+    const each = names.length > 1 ? [...names.map((name) => [`of ${name}`, name, [name]]), ['all', 'all together', names]] : [];
+    choice.append(...each.map(([value, text, of]) => h('option', { value, 'data-cameras': JSON.stringify(of) }, text)));
     choice.value = before;
     if (choice.selectedIndex < 0) choice.value = '';
   }

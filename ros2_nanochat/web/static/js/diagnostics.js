@@ -56,7 +56,7 @@ class Entry {
     this.badge.className = `badge ${color}`;
     setText(this.message, message);
     for (const [name, [term, value]] of this.values) {
-      if (!(name in values)) {
+      if (!Object.hasOwn(values, name)) {
         term.remove();
         value.remove();
         this.values.delete(name);

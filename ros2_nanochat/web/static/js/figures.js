@@ -29,10 +29,8 @@ export class Figures {
   /** Figures of ended turns, oldest first. */
   turns(turns) {
     const ran = turns.filter((turn) => turn.new_tokens > 0);
-    const last = ran.at(-1);
-    const titles = (text) => ran.map((turn) => text(turn));
-    this.firstToken.set(last ? seconds(last.time_to_first_token) : '–', '',
-      bars(ran.map((turn) => turn.time_to_first_token), titles((turn) => seconds(turn.time_to_first_token))));
+    const waits = ran.map((turn) => turn.time_to_first_token).filter(Number.isFinite);
+    this.firstToken.set(waits.length ? seconds(waits.at(-1)) : '–', '', bars(waits, waits.map(seconds)));
     const rates = ran.map((turn) => turn.tokens_per_second).filter((rate) => rate > 0); // a single token has none
     this.speed.set(rates.length ? rates.at(-1).toFixed(1) : '–', '',
       bars(rates, rates.map((rate) => `${rate.toFixed(1)} tokens/s`)));

@@ -130,7 +130,8 @@ function figures(turn) {
     parts.push(h('span', { class: `badge ${bad ? 'bad' : 'warn'}` }, reason));
   }
   if (turn.valid) parts.push(h('span', { class: 'badge good' }, 'valid'));
-  if (turn.choice) parts.push(h('span', { class: 'choice' }, h('bdi', {}, turn.choice), `: ${(100 * turn.probability).toFixed(0)} %`));
+  if (turn.choice) parts.push(h('span', { class: 'choice' }, h('bdi', {}, turn.choice),
+    Number.isFinite(turn.probability) && `: ${(100 * turn.probability).toFixed(0)} %`));
   if (turn.time_to_first_token > 0) parts.push(h('span', {}, `first token ${seconds(turn.time_to_first_token)}`));
   if (turn.tokens_per_second > 0) parts.push(h('span', {}, `${turn.tokens_per_second.toFixed(1)} tokens/s`));
   if (turn.new_tokens) parts.push(h('span', {}, turn.new_tokens === 1 ? '1 token' : `${turn.new_tokens} tokens`));

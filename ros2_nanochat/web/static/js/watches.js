@@ -34,8 +34,9 @@ export class Watches {
     setHidden(this.element, !available && !this.watches.length);
     if (cameras.join('\n') === this.names.join('\n')) return;
     this.names = cameras;
-    const choices = cameras.length > 1 ? [...cameras, ALL] : cameras;
-    this.cameras.replaceChildren(...choices.map((name) => h('option', { value: name }, name)));
+    const choices = cameras.map((name) => [name, name]);
+    if (cameras.length > 1) choices.push(['', 'all together']);
+    this.cameras.replaceChildren(...choices.map(([value, name]) => h('option', { value }, name)));
     setHidden(this.cameras, choices.length < 2);
   }
 
@@ -82,7 +83,7 @@ export class Watches {
       class: 'add-watch',
       onsubmit: async (event) => {
         event.preventDefault();
-        const cameras = this.cameras.hidden ? [] : this.cameras.value === ALL ? this.names : [this.cameras.value];
+        const cameras = this.cameras.hidden ? [] : this.cameras.value === '' ? this.names : [this.cameras.value];
         const asked = {
           name: '', question: question.value.trim(), response_format: form.value.trim(), max_rate: 1, cameras,
         };
@@ -91,8 +92,6 @@ export class Watches {
     }, question, form, this.cameras, h('button', { type: 'submit' }, 'Add'));
   }
 }
-
-const ALL = 'all together'; // no camera's name has a space
 
 /** One standing question. It changes in place, so that its buttons can be pressed while answers come. */
 class Entry {

@@ -6,30 +6,58 @@ import functools
 import http.server
 import io
 import math
+import re
 import signal
 import threading
+import time
 
 import pytest
 
 pytest.importorskip('aiohttp', reason='the page needs aiohttp')
 playwright = pytest.importorskip('playwright.sync_api', reason='the browser is driven by playwright')
 
+import rclpy  # noqa: E402
+from conftest import FAILED  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue  # noqa: E402
 from nanochat.msg import Observation, Token, ToolCall, Turn, Watch, Watches  # noqa: E402
 from nanochat.srv import SetWatch  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from std_srvs.srv import SetBool  # noqa: E402
 from web_site import CHROMIUM, Site  # noqa: E402
 
+from ros2_nanochat.ros.client import ChatClient  # noqa: E402
+from ros2_nanochat.ros.spinning import spin  # noqa: E402
+
 if CHROMIUM is None:
     pytest.skip('Chromium is not installed: apt-get install chromium', allow_module_level=True)
 
 pytestmark = pytest.mark.ros
 SECONDS = 1000  # of Playwright's time-outs
-expect = playwright.expect
-expect.set_options(timeout=30 * SECONDS)
+
+
+class expect:
+    """Playwright's `expect`, which looks only each second: here it looks again at once."""
+
+    def __init__(self, locator):
+        self._expected = playwright.expect(locator)
+
+    def __getattr__(self, name):
+        check = getattr(self._expected, name)
+
+        def soon(*arguments, timeout=30 * SECONDS, **options):
+            until = time.monotonic() + timeout / SECONDS
+            while True:
+                try:
+                    return check(*arguments, timeout=50, **options)
+                except AssertionError:
+                    if time.monotonic() > until:
+                        raise
+
+        return soon
 
 
 @pytest.fixture(scope='module')
@@ -48,15 +76,13 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def visit(browser, site):
+@pytest.fixture(scope='module')
+def open_page(browser, site):
     """Opens the page of a robot; a mistake of the page's own script fails the test."""
-    contexts, mistakes = [], []
+    mistakes = []
 
-    def visit(robot='r1', context=None, **options):
-        if context is None:
-            context = browser.new_context(**options)
-            contexts.append(context)
+    def open_page(robot='r1', context=None, **options):
+        context = context or browser.new_context(reduced_motion='reduce', **options)
         page = context.new_page()
         page.on('pageerror', lambda error: mistakes.append(str(error)))
         page.on(
@@ -66,18 +92,61 @@ def visit(browser, site):
         expect(page.locator('#robot-about')).to_contain_text('tokens')
         return page
 
-    yield visit
-    for context in contexts:
-        context.close()
-    assert not mistakes
+    open_page.mistakes = mistakes
+    return open_page
 
 
 @pytest.fixture
-def fresh(visit):
+def visit(open_page):
+    """Opens pages in a browser that remembers nothing."""
+    contexts = []
+
+    def visit(robot='r1', **options):
+        page = open_page(robot, **options)
+        contexts.append(page.context)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not open_page.mistakes
+
+
+@pytest.fixture(scope='module')
+def tabs(open_page):
+    """The page of r1 that tests use one after another, as long as they succeed."""
+    yield (tabs := [])
+    for page in tabs:
+        page.context.close()
+
+
+@pytest.fixture
+def fresh(open_page, tabs, request):
     """A page of r1 whose conversation is empty."""
-    page = visit()
+    if not tabs:
+        tabs.append(open_page())
+    page = tabs[0]
+    if page.locator('#robot-name').text_content() != 'r1':
+        page.locator('.robot', has_text='r1').click()
+        expect(page.locator('#robot-about')).to_contain_text('tokens')
     reset(page)
-    return page
+    yield page
+    for other in page.context.pages:
+        if other is not page:
+            other.close()
+    if request.node.stash.get(FAILED, False):
+        tabs.pop().context.close()
+    mistakes = list(open_page.mistakes)
+    open_page.mistakes.clear()
+    assert not mistakes
+
+
+@pytest.fixture(scope='module')
+def friend(site):
+    """A client of r2 with a node that tests publish with."""
+    with ChatClient('/nanochat', 'r2') as friend:
+        assert friend.wait_until_ready(30.0)
+        yield friend
 
 
 def reset(page):
@@ -144,7 +213,7 @@ def test_reset_forgets_and_may_set_a_system_prompt(fresh):
 def test_a_reload_loses_nothing_not_even_a_reply_that_streams(fresh):
     first = ended(ask(fresh, 'First'))
     figures = first.locator('footer').text_content()
-    ask(fresh, 'Second, and this one is long enough to be seen ' * 5)
+    ask(fresh, 'Second, and this one is long enough to be seen ' * 3)
     expect(reply(fresh.locator('.turn').last)).not_to_have_text('')
     fresh.reload()
     turns = fresh.locator('.turn')
@@ -155,12 +224,12 @@ def test_a_reload_loses_nothing_not_even_a_reply_that_streams(fresh):
     assert reply(turns.last).text_content().startswith('You said: Second')
 
 
-def test_two_robots_and_a_question_of_another_client(fresh, talk):
+def test_two_robots_and_a_question_of_another_client(fresh, friend):
     ended(ask(fresh, 'For r1'))
     fresh.keyboard.press('Alt+ArrowDown')
     expect(fresh.locator('#robot-name')).to_have_text('r2')
     expect(fresh.locator('.hint')).to_be_visible()
-    talk('/nanochat', 'r2').ask('From the terminal, with a rather long question').result(60)
+    friend.ask('From the terminal, with a rather long question').result(60)
     turn = ended(fresh.locator('.turn').last)
     expect(turn.locator('.question .text')).to_have_text('From the terminal, with a rather long question')
     fresh.locator('.robot', has_text='r1').click()
@@ -191,9 +260,9 @@ HOSTILE = (
 )
 
 
-def test_no_field_that_robots_publish_becomes_html_or_breaks_the_page(visit, talk):
+def test_no_field_that_robots_publish_becomes_html_or_breaks_the_page(visit, friend):
     page = visit('r2')
-    node, prefix = talk('/nanochat', 'r2').node, '/r2/nanochat'
+    node, prefix = friend.node, '/r2/nanochat'
     kept = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     text = HOSTILE.replace('\0', ' ')  # no text of ROS holds it
 
@@ -215,7 +284,10 @@ def test_no_field_that_robots_publish_becomes_html_or_breaks_the_page(visit, tal
         image=header,
         header=header,
         tool_calls=[call],
+        new_tokens=3,
         probability=math.nan,
+        time_to_first_token=math.nan,
+        tokens_per_second=math.inf,
     )
     watch = message(Watch, name=text)
     pair = KeyValue(key=text, value=text)
@@ -249,6 +321,9 @@ def test_no_field_that_robots_publish_becomes_html_or_breaks_the_page(visit, tal
     )  # what is allowed is what is read
     expect(page.locator('#panel-watches .watch')).to_contain_text('onerror')
     expect(page.locator('#panel-diagnostics')).to_contain_text('onerror')
+    expect(shown.locator('.choice')).not_to_contain_text('%')
+    expect(page.locator('#panel-figures .value').first).not_to_have_text('0 ms ')
+    assert not {'NaN', 'Infinity'} & set(re.findall(r'\w+', page.locator('body').inner_text()))
     assert page.evaluate('window.hit') is None
     assert page.locator('#log img[src=x], .panels img[src=x], script:not([src])').count() == 0
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
@@ -263,6 +338,69 @@ def test_no_field_that_robots_publish_becomes_html_or_breaks_the_page(visit, tal
     reset(page)
 
 
+def test_other_nodes_are_shown_as_text_and_change_no_other_robot(fresh, friend):
+    name = HOSTILE.replace('\0', ' ').replace('\u202e', '').replace('\ud7ff', '')[:150]
+    cameras = [
+        f'{name}:=/evil/one',
+        'all together:=/evil/two',
+        'broken:=/not valid/',
+        ':=/evil/one',
+        'no topic',
+    ]
+    evil = rclpy.create_node(
+        'evil',
+        parameter_overrides=[Parameter('cameras', value=cameras)],
+        automatically_declare_parameters_from_overrides=True,
+    )
+    for kind, topic in ((Turn, '/evil/turn'), (Turn, '/turn'), (Image, '/evil/one'), (Image, '/evil/two')):
+        evil.create_publisher(kind, topic, 1)
+    publisher = evil.create_publisher(DiagnosticArray, '/diagnostics', 10)
+
+    def status(of, hardware, **values):
+        pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
+        return DiagnosticStatus(
+            level=b'\2', name=of, hardware_id=hardware, message=HOSTILE[:80], values=pairs
+        )
+
+    huge = {'kv_tokens': '9' * 5000 + ' of 1', 'active': '²', '__proto__': name, 'constructor': name}
+    arrays = [
+        [status('car: engine', 'car')],
+        [status('x: y: engine', '/x')],
+        [status(f'{name}: engine', f'/{name}')],
+        [status('r1/nanochat: engine', '/r1/nanochat'), status('r1/nanochat: chat', '/r1/nanochat')],
+        [status('other: engine', '/other', **huge)],
+    ]
+    timer = evil.create_timer(
+        0.2, lambda: [publisher.publish(DiagnosticArray(status=array)) for array in arrays]
+    )
+    executor = SingleThreadedExecutor()
+    executor.add_node(evil)
+    thread = threading.Thread(target=spin, args=(executor,), daemon=True)
+    thread.start()
+    expect(fresh.locator('#nodes')).to_contain_text('onerror')
+    expect(fresh.locator('.robot .name')).to_have_text(['evil', 'r1', 'r2'])
+    noted = fresh.locator('#nodes').text_content()
+    assert '/other' in noted and 'car' not in noted and '/x' not in noted
+    expect(fresh.locator('#panel-diagnostics > summary .badge')).to_have_text('OK')
+    ended(ask(fresh, 'Still you?'))
+    fresh.locator('.robot', has_text='evil').click()
+    expect(fresh.locator('.camera select option')).to_have_text([name, 'all together'])
+    assert fresh.locator('#image-mode option').all_text_contents()[-3:] == [
+        name,
+        'all together',
+        'all together',
+    ]
+    assert fresh.evaluate('window.hit') is None
+    assert fresh.locator('script:not([src]), img[src=x]').count() == 0
+    fresh.locator('.robot', has_text='r1').click()
+    expect(reply(fresh.locator('.turn').last)).to_have_text('You said: Still you?')
+    evil.destroy_timer(timer)
+    executor.shutdown(timeout_sec=2.0)
+    thread.join(2.0)
+    evil.destroy_node()
+    expect(fresh.locator('.robot .name')).to_have_text(['r1', 'r2'])
+
+
 def test_a_form_that_is_not_valid_is_one_line_and_the_question_stays(fresh):
     fresh.select_option('#form', 'other')
     fresh.fill('#own-form', '{"type": "nothing"}')
@@ -275,7 +413,7 @@ def test_a_form_that_is_not_valid_is_one_line_and_the_question_stays(fresh):
     expect(fresh.locator('#problem')).to_be_hidden()
 
 
-def test_a_tool_waits_until_somebody_allows_or_refuses_it(fresh, talk):
+def test_a_tool_waits_until_somebody_allows_or_refuses_it(fresh, friend):
     switched = []
 
     def switch(request, response):
@@ -283,7 +421,7 @@ def test_a_tool_waits_until_somebody_allows_or_refuses_it(fresh, talk):
         response.success, response.message = True, 'it is <b>on</b>'
         return response
 
-    node = talk('/nanochat', 'r2').node
+    node = friend.node
     service = node.create_service(SetBool, '/lamp', switch)
     ask(fresh, '<lamp>')
     call = fresh.locator('.call')
@@ -306,8 +444,8 @@ def test_a_tool_waits_until_somebody_allows_or_refuses_it(fresh, talk):
     node.destroy_service(service)
 
 
-def test_standing_questions_have_diagnostics(fresh, talk):
-    node = talk('/nanochat', 'r2').node
+def test_standing_questions_have_diagnostics(fresh, friend):
+    node = friend.node
 
     def status(about, level=0, **values):
         pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
@@ -338,8 +476,8 @@ def test_standing_questions_have_diagnostics(fresh, talk):
     node.destroy_publisher(publisher)
 
 
-def test_standing_questions_show_their_answers_and_can_be_paused(fresh, talk):
-    node, commands = talk('/nanochat', 'r2').node, []
+def test_standing_questions_show_their_answers_and_can_be_paused(fresh, friend):
+    node, commands = friend.node, []
     kept = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
     def set_watch(request, response):
@@ -399,8 +537,8 @@ def test_a_picture_is_checked_and_shown_with_its_question(fresh):
     assert reply(fresh.locator('.turn').last).text_content() == 'You said: And now?'
 
 
-def test_the_camera_is_shown_and_taken_only_while_it_is_seen(fresh, talk):
-    node = talk('/nanochat', 'r2').node
+def test_the_camera_is_shown_and_taken_only_while_it_is_seen(fresh, friend):
+    node = friend.node
 
     def watchers():
         return [end.node_name for end in node.get_subscriptions_info_by_topic('/r1/nanochat/image')]
@@ -436,10 +574,10 @@ def test_the_camera_is_shown_and_taken_only_while_it_is_seen(fresh, talk):
 
 
 def wait_until(page, condition):
-    for _ in range(300):
+    for _ in range(1500):
         if condition():
             return
-        page.wait_for_timeout(100)
+        page.wait_for_timeout(20)
     raise AssertionError('it does not happen')
 
 
@@ -464,17 +602,17 @@ def test_a_page_of_another_origin_cannot_talk_to_the_robots(browser, site, tmp_p
     assert outcome == 'refused'
 
 
-def test_ten_pages_at_once_see_the_same_and_cost_one_subscription(fresh, talk):
+def test_ten_pages_at_once_see_the_same_and_cost_one_subscription(fresh, friend):
     others = [fresh.context.new_page() for _ in range(9)]
     for page in others:
-        page.goto(fresh.url)
+        page.goto(fresh.url, wait_until='commit')  # they load at the same time
     for page in others:
         expect(page.locator('#robot-about')).to_contain_text('tokens')
     ended(ask(fresh, 'Hello, all of you'))
     for page in others:
         expect(reply(page.locator('.turn').last)).to_have_text('You said: Hello, all of you')
         expect(page.locator('.turn')).to_have_count(1)
-    node = talk('/nanochat', 'r2').node
+    node = friend.node
     count_of_all = len(fresh.context.pages)
 
     def listeners():

@@ -46,10 +46,13 @@ def main() -> int:
         started.append(subprocess.Popen(command, start_new_session=True, **pipes))
         return started[-1]
 
+    # Whoever ends this program ends all: the others are in sessions of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parameters = {'model': model, **({'vision': 'tiny'} if options.vision and not model else {})}
     if options.watch and not model:
         parameters['explain_format'] = 'false'  # the tiny vision encoder knows only the questions as they are
     arguments = [part for name, value in parameters.items() if value for part in ('-p', f'{name}:={value}')]
+    client = None
     try:
         print(
             f'[demo] chat node on ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}, its log: {log.name}',
@@ -93,9 +96,11 @@ def main() -> int:
             return 1
         return client.returncode
     finally:
-        for process in started:
-            process.send_signal(signal.SIGINT)
-        for process in started:
+        ended = [*started, client] if client is not None else started
+        for process in ended:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in ended:
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ SILENT = 4.0
 _FORGOTTEN = 60.0  # seconds after which a silent node is no longer shown
 _SAMPLES = 120
 _MOST_NODES, _MOST_VALUES = 100, 80
-_LONG, _LONG_VALUE = 1000, 300  # characters of a text; the rest is cut off, as every page gets all of them
+_LONG = 1000  # characters of a text; the rest is cut off, as every page gets all of them
 _OF = re.compile(r'([0-9]{1,15}) of ([0-9]{1,15})\b')
 _NUMBER = re.compile(r'[0-9]{1,15}')
 _NODE = re.compile(r'(?:/[A-Za-z_][A-Za-z0-9_]*)+')
@@ -159,9 +159,7 @@ def _status(node: str, status: dict[str, Any]) -> dict[str, Any]:
         'about': about,
         'level': status['level'],
         'message': status['message'][:_LONG],
-        'values': {
-            pair['key'][:_LONG_VALUE]: pair['value'][:_LONG_VALUE] for pair in status['values'][:_MOST_VALUES]
-        },
+        'values': {pair['key'][:_LONG]: pair['value'][:_LONG] for pair in status['values'][:_MOST_VALUES]},
     }
 
 

@@ -98,11 +98,13 @@ class Page:
     async def _answer(self, pages, text: str) -> None:
         number, answer = None, {}
         try:
-            if not self._requests.take():
+            allowed = self._requests.take()
+            if not allowed:
                 await asyncio.sleep(_REFUSED)
-                raise ValueError('too many requests: wait a second')
             request = _read(text)
             number = request.get('n')
+            if not allowed:
+                raise ValueError('too many requests: wait a second')
             answer = {'message': await pages.request(self, request) or ''}
         except Exception as error:  # of any kind: the page shows it, and goes on
             answer = {'error': one_line(error)}

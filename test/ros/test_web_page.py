@@ -158,9 +158,11 @@ def reset(page):
 
 
 def ask(page, text):
+    turn = page.locator('.turn').last
+    before = turn.get_attribute('data-key') if page.locator('.turn').count() else ''
     page.fill('#question', text)
     page.press('#question', 'Enter')
-    turn = page.locator('.turn').last
+    expect(turn).not_to_have_attribute('data-key', before)
     expect(turn.locator('.question .text')).to_have_text(text, use_inner_text=True)
     return turn
 

@@ -124,8 +124,9 @@ def test_requests_that_are_not_valid_get_one_line_each_and_the_page_goes_on(site
 
 
 def test_requests_in_a_flood_are_refused(site):
-    answers, _ = talk(site.address, *['{}'] * 60)
+    answers, _ = talk(site.address, *[json.dumps({'n': n}) for n in range(60)])
     assert sum('too many requests' in answer['error'] for answer in answers) >= 30
+    assert [answer['n'] for answer in answers] == list(range(60))  # so that the page shows which was refused
 
 
 def test_a_page_that_floods_without_listening_takes_no_memory_and_holds_up_nobody(site):

@@ -6,12 +6,10 @@ ends the loop.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ from typing import Any, TypeVar
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import EngineConfig, GenerationConfig
+from ros2_nanochat.engine.at_exit import close_at_exit
 from ros2_nanochat.engine.delivery import Delivery
 from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.metrics import Metrics
@@ -53,7 +52,7 @@ class Engine:
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name='nanochat-engine', daemon=True)
         self._thread.start()
-        atexit.register(_close_at_exit, weakref.ref(self))
+        close_at_exit(self)
 
     # --- callers ---
 
@@ -246,8 +245,3 @@ def _answer(future: Future, function: Callable[[], Any]) -> None:
         future.set_result(function())
     except BaseException as error:
         future.set_exception(error)
-
-
-def _close_at_exit(engine: weakref.ref[Engine]) -> None:
-    if (alive := engine()) is not None:
-        alive.close()  # a thread inside a runtime would crash the interpreter as it exits

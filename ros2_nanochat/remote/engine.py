@@ -7,18 +7,17 @@ connection, which frees the server.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import functools
 import logging
 import os
 import threading
 import uuid
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 from ros2_nanochat.answer.response_format import read_response_format
 from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.engine.at_exit import close_at_exit
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.errors import BackendError
@@ -90,7 +89,7 @@ class RemoteEngine:
         self._closed = False
         self._process = os.getpid()
         self._watch = asyncio.run_coroutine_threadsafe(pool.watch(), background.loop)
-        atexit.register(_close_at_exit, weakref.ref(self))
+        close_at_exit(self)
 
     # --- callers ---
 
@@ -225,8 +224,3 @@ class RemoteEngine:
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_SECONDS / 2)
         await asyncio.gather(*[server.connection.close() for server in self._pool.servers])
-
-
-def _close_at_exit(engine: weakref.ref[RemoteEngine]) -> None:
-    if (alive := engine()) is not None:
-        alive.close()

@@ -30,6 +30,19 @@ class AnyThreadActionClient(ActionClient):
         self.sending = threading.RLock()
         super().__init__(*args, **kwargs)
 
+    def send_goal_async(self, *args, **kwargs):
+        """Send a goal; see `ActionClient.send_goal_async`.
+
+        Kilted's makes two futures for each goal, and would keep the first one for ever.
+        """
+        with self.sending:
+            before = list(self._futures)
+            future = super().send_goal_async(*args, **kwargs)
+            for each in list(self._futures):
+                if each is not future and each not in before:
+                    self.remove_future(each)
+            return future
+
     async def execute(self, taken_data):
         """Process what the executor took, once no request is being sent."""
         with self.sending:

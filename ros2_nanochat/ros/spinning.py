@@ -4,14 +4,16 @@ the executor.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rclpy.callback_groups import CallbackGroup
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor, ExternalShutdownException, ShutdownException
 
@@ -33,10 +35,27 @@ class Untouched(CallbackGroup):
         pass
 
 
+class Forgetting(MutuallyExclusiveCallbackGroup):
+    """A group that forgets destroyed entities. rclpy's groups keep a weak reference to each, and the default
+    group exists as long as its node.
+    """
+
+    def add_entity(self, entity):
+        """Called by rclpy for each new entity."""
+        self.entities.add(weakref.ref(entity, self.entities.discard))
+
+
 class MakesMany:
-    """A node that makes entities by the thousand while it spins. Goes before `Node` among the bases."""
+    """A node that makes and destroys entities by the thousand while it spins. Goes before `Node` among the
+    bases.
+    """
 
     _making = 0
+
+    @functools.cached_property
+    def default_callback_group(self) -> Forgetting:
+        """The group of entities that name none, for example the events of publishers."""
+        return Forgetting()
 
     @contextmanager
     def executor_left_alone(self) -> Iterator[None]:

@@ -1,8 +1,12 @@
 """The life cycle of the node in processes of its own: loading, failing, mending, freeing, ending."""
 
+import json
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import FAKE
@@ -254,6 +258,33 @@ def test_cleanup_gives_the_memory_back(start, ears):
     # The first time the runtime itself comes into memory and stays; from then on it does not grow.
     assert sizes[2][1] < sizes[0][0] - 50e6
     assert sizes[2][1] < sizes[1][1] + 20e6, sizes
+
+
+def test_nothing_stays_of_a_life_cycle(tmp_path):
+    cycles, settled = 16, 4
+    parameters = {'autostart': 'false', 'api': 'fake', 'max_context_len': '4096', 'state_dir': tmp_path}
+    done = subprocess.run(
+        [
+            sys.executable,
+            Path(__file__).with_name('life_cycles.py'),
+            str(cycles),
+            '--ros-args',
+            *(part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    left = json.loads(done.stdout.splitlines()[-1])
+    # The least of four: what is on its way while it counts is not left.
+    growing = {
+        name: counts
+        for name in left[-1]
+        for counts in [[each.get(name, 0) for each in left]]
+        if min(counts[-4:]) - min(counts[settled : settled + 4]) >= 6  # 8 if one of them stays each time
+    }
+    assert not growing, growing
 
 
 def test_diagnostics_come_once_a_second_and_name_engine_and_robots(start, listen):

@@ -6,7 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import platform
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -213,3 +217,36 @@ def test_the_estimate_is_what_the_runtime_takes(model):
         and estimated.kv_per_token == model.info.kv_bytes_per_token
     )
     assert estimated.context_length == model.info.train_context_length
+
+
+def test_threads_share_one_arena_so_that_freed_memory_can_be_given_back():
+    if platform.libc_ver()[0] != 'glibc':
+        pytest.skip('only glibc has arenas')
+    program = """
+import ctypes, threading
+from ros2_nanochat.ros.allocator import limit_arenas
+limit_arenas()
+together = threading.Barrier(8)
+def allocate():
+    blocks = []
+    for _ in range(100):
+        blocks.append(bytearray(10_000))
+        together.wait()  # each waits for the lock of the arena, and would take another one
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+c = ctypes.CDLL(None)
+c.fdopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(c.fdopen(1, b'w'))
+c.malloc_info(0, out)
+c.fflush(out)
+"""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('MALLOC_ARENA_MAX', 'GLIBC_TUNABLES')
+    }
+    told = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert told.stdout.count('<heap nr=') == 1, told.stdout[:200] + told.stderr

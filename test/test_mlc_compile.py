@@ -338,6 +338,30 @@ def test_a_library_that_does_not_do_what_is_asked_for_is_compiled_anew(
     assert os.path.dirname(chosen).endswith('mlc') and beside.read_bytes() == library
 
 
+@pytest.mark.parametrize(
+    'script, said',
+    [
+        ('kill -9 $$', 'signal 9, which the system sends if memory runs out: it said nothing'),
+        ('kill -SEGV $$', 'failed on signal 11: it said nothing'),
+        ("printf 'a\\033[31m\\001b\\n'; exit 1", 'failed: a b'),
+        ("printf '\\001\\002\\n'; exit 1", 'failed: it said nothing'),
+    ],
+    ids=['killed', 'crashed', 'control characters', 'nothing else'],
+)
+def test_a_killed_compiler_or_one_that_writes_control_characters_is_one_line(place, script, said):
+    (place / 'bin' / 'mlc_llm').write_text(f'#!/bin/sh\n{script}\n')
+    with pytest.raises(BackendError) as caught:
+        prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
+    assert said in str(caught.value) and str(caught.value).isprintable() and left(place) == []
+
+
+def test_a_cache_that_cannot_be_written_says_how_to_choose_another(place, monkeypatch):
+    (place / 'file').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(place / 'file'))
+    with pytest.raises(BackendError, match='Not a directory.*XDG_CACHE_HOME'):
+        prepare(str(place / 'Martian-1B'), ModelConfig(device='cpu'), print)
+
+
 def test_a_longer_context_than_what_is_there_is_made_or_refused(place):
     path = str(place / 'Martian-1B')
     own = prepare(path, ModelConfig(device='cpu'), print)

@@ -54,6 +54,20 @@ def test_a_string_stops_its_text_whichever_ids_spell_it(model, stop):
     assert say(model, [*robot, *spelled, *robot]).finish_reason == 'length'
 
 
+def test_a_string_stops_across_and_within_entries_of_the_vocabulary(model):
+    robot, line, lines = model.tokenize('robot'), entry(model, '\n'), entry(model, '\n\n')
+    for ids, stop in (
+        ([line, lines], '\n\n\n'),  # across two
+        ([3 + 10, line], '\n\n'),  # a byte and an entry
+        ([lines], '\n'),  # within a longer one
+        ([line, entry(model, '<b>')], '\n<'),
+    ):
+        reply = say(model, [*robot, *ids, *robot], stop_tokens=[stop])
+        assert reply.finish_reason == 'stop' and reply.text == model.detokenize(robot), stop
+    half = [3 + byte for byte in b'<en']
+    assert say(model, [*robot, *half, *robot], stop_tokens=['<end>']).finish_reason == 'length'
+
+
 def test_an_id_stops_that_id_only(model):
     robot = model.tokenize('robot')
     newline = entry(model, '\n')

@@ -97,7 +97,10 @@ def _what_failed(error: OSError, final: str) -> str:
     place = os.path.dirname(final)
     file = os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else final
     if error.errno not in _FULL:
-        return f'{file}: {error.strerror or error}; {final} is not made'
+        return (
+            f'{file}: {error.strerror or error}; {final} is not made: set XDG_CACHE_HOME to a folder that you'
+            ' can write'
+        )
     return f'{final} cannot be written: {error.strerror}; {more_room(place)}'
 
 

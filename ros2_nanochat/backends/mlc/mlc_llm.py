@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable
 
 from ros2_nanochat.backends.mlc import guard
 from ros2_nanochat.backends.mlc.making import Aside, more_room, stop_if_set
-from ros2_nanochat.errors import BackendError
+from ros2_nanochat.errors import BackendError, printable
 
 INSTALL = (
     'mlc_llm is not installed, which quantizing and compiling need: on a Jetson run in a container that has'
@@ -96,6 +97,8 @@ class Steps:
             process.stdin.close()
         if code:
             signal_ = f' on signal {code - 128}' if code > 128 else ''
+            if code == 128 + signal.SIGKILL:
+                signal_ += ', which the system sends if memory runs out'
             raise BackendError(
                 f'mlc_llm {arguments[0]} failed{signal_}: {telling(output.text(), self._aside.folder)}'
             )
@@ -170,8 +173,7 @@ def telling(text: str, folder: str) -> str:
         for line in lines
         if re.match(r'(\w+\.)*\w*(Error|Exception|error)\b.*:', line) or 'error:' in line
     ]
-    line = (known or lines or ['it said nothing'])[-1]
-    return line if len(line) <= 300 else line[:300] + '...'
+    return printable((known or lines or ['it said nothing'])[-1], 300) or 'it said nothing'
 
 
 def _full_disk(text: str, folder: str) -> str | None:

@@ -22,7 +22,7 @@ _M_ARENA_MAX = -8  # from malloc.h
 def limit_arenas() -> None:
     """Make all threads share one arena, unless the user set `MALLOC_ARENA_MAX` or `GLIBC_TUNABLES`.
 
-    Call this before starting threads.
+    Call this before starting threads, and before importing rclpy, which starts some: arenas stay.
     """
     if 'MALLOC_ARENA_MAX' in os.environ or 'malloc.arena_max' in os.environ.get('GLIBC_TUNABLES', ''):
         return

@@ -30,7 +30,7 @@ from ros2_nanochat.errors import BackendError, MissingDependency, one_line, shor
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.robot import health
 from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS, robot_names
-from ros2_nanochat.ros.allocator import give_back_memory, limit_arenas
+from ros2_nanochat.ros.allocator import give_back_memory
 from ros2_nanochat.ros.fleet import Fleet
 from ros2_nanochat.ros.interruption import interrupt_loading
 from ros2_nanochat.ros.model_loader import ModelLoader
@@ -279,7 +279,6 @@ def main(args=None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     # We handle signals ourselves: replies end, and turns are announced, before the context is shut down.
-    limit_arenas()
     done = threading.Event()
     on_signal(done.set)
     left, words = remove_left_segments(), init(arguments, signal_handler_options=SignalHandlerOptions.NO)

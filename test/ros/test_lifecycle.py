@@ -258,6 +258,22 @@ def test_cleanup_gives_the_memory_back(start, ears):
     # The first time the runtime itself comes into memory and stays; from then on it does not grow.
     assert sizes[2][1] < sizes[0][0] - 50e6
     assert sizes[2][1] < sizes[1][1] + 20e6, sizes
+    assert not arenas_of_threads(node.process.pid)  # they keep what was freed
+
+
+def arenas_of_threads(pid):
+    """Return where glibc's arenas are, except for the main one. Each takes 64 MB from a multiple of that:
+    what is in use, and then what cannot be accessed yet.
+    """
+    size, maps = 64 << 20, []
+    for line in Path(f'/proc/{pid}/maps').read_text().splitlines():
+        place, access = line.split()[:2]
+        maps.append((*(int(end, 16) for end in place.split('-')), access))
+    return [
+        hex(start)
+        for (start, middle, access), (then, end, left) in zip(maps, maps[1:], strict=False)
+        if start % size == 0 and (middle, end - start) == (then, size) and (access, left) == ('rw-p', '---p')
+    ]
 
 
 def test_nothing_stays_of_a_life_cycle(tmp_path):

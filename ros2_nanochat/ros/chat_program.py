@@ -1,0 +1,13 @@
+"""The program `chat_node`. Importing rclpy starts threads, so the allocator is tuned before."""
+
+from __future__ import annotations
+
+from ros2_nanochat.ros.allocator import limit_arenas
+
+
+def main(args=None) -> int:
+    """Run the node until a signal or a failed start. Return the exit code."""
+    limit_arenas()
+    from ros2_nanochat.ros.chat_node import main
+
+    return main(args)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -233,6 +234,16 @@ def test_cleanup_and_configure_again_and_again_take_no_more_memory(start, listen
             transit(name)
         memory.append(node.memory(shared=False))
     assert max(memory[1:]) < 1.05 * memory[0], memory
+
+
+def test_the_images_of_a_goal_are_let_go_with_its_turn(start, talk):
+    node, chat = start(), talk()
+    image = np.zeros((1000, 2000, 3), np.uint8)  # 6 MB; a goal stays with its result for another ten seconds
+    chat.ask('warm up', image=image).result(60)  # an error: this model has no vision
+    before = node.memory(shared=False)
+    for _ in range(16):
+        chat.ask('look', image=image).result(60)
+    assert node.memory(shared=False) < before + 8 * image.nbytes
 
 
 def test_a_fleet_client_without_a_robot_is_told_which_there_are(start, run_program):

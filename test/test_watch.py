@@ -544,6 +544,22 @@ def test_it_can_be_paused_changed_and_removed_while_it_runs(robot):
         r1.watch('one?', name='more')
 
 
+def test_the_thread_sleeps_while_all_are_paused(robot, caplog):
+    r = robot()
+    r.show(1)
+    r.watch('a', name='a', max_rate=0.0)
+    r.wait(lambda: r.heard.of('a'))
+    r.watcher.pause('a', True)
+    r.watch('b', name='b', timeout=0.2)  # by its end, the thread has looked at what is paused
+    r.wait(lambda: r.heard.ends == [('b', WatchEnd.TIMEOUT)])
+    r.watcher.change('a', lambda watch: replace(watch, priority=1))  # wakes it
+    r.watcher.pause('a', False)
+    r.show(200)
+    r.wait(lambda: sum(not each.unchanged for each in r.heard.of('a')) == 2)
+    r.watcher.close()
+    assert 'internal error' not in caplog.text
+
+
 def test_a_change_of_other_fields_than_the_question_is_no_event(robot):
     r1 = robot()
     r1.show(0)

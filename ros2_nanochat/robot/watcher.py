@@ -7,6 +7,7 @@ model is slow, or its share is used up, the rate falls.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -233,9 +234,10 @@ class Watcher:
         """Wait for the next look, and do it. Return False when there will be no more."""
         with self._changed:
             now = time.monotonic()
-            next_due = min((each.next_event for each in self._standing.values()), default=None)
-            if not self._closed and (next_due is None or next_due > now):
-                self._changed.wait(None if next_due is None else next_due - now)
+            next_due = min((each.next_event for each in self._standing.values()), default=math.inf)
+            if not self._closed and next_due > now:
+                # All may be paused, without a limit of time: a thread cannot wait for infinity.
+                self._changed.wait(None if math.isinf(next_due) else next_due - now)
             if self._closed:
                 return False
         self._end_overdue()

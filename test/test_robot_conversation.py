@@ -393,6 +393,11 @@ def test_what_is_on_disk_is_private_and_a_restart_cleans_up(seeing, tmp_path):
     assert sorted(pictures.iterdir()) == kept and pictures.stat().st_mode & 0o077 == 0
     assert not any(path.exists() for path in left) and all(path.exists() for path in others)
     assert len(again.history) == len(chat.history)
+    again.close()
+    part = folder / 'r1.kv-part'
+    part.write_bytes(b'x')
+    ConversationStore(folder, 'r1', logging.getLogger(), keep_kv=True).close()
+    assert not part.exists()
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 
 from ros2_nanochat.config.wording import invalid, shown
 
 _log = logging.getLogger(__name__)
+_LEAST_LOOK = 0.1  # seconds, ten ticks
 # libgomp (config/linux/wait.h): a waiting thread looks GOMP_SPINCOUNT times before it sleeps. If the process
 # has more OpenMP threads than CPUs, because two of its threads have run a model, it looks 100 times, and
 # sleeps at nearly every barrier of a step; with the policy "active" it looks 1,000 times. With that policy
@@ -54,12 +56,44 @@ def physical_cores(cpus: Iterable[int] | None = None) -> int:
     return max(1, len(cores))
 
 
-def idle_cores(cores: int) -> int:
-    """Return how many of these cores other programs left idle during the last minute; at least 1."""
-    try:
-        return max(1, cores - round(os.getloadavg()[0]))
-    except OSError:
-        return cores
+class IdleCores:
+    """How many cores other programs leave idle, from the creation of this object to a call.
+
+    The load average would count the start of this program, and what ended a minute ago.
+
+    Args:
+        cores: The number of cores.
+        cpus: The CPUs that belong to them; None for all that this process may use.
+    """
+
+    def __init__(self, cores: int, cpus: Iterable[int] | None = None):
+        self._cores = cores
+        self._cpus = {f'cpu{cpu}' for cpu in (os.sched_getaffinity(0) if cpus is None else cpus)}
+        self._began = time.monotonic()
+        self._others = self._seconds_of_others()
+
+    def __call__(self) -> int:
+        """Return the number, at least 1; all cores if too little time has passed to tell."""
+        elapsed = time.monotonic() - self._began
+        if self._others is None or elapsed < _LEAST_LOOK:
+            return self._cores
+        busy = ((self._seconds_of_others() or 0.0) - self._others) / elapsed
+        return min(self._cores, max(1, self._cores - round(busy)))
+
+    def _seconds_of_others(self) -> float | None:
+        """What the CPUs computed for others than this process and its ended children (proc_stat(5))."""
+        ticks = 0
+        try:
+            with open('/proc/stat') as file:
+                for line in file:
+                    name, *times = line.split()
+                    if name in self._cpus:
+                        user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, times[:8])
+                        ticks += user + nice + system + irq + softirq + steal
+        except (OSError, ValueError):
+            return None
+        own = os.times()
+        return ticks / os.sysconf('SC_CLK_TCK') - sum(own[:4])
 
 
 def restrict_thread(nice: int, cpus: Iterable[int] | None) -> None:

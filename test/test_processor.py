@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
+import time
 
 import pytest
 
-from ros2_nanochat import NanoLLM
+from ros2_nanochat import NanoLLM, processor
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.processor import cpus_of, physical_cores
+from ros2_nanochat.processor import IdleCores, cpus_of, physical_cores
 
 USABLE = sorted(os.sched_getaffinity(0))
 
@@ -66,3 +68,37 @@ def test_a_cpu_that_is_not_there_is_refused_when_the_model_is_opened():
 
 def test_hyper_threads_of_a_core_count_once():
     assert 1 <= physical_cores() <= len(USABLE) and physical_cores({USABLE[0]}) == 1
+
+
+@pytest.mark.parametrize(
+    'elapsed, others, idle',
+    [(2.0, 0.1, 4), (2.0, 2.1, 3), (2.0, 7.0, 1), (2.0, 8.0, 1), (2.0, -0.2, 4), (0.05, 8.0, 4)],
+)
+def test_the_idle_cores_are_those_that_others_left_since(monkeypatch, elapsed, others, idle):
+    now, busy = [100.0], [5000.0]
+    monkeypatch.setattr(processor.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(IdleCores, '_seconds_of_others', lambda self: busy[0])
+    count = IdleCores(4)
+    now[0] += elapsed
+    busy[0] += others
+    assert count() == idle
+
+
+def test_what_this_process_computes_is_not_of_others():
+    count, shares = IdleCores(len(USABLE)), []
+    for _ in range(3):  # other programs compute as well: the quietest time counts
+        before, began = count._seconds_of_others(), time.monotonic()
+        threads = [
+            threading.Thread(target=hashlib.pbkdf2_hmac, args=('sha256', b'', b'', 500_000)) for _ in USABLE
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        shares.append((count._seconds_of_others() - before) / (time.monotonic() - began))
+    assert min(shares) < 0.8 * len(USABLE)
+
+
+def test_without_proc_all_cores_are_idle(monkeypatch):
+    monkeypatch.setattr(IdleCores, '_seconds_of_others', lambda self: None)
+    assert IdleCores(4)() == 4

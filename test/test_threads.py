@@ -24,7 +24,7 @@ class Machine:
     def __init__(self, most, seed=1, first=None):
         self.now = 0.0
         self.noise = random.Random(seed)
-        self.chooser = ThreadChooser(most, lambda: self.now, first)
+        self.chooser = ThreadChooser(most, lambda: self.now, (lambda: first) if first else None)
         self.used = []
 
     def run(self, seconds, duration, entries=1, noise=0.05):

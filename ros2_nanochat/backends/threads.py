@@ -152,18 +152,27 @@ class ThreadChooser:
     Args:
         most: Maximum number of threads.
         clock: Returns the time in seconds.
-        first: The number to begin with, at most; `most` by default.
+        first: Returns the number to begin with, at most, when the first step is chosen; `most` by default.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic, first: int | None = None):
+    def __init__(
+        self,
+        most: int,
+        clock: Callable[[], float] = time.monotonic,
+        first: Callable[[], int] | None = None,
+    ):
         self._candidates = _candidates(most)
         self._clock = clock
+        self._first = first
         self._kinds: dict[int, _Kind] = {}
-        self._last = max((n for n in self._candidates if n <= (first or most)), default=1)
+        self._last = most
 
     def choose(self, entries: int) -> int:
         """Return the number of threads for a step of `entries` entries."""
         key = _kind(entries)
+        if not self._kinds and self._first is not None:
+            first = self._first()
+            self._last = max((n for n in self._candidates if n <= first), default=1)
         if key not in self._kinds:
             self._kinds[key] = _Kind(self._candidates, self._last)
         return self._kinds[key].choose(max(1, entries), self._clock())

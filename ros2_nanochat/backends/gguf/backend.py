@@ -32,7 +32,7 @@ from ros2_nanochat.backends.threads import ThreadChooser, fixed_threads
 from ros2_nanochat.config import DEFAULT_CONTEXT, FlashAttention, ModelConfig
 from ros2_nanochat.errors import BackendError, ForwardError, LoadAborted, printable, require
 from ros2_nanochat.memory import MemoryEstimate
-from ros2_nanochat.processor import idle_cores, physical_cores, threads_wait_briefly
+from ros2_nanochat.processor import IdleCores, physical_cores, threads_wait_briefly
 from ros2_nanochat.prompt import Preceding
 
 _BATCH = 512
@@ -65,7 +65,7 @@ class GGUFBackend(Backend):
         # with layers on a GPU, the CPU has little to do
         fixed = config.threads or config.gpu_layers
         cores = physical_cores(self.cpus)
-        self._threads = None if fixed else ThreadChooser(cores, first=idle_cores(cores))
+        self._threads = None if fixed else ThreadChooser(cores, first=IdleCores(cores, self.cpus))
         self._abort_flag = ctypes.create_string_buffer(2)
         self._embeddings: EmbeddingTable | None = None
         self._images: GGUFImages | None = None

@@ -10,7 +10,7 @@ import torch
 
 from ros2_nanochat.backends.threads import ThreadChooser, fixed_threads
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.processor import idle_cores, physical_cores
+from ros2_nanochat.processor import IdleCores, physical_cores
 
 
 class TorchThreads:
@@ -29,7 +29,7 @@ class TorchThreads:
             torch.set_num_threads(config.threads)
         elif device.type == 'cpu' and not config.compile:  # compiled code keeps its number
             cores = physical_cores(cpus)
-            self._chooser = ThreadChooser(cores, first=idle_cores(cores))
+            self._chooser = ThreadChooser(cores, first=IdleCores(cores, cpus))
 
     def run(self, entries: int, forward: Callable[[], Any]) -> Any:
         """Run a step of `entries` entries and return its result."""

@@ -63,8 +63,9 @@ def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int
         for size in sizes:
             model = NanoLLM.from_pretrained(max_context_len=context, max_sequences=size, speculation=False)
             keep_going(model)
+            flash = model.stats['flash_attention'] == 'on'  # both compute attention in the same way
             raws = {
-                unified: RawLlama(embedded_model(), size, -(-context // 256) * 256, unified)
+                unified: RawLlama(embedded_model(), size, -(-context // 256) * 256, unified, flash)
                 for unified in ((False, True) if size > 1 else (False,))
             }
             caches = [KVCache() for _ in range(size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -399,3 +400,11 @@ def test_ctrl_c_interrupts_once_and_then_leaves():
         env={**os.environ, 'PYTHONPATH': root},
     )
     assert done.stdout.split() == ['True', 'False'] and done.returncode == 130
+
+
+@pytest.mark.parametrize('module', ['compat', 'compat.utils', 'compat.plugins'])
+def test_who_asks_a_module_for_any_name_finds_none(module):
+    """pickle and torch ask all modules that are loaded for names that they look for."""
+    found = importlib.import_module(f'ros2_nanochat.{module}')
+    for name in ('torch', 'VideoOutput', 'Plugin', 'Agent', 'wrap_text', '__wrapped__', '_nothing'):
+        assert not hasattr(found, name) or name in dir(found)

@@ -6,6 +6,7 @@ use `ros2_nanochat` itself.
 """
 
 from ros2_nanochat import __version__
+from ros2_nanochat.compat.attributes import missing
 from ros2_nanochat.compat.functions import BotFunctions, bot_function
 from ros2_nanochat.compat.history import ChatHistory
 from ros2_nanochat.compat.message import ChatMessage
@@ -38,6 +39,6 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str):
-    if name in _ELSEWHERE:  # an ImportError, so that `from ... import` shows the reason
-        raise ImportError(f'{__name__} has no {name}: {_ELSEWHERE[name]}', name=__name__)
+    if name in _ELSEWHERE:
+        raise missing(__name__, name, _ELSEWHERE[name])
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -4,8 +4,10 @@ options without effect.
 
 from __future__ import annotations
 
+import dis
 import importlib
 import logging
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +27,24 @@ class AttributeDict(dict):
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
+
+
+def missing(module: str, name: str, reason: str) -> ImportError | AttributeError:
+    """Return what the `__getattr__` of a module raises for a name that it does not have. Call it from there.
+
+    `from ... import` shows the reason of an ImportError only. But whoever asks with `hasattr`, as pickle and
+    torch ask every module, expects an AttributeError.
+
+    Args:
+        module: The module's name.
+        name: The name.
+        reason: Why it is not there.
+    """
+    asking = sys._getframe(2)
+    text = f'{module} has no {name}: {reason}'
+    if dis.opname[asking.f_code.co_code[asking.f_lasti]] == 'IMPORT_FROM':
+        return ImportError(text, name=module)
+    return AttributeError(text)
 
 
 def to_tensor(array: np.ndarray, return_tensors: str = 'np', dtype: Any = None):

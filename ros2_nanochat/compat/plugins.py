@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from ros2_nanochat.compat.attributes import missing
 from ros2_nanochat.compat.utils import ImageExtensions
 from ros2_nanochat.errors import require
 from ros2_nanochat.vision.images import open_image
@@ -74,6 +75,6 @@ class VideoSource:
 
 
 def __getattr__(name: str):
-    if name[:1].isupper():  # an ImportError, so that `from ... import` shows the reason
-        raise ImportError(f'{__name__} has no {name}: {_OTHERS}', name=__name__)
+    if name[:1].isupper():
+        raise missing(__name__, name, _OTHERS)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

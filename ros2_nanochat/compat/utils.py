@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ros2_nanochat.compat.attributes import AttributeDict
+from ros2_nanochat.compat.attributes import AttributeDict, missing
 from ros2_nanochat.compat.templates import ChatTemplates
 from ros2_nanochat.config import APIS
 from ros2_nanochat.image_sources import EXTENSIONS
@@ -226,9 +226,4 @@ class KeyboardInterrupt:
 
 
 def __getattr__(name: str):
-    if not name.startswith('__'):  # an ImportError, so that `from ... import` shows the reason
-        raise ImportError(
-            f'{__name__} has no {name}: only {", ".join(__all__)} are offered',
-            name=__name__,
-        )
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    raise missing(__name__, name, f'only {", ".join(__all__)} are offered')

@@ -196,9 +196,8 @@ class RobotTopics:
                 who, hint = '', 'do two nodes have one name?'
             warning = f'another node{who} publishes {topic}: {hint}'
         self._warnings[topic] = warning
-        if (
-            self._next == len(self._own_topics) - 1
-        ):  # after a round, so that twins always give the same warning
+        if topic == self._own_topics[-1]:
+            # after a round, so that twins always give the same warning
             self._twin = next(filter(None, self._warnings.values()), '')
 
     @property

@@ -104,9 +104,8 @@ class RobotLink:
             try:
                 full = expand_topic_name(topic.replace('{robot}', robot), leaf, space or '/')
                 validate_full_topic_name(full)
-            except (
-                Exception
-            ):  # of several kinds, by distro: this one is no topic; the other cameras are shown
+            except Exception:
+                # Of several kinds, by distro: this one is no topic. The other cameras are shown.
                 continue
             topics[name] = full
         return topics

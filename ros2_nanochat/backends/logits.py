@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -85,5 +86,7 @@ class HostLogits(Logits):
 
     def argmax(self) -> np.ndarray:
         best = self._rows.argmax(axis=1)  # a NaN counts as the largest
-        best = np.where(np.isfinite(self._rows[np.arange(len(best)), best]), best, -1)
+        for row, token_id in enumerate(best.tolist()):
+            if not math.isfinite(self._rows[row, token_id]):
+                best[row] = -1
         return best if self._order is None else best[self._order]

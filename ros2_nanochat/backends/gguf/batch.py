@@ -27,7 +27,9 @@ class Batch:
         self._wanted = np.zeros(size, np.int8)
         self._ones = np.ones(size, np.int32)
         self._ids = np.arange(max_sequences, dtype=np.int32)
+        self._addresses = [self._ids.ctypes.data + 4 * slot for slot in range(max_sequences)]
         self._id_pointers = np.zeros(size, np.uintp)  # for each entry, a pointer to its sequence id
+        self._filled = 0  # entries of the last batch
         self._rows: np.ndarray | None = None  # keeps the embeddings alive while llama.cpp reads them
         batch = api.llama_batch()
         fields = dict(api.llama_batch._fields_)
@@ -60,21 +62,24 @@ class Batch:
             embeddings: [n, d] of all of them, in place of ids.
         """
         at = 0
-        self._wanted[:] = 0
+        self._wanted[: self._filled] = 0
         several = embeddings is not None and self._axes > 1
         rows = (
             self._positions[: self._axes * sum(map(len, chunks))].reshape(self._axes, -1) if several else None
         )
         for chunk, slot, start in zip(chunks, slots, starts):
-            end = at + len(chunk)
+            length = len(chunk)
+            self._filled = end = at + length
+            self._id_pointers[at:end] = self._addresses[slot]
             if chunk.ids is not None:
                 self._tokens[at:end] = chunk.ids
-            if rows is None:
-                self._positions[at:end] = np.arange(start, start + len(chunk))
-            else:  # time, height, width, and an axis that is not used
+            if rows is not None:  # time, height, width, and an axis that is not used
                 rows[:3, at:end] = start + _relative(chunk)
                 rows[3:, at:end] = 0
-            self._id_pointers[at:end] = self._ids.ctypes.data + 4 * slot
+            elif length == 1:
+                self._positions[at] = start
+            else:
+                self._positions[at:end] = np.arange(start, start + length)
             if chunk.num_logits:
                 self._wanted[end - chunk.num_logits : end] = 1
             at = end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ class Decoder:
         self._batch = Batch(api, size, max_sequences, self._axes)
         self._threads, self._threads_set = threads, 0
         self._reported, self._reported_at = 0, 0.0
+        self._seen_at, self._seen = 0, np.empty((0, 0), np.float32)  # the logits of the last forward
 
     def decode(self, chunks: Sequence[Chunk]) -> HostLogits:
         """Append chunks of ids, or one chunk of embeddings.
@@ -63,7 +65,7 @@ class Decoder:
         Raises:
             BackendError: It failed; the lengths of the sequences must be counted again.
         """
-        self._check(chunks)
+        entries = self._check(chunks)
         pieces = self._kv.gather([chunk.seq for chunk in chunks])
         slots = [self._kv.slot(chunk.seq) for chunk in chunks]
         order = sorted(range(len(chunks)), key=slots.__getitem__)
@@ -71,7 +73,6 @@ class Decoder:
         starts = [self._kv.next_position(chunk.seq) for chunk in ordered]
         rows = None if chunks[0].embeddings is None else self._rows(chunks[0])
         batch = self._batch.fill(ordered, [slots[i] for i in order], starts, rows)
-        entries = sum(map(len, chunks))
         threads = self._set_threads(entries)
         began = time.perf_counter()
         self._run(batch, any(chunk.bidirectional for chunk in chunks))
@@ -82,12 +83,19 @@ class Decoder:
             self._report(self._threads)
         for chunk in chunks:
             self._kv.append(chunk)
-        outputs = sum(chunk.num_logits for chunk in chunks)
+        outputs = sum([chunk.num_logits for chunk in chunks])
         if not outputs:
             return HostLogits(np.empty((0, self._info.vocab_size), np.float32))
+        return HostLogits(self._logits(outputs), _row_order(chunks, order))
+
+    def _logits(self, outputs: int) -> np.ndarray:
+        """The rows [outputs, v] where llama.cpp has put them, which is nearly always the same place."""
         pointer = self._api.llama_get_logits(self._context)
-        rows = np.ctypeslib.as_array(pointer, (outputs, self._info.vocab_size))
-        return HostLogits(rows, _row_order(chunks, order))
+        address = ctypes.addressof(pointer.contents)
+        if address != self._seen_at or outputs > len(self._seen):
+            self._seen_at = address
+            self._seen = np.ctypeslib.as_array(pointer, (outputs, self._info.vocab_size))
+        return self._seen[:outputs]
 
     def _set_threads(self, entries: int) -> int:
         if self._threads is None:
@@ -107,18 +115,19 @@ class Decoder:
             _log.info('decoding with %d threads, %s', threads.decoding, threads.reason)
         self._reported, self._reported_at = threads.decoding, now
 
-    def _check(self, chunks: Sequence[Chunk]) -> None:
-        longest = self._info.context_length
+    def _check(self, chunks: Sequence[Chunk]) -> int:
+        """Return the number of entries of chunks that can be decoded."""
+        longest, entries = self._info.context_length, 0
         for chunk in chunks:
             if chunk.positions is not None and self._axes == 1:
                 raise BackendError(f'{self._info.name} takes no positions on more than one axis')
-            start = self._kv.lengths[chunk.seq]
-            if start + len(chunk) > longest:
-                raise BackendError(
-                    f'{len(chunk)} entries do not fit behind {start}: the context holds {longest}'
-                )
-        if (entries := sum(map(len, chunks))) > self._size:
+            start, length = self._kv.lengths[chunk.seq], len(chunk)
+            if start + length > longest:
+                raise BackendError(f'{length} entries do not fit behind {start}: the context holds {longest}')
+            entries += length
+        if entries > self._size:
             raise BackendError(f'{entries} entries do not fit a batch of {self._size}')
+        return entries
 
     def _rows(self, chunk: Chunk) -> np.ndarray:
         """The embeddings as wide as llama.cpp takes them: with those of deeper layers behind, or zeros."""

@@ -65,6 +65,8 @@ class Slots:
         slots = sorted([self._slots[handle] for handle in handles])
         if slots:
             self._near = slots[-1]
+        if len(slots) < 2:
+            return 1
         return 1 + sum([after != before + 1 for before, after in zip(slots, slots[1:])])
 
     def plan(self, handles: Collection[int], lengths: Mapping[int, int]) -> tuple[list[tuple[int, int]], int]:

@@ -148,9 +148,10 @@ def chat_node(**parameters):
         process.wait(10)
 
 
-def resident(process) -> float:
-    """Megabytes."""
-    return int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
+def resident(process, shared: bool = True) -> float:
+    """Megabytes; not shared: without mapped files and the segments of other programs' transports."""
+    pages, of_it_shared = map(int, Path(f'/proc/{process.pid}/statm').read_text().split()[1:3])
+    return (pages - (0 if shared else of_it_shared)) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 # --- the subscriber ---
@@ -273,7 +274,6 @@ def one_robot(node, options, raw) -> None:
             ],
         )
         cancelled(ours, chat, ask)
-        camera_beside(node, options, process, ours, lambda: (chat.reset(), ask()))
 
 
 def cancelled(ours: Listener, chat, ask) -> None:
@@ -302,19 +302,62 @@ def cancelled(ours: Listener, chat, ask) -> None:
     )
 
 
-def camera_beside(node, options, process, ours: Listener, ask) -> None:
+def camera_beside(node, options) -> None:
+    """A camera that a node takes, while no question uses it, beside one of the same kind that no node takes:
+    publishing 190 MB a second costs the machine something whoever listens.
+    """
+    from ros2_nanochat.ros.client import ChatClient
+
+    with (
+        chat_node(max_new_tokens=options.tokens) as process,
+        ChatClient(node=node) as chat,
+    ):
+        ours = Listener(node, ['/nanochat/tokens'])
+        if not chat.wait_until_ready(60):
+            raise SystemExit('the node did not start')
+
+        def ask() -> None:
+            chat.reset()
+            chat.ask(STORY, max_new_tokens=options.tokens, image_mode='off')
+
+        ours.run(ask)
+        rates: dict[str, list[float]] = {'': [], '/elsewhere/image': [], '/nanochat/image': []}
+        memory = resident(process, shared=False)
+        for _ in range(options.repeats):
+            for topic, values in rates.items():
+                if not topic:
+                    values.append(ours.run(ask))
+                    continue
+                with child('--camera', topic):
+                    while not node.count_publishers(topic):
+                        time.sleep(0.1)
+                    time.sleep(1.0)
+                    values.append(ours.run(ask))
+        growth = resident(process, shared=False) - memory
+    none, elsewhere, taken = rates.values()
+    stamps, ages = frames_seen(node)
+    table(
+        'a 1080p camera at 30 Hz in another process, that no question uses',
+        ('', ''),
+        [
+            ('tokens/s without a camera', statistics.median(none)),
+            ('beside a camera that no node takes', statistics.median(elsewhere)),
+            ('beside a camera that the node takes', statistics.median(taken)),
+            ('taken, of not taken', statistics.median(b / a for a, b in zip(elsewhere, taken))),
+            ('taken, of no camera', statistics.median(b / a for a, b in zip(none, taken))),
+            ('growth of the memory of the node by itself, MB', growth),
+            ('frames a second that arrive', len(stamps) / 4.0),
+            ('age of a frame when taken, ms p50', _quantiles(ages)[0]),
+            ('p99', _quantiles(ages)[1]),
+        ],
+    )
+
+
+def frames_seen(node) -> tuple[set[int], list[float]]:
+    """Stamps of the frames that arrive in four seconds, and how old (ms) each was when it was taken."""
     from ros2_nanochat.ros.camera import Camera
 
-    rates, memory = ([], []), resident(process)
-    for _ in range(options.repeats):
-        rates[0].append(ours.run(ask))
-        with child('--camera', '/nanochat/image'):
-            while not node.count_publishers('/nanochat/image'):
-                time.sleep(0.1)
-            time.sleep(0.5)
-            rates[1].append(ours.run(ask))
-    growth = resident(process) - memory
-    camera, stamps, ages = Camera(node, '/nanochat/'), set(), []
+    camera, stamps, ages = Camera(node, '/nanochat/image'), set(), []
     with child('--camera', '/nanochat/image'):
         while camera.newest() is None:
             time.sleep(0.1)
@@ -326,19 +369,7 @@ def camera_beside(node, options, process, ours: Listener, ask) -> None:
                 ages.append(1000 * picture.age)
             time.sleep(0.005)
     camera.close()
-    table(
-        'a 1080p camera at 30 Hz in another process, that no question uses',
-        ('', ''),
-        [
-            ('tokens/s without', statistics.median(rates[0])),
-            ('tokens/s with', statistics.median(rates[1])),
-            ('with, of without', statistics.median(b / a for a, b in zip(*rates))),
-            ('memory growth of the node, MB', growth),
-            ('frames a second that arrive', len(stamps) / 4.0),
-            ('age of a frame when taken, ms p50', _quantiles(ages)[0]),
-            ('p99', _quantiles(ages)[1]),
-        ],
-    )
+    return stamps, ages
 
 
 def fleet(node, options, raw) -> None:
@@ -410,6 +441,7 @@ def main() -> None:
                 process.stdin.flush()
 
             one_robot(node, options, raw)
+            camera_beside(node, options)
             fleet(node, options, raw)
     finally:
         executor.shutdown()

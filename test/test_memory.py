@@ -219,13 +219,39 @@ def test_the_estimate_is_what_the_runtime_takes(model):
     assert estimated.context_length == model.info.train_context_length
 
 
-def test_threads_share_one_arena_so_that_freed_memory_can_be_given_back():
+_TELL = """
+c = ctypes.CDLL(None)
+c.fdopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(c.fdopen(1, b'w'))
+c.malloc_info(0, out)
+c.fflush(out)
+"""
+
+
+def malloc_info(program, **variables):
+    """What glibc tells of its heap after a program in a process of its own."""
     if platform.libc_ver()[0] != 'glibc':
         pytest.skip('only glibc has arenas')
-    program = """
-import ctypes, threading
-from ros2_nanochat.ros.allocator import limit_arenas
-limit_arenas()
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(('MALLOC_', 'GLIBC_TUNABLES'))
+    }
+    told = subprocess.run(
+        [sys.executable, '-c', 'import ctypes, threading\n' + program + _TELL],
+        capture_output=True,
+        text=True,
+        env={**environment, **variables},
+        timeout=60,
+    )
+    assert '<heap nr=' in told.stdout, told.stderr
+    return told.stdout
+
+
+def test_threads_share_one_arena_so_that_freed_memory_can_be_given_back():
+    told = malloc_info("""
+from ros2_nanochat.ros.allocator import tune_allocator
+tune_allocator()
 together = threading.Barrier(8)
 def allocate():
     blocks = []
@@ -235,18 +261,25 @@ def allocate():
 threads = [threading.Thread(target=allocate) for _ in range(8)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-c = ctypes.CDLL(None)
-c.fdopen.restype = ctypes.c_void_p
-out = ctypes.c_void_p(c.fdopen(1, b'w'))
-c.malloc_info(0, out)
-c.fflush(out)
+""")
+    assert told.count('<heap nr=') == 1
+
+
+@pytest.mark.parametrize(
+    ('variables', 'own_pages'),
+    [
+        ({}, 2),
+        ({'MALLOC_MMAP_THRESHOLD_': '100000000'}, 0),
+        ({'GLIBC_TUNABLES': 'glibc.malloc.mmap_threshold=100000000'}, 0),
+    ],
+)
+def test_large_blocks_have_pages_of_their_own_unless_the_user_set_it(variables, own_pages):
+    program = """
+from ros2_nanochat.ros.allocator import tune_allocator
+tune_allocator()
+bytearray(30_000_000)  # is freed at once, after which glibc would no longer map the others
+frames = [bytearray(6_000_000) for _ in range(2)]
 """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ('MALLOC_ARENA_MAX', 'GLIBC_TUNABLES')
-    }
-    told = subprocess.run(
-        [sys.executable, '-c', program], capture_output=True, text=True, env=environment, timeout=60
-    )
-    assert told.stdout.count('<heap nr=') == 1, told.stdout[:200] + told.stderr
+    told = malloc_info(program, **variables)
+    mapped = int(re.search(r'<total type="mmap" count="\d+" size="(\d+)"', told)[1])
+    assert mapped // 6_000_000 == own_pages

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ros2_nanochat.ros.allocator import limit_arenas
+from ros2_nanochat.ros.allocator import tune_allocator
 
 
 def main(args=None) -> int:
     """Run the node until a signal or a failed start. Return the exit code."""
-    limit_arenas()
+    tune_allocator()
     from ros2_nanochat.ros.chat_node import main
 
     return main(args)

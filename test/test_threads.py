@@ -71,6 +71,15 @@ def test_a_short_reply_pays_little_for_the_search(seconds, first, seed):
 
 
 @pytest.mark.parametrize('seed', range(5))
+def test_an_idle_machine_hardly_pays_for_looking_at_fewer_threads(seed):
+    machine = Machine(2, seed)
+    machine.run(IDLE, 2.0)
+    machine.used.clear()
+    machine.run(IDLE, 20.0)
+    assert machine.used.count(1) * IDLE(1) < 0.005 * 20.0
+
+
+@pytest.mark.parametrize('seed', range(5))
 def test_it_follows_within_two_seconds_when_the_load_changes(seed):
     machine = Machine(2, seed)
     machine.run(IDLE, 10.0)

@@ -9,6 +9,7 @@ Knows numbers and times; nothing of any runtime.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _FIRST_LOOKS = 2  # measurements of a count before it may be preferred
 _CLEARLY = 1.2  # times the best time: a count that is this slow is not measured a second time at once
 _UNKNOWN = 3.0  # times the best time: how slow more threads are thought to be before they are measured
 _PAUSE = 0.5  # seconds between two measurements of another count, unless one surprised
+_LONG_PAUSE = 4.0  # the same for a smaller count that can only be the best after a change that is noticed
 _WEIGHT = 0.3  # of the newest measurement
 _SLOW_WEIGHT = 0.05
 _HICCUP = 4.0  # times as long as usual: another program delayed the step
@@ -38,14 +40,17 @@ class _Count:
         seconds: Per entry.
         usual: The same over a longer time.
         looks: How often it was measured.
+        looked: When it was measured last.
     """
 
     threads: int
     seconds: float = 0.0
     usual: float = 0.0
     looks: int = 0
+    looked: float = -math.inf
 
-    def record(self, seconds: float) -> None:
+    def record(self, seconds: float, now: float = -math.inf) -> None:
+        self.looked = now
         if self.looks:
             seconds = min(seconds, _HICCUP * self.seconds)
             self.seconds += _WEIGHT * (seconds - self.seconds)
@@ -110,6 +115,12 @@ class _Kind:
             return True  # costs little, while more threads beside a busy program can cost very much
         if 0 < other.looks < _FIRST_LOOKS and other.seconds < _CLEARLY * best.seconds:
             return True
+        if (
+            other.threads < best.threads
+            and now - other.looked < _LONG_PAUSE
+            and other.seconds > (1 + _CHANGED) * best.usual
+        ):
+            return False  # other programs would first slow down more threads, which is noticed
         seconds = other.seconds or _UNKNOWN * best.sustained
         loss = max(0.1 * best.sustained, seconds - best.sustained) * entries
         return now >= self._next_look and loss <= self._saved
@@ -117,7 +128,7 @@ class _Kind:
     def record(self, entries: int, threads: int, seconds: float, now: float) -> None:
         count = next(count for count in self._counts if count.threads == threads)
         best = self._counts[self.best]
-        count.record(seconds / entries)
+        count.record(seconds / entries, now)
         if count is best:
             is_usual = abs(seconds / entries - best.usual) <= _CHANGED * best.usual
             self._unusual = 0 if is_usual else self._unusual + 1
@@ -143,6 +154,7 @@ class _Kind:
         self._changed, self._next_look, self._unusual = now, now, 0
         best.usual = best.seconds
         for other in self._counts:
+            other.looked = -math.inf
             other.seconds = min(other.seconds, 2 * best.seconds) if other is not best else other.seconds
 
 

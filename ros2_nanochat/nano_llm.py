@@ -224,7 +224,7 @@ class NanoLLM:
             kv_cache: What the conversation holds so far. A Prompt goes after its first `position` entries,
                 anything else after all of them.
             stop_tokens: Ids or strings that end the reply, in addition to the model's end tokens. A string
-                ends it at that text, whichever ids spell it; the text of a special token also at its id.
+                ends it before that text, whichever ids spell it; a special token in it is its text or its id.
             detokenize: With `streaming=False`: return the text, else the ids.
             priority: Higher runs first, and pauses lower ones.
             deadline: Seconds from now after which the reply ends with the text it has.
@@ -253,14 +253,14 @@ class NanoLLM:
         alive = self.engine.alive
         goal = self._inputs.goal(inputs, kv_cache) if alive else kv_cache.content
         prefix = goal.as_span(self.backend.embed_tokens) if alive and self.info.bidirectional_prompt else None
-        end_ids, strings = self._inputs.stops(config)
+        end_ids, stops = self._inputs.stops(config)
         marks = self.reasoning_marks
         opened = marks is not None and alive and reasoning_is_open(goal.entries, marks, self.detokenize)
         detokenizer = self.backend.detokenizer(self._inputs.preceding(inputs, goal))
         form = read_response_format(config.response_format)
         matcher = self._vocabulary.matcher(form, calls, end_ids) if alive else None
         may_stop = None if matcher is None or form is None else matcher.matches
-        text = ReplyText(detokenizer, strings, marks, opened, may_stop, self._vocabulary.call_text(calls))
+        text = ReplyText(detokenizer, stops, marks, opened, may_stop, self._vocabulary.call_text(calls))
         due = None if deadline is None else time.monotonic() + deadline
         rewrite = inputs.rewrite if isinstance(inputs, Prompt) else None
         asked = Asked(goal, config, end_ids, priority, due, self._speculate, prefix, rewrite)

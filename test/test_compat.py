@@ -295,6 +295,21 @@ def test_stop_tokens_may_be_lists_of_ids(model):
     assert model.generate('1, 2, 3,', max_new_tokens=30, stop_tokens=[stop], streaming=False) == text[:3]
 
 
+def test_a_list_of_ids_with_special_tokens_stops_at_all_of_them(model):
+    start = next(token.id for token in model.info.special_tokens if token.text == '<|im_start|>')
+    one, two = (model.tokenize(text)[0].tolist() for text in ('1, 2,', ' 3'))
+
+    def force(context, logits):
+        said = [*one, *two, start, *two]
+        logits[:] = -np.inf
+        logits[said[len(context) - 1]] = 0
+        return logits
+
+    for stop, text in (([*two, start], '1, 2,'), ([start, *two], '1, 2, 3'), ([start, *one], '1, 2, 3 3')):
+        options = {'logits_processors': [force], 'max_new_tokens': len(one) + 2 * len(two) + 1}
+        assert model.generate(np.array([one[0]]), stop_tokens=[stop], streaming=False, **options) == text
+
+
 def test_the_history_as_a_list_and_as_html(model):
     history = ChatHistory(model, system_prompt='Be <brief>.')
     history.append('user', text='Use `ls`\nand <b>.')

@@ -23,6 +23,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from ros2_nanochat.backends.tokenizer import Tokenizer  # noqa: E402
 from ros2_nanochat.engine.reply_text import ReplyText  # noqa: E402
+from ros2_nanochat.engine.stop_strings import StopStrings  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.prompt import Preceding  # noqa: E402
 
@@ -285,6 +286,23 @@ def test_a_special_token_amid_half_a_character_keeps_none_of_it(kind, place):
     answer += ''.join([delta.text for delta in reply.flush()])
     count, exact = reply.given(len(ids))
     assert answer == '🦀' and exact and tokenizer.detokenize(ids[:count]) == answer
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_stop_string_ends_at_a_special_token_wherever_the_decoder_holds_text_back(kind):
+    tokenizer = ours(kind)
+    special = next(token for token in tokenizer.special_tokens if token.text == '<|im_end|>')
+    before, after = tokenizer.tokenize('the cat\n'), tokenizer.tokenize('cat', preceding=Preceding.TEXT)
+    if kind == 'gemma':  # a byte of its own, after which more may follow
+        before = [*tokenizer.tokenize('the cat'), tokenizer.tokenize('\x07')[0] + ord('\n') - 7]
+    ids = [*before, special.id, *after]
+    text = tokenizer.detokenize(ids)
+    end = tokenizer.detokenize(before)[-2:]
+    for stop, expected in ((end + '<|im_end|>', tokenizer.detokenize(before)[:-2]), ('x<|im_end|>', text)):
+        reply = ReplyText(tokenizer.detokenizer(), StopStrings([stop], {stop: {special.id: special.text}}))
+        answer = ''.join([delta.text for i in ids for delta in reply.add(i)])
+        assert answer + ''.join([delta.text for delta in reply.flush()]) == expected
+        assert reply.stopped == (expected != text)
 
 
 def test_time_of_a_long_reply_is_linear():

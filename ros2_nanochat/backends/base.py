@@ -76,6 +76,12 @@ class Detokenizer(ABC):
         text = self.flush()
         return (text.rstrip('\ufffd'), None) if pending else (text, 0)
 
+    def whole_characters(self) -> str:
+        """Return what was held back although it is whole characters, as more of them may have followed; the
+        text goes on.
+        """
+        return ''
+
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of an id inside a text, maybe part of a character; empty for a special

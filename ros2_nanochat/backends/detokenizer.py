@@ -198,6 +198,13 @@ class SentencePieceDetokenizer(Detokenizer):
         del self._bytes[whole:]
         return self.flush(), partial
 
+    def whole_characters(self) -> str:
+        try:
+            self._bytes.decode()
+        except UnicodeDecodeError:
+            return ''
+        return self._emit(self._end_of_bytes())
+
     @property
     def pending(self) -> bool:
         return bool(self._bytes)

@@ -13,6 +13,7 @@ import numpy as np
 from ros2_nanochat import nano_llm
 from ros2_nanochat.compat.attributes import AttributeDict, to_tensor, warn_ignored
 from ros2_nanochat.compat.stream import StreamingResponse
+from ros2_nanochat.compat.templates import stops_as_texts
 from ros2_nanochat.compat.tokenizer import Tokenizer
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names
 from ros2_nanochat.engine.kv_cache import KVCache
@@ -248,7 +249,7 @@ class NanoLLM:
         given = {name: value for name, value in options.items() if name in known}
         warn_ignored('generate()', options.keys() - known - {'cache_position'})
         if 'stop_tokens' in given:
-            given['stop_tokens'] = self._stops(given['stop_tokens'])
+            given['stop_tokens'] = stops_as_texts(self.core, given['stop_tokens'])
         position, cache = options.get('cache_position'), given.get('kv_cache')
         if position is not None and not isinstance(inputs, Prompt) and isinstance(cache, KVCache):
             cache.pop(max(0, len(cache) - int(position)))
@@ -262,17 +263,6 @@ class NanoLLM:
         if reply.finish_reason in ('error', 'refused'):
             raise BackendError(reply.error)
         return reply.text if reply.detokenize else reply.tokens
-
-    def _stops(self, stops):
-        """Return stop tokens with a text in place of each list of ids."""
-        if isinstance(stops, (str, int)) or not hasattr(stops, '__iter__'):
-            return stops
-        return [
-            (stop[0] if len(stop) == 1 else self.detokenize(stop))
-            if isinstance(stop, (list, tuple))
-            else stop
-            for stop in stops
-        ]
 
 
 def _parameters(function: Callable) -> set[str]:

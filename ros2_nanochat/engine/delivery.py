@@ -206,7 +206,7 @@ class Delivery:
             self._metrics.observe('time_per_token', now - progress.last_token)
         progress.last_token = now
         if token_id in asked.end_ids and (form is None or form.whole):
-            self.finish(request, FinishReason.STOP)
+            self.finish(request, FinishReason.STOP, end_id=token_id)
             return False
         if not self._put(request, token_id):
             return False
@@ -230,9 +230,7 @@ class Delivery:
     def _put_forced(self, request: Request, form: HeldForm) -> None:
         """Append the ids that the form forces; the next forward reads them all at once."""
         for token_id in form.forced():
-            if self._is_full(request) or request.progress.text.stopped:
-                return
-            if not self._put(request, token_id):
+            if self._is_full(request) or request.progress.text.stopped or not self._put(request, token_id):
                 return
 
     def _put(self, request: Request, token_id: int) -> bool:
@@ -267,20 +265,23 @@ class Delivery:
 
     # --- ending ---
 
-    def finish(self, request: Request, reason: FinishReason, detail: str | None = None) -> None:
+    def finish(
+        self, request: Request, reason: FinishReason, detail: str | None = None, end_id: int | None = None
+    ) -> None:
         """End a reply: its last text goes out, and its place is free. Only the first call has an effect.
 
         Args:
             request: The reply.
             reason: Why it ends.
             detail: What was wrong and what to do, if something was.
+            end_id: The end token with which it ends.
         """
         if request.signals.ended.is_set():
             return
         request.signals.ended.set()
         progress, output = request.progress, request.signals.output
         progress.mark(reason)
-        for delta in progress.text.flush():
+        for delta in progress.text.flush(end_id):
             output.put(delta)
         count, exact = progress.text.given(len(progress.new_ids))
         self._scheduler.remove(request)

@@ -15,6 +15,7 @@ import numpy as np
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.kv_cache import KVCache
+from ros2_nanochat.engine.stop_strings import StopStrings
 from ros2_nanochat.prompt import EmbeddingSpan, Preceding, Prompt, concatenate, head, surely_longer
 
 _REMEMBERED = 1000  # embedded texts
@@ -27,6 +28,8 @@ class Inputs:
         self._backend = backend
         self._info = backend.info
         self._special_ids = {token.text: token.id for token in self._info.special_tokens}
+        self._special_texts = {token_id: text for text, token_id in self._special_ids.items()}
+        self._special_lengths = sorted({len(text) for text in self._special_ids})
         self._last_ids: OrderedDict[bytes, int] = OrderedDict()  # of embedded texts, by their last row
 
     def remember(self, ids: Sequence[int], rows: np.ndarray) -> np.ndarray:
@@ -169,25 +172,36 @@ class Inputs:
             return Preceding.SPECIAL_TOKEN
         return Preceding.TEXT
 
-    def stops(self, config: GenerationConfig) -> tuple[frozenset[int], list[str]]:
+    def stops(self, config: GenerationConfig) -> tuple[frozenset[int], StopStrings]:
         """Return the stop tokens of a config as `(ids, strings)`.
 
         Raises:
             ValueError: An id is not in the vocabulary.
         """
-        ids, strings = set(self._info.eos_token_ids), []
+        ids, strings, special = set(self._info.eos_token_ids), [], {}
         for stop in config.stop_tokens:
             if isinstance(stop, str):
                 strings.append(stop)
-                special = self._special_ids.get(stop, self._special_ids.get(stop.strip()))
-                # a special token that gives text (Gemma's line breaks) is found as text
-                if special is not None and not self.detokenize([special]):
-                    ids.add(special)
+                inside = self._special_in(stop)
+                alone = self._special_ids.get(stop, self._special_ids.get(stop.strip()))
+                if alone is not None and alone in inside:
+                    ids.add(alone)
+                if inside and stop not in inside.values():
+                    special[stop] = inside
             elif 0 <= stop < self._info.vocab_size:
                 ids.add(stop)
             else:
                 raise self._not_in_vocabulary(f'stop_tokens={stop!r}')
-        return frozenset(ids), strings
+        return frozenset(ids), StopStrings(strings, special)
+
+    def _special_in(self, text: str) -> dict[int, str]:
+        """The special tokens in a text, by their ids; without those that give text (Gemma's line breaks)."""
+        found = {
+            self._special_ids.get(text[at : at + length])
+            for length in self._special_lengths
+            for at in range(len(text) - length + 1)
+        }
+        return {i: self._special_texts[i] for i in found if i is not None and not self.detokenize([i])}
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Turn ids into text, without special tokens."""

@@ -1,5 +1,4 @@
-"""From ids to final text: detokenizes, separates the reasoning from the answer, and cuts exactly at a stop
-string.
+"""From ids to final text: detokenizes, tells reasoning from the answer, and cuts exactly at a stop string.
 
 Knows nothing of threads or models; one `ReplyText` serves one reply.
 """
@@ -8,32 +7,13 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from ros2_nanochat.backends.base import Detokenizer
 from ros2_nanochat.engine.call_text import CallText
 from ros2_nanochat.engine.held_back import HeldBack
+from ros2_nanochat.engine.stop_strings import StopStrings
+from ros2_nanochat.engine.text_delta import TextDelta
 from ros2_nanochat.reasoning import ReasoningMarks
-
-
-class TextDelta(NamedTuple):
-    """The text by which a reply grew.
-
-    Attributes:
-        text: Final text, not empty.
-        num_tokens: Ids of the reply, from the start, whose text has been given with it; the last of them ends
-            a character.
-        exact: Whether those ids spell exactly the text given so far. A token may be given in part, if a stop
-            string might begin in it.
-        reasoning: Whether the text is reasoning, between the model's marks.
-        call: Whether the text belongs to calls of tools. Then it is neither shown nor spoken.
-    """
-
-    text: str
-    num_tokens: int
-    exact: bool = True
-    reasoning: bool = False
-    call: bool = False
 
 
 class ReplyText:
@@ -52,7 +32,7 @@ class ReplyText:
     def __init__(
         self,
         detokenizer: Detokenizer,
-        stop_strings: Sequence[str] = (),
+        stop_strings: Sequence[str] | StopStrings = (),
         marks: ReasoningMarks | None = None,
         reasoning: bool = False,
         may_stop: Callable[[str], bool] | None = None,
@@ -66,7 +46,7 @@ class ReplyText:
         # of the next message, while it arrives
         self._header: str | None = '' if calls is not None and marks and marks.header_ids else None
         self._trim = False  # white space between the reasoning and the answer belongs to neither
-        self._stops = HeldBack(stop_strings)
+        self._stops = stop_strings if isinstance(stop_strings, StopStrings) else StopStrings(stop_strings)
         self._may_stop = may_stop
         self._seen_header = False
         self._switches = {
@@ -89,6 +69,7 @@ class ReplyText:
     def add(self, token_id: int) -> list[TextDelta]:
         """Take one id; return the text that became final."""
         begins_header = self._marks is not None and token_id in self._marks.header_ids
+        may_stop = token_id in self._stops.special_ids
         mark = self._mark_of_calls(token_id)
         is_mark = self._marks is not None and token_id == (
             self._marks.end_id if self._reasoning else self._marks.start_id
@@ -97,11 +78,17 @@ class ReplyText:
             text, partial = self.detokenizer.flush_whole()
             self.mixed = self.mixed or partial != 0  # the ids spell half a character more than the text has
         else:
-            text = self.detokenizer.add(token_id)
+            text = self.detokenizer.whole_characters() if may_stop else ''
+            text += self.detokenizer.add(token_id)
         text += mark or ''
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
         self._whole.append(not self.detokenizer.pending)
         deltas: list[TextDelta] = []
+        if may_stop and mark is None and not self._reasoning:
+            before, text = (text, '') if self._header is None else ('', text)
+            self._stop_at(token_id, before, deltas)
+            if self.stopped:
+                return deltas
         if mark is not None:
             self._add_mark(text, mark, deltas)
         elif begins_header or self._header is not None:
@@ -113,20 +100,19 @@ class ReplyText:
             self._emit_marked(text, deltas)
         return deltas
 
-    def flush(self) -> list[TextDelta]:
-        """End the reply; return the text that was held back. Part of a character is no text, and its ids are
-        not kept.
+    def flush(self, end_id: int | None = None) -> list[TextDelta]:
+        """End the reply; return the text that was held back, without half a character and its ids.
+
+        Args:
+            end_id: The id with which it ended, if it was not added.
         """
         deltas: list[TextDelta] = []
         if not self.stopped:
             rest, partial = self.detokenizer.flush_whole()
             if self._ends:
                 self._end_at_a_whole_character(len(rest), partial)
-            self._emit(self._switches[self._reasoning].flush(rest), 0, deltas)
-            if self._calls is not None and (held := self._calls.flush()):
-                self._emit_answer(held, 0, deltas)
-            rest = '' if self.stopped else self._stops.flush()
-            if rest:
+            self._stop_at(end_id, rest, deltas)
+            if not self.stopped and (rest := self._stops.flush()):
                 deltas.append(self._delta(rest, 0))
         return deltas
 
@@ -269,6 +255,20 @@ class ReplyText:
             before, self.stopped = text, False
         if before:
             deltas.append(self._delta(before, behind + len(text) - len(before)))
+
+    def _stop_at(self, token_id: int | None, text: str, deltas: list[TextDelta]) -> None:
+        """Give out the text before a special token, and stop if a stop string ends with the token."""
+        self._emit(self._switches[self._reasoning].flush(text), 0, deltas)
+        if self._calls is not None and (held := self._calls.flush()):
+            self._emit_answer(held, 0, deltas)
+        if token_id is None or self.stopped or self._reasoning or self.in_call:
+            return
+        held = self._stops.pending
+        before, self.stopped = self._stops.take(token_id)
+        if self.stopped and self._may_stop is not None and not self._may_stop(self.answer + before):
+            before, self.stopped = held, False
+        if before:
+            deltas.append(self._delta(before, len(held) - len(before)))
 
     def _mark_of_calls(self, token_id: int) -> str | None:
         """The text of a special token that belongs to calls; None if it is none, or means something else."""

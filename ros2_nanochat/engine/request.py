@@ -19,10 +19,11 @@ from ros2_nanochat.engine.answer_form import AnswerForm
 from ros2_nanochat.engine.choice_scores import ChoiceScores
 from ros2_nanochat.engine.held_form import HeldForm
 from ros2_nanochat.engine.inbox import Inbox
-from ros2_nanochat.engine.reply_text import ReplyText, TextDelta
+from ros2_nanochat.engine.reply_text import ReplyText
 from ros2_nanochat.engine.sampler import Sampler
 from ros2_nanochat.engine.sequence import EntryBuffer, Sequence
 from ros2_nanochat.engine.speculation import NGramDraft
+from ros2_nanochat.engine.text_delta import TextDelta
 from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.prompt import EmbeddingSpan, Prompt, Rewrite
 from ros2_nanochat.states import FinishReason

@@ -14,9 +14,9 @@ from typing import Any
 
 from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.engine.kv_cache import KVCache
-from ros2_nanochat.engine.reply_text import TextDelta
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.taken import Taken
+from ros2_nanochat.engine.text_delta import TextDelta
 from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.program import check_process
 from ros2_nanochat.states import FinishReason

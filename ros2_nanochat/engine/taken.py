@@ -6,8 +6,8 @@ import logging
 
 from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.engine.kv_cache import KVCache, LastReply
-from ros2_nanochat.engine.reply_text import TextDelta
 from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.engine.text_delta import TextDelta
 from ros2_nanochat.prompt import Prompt, concatenate
 from ros2_nanochat.states import FinishReason
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 
 from ros2_nanochat.engine.metrics import Metrics
-from ros2_nanochat.engine.reply_text import TextDelta
 from ros2_nanochat.engine.request import End, Request
+from ros2_nanochat.engine.text_delta import TextDelta
 from ros2_nanochat.prompt import Preceding
 from ros2_nanochat.remote.calling import CallSteps
 from ros2_nanochat.remote.dialect import Piece
@@ -39,6 +39,7 @@ class RemoteReply:
         self._before = 0  # ids that earlier attempts gave
         self._reason: FinishReason | None = None
         self._closes = False  # the end was found here: the server would go on
+        self._end_id: int | None = None  # the end token with which it ended
         self._continued = False  # by a further request
         self._figures = RequestFigures()
         self.steps: CallSteps | None = None
@@ -169,7 +170,8 @@ class RemoteReply:
         ids = list(piece.ids)
         end = next((n for n, token_id in enumerate(ids) if token_id in asked.end_ids), None)
         if end is not None:
-            self._closes = ids[end] not in self._text.info.eos_token_ids
+            self._end_id = ids[end]
+            self._closes = self._end_id not in self._text.info.eos_token_ids
             ids = ids[:end]
             self._reason = FinishReason.STOP
         known = len(progress.new_ids) - self._before
@@ -234,7 +236,7 @@ class RemoteReply:
         self._continued = self.begun
         self._figures.count(self._metrics)
         self._before = len(self._progress.new_ids)
-        self._reason, self._closes, self.server_finished = None, False, False
+        self._reason, self._end_id, self._closes, self.server_finished = None, None, False, False
 
     def pass_on(self, delta: TextDelta, ids: list[int]) -> None:
         """Pass on text that another model wrote, with its ids."""
@@ -253,7 +255,7 @@ class RemoteReply:
         progress = self._progress
         form = progress.answer_form
         if reason is FinishReason.STOP and form is not None:
-            rest = [*progress.text.flush()]
+            rest = [*progress.text.flush(self._end_id)]
             for delta in rest:
                 self.request.signals.output.put(delta)
             if not form.matches(progress.text.answer):
@@ -278,7 +280,7 @@ class RemoteReply:
         request, progress = self.request, self._progress
         request.signals.ended.set()
         progress.mark(reason)
-        for delta in progress.text.flush():
+        for delta in progress.text.flush(self._end_id):
             request.signals.output.put(delta)
         count, exact = progress.text.given(len(progress.new_ids))
         self._metrics.count(f'finished_{reason}')

@@ -79,6 +79,10 @@ class FedDetokenizer(Detokenizer):
             return self._plain.flush_whole()
         return self.flush(), None if self._pending else 0
 
+    def whole_characters(self) -> str:
+        """See `Detokenizer.whole_characters`."""
+        return '' if self._is_fed else self._plain.whole_characters()
+
     def token_bytes(self, token_id: int) -> bytes:
         """See `Detokenizer.token_bytes`."""
         return self._plain.token_bytes(token_id)

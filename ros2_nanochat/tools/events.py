@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ros2_nanochat.engine.reply_text import TextDelta
+from ros2_nanochat.engine.text_delta import TextDelta
 from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.states import FinishReason
 from ros2_nanochat.tools.call import ToolCall

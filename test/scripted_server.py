@@ -27,7 +27,7 @@ class ScriptedServer:
         ssl: Context for TLS, or None.
 
     Attributes:
-        story: What it writes after ids that end with the beginning of a reply.
+        story: What it writes after ids that end with the beginning of a reply; a NUL is id 0, without text.
         not_ready: Requests that are answered as while the model is loaded.
         lists_models: Whether it has the address of the models.
         models_fail: Whether asking for the models fails.
@@ -193,7 +193,8 @@ class ScriptedServer:
         prompt = ''.join(chr(i - 3) if i >= 3 else f'<{i}>' for i in body['prompt'])
         story = self.story or ''.join(f'word {n}, ' for n in range(self.words))
         done = len(prompt.rpartition('<2>')[2])
-        return [(char, [ord(char) + 3]) for char in story[done:]] + [('', [1])]
+        pieces = [(char, [ord(char) + 3]) if char != '\0' else ('', [0]) for char in story[done:]]
+        return [*pieces, ('', [1])]
 
     def _num_prompt(self, body):
         return 20 + 256 * (self.sees and 'image_url' in json.dumps(body.get('messages', '')))

@@ -581,6 +581,17 @@ def stop() -> str:
     return 'stopped'
 
 
+@pytest.mark.parametrize(
+    'stop, text', [('.<pad>', 'Hi'), ('<pad>x', 'Hi.'), ('.<end>', 'Hi.xy'), ('<pad>.', 'Hi.xy.')]
+)
+def test_a_stop_string_with_special_tokens_stops_at_their_ids(tokenizer, stop, text):
+    with ScriptedServer(kind='vllm') as server, open_servers(server, tokenizer=tokenizer) as model:
+        server.story = 'Hi.\0xy.'
+        reply = ask(model, 'Say hi.', stop_tokens=[stop]).wait(20)
+        assert (reply.finish_reason, reply.text) == ('stop', text), reply.error
+        assert model.detokenize(reply.tokens) == text
+
+
 def test_a_call_is_held_to_its_form_from_where_it_begins(tokenizer):
     with ScriptedServer(kind='vllm') as server, open_servers(server, tokenizer=tokenizer) as model:
         assert 'calls of tools: held to their form' in model.stats['server']

@@ -2,6 +2,7 @@
 what cannot be true is told.
 """
 
+import functools
 import io
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ros2_nanochat.robot import camera_formats
 from ros2_nanochat.robot.camera_formats import ENCODINGS, compressed_to_rgb, image_to_rgb
 
 cv2 = pytest.importorskip('cv2', reason='the oracle of these tests is OpenCV')
@@ -337,3 +339,22 @@ def test_conversions_need_neither_ros_nor_opencv_to_be_imported():
         'set(sys.modules), sys.modules'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize('error', [ImportError, AttributeError, RuntimeError])
+def test_a_cv_bridge_that_cannot_be_imported_is_tried_once_and_costs_no_frame(monkeypatch, error):
+    tried = []
+
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == 'cv_bridge':
+                tried.append(name)
+                raise error('built for another NumPy')
+
+    monkeypatch.delitem(sys.modules, 'cv_bridge', raising=False)
+    monkeypatch.setattr(sys, 'meta_path', [Broken(), *sys.meta_path])
+    monkeypatch.setattr(camera_formats, '_cv_bridge', functools.cache(camera_formats._cv_bridge.__wrapped__))
+    source = pixels(3)
+    for _ in range(3):
+        assert (image_to_rgb(message('rgb8', source.tobytes())) == source).all()
+    assert len(tried) == 1

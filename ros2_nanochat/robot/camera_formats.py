@@ -8,6 +8,8 @@ no colours: it becomes grey from its nearest to its farthest value.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 
 import numpy as np
@@ -147,12 +149,16 @@ def _through_cv_bridge(message) -> np.ndarray | None:
     if _kind(message.encoding.lower()) not in ('color', 'grey', 'bayer') or message.encoding[:1].isdigit():
         return None
     try:
-        from cv_bridge import CvBridge
-    except ImportError:
-        return None
-    try:
-        return CvBridge().imgmsg_to_cv2(message, 'rgb8')
+        return None if (bridge := _cv_bridge()) is None else bridge.imgmsg_to_cv2(message, 'rgb8')
     except Exception:  # our own code handles it, or reports what is wrong
+        return None
+
+
+@functools.cache  # Python searches anew for a package that is missing: not for each frame
+def _cv_bridge():
+    try:
+        return importlib.import_module('cv_bridge').CvBridge()
+    except Exception:  # built for another NumPy, it fails with other errors than ImportError
         return None
 
 
@@ -285,13 +291,6 @@ def _nv24(message, encoding: str, width: int, height: int) -> np.ndarray:
     return np.ascontiguousarray(cv2.cvtColor(packed, cv2.COLOR_YUV2RGB_YUY2)[:, ::2])
 
 
-_CONVERTERS = {
-    'color': _color,
-    'float': _float,
-    'grey': _grey,
-    'depth': _depth,
-    'bayer': _bayer,
-    'yuv': _yuv,
-    'nv12': _nv12,
-    'nv24': _nv24,
-}
+_CONVERTERS = dict(
+    color=_color, float=_float, grey=_grey, depth=_depth, bayer=_bayer, yuv=_yuv, nv12=_nv12, nv24=_nv24
+)

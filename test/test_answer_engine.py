@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -415,6 +416,41 @@ def test_the_tree_of_a_choice_is_scored_in_one_more_forward():
         model.backend.forward = lambda chunks: forwards.append(len(chunks)) or forward(chunks)
         model.generate(whole, response_format=CHOICES[1], probabilities=True).wait()
     assert sum(count > 1 for count in forwards) == 1, 'all beginnings in one batch'
+
+
+def test_a_reply_that_is_stopped_while_another_is_scored_is_not_scored_any_more():
+    with NanoLLM.from_pretrained(api='fake', max_context_len=256, max_sequences=2) as model:
+        forward, scoring, replies, gate = model.backend.forward, [], [], threading.Event()
+
+        def stopping(chunks):
+            if chunks[0].num_logits > 1:
+                scoring.append(len(chunks))
+                for reply in replies:
+                    reply.stop()
+            return forward(chunks)
+
+        model.backend.forward = stopping
+        busy = threading.Thread(target=lambda: model.engine.call(gate.wait))  # both begin in one step
+        busy.start()
+        replies += [
+            model.generate(text, response_format=['red box', 'red'], probabilities=True)
+            for text in ('a', 'b')
+        ]
+        gate.set()
+        busy.join()
+        for reply in replies:
+            reply.wait(10.0)
+        assert scoring == [1] and replies[1].finish_reason == 'cancelled'
+
+
+def test_the_time_in_which_alternatives_are_scored_is_time_of_the_model():
+    with NanoLLM.from_pretrained(
+        'step_overhead=0.05', api='fake', max_context_len=256, max_sequences=2
+    ) as model:
+        forwards, forward = [], model.backend.forward
+        model.backend.forward = lambda chunks: forwards.append(len(chunks)) or forward(chunks)
+        reply = model.generate('red', response_format=['red box', 'red'], probabilities=True).wait()
+        assert reply.probabilities and reply.usage.model_time >= 0.05 * len(forwards)
 
 
 @pytest.mark.parametrize('form', [None, '/a+/', [f'choice {i}' for i in range(300)]])

@@ -68,15 +68,17 @@ class Delivery:
         """
         waiting, self._to_score = self._to_score, []
         for request, token_id in waiting:
-            scores, sequence = request.progress.scores, request.sequence
-            if scores is None or sequence.handle is None or request.signals.ended.is_set():
-                continue
+            scores, sequence, signals = request.progress.scores, request.sequence, request.signals
+            if scores is None or sequence.handle is None or signals.ended.is_set() or signals.cancelled:
+                continue  # a cancelled reply ends before the next step, which may be a person's
             spare = self._backend.max_sequences - len(self._scheduler.sequences)
+            began = time.perf_counter()
             try:
                 scores.run(self._backend, sequence.handle, len(sequence.held), spare)
             except Exception as error:  # the answer itself is not affected
                 scores.error = one_line(error)
                 _log.warning('the probabilities of a choice are not known: %s', scores.error)
+            request.progress.seconds += time.perf_counter() - began
             self._accept(request, token_id)
 
     def _note_held(self, work: Work) -> None:

@@ -34,9 +34,29 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
+def receiving(node, topic: str, rate: float, seconds: float) -> float:
+    """The share of a core that it takes only to receive the newest frames of a topic at a rate."""
+    from sensor_msgs.msg import Image
+    from test_watch import BEST_EFFORT
+
+    from ros2_nanochat.ros.spinning import Untouched
+
+    frames = node.create_subscription(Image, topic, lambda _: None, BEST_EFFORT, callback_group=Untouched())
+    began, spent, until = time.monotonic(), 0.0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(1 / rate)
+        before = time.thread_time()
+        with frames.handle:
+            frames.handle.take_message(Image, False)
+        spent += time.thread_time() - before
+    taken = time.monotonic() - began
+    node.destroy_subscription(frames)
+    return spent / taken
+
+
 def still(node, watcher, seconds: float) -> float:
     """What looking at a still noisy scene costs beside receiving it: its question is watching and paused in
-    turns. Return the share of a core.
+    turns, and in between its frames are only received. Return the share of a core.
     """
     from test_watch import COLOR, COLORS, drawn
 
@@ -44,6 +64,7 @@ def still(node, watcher, seconds: float) -> float:
     watcher.set('add', name='still', question=COLOR, response_format=COLORS, max_rate=10.0)
     watcher.wait(lambda: watcher.of('still'))
     shares: dict[str, list[float]] = {'pause': [], 'resume': []}
+    received = []
     for n in range(2 * max(1, round(seconds / (2 * _SLICE)))):
         command = ('resume', 'pause')[n % 2]
         watcher.set(command, name='still')
@@ -51,7 +72,10 @@ def still(node, watcher, seconds: float) -> float:
         before, began = cpu_seconds(node.process.pid), time.monotonic()
         time.sleep(_SLICE)
         shares[command].append((cpu_seconds(node.process.pid) - before) / (time.monotonic() - began))
+        if command == 'pause':
+            received.append(receiving(watcher.node, '/nanochat/image', 10.0, _SLICE / 2))
     watching, paused = statistics.median(shares['resume']), statistics.median(shares['pause'])
+    looking = watching - paused - statistics.median(received)
     seen = watcher.of('still')
     table(
         'A still noisy scene, 640 x 480 at 10 Hz',
@@ -59,13 +83,14 @@ def still(node, watcher, seconds: float) -> float:
         [
             ('paused', f'{paused:.2%}'),
             ('watching', f'{watching:.2%}'),
-            ('what looking takes', f'{watching - paused:.2%}'),
+            ('what receiving the frames takes', f'{statistics.median(received):.2%}'),
+            ('what looking at them takes', f'{looking:.2%}'),
             ('observations without the model', f'{np.mean([each.unchanged for each in seen[1:]]):.1%}'),
         ],
     )
     watcher.set('remove', name='still')
     watcher.cameras.pop().close()
-    return watching - paused
+    return looking
 
 
 def person(watcher, count: int) -> None:

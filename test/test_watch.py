@@ -145,11 +145,18 @@ def test_a_standing_question_that_cannot_work_is_refused_in_one_line():
         ({'question': 'a', 'cameras': ['leg']}, "no camera 'leg', only image, arm"),
         ({'question': 'a', 'response_format': 'yes | no', 'until': 'maybe'}, 'one of yes | no'),
         ({'question': 'a', 'response_format': 'yes | '}, 'response_format'),
+        ({'question': 'a', 'response_format': 'yes | no', 'until': '>= 1'}, 'one of yes | no'),
+        ({'question': 'a', 'response_format': '1 | 2 | 3', 'until': '> 3'}, 'one of 1 | 2 | 3'),
+        ({'question': 'a', 'until': '>= 1.2.3'}, "until='>= 1.2.3'"),
+        ({'question': 'a', 'until': '< many'}, "until='< many'"),
+        ({'question': 'a', 'until': '>='}, "until='>='"),
         ({'question': 'a', 'rate': 2}, "no option 'rate'"),
     ):
         with pytest.raises(ValueError, match='.') as caught:
             read_watch(fields, ['arm'])
         assert told in str(caught.value) and '\n' not in str(caught.value), caught.value
+    for form, until in (('1 | 2 | 3', '>= 3'), ('1 | 2', '2.0'), ('> 3 | less', '> 3'), ('', '>= -1.5e3')):
+        assert read_watch({'question': 'a', 'response_format': form, 'until': until}).until == until
     assert read_watch({'question': 'Is the door open?'}).name == 'is_the_door_open'
     assert read_watch({'question': 'Ist offen? 🚪', 'name': ''}).cameras == ('image',)
 

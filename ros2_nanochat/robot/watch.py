@@ -26,7 +26,7 @@ MAX_FRAMES = 16
 """Pictures that one question may have, over all of its cameras."""
 
 _NAME = re.compile(r'[A-Za-z0-9_.-]{1,64}')
-_COMPARISON = re.compile(r'(>=|<=|!=|>|<)\s*(-?[0-9.]+(?:[eE][-+]?[0-9]+)?)')
+_COMPARISON = re.compile(r'(>=|<=|!=|>|<)\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)')
 _OPERATORS = {'>=': operator.ge, '<=': operator.le, '!=': operator.ne, '>': operator.gt, '<': operator.lt}
 _MAX_QUESTION = 20_000
 
@@ -119,10 +119,10 @@ class Watch(Options):
         wanted = self.until.strip()
         if not wanted:
             return False
-        if match := _COMPARISON.fullmatch(wanted):
-            return not math.isnan(number) and _OPERATORS[match[1]](number, float(match[2]))
         if wanted == text.strip():
             return True
+        if match := _COMPARISON.fullmatch(wanted):
+            return not math.isnan(number) and _OPERATORS[match[1]](number, float(match[2]))
         try:
             parsed = json.loads(wanted)
         except (ValueError, RecursionError):
@@ -198,12 +198,14 @@ def _check_pictures(watch: Watch, cameras: Iterable[str] | None) -> None:
 
 def _check_until(watch: Watch) -> None:
     """Refuse an `until` that no answer can have: the standing question would never end."""
-    wanted, form = watch.until.strip(), watch.form
-    if not wanted or form is None or not form.alternatives or _COMPARISON.fullmatch(wanted):
+    wanted, alternatives = watch.until.strip(), () if watch.form is None else watch.form.alternatives
+    if not wanted or any(watch.ends_with(text, text, number_of(text)) for text in alternatives):
         return
-    if wanted.strip('"') not in form.alternatives:
+    if alternatives:
+        raise ValueError(f'until={shorten(repr(wanted))} is not valid: one of {" | ".join(alternatives)}')
+    if wanted.startswith(('<', '>', '!=')) and not _COMPARISON.fullmatch(wanted):
         raise ValueError(
-            f'until={shorten(repr(wanted))} is not valid: one of {" | ".join(form.alternatives)}'
+            f'until={shorten(repr(wanted))} is not valid: a comparison is with a number, such as >= 3'
         )
 
 

@@ -114,6 +114,38 @@ def test_a_template_that_writes_contents_in_another_way_is_taken_as_it_is(model)
     assert rendered(model, source, *TALK) == expected
 
 
+PARTS = '{% for part in m.content %}{{ part.text }}{% endfor %}'
+
+
+@pytest.mark.parametrize('roles', ["['user']", "['assistant']", "['user', 'assistant']", "['system']"])
+def test_a_template_may_take_parts_for_some_roles_and_strings_for_others(model, roles):
+    content = f'{{% if m.role in {roles} %}}{PARTS}{{% else %}}{{{{ m.content }}}}{{% endif %}}'
+    source = CHATML.replace('{{ m.content }}', content)
+    assert rendered(model, source, *TALK) == chatml(('system', SYSTEM), *TURNS)
+    assert rendered(model, source, QUESTION, system='') == chatml(('user', QUESTION))
+    history = ChatHistory(model, source)
+    history.append('user', QUESTION)
+    history.append('bot', 'In hall')  # words that go on
+    assert model.detokenize(history.embed_chat()[0].token_ids).endswith('In hall')
+
+
+BY_PLACE = (
+    '{% for i in range(0, messages | length, 2) %}Q: {{ messages[i].content }}\n'
+    '{% if i + 1 < messages | length %}A: {{ messages[i + 1].content }}\n{% endif %}{% endfor %}'
+    '{% if add_generation_prompt %}A: {% endif %}'
+)
+
+
+def test_a_template_that_goes_by_places_gets_turns_of_the_user_and_the_bot_only(model):
+    assert rendered(model, BY_PLACE, *TALK, system='') == f'Q: {QUESTION}\nA: {ANSWER}\nQ: {MORE}\nA: '
+    asked = f'{SYSTEM}\n\n{QUESTION}'
+    assert rendered(model, BY_PLACE, *TALK) == f'Q: {asked}\nA: {ANSWER}\nQ: {MORE}\nA: '
+    history = ChatHistory(model, BY_PLACE)
+    history.append('user', QUESTION)
+    history.append('user', MORE)
+    assert history.template.render(history.messages) == f'Q: {QUESTION}\n{MORE}\nA: '
+
+
 def test_what_no_arrangement_helps_is_refused_in_the_templates_words(model):
     with pytest.raises(ValueError, match='never mind') as caught:
         rendered(model, "{{ raise_exception('never mind\x1b[31m\n[ERROR] forged') }}", *TALK)

@@ -128,6 +128,20 @@ def test_words_of_the_bot_end_the_prompt_without_the_end_of_their_turn(model):
     assert rendered(history).count('<|im_end|>') == 4  # one of them is content
 
 
+@pytest.mark.parametrize('words', ['', None])
+def test_a_reply_without_words_yet_begins_as_any_other(model, words):
+    history = ChatHistory(model, system_prompt='Be brief.')
+    history.append('user', 'Hi')
+    asked = list(history.embed_chat()[0].token_ids)
+    history.append('bot', text=words) if words is not None else history.append('bot', '')
+    prompt, _ = history.embed_chat()
+    assert list(prompt.token_ids) == asked and history.num_tokens == len(asked)
+    reply = model.generate(prompt, kv_cache=history.kv_cache).wait()
+    history.append('bot', reply)
+    assert [message.role for message in history] == ['system', 'user', 'bot'] and reply.text
+    assert history[-1].text == reply.text and history[-1].tokens == tuple(reply.tokens)
+
+
 @pytest.mark.parametrize('template', ['llama-2', 'llama-3', 'gemma', 'mistral', 'vicuna-v1', 'chat-ml'])
 def test_every_template_can_continue_words(model, template):
     history = ChatHistory(model, template)

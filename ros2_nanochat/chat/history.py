@@ -1,5 +1,4 @@
-"""The history of a conversation: its messages, the template that turns them into a prompt, and the KV cache
-with the part that the model has already read.
+"""The history of a conversation: its messages, the template that makes a prompt of them, and the KV cache.
 
 After any edit, the next prompt reuses the KV cache up to the first entry that changed.
 """
@@ -196,8 +195,9 @@ class ChatHistory(ToolMessages, MessageList):
         return self._last[1]
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
-        shown = self._with_examples(messages)
-        return self.template.prompt(shown, continues=is_continued(messages))
+        shown, continues = self._with_examples(messages), is_continued(messages)
+        begins = continues and len(shown) > 1 and not shown[-1].text  # there are no words yet
+        return self.template.prompt(shown[:-1] if begins else shown, begins or None, continues and not begins)
 
     def _forget_prompt(self) -> None:
         self._last = None

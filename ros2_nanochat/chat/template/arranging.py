@@ -61,10 +61,9 @@ def arrange(
         except ValueError as error:
             refusal = refusal or error
             continue
-        is_misread = (
-            messages[0].role == 'user' and not arrangement.blank_system and markup.reads_first_as_system
-        )
-        if not is_misread and _is_complete(conversation, text, markup, add_generation_prompt):
+        if not _is_misread(messages, arrangement, markup) and _is_complete(
+            conversation, text, markup, add_generation_prompt
+        ):
             return conversation, finished
         incomplete = incomplete or (conversation, finished)
     if any(message.role == 'tool' for message in messages) and not markup.takes_tool:
@@ -75,6 +74,20 @@ def arrange(
     raise refusal
 
 
+def _is_misread(messages: Sequence[ChatMessage], arrangement: Arrangement, markup: JinjaMarkup) -> bool:
+    """Whether the template takes a message for one of another role."""
+    first = messages[0].role
+    if first == 'user' and not arrangement.blank_system and markup.reads_first_as_system:
+        return True
+    joins = _has_neighbours(messages) and not arrangement.joins_neighbours
+    folds = first == 'system' and not arrangement.folds_system
+    return (joins or folds) and markup.goes_by_places
+
+
+def _has_neighbours(messages: Sequence[ChatMessage]) -> bool:
+    return any(a.role == b.role != 'tool' for a, b in zip(messages, messages[1:]))
+
+
 def _no_place_for_tools(markup: JinjaMarkup | NanoLLMFormat) -> ValueError:
     return ValueError(f'chat template {markup.name} has no place for the answer of a tool')
 
@@ -82,12 +95,11 @@ def _no_place_for_tools(markup: JinjaMarkup | NanoLLMFormat) -> ValueError:
 def _arrangements(messages: Sequence[ChatMessage], markup: JinjaMarkup) -> Iterator[Arrangement]:
     """The arrangements to try, the conversation as given first."""
     has_system = messages[0].role == 'system'
-    has_neighbours = any(a.role == b.role != 'tool' for a, b in zip(messages, messages[1:]))
     ways = [Arrangement(), Arrangement(folds_system=True) if has_system else Arrangement(blank_system=True)]
     if any(message.calls and message.tokens for message in messages):
         ways += [replace(way, drops_call_ids=True) for way in ways]
     for way in ways:
-        for joined in (False, True) if has_neighbours else (False,):
+        for joined in (False, True) if _has_neighbours(messages) else (False,):
             for as_parts in (not markup.takes_text,) if markup.is_understood else (False, True):
                 yield replace(way, joins_neighbours=joined, as_parts=as_parts)
 

@@ -16,12 +16,12 @@ from ros2_nanochat.chat.template.bounded_rendering import Mistake, renderer
 from ros2_nanochat.chat.template.builtin import BUILTIN
 from ros2_nanochat.chat.template.jinja_environment import Refused, compile_jinja
 from ros2_nanochat.chat.template.jinja_environment import render as render_here
+from ros2_nanochat.chat.template.roles import WRITTEN_OUT, Roles
 from ros2_nanochat.errors import printable
 from ros2_nanochat.reasoning import is_marked
 
 # stand for contents in example conversations
 _P0, _P1, _P2 = '\U0010fff2', '\U0010fff0', '\U0010fff1'
-_WRITTEN_OUT = f"'text': '{_P1}'", f'"text": "{_P1}"'  # by templates that take a list of parts for text
 IMAGE_PART = {'type': 'image'}
 _KNOWN = frozenset(
     {
@@ -143,7 +143,7 @@ class JinjaMarkup:
                 for takes_text in (True, False):
                     frame = _Frame(tuple(system), generation, takes_text)
                     text = self._render_within(frame, [('user', _P1)], False)
-                    if text is not None and _P1 in text and not any(mark in text for mark in _WRITTEN_OUT):
+                    if text is not None and _P1 in text and not any(mark in text for mark in WRITTEN_OUT):
                         return frame
         return None
 
@@ -193,16 +193,20 @@ class JinjaMarkup:
         return text is not None and _P1 in text
 
     @functools.cached_property
+    def roles(self) -> Roles:
+        """How the template treats the roles of messages."""
+        frame = self._frame
+        return Roles(lambda messages: self.render(messages, frame.generation), self._try, frame.takes_text)
+
+    @functools.cached_property
     def reads_first_as_system(self) -> bool:
         """Whether the first message is treated as the system prompt, whatever its role."""
-        user = self._render_within(self._frame, [('user', _P0), ('user', _P1)], False)
-        system = self._render_within(self._frame, [('system', _P0), ('user', _P1)], False)
-        if self._frame.before or user is None or user != system or user.count(_P0) != 1:
-            return False
-        before, _, rest = user.partition(_P0)
-        between = rest.partition(_P1)[0]
-        same = os.path.commonprefix([before[::-1], between[::-1]])
-        return bool(between.strip()) and not same.strip()
+        return not self._frame.before and not self.goes_by_places and self.roles.first_is_system()
+
+    @functools.cached_property
+    def goes_by_places(self) -> bool:
+        """Whether the template goes by the places of messages, not by their roles."""
+        return self.roles.goes_by_places()
 
     @functools.cached_property
     def takes_tool(self) -> bool:

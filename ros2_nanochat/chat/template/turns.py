@@ -85,7 +85,7 @@ class Conversation:
         self.messages: list[dict] = []
         """The messages in the form of the template."""
         if arrangement.blank_system:
-            self.messages.append({'role': 'system', 'content': self._content([''])})
+            self.messages.append({'role': 'system', 'content': self._content([''], 'system')})
         for turn in self._turns(messages):
             self.messages.append(self._message(turn))
 
@@ -138,7 +138,7 @@ class Conversation:
         if role != 'bot':
             texts = [item.strip() for item in items if isinstance(item, str)]
             self.contents.append((len(self.messages), [text for text in texts if text]))
-        content: str | list[dict] | None = self._content(items)
+        content: str | list[dict] | None = self._content(items, message['role'])
         if thoughts := message.pop('parts', None):
             content = thoughts + (
                 content if isinstance(content, list) else [{'type': 'text', 'text': content}]
@@ -148,7 +148,7 @@ class Conversation:
         message['content'] = content
         return message
 
-    def _content(self, items: list[Any]) -> str | list[dict]:
+    def _content(self, items: list[Any], role: str) -> str | list[dict]:
         """Return parts if the template takes images that way, else one string with a character for each
         image.
         """
@@ -165,9 +165,14 @@ class Conversation:
                 parts[-1]['text'] += between + text
             else:
                 parts.append({'type': 'text', 'text': text})
-        if as_parts or self._arrangement.as_parts:
+        if as_parts or self._takes_parts(role):
             return parts
         return ''.join(part['text'] for part in parts)
+
+    def _takes_parts(self, role: str) -> bool:
+        if isinstance(self._markup, JinjaMarkup) and self._markup.is_understood:
+            return self._markup.roles.as_parts(role)
+        return self._arrangement.as_parts
 
     def _bot_text(self, entry: ChatMessage, message: dict) -> str:
         """Return the content of a bot message.

@@ -1,5 +1,6 @@
 """The engine on the fake backend: what runs when, what is shared, what is given up, and how replies end."""
 
+import sys
 import threading
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 from ros2_nanochat import KVCache, NanoLLM
 from ros2_nanochat.backends.fake import FakeBackend
+from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.engine.scheduler import Scheduler
 from ros2_nanochat.errors import ForwardError
 
@@ -401,15 +403,37 @@ def test_a_request_that_cannot_be_parked_goes_on_all_the_same(fake, monkeypatch)
     assert slow.wait(timeout=30).text == 'You said: the patient one' and model.stats['preemptions'] == 1
 
 
-def test_a_logits_processor_that_fails_ends_its_reply_alone(fake):
+class Panic(BaseException):
+    """As a library in Rust raises."""
+
+
+@pytest.mark.parametrize('error', [RuntimeError, SystemExit, Panic])
+def test_a_logits_processor_that_fails_ends_its_reply_alone(fake, error):
     model = fake('tokens_per_second=300')
 
     def broken(ids, logits):
-        raise RuntimeError('no such grammar')
+        raise error('no such grammar')
 
     good, bad = ask(model, 'fine'), ask(model, 'x', logits_processors=broken)
-    assert bad.wait().finish_reason == 'error' and 'no such grammar' in bad.error
-    assert good.wait().text == 'You said: fine'
+    assert bad.wait(timeout=30).finish_reason == 'error' and 'no such grammar' in bad.error
+    assert good.wait(timeout=30).text == 'You said: fine'
+
+
+@pytest.mark.parametrize(
+    'owner, name', [(FakeBackend, 'forward'), (FakeBackend, 'new_sequence'), (Utf8Detokenizer, 'add')]
+)
+def test_nothing_that_is_raised_in_a_step_ends_the_loop(fake, monkeypatch, owner, name):
+    model = fake('tokens_per_second=300')
+
+    def panic(*_):
+        raise Panic('of a library')
+
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, panic)
+        bad = ask(model, 'two').wait(timeout=30)
+        assert bad.finish_reason == 'error' and 'of a library' in bad.error
+    assert model.engine.alive
+    assert ask(model, 'fine').wait(timeout=30).text == 'You said: fine'
 
 
 def test_a_logits_processor_steers_the_reply(fake):
@@ -421,7 +445,11 @@ def test_a_logits_processor_steers_the_reply(fake):
     assert ask(fake(), 'x', logits_processors=[only_a], max_new_tokens=5).wait().text == 'aaaaa'
 
 
-@pytest.mark.parametrize('function', [lambda text: 5, lambda text: 1 / 0], ids=['a number', 'an error'])
+@pytest.mark.parametrize(
+    'function',
+    [lambda text: 5, lambda text: 1 / 0, lambda text: sys.exit()],
+    ids=['a number', 'an error', 'an exit'],
+)
 def test_a_function_that_fails_ends_its_reply_alone(fake, function):
     model = fake('tokens_per_second=300')
     good, bad = ask(model, 'fine'), ask(model, 'x', functions=function)

@@ -36,9 +36,7 @@ class Delivery:
     """
 
     def __init__(self, backend: Backend, scheduler: Scheduler, metrics: Metrics):
-        self._backend = backend
-        self._scheduler = scheduler
-        self._metrics = metrics
+        self._backend, self._scheduler, self._metrics = backend, scheduler, metrics
         self._to_score: list[tuple[Request, int]] = []
 
     # --- a batch ---
@@ -106,7 +104,7 @@ class Delivery:
             second = choose_there(samplers, rows, again)
             for i in rejected:
                 chosen[i] = second[i]
-        except Exception as error:
+        except BaseException as error:  # a library in Rust that panics raises no Exception
             self.fail(requests, f'choosing the next token failed: {error}')
             return [None] * len(requests)
         if None in chosen:  # one copy to the host serves all of them
@@ -157,7 +155,7 @@ class Delivery:
             if progress.scores is not None and not progress.scores.started:
                 progress.scores.take((), row)
             return progress.sampler.choose(row, request.context(), len(progress.new_ids), strict)
-        except Exception as error:
+        except BaseException as error:
             self.fail([request], f'choosing the next token failed: {error}')
             return None
 
@@ -257,7 +255,7 @@ class Delivery:
             try:
                 added = function(progress.text.answer)
                 ids = self._backend.tokenize(added, preceding=Preceding.TEXT) if added else []
-            except Exception as error:
+            except BaseException as error:
                 name = getattr(function, '__name__', function)
                 self.fail([request], f'{name!r} in functions failed: {error!r}')
                 return
@@ -283,19 +281,18 @@ class Delivery:
         request.signals.ended.set()
         progress, output = request.progress, request.signals.output
         progress.mark(reason)
-        for delta in progress.text.flush(end_id):
-            output.put(delta)
-        count, exact = progress.text.given(len(progress.new_ids))
+        try:
+            for delta in progress.text.flush(end_id):
+                output.put(delta)
+            given = progress.text.given(len(progress.new_ids))
+            end = End(reason, *given, detail, progress.text.num_partial)
+        except BaseException as error:  # the reply ends all the same
+            end = End(FinishReason.ERROR, 0, False, detail or f'internal error: {error!r}')
         self._scheduler.remove(request)
-        self._metrics.count(f'finished_{reason}')
-        output.put(End(reason, count, exact, detail, progress.text.num_partial))
+        self._metrics.count(f'finished_{end.reason}')
+        output.put(end)
 
     def fail(self, requests: Sequence[Request], detail: str) -> None:
-        """End replies with an error.
-
-        Args:
-            requests: The replies.
-            detail: What was wrong and what to do.
-        """
+        """End replies with an error. `detail`: what was wrong, and what to do."""
         for request in list(requests):
             self.finish(request, FinishReason.ERROR, detail)

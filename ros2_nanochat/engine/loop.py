@@ -142,8 +142,9 @@ class Engine:
                 try:
                     self._take_messages()
                     self._step()
-                # a bug in the engine: the current requests end, later ones are served
-                except Exception as error:
+                # a bug in the engine, or a panic of a library in Rust, which is no Exception: the current
+                # requests end, later ones are served
+                except BaseException as error:
                     _log.exception('a step of the engine failed')
                     met = self._scheduler.active or self._scheduler.waiting
                     self._delivery.fail(met, f'internal error: {error!r}')
@@ -207,7 +208,7 @@ class Engine:
         """The logits of a batch; None if it failed and the requests were informed."""
         try:
             return self.backend.forward([work.chunk for work in batch])
-        except Exception as error:
+        except BaseException as error:
             if self._inbox.closed:
                 return None
             self.metrics.count('failures')
@@ -218,7 +219,7 @@ class Engine:
                 for work in batch:
                     work.request.progress.solo = True  # one of them is at fault: find out which
             else:
-                self._delivery.fail([batch[0].request], str(error))
+                self._delivery.fail([batch[0].request], str(error) or repr(error))
             return None
 
     def _commit(self, work: Work, count: int) -> None:

@@ -213,6 +213,20 @@ def test_a_server_that_goes_away_fails_the_call():
     assert case.call().result == 'the service has gone'
 
 
+@pytest.mark.parametrize('error', [ValueError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize('place', ['start', 'lost', 'preview'])
+def test_whatever_a_performer_raises_its_call_ends_with_the_reason(error, place):
+    case = Case(Hand(answers=False), dry_run=place == 'preview')
+
+    def fail(*_):
+        raise error('the arm is gone')
+
+    setattr(case.hand, place, fail)
+    ended = case.call()
+    assert ended.state is CallState.FAILED and 'the arm is gone' in ended.result
+    assert case.heard[-1].call.ended
+
+
 def test_what_the_performer_knows_is_told_also_if_the_time_is_up():
     case = Case(Hand(answers=False), timeout=0.05)
     case.hand.lost = lambda run: (

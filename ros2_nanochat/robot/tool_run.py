@@ -107,7 +107,7 @@ class CallRun(CallSignals):
                 self._run()
                 if self.performer.acts_on and self.record.call.state is CallState.DONE:
                     self._act_on()
-        except Exception as error:  # nothing may leave the call open
+        except BaseException as error:  # nothing may leave the call open
             if not self.record.call.ended:
                 self._end(CallState.FAILED, f'not called: {one_line(error)}')
             else:
@@ -161,7 +161,7 @@ class CallRun(CallSignals):
         self._move(CallState.RUNNING)  # before the call: if it cannot be written down, nothing is called
         try:
             self.performer.start(self.record.call.arguments, self)
-        except Exception as error:
+        except BaseException as error:
             self.fail(one_line(error))
         until, told, shown = self._began + self.policy.timeout, '', 0.0
         while True:

@@ -2,6 +2,7 @@
 itself.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -144,11 +145,49 @@ def test_a_thread_that_sticks_again_and_again_is_not_replaced_all_the_time(robot
     assert 1 <= chat.num_restarts <= 3
 
 
-def test_a_job_that_fails_is_an_error_for_its_caller_and_the_robot_goes_on(robot):
+@pytest.mark.parametrize('broken', ['the start', 'the log'])
+def test_a_supervisor_that_fails_tries_again(robot, monkeypatch, broken):
+    """As if the system had no thread left."""
+    monkeypatch.setattr(recovery, '_RESTART_SECONDS', 0.05)
+    chat, log = robot(Output('started', act=sys.exit))
+    failures = []
+
+    def fails(call, concerned):
+        def wrapped(first, *rest):
+            if concerned(first) and len(failures) < 2:
+                failures.append(first)
+                raise RuntimeError("can't start new thread")
+            return call(first, *rest)
+
+        return wrapped
+
+    if broken == 'the start':
+        start = fails(threading.Thread.start, lambda thread: thread.name == 'robot-r1')
+        monkeypatch.setattr(threading.Thread, 'start', start)
+    else:
+        log.error = fails(log.error, lambda text: 'started anew' in text)
+    turn = chat.ask(Turn('one', chat.options))
+    wait(lambda: tick(chat) or (failures and turn.ended.is_set()))
+    chat.output = Quiet()
+    status = robot_status(chat)
+    assert turn.finish_reason == 'error' and status.level == ERROR and 'died' in status.message
+    turn = chat.ask(Turn('two', chat.options))
+    wait(lambda: tick(chat) or turn.ended.is_set())
+    assert turn.reply == 'You said: two'
+
+
+def tick(chat):
+    """As the node's timer calls it."""
+    with contextlib.suppress(RuntimeError):
+        chat.expire()
+
+
+@pytest.mark.parametrize('job, error', [(raise_error, '^no$'), (sys.exit, 'SystemExit')])
+def test_a_job_that_fails_is_an_error_for_its_caller_and_the_robot_goes_on(robot, job, error):
     chat, _ = robot()
-    with pytest.raises(RuntimeError, match='^no$'):
-        chat.stop_all(then=raise_error)
-    assert ask(chat).reply == 'You said: hello' and chat.num_restarts == 0
+    with pytest.raises(RuntimeError, match=error):
+        chat.stop_all(then=job)
+    assert ask(chat).reply == 'You said: hello' and chat.num_restarts == (job is sys.exit)
 
 
 def test_a_thread_goes_on_after_any_exception_and_one_that_ended_is_in_trouble():
@@ -167,7 +206,7 @@ def test_a_thread_goes_on_after_any_exception_and_one_that_ended_is_in_trouble()
     worker.join(10)
     assert len(threads) == 4 and len(set(threads)) == 1
     assert [type(error) for error in failures] == [KeyError, RecursionError, SystemExit]
-    assert worker.trouble == 'its thread has died'
+    assert worker.trouble == 'its thread has died of SystemExit()'
 
 
 def test_a_picture_that_cannot_be_decoded_for_any_reason_ends_its_turn_only(robot):

@@ -361,6 +361,26 @@ def test_only_what_is_new_is_asked_and_a_still_frame_costs_no_model_time(robot):
     assert again.usage.reused_tokens > 0 and r1.model.vision.stats['encoded'] == 2
 
 
+def test_a_thread_that_died_is_replaced_and_shows(robot):
+    r1, told = robot(), []
+    r1.show(0)
+
+    def end(standing, observation):
+        told.append(observation)
+        raise SystemExit
+
+    r1.heard.observed = end
+    r1.watch('one?', name='a', max_rate=50.0)
+    r1.wait(lambda: told)
+    del r1.heard.observed
+    r1.wait(lambda: r1.watcher.supervise() or r1.watcher.faults.present)
+    assert 'died' in r1.watcher.faults.present[0] and 'SystemExit' in r1.watcher.faults.present[0]
+    r1.show(200)
+    r1.wait(lambda: r1.heard.seen)
+    r1.watcher.supervise()
+    assert r1.watcher.faults.restarts == 1
+
+
 def test_questions_about_one_frame_encode_and_prefill_it_once_and_are_answered_in_one_batch(robot):
     r1 = robot('step_overhead=0.2')  # as a model takes, so that all questions are there for the second step
     r1.busy = True  # until all three are there

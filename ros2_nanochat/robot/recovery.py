@@ -128,6 +128,9 @@ class Guard:
             done.set_result(job() if job is not None else None)
         except Exception as error:
             done.set_exception(error)
+        except BaseException as error:  # it ends the thread, and nobody may wait for the job
+            done.set_exception(RuntimeError(one_line(repr(error))))
+            raise
 
 
 class SavedState:

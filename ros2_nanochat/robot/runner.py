@@ -65,22 +65,32 @@ class Runner:
     # --- from outside ---
 
     def supervise(self) -> None:
-        """Replace the thread if it has died or is stuck. Its turn ends with an error."""
+        """Replace the thread if it has died or is stuck. Its turn ends with an error.
+
+        Raises:
+            RuntimeError: The system has no thread left. Calling this again tries again.
+        """
         trouble = self._worker.trouble
         if self._schedule.closed or not trouble or not self.faults.may_restart():
             return
-        turn = self._schedule.replace(self._worker)
-        self.memory = self.memory.copy(None if turn is None else self._before)
-        if turn is not None:
-            turn.stop(FinishReason.CANCELLED)
-            if turn.claim():
-                turn.finish_reason, turn.error = FinishReason.ERROR, f'internal error: {trouble}'
-                self._schedule.put_first(lambda: self.announce(turn, self._worker))
-            turn.ended.set()  # now, because announcing it may be what is stuck
         self.faults.restarted(trouble)
-        self._log.error(f'{self._title}{trouble}; it was started anew')
-        self._worker = self._new_worker()
-        self._worker.start()
+        turn = self._schedule.replace(self._worker)
+        try:
+            self.memory = self.memory.copy(None if turn is None else self._before)
+            if turn is not None:
+                self._abandon(turn, trouble)
+            self._log.error(f'{self._title}{trouble}; it was started anew')
+        finally:
+            self._worker = self._new_worker()
+            self._worker.start()
+
+    def _abandon(self, turn: Turn, trouble: str) -> None:
+        """End the turn of a thread that was replaced."""
+        turn.stop(FinishReason.CANCELLED)
+        if turn.claim():
+            turn.finish_reason, turn.error = FinishReason.ERROR, f'internal error: {trouble}'
+            self._schedule.put_first(lambda: self.announce(turn, self._worker))
+        turn.ended.set()  # now, because announcing it may be what is stuck
 
     def announce(self, turn: Turn, worker: Worker | None = None) -> None:
         """Tell the robot's output that a turn has ended.

@@ -17,6 +17,7 @@ from ros2_nanochat.config import RobotOptions
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.frames import NewestFrame
 from ros2_nanochat.robot.observations import Observation, Observations
+from ros2_nanochat.robot.recovery import Faults
 from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource
 from ros2_nanochat.robot.watch_asking import Asking
 from ros2_nanochat.robot.watch_budget import WatchBudget
@@ -57,6 +58,7 @@ class Watcher:
 
     Attributes:
         observations: What was seen.
+        faults: Why the thread was replaced.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Watcher:
     ):
         self.name = name
         self.observations = Observations()
+        self.faults = Faults()
         self._title = f'{name}: ' if name else ''
         self._model, self._output, self._busy, self._log = model, output, busy, log
         self._look = Look(Asking(model, chat_template), options, cameras, budget, self._interrupted, self)
@@ -108,8 +111,7 @@ class Watcher:
                 raise ValueError(f'there are {MAX_WATCHES} standing questions already: remove one')
             standing = self._standing[watch.name] = Standing(watch, source, goal)
             if self._worker is None:
-                self._worker = Worker(f'watch-{self.name or "chat"}', self._work, self._failed)
-                self._worker.start()
+                self._start()
             self._changed.notify_all()
         self._tell('changed')
         return standing
@@ -165,6 +167,24 @@ class Watcher:
         self._tell('ended', standing, reason, error)
         self._tell('changed')
         return True
+
+    def supervise(self) -> None:
+        """Replace the thread if it has died. Call this regularly.
+
+        Raises:
+            RuntimeError: The system has no thread left. Calling this again tries again.
+        """
+        with self._changed:
+            trouble = self._worker.trouble if self._worker is not None else ''
+            if self._closed or not trouble or not self.faults.may_restart():
+                return
+            self.faults.restarted(trouble)
+            self._log.error(f'{self._title}standing questions: {trouble}; it was started anew')
+            self._start()
+
+    def _start(self) -> None:
+        self._worker = Worker(f'watch-{self.name or "chat"}', self._work, self._failed)
+        self._worker.start()
 
     def _one(self, name: str) -> Standing:
         if name not in self._standing:
@@ -245,4 +265,5 @@ class Watcher:
         due = [each for each in self.standing if each.due <= now and not each.paused]
         if due:
             self._look.at(due)
+            self.faults.went_well()
         return True

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ros2_nanochat.errors import one_line
+
 _PAUSE = 0.1  # seconds after a failure, so that repeated failures do not use the processor
 
 
@@ -32,12 +34,21 @@ class Worker:
     def __init__(self, name: str, work: Callable[[Worker], bool], failed: Callable[[BaseException], None]):
         self._work, self._failed = work, failed
         self._retired = self._finished = False
+        self._death = ''  # the exception that ended it
         self._step: tuple[str, float, float] | None = None  # what, its limit, and when that is reached
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread.
+
+        Raises:
+            RuntimeError: The system has no thread left; from then on the worker is in trouble.
+        """
+        try:
+            self._thread.start()
+        except BaseException as error:
+            self._death = _of(error)
+            raise
 
     def _run(self) -> None:
         while not self._retired:
@@ -52,6 +63,7 @@ class Worker:
                     self._failed(error)
                     time.sleep(_PAUSE)
             except BaseException as error:
+                self._death = _of(error)
                 self._failed(error)
                 return
         self._finished = True
@@ -92,8 +104,9 @@ class Worker:
     @property
     def trouble(self) -> str:
         """What is wrong with the thread, '' if nothing."""
-        if self._thread.ident is not None and not self._thread.is_alive() and not self._finished:
-            return 'its thread has died'
+        died = self._thread.ident is not None and not self._thread.is_alive() and not self._finished
+        if self._death or died:
+            return f'its thread has died{self._death}'
         step = self._step
         if step is not None and time.monotonic() > step[2]:
             return f'its thread is stuck: {step[0]} takes more than {step[1]:g} s'
@@ -102,3 +115,7 @@ class Worker:
     def join(self, timeout: float) -> None:
         """Wait at most `timeout` seconds for the thread to end."""
         self._thread.join(timeout)
+
+
+def _of(error: BaseException) -> str:
+    return f' of {one_line(repr(error))}'

@@ -19,7 +19,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.conversation import RobotConversation
-from ros2_nanochat.robot.health import WARN, Status
+from ros2_nanochat.robot.health import ERROR, WARN, Status
 from ros2_nanochat.robot.observations import Observation
 from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource
 from ros2_nanochat.robot.watch_standing import Standing
@@ -122,7 +122,7 @@ class WatchTopics:
             else:
                 raise ValueError(f'command={request.command[:200]!r} is not valid: one of {_COMMANDS}')
             response.success = True
-        except Exception as error:
+        except BaseException as error:  # without a response, the client would wait forever
             response.success, response.message = False, one_line(error)
         return response
 
@@ -158,7 +158,8 @@ class WatchTopics:
         return standing is not None and self.watcher.end(standing, WatchEnd.CANCELLED)
 
     def follow(self) -> None:
-        """Update cameras, `watches_file` and the clients of goals. Call this regularly."""
+        """Update cameras, `watches_file`, the clients of goals and the thread. Call this regularly."""
+        self.watcher.supervise()
         options, standing = self._chat.options, self.watcher.standing
         self._cameras.follow(options, {name for each in standing for name in each.watch.cameras})
         with self._lock:
@@ -218,9 +219,11 @@ class WatchTopics:
         for each in self.watcher.standing:
             owner = f'{self._chat.name} ' if self._chat.name else ''
             status = Status(f'{owner}watch {each.watch.name}', values={'state': each.state, **each.figures()})
+            for fault in self.watcher.faults.present:
+                status.raise_to(ERROR, fault)
             if each.note:
                 status.raise_to(WARN, each.note)
-            else:
+            if not status.messages:
                 status.messages.append(each.state)
             found.append(status)
         return found

@@ -12,6 +12,7 @@ from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.qos import QoSProfile
 
+from ros2_nanochat.errors import one_line
 from ros2_nanochat.ros.action_ends import FEEDBACK_DEPTH, service_qos
 
 _RESULT_KEPT = 10  # seconds; Jazzy's default is 900, and rclpy keeps the goal's images with each result
@@ -20,6 +21,8 @@ _FETCH_SECONDS = 1.0  # that a client has to request a result before the action 
 
 class GoalServer(ActionServer):
     """An action server whose goals end when someone calls `finish`.
+
+    A callback that fails is logged; its goal is aborted, or its cancellation refused.
 
     Args:
         node: The node.
@@ -37,14 +40,15 @@ class GoalServer(ActionServer):
         self._unfetched: dict[bytes, float] = {}  # when goals ended whose results nobody requested
         self._asked: set[bytes] = set()  # goals whose client waits for the result
         self._ending: set[bytes] = set()
-        self._may_cancel = cancel
+        self._take, self._may_cancel = accept, cancel
+        self._log, self._name, self._result = node.get_logger(), name, action_type.Result
         super().__init__(
             node,
             action_type,
             name,
             self._never,
             callback_group=MutuallyExclusiveCallbackGroup(),
-            handle_accepted_callback=accept,
+            handle_accepted_callback=self._accept,
             cancel_callback=self._cancel,
             goal_service_qos_profile=service_qos(),
             result_service_qos_profile=service_qos(),
@@ -58,6 +62,16 @@ class GoalServer(ActionServer):
 
     def notify_execute(self, goal_handle, execute_callback) -> None:
         """Called by `goal.execute()`, which moves the goal to "executing". Nothing needs to run."""
+
+    def _accept(self, goal) -> None:
+        try:
+            self._take(goal)
+        except BaseException as error:  # else the client would wait for ever
+            self._failed('accepting a goal', error)
+            self.finish(goal, False, self._result())
+
+    def _failed(self, what: str, error: BaseException) -> None:
+        self._log.error(f'{self._name}: {what} failed: {one_line(repr(error))}')
 
     def finish(self, goal, succeeded: bool, result) -> None:
         """End a goal: canceled if its client cancels it, else succeeded or aborted.
@@ -107,7 +121,12 @@ class GoalServer(ActionServer):
         key = bytes(goal.goal_id.uuid)
         with self._moving:
             self._cancelling.add(key)
-        return CancelResponse.ACCEPT if self._may_cancel(goal) else CancelResponse.REJECT
+        try:
+            may = self._may_cancel(goal)
+        except BaseException as error:
+            self._failed('cancelling a goal', error)
+            may = False
+        return CancelResponse.ACCEPT if may else CancelResponse.REJECT
 
     async def execute(self, taken_data) -> None:
         """Process what the executor took for this action. The executor calls this, never concurrently."""

@@ -125,7 +125,7 @@ class RobotTopics:
         def answer(request, response):
             try:
                 callback(request, response)
-            except Exception as error:
+            except BaseException as error:
                 text = one_line(error)
                 self._node.get_logger().error(f'{self._chat.name or "chat"}: {name} failed: {text}')
                 if 'message' in response.get_fields_and_field_types():

@@ -56,7 +56,7 @@ class ToolPort:
             response.message = (
                 answer if response.success else f'no call {shown(request.id)} waits for approval'
             )
-        except Exception as error:  # without a response, the client would wait forever
+        except BaseException as error:  # without a response, the client would wait forever
             response.success, response.message = False, one_line(error)
         return response
 

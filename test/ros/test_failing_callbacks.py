@@ -1,0 +1,121 @@
+"""Every callback answers, whatever is raised behind it: a client would wait for ever otherwise, and the
+executor of the node would fail.
+"""
+
+import threading
+
+import pytest
+import rclpy
+from action_msgs.msg import GoalStatus
+from nanochat.action import Chat
+from nanochat.srv import GetHistory, Reset
+from rclpy.action import ActionClient
+from rclpy.executors import MultiThreadedExecutor
+from std_srvs.srv import Trigger
+
+from ros2_nanochat import NanoLLM
+from ros2_nanochat.config import RobotOptions
+from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.ros.fleet import Nobody
+from ros2_nanochat.ros.goal_server import GoalServer
+from ros2_nanochat.ros.robot_topics import RobotTopics
+from ros2_nanochat.ros.spinning import spin
+
+
+class Failing(RobotConversation):
+    """A conversation of which everything that services call raises `error`."""
+
+    error: type[BaseException] = RuntimeError
+
+    def _fail(self, *_, **__):
+        raise self.error('the disk is gone')
+
+    reset = cancel = messages = cancel_turn = _fail
+
+
+@pytest.fixture(scope='module')
+def spun():
+    """A node that spins, and the exceptions that have left its executor."""
+
+    class Log:
+        lines: list[str] = []
+
+        def warning(self, text):
+            self.lines.append(text)
+
+        error = warning
+
+    node, executor, log = rclpy.create_node('failing'), MultiThreadedExecutor(num_threads=4), Log()
+    executor.add_node(node)
+    thread = threading.Thread(target=spin, args=(executor, log), daemon=True)
+    thread.start()
+    yield node, log.lines
+    executor.shutdown(timeout_sec=2.0)
+    thread.join(5.0)
+    node.destroy_node()
+
+
+@pytest.fixture(scope='module')
+def chat(spun):
+    model = NanoLLM.from_pretrained(api='fake', max_context_len=4096)
+    chat = Failing('', model, RobotOptions(), Nobody())
+    topics = RobotTopics(spun[0], chat)
+    yield chat
+    chat.stop_all()
+    RobotConversation.close(chat)
+    topics.close()
+    model.close()
+
+
+def result_of(future):
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    assert done.wait(20.0), 'no answer'
+    return future.result()
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyError, SystemExit])
+@pytest.mark.parametrize('kind, name', [(Reset, 'reset'), (Trigger, 'cancel'), (GetHistory, 'history')])
+def test_a_service_answers_whatever_fails_behind_it(spun, chat, kind, name, error):
+    node, left = spun
+    chat.error = error
+    client = node.create_client(kind, f'/failing/{name}')
+    try:
+        assert client.wait_for_service(20.0)
+        answer = result_of(client.call_async(kind.Request()))
+    finally:
+        node.destroy_client(client)
+    if kind is not GetHistory:
+        assert not answer.success and 'the disk is gone' in answer.message
+    assert not left
+
+
+@pytest.mark.parametrize('error', [RuntimeError, SystemExit])
+def test_a_goal_ends_and_a_cancellation_is_answered_whatever_fails_behind_them(spun, error):
+    node, left = spun
+    goals, bad = [], True
+
+    def fail_or(act):
+        def callback(goal):
+            if bad:
+                raise error('the disk is gone')
+            return act(goal)
+
+        return callback
+
+    server = GoalServer(node, Chat, f'try_{error.__name__}', fail_or(goals.append), fail_or(lambda _: True))
+    client = ActionClient(node, Chat, f'try_{error.__name__}')
+    try:
+        assert client.wait_for_server(20.0)
+        goal = result_of(client.send_goal_async(Chat.Goal(query='one')))
+        assert goal.accepted and result_of(goal.get_result_async()).status == GoalStatus.STATUS_ABORTED
+        bad = False
+        goal = result_of(client.send_goal_async(Chat.Goal(query='two')))
+        bad = True
+        assert not result_of(goal.cancel_goal_async()).goals_canceling
+        server.finish(goals[0], True, Chat.Result())
+        assert result_of(goal.get_result_async()).status == GoalStatus.STATUS_SUCCEEDED
+    finally:
+        client.destroy()
+        server.destroy()
+    assert not left

@@ -72,6 +72,18 @@ def test_a_parameter_and_its_option_say_the_same(declared):
     assert set(parameter.choices) - {''} == set(declared.choices)
 
 
+@pytest.mark.parametrize(
+    'parameter',
+    [each for each in parameters.PARAMETERS.values() if isinstance(each.default, (str, list))],
+    ids=name_of,
+)
+def test_a_text_that_nobody_can_mean_is_refused_in_one_short_line(parameter):
+    text = 'x' * 5_000_000
+    with pytest.raises(ValueError, match=f'{parameter.name} has 5,000,000 characters') as error:
+        parameter.check(text if isinstance(parameter.default, str) else [text[:1_000_000]] * 5)
+    assert len(str(error.value)) < 200
+
+
 @pytest.mark.parametrize('declared', NUMBERS, ids=name_of)
 def test_a_number_has_one_range_everywhere(declared):
     step = 1 if declared.kind is int else 1e-3

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
-from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.config import GenerationConfig, RobotOptions
 from ros2_nanochat.errors import EncodingStopped, one_line
 from ros2_nanochat.robot.frames import CameraFrames
 from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
@@ -75,6 +75,21 @@ def too_long(query: str, context_length: int, what: str = 'query') -> str:
         f'the {what} has {size} bytes, and at most {limit} are read for a context of {context_length} tokens:'
         ' shorten it, or raise max_context_len'
     )
+
+
+def check_texts(options: RobotOptions, context_length: int) -> None:
+    """Check the texts of a robot's options that become part of each prompt.
+
+    Args:
+        options: The options.
+        context_length: Tokens of the context.
+
+    Raises:
+        ValueError: One cannot fit into the context.
+    """
+    for name in ('system_prompt', 'template_options'):
+        if unread := too_long(getattr(options, name) or '', context_length, name):
+            raise ValueError(unread)
 
 
 class Answering:

@@ -8,6 +8,7 @@ Knows nothing of rclpy; ros/node_parameters.py declares the parameters. A ROS pa
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -60,7 +61,7 @@ def robot_names(values: Iterable[str]) -> list[str]:
             )
         if name in PARAMETERS:
             raise ValueError(f'robots: {name!r} is not valid: a parameter has this name')
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name, count in Counter(names).items() if count > 1}
     if twice:
         raise ValueError(f'robots: {shown(min(twice))} appears twice')
     return names or ['']

@@ -17,6 +17,7 @@ _TYPES = {
     str: 'text',
     list: 'a list of strings',
 }
+_MAX_CHARACTERS = 4 << 20  # of a text, or of all texts of a list: more than fits into the longest contexts
 _INT64 = 2**63 - 1
 _FLOAT = sys.float_info.max
 
@@ -89,12 +90,23 @@ class Parameter:
             value = list(value)
         if type(value) is not kind or (kind is list and not all(isinstance(item, str) for item in value)):
             raise invalid(name, shown(value), f'it has to be {_TYPES[kind]}')
+        self._check_size(value, name)
         if kind is not list and value != self.option.unset:
             try:
                 self.option.check(value)
             except ValueError:
                 raise self.option.error(value, name, self.option.unset) from None
         return value
+
+    @staticmethod
+    def _check_size(value: Any, name: str) -> None:
+        """Refuse a text that nobody can mean, before it is parsed."""
+        texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        size = max(sum(map(len, texts)), len(texts))
+        if size > _MAX_CHARACTERS:
+            raise ValueError(
+                f'{name} has {size:,} characters, and at most {_MAX_CHARACTERS:,} are taken: shorten it'
+            )
 
     def to_option(self, value: Any) -> Any:
         """Return the value of the option for a checked value of the parameter."""

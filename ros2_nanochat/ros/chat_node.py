@@ -29,7 +29,8 @@ from ros2_nanochat.config import ImageMode
 from ros2_nanochat.errors import BackendError, MissingDependency, one_line, shorten, shown
 from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.robot import health
-from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS, robot_names
+from ros2_nanochat.robot.answering import check_texts
+from ros2_nanochat.robot.options import robot_names
 from ros2_nanochat.ros.allocator import give_back_memory
 from ros2_nanochat.ros.fleet import Fleet
 from ros2_nanochat.ros.interruption import interrupt_loading
@@ -101,36 +102,24 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
         changed = {parameter.name: parameter.value for parameter in parameters}
         try:
             for name, value in changed.items():
-                self._check_change(name, value)
+                self._settings.check_change(name, value, self._state)
             names = robot_names(list(changed['robots'])) if 'robots' in changed else self._settings.robots()
             options = self._settings.changed_robots(names, changed)
             self._settings.model(changed)
+            if (model := self._model) is not None:
+                for each in options.values():
+                    check_texts(each, model.info.context_length)
+            if 'robots' in changed:
+                self._fleet.wanted, before = names, self._fleet.wanted
+                try:  # on another thread, because the parameters are locked here
+                    threading.Thread(target=self._follow_robots, name='robots', daemon=True).start()
+                except RuntimeError:  # the system has no thread left
+                    self._fleet.wanted = before
+                    raise
         except Exception as error:
             return SetParametersResult(successful=False, reason=one_line(error))
         self._fleet.set_options(options)
-        if 'robots' in changed:
-            # On another thread, because the parameters are locked here.
-            self._fleet.wanted = names
-            threading.Thread(target=self._follow_robots, name='robots', daemon=True).start()
         return SetParametersResult(successful=True)
-
-    def _check_change(self, name: str, value) -> None:
-        if value is None and self.has_parameter(name):
-            raise ValueError(
-                f'{name} cannot be deleted, it could not be set again: set it to null, and the robot does as '
-                'the node'
-            )
-        known = PARAMETERS.get(name) or ROBOT_PARAMETERS.get(name.rpartition('.')[2])
-        if (
-            known is not None
-            and not known.live
-            and self._state != NodeState.UNCONFIGURED
-            and value != self.get_parameter(name).value
-        ):
-            raise ValueError(
-                f'{name} takes effect when the model is loaded, and the node is {self._state}: deactivate it '
-                'and clean it up first (ros2 lifecycle set), then set it and configure again'
-            )
 
     def _follow_robots(self) -> None:
         try:

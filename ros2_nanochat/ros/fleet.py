@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from ros2_nanochat.errors import one_line
+from ros2_nanochat.robot.answering import check_texts
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.health import WARN, Status, robot_status
 from ros2_nanochat.robot.mcp_tools import McpServers
@@ -123,6 +124,7 @@ class Fleet:
             store = ConversationStore(kept.state_dir, place, self._log, kept.state_kv)
         try:
             options = self._settings.robot(robot)
+            check_texts(options, model.info.context_length)
             if refusal := model.engine.refusal(options.generation):
                 raise ValueError(f'{robot}: {refusal}' if robot else refusal)
             tools = None

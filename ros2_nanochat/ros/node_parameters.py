@@ -24,6 +24,7 @@ from ros2_nanochat.robot.options import (
 from ros2_nanochat.robot.parameter import Parameter
 from ros2_nanochat.ros.typed_reply import with_form
 from ros2_nanochat.ros.watches_file import read_watches
+from ros2_nanochat.states import NodeState
 
 # What `ros2 param dump` writes for a parameter that is not set, and `ros2 param load` reads.
 _NOT_SET = ('null', 'None')
@@ -125,6 +126,34 @@ class NodeParameters:
                 # What declare_parameter does, without a check and an event for each: those of one robot would
                 # take longer than all the rest of it.
                 node._descriptors[own], node._parameters[own] = descriptor, RosParameter(own)
+
+    def check_change(self, name: str, value: Any, state: NodeState) -> None:
+        """Check whether a parameter may be changed now.
+
+        Args:
+            name: Its name.
+            value: Its new value, None to delete it.
+            state: The node's state.
+
+        Raises:
+            ValueError: It may not.
+        """
+        if value is None and self._node.has_parameter(name):
+            raise ValueError(
+                f'{name} cannot be deleted, it could not be set again: set it to null, and the robot does as '
+                'the node'
+            )
+        known = PARAMETERS.get(name) or ROBOT_PARAMETERS.get(name.rpartition('.')[2])
+        if (
+            known is not None
+            and not known.live
+            and state != NodeState.UNCONFIGURED
+            and value != self._node.get_parameter(name).value
+        ):
+            raise ValueError(
+                f'{name} takes effect when the model is loaded, and the node is {state}: deactivate it '
+                'and clean it up first (ros2 lifecycle set), then set it and configure again'
+            )
 
     def forget_robots(self, names: list[str]) -> None:
         """Remove the parameters of all other robots: their options, and the QoS of their topics."""

@@ -219,6 +219,16 @@ def test_an_argument_that_is_no_parameter_is_not_ignored(run_program):
     )
 
 
+def test_a_system_prompt_that_cannot_fit_is_one_line(start, tmp_path):
+    file = tmp_path / 'long.yaml'
+    file.write_text(f'/**:\n  ros__parameters:\n    system_prompt: {"x" * 200_000}\n')
+    node = start(wait=False, ros_args=['--params-file', str(file)])
+    assert node.process.wait(60) == 1
+    node.stop()
+    wrong = [line for line in node.output.splitlines() if 'ERROR' in line]
+    assert len(wrong) == 1 and 'at most 131072 are read' in wrong[0] and len(wrong[0]) < 500, node.output
+
+
 def test_a_truncated_model_file_is_one_line(start, tmp_path):
     from pathlib import Path
 

@@ -118,6 +118,10 @@ def test_wrong_parameters_are_refused_with_a_reason_and_nothing_changes(start, l
         ('max_new_tokens', -2, 'max_new_tokens'),
         ('top_p', 0.0, 'top_p'),
         ('repetition_penalty', float('inf'), 'repetition_penalty'),
+        ('system_prompt', 'x' * 200_000, 'at most 131072 are read for a context of 4096 tokens'),
+        ('template_options', f'{{"a": "{"x" * 200_000}"}}', 'at most 131072 are read'),
+        ('system_prompt', 'x' * 5_000_000, 'system_prompt has 5,000,000 characters'),
+        ('cameras', ['a' * 1_000_000] * 5, 'cameras has 5,000,000 characters'),
     ]:
         result = set_parameter(ears, name, value)
         assert not result.successful and told in result.reason, (name, value, result)

@@ -265,9 +265,7 @@ class Delivery:
 
     # --- ending ---
 
-    def finish(
-        self, request: Request, reason: FinishReason, detail: str | None = None, end_id: int | None = None
-    ) -> None:
+    def finish(self, request: Request, reason: FinishReason, detail: str | None = None, end_id=None) -> None:
         """End a reply: its last text goes out, and its place is free. Only the first call has an effect.
 
         Args:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from ros2_nanochat.errors import BackendError, one_line
 
+_UNKNOWN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 _MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
 
 
@@ -67,6 +68,24 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         os.close(handle)
         raise OSError(errno.EINVAL, 'it is not a regular file', os.fspath(path))
     return os.fdopen(handle, 'rb')
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Return whether a regular file is there.
+
+    Unlike `os.path.isfile`, this does not take a file for missing if it cannot know.
+
+    Raises:
+        OSError: This user may not look, or the disk fails.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except ValueError:  # a null character
+        return False
+    except OSError as error:
+        if error.errno in _UNKNOWN:
+            raise
+        return False
 
 
 TEMPORARY = '.part'

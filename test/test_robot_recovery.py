@@ -460,6 +460,36 @@ def test_a_file_that_may_not_be_read_is_not_damaged(robot, tmp_path, monkeypatch
     assert saved(tmp_path) == ['one', 'You said: one'] and not list(tmp_path.glob('*damaged*'))
 
 
+@pytest.mark.parametrize('error', [errno.EACCES, errno.EIO])
+def test_a_picture_that_cannot_be_looked_at_is_not_missing(robot, tmp_path, monkeypatch, error):
+    """Else the next turn would delete it."""
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    ask(chat, 'one')
+    chat.close()
+    path, picture = tmp_path / 'r1.json', tmp_path / 'r1.json.images' / 'a.png'
+    picture.parent.mkdir()
+    picture.write_bytes(b'a picture')
+    data = json.loads(path.read_text())
+    data['messages'].insert(0, {'role': 'user', 'image': 'r1.json.images/a.png'})
+    path.write_text(json.dumps(data))
+    real = os.stat
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith('a.png'):
+            raise OSError(error, os.strerror(error), path)
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'stat', refuse)
+        with pytest.raises(ValueError, match=f'a.png cannot be read: {os.strerror(error)}'):
+            robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    assert picture.exists() and json.loads(path.read_text()) == data
+    picture.unlink()
+    log = Log()
+    robot(store=ConversationStore(tmp_path, '/r1', log))
+    assert any('is missing' in line for line in log.lines) and not list(tmp_path.glob('*damaged*'))
+
+
 def test_two_processes_do_not_share_a_robots_state(tmp_path):
     store = ConversationStore(tmp_path, '/r1', Log())
     code = (

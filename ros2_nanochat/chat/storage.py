@@ -15,7 +15,7 @@ from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.message import ChatMessage, PixelsGone, clean_text
 from ros2_nanochat.chat.model import ChatModel, OpenedImage
 from ros2_nanochat.errors import shown
-from ros2_nanochat.files import decode_text, open_regular, write_whole
+from ros2_nanochat.files import decode_text, is_file, open_regular, write_whole
 from ros2_nanochat.image_sources import is_url
 
 FORMAT = 'nanochat-history'
@@ -118,6 +118,7 @@ def load(
 
     Raises:
         ValueError: The file or a message in it is not valid. The text names the file and the message.
+        OSError: An image may be there, but this user may not look, or its disk fails.
     """
     path = os.path.abspath(os.fspath(path))
     try:
@@ -157,7 +158,7 @@ def _message(
             raise ValueError(f'image is a path or address, not {shown(image)}')
         if image is not None and not is_url(image):
             image = os.path.join(os.path.dirname(path), image)
-            if stand_in is not None and not os.path.isfile(image):
+            if stand_in is not None and not is_file(image):
                 image, entry = None, {**entry, 'text': entry.get('text') or stand_in(image)}
         if tokens is not None and not (
             isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)

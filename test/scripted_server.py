@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import threading
 
@@ -32,7 +33,8 @@ class ScriptedServer:
         lists_models: Whether it has the address of the models.
         models_fail: Whether asking for the models fails.
         models_twice: Whether the model is listed twice.
-        faults: What the next replies do instead of answering, in order; see `_fault`.
+        faults: What the next replies do instead of answering, in order: a name, see `_stream`; bytes that are
+            written as they are; or a function that is called with the writer.
         requests: `(headers, body)` of all requests for replies.
         open_streams: Replies that are being written.
         most_open: The most that were at once.
@@ -228,6 +230,14 @@ class ScriptedServer:
         return {'choices': [choice]}
 
     async def _stream(self, reader, writer, body, fault):
+        if isinstance(fault, bytes) or callable(fault):
+            if isinstance(fault, bytes):
+                writer.write(fault)
+            else:
+                await fault(writer)
+            await writer.drain()
+            writer.close()
+            return False
         if fault == 'silent':
             await asyncio.sleep(60)
         if fault == 'reset':
@@ -304,7 +314,10 @@ class ScriptedServer:
         pieces = self._pieces(body)
         if formed := self._formed(body):
             pieces = [(char, [ord(char) + 3]) for char in formed] + [('', [1])]
-        limit = body.get('max_tokens', 1000)
+        limit = 10**9 if fault == 'endless' else body.get('max_tokens', 1000)
+        if fault == 'endless':
+            pieces = itertools.chain(pieces[:-1], itertools.cycle([(' and', [100]), (' so', [101])]))
+            pieces = list(itertools.islice(pieces, 100_000))
         finish = 'length' if len(pieces) > limit else 'stop'
         for number, (text, ids) in enumerate(pieces[:limit]):
             if self.delay:

@@ -6,7 +6,6 @@ A reply moves to another server only before its first token, or if its ids let i
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -25,6 +24,7 @@ from ros2_nanochat.remote.dialect import DIALECTS, Question
 from ros2_nanochat.remote.failures import Overloaded, ServerError, Unavailable
 from ros2_nanochat.remote.forms import STYLES
 from ros2_nanochat.remote.pool import Pool
+from ros2_nanochat.remote.reading import read_event
 from ros2_nanochat.remote.reply import RemoteReply
 from ros2_nanochat.remote.scoring import LogProbabilities, score
 from ros2_nanochat.remote.server import Server
@@ -190,13 +190,9 @@ class Attempts:
         watch = Watch(settings.first_token_timeout, settings.silence_timeout, address)
 
         def take(event: bytes) -> bool:
-            if event == b'[DONE]' or reply.ended:
+            if event.strip() == b'[DONE]' or reply.ended:
                 return False  # read on to the end, so that the connection can be used again
-            try:
-                data = json.loads(event)
-            except (ValueError, RecursionError):
-                raise Unavailable(f'{address} sent an event that is not JSON') from None
-            piece = dialect.read(data)
+            piece = read_event(dialect.read, event, address)
             has_tokens = bool(piece.text or piece.ids or piece.reasoning)
             if has_tokens or piece.works:
                 watch.touch()

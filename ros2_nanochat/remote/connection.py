@@ -1,7 +1,8 @@
 """HTTP with one server: JSON in, JSON or a stream of events out, each within limits of time and size.
 
 Redirects are not followed, because the key and the robot's words would go elsewhere. Proxies and passwords
-from the environment are not used. Runs on the thread of the asyncio loop.
+from the environment are not used. Cookies are not kept: those of load balancers would send all robots to one
+server. Runs on the thread of the asyncio loop.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
-from urllib.parse import urlsplit
 
-from ros2_nanochat.errors import one_line, require
-from ros2_nanochat.remote.failures import Rejected, ServerError, Unavailable, error_of
+from ros2_nanochat.errors import one_line, printable, require
+from ros2_nanochat.remote.failures import Rejected, ServerError, Unavailable, error_of, said
 from ros2_nanochat.remote.sse import EventReader
 
 MAX_ANSWER = 32 << 20
 """Maximum size of one answer, in bytes."""
 _MAX_ERROR = 64 << 10
+_BEFORE_JSON = b'\xef\xbb\xbf \t\r\n'
 _STALE = 2  # connections that a request may find closed
 _UNREACHED = 'cannot be reached'
 
@@ -45,13 +47,14 @@ class Connection:
             httpx2 = require('httpx2', 'openai')
             self._client = httpx2.AsyncClient(
                 headers={'Accept-Encoding': 'identity', **self._authorization()},
-                verify=ssl.create_default_context() if self.url.startswith('https:') else False,
+                verify=ssl.create_default_context() if self.url.lower().startswith('https:') else False,
                 timeout=httpx2.Timeout(None, connect=self._connect_timeout, pool=None),
                 limits=httpx2.Limits(
                     max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0
                 ),
                 follow_redirects=False,
                 trust_env=False,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             )
         return self._client
 
@@ -114,22 +117,33 @@ class Connection:
         """
         reader = EventReader()
         whole = bytearray()  # of a server that does not stream, or sends an error as its answer
+        is_stream: bool | None = None  # None until it is known
 
         def feed(data: bytes) -> bool:
-            if whole or (not reader.begun and data[:1] == b'{'):
+            nonlocal is_stream
+            if not is_stream:
                 whole.extend(data)
-                return False
+                if is_stream is None and (first := whole.lstrip(_BEFORE_JSON)[:1]):
+                    is_stream = first not in (b'{', b'[')
+                if not is_stream:
+                    return False
+                data = bytes(whole)
             try:
                 events = reader.feed(data)
             except ValueError as error:
                 raise Unavailable(f'{address} sent {error}') from None
-            return any(take(event) for event in events)
+            # Some servers send empty ones while they work.
+            if any(take(event) for event in events if event.strip()):
+                return True
+            if reader.error is not None:
+                raise Unavailable(f'{address} broke off: {said(reader.error) or "an error"}')
+            return False
 
         if await self._exchange('POST', address, body, headers, feed, watch):
-            if whole:
-                take(bytes(whole))
-            else:
+            if is_stream:
                 feed(b'\n\n')  # some servers leave out the end of the last event
+            elif whole.strip(_BEFORE_JSON):
+                take(bytes(whole))
 
     async def _exchange(self, method, address, body, headers, take, watch: Watch) -> bool:
         """Whether the answer was read to its end."""
@@ -160,11 +174,15 @@ class Connection:
         ) as response:
             if response.status_code != 200:
                 start = bytearray()
-                async for data in response.aiter_raw():
-                    start += data
-                    if len(start) > _MAX_ERROR:
-                        break
+                if response.status_code >= 200:  # before that, there is none
+                    async for data in response.aiter_raw():
+                        start += data
+                        if len(start) > _MAX_ERROR:
+                            break
                 raise error_of(response.status_code, response.headers, bytes(start), address)
+            encoding = response.headers.get('content-encoding', 'identity').strip().lower()
+            if encoding not in ('', 'identity'):  # a few bytes may unpack to gigabytes
+                raise Unavailable(f'{address} sent {printable(encoding, 40)}, though asked for plain text')
             async for data in response.aiter_raw():
                 size += len(data)
                 if size > MAX_ANSWER:
@@ -260,17 +278,3 @@ def _trouble(error: Exception) -> str:
     if name == 'ConnectError':
         return f'{_UNREACHED}: {one_line(error, 120)}'
     return f'broke off: {one_line(error, 120) if str(error) else name}'
-
-
-def check_address(url: str) -> str:
-    """Return the address of a server without a slash at its end.
-
-    Raises:
-        ValueError: It is not one.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ('http', 'https') or not parts.hostname:
-        raise ValueError(f'model={url[:200]!r} is not valid for api=openai: http://host:8000/v1')
-    if parts.username or parts.password:
-        raise ValueError('the address of a server must not hold a password: set $OPENAI_API_KEY')
-    return url.rstrip('/')

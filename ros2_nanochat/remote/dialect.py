@@ -8,11 +8,18 @@ from typing import Any, Protocol
 
 from ros2_nanochat.engine.request import Asked
 from ros2_nanochat.remote.capabilities import Capabilities, Way
-from ros2_nanochat.remote.failures import Rejected, Unavailable, message_in
+from ros2_nanochat.remote.failures import Rejected
 from ros2_nanochat.remote.message_vocabulary import Message, messages
+from ros2_nanochat.remote.reading import (
+    choice_in,
+    count_in,
+    finish_in,
+    ids_in,
+    reasoning_in,
+    text_in,
+    usage_in,
+)
 from ros2_nanochat.remote.sampling import sampling
-
-_FINISHED = {'stop': 'stop', 'eos': 'stop', 'tool_calls': 'stop', 'function_call': 'stop', 'length': 'length'}
 
 
 @dataclass(frozen=True)
@@ -79,53 +86,6 @@ class Dialect(Protocol):
         """Read one event."""
 
 
-def _usage(data: Any) -> dict[str, Any]:
-    """Figures of OpenAI's `usage`, those that are there."""
-    if not isinstance(data, Mapping):
-        return {}
-    details = data.get('prompt_tokens_details')
-    found = {
-        'prompt_tokens': data.get('prompt_tokens'),
-        'new_tokens': data.get('completion_tokens'),
-        'reused_tokens': details.get('cached_tokens') if isinstance(details, Mapping) else None,
-    }
-    return {name: value for name, value in found.items() if type(value) is int and value >= 0}
-
-
-def _choice(event: Any) -> Mapping[str, Any]:
-    if not isinstance(event, Mapping):
-        raise Unavailable(f'the server sent {str(event)[:80]!r}, which is no event of a reply')
-    if event.get('error'):
-        raise Unavailable(f'the server broke off: {message_in(event)}')
-    choices = event.get('choices')
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, Mapping) and not choice.get('index'):  # others were not asked for
-            return choice
-    return {}
-
-
-def _finish(reason: Any) -> str | None:
-    if reason is None:
-        return None
-    if reason not in _FINISHED:
-        raise Unavailable(f'the server ended the reply with {str(reason)[:40]!r}')
-    return _FINISHED[reason]
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        return ()
-    if not all(type(each) is int and each >= 0 for each in value):
-        raise Unavailable(f'the server sent {str(value)[:80]!r}, which are no token ids')
-    return tuple(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):  # some servers send parts
-        return ''.join(_text(part.get('text')) for part in value if isinstance(part, Mapping))
-    return value if isinstance(value, str) else ''
-
-
 class Completions:
     """Token ids to `/v1/completions`."""
 
@@ -153,12 +113,12 @@ class Completions:
 
     def read(self, event: Any) -> Piece:
         """See `Dialect`."""
-        choice = _choice(event)
+        choice = choice_in(event)
         return Piece(
-            text=_text(choice.get('text')),
-            ids=_ids(choice.get('token_ids')),
-            finish=_finish(choice.get('finish_reason')),
-            **_usage(event.get('usage')),
+            text=text_in(choice.get('text')),
+            ids=ids_in(choice.get('token_ids')),
+            finish=finish_in(choice.get('finish_reason')),
+            **usage_in(event.get('usage')),
         )
 
 
@@ -198,7 +158,7 @@ class LlamaCompletion:
 
     def read(self, event: Any) -> Piece:
         """See `Dialect`."""
-        _choice(event)
+        choice_in(event)
         if 'prompt_progress' in event and not event.get('content'):
             return Piece(works=True)  # it has a token that is none
         figures: dict[str, Any] = {}
@@ -206,13 +166,13 @@ class LlamaCompletion:
         if event.get('stop'):
             finish = 'stop' if event.get('stop_type', 'eos') in ('eos', 'word') else 'length'
             timings = event.get('timings')
-            if isinstance(timings, Mapping) and isinstance(timings.get('cache_n'), int):
-                figures['reused_tokens'] = timings['cache_n']
-            figures['prompt_tokens'] = event.get('tokens_evaluated')
+            if isinstance(timings, Mapping):
+                figures['reused_tokens'] = count_in(timings.get('cache_n'))
+            figures['prompt_tokens'] = count_in(event.get('tokens_evaluated'))
         return Piece(
-            text=_text(event.get('content')),
-            ids=_ids(event.get('tokens')),
-            num_ids=event.get('tokens_predicted'),
+            text=text_in(event.get('content')),
+            ids=ids_in(event.get('tokens')),
+            num_ids=count_in(event.get('tokens_predicted')),
             finish=finish,
             **figures,
         )
@@ -269,14 +229,14 @@ class Chat:
 
     def read(self, event: Any) -> Piece:
         """See `Dialect`."""
-        choice = _choice(event)
+        choice = choice_in(event)
         delta = choice.get('delta') or choice.get('message')
         delta = delta if isinstance(delta, Mapping) else {}
         return Piece(
-            text=_text(delta.get('content')) or _text(choice.get('text')),
-            reasoning=_text(delta.get('reasoning_content')) or _text(delta.get('reasoning')),
-            finish=_finish(choice.get('finish_reason')),
-            **_usage(event.get('usage') or choice.get('usage')),
+            text=text_in(delta.get('content')) or text_in(choice.get('text')),
+            reasoning=reasoning_in(delta),
+            finish=finish_in(choice.get('finish_reason')),
+            **usage_in(event.get('usage') or choice.get('usage')),
         )
 
 

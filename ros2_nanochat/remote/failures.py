@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from ros2_nanochat.errors import BackendError, printable
@@ -63,8 +66,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, address: str)
         body: The beginning of the body.
         address: The address that was asked.
     """
-    said = _said(body)
-    text = f'{address} answered HTTP {status}' + (f': {said}' if said else '')
+    what = said(body)
+    text = f'{address} answered HTTP {status}' + (f': {what}' if what else '')
     if 300 <= status < 400:
         there = printable(headers.get('location', 'elsewhere'))
         return Rejected(
@@ -76,20 +79,25 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, address: str)
         return Overloaded(text, _retry_after(headers))
     if status >= 500 or status in (408, 425):
         return Unavailable(text, status=status)
-    if status == 404 and 'model' not in said.lower():
+    if status == 404 and 'model' not in what.lower():
         text += ': is the address of the API complete, for example http://host:8000/v1?'
     return Rejected(text, status)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
+    text = headers.get('retry-after', '1')
     try:
-        return min(max(float(headers.get('retry-after', '1')), 0.05), MAX_WAIT)
-    except ValueError:  # a date
-        return 1.0
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 1.0
+    return 1.0 if math.isnan(seconds) else min(max(seconds, 0.05), MAX_WAIT)
 
 
-def _said(body: bytes) -> str:
-    """What the body of an error says, on one line."""
+def said(body: bytes) -> str:
+    """Return what the body of an error says, on one line."""
     text = body.decode('utf-8', 'replace').strip()
     if text.startswith('<'):  # a page of a proxy
         title = text.lower().find('<title>')
@@ -102,7 +110,9 @@ def _said(body: bytes) -> str:
 
 def message_in(data: Any) -> str:
     """Return the text of a server's error object, on one line."""
-    for name in ('error', 'message', 'detail'):
-        if isinstance(data, Mapping) and data.get(name):
-            return message_in(data[name])
+    while isinstance(data, Mapping):
+        inner = next((data[name] for name in ('error', 'message', 'detail') if data.get(name)), None)
+        if inner is None:
+            break
+        data = inner
     return printable(data if isinstance(data, str) else json.dumps(data))

@@ -11,6 +11,7 @@ from ros2_nanochat.remote.capabilities import Capabilities, Way
 from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.failures import Rejected, ServerError
 from ros2_nanochat.remote.questions import Questions, first_choice
+from ros2_nanochat.remote.reading import count_in
 
 _ALL = {name: name for name in ('temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'seed')}
 _OPTIONS = {
@@ -67,7 +68,7 @@ async def identify(connection: Connection, served_model: str | None) -> Found:
         entry['id'],
         kind,
         context_length=_context_length(entry, props),
-        slots=slots if isinstance(slots, int) and slots > 0 else None,
+        slots=count_in(slots) or None,
         options=_OPTIONS.get(kind, {}),
         continues=_CONTINUES.get(kind),
         listed=len(entry) > 1,
@@ -121,11 +122,16 @@ async def _kind(questions: Questions, entry: dict, props: dict) -> str:
     if 'version' in await _try_get(questions.connection, '/version'):
         return 'vLLM'
     try:
-        await questions.after_message({'nanochat_probe': 1})
+        answer = await questions.after_message({'nanochat_probe': 1})
     except Rejected as error:  # transformers refuses unknown fields, and names them
         return 'transformers' if error.status == 422 and 'nanochat_probe' in str(error) else 'unknown'
     except ServerError:
-        pass
+        return 'unknown'
+    if not first_choice(answer):  # something that answers everything
+        raise Rejected(
+            f'{questions.connection.url} answers a question with {shown(answer, 80)}: is it a server with'
+            " OpenAI's API?"
+        )
     return 'unknown'
 
 
@@ -136,7 +142,7 @@ def _context_length(entry: dict, props: dict) -> int | None:
         settings.get('n_ctx') if isinstance(settings, dict) else None,
         meta.get('n_ctx') if isinstance(meta, dict) else None,
     ]
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+    return next((value for value in found if count_in(value)), None)
 
 
 async def _id_way(questions: Questions) -> Way | None:

@@ -167,25 +167,59 @@ def _last(found: list[Message]) -> Message:
 
 
 def _add_ids(found: list[Message], ids: Sequence[int]) -> None:
+    """Add the text of ids, without reasoning: servers want none of earlier replies."""
     data = bytearray()
+    thinks = thought = False
 
     def flush() -> None:
-        if data:
-            _last(found).parts.append(data.decode('utf-8', 'replace'))
-            data.clear()
+        nonlocal thought
+        text = data.decode('utf-8', 'replace')
+        data.clear()
+        if thought:  # as where a reply is shown: white space after the reasoning belongs to neither
+            text = text.lstrip()
+            thought = not text
+        if text:
+            _last(found).parts.append(text)
 
     for token_id in ids:
         if token_id >> 56:
-            data += piece_of(token_id)
+            if not thinks:
+                data += piece_of(token_id)
             continue
         flush()
         if token_id in _ROLE_IDS:
             if found:
                 found[-1].is_open = False
             found.append(Message(_ROLE_IDS[token_id]))
+            thinks = thought = False
         elif token_id == END_ID and found:
             found[-1].is_open = False
+        elif token_id in (IDS[THINK_START], IDS[THINK_END]):
+            thinks = token_id == IDS[THINK_START]
+            thought = True
     flush()
+
+
+class ReplyIds:
+    """Turns a reply into ids, piece by piece. A character may be cut in two between pieces."""
+
+    def __init__(self):
+        self._thinks = False
+        self._half = self._half_thought = ''
+
+    def of(self, reasoning: str, text: str) -> list[int]:
+        """Return the ids of the next piece of the reasoning, and of the answer."""
+        ids: list[int] = []
+        reasoning, self._half_thought = join_halves(self._half_thought + reasoning)
+        text, self._half = join_halves(self._half + text)
+        if reasoning and not self._thinks:
+            ids.append(IDS[THINK_START])
+        ids += encode(reasoning)
+        self._thinks = self._thinks or bool(reasoning)
+        if text and self._thinks:
+            self._thinks = False
+            ids.append(IDS[THINK_END])
+        return ids + encode(text)
 
 
 def join_halves(text: str) -> tuple[str, str]:

@@ -17,10 +17,11 @@ from ros2_nanochat.errors import BackendError, LoadAborted, one_line, printable
 from ros2_nanochat.loading_bar import LoadingBar
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.remote import message_vocabulary
+from ros2_nanochat.remote.address import check_address, is_here, read_key
 from ros2_nanochat.remote.attempts import Settings
 from ros2_nanochat.remote.background import Background
 from ros2_nanochat.remote.capabilities import Capabilities, Way
-from ros2_nanochat.remote.connection import Connection, check_address
+from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.engine import RemoteEngine
 from ros2_nanochat.remote.failures import ServerError
 from ros2_nanochat.remote.identify import ANSWER_SECONDS, Found, identify
@@ -99,7 +100,7 @@ class Opening:
             BackendError: None of them works.
             ValueError: An option is not valid for them.
         """
-        if self._key and any(url.startswith('http://') and not _is_here(url) for url in self._urls):
+        if self._key and any(url.startswith('http://') and not is_here(url) for url in self._urls):
             _log.warning('the key goes over the network without encryption: use an address with https://')
         try:
             with LoadingBar(', '.join(urlsplit(url).netloc for url in self._urls), progress) as self._report:
@@ -270,31 +271,3 @@ def _pictures() -> Any:
     from ros2_nanochat.remote.pictures import PictureEncoder
 
     return PictureEncoder()
-
-
-def _is_here(url: str) -> bool:
-    return any(url.startswith(f'http://{name}') for name in ('localhost', '127.', '[::1]'))
-
-
-def read_key(config: ModelConfig, environment: Callable[[str], str | None] = os.environ.get) -> str | None:
-    """Return the key of the API: what the file `api_key_file` holds, else `$OPENAI_API_KEY`; None if neither
-    is there.
-
-    Raises:
-        ValueError: The file cannot be read, or the key cannot be sent.
-    """
-    where = '$OPENAI_API_KEY'
-    key = environment('OPENAI_API_KEY') or ''
-    if config.api_key_file is not None:
-        where = f'api_key_file={config.api_key_file!r}'
-        try:
-            with open(os.path.expanduser(config.api_key_file), encoding='ascii', errors='replace') as file:
-                key = file.read(1 << 16)
-        except OSError as error:
-            raise ValueError(f'{where} cannot be read: {error.strerror}') from None
-    key = key.strip()
-    if not key and config.api_key_file is not None:
-        raise ValueError(f'{where} is empty: the key of the API')
-    if not (key.isascii() and key.isprintable()) or ' ' in key:
-        raise ValueError(f'{where} holds no key: one word of ASCII characters')
-    return key or None

@@ -21,6 +21,7 @@ from ros2_nanochat.remote.server import Server
 
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.25
+_AFTER_A_BUG = 5.0
 _RETRY_SECONDS = 0.3  # between two tries of a server when the model is opened
 _GRACE_SECONDS = 5.0  # for the others, once one server works
 _SHOWN_AFTER, _SHOWN_EVERY = 3.0, 5.0  # seconds until what is waited for is logged
@@ -190,4 +191,8 @@ class Pool:
         """Ask servers that do not work from time to time, until cancelled."""
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
-            await self.check_all(lambda server: server.check_is_due)
+            try:
+                await self.check_all(lambda server: server.check_is_due)
+            except Exception:  # an option is not valid for a server that is back, or a bug of ours
+                _log.exception('a server that may be back cannot be asked')
+                await asyncio.sleep(_AFTER_A_BUG)

@@ -15,9 +15,11 @@ from ros2_nanochat.prompt import Preceding
 from ros2_nanochat.remote.calling import CallSteps
 from ros2_nanochat.remote.dialect import Piece
 from ros2_nanochat.remote.figures import RequestFigures
-from ros2_nanochat.remote.message_vocabulary import IDS, THINK_END, THINK_START, encode, join_halves
+from ros2_nanochat.remote.message_vocabulary import ReplyIds
 from ros2_nanochat.remote.text import FedDetokenizer, MessageText, RemoteText, ServerText
 from ros2_nanochat.states import FinishReason
+
+_LOOSE, _FEW = 16, 256  # of a limit in tokens, for text whose tokens are not known
 
 
 class RemoteReply:
@@ -34,8 +36,7 @@ class RemoteReply:
         self._progress = request.progress
         self._text = text
         self._metrics = metrics
-        self._thinks = False
-        self._half = ''  # the first half of a character that was cut into two
+        self._reply_ids = ReplyIds()
         self._before = 0  # ids that earlier attempts gave
         self._reason: FinishReason | None = None
         self._closes = False  # the end was found here: the server would go on
@@ -49,8 +50,11 @@ class RemoteReply:
         self.server_finished = False
         """Whether the server said that the reply is complete."""
         request.progress.reused = None
+        most = request.asked.config.max_new_tokens
+        self._limit = text.info.context_length if most < 0 else most
         if isinstance(text, MessageText):
             request.progress.prompt_tokens = 0
+            self._limit = self._limit and _LOOSE * self._limit + _FEW  # these ids are not the server's
 
     @property
     def begun(self) -> bool:
@@ -114,7 +118,9 @@ class RemoteReply:
         self._take_figures(piece)
         if not self.complete and (piece.text or piece.ids or piece.reasoning):
             self._note_token()
-            if self.request.asked.config.max_new_tokens == 0:  # only the prompt was requested
+            if (
+                len(self._progress.new_ids) >= self._limit
+            ):  # only the prompt was requested, or it does not end
                 self._reason, self._closes = FinishReason.LENGTH, True
             elif isinstance(self._text, MessageText):
                 self._take_text(piece)
@@ -151,19 +157,7 @@ class RemoteReply:
         progress.last_token = now
 
     def _take_text(self, piece: Piece) -> None:
-        ids: list[int] = []
-        text, self._half = join_halves(self._half + piece.text)
-        if piece.reasoning:
-            if not self._thinks:
-                self._thinks = True
-                ids.append(IDS[THINK_START])
-            ids += encode(join_halves(piece.reasoning)[0])
-        if text:
-            if self._thinks:
-                self._thinks = False
-                ids.append(IDS[THINK_END])
-            ids += encode(text)
-        self._put(ids)
+        self._put(self._reply_ids.of(piece.reasoning, piece.text))
 
     def _take_ids(self, piece: Piece) -> None:
         progress, asked = self._progress, self.request.asked
@@ -174,6 +168,9 @@ class RemoteReply:
             self._closes = self._end_id not in self._text.info.eos_token_ids
             ids = ids[:end]
             self._reason = FinishReason.STOP
+        if len(ids) > self._limit - len(progress.new_ids):
+            self._reason, self._closes = FinishReason.LENGTH, True
+            return
         known = len(progress.new_ids) - self._before
         if piece.num_ids is not None and piece.ids and piece.num_ids > known + len(piece.ids):
             found = self._recovered(piece.text, ids, piece.num_ids - known)

@@ -19,6 +19,7 @@ _MOST_LLAMA_CPP = 1000
 _WHOLE_VOCABULARY = 1 << 20
 _AT_ONCE = 16
 _SECONDS = 60.0
+_IMPOSSIBLE = -9999.0  # as vLLM writes it
 
 
 class LogProbabilities:
@@ -69,7 +70,7 @@ class LogProbabilities:
         try:
             logs = answer['choices'][0]['logprobs']
             likeliest = {**logs['top_logprobs'][0], logs['tokens'][0]: logs['token_logprobs'][0]}
-            return {int(name.removeprefix('token_id:')): float(log) for name, log in likeliest.items()}
+            return {int(name.removeprefix('token_id:')): _log(log) for name, log in likeliest.items()}
         except (LookupError, TypeError, ValueError, AttributeError):
             raise Unavailable(f'{self._connection.url} gives no probabilities of tokens') from None
 
@@ -82,9 +83,17 @@ class LogProbabilities:
         answer = await self._connection.post(f'{self._connection.root}/completion', body, _SECONDS)
         try:
             likeliest = answer['completion_probabilities'][0]['top_logprobs']
-            return {int(each['id']): float(each['logprob']) for each in likeliest}
+            return {int(each['id']): _log(each['logprob']) for each in likeliest}
         except (LookupError, TypeError, ValueError):
             raise Unavailable(f'{self._connection.root} gives no probabilities of tokens') from None
+
+
+def _log(value: Any) -> float:
+    """A log probability; ValueError if it is none."""
+    log = float(value)
+    if not log < 0.01:  # also if it is not a number
+        raise ValueError(value)
+    return max(log, _IMPOSSIBLE)
 
 
 async def score(

@@ -109,7 +109,8 @@ class Server:
             else:
                 listing = await self._listing(self.can)
                 data = listing.get('data') if isinstance(listing, dict) else None
-                names = [each.get('id') for each in data or () if isinstance(each, dict)]
+                entries = data if isinstance(data, list) else []
+                names = [each.get('id') for each in entries if isinstance(each, dict)]
                 if listing is not None and self.can.listed and self.can.model not in names:
                     raise Unavailable(f'{self.url} no longer has the model {self.can.model}')
         except (ServerError, BackendError) as error:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.backends.base import Detokenizer
-from ros2_nanochat.errors import BackendError
+from ros2_nanochat.errors import BackendError, shown
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import Preceding
 from ros2_nanochat.remote import message_vocabulary
+from ros2_nanochat.remote.failures import Unavailable
+from ros2_nanochat.remote.reading import ids_in, text_in
 
 _CACHED = 4096
 
@@ -177,10 +179,9 @@ class ServerText(RemoteText):
         known = self._ids.get(key)
         if known is None:
             try:
-                answer = self._ask('/tokenize', tokenize_body(text, special))
+                known = tokens_in(self._ask('/tokenize', tokenize_body(text, special)))
             except BackendError:
                 return message_vocabulary.encode(text)
-            known = tuple(int(i) for i in answer['tokens'])
             self._ids[key] = known
             while len(self._ids) > _CACHED:
                 self._ids.popitem(last=False)
@@ -195,7 +196,8 @@ class ServerText(RemoteText):
         if token_id not in self._texts:
             if len(self._texts) > _CACHED:
                 self._texts.clear()
-            self._texts[token_id] = str(self._ask('/detokenize', {'tokens': [token_id]})['content'])
+            answer = self._ask('/detokenize', {'tokens': [token_id]})
+            self._texts[token_id] = text_in(answer.get('content')) if isinstance(answer, dict) else ''
         return self._texts[token_id]
 
     def plain_detokenizer(self, preceding: Preceding) -> Detokenizer:
@@ -206,6 +208,18 @@ class ServerText(RemoteText):
 def tokenize_body(text: str, special: bool) -> dict[str, Any]:
     """Return what llama.cpp is asked to tokenize a text."""
     return {'content': text, 'add_special': False, 'parse_special': special}
+
+
+def tokens_in(answer: Any) -> tuple[int, ...]:
+    """Return the ids in llama.cpp's answer.
+
+    Raises:
+        Unavailable: There are none.
+    """
+    tokens = answer.get('tokens') if isinstance(answer, dict) else None
+    if not isinstance(tokens, list):
+        raise Unavailable(f'the server tokenizes a text as {shown(answer, 80)}')
+    return ids_in(tokens)
 
 
 async def real_ids(ids: Sequence[int], ask: Callable[[str, dict], Awaitable[Any]]) -> list[int]:
@@ -219,7 +233,7 @@ async def real_ids(ids: Sequence[int], ask: Callable[[str, dict], Awaitable[Any]
     for is_ours, group in itertools.groupby(ids, lambda i: bool(message_vocabulary.piece_of(i))):
         if is_ours:
             body = tokenize_body(message_vocabulary.text_of(group), False)
-            real += [int(i) for i in (await ask('/tokenize', body))['tokens']]
+            real += tokens_in(await ask('/tokenize', body))
         else:
             real += group
     return real

@@ -36,6 +36,7 @@ class ScriptedServer:
         faults: What the next replies do instead of answering, in order: a name, see `_stream`; bytes that are
             written as they are; or a function that is called with the writer.
         requests: `(headers, body)` of all requests for replies.
+        kept: Pictures that it knows by their `uuid`; None if it keeps none.
         open_streams: Replies that are being written.
         most_open: The most that were at once.
     """
@@ -60,6 +61,7 @@ class ScriptedServer:
         self.lists_models = True
         self.models_fail = False
         self.sees = False
+        self.kept: set | None = None
         self.one_at_a_time = False
         self.port = port
         self.start()
@@ -146,6 +148,9 @@ class ScriptedServer:
             return self._answer(writer, 404, {'detail': 'Not Found'})
         if fault is not None and self._refuse(writer, fault):
             return True
+        if not self._knows_pictures(body):
+            error = {'message': 'Cache miss for image at index 0 but data is not provided.', 'code': 400}
+            return self._answer(writer, 400, {'error': error})
         if not body.get('stream'):
             return self._answer(writer, 200, self._whole(body))
         if self.one_at_a_time and self.open_streams:
@@ -197,6 +202,17 @@ class ScriptedServer:
         done = len(prompt.rpartition('<2>')[2])
         pieces = [(char, [ord(char) + 3]) if char != '\0' else ('', [0]) for char in story[done:]]
         return [*pieces, ('', [1])]
+
+    def _knows_pictures(self, body):
+        contents = [message['content'] for message in body.get('messages', ())]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        for part in parts:
+            if part['type'] == 'image_url' and part['image_url']:
+                if self.kept is not None:
+                    self.kept.add(part.get('uuid'))
+            elif part['type'] == 'image_url' and part.get('uuid') not in (self.kept or ()):
+                return False
+        return True
 
     def _num_prompt(self, body):
         return 20 + 256 * (self.sees and 'image_url' in json.dumps(body.get('messages', '')))

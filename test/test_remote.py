@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-pytest.importorskip('httpx2')
+pytest.importorskip('aiohttp')
 
 from scripted_server import MODEL, ScriptedServer
 
@@ -297,6 +297,15 @@ def test_a_wrong_address_is_one_line(address, message):
     assert '\n' not in str(error.value) and 'pw' not in str(error.value)
 
 
+def test_a_server_that_cannot_be_opened_leaves_no_connection_behind(caplog):
+    with ScriptedServer(key='sk-1') as server:
+        for url in (server.url, 'http://127.0.0.1:9/v1'):
+            with pytest.raises(BackendError):
+                NanoLLM.from_pretrained(url, api='openai', connect_timeout=0.2)
+        gc.collect()
+        assert 'Unclosed' not in caplog.text
+
+
 def test_a_server_that_starts_later_or_loads_its_model_is_waited_for(caplog):
     with ScriptedServer() as server:
         server.stop()
@@ -406,6 +415,32 @@ def test_a_picture_goes_as_it_is_to_a_server_that_sees(server, model):
             assert server.requests[-1][1]['messages'][0]['content'][0] == content[0]
     finally:
         server.sees = False
+
+
+def test_a_picture_is_sent_once_to_a_server_that_keeps_it():
+    image = pytest.importorskip('PIL.Image')
+    with ScriptedServer() as server:
+        server.sees, server.kept = True, set()
+        with open_servers(server) as seeing:
+            assert 'images: yes, sent once' in seeing.stats['server']
+            history = ChatHistory(seeing)
+            history.append('user', image=image.new('RGB', (40, 30), (10, 200, 30)))
+            history.append('bot', ask(seeing, 'What colour?', history).wait(10))
+
+            def sent():
+                part = server.requests[-1][1]['messages'][0]['content'][0]
+                return part['image_url'] and part['image_url']['url'][:10], part['uuid']
+
+            whole, name = sent()
+            assert whole == 'data:image' and name in server.kept
+            reply = ask(seeing, 'And now?', history).wait(10)
+            assert sent() == (None, name) and reply.usage.prompt_tokens == 276
+            history.append('bot', reply)
+            server.kept.clear()  # as when its cache is full, or it has started again
+            before = len(server.requests)
+            reply = ask(seeing, 'Still there?', history).wait(10)
+            assert reply.finish_reason == 'stop' and sent() == ('data:image', name)
+            assert len(server.requests) - before == 2 and '0 failed' in seeing.stats['servers'][server.url]
 
 
 # --- fleets ---

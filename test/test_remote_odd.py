@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-pytest.importorskip('httpx2')
+pytest.importorskip('aiohttp')
 
 from scripted_server import ScriptedServer
 
@@ -147,7 +147,14 @@ BROKEN = {
 @pytest.mark.parametrize('name', BROKEN)
 def test_a_reply_that_breaks_keeps_its_text_and_says_why_in_one_line(server, model, name):
     raw, words = BROKEN[name]
-    server.faults.append(raw)
+
+    async def in_two(writer):
+        begun = raw.index(b'\n\n', raw.index(b'Hi')) + 2
+        writer.write(raw[:begun])
+        await asyncio.sleep(0.05)
+        writer.write(raw[begun:])
+
+    server.faults.append(in_two)
     history = ChatHistory(model)
     reply = ask(model, 'hello', history).wait(20)
     assert (reply.text in ('Hi', 'Hi you'), reply.finish_reason) == (True, 'error')
@@ -188,7 +195,7 @@ REFUSED = {
     'a compressed answer': (bomb, 'sent gzip'),
     'another protocol': (
         b'HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n',
-        'broke off',
+        'HTTP 101',
     ),
     'no content': (b'HTTP/1.1 204 No Content\r\n\r\n', 'HTTP 204'),
     'a web page': (answer('<html><body>Sign in</body></html>'), 'before the reply was complete'),

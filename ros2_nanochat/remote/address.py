@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import one_line, require, shown
+
+_LONGEST = 2000
+_ONE_WORD = re.compile(r'[^\s\x00-\x1f\x7f]+')
 
 
 def check_address(url: str) -> str:
@@ -22,17 +26,16 @@ def check_address(url: str) -> str:
     if '?' in url or '#' in url:  # what follows may be a key
         raise ValueError('the address of a server must not hold ? or #: http://host:8000/v1')
     what = f'model={shown(url)} is not valid for api=openai'
-    scheme, mark, rest = url.partition('://')
-    scheme = scheme.lower()
-    if scheme not in ('http', 'https') or not mark or not rest.partition('/')[0]:
+    scheme, _, rest = url.partition('://')
+    scheme, host = scheme.lower(), rest.partition('/')[0]
+    if scheme not in ('http', 'https') or not host or len(url) > _LONGEST or not _ONE_WORD.fullmatch(url):
         raise ValueError(f'{what}: http://host:8000/v1')
-    client = require('httpx2', 'openai')
     try:
-        whole = client.URL(f'{scheme}://{rest}')
-    except Exception as error:  # of its parser, of IDNA
+        if host.startswith('['):
+            ipaddress.IPv6Address(host[1:].partition(']')[0].partition('%')[0])
+        require('yarl', 'openai').URL(f'{scheme}://{rest}')
+    except ValueError as error:  # of IDNA, of a port
         raise ValueError(f'{what}: {one_line(error)}') from None
-    if not whole.host or (whole.port or 1) >= 1 << 16:
-        raise ValueError(f'{what}: http://host:8000/v1')
     return f'{scheme}://{rest}'.rstrip('/')
 
 

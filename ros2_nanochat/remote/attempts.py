@@ -19,10 +19,11 @@ from ros2_nanochat.errors import one_line
 from ros2_nanochat.prompt import Preceding
 from ros2_nanochat.remote.calling import Step, steps_of
 from ros2_nanochat.remote.capabilities import Capabilities
-from ros2_nanochat.remote.connection import Watch
 from ros2_nanochat.remote.dialect import DIALECTS, Question
 from ros2_nanochat.remote.failures import Overloaded, ServerError, Unavailable
 from ros2_nanochat.remote.forms import STYLES
+from ros2_nanochat.remote.kept_pictures import picture_name
+from ros2_nanochat.remote.patience import Watch
 from ros2_nanochat.remote.pool import Pool
 from ros2_nanochat.remote.reading import read_event
 from ros2_nanochat.remote.reply import RemoteReply
@@ -182,7 +183,9 @@ class Attempts:
                 return await server.connection.post(f'{server.connection.root}{path}', body)
 
             ids = await real_ids(ids, ask_server)
-        question = Question(asked, ids, len(reply.request.progress.new_ids), fields, settings.salt)
+        shown = [picture_name(span, settings.salt) for _, span in asked.spans] if can.keeps_pictures else []
+        held = server.pictures.held(shown) if can.keeps_pictures else None
+        question = Question(asked, ids, len(reply.request.progress.new_ids), fields, settings.salt, held)
         dialect = DIALECTS[can.way]
         body = dialect.body(question, can, self._text.info.context_length)
         path = dialect.path_of(body)
@@ -198,6 +201,8 @@ class Attempts:
                 watch.touch()
             if has_tokens:
                 watch.begin()
+                server.pictures.note(shown)
+                shown.clear()
             is_enough = reply.take(piece, can.usage)
             if reply.server_finished:
                 watch.shorten(_AFTER_THE_END)
@@ -209,9 +214,14 @@ class Attempts:
 
         try:
             await server.connection.stream(address, body, {SESSION_HEADER: session}, take, watch)
-        except ServerError:
-            if not reply.complete:
+        except ServerError as error:
+            if reply.complete:
+                return
+            if not held or reply.begun or isinstance(error, Overloaded):
                 raise
+            server.pictures.forget(held)  # perhaps it has dropped one: send them all
+            await self._request(reply, server, session, form)
+            return
         if not reply.complete:
             raise Unavailable(f'{address} ended the stream before the reply was complete')
 

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ros2_nanochat.errors import BackendError
@@ -20,9 +20,11 @@ class Background:
 
     Attributes:
         loop: The loop. Only its own thread may use it, except for `call_soon_threadsafe`.
+        at_end: Called on the loop's thread when it ends, to close what is open.
     """
 
     def __init__(self):
+        self.at_end: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.loop = asyncio.new_event_loop()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name='nanochat-remote', daemon=True)
@@ -38,6 +40,8 @@ class Background:
                 task.cancel()
             if tasks:  # closing connections takes a few rounds of the loop
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+            for close in self.at_end:
+                self.loop.run_until_complete(close())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
 

@@ -48,6 +48,7 @@ class Capabilities:
         salt: It takes `cache_salt`.
         probabilities: It gives the probabilities of tokens.
         images: It takes pictures.
+        keeps_pictures: It finds a picture again by the name with which it was sent.
         continues: It continues a message of the bot; the fields with which it does. None if it does not.
         completes: It continues plain text (way `messages`).
         stop_ids: It stops at ids that it is given.
@@ -69,6 +70,7 @@ class Capabilities:
     salt: bool = False
     probabilities: bool = False
     images: bool = False
+    keeps_pictures: bool = False
     continues: Mapping[str, bool] | None = None
     completes: bool = False
     stop_ids: bool = False
@@ -107,7 +109,7 @@ class Capabilities:
             f'reuse figures: {_yes(self.reuse)}',
             f'priorities: {_yes(self.priority)}',
             f'probabilities: {_yes(self.probabilities)}',
-            f'images: {_yes(self.images)}',
+            f'images: {_yes(self.images)}{", sent once" if self.keeps_pictures else ""}',
         ]
         if self.slots is not None:
             words.append(f'{self.slots} at once')

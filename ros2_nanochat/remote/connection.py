@@ -11,11 +11,11 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable, Mapping
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 from ros2_nanochat.errors import one_line, printable, require
 from ros2_nanochat.remote.failures import Rejected, ServerError, Unavailable, error_of, said
+from ros2_nanochat.remote.patience import Watch
 from ros2_nanochat.remote.sse import EventReader
 
 MAX_ANSWER = 32 << 20
@@ -44,17 +44,16 @@ class Connection:
 
     def _opened(self) -> Any:
         if self._client is None:
-            httpx2 = require('httpx2', 'openai')
-            self._client = httpx2.AsyncClient(
+            aiohttp = require('aiohttp', 'openai')
+            context = ssl.create_default_context() if self.url.lower().startswith('https:') else False
+            seconds = self._connect_timeout
+            self._client = aiohttp.ClientSession(
                 headers={'Accept-Encoding': 'identity', **self._authorization()},
-                verify=ssl.create_default_context() if self.url.lower().startswith('https:') else False,
-                timeout=httpx2.Timeout(None, connect=self._connect_timeout, pool=None),
-                limits=httpx2.Limits(
-                    max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0
-                ),
-                follow_redirects=False,
+                connector=aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=4.0),
+                timeout=aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
                 trust_env=False,
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             )
         return self._client
 
@@ -65,7 +64,7 @@ class Connection:
         """Close all connections."""
         client, self._client = self._client, None
         if client is not None:
-            await client.aclose()
+            await client.close()
 
     async def get(self, address: str, timeout: float = 5.0) -> Any:
         """Return the JSON at an address.
@@ -147,43 +146,51 @@ class Connection:
 
     async def _exchange(self, method, address, body, headers, take, watch: Watch) -> bool:
         """Whether the answer was read to its end."""
+        begun = False
+
+        def taken(data: bytes) -> bool:
+            nonlocal begun
+            begun = True
+            return take(data)
+
         try:
             with watch:
                 for _ in range(_STALE):
                     try:
-                        return await self._request(method, address, body, headers, take)
+                        return await self._request(method, address, body, headers, taken, watch)
                     except Exception as error:
-                        if not _was_stale(error):
+                        if begun or not _was_stale(error):
                             raise
-                return await self._request(method, address, body, headers, take)
+                return await self._request(method, address, body, headers, take, watch)
         except ServerError:
             raise
         except (asyncio.CancelledError, MemoryError):
             raise
         except Exception as error:
-            # httpx2's errors, and those of ssl and anyio below it.
+            # aiohttp's errors, and those of ssl and the sockets below it.
             trouble = _trouble(error)
             raise Unavailable(f'{address} {trouble}', reached=not trouble.startswith(_UNREACHED)) from error
 
-    async def _request(self, method, address, body, headers, take) -> bool:
+    async def _request(self, method, address, body, headers, take, watch: Watch) -> bool:
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode('utf-8', 'replace')
         kind = {} if content is None else {'Content-Type': 'application/json'}
         size = 0
-        async with self._opened().stream(
-            method, address, content=content, headers={**kind, **headers}
+        async with self._opened().request(
+            method, address, data=content, headers={**kind, **headers}, allow_redirects=False
         ) as response:
-            if response.status_code != 200:
+            watch.transport = response.connection.transport if response.connection else None
+            if response.status != 200:
                 start = bytearray()
-                if response.status_code >= 200:  # before that, there is none
-                    async for data in response.aiter_raw():
-                        start += data
-                        if len(start) > _MAX_ERROR:
-                            break
-                raise error_of(response.status_code, response.headers, bytes(start), address)
+                # An answer below 200 has no body.
+                while response.status >= 200 and (data := await response.content.readany()):
+                    start += data
+                    if len(start) > _MAX_ERROR:
+                        break
+                raise error_of(response.status, response.headers, bytes(start), address)
             encoding = response.headers.get('content-encoding', 'identity').strip().lower()
             if encoding not in ('', 'identity'):  # a few bytes may unpack to gigabytes
                 raise Unavailable(f'{address} sent {printable(encoding, 40)}, though asked for plain text')
-            async for data in response.aiter_raw():
+            while data := await response.content.readany():
                 size += len(data)
                 if size > MAX_ANSWER:
                     raise Rejected(f'{address} sent more than {MAX_ANSWER:,} bytes, which is no answer')
@@ -192,89 +199,27 @@ class Connection:
         return True
 
 
-class Watch:
-    """Ends the current task's wait for a server that gives no sign of work for too long.
-
-    Args:
-        first: Seconds until the first sign.
-        silence: Seconds between two signs.
-        address: The server's address, for the message.
-    """
-
-    def __init__(self, first: float, silence: float, address: str):
-        self._first, self._silence, self._address = first, silence, address
-        self._begun = False
-        self._expired = False
-        self._last = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def limit(self) -> float:
-        """Seconds that the server may be silent now."""
-        return self._silence if self._begun else self._first
-
-    def touch(self) -> None:
-        """Note a sign of work. Bytes are none: some servers send comments while they are connected."""
-        self._last = self._loop.time()
-
-    def begin(self) -> None:
-        """Note that the first token came: from now on the limit is `silence`."""
-        if not self._begun:
-            self._begun = True
-            self._arm()
-
-    def shorten(self, seconds: float) -> None:
-        """Allow only this many seconds of silence from now on."""
-        if self._silence > seconds:
-            self._begun, self._silence = True, seconds
-            self._arm()
-
-    def __enter__(self) -> Watch:
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self.touch()
-        self._arm()
-        return self
-
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._last + self.limit, self._check)
-
-    def _check(self) -> None:
-        if self._loop.time() < self._last + self.limit - 0.001:
-            self._arm()
-        elif self._task is not None:
-            self._expired = True
-            self._task.cancel()
-
-    def __exit__(self, kind, error, trace) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._expired and isinstance(error, asyncio.CancelledError):
-            if hasattr(self._task, 'uncancel') and self._task is not None:
-                self._task.uncancel()
-            what = 'was silent' if self._begun else 'did not answer'
-            raise Unavailable(f'{self._address} {what} for {self.limit:g} s') from None
-
-
 def _was_stale(error: Exception) -> bool:
     """Whether the server closed a connection that was kept, just as it was used again."""
-    return type(error).__name__ == 'RemoteProtocolError' and 'without sending a response' in str(error)
+    aiohttp = require('aiohttp', 'openai')
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return False
+    return isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
 
 
 def _trouble(error: Exception) -> str:
-    name = type(error).__name__
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
+            found = getattr(cause, 'certificate_error', cause)
+            why = one_line(getattr(found, 'verify_message', found))
             return (
-                f'has a certificate that is not trusted ({one_line(cause.verify_message)}): correct it, or'
-                ' name its authority in $SSL_CERT_FILE'
+                f'has a certificate that is not trusted ({why}): correct it, or name its authority in'
+                ' $SSL_CERT_FILE'
             )
         cause = cause.__cause__ or cause.__context__
-    if name == 'ConnectTimeout':
+    if isinstance(error, asyncio.TimeoutError):  # the only one that is set
         return f'{_UNREACHED}: no answer'
-    if name == 'ConnectError':
-        return f'{_UNREACHED}: {one_line(error, 120)}'
-    return f'broke off: {one_line(error, 120) if str(error) else name}'
+    if isinstance(error, require('aiohttp', 'openai').ClientConnectorError):
+        return f'{_UNREACHED}: {one_line(error.os_error, 120)}'
+    return f'broke off: {one_line(error, 120) if str(error) else type(error).__name__}'

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from ros2_nanochat.engine.request import Asked
 from ros2_nanochat.remote.capabilities import Capabilities, Way
 from ros2_nanochat.remote.failures import Rejected
-from ros2_nanochat.remote.message_vocabulary import Message, messages
+from ros2_nanochat.remote.kept_pictures import picture_name, picture_part
+from ros2_nanochat.remote.message_vocabulary import Message, PictureSpan, messages
 from ros2_nanochat.remote.reading import (
     choice_in,
     count_in,
@@ -57,6 +58,7 @@ class Question:
         num_delivered: How many of them belong to the reply.
         form: The fields for the form of the answer.
         salt: What the server mixes into the names of cached prefixes; empty for nothing.
+        held: Names of pictures that the server holds; None if it keeps none.
     """
 
     asked: Asked
@@ -64,6 +66,14 @@ class Question:
     num_delivered: int = 0
     form: Mapping[str, Any] | None = None
     salt: str = ''
+    held: frozenset[str] | None = None
+
+    def show(self, picture: PictureSpan) -> dict[str, Any]:
+        """Return the part of a message that shows a picture."""
+        if self.held is None:
+            return picture_part(picture.url)
+        name = picture_name(picture, self.salt)
+        return picture_part(None if name in self.held else picture.url, name)
 
     def max_tokens(self, context_length: int) -> int:
         """Return how many tokens the reply may have."""
@@ -199,7 +209,7 @@ class Chat:
         body: dict[str, Any] = {
             'model': can.model,
             'stream': True,
-            **self._prompt(found, can),
+            **self._prompt(found, question, can),
             **sampling(asked.config, can),
             **(question.form or {}),
             **_shared(question, can),
@@ -211,14 +221,14 @@ class Chat:
         return body
 
     @staticmethod
-    def _prompt(found: list[Message], can: Capabilities) -> dict[str, Any]:
+    def _prompt(found: list[Message], question: Question, can: Capabilities) -> dict[str, Any]:
         if any(not message.role for message in found):
             if len(found) > 1 or not can.completes or not all(isinstance(p, str) for p in found[0].parts):
                 raise Rejected(
                     'this server takes only conversations: use a ChatHistory without chat_template'
                 )
             return {'prompt': ''.join(map(str, found[0].parts))}
-        prompt: dict[str, Any] = {'messages': [message.to_dict() for message in found]}
+        prompt: dict[str, Any] = {'messages': [message.to_dict(question.show) for message in found]}
         if found and found[-1].role == 'assistant' and found[-1].is_open:
             if can.continues is None:
                 raise Rejected(

@@ -8,7 +8,7 @@ about as many ids as it has tokens in the vocabularies of models, so that limits
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ros2_nanochat.backends.base import Detokenizer
@@ -128,14 +128,16 @@ class Message:
     parts: list[str | PictureSpan] = field(default_factory=list)
     is_open: bool = True
 
-    def to_dict(self) -> dict:
-        """Return it as OpenAI's API has it."""
+    def to_dict(self, show: Callable[[PictureSpan], dict]) -> dict:
+        """Return it as OpenAI's API has it.
+
+        Args:
+            show: Makes the part for a picture.
+        """
         if all(isinstance(part, str) for part in self.parts):
             return {'role': self.role, 'content': ''.join(map(str, self.parts))}
         content = [
-            {'type': 'image_url', 'image_url': {'url': part.url}}
-            if isinstance(part, PictureSpan)
-            else {'type': 'text', 'text': part}
+            show(part) if isinstance(part, PictureSpan) else {'type': 'text', 'text': part}
             for part in self.parts
         ]
         return {'role': self.role, 'content': content}

@@ -26,7 +26,7 @@ from ros2_nanochat.remote.engine import RemoteEngine
 from ros2_nanochat.remote.failures import ServerError
 from ros2_nanochat.remote.identify import ANSWER_SECONDS, Found, identify
 from ros2_nanochat.remote.pool import Pool
-from ros2_nanochat.remote.probe import Prober, takes_pictures
+from ros2_nanochat.remote.probe import Prober, keeps_pictures, takes_pictures
 from ros2_nanochat.remote.questions import Questions
 from ros2_nanochat.remote.server import Server
 from ros2_nanochat.remote.text import MessageText, RemoteText
@@ -79,6 +79,7 @@ class Opening:
         self._pool = Pool(
             [Server(Connection(url, self._key, config.connect_timeout), self._prepare) for url in self._urls]
         )
+        self._background.at_end += [server.connection.close for server in self._pool.servers]
         self._exploring = asyncio.Lock()
         self._report: Callable[[float], None] = lambda share: None
         self._found: Found | None = None
@@ -165,13 +166,16 @@ class Opening:
         self._report(0.3)
         questions = Questions(connection, found.can.model)
         images = _llama_cpp_sees(found) if found.props else await takes_pictures(questions)
-        found.can = replace(found.can, images=images)
+        keeps = images and not found.props and await keeps_pictures(questions)
+        found.can = replace(found.can, images=images, keeps_pictures=keeps)
         way, vocabulary, note = await self._choose_way(connection, found)
         self._report(0.5)
         ids = vocabulary.some_ids if vocabulary is not None else []
         can = await Prober(questions, way, ids).explore(found.can)
         if way.takes_ids and can.images:
-            can = replace(can, images=False).noting('pictures need server_input: messages')
+            can = replace(can, images=False, keeps_pictures=False).noting(
+                'pictures need server_input: messages'
+            )
         if note:
             can = can.noting(note)
         self._found, self._vocabulary = found, vocabulary

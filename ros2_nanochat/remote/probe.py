@@ -9,19 +9,22 @@ import asyncio
 import base64
 import io
 import logging
+import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ros2_nanochat.errors import MissingDependency
 from ros2_nanochat.remote.capabilities import Capabilities, Way
-from ros2_nanochat.remote.connection import Watch
 from ros2_nanochat.remote.failures import ServerError
 from ros2_nanochat.remote.forms import KINDS, STYLES, follows, probe_form
+from ros2_nanochat.remote.kept_pictures import picture_part
+from ros2_nanochat.remote.patience import Watch
 from ros2_nanochat.remote.questions import PROBE_SECONDS, SAY_A_WORD, Questions, first_choice
 from ros2_nanochat.remote.scoring import LogProbabilities
 
 _log = logging.getLogger(__name__)
+_FEWEST = 8  # tokens of a picture
 
 _STYLES = {
     'vLLM': ('structured_outputs', 'response_format'),
@@ -174,19 +177,34 @@ class Prober:
 
 async def takes_pictures(questions: Questions) -> bool:
     """Return whether a picture makes the prompt longer, by as much as a picture has tokens."""
+    url = _picture()
+    return bool(url) and await _more_tokens(questions, picture_part(url)) >= _FEWEST
+
+
+async def keeps_pictures(questions: Questions) -> bool:
+    """Return whether a server that takes pictures finds one again by its name."""
+    name = uuid.uuid4().hex
+    sent = await _more_tokens(questions, picture_part(_picture(), name))
+    return sent >= _FEWEST and await _more_tokens(questions, picture_part(None, name)) == sent
+
+
+def _picture() -> str:
+    """A picture as a data URL; empty without Pillow."""
     try:
         from PIL import Image
     except ImportError:
-        return False
+        return ''
     file = io.BytesIO()
     Image.new('RGB', (224, 224), (200, 30, 30)).save(file, 'PNG')
-    url = f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
+    return f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
+
+
+async def _more_tokens(questions: Questions, picture: Mapping[str, Any]) -> int:
+    """By how many tokens a picture makes a prompt longer; 0 if it is refused."""
     text = {'type': 'text', 'text': SAY_A_WORD}
-    picture = {'type': 'image_url', 'image_url': {'url': url}}
     try:
         plain = await questions.after_message({}, 1, [text])
         shown = await questions.after_message({}, 1, [picture, text])
-        more = shown['usage']['prompt_tokens'] - plain['usage']['prompt_tokens']
-    except (ServerError, KeyError, TypeError):
-        return False
-    return more >= 8
+        return int(shown['usage']['prompt_tokens']) - int(plain['usage']['prompt_tokens'])
+    except (ServerError, LookupError, TypeError, ValueError, OverflowError):
+        return 0

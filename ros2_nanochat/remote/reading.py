@@ -44,7 +44,7 @@ def count_in(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= MAX_COUNT else None
 
 
-def usage_in(data: Any) -> dict[str, int]:
+def usage_in(data: Any) -> dict[str, Any]:
     """Return the figures of OpenAI's `usage` that are there."""
     if not isinstance(data, Mapping):
         return {}

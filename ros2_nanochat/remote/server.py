@@ -13,6 +13,7 @@ from ros2_nanochat.errors import BackendError, one_line
 from ros2_nanochat.remote.capabilities import Capabilities
 from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.failures import ServerError, Unavailable
+from ros2_nanochat.remote.kept_pictures import KeptPictures
 from ros2_nanochat.remote.questions import Questions
 
 _FAILURES = 3  # in a row, after which a server is given no more replies until it answers a check
@@ -33,6 +34,7 @@ class Server:
         works: Whether it is given replies: the circuit is closed.
         reason: Why not.
         trouble: The error of the last check that failed.
+        pictures: Those that it holds.
     """
 
     def __init__(self, connection: Connection, prepare: Callable[[Server], Awaitable[Capabilities]]):
@@ -42,6 +44,7 @@ class Server:
         self.works = False
         self.reason = 'it has not answered yet'
         self.trouble: BackendError | None = None
+        self.pictures = KeptPictures()
         self._prepare = prepare
         self._failures = 0
         self._blocked_until = 0.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip('httpx2')
+pytest.importorskip('aiohttp')
 
 from scripted_server import MODEL, ScriptedServer
 

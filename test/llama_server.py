@@ -28,13 +28,14 @@ class LlamaServer:
         slots: Replies that it runs at once.
         context: Tokens of each.
         port: Where it listens; None chooses a free port.
+        template: The chat template; empty for the model's own.
     """
 
-    def __init__(self, slots=2, context=1024, port=None):
+    def __init__(self, slots=2, context=1024, port=None, template=''):
         self.port = port or free_port()
         self.root = f'http://127.0.0.1:{self.port}'
         self.url = f'{self.root}/v1'
-        self._arguments = [str(slots), str(context), str(self.port)]
+        self._arguments = [str(slots), str(context), str(self.port), template]
         self.start()
 
     def start(self):
@@ -77,7 +78,7 @@ class LlamaServer:
         self.kill()
 
 
-def _serve(slots: int, context: int, port: int, parent: int) -> None:
+def _serve(slots: int, context: int, port: int, template: str, parent: int) -> None:
     import xllamacpp
 
     from ros2_nanochat.locate import embedded_model
@@ -92,6 +93,7 @@ def _serve(slots: int, context: int, port: int, parent: int) -> None:
     params.n_batch = params.n_ubatch = 64
     params.endpoint_slots = params.endpoint_props = True
     params.warmup = False
+    params.chat_template = template
     server = xllamacpp.Server(params)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert server.listening_address.endswith(str(port)), server.listening_address
@@ -100,4 +102,5 @@ def _serve(slots: int, context: int, port: int, parent: int) -> None:
 
 
 if __name__ == '__main__':
-    _serve(*map(int, sys.argv[1:]))
+    *numbers, template, parent = sys.argv[1:]
+    _serve(*map(int, numbers), template, int(parent))

@@ -1,5 +1,7 @@
 """A model on a server, beside a bare HTTP client of the same server in the same run: time to the first piece,
-tokens per second, and CPU per token. With `--ros`, as a subscriber in another process than the node sees it.
+tokens per second, and CPU per token. With `--ros`, as a subscriber in another process than the node sees it:
+of llama.cpp's server, which computes on the same processor, and of one that sends words at a fixed pace and
+leaves the processor to the clients.
 
 Run with `python -m benchmarks.bench_remote [--quick] [--ros]`, for `--ros` in the built workspace. Needs
 xllamacpp. CPU is measured on a scripted server that sends tokens as fast as it can.
@@ -28,6 +30,8 @@ from benchmarks.common import machine
 from ros2_nanochat import ChatHistory, NanoLLM
 
 TOKENS = 64
+PAUSE = 0.03
+QUESTION = 'Count from one to a hundred.'
 CLIENT = httpx2.Client(timeout=120, trust_env=False, limits=httpx2.Limits(max_connections=None))
 
 
@@ -36,12 +40,9 @@ def bare(url: str, body: dict) -> tuple[float, float, int]:
     began, first, count = time.perf_counter(), None, 0
     with CLIENT.stream('POST', url, json=body) as response:
         for line in response.iter_lines():
-            if line.startswith('data: {'):
-                event = json.loads(line[6:])
-                choice = (event.get('choices') or [{}])[0]
-                if event.get('content') or (choice.get('delta') or {}).get('content'):
-                    count += 1
-                    first = first or time.perf_counter() - began
+            if line.startswith('data: {') and text_of(json.loads(line[6:])):
+                count += 1
+                first = first or time.perf_counter() - began
     return first or 0.0, time.perf_counter() - began, count
 
 
@@ -70,7 +71,7 @@ def speed(conversations: int, repeats: int) -> None:
     with LlamaServer(slots=conversations, context=512) as server:
         with NanoLLM.from_pretrained(server.url, api='openai') as model:
             history = ChatHistory(model)
-            history.append('user', 'Count from one to a hundred.')
+            history.append('user', QUESTION)
             prompt = history.embed_chat()[0]
             body = {
                 'prompt': [int(i) for i in prompt.entries],
@@ -94,19 +95,29 @@ def speed(conversations: int, repeats: int) -> None:
             )
 
 
-def _serve(pipe, words: int) -> None:
-    with ScriptedServer(words=words) as server:
+def _serve(pipe, words: int, pause: float) -> None:
+    with ScriptedServer(words=words, delay=pause) as server:
         pipe.send(server.url)
         pipe.recv()
 
 
+@contextlib.contextmanager
+def scripted(words: int, pause: float = 0.0):
+    """The address of a scripted server in a process of its own."""
+    context = multiprocessing.get_context('spawn')
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, words, pause))
+    process.start()
+    try:
+        yield here.recv()
+        here.send(None)
+    finally:
+        process.join(10)
+
+
 def cpu(words: int) -> None:
     """CPU time of this process per token, and of a bare client."""
-    here, there = multiprocessing.get_context('spawn').Pipe()
-    process = multiprocessing.get_context('spawn').Process(target=_serve, args=(there, words))
-    process.start()
-    url = here.recv()
-    with NanoLLM.from_pretrained(url, api='openai') as model:
+    with scripted(words) as url, NanoLLM.from_pretrained(url, api='openai') as model:
         history = ChatHistory(model)
         history.append('user', 'go')
         prompt = history.embed_chat()[0]
@@ -121,8 +132,6 @@ def cpu(words: int) -> None:
             count = run()[2]
             spent.append(1e3 * (time.process_time() - began) / max(1, count))
         print(f'CPU per token: {spent[1]:.3f} ms, of a bare client {spent[0]:.3f} ms')
-    here.send(None)
-    process.join(10)
 
 
 # --- over ROS ---
@@ -133,9 +142,15 @@ def bare_times(url: str, body: dict) -> list[float]:
     times = []
     with CLIENT.stream('POST', url, json=body) as response:
         for line in response.iter_lines():
-            if line.startswith('data: {') and json.loads(line[6:]).get('content'):
+            if line.startswith('data: {') and text_of(json.loads(line[6:])):
                 times.append(time.perf_counter())
     return times
+
+
+def text_of(event: dict) -> str:
+    """The text of an event, of llama.cpp's own address or OpenAI's."""
+    choice = (event.get('choices') or [{}])[0]
+    return event.get('content') or (choice.get('delta') or {}).get('content') or ''
 
 
 def while_all_stream(began: float, times: list[list[float]]) -> tuple[float, float]:
@@ -146,7 +161,7 @@ def while_all_stream(began: float, times: list[list[float]]) -> tuple[float, flo
 
 
 @contextlib.contextmanager
-def robots(url: str, count: int, tokens: int):
+def robots(url: str, count: int, tokens: int, only_words: bool = False):
     """A node with `count` robots whose model is on a server, and a function that asks all of them at once."""
     import rclpy
     from nanochat.srv import Reset
@@ -155,6 +170,15 @@ def robots(url: str, count: int, tokens: int):
 
     from benchmarks.bench_ros import Listener, chat_node
 
+    class Pieces(Listener):
+        """Counts messages with words, as the bare client counts events: in messages, `said:` is two."""
+
+        def _note(self, robot: int, token) -> None:
+            known = len(self.times[robot])
+            super()._note(robot, token)
+            is_word = not only_words or any(map(str.isalnum, token.text))
+            del self.times[robot][known + is_word :]
+
     names = [f'r{n}' for n in range(count)]
     rclpy.init()
     node, executor = rclpy.create_node('bench_remote'), SingleThreadedExecutor()
@@ -162,7 +186,7 @@ def robots(url: str, count: int, tokens: int):
     threading.Thread(target=executor.spin, daemon=True).start()
     options = {'max_new_tokens': tokens, 'image_mode': "'off'", 'max_context_len': 0}
     with chat_node(api='openai', model=url, robots=json.dumps(names), **options) as process:
-        listener = Listener(node, [f'/{name}/nanochat/tokens' for name in names])
+        listener = Pieces(node, [f'/{name}/nanochat/tokens' for name in names])
         askers = [node.create_publisher(String, f'/{name}/nanochat/query', 10) for name in names]
         resets = [node.create_client(Reset, f'/{name}/nanochat/reset') for name in names]
 
@@ -186,46 +210,58 @@ def robots(url: str, count: int, tokens: int):
     rclpy.shutdown()
 
 
-def over_ros(conversations: int, repeats: int) -> None:
-    """What a ROS subscriber sees, as shares of a bare client of the same server; both take turns."""
-    question = 'Count from one to a hundred.'
+@contextlib.contextmanager
+def llama_cpp(conversations: int):
+    """`(address, where the bare client asks, what)` of llama.cpp's server."""
     with LlamaServer(slots=conversations, context=512) as server:
         with NanoLLM.from_pretrained(server.url, api='openai') as model:
             history = ChatHistory(model)
-            history.append('user', question)
+            history.append('user', QUESTION)
             ids = [int(i) for i in history.embed_chat()[0].entries]
         body = {'prompt': ids, 'n_predict': TOKENS, 'temperature': 0, 'stream': True, 'return_tokens': True}
-        url = f'{server.root}/completion'
-        rates, firsts = [], []
-        with robots(server.url, conversations, TOKENS) as (_, ask):
-            ask(question)  # the prompt is known
+        yield server.url, f'{server.root}/completion', body
+
+
+@contextlib.contextmanager
+def steady(conversations: int):
+    """The same of a server that sends a word every 30 ms."""
+    with scripted(TOKENS, PAUSE) as url:
+        body = {'model': 'scripted', 'stream': True, 'messages': [{'role': 'user', 'content': QUESTION}]}
+        yield url, f'{url}/chat/completions', body
+
+
+def over_ros(name: str, server, conversations: int, repeats: int) -> None:
+    """What a ROS subscriber sees, as shares of a bare client of the same server; both take turns."""
+    with server(conversations) as (url, address, body):
+        pairs = []
+        with robots(url, conversations, TOKENS, server is steady) as (process, ask):
+            ask(QUESTION)  # the prompt is known
+            before, heard = _cpu_seconds(process.pid), 0
             for _ in range(repeats):
                 began = time.perf_counter()
-                plain = while_all_stream(began, at_once(lambda: bare_times(url, body), conversations))
-                heard = while_all_stream(*ask(question))
-                rates.append(heard[0] / plain[0])
-                firsts.append(plain[1] / heard[1])
-                print(
-                    f'    bare {plain[0]:.1f}/s {plain[1]:.3f} s, over ROS {heard[0]:.1f}/s {heard[1]:.3f} s'
-                )
+                plain = while_all_stream(began, at_once(lambda: bare_times(address, body), conversations))
+                began, times = ask(QUESTION)
+                heard += sum(map(len, times))
+                pairs.append((*plain, *while_all_stream(began, times)))
+                print('    bare {:.1f}/s {:.3f} s, over ROS {:.1f}/s {:.3f} s'.format(*pairs[-1]))
+            cpu_time = 1e3 * (_cpu_seconds(process.pid) - before) / heard
+    rate = statistics.median(ours / bare for bare, _, ours, _ in pairs)
+    first = statistics.median(bare / ours for _, bare, _, ours in pairs)
+    later = 1e3 * statistics.median(ours - bare for _, bare, _, ours in pairs)
     print(
-        f'{conversations:3} robots over ROS: tokens/s {statistics.median(rates):.3f} of the bare client,'
-        f' first piece {statistics.median(firsts):.3f} (bare / ours; 1 is equal)'
+        f'{name}, {conversations:2} robots over ROS: tokens/s {rate:.3f} of the bare client, first piece'
+        f' {first:.3f} (bare / ours; 1 is equal), {later:.1f} ms later; CPU of the node {cpu_time:.2f} ms'
+        ' per token, all of a turn included'
     )
 
 
 def node_cpu(words: int) -> None:
     """CPU time of the node per token that it streams to a subscriber."""
-    here, there = multiprocessing.get_context('spawn').Pipe()
-    server = multiprocessing.get_context('spawn').Process(target=_serve, args=(there, words))
-    server.start()
-    with robots(here.recv(), 1, words) as (process, ask):
+    with scripted(words) as url, robots(url, 1, words) as (process, ask):
         ask('go')
         before = _cpu_seconds(process.pid)
         times = ask('go')[1][0]
         print(f'CPU of the node per token: {1e3 * (_cpu_seconds(process.pid) - before) / len(times):.3f} ms')
-    here.send(None)
-    server.join(10)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -241,8 +277,9 @@ def main() -> None:
     options = parser.parse_args()
     print(machine())
     if options.ros:
-        for conversations in (1, 4) if options.quick else (1, 16):
-            over_ros(conversations, 3 if options.quick else 7)
+        for name, server in (("llama.cpp's server", llama_cpp), ('a steady server', steady)):
+            for conversations in (1, 4) if options.quick else (1, 16):
+                over_ros(name, server, conversations, 3 if options.quick else 7)
         node_cpu(2000 if options.quick else 10000)
         return
     for conversations in (1, 4) if options.quick else (1, 16):

@@ -15,11 +15,11 @@ WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD = 64, 96, 4, 2, 16
 EYE, EYE_HIDDEN, EYE_HEADS, EYE_LAYERS, PATCH, SIZE = 32, 48, 2, 2, 8, 48
 
 
-def vocabulary() -> tuple[list[str], list[str], list[int]]:
-    """Tokens, merges and types."""
-    known = ordinary_tokens()
-    types = [int(gguf.TokenType.NORMAL)] * len(known) + [int(gguf.TokenType.CONTROL)] * len(SPECIAL)
-    return [*known, *SPECIAL], [' '.join(merge) for merge in MERGES], types
+def vocabulary(more: tuple[str, ...] = ()) -> tuple[list[str], list[str], list[int]]:
+    """Tokens, merges and types. more: further special tokens."""
+    known, special = ordinary_tokens(), [*SPECIAL, *more]
+    types = [int(gguf.TokenType.NORMAL)] * len(known) + [int(gguf.TokenType.CONTROL)] * len(special)
+    return [*known, *special], [' '.join(merge) for merge in MERGES], types
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,15 @@ class Family:
         text: `general.architecture` of the language model.
         projector: `clip.projector_type`.
         marker: What its chat template writes for an image.
+        special: Special tokens besides those of all families.
+        width: Width of the embeddings.
     """
 
     text: str
     projector: str
     marker: str
+    special: tuple[str, ...] = ()
+    width: int = WIDTH
 
 
 FAMILIES = {
@@ -79,8 +83,7 @@ class _Writer(gguf.GGUFWriter):
 
 def write_text_model(
     path,
-    family: str,
-    width: int = WIDTH,
+    family: str | Family,
     seed: int = 0,
     chat: str | None = None,
     add_bos: bool = False,
@@ -90,21 +93,24 @@ def write_text_model(
 
     chat: its chat template, if it is not CHAT; without: a special token that its vocabulary lacks.
     """
-    kind = FAMILIES[family]
-    architecture, layers = kind.text, 3
-    texts, merges, types = vocabulary()
+    kind = family if isinstance(family, Family) else FAMILIES[family]
+    architecture, layers, width = kind.text, 3, kind.width
+    is_phi = architecture == 'phi2'
+    kv_heads = HEADS if is_phi else KV_HEADS
+    texts, merges, types = vocabulary(kind.special)
     texts = ['<unused>' if text == without else text for text in texts]
     writer = _Writer(path, architecture, seed)
-    writer.add_name(f'small {family}')
+    writer.add_name(f'small {architecture}')
     writer.add_context_length(2048)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
     writer.add_feed_forward_length(HIDDEN)
     writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
+    writer.add_head_count_kv(kv_heads)
     writer.add_key_length(HEAD)
     writer.add_value_length(HEAD)
     writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_layer_norm_eps(1e-5)
     writer.add_rope_dimension_count(HEAD)
     writer.add_rope_freq_base(10000.0)
     if architecture == 'gemma3':
@@ -128,24 +134,27 @@ def write_text_model(
     # never half a character: a reply that ends there does not keep its ids
     output[[not text.translate({ord('Ġ'): None, ord('Ċ'): None}).isascii() for text in texts]] = 0
     writer.add_tensor('output.weight', output)
-    writer.ones('output_norm.weight', width)
+    if is_phi:
+        writer.matrix('output.bias', len(texts), scale=0.01)
+    writer.norm('output_norm', width, is_phi)
     for n in range(layers):
         block = f'blk.{n}'
-        bias = architecture == 'qwen2vl'
-        for name in ('attn_norm', 'ffn_norm'):
-            writer.ones(f'{block}.{name}.weight', width)
-        for name, heads in (('attn_q', HEADS), ('attn_k', KV_HEADS), ('attn_v', KV_HEADS)):
+        bias = architecture in ('qwen2vl', 'phi2')
+        for name in ('attn_norm', *(() if is_phi else ('ffn_norm',))):
+            writer.norm(f'{block}.{name}', width, is_phi)
+        for name, heads in (('attn_q', HEADS), ('attn_k', kv_heads), ('attn_v', kv_heads)):
             writer.linear(f'{block}.{name}', heads * HEAD, width, bias)
-        writer.linear(f'{block}.attn_output', width, HEADS * HEAD, False)
+        writer.linear(f'{block}.attn_output', width, HEADS * HEAD, is_phi)
         if architecture in ('gemma3', 'qwen3vl'):
             writer.ones(f'{block}.attn_q_norm.weight', HEAD)
             writer.ones(f'{block}.attn_k_norm.weight', HEAD)
         if architecture == 'gemma3':
             writer.ones(f'{block}.post_attention_norm.weight', width)
             writer.ones(f'{block}.post_ffw_norm.weight', width)
-        writer.linear(f'{block}.ffn_gate', HIDDEN, width, False)
-        writer.linear(f'{block}.ffn_up', HIDDEN, width, False)
-        writer.linear(f'{block}.ffn_down', width, HIDDEN, False)
+        if not is_phi:
+            writer.linear(f'{block}.ffn_gate', HIDDEN, width, False)
+        writer.linear(f'{block}.ffn_up', HIDDEN, width, is_phi)
+        writer.linear(f'{block}.ffn_down', width, HIDDEN, is_phi)
     writer.finish()
 
 

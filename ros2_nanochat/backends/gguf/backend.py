@@ -97,6 +97,11 @@ class GGUFBackend(Backend):
         if self._images is not None:
             self._images.try_pictures()
 
+    def try_narrow_pictures(self) -> None:
+        """Embed narrow pictures, after `open_on_trial`."""
+        if self._images is not None:
+            self._images.try_pictures(narrow=True)
+
     def _open(
         self,
         metadata: dict,

@@ -26,7 +26,8 @@ from ros2_nanochat.program import check_process
 
 _PATIENCE = 0.02  # seconds between two looks at whether to stop
 _NICENESS = 4  # above the process's own
-_TRIAL = 20.0  # seconds that the encoding of a picture on trial may take
+_TRIAL, _TRIAL_OF_NARROW = 20.0, 3.0  # seconds that the encoding of pictures on trial may take
+_WIDEST = 4  # times as long as wide are the pictures that a trial shows to be safe
 _SMALL = 64 << 20  # bytes of weights; below that an encoding is too short to interrupt
 
 
@@ -75,19 +76,29 @@ class GGUFImages(ImageEmbedder):
         return self._call(lambda: self._opened().largest_whole)
 
     def embed(self, pixels: np.ndarray, stopped: Callable[[], bool] | None = None) -> list[ImagePiece]:
+        height, width = pixels.shape[:2]
+        if self._mmproj.not_narrow and max(height, width) > _WIDEST * min(height, width):
+            raise BackendError(
+                f'a picture of {width}x{height} cannot be used: llama.cpp ends the process with pictures more'
+                f' than {_WIDEST} times as long as wide of this model; crop it'
+            )
         if self._side:
             pixels = _stretched(pixels, self._side)
         pieces = self._call(lambda: self._opened().pieces(pixels), stopped)
         return [part for piece in pieces for part in _cut(piece, self._longest_piece())]
 
-    def try_pictures(self) -> None:
-        """Embed a small picture, and prepare odd ones, to see whether libmtmd ends the process.
+    def try_pictures(self, narrow: bool = False) -> None:
+        """Embed pictures to see whether libmtmd ends the process.
 
         A large encoder is stopped after a while: on a slow CPU it can take minutes.
+
+        Args:
+            narrow: Pictures that are more than `_WIDEST` times as long as wide.
         """
-        until = time.monotonic() + _TRIAL
+        until = time.monotonic() + (_TRIAL_OF_NARROW if narrow else _TRIAL)
+        mtmd = self._call(self._opened)
         with suppress(EncodingStopped):
-            self._call(lambda: self._opened().try_pictures(), lambda: time.monotonic() > until)
+            self._call(lambda: mtmd.try_pictures(narrow), lambda: time.monotonic() > until)
 
     def close(self) -> None:
         """End what runs and free the memory. You may call this twice."""

@@ -16,6 +16,8 @@ from ros2_nanochat.locate import NO_VISION, choose_mmproj, is_mmproj, mmproj_nea
 
 _log = logging.getLogger(__name__)
 _KEY = 'clip.vision.'
+_OF_LAYERS = ('attention.head_count', 'block_count')  # 0 without an encoder (Gemma 4 Unified)
+_SIZES = ('image_size', 'patch_size', 'embedding_length', *_OF_LAYERS)
 _UNKNOWN_TOKENS = 46 * 46  # for which libmtmd reserves memory if a model takes any size
 
 
@@ -27,11 +29,13 @@ class Mmproj:
         path: The file.
         asked: The user named it. Otherwise a fault in it costs the vision, not the model.
         late: It is small, and loaded with the first picture.
+        not_narrow: libmtmd ends the process with a narrow picture.
     """
 
     path: str
     asked: bool
     late: bool = False
+    not_narrow: bool = False
 
 
 def find_mmproj(path: str, config: ModelConfig) -> Mmproj | None:
@@ -60,7 +64,8 @@ def check_mmproj(path: str) -> None:
         BackendError: It is cut short, not an mmproj, without vision, or its figures make no sense.
     """
     check_gguf(path)
-    metadata = read_head(path).metadata
+    head = read_head(path)
+    metadata = head.metadata
     architecture = metadata.get('general.architecture')
     if architecture != 'clip':
         raise BackendError(
@@ -69,9 +74,11 @@ def check_mmproj(path: str) -> None:
         )
     if not metadata.get('clip.has_vision_encoder'):
         raise BackendError(f'vision={path!r} holds no vision encoder: name the mmproj file of a vision model')
-    for name in ('image_size', 'patch_size', 'embedding_length', 'attention.head_count', 'block_count'):
+    has_layers = any(name.startswith('v.blk.') for name in head.tensors)
+    for name in _SIZES:
         value = metadata.get(_KEY + name)
-        if value is not None and (not isinstance(value, int) or value < (name != 'image_size')):
+        least = int(name != 'image_size' and (has_layers or name not in _OF_LAYERS))
+        if value is not None and (not isinstance(value, int) or value < least):
             raise BackendError(
                 f'vision={path!r} is damaged: {_KEY}{name} is {printable(value, 60)}; download it again'
             )

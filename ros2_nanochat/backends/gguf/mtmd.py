@@ -22,9 +22,11 @@ from ros2_nanochat.errors import BackendError, EncodingStopped, require
 
 _MOST_NODES = 64  # of the graph that are computed between two looks at whether to stop
 _LOOK_EVERY = 0.02  # seconds, if the nodes are small enough
-_PROBE = 64  # pixels of a side
+_PROBE, _SMALL_PROBE = 64, 16  # pixels of a side
 _LARGE = 4096
 _ODD = ((1, 1), (1, 100), (100, 1), (5000, 50), (50, 5000), (3000, 3000))
+_SHAPES = ((_PROBE, _PROBE), (_SMALL_PROBE, _SMALL_PROBE), (4 * _PROBE, _PROBE), (_PROBE, 4 * _PROBE))
+_NARROW = ((1000, 10), (10, 1000), (5000, 50), (50, 5000))
 _FAR = 1000
 _WIDTHS = re.compile(r'text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)')
 _TOO_FEW = 'is less than image_min_pixels'
@@ -78,7 +80,9 @@ class Mtmd:
         self._opening_log = log = LogLines(api, api.llama_log_set, lib.mtmd_helper_log_set)
         with log:
             self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
-            if not self._context and _TOO_FEW in log.reason():  # fewer than the model's own minimum
+            if (
+                not self._context and max_tokens and _TOO_FEW in log.reason()
+            ):  # fewer than the model's own minimum
                 params.image_min_tokens = max_tokens
                 self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
         if not self._context:
@@ -88,8 +92,13 @@ class Mtmd:
             raise BackendError(f'vision={path!r} holds no vision encoder: name the mmproj of a vision model')
         self._marker = lib.mtmd_get_marker(self._context)
         self._several_axes = lib.mtmd_decode_use_mrope(self._context)
-        self.markup = self._find_markup()
-        """Markup before and after a picture, as text."""
+        try:
+            self.markup = self._find_markup()
+            """Markup before and after a picture, as text."""
+            self._check_place()
+        except BackendError as error:
+            self.close()
+            raise BackendError(f'vision={path!r} cannot be used: {error}') from None
         self.largest_whole = self._find_largest_whole()
         """Rows of the largest piece that cannot be cut, 0 if all can."""
 
@@ -133,6 +142,11 @@ class Mtmd:
             raise BackendError(f'a picture of {width}x{height} cannot be encoded: {self._log.reason()}')
         count = lib.mtmd_input_chunk_get_n_tokens(chunk)
         rows = np.ctypeslib.as_array(lib.mtmd_get_output_embd(self._context), (count, self._widths[1])).copy()
+        if not np.isfinite(rows).all():
+            raise BackendError(
+                f'a picture of {width}x{height} cannot be used: the vision part returns values that are not'
+                ' finite, so its file is damaged; download it again'
+            )
         own, whole = self._widths
         deeper = (
             rows[:, own:].reshape(count, -1, own).swapaxes(0, 1) if whole % own == 0 < whole - own else None
@@ -160,10 +174,7 @@ class Mtmd:
             np.frombuffer(each, np.uint32).reshape(count, 4)[:, [0, 2, 1]] for each in (near, far)
         )
         if (second.astype(np.int64) - first != _FAR).any() or np.ptp(first[:, 0]):
-            raise BackendError(
-                'this model counts the positions of pictures in a way that is not supported: use another'
-                ' model'
-            )
+            raise BackendError('it counts positions in a way that is not supported; use another model')
         return first.T.astype(np.int64)
 
     def _ids(self, chunk: Any) -> tuple[int, ...]:
@@ -172,16 +183,21 @@ class Mtmd:
         return tuple(token for token in tokens[: count.value] if token >= 0)  # -1: not in the vocabulary
 
     @contextmanager
-    def _chunks(self, width: int, height: int, pixels: np.ndarray | None) -> Iterator[list]:
-        """The chunks of a picture; without pixels they only have their sizes."""
+    def _chunks(
+        self, width: int, height: int, pixels: np.ndarray | None, before: bytes = b'', again: bool = False
+    ) -> Iterator[list]:
+        """The chunks of a picture; without pixels they only have their sizes. before: text that precedes it;
+        again: the picture precedes it as well.
+        """
         lib = self._lib
         data = None if pixels is None else pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         bitmap, chunks = lib.mtmd_bitmap_init(width, height, data), lib.mtmd_input_chunks_init()
         try:
-            text = lib.mtmd_input_text(self._marker, len(self._marker), False, True)
-            bitmaps = (lib.mtmd_bitmap_p_ctypes * 1)(bitmap)
+            written = self._marker * again + before + self._marker
+            text = lib.mtmd_input_text(written, len(written), False, True)
+            bitmaps = (lib.mtmd_bitmap_p_ctypes * (1 + again))(*[bitmap] * (1 + again))
             with self._log:
-                code = lib.mtmd_tokenize(self._context, chunks, ctypes.byref(text), bitmaps, 1)
+                code = lib.mtmd_tokenize(self._context, chunks, ctypes.byref(text), bitmaps, 1 + again)
             if code:
                 reason = self._log.reason()
                 plain = next((plain for part, plain in _REASONS.items() if part in reason), reason)
@@ -194,13 +210,45 @@ class Mtmd:
     # --- facts ---
 
     def _find_markup(self) -> tuple[str, str]:
-        with self._chunks(_PROBE, _PROBE, np.zeros((_PROBE, _PROBE, 3), np.uint8)) as chunks:
+        with suppress(BackendError):  # in one piece, if the model also cuts pictures into tiles
+            return self._ends(_SMALL_PROBE)
+        return self._ends(_PROBE)
+
+    def _ends(self, side: int) -> tuple[str, str]:
+        with self._chunks(side, side, np.zeros((side, side, 3), np.uint8)) as chunks:
             kinds = [self._lib.mtmd_input_chunk_get_type(chunk) for chunk in chunks]
             ends = [
                 self._text(self._ids(chunks[i])) if kinds[i] == self._lib.MTMD_INPUT_CHUNK_TYPE_TEXT else ''
                 for i in (0, -1)
             ]
         return ends[0], ends[1]
+
+    def _check_place(self) -> None:
+        """Check that a picture is the same wherever it stands: it is encoded once for all prompts."""
+        pixels, seen = np.zeros((_PROBE, _PROBE, 3), np.uint8), []
+        for before, again in ((b'', False), (b'a', False), (b'a b', False), (b'a b c', False), (b'a', True)):
+            with self._chunks(_PROBE, _PROBE, pixels, before, again) as chunks:
+                images = self._images(chunks)
+                seen.append(
+                    [
+                        (count, self._positions(chunk, count).tobytes() if self._several_axes else b'')
+                        for chunk, count in images[-(len(images) // (1 + again)) :]
+                    ]
+                )
+        if any(each != seen[0] for each in seen):
+            raise BackendError(
+                'what this model makes of a picture depends on where it stands in the prompt, which is not'
+                ' supported; use another model'
+            )
+
+    def _images(self, chunks: list) -> list[tuple[Any, int]]:
+        """The chunks that are embeddings, and how many rows they have."""
+        lib = self._lib
+        return [
+            (chunk, lib.mtmd_input_chunk_get_n_tokens(chunk))
+            for chunk in chunks
+            if lib.mtmd_input_chunk_get_type(chunk) != lib.MTMD_INPUT_CHUNK_TYPE_TEXT
+        ]
 
     def _text(self, ids: tuple[int, ...]) -> str:
         buffer = ctypes.create_string_buffer(512)
@@ -215,15 +263,22 @@ class Mtmd:
         if not lib.mtmd_decode_use_non_causal(self._context, None):
             return 0
         with self._chunks(_LARGE, _LARGE, None) as chunks:
-            return max(lib.mtmd_input_chunk_get_n_tokens(chunk) for chunk in chunks)
+            return max(count for _, count in self._images(chunks))
 
-    def try_pictures(self) -> None:
-        """Embed a small picture, and prepare odd ones."""
-        for width, height in _ODD:
+    def try_pictures(self, narrow: bool) -> None:
+        """Embed pictures of several shapes if their pieces differ. narrow: of extreme ones."""
+        for width, height in () if narrow else _ODD:
             with suppress(BackendError), self._chunks(width, height, np.zeros((height, width, 3), np.uint8)):
                 pass
-        with suppress(BackendError):
-            self.pieces(np.zeros((_PROBE, _PROBE, 3), np.uint8))
+        known = None
+        for width, height in (_SHAPES[0], *_NARROW) if narrow else _SHAPES:
+            pixels = np.zeros((height, width, 3), np.uint8)
+            with suppress(BackendError):
+                with self._chunks(width, height, pixels) as chunks:
+                    counts = {count for _, count in self._images(chunks)}
+                if counts != known:
+                    known = known or counts
+                    self.pieces(pixels)
 
     def close(self) -> None:
         """Free the memory. You may call this twice."""

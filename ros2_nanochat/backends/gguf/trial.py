@@ -7,10 +7,13 @@ becomes one line. A file that passed is remembered by its path, size and time in
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +30,9 @@ _log = logging.getLogger(__name__)
 _PROCESS = 'ros2_nanochat.backends.gguf.trial_process'
 _PATIENCE = 120.0  # seconds, plus the time that a slow disk takes to read the file
 _SLOW_DISK = 10e6  # bytes per second
+_VERSION = 2  # of what a trial tries
+OK, OK_NARROW = 'ok', 'narrow too'
+_REASON = re.compile(r'ASSERT|rror|\.(c|cpp|cu|h|m|mm):\d+: ')  # the last: of GGML_ABORT
 
 
 def try_with(
@@ -42,8 +48,8 @@ def try_with(
     if vision is not None:
         try:
             check_mmproj(vision.path)
-            try_apart(path, vision.path, config, api_version, aborted)
-            return vision
+            said = try_apart(path, vision.path, config, api_version, aborted)
+            return dataclasses.replace(vision, not_narrow=OK_NARROW not in said)
         except LoadAborted:
             raise
         except BackendError as error:
@@ -58,7 +64,7 @@ def try_with(
 
 def try_apart(
     path: str, vision: str | None, config: ModelConfig, api_version: str, aborted: Callable[[], bool]
-) -> None:
+) -> str:
     """Open a file in a separate process, unless it has passed before.
 
     Args:
@@ -68,15 +74,18 @@ def try_apart(
         api_version: The version of llama-cpp-python.
         aborted: Whether to stop.
 
+    Returns:
+        What the process said: `OK`, and `OK_NARROW` if narrow pictures do not end it.
+
     Raises:
         BackendError: It cannot be run; the message quotes llama.cpp.
         LoadAborted: `aborted()` became true.
     """
     if not sys.executable or (_is_embedded(path) and vision in (None, tiny_mmproj())):
-        return
+        return OK_NARROW
     seen = os.path.join(_folder(), _fingerprint(path, vision, config, api_version))
-    if os.path.exists(seen):
-        return
+    if (known := _known(seen)) is not None:
+        return known
     options = {
         'flash_attention': config.flash_attention,
         'image_max_tokens': config.image_max_tokens,
@@ -94,15 +103,15 @@ def try_apart(
             )
         except OSError as error:
             _log.warning('%s is opened without a trial in a separate process: %s', path, error)
-            return
+            return OK_NARROW
         code = _wait(child, path, aborted)
         out.seek(0)
         errors.seek(0)
         said = out.read().decode('utf-8', 'replace').strip()
         shouted = errors.read().decode('utf-8', 'replace')
-    if code == 0 and said == 'ok':
-        _remember(seen)
-        return
+    if said.startswith(OK):
+        _remember(seen, said)
+        return said
     if code == 0 and said:
         raise BackendError(said)
     name = f'{path} with vision={vision!r}' if vision else path
@@ -135,7 +144,7 @@ def _wait(child: subprocess.Popen, path: str, aborted: Callable[[], bool]) -> in
 
 
 def _last_words(shouted: str, code: int) -> str:
-    lines = [line for line in shouted.splitlines() if 'ASSERT' in line or 'rror' in line]
+    lines = [line for line in shouted.splitlines() if _REASON.search(line)]
     if lines:
         return printable(lines[-1].rsplit('/', 1)[-1])
     return signal.Signals(-code).name if code < 0 else f'exit code {code}'
@@ -163,7 +172,12 @@ def _folder() -> str:
 
 
 def _fingerprint(path: str, vision: str | None, config: ModelConfig, api_version: str) -> str:
-    facts: list[object] = [os.path.realpath(path), api_version, config.flash_attention is FlashAttention.ON]
+    facts: list[object] = [
+        _VERSION,
+        os.path.realpath(path),
+        api_version,
+        config.flash_attention is FlashAttention.ON,
+    ]
     facts += [os.path.realpath(vision), config.image_max_tokens] if vision else []
     for part in [*parts_of(path), *([vision] if vision else [])]:
         status = os.stat(part)
@@ -171,10 +185,16 @@ def _fingerprint(path: str, vision: str | None, config: ModelConfig, api_version
     return hashlib.blake2b('\0'.join(map(str, facts)).encode('utf-8', 'replace'), digest_size=16).hexdigest()
 
 
-def _remember(seen: str) -> None:
+def _known(seen: str) -> str | None:
+    with contextlib.suppress(OSError, UnicodeDecodeError), open(seen) as file:
+        return file.read()
+    return None
+
+
+def _remember(seen: str, said: str) -> None:
     try:
         os.makedirs(os.path.dirname(seen), exist_ok=True)
-        with open(seen, 'w'):
-            pass
+        with open(seen, 'w') as file:
+            file.write(said)
     except OSError as error:  # then the next start tries it again
         _log.debug('%s cannot be written: %s', seen, error)

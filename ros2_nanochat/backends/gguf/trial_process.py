@@ -1,5 +1,6 @@
 """The process in which `trial` opens a GGUF file. Arguments: `PATH OPTIONS`, fields of
-`ModelConfig` as JSON. Prints `ok`, or why the file cannot be run.
+`ModelConfig` as JSON. Prints `ok`, or why the file cannot be run; then `narrow too` if narrow pictures do not
+end the process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import resource
 import sys
 
 from ros2_nanochat.backends.gguf.backend import GGUFBackend
+from ros2_nanochat.backends.gguf.trial import OK, OK_NARROW
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, one_line
 from ros2_nanochat.memory import available_memory
@@ -26,8 +28,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (max(free, 1 << 28),) * 2)
     path, options = sys.argv[1], json.loads(sys.argv[2])
     config = ModelConfig(model=path, max_context_len=_CONTEXT, max_sequences=1, **options)
+    backend = GGUFBackend(path, config)
     try:
-        GGUFBackend(path, config).open_on_trial()
+        backend.open_on_trial()
     except BackendError as error:
         print(error)
     except MemoryError:
@@ -35,7 +38,9 @@ def main() -> None:
     except Exception as error:
         print(f'{path} cannot be loaded: {one_line(error)}')
     else:
-        print('ok')
+        print(OK, flush=True)
+        backend.try_narrow_pictures()
+        print(OK_NARROW)
     sys.stdout.flush()
     os._exit(0)
 

@@ -49,4 +49,6 @@ def _with_markup(token: str, marker: str, markup: tuple[str, str]) -> str:
         start = min(start, found)
     if after and (found := marker.find(after, start)) >= 0:
         end = max(end, found + len(after))
+    if marker[:start].endswith('(') and marker[end:].startswith(')'):  # MiniCPM-V: (<image>./</image>)
+        start, end = start - 1, end + 1
     return marker[start:end]

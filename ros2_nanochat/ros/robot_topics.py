@@ -28,7 +28,7 @@ from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
 from ros2_nanochat.ros.named_cameras import NamedCameras
 from ros2_nanochat.ros.speaker import Speaker
-from ros2_nanochat.ros.spinning import pass_through
+from ros2_nanochat.ros.spinning import Seldom, pass_through
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
 from ros2_nanochat.ros.turn_message import turn_message
 from ros2_nanochat.ros.typed_reply import TypedReply
@@ -58,16 +58,15 @@ class RobotTopics:
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
         in_turn, beside = MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
-        events = PublisherEventCallbacks(use_default_callbacks=warns)
+        events = {'event_callbacks': PublisherEventCallbacks(use_default_callbacks=warns)}
+        events['callback_group'] = self._events = Seldom()  # its warnings may be a moment late
         self._closed = self._muted = False
         self._own_topics = [node.resolve_topic_name(prefix + name) for name in _OWN_TOPICS]
         self._warnings = dict.fromkeys(self._own_topics, '')  # about those that others publish, too
         self._twin = ''
         self._next = -1  # the topic that the graph was asked about last
         self._publishers = [
-            node.create_publisher(
-                kind, prefix + name, QoSProfile(depth=DEPTH), event_callbacks=events, **override
-            )
+            node.create_publisher(kind, prefix + name, QoSProfile(depth=DEPTH), **events, **override)
             for kind, name in (
                 (Token, 'tokens'),
                 (String, 'sentence'),
@@ -169,7 +168,10 @@ class RobotTopics:
         )
 
     def follow_options(self) -> None:
-        """Open or close `typed_reply` according to the robot's options. Call this regularly."""
+        """Open or close `typed_reply` according to the robot's options, and look at the topics' events. Call
+        this regularly.
+        """
+        self._events.look()
         self._typed.follow(self._chat.options)
 
     def look_at_graph(self) -> None:

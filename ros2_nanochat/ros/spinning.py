@@ -19,6 +19,7 @@ from rclpy.executors import Executor, ExternalShutdownException, ShutdownExcepti
 
 _AT_ONCE = 50  # exceptions in a row before each is followed by a pause
 _PAUSE = 0.1  # seconds
+_LOOK = 0.1  # seconds; longer than a round takes
 _AT_MOST = 30.0  # seconds of nothing but exceptions before the executor counts as broken
 
 
@@ -43,6 +44,22 @@ class Forgetting(MutuallyExclusiveCallbackGroup):
     def add_entity(self, entity):
         """Called by rclpy for each new entity."""
         self.entities.add(weakref.ref(entity, self.entities.discard))
+
+
+class Seldom(Forgetting):
+    """Holds entities at which the executor looks only now and then, for example the events of publishers:
+    each round of waiting looks at everything that it waits for.
+    """
+
+    _until = -math.inf
+
+    def look(self) -> None:
+        """Let the executor look at them in its next round."""
+        self._until = time.monotonic() + _LOOK
+
+    def can_execute(self, entity):
+        """Called by rclpy before each round."""
+        return time.monotonic() < self._until and super().can_execute(entity)
 
 
 class MakesMany:

@@ -51,6 +51,18 @@ def test_qos_can_be_overridden_by_parameter(start):
     ears.close()
 
 
+def test_a_listener_that_asks_for_more_than_a_topic_gives_is_told(start):
+    from nanochat.msg import Token
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
+    node = start()
+    ears = Ears('/unused')
+    wanted = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    ears.node.create_subscription(Token, '/nanochat/tokens', print, wanted)
+    node.wait_for_line('incompatible QoS', 30)
+    ears.close()
+
+
 def test_an_override_of_qos_that_has_no_use_is_told_and_a_wrong_one_ends_the_start(start):
     node = start(
         ros_args=[

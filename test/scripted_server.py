@@ -37,6 +37,7 @@ class ScriptedServer:
             written as they are; or a function that is called with the writer.
         requests: `(headers, body)` of all requests for replies.
         kept: Pictures that it knows by their `uuid`; None if it keeps none.
+        block: Tokens that it says to reuse together, of a prompt that it has had before; 0 for none.
         open_streams: Replies that are being written.
         most_open: The most that were at once.
     """
@@ -62,6 +63,8 @@ class ScriptedServer:
         self.models_fail = False
         self.sees = False
         self.kept: set | None = None
+        self.block = 0
+        self._had: set = set()
         self.one_at_a_time = False
         self.port = port
         self.start()
@@ -235,6 +238,11 @@ class ScriptedServer:
         if 'prompt' in body and body.get('return_token_ids'):
             choice['token_ids'] = [i for _, ids in pieces for i in ids or []]
         usage = {'prompt_tokens': self._num_prompt(body), 'completion_tokens': len(pieces)}
+        if self.block and 'prompt' in body:
+            prompt = tuple(body['prompt'])
+            cached = len(prompt) // self.block * self.block if prompt in self._had else 0
+            usage['prompt_tokens_details'] = {'cached_tokens': cached}
+            self._had.add(prompt)
         return {'choices': [choice], 'usage': usage}
 
     def _event(self, body, text, ids, finish=None):

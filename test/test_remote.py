@@ -606,6 +606,16 @@ def test_with_ids_the_next_turn_sends_the_ids_that_were_delivered(tokenizer):
             open_servers(server, server_input='ids')
 
 
+@pytest.mark.parametrize('block, context', [(16, 4096), (128, 4096), (32, 128)])
+def test_reuse_in_blocks_of_any_size_is_found(tokenizer, block, context):
+    with ScriptedServer(kind='vllm', context=context) as server:
+        server.block = block
+        with open_servers(server, tokenizer=tokenizer) as model:
+            assert 'reuse figures: yes' in model.stats['server']
+        prompts = [body['prompt'] for _, body in server.requests if isinstance(body.get('prompt'), list)]
+        assert max(map(len, prompts)) < context
+
+
 def switch(on: bool) -> str:
     """Switch the lamp."""
     return f'it is {on}'

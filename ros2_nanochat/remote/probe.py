@@ -25,6 +25,9 @@ from ros2_nanochat.remote.scoring import LogProbabilities
 
 _log = logging.getLogger(__name__)
 _FEWEST = 8  # tokens of a picture
+_BLOCKS = (
+    300  # tokens: more than the largest block that servers reuse (of vLLM: 128 on a CPU, 256 of some models)
+)
 
 _STYLES = {
     'vLLM': ('structured_outputs', 'response_format'),
@@ -59,7 +62,7 @@ class Prober:
         can = replace(
             can,
             usage=await self._streams_usage(),
-            reuse=await self._reports_reuse(),
+            reuse=await self._reports_reuse(can.context_length),
             priority=is_vllm and await self._accepts({'priority': -1}),
             salt=is_vllm and await self._accepts({'cache_salt': 'probe'}),
         )
@@ -114,15 +117,16 @@ class Prober:
             return False
         return any(b'"completion_tokens"' in event for event in seen)
 
-    async def _reports_reuse(self) -> bool | None:
+    async def _reports_reuse(self, context_length: int | None) -> bool | None:
         """Whether a second, equal question shows reused tokens."""
         details: Any = None
+        num = min(_BLOCKS, (context_length or _BLOCKS) // 2)
         try:
             for _ in range(2):
                 if self._way is Way.IDS:
-                    answer = await self._questions.after_ids((self._ids * 100)[:100], {})
+                    answer = await self._questions.after_ids((self._ids * num)[:num], {})
                 else:
-                    answer = await self._questions.after_message({}, 1, 'one two three four ' * 25)
+                    answer = await self._questions.after_message({}, 1, 'one two ' * (num // 2))
                 usage = answer.get('usage') if isinstance(answer, dict) else None
                 details = usage.get('prompt_tokens_details') if isinstance(usage, dict) else None
         except ServerError:

@@ -64,9 +64,13 @@ def require(module: str, extra: str):
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """Return the first line of an error's text that is not blank, cut at `limit` characters."""
+    """Return the first line of an error's text that is not blank, cut at `limit` characters.
+
+    A line that ends in a colon goes on with the next.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    count = next((n for n, line in enumerate(lines, 1) if not line.endswith(':')), len(lines))
+    text = ' '.join(lines[:count]) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + '...'
 
 

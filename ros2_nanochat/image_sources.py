@@ -4,6 +4,7 @@ Decodes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import Any, Protocol, runtime_checkable
@@ -36,12 +37,14 @@ class FileObject(Protocol):
 
 
 def read_file_object(file: FileObject) -> bytes:
-    """Read the rest of an open file, which stays open.
+    """Read an open file, which stays open: from its beginning, as Pillow does, unless it cannot be rewound.
 
     Raises:
         ValueError: It cannot be read, was opened as text, or holds more than `MAX_BYTES`.
     """
     try:
+        with contextlib.suppress(OSError, AttributeError):  # a pipe, or an object that only reads
+            file.seek(0)  # type: ignore[attr-defined]  # often it was just written
         data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: it is closed
         raise ValueError(f'the image file cannot be read: {error}') from error

@@ -293,6 +293,7 @@ def broken(tmp_path, llama, how):
                 'own code': {'model_type': 'mine', 'auto_map': {'AutoModelForCausalLM': 'm.M'}},
                 'encoder': {'model_type': 'vit', 'architectures': ['ViTModel']},
                 'nonsense': {'num_attention_heads': 'many'},
+                'an end token as text': {**config, 'eos_token_id': '</s>'},
             }[how]
         )
         (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -314,6 +315,7 @@ def broken(tmp_path, llama, how):
         ('own code', 'trust_remote_code=True'),
         ('encoder', 'no causal language model'),
         ('nonsense', 'cannot open'),
+        ('an end token as text', "cannot open .*'eos_token_id': .*'</s>'"),
     ],
 )
 def test_what_cannot_be_opened_is_one_clear_line(tmp_path, llama, how, said):

@@ -3,6 +3,7 @@
 import base64
 import http.server
 import io
+import os
 import tempfile
 import threading
 import time
@@ -100,6 +101,19 @@ def test_open_files_are_read_and_stay_open(tmp_path):
         assert np.array_equal(opened(spooled), RGB)
     with open(__file__) as file:
         assert "'rb'" in refused(file)
+
+
+def test_an_open_file_is_read_from_its_beginning_wherever_it_stands():
+    written = io.BytesIO()
+    Image.new('RGB', (4, 2), 'red').save(written, 'PNG')
+    for place in (len(written.getvalue()), 5, 0):
+        written.seek(place)
+        assert open_image(written).size == (4, 2) and not written.closed
+    reading, writing = os.pipe()
+    os.write(writing, written.getvalue())
+    os.close(writing)
+    with open(reading, 'rb') as pipe:
+        assert open_image(pipe).size == (4, 2)
 
 
 @pytest.mark.parametrize('batch', [(None,), (None, None)])

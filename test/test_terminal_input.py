@@ -153,3 +153,10 @@ def test_whatever_goes_wrong_with_a_question_the_conversation_goes_on(loop, monk
         'three',
     ]
     assert 'internal error: TypeError: odd' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', ['/save', '/load'])
+def test_a_name_with_a_null_byte_is_told_with_the_command(loop, capsys, command):
+    loop.line(f'{command} a\0b')
+    said = capsys.readouterr()
+    assert loop.failed and rf"{command} 'a\x00b' is not valid" in said.out + said.err

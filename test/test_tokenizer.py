@@ -392,6 +392,30 @@ def test_a_broken_folder_is_one_clear_line(tmp_path, files, said):
     assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    'odd',
+    [
+        {'bos_token': {'content': None}, 'eos_token': 7},
+        {'chat_template': 5},
+        {'chat_template': [{'name': 1}, 'x']},
+        {'additional_special_tokens': 'x', 'extra_special_tokens': 4},
+        {'additional_special_tokens': [{'content': 5}, None, '<more>']},
+        {'added_tokens_decoder': [1]},
+        {'added_tokens_decoder': {'x': {'content': 'y'}, '9': {'content': 4}, '5': None}},
+    ],
+    ids=str,
+)
+def test_what_a_configuration_has_in_an_odd_form_is_left_out(tmp_path, odd):
+    pytest.importorskip('transformers')
+    train('byte_level').save(str(tmp_path / 'tokenizer.json'))
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'unk_token': '<|end|>', **odd}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+    for tokenizer in (Tokenizer.from_folder(str(tmp_path)), Tokenizer.from_transformers(str(tmp_path))):
+        assert tokenizer.detokenize(tokenizer.tokenize('the cat')) == 'the cat'
+        assert tokenizer.named['unk_token'] == '<|end|>' and tokenizer.chat_template is None
+        assert all(isinstance(token.text, str) for token in tokenizer.special_tokens)
+
+
 def test_text_that_is_no_unicode_is_refused_clearly():
     with pytest.raises(ValueError, match='cannot be tokenized'):
         ours('byte_level').tokenize('a\ud800b')

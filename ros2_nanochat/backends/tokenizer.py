@@ -167,8 +167,8 @@ class Tokenizer:
         template = auto.chat_template
         if isinstance(template, dict):
             template = template.get('default') or next(iter(template.values()), None)
-        if template is None and path:
-            template = read_chat_template(path, {})
+        if not isinstance(template, str):
+            template = read_chat_template(path, {}) if path else None
         return cls(auto.backend_tokenizer, named, template, read_eos_ids(path) if path else ())
 
     @classmethod
@@ -275,9 +275,10 @@ def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str,
     """Add tokens that only tokenizer_config.json has, in the order of their ids, with the flags given there,
     as transformers does.
     """
-    decoder = config.get('added_tokens_decoder') or {}
-    for _, token in sorted(decoder.items(), key=lambda item: int(item[0])):
-        if not isinstance(token, dict) or not token.get('content'):
+    decoder = config.get('added_tokens_decoder')
+    by_id = [item for item in decoder.items() if item[0].isdecimal()] if isinstance(decoder, dict) else []
+    for _, token in sorted(by_id, key=lambda item: int(item[0])):
+        if not isinstance(token, dict) or not text_of(token):
             continue
         flags = {name: bool(token.get(name, False)) for name in ('single_word', 'lstrip', 'rstrip')}
         special = bool(token.get('special', False))
@@ -286,9 +287,8 @@ def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str,
         )
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    extra = config.get('additional_special_tokens') or config.get('extra_special_tokens') or []
-    if isinstance(extra, dict):
-        extra = list(extra.values())
+    extra = config.get('additional_special_tokens') or config.get('extra_special_tokens')
+    extra = list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else []
     for text in [*named.values(), *filter(None, map(text_of, extra))]:
         if text not in known:
             tokenizer.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True)])

@@ -58,8 +58,9 @@ def read_chat_template(path: str, tokenizer_config: dict) -> str | None:
 
 
 def text_of(token: Any) -> str | None:
-    """Return the text of a token, which is a string or a dict with `content`."""
-    return token.get('content') if isinstance(token, dict) else token
+    """Return the text of a token, which is a string or a dict with `content`; None for anything else."""
+    text = token.get('content') if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def named_tokens(*sources: dict) -> dict[str, str]:
@@ -67,8 +68,8 @@ def named_tokens(*sources: dict) -> dict[str, str]:
     named: dict[str, Any] = {}
     for name in NAMES:
         for source in sources:
-            if text_of(source.get(name)):
-                named.setdefault(name, text_of(source[name]))
+            if text := text_of(source.get(name)):
+                named.setdefault(name, text)
     return named
 
 

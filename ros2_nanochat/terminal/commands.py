@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from ros2_nanochat.answer.response_format import ResponseFormat, read_response_format
 from ros2_nanochat.chat.history import ChatHistory
+from ros2_nanochat.errors import shown
 from ros2_nanochat.terminal.screen import Screen
 
 COMMANDS = {
@@ -128,4 +129,6 @@ def _file(command: str, path: str) -> str:
         path = path[1:-1]
     if not path:
         raise ValueError(f'{command} needs the name of a file')
+    if '\0' in path:
+        raise ValueError(f'{command} {shown(path)} is not valid: the name of a file has no null bytes')
     return os.path.expanduser(path)

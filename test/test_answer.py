@@ -120,9 +120,10 @@ def test_a_form_that_is_none_is_one_line(value, message):
     assert '\n' not in text and len(text) < 400
 
 
-def test_a_schema_nested_too_deep_is_refused():
+@pytest.mark.parametrize('depth', [100, 5000])  # the limits of llguidance and of Python
+def test_a_schema_nested_too_deep_is_refused(depth):
     schema: dict = {}
-    for _ in range(5000):
+    for _ in range(depth):
         schema = {'type': 'object', 'properties': {'a': schema}}
     with pytest.raises(ValueError, match='deep'):
         read_response_format(schema)

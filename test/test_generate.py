@@ -171,10 +171,12 @@ def test_a_stop_string_is_cut_off_exactly_and_may_span_tokens(model, greedy):
 
 
 def test_the_text_of_a_special_token_stands_for_its_id_and_for_its_text(model):
-    reply = model.generate('Hello', max_new_tokens=1, stop_tokens=['<|im_start|>', '<|im_end|>\n'])
-    assert {1, 2} <= reply._request.asked.end_ids
-    assert reply._request.progress.text._stops._needles == ('<|im_start|>', '<|im_end|>\n')
-    reply.wait()
+    def add(text):
+        return '<|im_start|> more' if text and '<' not in text else ''
+
+    reply = model.generate('Hello', max_new_tokens=30, stop_tokens=['<|im_start|>'], functions=[add]).wait()
+    assert 1 in reply._request.asked.end_ids
+    assert reply.finish_reason == 'stop' and reply.text and '<' not in reply.text
 
 
 def test_end_tokens_wait_for_min_new_tokens(model):

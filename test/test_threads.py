@@ -184,7 +184,10 @@ def test_how_threads_wait_is_set_only_if_nobody_has_and_only_for_the_runtime(the
 @needs_model
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='one thread waits for nobody')
 def test_a_second_thread_that_ran_a_model_does_not_make_every_barrier_sleep():
-    """libgomp waits much shorter as soon as a process has more OpenMP threads than CPUs."""
+    """libgomp waits much shorter as soon as a process has more OpenMP threads than CPUs.
+
+    Of many steps, the one with the fewest sleeps counts: another program may interrupt most of them.
+    """
     code = (
         'import os, resource, sys\n'
         f'for name in {_SETTINGS}: os.environ.pop(name, None)\n'
@@ -195,14 +198,17 @@ def test_a_second_thread_that_ran_a_model_does_not_make_every_barrier_sleep():
         '    os.environ["GOMP_SPINCOUNT"] = "5000"\n'
         'from ros2_nanochat import NanoLLM\n'
         'def sleeps(model):\n'
-        '    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw\n'
-        '    model.generate("The robot", max_new_tokens=40).wait()\n'
-        '    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before\n'
+        '    counts = []\n'
+        '    def note(ids, logits):\n'
+        '        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw)\n'
+        '        return logits\n'
+        '    model.generate("The robot", max_new_tokens=200, logits_processors=[note]).wait()\n'
+        '    return min(after - before for before, after in zip(counts, counts[1:]))  # nobody interrupted it\n'
         'cpus = len(os.sched_getaffinity(0))\n'
         'options = dict(max_context_len=256, max_sequences=1, threads=cpus, speculation=False)\n'
         'with NanoLLM.from_pretrained(**options) as one, NanoLLM.from_pretrained(**options) as two:\n'
         '    sleeps(one), sleeps(two)\n'
-        '    print(min(sleeps(one) for _ in range(5)))\n'
+        '    print(sleeps(one))\n'
     )
     without, with_ours = (
         int(

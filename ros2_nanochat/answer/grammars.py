@@ -66,6 +66,8 @@ def from_schema(schema: str) -> str:
     try:
         grammar = library().LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
     except ValueError as error:  # nested too deep, or with numbers that are too large for the library
+        if 'recursion limit' in str(error):
+            raise ValueError('response_format: the schema is nested too deep') from None
         raise ValueError(f'response_format: the schema is not valid: {one_line(error)}') from error
     return _checked(grammar, 'the schema')
 

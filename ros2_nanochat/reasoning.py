@@ -59,6 +59,10 @@ class ReasoningMarks:
     header_ids: tuple[int, ...] = ()
     message_id: int | None = None
 
+    def in_header(self, token_id: int) -> bool:
+        """Return whether an id begins or ends the header of a message."""
+        return bool(self.header_ids) and token_id in (*self.header_ids, self.message_id)
+
 
 def marks_in_template(source: str) -> tuple[str, str] | None:
     """Return the texts around reasoning that the source of a chat template contains; None if it has none."""

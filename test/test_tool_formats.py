@@ -6,6 +6,7 @@ import json
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from random_forms import random_schema, random_value
 from tool_templates import DESCRIBING, ENDS, MARKS, ONE_CALL, PLAIN, WRITING
@@ -18,8 +19,10 @@ from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
 from ros2_nanochat.engine.call_text import CallText
+from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.reply_text import ReplyText
 from ros2_nanochat.model_info import ModelInfo, SpecialToken
+from ros2_nanochat.reasoning import ReasoningMarks
 
 SPECIAL = {text: n for n, text in enumerate(['<s>', '</s>', *MARKS])}
 FIRST = len(SPECIAL)  # ids of bytes begin here
@@ -387,3 +390,48 @@ def test_a_tool_that_no_grammar_can_follow_is_named():
     tool = Tool('odd', '', {'type': 'object', 'properties': {'x': {'not': {'type': 'string'}}}})
     with pytest.raises(ValueError, match='tool odd'):
         CallForm.of(template(PLAIN).call_format, [tool]).grammar(SPECIAL)
+
+
+# --- gpt-oss: a reply is several messages, a call begins in the header of one ---
+
+CHANNELS = ReasoningMarks(
+    '<|channel|>analysis<|message|>',
+    '<|end|>',
+    label='analysis',
+    header_ids=tuple(SPECIAL[mark] for mark in ('<|start|>', '<|channel|>', '<|end|>')),
+    message_id=SPECIAL['<|message|>'],
+)
+THOUGHT = '<|channel|>analysis<|message|>Hm, to=functions.x<|end|><|start|>assistant'
+CALLED = '<|channel|>commentary json<|message|>{"on": true}'
+
+
+@pytest.mark.parametrize('thought', ['', THOUGHT, THOUGHT + THOUGHT.replace('Hm', 'So')])
+@pytest.mark.parametrize(
+    'message, said, calls',
+    [
+        ('<|channel|>final<|message|>Yes, of course.', 'Yes, of course.', 0),
+        (' to=functions.set_lamp' + CALLED, '', 1),
+        ('<|channel|>commentary to=functions.set_lamp' + CALLED, '', 1),
+        (
+            '<|channel|>commentary<|message|>I will.<|end|><|start|>assistant to=functions.set_lamp' + CALLED,
+            'I will.',
+            1,
+        ),
+    ],
+)
+def test_the_messages_of_gpt_oss_may_come_before_a_call(templates, small, thought, message, said, calls):
+    form = CallForm.of(templates['gpt-oss'].call_format, TOOLS)
+    detokenizer = Pieces()
+    detokenizer.pieces = {FIRST + n: chr(n) for n in range(128)}
+    text = ReplyText(detokenizer, marks=CHANNELS, calls=CallText(form, SPECIAL))
+    held = CallingForm(matcher(small, form), text, frozenset({1}), np.array([FIRST + 32]), False)
+    deltas = []
+    for token_id in with_marks(thought + message):
+        assert held.allows(token_id), text_of([token_id])
+        held.accept(token_id)
+        deltas += text.add(token_id)
+    deltas += text.flush()
+    assert ''.join(delta.text for delta in deltas if not (delta.call or delta.reasoning)) == said
+    written = ''.join(delta.text for delta in deltas if delta.call)
+    assert len(form.read(written) if written else ()) == calls
+    assert ('Hm' in ''.join(delta.text for delta in deltas if delta.reasoning)) == bool(thought)

@@ -26,6 +26,9 @@ class CallingForm(HeldForm):
         return super().allows(token_id)
 
     def _counts(self, token_id: int) -> bool:
+        marks = self._text.marks
+        if self.free and marks is not None and marks.in_header(token_id):
+            return False  # around what is said (gpt-oss), also if a call holds the same mark
         return super()._counts(token_id) and not self._matcher.ignores(token_id)
 
     @property

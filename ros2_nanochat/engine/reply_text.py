@@ -40,7 +40,7 @@ class ReplyText:
     ):
         self._calls = calls
         self.detokenizer = detokenizer
-        self._marks = marks
+        self.marks = marks
         self._reasoning = reasoning
         self._label = self._label_held = ''  # of the reasoning: what is expected, and what of it has arrived
         # of the next message, while it arrives
@@ -68,11 +68,11 @@ class ReplyText:
 
     def add(self, token_id: int) -> list[TextDelta]:
         """Take one id; return the text that became final."""
-        begins_header = self._marks is not None and token_id in self._marks.header_ids
+        begins_header = self.marks is not None and token_id in self.marks.header_ids
         may_stop = token_id in self._stops.special_ids
         mark = self._mark_of_calls(token_id)
-        is_mark = self._marks is not None and token_id == (
-            self._marks.end_id if self._reasoning else self._marks.start_id
+        is_mark = self.marks is not None and token_id == (
+            self.marks.end_id if self._reasoning else self.marks.start_id
         )
         if is_mark or begins_header or mark is not None:
             text, partial = self.detokenizer.flush_whole()
@@ -134,14 +134,14 @@ class ReplyText:
     @property
     def in_answer(self) -> bool:
         """Whether the next id belongs to the answer, not to reasoning or a header."""
-        if self._marks is not None and self._marks.header_ids:
+        if self.marks is not None and self.marks.header_ids:
             return self._seen_header and self._header is None and not self._reasoning
         return not self._reasoning
 
     @property
     def may_call(self) -> bool:
         """Whether the next id may belong to a call, or to the text before it."""
-        if self._marks is not None and self._marks.header_ids:
+        if self.marks is not None and self.marks.header_ids:
             return self.in_answer or self.in_call or self._header is not None
         return not self._reasoning
 
@@ -153,9 +153,9 @@ class ReplyText:
     @property
     def reasoning_start_id(self) -> int | None:
         """The id with which the model may still begin to reason; None if it cannot."""
-        if self._marks is None or self._marks.header_ids or self._reasoning or self.num_reasoning:
+        if self.marks is None or self.marks.header_ids or self._reasoning or self.num_reasoning:
             return None
-        return self._marks.start_id
+        return self.marks.start_id
 
     @property
     def answer(self) -> str:
@@ -177,13 +177,13 @@ class ReplyText:
         if self._header is None:
             self._emit(text, 0, deltas)
             self._header = ''
-        elif self._marks is None or token_id != self._marks.message_id:
+        elif self.marks is None or token_id != self.marks.message_id:
             self._header += text
             if self._calls is not None and (call := self._calls.in_header(self._header)):
                 self._header, self._seen_header, self._reasoning = None, True, False
                 self._emit(call, 0, deltas)
         else:
-            if self._header.strip().endswith(self._marks.label) != self._reasoning:
+            if self._header.strip().endswith(self.marks.label) != self._reasoning:
                 self._switch(0, deltas)
                 self._label = ''
             if not self._reasoning and not self._begun:
@@ -198,7 +198,7 @@ class ReplyText:
             self._trim = True
             self.num_reasoning = len(self._ends)
         else:
-            self._label, self._label_held = self._marks.label if self._marks else '', ''
+            self._label, self._label_held = self.marks.label if self.marks else '', ''
             self.mixed = self.mixed or self._begun
             if not self.stopped and (rest := self._stops.flush()):
                 deltas.append(self._delta(rest, behind))

@@ -18,6 +18,7 @@ from ros2_nanochat.answer.vocabulary import AnswerVocabulary
 from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.chat.template.chat_template import ChatTemplate
+from ros2_nanochat.chat.template.plain_tools import PLAIN_CALLS
 from ros2_nanochat.engine.call_text import CallText
 from ros2_nanochat.engine.calling import CallingForm
 from ros2_nanochat.engine.reply_text import ReplyText
@@ -435,3 +436,20 @@ def test_the_messages_of_gpt_oss_may_come_before_a_call(templates, small, though
     written = ''.join(delta.text for delta in deltas if delta.call)
     assert len(form.read(written) if written else ()) == calls
     assert ('Hm' in ''.join(delta.text for delta in deltas if delta.reasoning)) == bool(thought)
+
+
+def test_halves_of_characters_and_huge_numbers_in_a_call_do_no_harm():
+    form = CallForm.of(PLAIN_CALLS, [Tool('say', '', {'type': 'object', 'additionalProperties': True})])
+    for value, read in (
+        (r'"a\ud83d"', 'a\ufffd'),
+        (r'{"\ud83d": ["\udc00"]}', {'\ufffd': ['\ufffd']}),
+        (r'"\ud83d\ude00"', '\U0001f600'),
+    ):
+        (call,) = form.read(PLAIN_CALLS.write([WrittenCall('say', {})]).replace('{}', f'{{"x": {value}}}'))
+        assert call.arguments == {'x': read}
+    numbers = {'type': 'object', 'properties': {'x': {'type': 'integer', 'multipleOf': 5}}}
+    form = CallForm.of(PLAIN_CALLS, [Tool('count', '', numbers)])
+    (call,) = form.read(PLAIN_CALLS.write([WrittenCall('count', {'x': 10**400})]))
+    assert call.arguments == {'x': 10**400}
+    with pytest.raises(ValueError, match='multiple of 5'):
+        form.read(PLAIN_CALLS.write([WrittenCall('count', {'x': 10**400 + 1})]))

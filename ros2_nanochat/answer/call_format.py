@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ros2_nanochat.answer.written_call import WrittenCall
+from ros2_nanochat.files import valid_text
 from ros2_nanochat.states import StrEnum
 
 
@@ -178,4 +179,13 @@ class CallFormat:
             raise ValueError(f'there is no tool {name!r}')
         if later is not None:
             values[Slot.ARGUMENTS] = self.arguments.read(text, later[0], schemas[name])[0]
-        return WrittenCall(name, values[Slot.ARGUMENTS], values[Slot.ID]), at
+        return WrittenCall(name, _valid(values[Slot.ARGUMENTS]), values[Slot.ID]), at
+
+
+def _valid(value: Any) -> Any:
+    """Parsed JSON without halves of surrogate pairs, which JSON can spell and no encoder takes."""
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, dict):
+        return {valid_text(key): _valid(each) for key, each in value.items()}
+    return [_valid(each) for each in value] if isinstance(value, list) else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from ros2_nanochat.errors import shown
@@ -20,13 +21,15 @@ _KINDS = {
     'string': lambda value: isinstance(value, str),
     'boolean': lambda value: isinstance(value, bool),
     'null': lambda value: value is None,
-    'integer': lambda value: _is_number(value) and float(value).is_integer(),
+    'integer': lambda value: _is_number(value) and (isinstance(value, int) or value.is_integer()),
     'number': lambda value: _is_number(value),
 }
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def closed(schema: Any) -> Any:
@@ -165,8 +168,15 @@ def _check_number(schema: Mapping, value: float, where: str) -> None:
         raise ValueError(f'{place} has to be above {above}, not {value}')
     if below is not None and value >= below:
         raise ValueError(f'{place} has to be below {below}, not {value}')
-    if step and abs(value / step - round(value / step)) > 1e-9:
+    if step and not _is_multiple(value, step):
         raise ValueError(f'{place} has to be a multiple of {step}, not {value}')
+
+
+def _is_multiple(value: float, step: float) -> bool:
+    try:
+        return abs(value / step - round(value / step)) <= 1e-9
+    except OverflowError:  # JSON has integers of any size
+        return Fraction(value) % Fraction(str(step)) == 0
 
 
 def _check_text(schema: Mapping, value: str, where: str) -> None:

@@ -265,6 +265,36 @@ PYTHON = (
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 )
 
+# Nemotron: a reply of calls begins otherwise than the prompt ends; a list of JSON between tags of its own
+REASONING_FIRST = """{%- if tools %}{{- '<|start|>system\\n' + tools | tojson + '<|end|>\\n' }}{% endif %}
+{%- for message in messages %}
+{{- '<|start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' and not message.tool_calls %}{{- '<think></think>' }}{% endif %}
+{{- message.content or '' }}
+{%- if message.tool_calls %}{{- ' </think>  <TOOLS>[' }}
+{%- for call in message.tool_calls %}{{- '{"name": "' + call.function.name + '", "arguments": '
+    + call.function.arguments | tojson + '}' + (', ' if not loop.last else '') }}{% endfor %}
+{{- ']</TOOLS>' }}{% endif %}
+{{- '<|end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant\\n<think>\\n' }}{% endif %}"""
+
+# the name in the mark of the call
+NAMED_TAG = (
+    _DESCRIBED
+    + """
+{%- for message in messages if message.role != 'system' %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content }}
+{%- for call in message.tool_calls or [] %}{{- '<function=' + call.function.name + '>'
+    + call.function.arguments | tojson + '</function>' }}{% endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+)
+
+# LFM 2: calls as Python, with texts in quotes that are not escaped
+UNESCAPED = PYTHON.replace('value | tojson', """('"' + value + '"' if value is string else value | tojson)""")
+
 # knows no tools
 PLAIN = """{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content
     + '<|im_end|>\\n' }}{% endfor %}
@@ -283,6 +313,9 @@ WRITING = {
     'gemma': GEMMA,
     'gpt-oss': GPT_OSS,
     'python': PYTHON,
+    'reasoning-first': REASONING_FIRST,
+    'named-tag': NAMED_TAG,
+    'unescaped': UNESCAPED,
 }
 """Templates that write calls."""
 

@@ -227,8 +227,7 @@ def learn_keyed_arguments(
         return None
     close = after[: len(after) - len(empty[shared:])]
     at = start + shared
-    tricky = render({keys[0]: 'a"b\nc'})
-    is_json = text_open[-1:] == text_close[:1] == '"' and r'a\"b\nc' in tricky
+    is_json = text_open[-1:] == text_close[:1] == '"'  # some templates do not escape what they write there
     if is_json:
         text_open, text_close = text_open[:-1], text_close[1:]
     elif not (text_close or os.path.commonprefix([between, close])):

@@ -142,6 +142,28 @@ class Placeholders:
         )
 
 
+def end_of_shared(text: str, other: str) -> int:
+    """Return where what two texts begin with ends in the first one, but for white space.
+
+    A tag or word that only begins alike does not count.
+    """
+    at = there = 0
+    while at < len(text) and there < len(other):
+        if text[at] == other[there]:
+            at, there = at + 1, there + 1
+        elif text[at].isspace():
+            at += 1
+        elif other[there].isspace():
+            there += 1
+        else:
+            break
+    if (tag := text.rfind('<', 0, at)) > text.rfind('>', 0, at):
+        return tag
+    while 0 < at < len(text) and text[at - 1].isalnum() and text[at].isalnum():
+        at -= 1
+    return at
+
+
 def _core(content: str, start: int, stop: int, token: SpecialToken) -> tuple[int, int]:
     """Where the token itself is, without the white space that it includes."""
     if token.lstrip:

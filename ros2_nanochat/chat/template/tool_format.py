@@ -6,7 +6,6 @@ A format is used only if it gives exactly what the template renders for other ca
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from ros2_nanochat.answer.json_arguments import JsonArguments
 from ros2_nanochat.answer.keyed_arguments import learn_keyed_arguments
 from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.template.jinja import JinjaMarkup
+from ros2_nanochat.chat.template.markup import end_of_shared
 from ros2_nanochat.reasoning import REASONING_MARKS
 
 _ASKED, _SAID = 'Qx7asked', 'Qx7said'
@@ -30,7 +30,7 @@ _SPACINGS = tuple(
     for ascii in (False, True)
 )
 _RICH = {'keyone': 'a b', 'keytwo': [1, {'x': 'é'}], 'keythree': True, 'keyfour': -1.5}
-_TAG = re.compile(r'<[^<>\s]+>|\[[A-Z][A-Z_ ]*\]|[A-Za-z_]+[\[:(]|[a-z]+=[a-z]+\.')
+_TAG = re.compile(r'<[^<>\s]+>|<[A-Za-z_]+=|\[[A-Z][A-Z_ ]*\]|[A-Za-z_]+[\[:(]|[a-z]+=[a-z]+\.')
 
 
 class CannotCall(ValueError):
@@ -150,13 +150,11 @@ class _Learner:
         said = self._try([self._user(), {'role': 'assistant', 'content': _SAID}])
         if said and _SAID in said:
             begins.append(said.partition(_SAID)[0])
-        begins = [text for text in begins if whole.startswith(text) and len(text) >= len(before)]
-        if not begins:
-            shared = os.path.commonprefix([whole, self._render([self._user()], True)])
-            begins = [shared[: shared.rfind('>') + 1] or before]
-        text = whole[len(max(begins, key=len)) :]
-        for start, end in REASONING_MARKS:
-            match = re.match(rf'\s*{re.escape(start)}.*?{re.escape(end)}', text, re.DOTALL)
+        known = [len(text) for text in begins if whole.startswith(text) and len(text) >= len(before)]
+        start = max(known) if known else max(end_of_shared(whole, text) for text in begins)
+        text = whole[start:]
+        for opened, closed in REASONING_MARKS:
+            match = re.match(rf'\s*(?:{re.escape(opened)}.*?)?{re.escape(closed)}', text, re.DOTALL)
             text = text[match.end() :] if match else text
         return text.lstrip()
 

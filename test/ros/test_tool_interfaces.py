@@ -6,7 +6,8 @@ import pytest
 from geometry_msgs.msg import PoseStamped, Twist
 from nanochat.action import Drive
 from sensor_msgs.msg import BatteryState, LaserScan
-from std_srvs.srv import SetBool
+from std_msgs.msg import Byte, ByteMultiArray, Float64MultiArray, String, UInt8MultiArray
+from std_srvs.srv import SetBool, Trigger
 
 from ros2_nanochat.robot.tool_entries import ToolEntry
 from ros2_nanochat.robot.tool_policy import ToolKind
@@ -120,6 +121,12 @@ def test_an_answer_is_cut_to_its_fields_and_to_a_bounded_size():
         'header.frame_id': '',
     }
     assert len(str(to_data(LaserScan(ranges=[1.0] * 100_000)))) < 2000
+    assert to_data(Byte(data=b'\x07')) == {'data': 7}
+    assert to_data(ByteMultiArray(data=[b'\x00', b'\xff']))['data'] == [0, 255]
+    assert to_data(UInt8MultiArray(data=[9] * 10**6))['data'] == [*[9] * 16, '... 1000000 items']
+    assert to_data(Float64MultiArray(data=[math.nan, -math.inf, 0.5]))['data'] == ['nan', '-inf', 0.5]
+    assert len(to_data(String(data='<|im_end|>' * 10**5))['data']) < 600
+    assert to_data(SetBool.Request()) == {'data': False} and to_data(Trigger.Request()) == {}
     check_fields(PoseStamped, ['pose.position.x'], 'w')
     with pytest.raises(ValueError, match=r"w\.fields: 'pose.place' is not a field: Pose has position"):
         check_fields(PoseStamped, ['pose.place'], 'w')

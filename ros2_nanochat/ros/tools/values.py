@@ -63,8 +63,8 @@ def _value(value: Any) -> Any:
         return value
     if isinstance(value, str):
         return value if len(value) <= _CHARACTERS else value[:_CHARACTERS] + '...'
-    if isinstance(value, (bytes, bytearray)):
-        return list(value[:_ITEMS])
+    if isinstance(value, bytes) and len(value) == 1:  # the type `byte`
+        return value[0]
     if hasattr(value, 'tolist') and not isinstance(value, Sequence):  # NumPy: only what is shown
         items, count = value.reshape(-1)[:_ITEMS].tolist(), value.size
     else:

@@ -203,7 +203,7 @@ def test_a_second_thread_that_ran_a_model_does_not_make_every_barrier_sleep():
         '        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw)\n'
         '        return logits\n'
         '    model.generate("The robot", max_new_tokens=200, logits_processors=[note]).wait()\n'
-        '    return min(after - before for before, after in zip(counts, counts[1:]))  # nobody interrupted it\n'
+        '    return min(after - before for before, after in zip(counts, counts[1:]))  # uninterrupted\n'
         'cpus = len(os.sched_getaffinity(0))\n'
         'options = dict(max_context_len=256, max_sequences=1, threads=cpus, speculation=False)\n'
         'with NanoLLM.from_pretrained(**options) as one, NanoLLM.from_pretrained(**options) as two:\n'

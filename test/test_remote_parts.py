@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import re
 from types import SimpleNamespace
@@ -12,13 +14,16 @@ from hypothesis import strategies as st
 
 from ros2_nanochat.answer.response_format import ResponseFormat
 from ros2_nanochat.config import GenerationConfig
+from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import Prompt
 from ros2_nanochat.remote import gbnf, message_vocabulary
 from ros2_nanochat.remote.capabilities import Capabilities, Way
 from ros2_nanochat.remote.failures import Overloaded, Rejected, Unavailable, error_of
 from ros2_nanochat.remote.forms import TextVocabulary
 from ros2_nanochat.remote.sampling import sampling, without_effect
+from ros2_nanochat.remote.scoring import LogProbabilities
 from ros2_nanochat.remote.sse import MAX_EVENT, EventReader
+from ros2_nanochat.remote.text import ServerText
 
 
 @given(st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\r\n')), min_size=1), st.data())
@@ -140,3 +145,36 @@ def test_options_go_under_the_names_of_the_server_and_those_without_effect_are_k
     assert without_effect(config, can) == ['top_p', 'top_k', 'seed']
     assert sampling(GenerationConfig(), can) == {'t': 0.0, 'repeat_penalty': 1.0}
     assert without_effect(GenerationConfig(), can) == []
+
+
+@pytest.mark.parametrize(
+    'answer', [{}, [], None, {'tokens': None}, {'tokens': ['a']}, {'tokens': [-1]}, {'tokens': [1 << 40]}]
+)
+def test_a_server_that_tokenizes_oddly_leaves_the_text_to_be_asked_about_again(answer):
+    asked = []
+
+    def ask(path, body):
+        asked.append(path)
+        return answer
+
+    info = ModelInfo('m', 'openai', 'llama', 'http://a/v1', 64, 64, 1, 9, frozenset({1}))
+    text = ServerText(info, ask)
+    assert message_vocabulary.text_of(text.tokenize('hello there')) == 'hello there'
+    text.tokenize('hello there')
+    assert len(asked) == 2 and text.text_of(7) == ''
+
+
+@pytest.mark.parametrize('log', ['NaN', 'null', '"x"', '5.0', 'Infinity'])
+def test_a_probability_that_is_none_is_an_error_of_one_line(log):
+    class Server:
+        url = root = 'http://a'
+
+        async def post(self, address, body, timeout):
+            return json.loads(
+                f'{{"completion_probabilities": [{{"top_logprobs": [{{"id": 3, "logprob": {log}}}]}}]}}'
+            )
+
+    asked = LogProbabilities(Server(), Capabilities('m', way=Way.LLAMA_CPP))
+    with pytest.raises(Unavailable, match='gives no probabilities') as error:
+        asyncio.run(asked.after([1], [3]))
+    assert '\n' not in str(error.value)

@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -18,6 +19,7 @@ from ros2_nanochat import memory
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.memory import MemoryEstimate
+from ros2_nanochat.ros.allocator import on_own_thread
 
 MIB = 1 << 20
 
@@ -283,3 +285,64 @@ frames = [bytearray(6_000_000) for _ in range(2)]
     told = malloc_info(program, **variables)
     mapped = int(re.search(r'<total type="mmap" count="\d+" size="(\d+)"', told)[1])
     assert mapped // 6_000_000 == own_pages
+
+
+_KEEPS = """
+import sys
+from ros2_nanochat.ros.allocator import fill_thread_cache
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+class Info(ctypes.Structure):
+    names = 'arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost'
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+c.mallinfo2.restype = Info
+
+def use():
+    blocks = [c.malloc(size) for size in range(200, 1000, 16) for _ in range(20)]
+    for block in blocks:
+        c.free(block)
+
+def work():
+    global kept
+    if sys.argv[1] == 'fill':
+        fill_thread_cache()
+    before = c.mallinfo2().uordblks
+    use()
+    kept = c.mallinfo2().uordblks - before
+
+c.mallopt(-8, 1)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(kept)
+"""
+
+
+@pytest.mark.parametrize('how, keeps', [('fill', False), ('not', True)])
+def test_a_thread_whose_cache_is_full_keeps_nothing_of_what_it_frees(how, keeps):
+    if platform.libc_ver()[0] != 'glibc':
+        pytest.skip('only glibc has such a cache')
+    environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
+    told = subprocess.run(
+        [sys.executable, '-c', 'import ctypes, threading\n' + _KEEPS, how],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=True,
+    )
+    assert (int(told.stdout) > 50_000) == keeps, told
+
+
+@pytest.mark.parametrize('none_left', [False, True])
+def test_what_has_a_thread_of_its_own_is_waited_for_and_its_error_is_raised(monkeypatch, none_left):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    if none_left:
+        monkeypatch.setattr(threading.Thread, 'start', refuse)
+    ran = []
+    on_own_thread(lambda: ran.append(threading.current_thread().name), 'own')
+    assert (ran == ['own']) == (not none_left) and len(ran) == 1
+    with pytest.raises(SystemExit, match='3'):
+        on_own_thread(lambda: sys.exit(3), 'own')

@@ -4,8 +4,10 @@ Each thread that allocates may get its own heap, an "arena", and freed memory st
 threads keeps growing, and does not return the memory of a model that it closed. `malloc_trim` returns the
 free end of the main arena only, and that of another one can be tens of megabytes: so there is one arena.
 
-Each thread also keeps up to 0.25 MB of freed blocks. So a node grows a little while its executor starts
-threads, and no more when all of them run.
+Each thread also keeps up to 0.25 MB of freed blocks, and the pages in which they lie cannot be returned. So
+the executor's threads take theirs when they start, from pages of their own: later, such blocks would lie all
+over the memory of a model that is closed. What makes and frees most, the transitions of the life cycle, has
+threads of its own: what these keep is freed when they end.
 
 Large blocks, such as a camera's frames, have pages of their own, which go back to the system when they are
 freed. By default, glibc puts them into the arena as well once one of them was freed, and an arena keeps what
@@ -18,9 +20,14 @@ import contextlib
 import ctypes
 import gc
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 
 _ARENAS = 1
 _LARGE = 4 << 20  # bytes
+_CACHED = range(24, 1033, 16)  # bytes of the blocks that a thread keeps
+_CACHED_OF_A_SIZE = 7
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # from malloc.h
 
 
@@ -41,8 +48,49 @@ def _set(option: int, value: int, variable: str, tunable: str) -> None:
         ctypes.CDLL(None).mallopt(option, value)
 
 
+def fill_thread_cache() -> None:
+    """Let this thread take the freed blocks that it keeps, see above. Call this where a thread begins that
+    lives as long as the process.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        malloc, free = libc.malloc, libc.free
+        malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+        for block in [malloc(size) for size in _CACHED for _ in range(_CACHED_OF_A_SIZE)]:
+            free(block)
+
+
+def on_own_thread(act: Callable[[], object], name: str) -> None:
+    """Call a function on a thread of its own, and wait for it.
+
+    Args:
+        act: The function.
+        name: Name of the thread.
+
+    Raises:
+        BaseException: Whatever the function raises.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            act()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system has no thread left
+        run()
+    else:
+        thread.join()
+    done.result()
+
+
 def give_back_memory() -> None:
-    """Return freed memory to the system. Call this after closing a model."""
+    """Return freed memory to the system. Call this after closing a model, when its threads have ended."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))

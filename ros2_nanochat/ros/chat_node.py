@@ -31,7 +31,7 @@ from ros2_nanochat.nano_llm import NanoLLM
 from ros2_nanochat.robot import health
 from ros2_nanochat.robot.answering import check_texts
 from ros2_nanochat.robot.options import robot_names
-from ros2_nanochat.ros.allocator import give_back_memory
+from ros2_nanochat.ros.allocator import give_back_memory, on_own_thread
 from ros2_nanochat.ros.fleet import Fleet
 from ros2_nanochat.ros.interruption import interrupt_loading
 from ros2_nanochat.ros.model_loader import ModelLoader
@@ -155,13 +155,17 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
         """Run a transition. rclpy silently drops exceptions; here each is logged and fails the transition."""
         before, self._state = self._state, during
         try:
-            action()
+            on_own_thread(action, during)
         except (ValueError, OSError, BackendError, MissingDependency) as error:
             self.failure = shorten(str(error), 600)
-        except Exception as error:
+        except BaseException as error:
             self.failure = f'internal error: {shown(error, 600)}'
         else:
-            self.failure, self._state = None, after
+            self.failure = None
+        if self._model is None:
+            give_back_memory()
+        if self.failure is None:
+            self._state = after
             name = f': {self._model.info.name}' if self._model is not None else ''
             self.get_logger().info(f'{after}{name}')
             return _SUCCESS
@@ -199,7 +203,6 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
             self._model.close()
         self._model = None
         self._loader.forget()
-        give_back_memory()
 
     def _end(self) -> None:
         try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import rclpy
 from rclpy.executors import MultiThreadedExecutor
 
+from ros2_nanochat.ros.allocator import fill_thread_cache
 from ros2_nanochat.ros.library_log import library_log
 from ros2_nanochat.ros.signals import ignore_signals
 from ros2_nanochat.ros.spinning import spin
@@ -26,9 +28,11 @@ def run_until(done: threading.Event, node) -> int:
         node: A node with `start()`, `close()`, which returns whether everything has ended, and `exit_code`.
     """
     executor = MultiThreadedExecutor(num_threads=_THREADS)
+    executor._executor = ThreadPoolExecutor(_THREADS, initializer=fill_thread_cache)  # instead of its own
     executor.add_node(node)
 
     def run():
+        fill_thread_cache()
         try:
             spin(executor, node.get_logger())
         except Exception as error:

@@ -229,7 +229,7 @@ def test_cleanup_and_configure_again_and_again_take_no_more_memory(start, listen
         assert call(ears, ChangeState, '/nanochat/change_state', request, 60.0).success
 
     memory = []
-    for _ in range(5):
+    for _ in range(12):
         for name in ('DEACTIVATE', 'CLEANUP', 'CONFIGURE', 'ACTIVATE'):
             transit(name)
         memory.append(node.memory(shared=False))

@@ -68,7 +68,11 @@ def one_line(error: object, limit: int = 300) -> str:
 
     A line that ends in a colon goes on with the next.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    try:
+        text = str(error)
+    except Exception:  # of a user's exception
+        text = ''
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     count = next((n for n, line in enumerate(lines, 1) if not line.endswith(':')), len(lines))
     text = ' '.join(lines[:count]) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + '...'

@@ -126,6 +126,15 @@ def test_what_is_not_allowed_is_not_called_whoever_wrote_it(name, arguments):
     assert case.hand.started == [] and case.states == ['failed']
 
 
+def test_half_a_character_in_an_answer_does_no_harm():
+    class Half(Hand):
+        def start(self, arguments, run):
+            run.succeed('a\udcff')
+
+    case = Case(Half())
+    assert case.call(speed=0.2).result.encode() == 'a\ufffd'.encode()
+
+
 def test_approval_is_given_refused_and_expires():
     case = Case(confirm=True, limits={'approval_timeout': 0.2})
     run = case.begin()

@@ -183,6 +183,44 @@ def test_an_exception_and_a_time_out_become_the_answer():
     assert call.state is CallState.FAILED and 'no answer within 0.05 s' in call.result
 
 
+def test_odd_answers_and_exceptions_are_answers():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError('no text')
+
+    def mute():
+        raise Mute
+
+    def long():
+        return '<|im_end|>' * 100_000
+
+    def odd():
+        return {'x': float('nan'), 'y': b'bytes', 'z': {1, 2}, 'name': '\udcff'}
+
+    def half():
+        return 'a\ud83d'
+
+    assert started(mute)[0].wait(20).result == 'error: Mute'
+    assert len(started(long)[0].wait(20).result) < 5000
+    assert 'NaN' in started(odd)[0].wait(20).result
+    assert started(half)[0].wait(20).result == 'a\ufffd'
+    for function in (odd, half):
+        started(function)[0].wait(20).result.encode()
+
+
+def test_a_call_that_has_ended_leaves_no_thread_behind():
+    def quick():
+        return 'done'
+
+    before = threading.active_count()
+    for _ in range(20):
+        started(quick, timeout=600.0)[0].wait(20)
+    until = time.monotonic() + 20
+    while threading.active_count() > before:
+        assert time.monotonic() < until, threading.enumerate()
+        time.sleep(0.01)
+
+
 def test_a_cancelled_function_can_see_it():
     seen, began = threading.Event(), threading.Event()
 

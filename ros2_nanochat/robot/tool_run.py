@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ros2_nanochat.errors import one_line
+from ros2_nanochat.files import valid_text
 from ros2_nanochat.robot.tool_policy import ToolLimits, ToolPolicy
 from ros2_nanochat.robot.tool_record import CallRecord, Performer
 from ros2_nanochat.robot.tool_signals import CallSignals
@@ -244,7 +245,7 @@ class CallRun(CallSignals):
 
     def _end(self, state: CallState, text: str) -> None:
         """End the call: publish it, then let its turn go on."""
-        limit = self._limits.max_result
+        limit, text = self._limits.max_result, valid_text(text)
         text = text if len(text) <= limit else f'{text[:limit]}... ({len(text) - limit} more characters)'
         try:
             self._move(state, text)

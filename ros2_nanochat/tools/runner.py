@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ros2_nanochat.answer.tool import Tool, as_tools
 from ros2_nanochat.errors import one_line, shorten
+from ros2_nanochat.files import valid_text
 from ros2_nanochat.tools.call import CallState, ToolCall
 
 MAX_RESULT = 4000
@@ -190,10 +191,12 @@ class FunctionRunner:
             return failed(call, on_change, str(error))
         handle = CallHandle(call, on_change)
         limit = self._timeout if tool.timeout is None else tool.timeout
-        threading.Thread(target=self._run, args=(tool, handle), name=f'tool-{tool.name}', daemon=True).start()
         watch = threading.Timer(limit, self._time_out, (handle, limit))
         watch.daemon = True
         watch.start()
+        threading.Thread(
+            target=self._run, args=(tool, handle, watch), name=f'tool-{tool.name}', daemon=True
+        ).start()
         return handle
 
     @staticmethod
@@ -202,7 +205,7 @@ class FunctionRunner:
             handle.cancelled = 'its time was up'
             handle.change(CallState.FAILED, f'error: no answer within {limit:g} s')
 
-    def _run(self, tool: Tool, handle: CallHandle) -> None:
+    def _run(self, tool: Tool, handle: CallHandle, watch: threading.Timer) -> None:
         assert tool.function is not None
         _current.handle = handle
         handle.change(CallState.RUNNING)
@@ -215,6 +218,8 @@ class FunctionRunner:
             handle.change(CallState.FAILED, f'error: {shorten(one_line(error))}')
         else:
             handle.change(CallState.DONE, text)
+        finally:
+            watch.cancel()
 
 
 _current = threading.local()
@@ -242,6 +247,7 @@ def as_answer(value: Any, max_characters: int = MAX_RESULT) -> str:
             text = json.dumps(value, ensure_ascii=False, default=str)
         except (TypeError, ValueError, RecursionError):
             text = str(value)
+    text = valid_text(text)
     if len(text) > max_characters:
         text = f'{text[:max_characters]}... ({len(text) - max_characters} more characters)'
     return text

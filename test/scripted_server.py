@@ -37,6 +37,8 @@ class ScriptedServer:
             written as they are; or a function that is called with the writer.
         requests: `(headers, body)` of all requests for replies.
         kept: Pictures that it knows by their `uuid`; None if it keeps none.
+        owner: Who it says owns the model; `kind` if empty.
+        replicas: Servers behind it that take turns and remember prompts each for itself.
         block: Tokens that it says to reuse together, of a prompt that it has had before; 0 for none.
         open_streams: Replies that are being written.
         most_open: The most that were at once.
@@ -64,6 +66,7 @@ class ScriptedServer:
         self.sees = False
         self.kept: set | None = None
         self.block = 0
+        self.owner, self.replicas, self._turn = '', 1, 0
         self._had: set = set()
         self.one_at_a_time = False
         self.port = port
@@ -164,7 +167,7 @@ class ScriptedServer:
         if path == '/v1/models' and self.models_fail:  # as behind a router, of a worker that is gone
             return self._answer(writer, 500, {'error': {'message': 'error sending request'}})
         if path == '/v1/models' and self.lists_models:
-            entry = {'id': MODEL, 'owned_by': self.kind, 'max_model_len': self.context}
+            entry = {'id': MODEL, 'owned_by': self.owner or self.kind, 'max_model_len': self.context}
             return self._answer(writer, 200, {'object': 'list', 'data': [entry] * (1 + self.models_twice)})
         return self._answer(writer, 404, {'detail': 'Not Found'})
 
@@ -239,9 +242,11 @@ class ScriptedServer:
             choice['token_ids'] = [i for _, ids in pieces for i in ids or []]
         usage = {'prompt_tokens': self._num_prompt(body), 'completion_tokens': len(pieces)}
         if self.block and 'prompt' in body:
-            prompt = tuple(body['prompt'])
-            cached = len(prompt) // self.block * self.block if prompt in self._had else 0
-            usage['prompt_tokens_details'] = {'cached_tokens': cached}
+            self._turn += 1
+            prompt = (self._turn % self.replicas, *body['prompt'])
+            if prompt in self._had:  # as vLLM, which writes no figures of 0
+                cached = (len(prompt) - 1) // self.block * self.block
+                usage['prompt_tokens_details'] = {'cached_tokens': cached}
             self._had.add(prompt)
         return {'choices': [choice], 'usage': usage}
 

@@ -616,6 +616,20 @@ def test_reuse_in_blocks_of_any_size_is_found(tokenizer, block, context):
         assert max(map(len, prompts)) < context
 
 
+def test_replicas_of_vllm_behind_a_router_are_known_as_such(tokenizer):
+    with ScriptedServer(kind='vllm') as server:
+        server.owner, server.replicas, server.block = 'organization-owner', 2, 32  # as Ray Serve LLM
+        with open_servers(server, tokenizer=tokenizer) as model:
+            can = model.engine.can
+            assert (can.kind, can.way, can.reuse, can.priority, can.missing) == (
+                'vLLM',
+                'ids',
+                True,
+                True,
+                [],
+            )
+
+
 def switch(on: bool) -> str:
     """Switch the lamp."""
     return f'it is {on}'

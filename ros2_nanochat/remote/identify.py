@@ -62,7 +62,9 @@ async def identify(connection: Connection, served_model: str | None) -> Found:
     questions = Questions(connection, entry['id'])
     props = await _try_get(connection, '/props')
     props = props if 'default_generation_settings' in props else {}
-    kind = await _kind(questions, entry, props)
+    kind, id_way = await _kind(questions, entry, props), await _id_way(questions)
+    if kind == 'unknown' and id_way is Way.IDS:  # behind Ray Serve LLM and other routers
+        kind = 'vLLM'
     slots = props.get('total_slots')
     can = Capabilities(
         entry['id'],
@@ -73,7 +75,7 @@ async def identify(connection: Connection, served_model: str | None) -> Found:
         continues=_CONTINUES.get(kind),
         listed=len(entry) > 1,
     )
-    return Found(can, entry, props, await _id_way(questions))
+    return Found(can, entry, props, id_way)
 
 
 async def _model_entry(connection: Connection, served_model: str | None) -> dict:

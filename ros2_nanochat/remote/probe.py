@@ -118,20 +118,21 @@ class Prober:
         return any(b'"completion_tokens"' in event for event in seen)
 
     async def _reports_reuse(self, context_length: int | None) -> bool | None:
-        """Whether a second, equal question shows reused tokens."""
-        details: Any = None
+        """Whether a later, equal question shows reused tokens. The second one may reach another replica."""
         num = min(_BLOCKS, (context_length or _BLOCKS) // 2)
         try:
-            for _ in range(2):
+            for _ in range(4 if self._way is Way.IDS else 2):
                 if self._way is Way.IDS:
                     answer = await self._questions.after_ids((self._ids * num)[:num], {})
                 else:
                     answer = await self._questions.after_message({}, 1, 'one two ' * (num // 2))
                 usage = answer.get('usage') if isinstance(answer, dict) else None
                 details = usage.get('prompt_tokens_details') if isinstance(usage, dict) else None
+                if isinstance(details, dict) and details.get('cached_tokens'):
+                    return True
         except ServerError:
             return None
-        return isinstance(details, dict) and bool(details.get('cached_tokens'))
+        return False
 
     async def _completes(self) -> bool:
         try:

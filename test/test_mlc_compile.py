@@ -453,6 +453,10 @@ def test_a_disk_that_takes_no_more_while_compiling_is_one_line_and_leaves_nothin
         ),
         ('ptxas fatal: No space left on device\n  File "x"\n    return', 'the disk is full; free some room'),
         ('Traceback\n    return', 'return'),
+        (
+            'OSError: [Errno 27] File too large\n  File "x"',
+            'a file in {root} would be larger than allowed: raise the limit (ulimit -f)',
+        ),
     ],
 )
 def test_the_disk_that_is_full_is_named(tmp_path, output, said):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ros2_nanochat.errors import BackendError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Aside(NamedTuple):
@@ -96,6 +96,8 @@ def stop_if_set(stop: threading.Event | None) -> None:
 def _what_failed(error: OSError, final: str) -> str:
     place = os.path.dirname(final)
     file = os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else final
+    if error.errno == errno.EFBIG:
+        return f'{final} cannot be written: {error.strerror}; {larger_files(place)}'
     if error.errno not in _FULL:
         return (
             f'{file}: {error.strerror or error}; {final} is not made: set XDG_CACHE_HOME to a folder that you'
@@ -107,3 +109,11 @@ def _what_failed(error: OSError, final: str) -> str:
 def more_room(folder: str) -> str:
     """Return what to do about a full disk."""
     return f'free some room on the disk of {folder}, or set XDG_CACHE_HOME to a disk that has it'
+
+
+def larger_files(folder: str) -> str:
+    """Return what to do if a file in a folder would be larger than allowed."""
+    return (
+        f'a file in {folder} would be larger than allowed: raise the limit (ulimit -f), or set XDG_CACHE_HOME'
+        ' to a disk that takes larger files'
+    )

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from ros2_nanochat.backends.mlc import guard
-from ros2_nanochat.backends.mlc.making import Aside, more_room, stop_if_set
+from ros2_nanochat.backends.mlc.making import Aside, larger_files, more_room, stop_if_set
 from ros2_nanochat.errors import BackendError, printable
 
 INSTALL = (
@@ -29,6 +29,7 @@ _LOOK = 0.2  # seconds between two looks at whether to stop
 _KEPT = 1 << 18  # bytes of the output that are examined
 _NOISE = re.compile(r'\x1b\[[0-9;]*m')
 _FULL = re.compile(r'No space left on device|Disk quota exceeded|\[Errno (?:28|122)\]|errno 28')
+_TOO_LARGE = re.compile(r'File too large|File size limit exceeded|\[Errno 27\]|errno 27')
 _FEW = 4 << 20  # a disk with fewer free bytes counts as full
 
 
@@ -164,6 +165,8 @@ def telling(text: str, folder: str) -> str:
         text: The output.
         folder: Where the program was writing.
     """
+    if _TOO_LARGE.search(text):
+        return larger_files(os.path.dirname(folder))
     full = _full_disk(text, folder)
     if full:
         return f'the disk is full; {full}'

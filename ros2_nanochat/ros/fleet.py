@@ -18,7 +18,8 @@ from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.tool_policy import ToolChoice
 from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.ros.node_parameters import NodeParameters
-from ros2_nanochat.ros.robot_topics import RobotTopics
+from ros2_nanochat.ros.robot_topics import CLOSING, RobotTopics
+from ros2_nanochat.ros.spinning import pass_through
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
 from ros2_nanochat.ros.watch_topics import WatchTopics
 
@@ -210,9 +211,10 @@ class Fleet:
 
     def close_ports(self) -> None:
         """Close all topics. The conversations stay."""
-        with self._changing:
+        with self._changing, self._node.executor_left_alone():
             for port in self._ports.values():
                 port.mute()
+            pass_through(self._node, CLOSING)  # once for all: it takes longer the more robots there are
             for robot in list(self._ports):
                 chat = self._chats[robot]
                 try:
@@ -220,7 +222,7 @@ class Fleet:
                 except RuntimeError as error:
                     self._log.warning(str(error))
                 self._close_watching(robot)
-                self._ports.pop(robot).close()
+                self._ports.pop(robot).close(muted=True)
                 chat.output, chat.sight.camera = Nobody(), None
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ _OWN_TOPICS = (
     *('typed_reply', 'observations', 'watches', 'tool_calls'),
 )
 _LAST_WORDS = Duration(seconds=0.1)  # for listeners to acknowledge messages; one of them may be dead
-_CLOSING = 0.5  # seconds to wait for callbacks that the executor has already taken
+CLOSING = 0.5  # seconds to wait for callbacks that the executor has already taken
 
 
 class RobotTopics:
@@ -282,10 +282,11 @@ class RobotTopics:
         self._muted = self._goals.muted = True
         self._node.destroy_subscription(self._queries)
 
-    def close(self) -> None:
+    def close(self, muted: bool = False) -> None:
         """Close all topics, services and the action. Turns that are still running are no longer published."""
-        self.mute()
-        pass_through(self._node, _CLOSING)  # a query that was taken becomes a turn, which is published
+        if not muted:  # else `mute` was called before, and the executor has run since
+            self.mute()
+            pass_through(self._node, CLOSING)  # a query that was taken becomes a turn, which is published
         self._goals.close()
         self._closed = True
         for service in self._services:

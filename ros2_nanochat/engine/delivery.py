@@ -69,8 +69,7 @@ class Delivery:
             scores, sequence, signals = request.progress.scores, request.sequence, request.signals
             if scores is None or sequence.handle is None or signals.ended.is_set() or signals.cancelled:
                 continue  # a cancelled reply ends before the next step, which may be a person's
-            spare = self._backend.max_sequences - len(self._scheduler.sequences)
-            began = time.perf_counter()
+            spare, began = self._backend.max_sequences - len(self._scheduler.sequences), time.perf_counter()
             try:
                 scores.run(self._backend, sequence.handle, len(sequence.held), spare)
             except Exception as error:  # the answer itself is not affected

@@ -9,7 +9,7 @@ import itertools
 import math
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
@@ -18,17 +18,33 @@ from rclpy.exceptions import InvalidHandle
 from ros2_nanochat.robot.camera_formats import stamp_of
 from ros2_nanochat.robot.freshness import ArrivalClock, Jump, age_of
 from ros2_nanochat.robot.turn import Picture
-from ros2_nanochat.ros.camera_topics import CameraTopic, Frame, camera_topics, identity_of
+from ros2_nanochat.ros.camera_topics import CameraTopic, camera_topics, identity_of
 from ros2_nanochat.ros.spinning import Untouched
 
 _FIRST_FRAME = 1.0  # seconds to wait for the first frame of a publisher that was just found
 _QUIET = 1.0  # seconds without a frame before the other transport is tried
 _NEEDED = 5.0  # seconds that a subscription stays open if only a question needed it
 _LOOK = 0.02  # seconds between two looks at the graph while frames are requested
-_STEADY = 0.25  # the same while they arrive
 _KNOWN = 1000  # ids of publishers that are remembered
 _JUMP_FORWARD = 10.0  # seconds; a simulation that runs faster than real time takes smaller steps
 _numbers = itertools.count(1)  # of frames of all cameras: a conversation may change its camera
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The frame that was taken last.
+
+    Attributes:
+        arrived: When it arrived, in `time.monotonic()`.
+        source: Id of the publisher according to the message.
+        publishers: Ids of the publishers that may have sent it; none if the graph showed none at that time.
+    """
+
+    picture: Picture
+    arrived: float
+    topic: str
+    source: bytes
+    publishers: frozenset[bytes] = frozenset()
 
 
 class Camera:
@@ -50,7 +66,7 @@ class Camera:
         self._open: CameraTopic | None = None
         self._subscription = None
         self._group = Untouched()
-        self._kept: Frame | None = None
+        self._kept: _Frame | None = None
         self._closed = False
         self._opened = 0.0  # when the subscription was opened
         self._quiet = ''  # a transport that is published but delivered no frame
@@ -76,16 +92,9 @@ class Camera:
     @property
     def present(self) -> bool:
         """Whether anyone publishes images. Can be used from any thread, also after `close()`."""
-        if self._closed:
-            return False
-        return self._comes(time.monotonic()) or any(
+        return not self._closed and any(
             self._node.count_publishers(topic.name) for topic in self._topics.values()
         )
-
-    def _comes(self, steady: float) -> bool:
-        """Whether a frame arrived just now, so that asking the graph again would tell little."""
-        kept = self._kept
-        return kept is not None and steady - kept.arrived < _STEADY
 
     @property
     def expecting(self) -> bool:
@@ -118,9 +127,7 @@ class Camera:
                 return None
             if not self._wanted:
                 self._needed = time.monotonic()
-            steady = time.monotonic()
-            self._look_at_clocks(steady)
-            if self._open is None or steady - self._looked > (_STEADY if self._comes(steady) else _LOOK):
+            if self._open is None or time.monotonic() - self._looked > _LOOK:
                 self._look()
             self._take()
             now, steady = self._node.get_clock().now().nanoseconds, time.monotonic()
@@ -168,7 +175,11 @@ class Camera:
     def _look(self) -> None:
         """Update what is known of the graph and the clocks."""
         steady = self._looked = time.monotonic()
-        self._look_at_clocks(steady)
+        clock = self._node.get_clock()
+        if self._arrivals.look(time.time(), steady):
+            self._take()
+            if not clock.ros_time_is_active:
+                self._jump = Jump(steady, clock.now().nanoseconds)
         for topic in self._topics.values():
             ends = self._publishers[topic.name] = self._node.get_publishers_info_by_topic(topic.name)
             sources = frozenset(identity_of(end.endpoint_gid) for end in ends)
@@ -183,13 +194,6 @@ class Camera:
             kept = self._attributed(self._kept)
             self._kept = None if self._is_outdated(kept) else kept
         self._switch(self._choice(steady))
-
-    def _look_at_clocks(self, steady: float) -> None:
-        if self._arrivals.look(time.time(), steady):
-            self._take()
-            clock = self._node.get_clock()
-            if not clock.ros_time_is_active:
-                self._jump, self._looked = Jump(steady, clock.now().nanoseconds), -math.inf
 
     def _choice(self, steady: float) -> CameraTopic | None:
         if self._closed or not (self._wanted or steady - self._needed < _NEEDED):
@@ -256,9 +260,9 @@ class Camera:
             self._kept, self._expected_until = frame, 0.0
             self._tried.clear()
 
-    def _frame(self, topic: CameraTopic, message, info) -> Frame:
+    def _frame(self, topic: CameraTopic, message, info) -> _Frame:
         source = identity_of(info['publisher_gid']['data']) if 'publisher_gid' in info else b''
-        return Frame(
+        return _Frame(
             Picture(
                 lambda: topic.decode(message),
                 stamp_of(message),
@@ -271,14 +275,14 @@ class Camera:
             source,
         )
 
-    def _attributed(self, frame: Frame) -> Frame:
+    def _attributed(self, frame: _Frame) -> _Frame:
         """Return a frame with its publishers, which the graph may show later than their first frame."""
         # Older rclpy has no GID, and some middlewares use another one than the graph.
         if frame.source in self._known:
             return replace(frame, publishers=frozenset([frame.source]))
         return frame if frame.publishers else replace(frame, publishers=self._sources[frame.topic])
 
-    def _is_outdated(self, frame: Frame) -> bool:
+    def _is_outdated(self, frame: _Frame) -> bool:
         """Whether time has jumped since, or the frame's publisher was replaced by others.
 
         If there are no publishers, `present` is False and nobody asks for a frame.
@@ -292,4 +296,4 @@ class Camera:
         """Called by the node's clock, so it must not wait for a lock."""
         now = self._node.get_clock().now().nanoseconds
         if now != jump.delta.nanoseconds:  # else a simulation's clock has just started
-            self._jump, self._looked = Jump(time.monotonic(), now), -math.inf
+            self._jump = Jump(time.monotonic(), now)

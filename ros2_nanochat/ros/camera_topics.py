@@ -22,7 +22,6 @@ from rclpy.qos import (
 from sensor_msgs.msg import CompressedImage, Image
 
 from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb
-from ros2_nanochat.robot.turn import Picture
 
 _COMPRESSED = '/compressed'
 
@@ -93,23 +92,6 @@ class CameraTopic:
             f'subscription is volatile and does not get what was sent before it: set '
             f'{prefix}durability to transient_local and {prefix}reliability to reliable'
         )
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A frame that was taken from a topic.
-
-    Attributes:
-        arrived: When it arrived, in `time.monotonic()`.
-        source: Id of the publisher according to the message.
-        publishers: Ids of the publishers that may have sent it; none if the graph showed none at that time.
-    """
-
-    picture: Picture
-    arrived: float
-    topic: str
-    source: bytes
-    publishers: frozenset[bytes] = frozenset()
 
 
 def camera_topics(node, prefix: str) -> tuple[dict[str, CameraTopic], tuple[str, ...]]:

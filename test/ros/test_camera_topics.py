@@ -209,24 +209,6 @@ def test_the_frames_of_a_publisher_that_has_gone_are_gone(world):
     show(world, camera, third, frame('third'))
 
 
-def test_while_frames_arrive_the_graph_is_asked_now_and_then(world, monkeypatch):
-    camera = world.camera()
-    publisher = world.publisher('/user/image')
-    show(world, camera, publisher, frame('first'))
-    asked, ask_graph = [], world.node.get_publishers_info_by_topic
-    monkeypatch.setattr(
-        world.node, 'get_publishers_info_by_topic', lambda topic: asked.append(topic) or ask_graph(topic)
-    )
-    began, taken = time.monotonic(), 0
-    while taken < 20:
-        publisher.publish(frame(str(taken)))
-        world.until(lambda n=taken: camera.newest().frame_id == str(n))
-        assert camera.present
-        taken += 1
-    looks = len(asked) / len(camera._topics)
-    assert looks <= 1 + (time.monotonic() - began) / 0.2, looks
-
-
 def test_nothing_is_open_that_is_not_wanted_but_a_question_may_open_it(world):
     camera = world.camera(wanted=False)
     publisher = world.publisher('/user/image', matched=False)

@@ -69,6 +69,7 @@ class ChatGoals:
             self._chat.refuse(turn, one_line(error))
         else:
             self._chat.ask(turn)
+            self._clients.met(key)
 
     def _cancel(self, goal) -> bool:
         with self._lock:

@@ -29,6 +29,19 @@ class GoalClients:
         self._goals: dict[bytes, _Goal] = {}
         self._heard = False
 
+    def met(self, key: bytes) -> None:
+        """Take note of the clients that there are as a goal arrives: its own may leave before `gone` is called.
+        Call this once the goal is among those that are open. Any thread.
+
+        Args:
+            key: The id of the goal.
+        """
+        self._goals.setdefault(key, _Goal(key)).has_client(self._there())
+
+    def _there(self) -> set[bytes]:
+        ends = self._node.get_subscriptions_info_by_topic(self._topic)
+        return {bytes(end.endpoint_gid[:CLIENT_BYTES]) for end in ends}
+
     def gone(self, goals: Collection[bytes]) -> list[bytes]:
         """Return those of these goals whose clients have left the graph. Call this regularly.
 
@@ -39,10 +52,9 @@ class GoalClients:
         if not goals:
             self._heard = False
             return []
-        ends = self._node.get_subscriptions_info_by_topic(self._topic)
-        clients = {bytes(end.endpoint_gid[:CLIENT_BYTES]) for end in ends}
-        silent = self._heard and not ends
-        self._heard = bool(ends)
+        clients = self._there()
+        silent = self._heard and not clients
+        self._heard = bool(clients)
         return [goal.key for goal in self._goals.values() if not goal.has_client(clients) or silent]
 
 

@@ -148,6 +148,7 @@ class WatchTopics:
             return
         with self._lock:
             self._goals[key] = standing
+        self._clients.met(key)
         if standing.ended:  # it has ended already
             with self._lock:
                 self._goals.pop(key, None)

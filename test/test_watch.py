@@ -21,6 +21,7 @@ from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource, WatchState, number_of, read_watch
 from ros2_nanochat.robot.watch_asking import Pending
 from ros2_nanochat.robot.watch_budget import WatchBudget
+from ros2_nanochat.robot.watch_choice import Choice
 from ros2_nanochat.robot.watch_scene import Scene
 from ros2_nanochat.robot.watcher import MAX_WATCHES, Watcher
 from ros2_nanochat.states import FinishReason
@@ -400,6 +401,66 @@ def test_questions_about_one_frame_encode_and_prefill_it_once_and_are_answered_i
     assert any(len(forward) >= 2 for forward in r1.forwards)
     assert all(0 < each.probability <= 1 and each.value in ('yes', 'no') for each in seen_by.values())
     assert all(each.usage.model_time > 0 for each in seen_by.values())
+
+
+@pytest.mark.parametrize(
+    'form, rows',
+    [
+        ('yes | no', 1),
+        ('it is a red box. | it is a blue box. | it is a green box.', 1),
+        ('red box | red | blue', 2),  # no single id decides
+        ('red box | red ball | blue', 2),
+        ('blue | red', 1),
+    ],
+)
+def test_a_choice_takes_one_row_of_logits_where_its_alternatives_part(robot, form, rows):
+    alternatives = form.split(' | ')
+    r1 = robot(f'reply={alternatives[1]}')
+    logits, forward = [], r1.model.backend.forward
+    r1.model.backend.forward = lambda chunks: (
+        logits.append(sum(chunk.num_logits for chunk in chunks)) or forward(chunks)
+    )
+    r1.show(0)
+    r1.watch('what?', name='a', response_format=form)
+    r1.wait(lambda: r1.heard.seen)
+    seen_by = r1.heard.seen[0]
+    assert seen_by.valid and seen_by.text == seen_by.value == alternatives[1] and seen_by.probability > 0.5
+    assert sum(logits) == rows
+    assert seen_by.usage.image_tokens == 40
+
+
+def test_the_choice_is_the_most_likely_path_of_the_tree():
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        texts = {tuple(rng.integers(0, 3, rng.integers(1, 5))) for _ in range(rng.integers(2, 7))}
+        if len(texts) < 2:
+            continue
+        ids = {str(each): (*map(int, each), 9) for each in texts}
+        logits = {}  # of what follows each beginning
+
+        def after(beginning, logits=logits):
+            return logits.setdefault(tuple(beginning), rng.standard_normal(10) * 2)
+
+        def share(path, ids=ids, after=after):
+            likely = 1.0
+            for n, token_id in enumerate(path):
+                may = sorted({each[n] for each in ids.values() if each[:n] == path[:n]})
+                weights = np.exp(after(path[:n])[may])
+                likely *= weights[may.index(token_id)] / weights.sum()
+            return likely
+
+        choice, asked = Choice(ids), 1
+        while not choice.note(after(choice.beginning)):
+            asked += 1
+        shares = {text: share(path) for text, path in ids.items()}
+        best = max(shares, key=shares.__getitem__)
+        assert max(choice.shares, key=choice.shares.__getitem__) == best
+        assert all(shares[text] == pytest.approx(value) for text, value in choice.shares.items())
+        assert asked <= len({each[:n] for each in ids.values() for n in range(len(each))})
+    alike = Choice({'a': (1, 2), 'b': (1, 2), 'c': (1, 3)})
+    assert alike.note(np.eye(10)[2] * 9) and set(alike.shares) == {'a', 'c'}
+    broken = Choice({'a': (1, 2), 'b': (3, 2)})
+    assert broken.note(np.full(10, np.nan)) and not broken.shares
 
 
 def test_watching_evicts_no_conversation_as_long_as_there_is_one_more_sequence(robot):

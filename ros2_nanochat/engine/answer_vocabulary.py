@@ -111,12 +111,12 @@ def choice_scores(
             f'probabilities=True is possible for up to {MAX_ALTERNATIVES} alternatives, not'
             f' {len(form.alternatives)}'
         )
-    end = _end_of_turn(info)
+    end = end_of_turn(info)
     return ChoiceScores({text: [*tokenize(text), end] for text in form.alternatives})
 
 
-def _end_of_turn(info: ModelInfo) -> int:
-    """The token that ends a reply; if there are several, the one that the model names."""
+def end_of_turn(info: ModelInfo) -> int:
+    """Return the token that ends a reply; if there are several, the one that the model names."""
     named = info.named_tokens.get('eos_token')
     for token in info.special_tokens:
         if token.text == named and token.id in info.eos_token_ids:

@@ -1,8 +1,9 @@
 """Asks several standing questions about the same pictures, all in one batch.
 
 Each prompt is the system prompt, the pictures, and then the question: what comes first is the same for all
-of them, so the engine reads it once and forks it. A choice costs one forward: the first id decides, and its
-logits give the probability. Belongs to one robot's thread.
+of them, so the engine reads it once and forks it. A choice costs one forward where one id decides: the prompt
+ends with what all alternatives begin with, and the logits give the answer and its probability. Belongs to one
+robot's thread.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ import numpy as np
 from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.config import GenerationConfig, RobotOptions
+from ros2_nanochat.engine.answer_vocabulary import end_of_turn
 from ros2_nanochat.engine.request import BACKGROUND
 from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.errors import one_line
-from ros2_nanochat.prompt import Preceding
+from ros2_nanochat.prompt import Preceding, Prompt, concatenate
 from ros2_nanochat.robot.watch import Watch, number_of
+from ros2_nanochat.robot.watch_choice import Choice
 from ros2_nanochat.robot.watch_frames import View
 from ros2_nanochat.states import FinishReason
 
@@ -57,13 +60,17 @@ class Pending:
 
     Attributes:
         watch: The question.
-        stream: The reply.
+        stream: The reply; of a choice, the last of several.
         shares: How likely each alternative of a choice is, filled in as the model answers.
+        go_on: Begins the next reply if the choice is not made; returns None if it is. None for a usual reply.
+        spent: The tokens and times of the replies before.
     """
 
     watch: Watch
     stream: Any
     shares: dict[str, float] = field(default_factory=dict)
+    go_on: Callable[[Any], Any] | None = None
+    spent: list[Usage] = field(default_factory=list)
 
     def ended(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds for the answer; return whether it is there."""
@@ -71,17 +78,42 @@ class Pending:
             self.stream.wait(timeout)
         except TimeoutError:
             return False
-        return True
+        following = None if self.go_on is None or self._failed else self.go_on(self.stream)
+        if following is None:
+            return True
+        self.spent.append(self.stream.usage)
+        self.stream = following
+        return False
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens and times of the answer."""
+        replies = [*self.spent, self.stream.usage]
+        if len(replies) == 1:
+            return replies[0]
+        return replace(
+            replies[0],
+            model_time=sum(each.model_time for each in replies),
+            new_tokens=sum(each.new_tokens for each in replies),
+        )
+
+    @property
+    def _failed(self) -> bool:
+        reason = self.stream.finish_reason
+        return reason is not None and (reason.failed or reason is FinishReason.CANCELLED)
 
     def answer(self) -> Answer:
         """Return the answer, once it is there."""
-        stream, watch = self.stream, self.watch
-        usage, text = stream.usage, stream.text.strip()
-        reason = stream.finish_reason
-        if reason is not None and (reason.failed or reason is FinishReason.CANCELLED):
+        stream, watch, usage = self.stream, self.watch, self.usage
+        text = stream.text.strip()
+        if self._failed:
             return Answer(text, usage=usage, error=stream.error or 'the answer was stopped')
-        valid = stream.valid if watch.form is not None else reason is FinishReason.STOP
-        shares = stream.probabilities or self.shares
+        if self.go_on is not None:
+            shares, valid = self.shares, bool(self.shares)
+            text = max(shares, key=shares.__getitem__, default=text)
+        else:
+            shares = stream.probabilities or self.shares
+            valid = stream.valid if watch.form is not None else stream.finish_reason is FinishReason.STOP
         if valid and text in shares:
             # Token by token, a reply can begin as one alternative does and end as one that is less likely.
             text = max(shares, key=shares.__getitem__)
@@ -149,6 +181,7 @@ class Asking:
         prompt = default_prompt if options.system_prompt is None else options.system_prompt
         history.reset(prompt or False)
         self._arrange(history, watch, views, _question(watch, options.explain_format))
+        choice = self._choice(watch)
         most = watch.max_new_tokens or self._longest(watch) or options.generation.max_new_tokens
         context = self._model.info.context_length
         entries, _ = history.embed_chat(use_cache=False, max_tokens=max(1, context - min(most, context // 2)))
@@ -157,19 +190,40 @@ class Asking:
                 f'the pictures and the question do not fit into a context of {context} tokens: take fewer'
                 ' frames'
             )
+        priority = _BELOW_PEOPLE + watch.priority
+        if choice is not None:
+            return self._choosing(watch, choice, entries, priority)
         config = GenerationConfig(
             max_new_tokens=most,
             response_format=watch.form,
             stop_tokens=(*history.template.stop, *options.generation.stop_tokens),
         )
         pending = Pending(watch, None)
-        pending.stream = self._model.generate(
-            entries,
-            config=config,
-            priority=_BELOW_PEOPLE + watch.priority,
-            **self._scoring(watch, pending.shares),
-        )
+        scoring = self._scoring(watch, pending.shares)
+        pending.stream = self._model.generate(entries, config=config, priority=priority, **scoring)
         return pending
+
+    def _choosing(self, watch: Watch, choice: Choice, entries: Prompt, priority: int) -> Pending:
+        """Begin to make a choice."""
+        found: list[bool] = []
+
+        def ask(kv_cache: Any = None) -> Any:
+            found.clear()
+            return self._model.generate(
+                concatenate(entries, Prompt.join([choice.beginning])),
+                kv_cache=kv_cache,
+                max_new_tokens=1,
+                priority=priority,
+                logits_processors=(note,),
+            )
+
+        def note(_, logits: np.ndarray) -> np.ndarray:
+            found.append(choice.note(logits))
+            return logits
+
+        return Pending(
+            watch, ask(), choice.shares, lambda reply: ask(reply.kv_cache) if found == [False] else None
+        )
 
     def _arrange(self, history: ChatHistory, watch: Watch, views: Sequence[View], question: str) -> None:
         """Add the pictures and the question, those first that other questions share."""
@@ -211,6 +265,20 @@ class Asking:
         """Return the first id of each alternative; None if one id does not decide, as two have the same."""
         first = {text: ids[0] for text, ids in self._ids_of(alternatives).items()}
         return first if len(set(first.values())) == len(first) else None
+
+    def _choice(self, watch: Watch) -> Choice | None:
+        """Return the search for a choice. None for other forms, and if the answer may not follow the prompt
+        at once, or the model shows no logits.
+        """
+        model, alternatives = self._model, () if watch.form is None else watch.form.alternatives
+        engine = model.engine
+        if not alternatives or not (engine.gives_logits and engine.gives_probabilities):
+            return None
+        if model.reasoning_marks is not None or model.info.bidirectional_prompt:
+            return None
+        end = end_of_turn(model.info)
+        ids = {text: (*each, end) for text, each in self._ids_of(alternatives).items()}
+        return Choice(ids) if len(set(ids.values())) > 1 else None
 
     def _longest(self, watch: Watch) -> int:
         """Return how many tokens a choice can take; 0 for other forms, and if the model may reason first."""

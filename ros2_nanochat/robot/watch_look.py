@@ -136,7 +136,7 @@ class Look:
                     continue
                 pending.remove((each, question))
                 # A server does not tell what it took: then all the time counts.
-                spent += question.stream.usage.model_time or (time.monotonic() - began) / len(group)
+                spent += question.usage.model_time or (time.monotonic() - began) / len(group)
                 if interrupted and not outdated(each):
                     each.postpone(_BUSY)  # and then asked about what is newest
                 elif not outdated(each):

@@ -30,8 +30,8 @@ class GoalClients:
         self._heard = False
 
     def met(self, key: bytes) -> None:
-        """Take note of the clients that there are as a goal arrives: its own may leave before `gone` is called.
-        Call this once the goal is among those that are open. Any thread.
+        """Take note of the clients as a goal arrives: its own may leave before `gone` is called. Any thread;
+        call this once the goal is among those that are open.
 
         Args:
             key: The id of the goal.

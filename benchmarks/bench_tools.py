@@ -88,7 +88,8 @@ def bench_second_reply(model: NanoLLM, repeats: int, seconds: float) -> None:
         position = next(
             at for at in range(len(ids)) if ids[at : at + len(answer) // 2] == answer[: len(answer) // 2]
         )
-        known = model.generate(ids[:position], max_new_tokens=1).wait()
+        other = model.tokenize(f'Another beginning, number {n} at {seconds}.')  # shares no KV with the turn
+        known = model.generate([*other, *ids[:position]], max_new_tokens=1).wait()
         began = time.perf_counter()
         model.generate(ids[position:], kv_cache=known.kv_cache, max_new_tokens=1).wait()
         plain = time.perf_counter() - began

@@ -12,6 +12,7 @@ from random_forms import random_schema, random_value
 from tool_templates import DESCRIBING, ENDS, MARKS, ONE_CALL, PLAIN, WRITING
 
 from ros2_nanochat.answer.call_form import CallForm
+from ros2_nanochat.answer.call_format import CallFormat, Slot
 from ros2_nanochat.answer.keyed_arguments import KeyedArguments
 from ros2_nanochat.answer.tool import Tool
 from ros2_nanochat.answer.vocabulary import AnswerVocabulary
@@ -27,6 +28,9 @@ from ros2_nanochat.reasoning import ReasoningMarks
 
 SPECIAL = {text: n for n, text in enumerate(['<s>', '</s>', *MARKS])}
 FIRST = len(SPECIAL)  # ids of bytes begin here
+KEYED = CallFormat(
+    '<call>', ('<call>', Slot.NAME, '(', Slot.ARGUMENTS), ')</call>', KeyedArguments('', '=', ', ', '')
+)
 
 
 def tokenize(text, special=False, preceding=None):
@@ -332,6 +336,21 @@ def test_a_call_is_never_text_however_it_is_cut(templates, name):
                 if delta.exact
                 else given.startswith(spelled[delta.num_tokens])
             )
+
+
+@pytest.mark.parametrize('form', [PLAIN_CALLS, KEYED], ids=['json', 'keyed'])
+@pytest.mark.parametrize('value', ['[{}]', '{{"a": {}}}'], ids=['lists', 'objects'])
+def test_arguments_of_any_depth_are_read_or_refused(form, value):
+    before, after = value.replace('{{', '{').replace('}}', '}').split('{}')
+    for depth in (1, 50, *range(300, 1000, 50), 5000, 100_000):
+        nested = before * depth + '1' + after * depth
+        text = form.write([WrittenCall('drive', {'place': 0}, '')]).replace('0', nested)
+        try:
+            called = form.read(text, {'drive': {}})
+        except ValueError as error:
+            assert depth > 50 and str(error) == 'the arguments are nested too deep'
+        else:
+            assert [call.name for call in called] == ['drive']
 
 
 @pytest.mark.parametrize('name', [*WRITING, *DESCRIBING, 'plain'])

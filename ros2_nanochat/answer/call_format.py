@@ -179,7 +179,11 @@ class CallFormat:
             raise ValueError(f'there is no tool {name!r}')
         if later is not None:
             values[Slot.ARGUMENTS] = self.arguments.read(text, later[0], schemas[name])[0]
-        return WrittenCall(name, _valid(values[Slot.ARGUMENTS]), values[Slot.ID]), at
+        try:
+            arguments = _valid(values[Slot.ARGUMENTS])
+        except RecursionError:  # JSON is read deeper than Python calls go
+            raise ValueError('the arguments are nested too deep') from None
+        return WrittenCall(name, arguments, values[Slot.ID]), at
 
 
 def _valid(value: Any) -> Any:

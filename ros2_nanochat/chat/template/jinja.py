@@ -16,12 +16,10 @@ from ros2_nanochat.chat.template.bounded_rendering import Mistake, renderer
 from ros2_nanochat.chat.template.builtin import BUILTIN
 from ros2_nanochat.chat.template.jinja_environment import Refused, compile_jinja
 from ros2_nanochat.chat.template.jinja_environment import render as render_here
-from ros2_nanochat.chat.template.roles import WRITTEN_OUT, Roles
+from ros2_nanochat.chat.template.roles import P0, P1, P2, WRITTEN_OUT, Roles
 from ros2_nanochat.errors import printable
 from ros2_nanochat.reasoning import is_marked
 
-# stand for contents in example conversations
-_P0, _P1, _P2 = '\U0010fff2', '\U0010fff0', '\U0010fff1'
 IMAGE_PART = {'type': 'image'}
 _KNOWN = frozenset(
     {
@@ -138,12 +136,12 @@ class JinjaMarkup:
     @functools.cached_property
     def _found(self) -> _Frame | None:
         """What the template needs around a message of the user; None if nothing helps."""
-        for system in ([], [('system', _P0)]):
+        for system in ([], [('system', P0)]):
             for generation in (False, True):
                 for takes_text in (True, False):
                     frame = _Frame(tuple(system), generation, takes_text)
-                    text = self._render_within(frame, [('user', _P1)], False)
-                    if text is not None and _P1 in text and not any(mark in text for mark in WRITTEN_OUT):
+                    text = self._render_within(frame, [('user', P1)], False)
+                    if text is not None and P1 in text and not any(mark in text for mark in WRITTEN_OUT):
                         return frame
         return None
 
@@ -189,8 +187,8 @@ class JinjaMarkup:
 
         Some templates raise an error, some silently drop it.
         """
-        text = self._try(('system', _P1), ('user', _P2))
-        return text is not None and _P1 in text
+        text = self._try(('system', P1), ('user', P2))
+        return text is not None and P1 in text
 
     @functools.cached_property
     def roles(self) -> Roles:
@@ -211,18 +209,18 @@ class JinjaMarkup:
     @functools.cached_property
     def takes_tool(self) -> bool:
         """Whether the template writes the answer of a tool."""
-        text = self._try(('user', 'a'), ('assistant', 'b'), ('tool', _P1))
-        return text is not None and _P1 in text
+        text = self._try(('user', 'a'), ('assistant', 'b'), ('tool', P1))
+        return text is not None and P1 in text
 
     @functools.cached_property
     def alternates(self) -> bool:
         """Whether the template rejects two messages of one role in a row."""
-        return self._try(('user', _P1), ('user', _P2)) is None
+        return self._try(('user', P1), ('user', P2)) is None
 
     @functools.cached_property
     def generation_prompt(self) -> str:
         """The text after a conversation that lets the model begin its reply."""
-        without, with_ = self._try(('user', _P1)), self._try(('user', _P1), add_generation_prompt=True)
+        without, with_ = self._try(('user', P1)), self._try(('user', P1), add_generation_prompt=True)
         if without is None or with_ is None:
             return ''
         if not with_.startswith(
@@ -234,18 +232,16 @@ class JinjaMarkup:
     @functools.cached_property
     def before_reply(self) -> str:
         """The text between the user's last words and the beginning of the reply."""
-        text = self._try(('user', _P1), add_generation_prompt=True) or ''
-        return text.partition(_P1)[2]
+        text = self._try(('user', P1), add_generation_prompt=True) or ''
+        return text.partition(P1)[2]
 
     @functools.cached_property
     def end_of_turn(self) -> str:
         """The text after a reply. If that is empty, the text before the next message of the user (GLM 4)."""
-        asked = ('user', _P1), ('assistant', _P2)
-        end = (self._try(*asked) or '').partition(_P2)[2]
+        asked = ('user', P1), ('assistant', P2)
+        end = (self._try(*asked) or '').partition(P2)[2]
         return (
-            end
-            if end.strip()
-            else (self._try(*asked, ('user', _P1)) or '').partition(_P2)[2].partition(_P1)[0]
+            end if end.strip() else (self._try(*asked, ('user', P1)) or '').partition(P2)[2].partition(P1)[0]
         )
 
     @functools.cached_property
@@ -255,15 +251,15 @@ class JinjaMarkup:
         If the text around the marker repeats its beginning or end, the marker could begin at several
         positions: all are returned, the last one first.
         """
-        part = {'type': 'text', 'text': _P1}
+        part = {'type': 'text', 'text': P1}
         without, with_, two = (self._try(('user', [IMAGE_PART] * n + [part])) for n in range(3))
         if without and with_ and two and len(two) - len(with_) != len(with_) - len(without):
             without, with_ = with_, two  # SmolVLM's writes other white space before the first image
         if (
             with_ is None
             or without is None
-            or with_.count(_P1) != 1
-            or without.count(_P1) != 1
+            or with_.count(P1) != 1
+            or without.count(P1) != 1
             or len(with_) <= len(without)
         ):
             return []
@@ -285,5 +281,5 @@ class JinjaMarkup:
     @functools.cached_property
     def takes_reasoning_part(self) -> bool:
         """Whether the template reads reasoning from a part of the content (Magistral, Ministral 3)."""
-        text = self._try(('user', _P1), ('assistant', [reasoning_part(_P2), {'type': 'text', 'text': _P1}]))
-        return text is not None and is_marked(_P2, text)
+        text = self._try(('user', P1), ('assistant', [reasoning_part(P2), {'type': 'text', 'text': P1}]))
+        return text is not None and is_marked(P2, text)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-# stand for contents
-_P0, _P1, _P2 = '\U0010fff2', '\U0010fff0', '\U0010fff1'
-WRITTEN_OUT = f"'text': '{_P1}'", f'"text": "{_P1}"'
+P0, P1, P2 = '\U0010fff2', '\U0010fff0', '\U0010fff1'
+"""Stand for contents in example conversations."""
+WRITTEN_OUT = f"'text': '{P1}'", f'"text": "{P1}"'
 """What templates that take a string write for a list of parts."""
 _BEFORE: dict[str, list[str]] = {'system': [], 'assistant': ['user'], 'tool': ['user', 'assistant']}
 
@@ -49,29 +49,29 @@ class Roles:
         before = [{'role': each, 'content': content('x', not self._takes_text)} for each in _BEFORE[role]]
         asked = {'role': 'user', 'content': content('x', not self._takes_text)}
         try:
-            text = self._render([*before, {'role': role, 'content': content(_P1, as_parts)}, asked])
+            text = self._render([*before, {'role': role, 'content': content(P1, as_parts)}, asked])
         except ValueError:
             return False
-        return _P1 in text and not any(mark in text for mark in WRITTEN_OUT)
+        return P1 in text and not any(mark in text for mark in WRITTEN_OUT)
 
     def goes_by_places(self) -> bool:
         """Return whether the first message is written as the user's and the next as the bot's, whatever their
         roles.
         """
-        talk = self._example(('user', _P0), ('assistant', _P1), ('user', _P2))
-        if talk is None or talk != self._example(('system', _P0), ('user', _P1), ('assistant', _P2)):
+        talk = self._example(('user', P0), ('assistant', P1), ('user', P2))
+        if talk is None or talk != self._example(('system', P0), ('user', P1), ('assistant', P2)):
             return False
-        after_user, _, rest = talk.partition(_P0)[2].partition(_P1)
-        return after_user != rest.partition(_P2)[0]
+        after_user, _, rest = talk.partition(P0)[2].partition(P1)
+        return after_user != rest.partition(P2)[0]
 
     def first_is_system(self) -> bool:
         """Return whether the first message is treated as the system prompt, whatever its role."""
-        user = self._example(('user', _P0), ('user', _P1))
-        if user is None or user.count(_P0) != 1 or user != self._example(('system', _P0), ('user', _P1)):
+        user = self._example(('user', P0), ('user', P1))
+        if user is None or user.count(P0) != 1 or user != self._example(('system', P0), ('user', P1)):
             return False
         # what is before the first message is not before the next one of the same role
-        talk = self._example(('user', _P0), ('assistant', _P2), ('user', _P1)) or user
-        before = talk.partition(_P0)[0]
-        between = talk.partition(_P2 if _P2 in talk else _P0)[2].partition(_P1)[0]
+        talk = self._example(('user', P0), ('assistant', P2), ('user', P1)) or user
+        before = talk.partition(P0)[0]
+        between = talk.partition(P2 if P2 in talk else P0)[2].partition(P1)[0]
         same = os.path.commonprefix([before[::-1], between[::-1]])
         return bool(between.strip()) and not same.strip()

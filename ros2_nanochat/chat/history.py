@@ -196,8 +196,9 @@ class ChatHistory(ToolMessages, MessageList):
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
         shown, continues = self._with_examples(messages), is_continued(messages)
-        begins = continues and len(shown) > 1 and not shown[-1].text  # there are no words yet
-        return self.template.prompt(shown[:-1] if begins else shown, begins or None, continues and not begins)
+        if continues and len(shown) > 1 and not shown[-1].text:  # there are no words yet to continue
+            return self.template.prompt(shown[:-1], add_generation_prompt=True)
+        return self.template.prompt(shown, continues=continues)
 
     def _forget_prompt(self) -> None:
         self._last = None
@@ -233,11 +234,7 @@ class ChatHistory(ToolMessages, MessageList):
             raise ValueError(
                 f'max_tokens={max_tokens}, wrap_tokens={wrap_tokens} leave no room for a conversation'
             )
-        new = [
-            message
-            for message in self.messages
-            if message.image is not None and not message.is_embedded(self.model)
-        ]
+        new = [each for each in self.messages if each.image is not None and not each.is_embedded(self.model)]
         refuse_too_long(self.model, self.messages, limit)
         whole, dropped = self._whole(), 0
         self.encode_seconds = sum(message.embed(self.model).seconds for message in new)

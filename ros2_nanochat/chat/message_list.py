@@ -8,7 +8,7 @@ from ros2_nanochat.chat.message import ChatMessage, check_role
 
 
 def is_continued(messages: Sequence[ChatMessage]) -> bool:
-    """Whether the last message is the beginning of a reply, without ids of the model; maybe still empty."""
+    """Whether the last message is the beginning of a reply, not sampled by the model, possibly empty."""
     last = messages[-1] if messages else None
     unsampled = last is not None and last.role == 'bot' and last.tokens is None
     return last is not None and unsampled and last.image is None and not last.calls

@@ -12,8 +12,8 @@ import numpy as np
 
 from ros2_nanochat import nano_llm
 from ros2_nanochat.compat.attributes import AttributeDict, to_tensor, warn_ignored
+from ros2_nanochat.compat.stops import stops_as_texts
 from ros2_nanochat.compat.stream import StreamingResponse
-from ros2_nanochat.compat.templates import stops_as_texts
 from ros2_nanochat.compat.tokenizer import Tokenizer
 from ros2_nanochat.config import EngineConfig, GenerationConfig, ModelConfig, names
 from ros2_nanochat.engine.kv_cache import KVCache

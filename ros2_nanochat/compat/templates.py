@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from ros2_nanochat.chat.template.builtin import BUILTIN, find_name
 from ros2_nanochat.compat.attributes import AttributeDict
 
@@ -40,28 +38,6 @@ def remove_special_tokens(text: str) -> str:
     for token in ('<s>', *StopTokens):
         text = text.replace(token, '')
     return text
-
-
-def stops_as_texts(core, stops):
-    """Return stop tokens with a text in place of each list of ids, as a `ros2_nanochat.NanoLLM` takes them.
-
-    Args:
-        core: The model.
-        stops: Ids, texts and lists of ids, or only one.
-    """
-    if isinstance(stops, (str, int)) or not hasattr(stops, '__iter__'):
-        return stops
-    special = {token.id: token.text for token in core.info.special_tokens}
-
-    def text_of(ids) -> int | str:
-        runs = [(is_special, list(run)) for is_special, run in itertools.groupby(ids, special.__contains__)]
-        texts = [
-            ''.join([special[i] for i in run]) if is_special else core.detokenize(run)
-            for is_special, run in runs
-        ]
-        return ids[0] if len(ids) == 1 else ''.join(texts)
-
-    return [text_of(stop) if isinstance(stop, (list, tuple)) else stop for stop in stops]
 
 
 def ChatTemplate(model) -> AttributeDict | None:

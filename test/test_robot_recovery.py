@@ -176,6 +176,24 @@ def test_a_supervisor_that_fails_tries_again(robot, monkeypatch, broken):
     assert turn.reply == 'You said: two'
 
 
+def test_a_robot_whose_thread_could_not_start_again_closes(robot, tmp_path, monkeypatch):
+    chat, log = robot(Output('started', act=sys.exit), ConversationStore(tmp_path, '/r1', Log()))
+    turn = chat.ask(Turn('one', chat.options))
+    failures = []
+
+    def fail(_):
+        failures.append('start')
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, 'start', fail)
+        wait(lambda: tick(chat) or failures)
+        assert not any('started anew' in line for line in log.lines) and not chat.num_restarts
+        assert robot_status(chat).level == ERROR and turn.finish_reason == 'error'
+        chat.close(0.1)
+    ConversationStore(tmp_path, '/r1', Log()).close()  # the file can be used again
+
+
 def tick(chat):
     """As the node's timer calls it."""
     with contextlib.suppress(RuntimeError):

@@ -3,6 +3,7 @@ fake model with an encoder of ours where scheduling matters.
 """
 
 import math
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -380,6 +381,50 @@ def test_a_thread_that_died_is_replaced_and_shows(robot):
     r1.wait(lambda: r1.heard.seen)
     r1.watcher.supervise()
     assert r1.watcher.faults.restarts == 1
+
+
+def no_thread_left(thread):
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_question_whose_thread_cannot_start_is_not_there_and_can_be_asked_again(robot, monkeypatch):
+    r1, r2 = robot(), robot()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, 'start', no_thread_left)
+        for each in (r1, r2):
+            with pytest.raises(RuntimeError, match='new thread'):
+                each.watch('one?', name='a')
+            assert not each.watcher.standing
+    r2.watcher.close()  # with a thread that never started
+    r1.show(0)
+    r1.watch('one?', name='a')
+    r1.wait(lambda: r1.heard.seen)
+
+
+def test_a_thread_is_told_to_have_been_started_anew_only_if_it_was(robot, monkeypatch, caplog):
+    r1 = robot()
+    r1.show(0)
+    r1.heard.observed = lambda *_: sys.exit()
+    r1.watch('one?', name='a', max_rate=50.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, 'start', no_thread_left)
+        failed = []
+
+        def supervise():
+            try:
+                r1.watcher.supervise()
+            except RuntimeError as error:
+                failed.append(error)
+            return failed
+
+        r1.wait(supervise)
+    (fault,) = r1.watcher.faults.present
+    assert 'died' in fault and 'anew' not in fault + caplog.text and not r1.watcher.faults.restarts
+    del r1.heard.observed
+    r1.wait(lambda: r1.watcher.supervise() or r1.watcher.faults.restarts)
+    assert 'anew' in r1.watcher.faults.present[0] and 'anew' in caplog.text
+    r1.show(200)
+    r1.wait(lambda: r1.heard.seen)
 
 
 def test_questions_about_one_frame_encode_and_prefill_it_once_and_are_answered_in_one_batch(robot):

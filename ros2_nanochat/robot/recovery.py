@@ -65,12 +65,19 @@ class Faults:
         """Whether a thread may be replaced now. The wait grows if threads get stuck repeatedly."""
         return time.monotonic() >= self._restart_after
 
-    def restarted(self, trouble: str) -> None:
-        """Record that a thread was replaced, and why."""
-        self.restarts += 1
-        self.note('thread', f'{trouble}; it was started anew')
+    def restart(self, trouble: str, start: Callable[[], None]) -> None:
+        """Replace a thread, and record why.
+
+        Args:
+            trouble: Why.
+            start: Starts the new thread. Its exceptions propagate.
+        """
+        self.note('thread', trouble)
         self._restart_after = time.monotonic() + self._wait
         self._wait = min(2 * self._wait, _LONGEST_RESTART)
+        start()
+        self.restarts += 1
+        self.note('thread', f'{trouble}; it was started anew')
 
     def went_well(self) -> None:
         """Record that a turn ended normally: the thread works."""

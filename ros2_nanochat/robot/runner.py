@@ -73,16 +73,15 @@ class Runner:
         trouble = self._worker.trouble
         if self._schedule.closed or not trouble or not self.faults.may_restart():
             return
-        self.faults.restarted(trouble)
         turn = self._schedule.replace(self._worker)
         try:
             self.memory = self.memory.copy(None if turn is None else self._before)
             if turn is not None:
                 self._abandon(turn, trouble)
-            self._log.error(f'{self._title}{trouble}; it was started anew')
         finally:
             self._worker = self._new_worker()
-            self._worker.start()
+            self.faults.restart(trouble, self._worker.start)
+        self._log.error(f'{self._title}{trouble}; it was started anew')
 
     def _abandon(self, turn: Turn, trouble: str) -> None:
         """End the turn of a thread that was replaced."""

@@ -96,6 +96,7 @@ class Watcher:
 
         Raises:
             ValueError: The model has no vision, there is one of this name, or there are too many.
+            RuntimeError: The system has no thread left.
         """
         if not self._model.has_vision:
             raise ValueError(
@@ -109,9 +110,9 @@ class Watcher:
                 raise ValueError(f'there is a standing question {watch.name!r} already: take another name')
             if len(self._standing) >= MAX_WATCHES:
                 raise ValueError(f'there are {MAX_WATCHES} standing questions already: remove one')
-            standing = self._standing[watch.name] = Standing(watch, source, goal)
             if self._worker is None:
                 self._start()
+            standing = self._standing[watch.name] = Standing(watch, source, goal)
             self._changed.notify_all()
         self._tell('changed')
         return standing
@@ -178,13 +179,13 @@ class Watcher:
             trouble = self._worker.trouble if self._worker is not None else ''
             if self._closed or not trouble or not self.faults.may_restart():
                 return
-            self.faults.restarted(trouble)
-            self._log.error(f'{self._title}standing questions: {trouble}; it was started anew')
-            self._start()
+            self.faults.restart(trouble, self._start)
+        self._log.error(f'{self._title}standing questions: {trouble}; it was started anew')
 
     def _start(self) -> None:
-        self._worker = Worker(f'watch-{self.name or "chat"}', self._work, self._failed)
-        self._worker.start()
+        worker = Worker(f'watch-{self.name or "chat"}', self._work, self._failed)
+        worker.start()
+        self._worker = worker  # only now: while there is none that started, the next call tries again
 
     def _one(self, name: str) -> Standing:
         if name not in self._standing:

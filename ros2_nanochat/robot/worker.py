@@ -113,8 +113,9 @@ class Worker:
         return ''
 
     def join(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the thread to end."""
-        self._thread.join(timeout)
+        """Wait at most `timeout` seconds for the thread to end. One that could not start has ended."""
+        if self._thread.is_alive():
+            self._thread.join(timeout)
 
 
 def _of(error: BaseException) -> str:

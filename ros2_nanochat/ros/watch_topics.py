@@ -159,8 +159,11 @@ class WatchTopics:
         return standing is not None and self.watcher.end(standing, WatchEnd.CANCELLED)
 
     def follow(self) -> None:
-        """Update cameras, `watches_file`, the clients of goals and the thread. Call this regularly."""
-        self.watcher.supervise()
+        """Update cameras, `watches_file`, the clients of goals and the thread. Call this regularly.
+
+        Raises:
+            RuntimeError: The system has no thread left. Calling this again tries again.
+        """
         options, standing = self._chat.options, self.watcher.standing
         self._cameras.follow(options, {name for each in standing for name in each.watch.cameras})
         with self._lock:
@@ -170,6 +173,7 @@ class WatchTopics:
         if (options.watches_file or '') != self._file:
             self._file = options.watches_file or ''
             self._load_file()
+        self.watcher.supervise()
 
     def _load_file(self) -> None:
         for each in self.watcher.standing:
@@ -180,6 +184,9 @@ class WatchTopics:
                 self.watcher.add(watch, WatchSource.FILE)
         except ValueError as error:
             self._node.get_logger().error(f'{self._chat.name or "chat"}: {error}')
+        except RuntimeError:
+            self._file = ''  # no thread was left: it is read again
+            raise
 
     # --- out: the WatchOutput of the Watcher ---
 

@@ -27,6 +27,13 @@ def server():
 
 @pytest.fixture(scope='module')
 def model(server):
+    limits = {'first_token_timeout': 15.0, 'silence_timeout': 15.0}  # a machine may pause
+    with NanoLLM.from_pretrained(server.url, api='openai', **limits) as opened:
+        yield opened
+
+
+@pytest.fixture(scope='module')
+def impatient(server):
     limits = {'first_token_timeout': 0.5, 'silence_timeout': 0.5}
     with NanoLLM.from_pretrained(server.url, api='openai', **limits) as opened:
         yield opened
@@ -189,9 +196,16 @@ async def bomb(writer):
     writer.write(gzip.compress(bytes(64 << 20), 1) * 4)
 
 
+@pytest.mark.parametrize('never', [drip, go_on], ids=['slow headers', 'endless informational answers'])
+def test_an_answer_that_never_begins_ends_in_one_line(server, impatient, never):
+    server.faults += [never] * 2  # it is asked again
+    reply = ask(impatient, 'hello').wait(20)
+    server.faults.clear()
+    assert (reply.text, reply.finish_reason) == ('', 'error')
+    assert 'did not answer for 0.5 s' in reply.error and '\n' not in reply.error
+
+
 REFUSED = {
-    'slow headers': (drip, 'did not answer for 0.5 s'),
-    'endless informational answers': (go_on, 'did not answer for 0.5 s'),
     'a compressed answer': (bomb, 'sent gzip'),
     'another protocol': (
         b'HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n',
@@ -359,24 +373,43 @@ class Yes(ScriptedServer):
 
 
 @pytest.mark.parametrize(
-    'value', [{}, [], None, 7, 'ok', b'<html>Sign in</html>', {'data': [{'id': 'm'}]}, {'data': 5}]
+    'value, words',
+    [
+        ({}, 'answers a question with {}'),
+        ([], 'has none'),
+        (None, 'has none'),
+        (7, 'has none'),
+        ('ok', 'has none'),
+        (b'<html>Sign in</html>', 'not JSON'),
+        ({'data': [{'id': 'm'}]}, 'answers a question with'),
+        ({'data': 5}, 'has none'),
+    ],
 )
-def test_a_server_that_answers_everything_is_no_server_of_models(value):
+def test_a_server_that_answers_everything_is_no_server_of_models(value, words):
     with Yes() as server:
         server.value, server.always = value, 'yes'
-        options = {'connect_timeout': 0.1, 'served_model': 'm'}
+        options = {'connect_timeout': 3, 'served_model': 'm'}
         with pytest.raises(BackendError) as refused:
             NanoLLM.from_pretrained(server.url, api='openai', **options)
-        assert '\n' not in str(refused.value) and server.url in str(refused.value)
+        message = str(refused.value)
+        assert '\n' not in message and server.url in message and words in message
 
 
-@pytest.mark.parametrize('value', [{'data': 5}, [], {'data': [7, {'id': []}]}])
-def test_a_server_that_comes_back_as_something_else_is_not_used(value):
+@pytest.mark.parametrize(
+    'value, words',
+    [
+        ({'data': 5}, 'ended the stream before the reply was complete'),
+        ([], 'no event of a reply'),
+        ({'data': [7, {'id': []}]}, 'ended the stream before the reply was complete'),
+    ],
+)
+def test_a_server_that_comes_back_as_something_else_is_not_used(value, words):
     with ScriptedServer() as server, NanoLLM.from_pretrained(server.url, api='openai') as model:
         server.stop()
         with Yes(port=server.port) as other:
             other.value, other.always = value, 'yes'
             reply = ask(model, 'hello').wait(20)
             assert reply.finish_reason == 'error' and '\n' not in reply.error
+            assert words in reply.error
         server.start()
         assert ask(model, 'hello').wait(20).finish_reason == 'stop'

@@ -20,8 +20,10 @@ from ros2_nanochat.remote import gbnf, message_vocabulary
 from ros2_nanochat.remote.capabilities import Capabilities, Way
 from ros2_nanochat.remote.failures import Overloaded, Rejected, Unavailable, error_of
 from ros2_nanochat.remote.forms import TextVocabulary
+from ros2_nanochat.remote.pool import Pool
 from ros2_nanochat.remote.sampling import sampling, without_effect
 from ros2_nanochat.remote.scoring import LogProbabilities
+from ros2_nanochat.remote.server import Server
 from ros2_nanochat.remote.sse import MAX_EVENT, EventReader
 from ros2_nanochat.remote.text import ServerText
 
@@ -178,3 +180,25 @@ def test_a_probability_that_is_none_is_an_error_of_one_line(log):
     with pytest.raises(Unavailable, match='gives no probabilities') as error:
         asyncio.run(asked.after([1], [3]))
     assert '\n' not in str(error.value)
+
+
+def test_a_server_that_cannot_be_asked_does_not_hide_the_others_and_is_asked_less_and_less(caplog):
+    asked = []
+
+    async def prepare(server):
+        asked.append(server.url)
+        if server.url == 'odd':
+            raise RuntimeError('this was not foreseen')
+        return Capabilities('m')
+
+    odd, good = (Server(SimpleNamespace(url=url), prepare) for url in ('odd', 'good'))
+    pool = Pool([odd, good])
+
+    async def check():
+        for _ in range(3):
+            await pool.check_all()
+
+    asyncio.run(check())
+    assert good.works and not odd.works and 'was not foreseen' in odd.status
+    assert not odd.check_is_due and asked.count('odd') == 3
+    assert len([record for record in caplog.records if record.exc_info]) == 1

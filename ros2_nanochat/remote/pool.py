@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.sequence import Sequence as Conversation
+from ros2_nanochat.errors import BackendError
 from ros2_nanochat.remote.failures import Overloaded, Unavailable
 from ros2_nanochat.remote.server import Server
 
@@ -166,6 +167,8 @@ class Pool:
         loop = asyncio.get_running_loop()
         while not await server.check() and not any(each.works for each in self.servers):
             trouble, limit = server.trouble, limits[0]
+            if trouble is not None and not isinstance(trouble, BackendError):  # an option is not valid
+                raise trouble
             if not isinstance(trouble, (Unavailable, Overloaded)):
                 return
             if isinstance(trouble, Overloaded) or trouble.status == 503:
@@ -181,8 +184,11 @@ class Pool:
 
     async def check_all(self, due: Callable[[Server], bool] = lambda server: True) -> None:
         """Ask the servers that do not work if they do now."""
-        down = [server for server in self.servers if not server.works and due(server)]
+        down = {server: server.reason for server in self.servers if not server.works and due(server)}
         for server, works in zip(down, await asyncio.gather(*[server.check() for server in down])):
+            if not works and not isinstance(server.trouble, BackendError) and server.reason != down[server]:
+                # An option is not valid for a server that is back, or a bug of ours: told once.
+                _log.error('%s cannot be asked', server.url, exc_info=server.trouble)
             if works:
                 _log.info('%s works: %s', server.url, server.can.described() if server.can else '')
                 self.dispatch()
@@ -193,6 +199,6 @@ class Pool:
             await asyncio.sleep(_CHECK_SECONDS)
             try:
                 await self.check_all(lambda server: server.check_is_due)
-            except Exception:  # an option is not valid for a server that is back, or a bug of ours
-                _log.exception('a server that may be back cannot be asked')
+            except Exception:  # a bug of ours
+                _log.exception('servers that may be back cannot be asked')
                 await asyncio.sleep(_AFTER_A_BUG)

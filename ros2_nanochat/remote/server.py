@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ros2_nanochat.errors import BackendError, one_line
+from ros2_nanochat.errors import one_line
 from ros2_nanochat.remote.capabilities import Capabilities
 from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.failures import ServerError, Unavailable
@@ -43,7 +43,7 @@ class Server:
         self.running = self.served = self.failed = 0
         self.works = False
         self.reason = 'it has not answered yet'
-        self.trouble: BackendError | None = None
+        self.trouble: Exception | None = None
         self.pictures = KeptPictures()
         self._prepare = prepare
         self._failures = 0
@@ -105,7 +105,9 @@ class Server:
         return not self.works and time.monotonic() >= self._next_check
 
     async def check(self) -> bool:
-        """Ask if it works; the circuit closes if it does. Returns whether it does."""
+        """Ask if it works; the circuit closes if it does. Returns whether it does; if not, `trouble` has the
+        error. It raises none: a server that cannot be asked must not keep others from being asked.
+        """
         try:
             if self.can is None:
                 self.can = await self._prepare(self)
@@ -116,7 +118,7 @@ class Server:
                 names = [each.get('id') for each in entries if isinstance(each, dict)]
                 if listing is not None and self.can.listed and self.can.model not in names:
                     raise Unavailable(f'{self.url} no longer has the model {self.can.model}')
-        except (ServerError, BackendError) as error:
+        except Exception as error:
             self.reason, self.trouble = one_line(error), error
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             self._next_check = time.monotonic() + self._pause

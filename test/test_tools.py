@@ -150,6 +150,28 @@ def started(function, arguments=None, **options):
     return handle, changes
 
 
+@pytest.mark.parametrize('kind', [threading.Thread, threading.Timer], ids=['of the call', 'of its time-out'])
+def test_a_call_that_gets_no_thread_fails_in_one_line(monkeypatch, kind):
+    start = threading.Thread.start
+    timers = []
+
+    def go():
+        return 'done'
+
+    def refuse(thread):
+        timers.extend([thread] * isinstance(thread, threading.Timer))
+        if type(thread) is kind:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, 'start', refuse)
+        handle, changes = started(go)
+    assert [call.state for call in changes] == [CallState.FAILED] == [handle.wait(60).state]
+    assert "can't start new thread" in handle.call.result and '\n' not in handle.call.result
+    assert all(timer.finished.is_set() for timer in timers)
+
+
 def test_a_function_runs_in_a_thread_and_its_answer_is_text():
     def add(a, b):
         return {'sum': a + b, 'here': threading.current_thread() is threading.main_thread()}

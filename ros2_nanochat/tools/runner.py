@@ -193,10 +193,15 @@ class FunctionRunner:
         limit = self._timeout if tool.timeout is None else tool.timeout
         watch = threading.Timer(limit, self._time_out, (handle, limit))
         watch.daemon = True
-        watch.start()
-        threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(tool, handle, watch), name=f'tool-{tool.name}', daemon=True
-        ).start()
+        )
+        try:
+            watch.start()
+            thread.start()
+        except (RuntimeError, MemoryError) as error:  # the system has no thread left
+            watch.cancel()
+            handle.change(CallState.FAILED, f'error: the tool could not be started: {one_line(error)}')
         return handle
 
     @staticmethod

@@ -18,6 +18,7 @@ from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.prompt import Prompt
 from ros2_nanochat.remote import gbnf, message_vocabulary
 from ros2_nanochat.remote.capabilities import Capabilities, Way
+from ros2_nanochat.remote.dialect import Chat
 from ros2_nanochat.remote.failures import Overloaded, Rejected, Unavailable, error_of
 from ros2_nanochat.remote.forms import TextVocabulary
 from ros2_nanochat.remote.pool import Pool
@@ -202,3 +203,31 @@ def test_a_server_that_cannot_be_asked_does_not_hide_the_others_and_is_asked_les
     assert good.works and not odd.works and 'was not foreseen' in odd.status
     assert not odd.check_is_due and asked.count('odd') == 3
     assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+@pytest.mark.parametrize(
+    'choice, text',
+    [
+        ({'delta': {}, 'message': {'content': 'all of it again'}}, ''),
+        ({'delta': {'content': 'more'}, 'message': {'content': 'all of it'}}, 'more'),
+        ({'delta': None, 'message': {'content': 'all of it'}}, 'all of it'),
+        ({'message': {'content': 'all of it'}}, 'all of it'),
+    ],
+)
+def test_a_whole_message_counts_only_without_a_delta(choice, text):
+    assert Chat().read({'choices': [choice]}).text == text
+
+
+@pytest.mark.parametrize(
+    'location, shown',
+    [
+        ('https://me:secret@login.example/a?token=secret#secret', 'https://login.example/a'),
+        ('https://me:secret@login.example//a?b=secret', 'https://login.example//a'),
+        ('//me:secret@login.example', '//login.example'),
+        ('/login?next=secret', '/login'),
+        ('file:///etc/passwd', 'file:///etc/passwd'),
+    ],
+)
+def test_where_a_redirect_goes_is_shown_without_secrets(location, shown):
+    message = str(error_of(302, {'location': location}, b'', 'http://a/v1'))
+    assert f'redirects to {shown}, which' in message and 'secret' not in message

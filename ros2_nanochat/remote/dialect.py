@@ -240,7 +240,8 @@ class Chat:
     def read(self, event: Any) -> Piece:
         """See `Dialect`."""
         choice = choice_in(event)
-        delta = choice.get('delta') or choice.get('message')
+        # A last chunk may have an empty delta, and the whole reply again as its message.
+        delta = choice.get('message') if choice.get('delta') is None else choice['delta']
         delta = delta if isinstance(delta, Mapping) else {}
         return Piece(
             text=text_in(delta.get('content')) or text_in(choice.get('text')),

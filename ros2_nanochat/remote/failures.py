@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -69,7 +70,7 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, address: str)
     what = said(body)
     text = f'{address} answered HTTP {status}' + (f': {what}' if what else '')
     if 300 <= status < 400:
-        there = printable(headers.get('location', 'elsewhere'))
+        there = printable(_place(headers.get('location', 'elsewhere')))
         return Rejected(
             f'{address} redirects to {there}, which is not followed: name that address yourself', status
         )
@@ -82,6 +83,14 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, address: str)
     if status == 404 and 'model' not in what.lower():
         text += ': is the address of the API complete, for example http://host:8000/v1?'
     return Rejected(text, status)
+
+
+def _place(location: str) -> str:
+    """An address without what may be secret: a password, and the tokens of a page for signing in."""
+    location = re.split('[?#]', location, maxsplit=1)[0]
+    scheme, slashes, rest = location.partition('//')
+    host, slash, path = rest.partition('/')
+    return f'{scheme}{slashes}{host.rpartition("@")[2]}{slash}{path}'
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

@@ -111,7 +111,7 @@ def test_a_thread_that_sticks_is_replaced_and_its_turn_ends_with_the_reason(robo
         chat.expire()
         time.sleep(0.02)
     status = robot_status(chat)
-    assert status.level == ERROR and 'started anew' in status.message
+    assert status.level == ERROR and 'it was restarted' in status.message
     before = [message.text for message in chat.history]
     assert before == (['one', 'You said: one'] if name == 'ended' else [])
     assert ask(chat, 'two').reply == 'You said: two'
@@ -165,7 +165,7 @@ def test_a_supervisor_that_fails_tries_again(robot, monkeypatch, broken):
         start = fails(threading.Thread.start, lambda thread: thread.name == 'robot-r1')
         monkeypatch.setattr(threading.Thread, 'start', start)
     else:
-        log.error = fails(log.error, lambda text: 'started anew' in text)
+        log.error = fails(log.error, lambda text: 'it was restarted' in text)
     turn = chat.ask(Turn('one', chat.options))
     wait(lambda: tick(chat) or (failures and turn.ended.is_set()))
     chat.output = Quiet()
@@ -188,7 +188,7 @@ def test_a_robot_whose_thread_could_not_start_again_closes(robot, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, 'start', fail)
         wait(lambda: tick(chat) or failures)
-        assert not any('started anew' in line for line in log.lines) and not chat.num_restarts
+        assert not any('it was restarted' in line for line in log.lines) and not chat.num_restarts
         assert robot_status(chat).level == ERROR and turn.finish_reason == 'error'
         chat.close(0.1)
     ConversationStore(tmp_path, '/r1', Log()).close()  # the file can be used again

@@ -77,7 +77,7 @@ class Faults:
         self._wait = min(2 * self._wait, _LONGEST_RESTART)
         start()
         self.restarts += 1
-        self.note('thread', f'{trouble}; it was started anew')
+        self.note('thread', f'{trouble}; it was restarted')
 
     def went_well(self) -> None:
         """Record that a turn ended normally: the thread works."""

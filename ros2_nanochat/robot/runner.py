@@ -81,7 +81,7 @@ class Runner:
         finally:
             self._worker = self._new_worker()
             self.faults.restart(trouble, self._worker.start)
-        self._log.error(f'{self._title}{trouble}; it was started anew')
+        self._log.error(f'{self._title}{trouble}; it was restarted')
 
     def _abandon(self, turn: Turn, trouble: str) -> None:
         """End the turn of a thread that was replaced."""

@@ -180,7 +180,7 @@ class Watcher:
             if self._closed or not trouble or not self.faults.may_restart():
                 return
             self.faults.restart(trouble, self._start)
-        self._log.error(f'{self._title}standing questions: {trouble}; it was started anew')
+        self._log.error(f'{self._title}standing questions: {trouble}; it was restarted')
 
     def _start(self) -> None:
         worker = Worker(f'watch-{self.name or "chat"}', self._work, self._failed)

@@ -31,7 +31,8 @@ RUNTIMES = {
     'nanochat',
     'gguf',
     'huggingface_hub',
-    'httpx2',
+    'aiohttp',
+    'yarl',
 }
 
 

@@ -17,7 +17,7 @@ def picture_name(picture: EmbeddingSpan, salt: str = '') -> str:
 
     Args:
         picture: The picture.
-        salt: Names of those who do not know it are different.
+        salt: Mixed into the name, so that only those who know it get the same one.
     """
     return hashlib.sha256(salt.encode() + picture.digest).hexdigest()[:32]
 

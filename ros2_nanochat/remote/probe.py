@@ -25,9 +25,8 @@ from ros2_nanochat.remote.scoring import LogProbabilities
 
 _log = logging.getLogger(__name__)
 _FEWEST = 8  # tokens of a picture
-_BLOCKS = (
-    300  # tokens: more than the largest block that servers reuse (of vLLM: 128 on a CPU, 256 of some models)
-)
+# Tokens: more than the largest block that servers reuse (of vLLM: 128 on a CPU, 256 of some models).
+_BLOCKS = 300
 
 _STYLES = {
     'vLLM': ('structured_outputs', 'response_format'),

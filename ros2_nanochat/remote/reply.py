@@ -118,9 +118,8 @@ class RemoteReply:
         self._take_figures(piece)
         if not self.complete and (piece.text or piece.ids or piece.reasoning):
             self._note_token()
-            if (
-                len(self._progress.new_ids) >= self._limit
-            ):  # only the prompt was requested, or it does not end
+            # Only the prompt was requested, or the reply does not end.
+            if len(self._progress.new_ids) >= self._limit:
                 self._reason, self._closes = FinishReason.LENGTH, True
             elif isinstance(self._text, MessageText):
                 self._take_text(piece)

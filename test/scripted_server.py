@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import random
 import threading
 
 MODEL = 'scripted'
@@ -38,6 +39,7 @@ class ScriptedServer:
         requests: `(headers, body)` of all requests for replies.
         kept: Pictures that it knows by their `uuid`; None if it keeps none.
         owner: Who it says owns the model; `kind` if empty.
+        samples: Whether it has the options of vLLM, and refuses what is none of their values.
         replicas: Servers behind it that take turns and remember prompts each for itself.
         block: Tokens that it says to reuse together, of a prompt that it has had before; 0 for none.
         open_streams: Replies that are being written.
@@ -58,6 +60,7 @@ class ScriptedServer:
         self.requests: list = []
         self.open_streams = self.most_open = self.dropped = 0
         self.follows_forms = True
+        self.samples = False
         self.story = ''
         self.not_ready = 0
         self.models_twice = False
@@ -158,6 +161,9 @@ class ScriptedServer:
             error = {'message': 'Cache miss for image at index 0 but data is not provided.', 'code': 400}
             return self._answer(writer, 400, {'error': error})
         if not body.get('stream'):
+            numbers = ('priority', 'repetition_penalty', 'min_tokens')
+            if self.samples and any(isinstance(body.get(name), str) for name in numbers):
+                return self._answer(writer, 400, {'error': {'message': 'Input should be a number'}})
             return self._answer(writer, 200, self._whole(body))
         if self.one_at_a_time and self.open_streams:
             return self._answer(writer, 503, {'error': 'busy'}, ['Retry-After: 0.1'])
@@ -237,6 +243,9 @@ class ScriptedServer:
     def _whole(self, body):
         pieces = self._pieces(body)[: body.get('max_tokens', 100)]
         text = self._formed(body) or ''.join(text for text, _ in pieces)
+        is_greedy = body.get('top_k') == 1 or body.get('top_p', 1) < 0.01 or body.get('min_p') == 1
+        if self.samples and body.get('temperature') and not is_greedy:
+            text = f'{body.get("seed") or random.random()}'
         choice = {'index': 0, 'finish_reason': 'length', 'text': text, 'message': {'content': text}}
         if 'prompt' in body and body.get('return_token_ids'):
             choice['token_ids'] = [i for _, ids in pieces for i in ids or []]

@@ -619,6 +619,7 @@ def test_reuse_in_blocks_of_any_size_is_found(tokenizer, block, context):
 def test_replicas_of_vllm_behind_a_router_are_known_as_such(tokenizer):
     with ScriptedServer(kind='vllm') as server:
         server.owner, server.replicas, server.block = 'organization-owner', 2, 32  # as Ray Serve LLM
+        server.samples = True
         with open_servers(server, tokenizer=tokenizer) as model:
             can = model.engine.can
             assert (can.kind, can.way, can.reuse, can.priority, can.missing) == (
@@ -628,6 +629,15 @@ def test_replicas_of_vllm_behind_a_router_are_known_as_such(tokenizer):
                 True,
                 [],
             )
+
+
+def test_a_server_that_only_gives_ids_as_vllm_does_is_not_said_to_have_its_options(tokenizer):
+    with ScriptedServer(kind='vllm') as server:
+        server.owner = 'someone'
+        with open_servers(server, tokenizer=tokenizer) as model:
+            can = model.engine.can
+            assert (can.way, can.options, can.continues, can.priority) == ('ids', {}, None, False)
+            assert can.missing and can.forms
 
 
 def switch(on: bool) -> str:

@@ -62,17 +62,17 @@ async def identify(connection: Connection, served_model: str | None) -> Found:
     questions = Questions(connection, entry['id'])
     props = await _try_get(connection, '/props')
     props = props if 'default_generation_settings' in props else {}
-    kind, id_way = await _kind(questions, entry, props), await _id_way(questions)
-    if kind == 'unknown' and id_way is Way.IDS:  # behind Ray Serve LLM and other routers
-        kind = 'vLLM'
+    told, id_way = await _kind(questions, entry, props), await _id_way(questions)
+    # Behind Ray Serve LLM and other routers. Its options are probed: others may write `token_ids`, too.
+    kind = 'vLLM' if told == 'unknown' and id_way is Way.IDS else told
     slots = props.get('total_slots')
     can = Capabilities(
         entry['id'],
         kind,
         context_length=_context_length(entry, props),
         slots=count_in(slots) or None,
-        options=_OPTIONS.get(kind, {}),
-        continues=_CONTINUES.get(kind),
+        options=_OPTIONS.get(told, {}),
+        continues=_CONTINUES.get(told),
         listed=len(entry) > 1,
     )
     return Found(can, entry, props, id_way)

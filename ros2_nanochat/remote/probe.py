@@ -51,7 +51,8 @@ class Prober:
     async def explore(self, can: Capabilities) -> Capabilities:
         """Return what a server can do, given what is known of it."""
         can = replace(can, way=self._way, stop_ids=self._way is Way.IDS)
-        if not can.options:
+        is_told = bool(can.options)  # the server says what it is
+        if not is_told:
             can = replace(can, options=await self._options())
         can = replace(can, forms=await self._forms(can.kind))
         can = replace(can, probabilities=self._way.takes_ids and await self._gives_probabilities(can))
@@ -62,7 +63,9 @@ class Prober:
             can,
             usage=await self._streams_usage(),
             reuse=await self._reports_reuse(can.context_length),
-            priority=is_vllm and await self._accepts({'priority': -1}),
+            priority=is_vllm
+            and await self._accepts({'priority': -1})
+            and (is_told or not await self._accepts({'priority': 'x'})),
             salt=is_vllm and await self._accepts({'cache_salt': 'probe'}),
         )
         return replace(can, completes=await self._completes()) if self._way is Way.MESSAGES else can
@@ -176,6 +179,13 @@ class Prober:
                     found[name] = name
             if len(set(await drawn(seed=7))) == 1:
                 found['seed'] = 'seed'
+        for name, known, value in (
+            ('repetition_penalty', 'repetition_penalty', 1.1),
+            ('min_new_tokens', 'min_tokens', 1),
+        ):
+            # Their effect is not sure to show, but who knows them refuses what is no number.
+            if await self._accepts({known: value}) and not await self._accepts({known: 'x'}):
+                found[name] = known
         return found
 
 

@@ -24,14 +24,18 @@ from ros2_nanochat.backends.gguf.header import parts_of
 from ros2_nanochat.backends.gguf.mmproj import Mmproj, check_mmproj, warn_of_unused
 from ros2_nanochat.config import FlashAttention, ModelConfig
 from ros2_nanochat.errors import BackendError, LoadAborted, printable
+from ros2_nanochat.files import write_whole
 from ros2_nanochat.locate import NO_VISION, embedded_model, tiny_mmproj
 
 _log = logging.getLogger(__name__)
 _PROCESS = 'ros2_nanochat.backends.gguf.trial_process'
 _PATIENCE = 120.0  # seconds, plus the time that a slow disk takes to read the file
 _SLOW_DISK = 10e6  # bytes per second
-_VERSION = 2  # of what a trial tries
+_VERSION = 3  # of what a trial tries
 OK, OK_NARROW = 'ok', 'narrow too'
+_VERDICTS = {OK: True, f'{OK}\n{OK_NARROW}': False}
+"""Whether llama.cpp crashes on narrow pictures, by all that the process printed."""
+_CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGBUS}
 _REASON = re.compile(r'ASSERT|rror|\.(c|cpp|cu|h|m|mm):\d+: ')  # the last: of GGML_ABORT
 
 
@@ -48,8 +52,8 @@ def try_with(
     if vision is not None:
         try:
             check_mmproj(vision.path)
-            said = try_apart(path, vision.path, config, api_version, aborted)
-            return dataclasses.replace(vision, not_narrow=OK_NARROW not in said)
+            crashes = try_apart(path, vision.path, config, api_version, aborted)
+            return dataclasses.replace(vision, not_narrow=crashes)
         except LoadAborted:
             raise
         except BackendError as error:
@@ -64,7 +68,7 @@ def try_with(
 
 def try_apart(
     path: str, vision: str | None, config: ModelConfig, api_version: str, aborted: Callable[[], bool]
-) -> str:
+) -> bool:
     """Open a file in a separate process, unless it has passed before.
 
     Args:
@@ -75,14 +79,14 @@ def try_apart(
         aborted: Whether to stop.
 
     Returns:
-        What the process said: `OK`, and `OK_NARROW` if narrow pictures do not end it.
+        Whether llama.cpp crashes on narrow pictures.
 
     Raises:
         BackendError: It cannot be run; the message quotes llama.cpp.
         LoadAborted: `aborted()` became true.
     """
     if not sys.executable or (_is_embedded(path) and vision in (None, tiny_mmproj())):
-        return OK_NARROW
+        return False
     seen = os.path.join(_folder(), _fingerprint(path, vision, config, api_version))
     if (known := _known(seen)) is not None:
         return known
@@ -103,15 +107,23 @@ def try_apart(
             )
         except OSError as error:
             _log.warning('%s is opened without a trial in a separate process: %s', path, error)
-            return OK_NARROW
+            return False
         code = _wait(child, path, aborted)
         out.seek(0)
         errors.seek(0)
         said = out.read().decode('utf-8', 'replace').strip()
         shouted = errors.read().decode('utf-8', 'replace')
-    if said.startswith(OK):
+    if said in _VERDICTS:
+        crashes = _VERDICTS[said]
+        if crashes and (code is None or -code not in _CRASHES):
+            return False  # no time or memory was left for narrow pictures: the next start tries again
         _remember(seen, said)
-        return said
+        return crashes
+    if code is None:
+        raise BackendError(
+            f'{path} cannot be run: llama.cpp does not come to an end when it opens the file; download it'
+            ' again'
+        )
     if code == 0 and said:
         raise BackendError(said)
     name = f'{path} with vision={vision!r}' if vision else path
@@ -122,7 +134,8 @@ def try_apart(
     )
 
 
-def _wait(child: subprocess.Popen, path: str, aborted: Callable[[], bool]) -> int:
+def _wait(child: subprocess.Popen, path: str, aborted: Callable[[], bool]) -> int | None:
+    """Return the exit code of the process, None if it took too long and was ended."""
     left = _PATIENCE + sum(map(os.path.getsize, parts_of(path))) / _SLOW_DISK
     try:
         while True:
@@ -133,10 +146,7 @@ def _wait(child: subprocess.Popen, path: str, aborted: Callable[[], bool]) -> in
             if aborted():
                 raise LoadAborted(f'loading {path} was stopped')
             if left < 0:
-                raise BackendError(
-                    f'{path} cannot be run: llama.cpp does not come to an end when it opens the file;'
-                    ' download it again'
-                )
+                return None
     finally:
         if child.poll() is None:
             child.kill()
@@ -185,16 +195,15 @@ def _fingerprint(path: str, vision: str | None, config: ModelConfig, api_version
     return hashlib.blake2b('\0'.join(map(str, facts)).encode('utf-8', 'replace'), digest_size=16).hexdigest()
 
 
-def _known(seen: str) -> str | None:
+def _known(seen: str) -> bool | None:
     with contextlib.suppress(OSError, UnicodeDecodeError), open(seen) as file:
-        return file.read()
+        return _VERDICTS.get(file.read())
     return None
 
 
 def _remember(seen: str, said: str) -> None:
     try:
         os.makedirs(os.path.dirname(seen), exist_ok=True)
-        with open(seen, 'w') as file:
-            file.write(said)
+        write_whole(seen, said.encode())
     except OSError as error:  # then the next start tries it again
         _log.debug('%s cannot be written: %s', seen, error)

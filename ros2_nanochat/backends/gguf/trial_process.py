@@ -1,6 +1,6 @@
 """The process in which `trial` opens a GGUF file. Arguments: `PATH OPTIONS`, fields of
 `ModelConfig` as JSON. Prints `ok`, or why the file cannot be run; then `narrow too` if narrow pictures do not
-end the process.
+end the process either.
 """
 
 from __future__ import annotations

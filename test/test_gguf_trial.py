@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 
-from ros2_nanochat.backends.gguf import trial
+from ros2_nanochat.backends.gguf import images, trial
+from ros2_nanochat.backends.gguf.mmproj import Mmproj
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.locate import tiny_mmproj
 
 HEAD = """
 import os, resource, signal, sys, time
@@ -74,3 +77,27 @@ def test_a_result_that_was_not_wholly_written_is_tried_again(attempt, left):
     with open(os.path.join(folder, name), 'wb') as file:
         file.write(left)
     assert attempt(OK + 'os.abort()') == (True, 2)
+
+
+def test_a_picture_that_is_stretched_to_a_square_is_never_narrow(monkeypatch):
+    pytest.importorskip('PIL')
+    pytest.importorskip('llama_cpp')
+    seen = []
+
+    class Mtmd:
+        def __init__(self, *args):
+            pass
+
+        def pieces(self, pixels):
+            seen.append(pixels.shape)
+            return []
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(images, 'Mtmd', Mtmd)
+    vision = Mmproj(tiny_mmproj(), True, refuses_narrow=True)
+    embedder = images.GGUFImages(None, None, vision, ModelConfig(threads=1), lambda: 64)
+    embedder.embed(np.zeros((40, 3000, 3), np.uint8))
+    embedder.close()
+    assert seen[0][0] == seen[0][1]

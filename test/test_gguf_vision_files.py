@@ -20,6 +20,8 @@ import vision_words  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from ros2_nanochat import ChatHistory, NanoLLM  # noqa: E402
+from ros2_nanochat.backends.gguf import images  # noqa: E402
+from ros2_nanochat.backends.gguf.mtmd import Mtmd  # noqa: E402
 from ros2_nanochat.errors import BackendError  # noqa: E402
 from ros2_nanochat.locate import choose_mmproj, mmproj_near  # noqa: E402
 
@@ -176,3 +178,33 @@ def test_50_million_pixels_are_seen_in_bounded_memory(tmp_path):
 def test_image_max_tokens_may_be_below_the_least_that_a_model_takes(files, most):
     with open_small(files[0], image_max_tokens=most) as model:
         assert 1 <= model.embed_image(vision_words.picture(0, 400, 300)).num_tokens <= 2 * most
+
+
+def test_whatever_stops_the_opening_of_a_vision_part_frees_it(files, monkeypatch):
+    freed, close = [], Mtmd.close
+
+    def fail(mtmd):
+        raise MemoryError('no room')
+
+    def closing(mtmd):
+        freed.append(mtmd._context)
+        close(mtmd)
+
+    monkeypatch.setattr(Mtmd, '_check_place', fail)
+    monkeypatch.setattr(Mtmd, 'close', closing)
+    with pytest.raises((MemoryError, BackendError), match='no room'):
+        open_small(files[0])
+    assert len(freed) == 1 and freed[0]
+
+
+def test_each_picture_on_trial_is_begun_however_slow_the_encoder(files, monkeypatch):
+    monkeypatch.setattr(images, '_SMALL', 0)  # so that it can be stopped
+    monkeypatch.setattr(images, '_TRIAL', 0.0)
+    monkeypatch.setattr(images, '_TRIAL_OF_NARROW', 0.0)
+    with open_small(files[0]) as model:
+        embedder = model.backend.image_embedder
+        for narrow in (False, True):
+            before = embedder._mtmd.num_begun
+            embedder.try_pictures(narrow)
+            assert embedder._mtmd.num_begun - before >= 3
+        assert model.embed_image(np.zeros((40, 120, 3), np.uint8)).num_tokens

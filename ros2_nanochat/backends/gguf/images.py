@@ -26,7 +26,10 @@ from ros2_nanochat.program import check_process
 
 _PATIENCE = 0.02  # seconds between two looks at whether to stop
 _NICENESS = 4  # above the process's own
-_TRIAL, _TRIAL_OF_NARROW = 20.0, 3.0  # seconds that the encoding of pictures on trial may take
+_TRIAL, _TRIAL_OF_NARROW = 5.0, 1.0  # seconds that the encoding of one picture on trial may take
+_TRIED = ((64, 64), (16, 16), (256, 64), (64, 256))  # pixels
+_NARROW = (_TRIED[0], (1000, 10), (10, 1000), (5000, 50), (50, 5000))
+_ODD = ((1, 1), (1, 100), (100, 1), (5000, 50), (50, 5000), (3000, 3000))
 _WIDEST = 4  # times as long as wide are the pictures that a trial shows to be safe
 _SMALL = 64 << 20  # bytes of weights; below that an encoding is too short to interrupt
 
@@ -76,29 +79,44 @@ class GGUFImages(ImageEmbedder):
         return self._call(lambda: self._opened().largest_whole)
 
     def embed(self, pixels: np.ndarray, stopped: Callable[[], bool] | None = None) -> list[ImagePiece]:
-        height, width = pixels.shape[:2]
-        if self._mmproj.not_narrow and max(height, width) > _WIDEST * min(height, width):
-            raise BackendError(
-                f'a picture of {width}x{height} cannot be used: llama.cpp ends the process with pictures more'
-                f' than {_WIDEST} times as long as wide of this model; crop it'
-            )
         if self._side:
             pixels = _stretched(pixels, self._side)
+        height, width = pixels.shape[:2]
+        if self._mmproj.refuses_narrow and max(height, width) > _WIDEST * min(height, width):
+            raise BackendError(
+                f'a picture of {width}x{height} cannot be used: with this model, llama.cpp crashes on'
+                f' pictures more than {_WIDEST} times as long as wide; crop it'
+            )
         pieces = self._call(lambda: self._opened().pieces(pixels), stopped)
         return [part for piece in pieces for part in _cut(piece, self._longest_piece())]
 
     def try_pictures(self, narrow: bool = False) -> None:
-        """Embed pictures to see whether libmtmd ends the process.
+        """Embed pictures of several shapes, if their pieces differ, to see whether libmtmd ends the process.
 
-        A large encoder is stopped after a while: on a slow CPU it can take minutes.
+        A large encoder is stopped after a while, as on a slow CPU it can take minutes, but each picture is
+        begun: what surprises llama.cpp is mostly the graph, or the first nodes of it.
 
         Args:
             narrow: Pictures that are more than `_WIDEST` times as long as wide.
         """
-        until = time.monotonic() + (_TRIAL_OF_NARROW if narrow else _TRIAL)
+        if narrow and self._side:
+            return  # they are stretched first
         mtmd = self._call(self._opened)
-        with suppress(EncodingStopped):
-            self._call(lambda: mtmd.try_pictures(narrow), lambda: time.monotonic() > until)
+        for size in () if narrow else _ODD:
+            with suppress(BackendError):
+                self._call(lambda: mtmd.rows(*size))
+        known = None
+        for size in _NARROW if narrow else _TRIED:
+            with suppress(BackendError):
+                rows = self._call(lambda: mtmd.rows(*size))
+                if rows != known:
+                    known = known or rows
+                    self._try(mtmd, *size, _TRIAL_OF_NARROW if narrow else _TRIAL)
+
+    def _try(self, mtmd: Mtmd, width: int, height: int, limit: float) -> None:
+        begun, until = mtmd.num_begun, time.monotonic() + limit
+        pixels = np.zeros((height, width, 3), np.uint8)
+        self._call(lambda: mtmd.pieces(pixels), lambda: mtmd.num_begun > begun and time.monotonic() > until)
 
     def close(self) -> None:
         """End what runs and free the memory. You may call this twice."""

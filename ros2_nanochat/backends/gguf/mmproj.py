@@ -29,13 +29,13 @@ class Mmproj:
         path: The file.
         asked: The user named it. Otherwise a fault in it costs the vision, not the model.
         late: It is small, and loaded with the first picture.
-        not_narrow: libmtmd ends the process with a narrow picture.
+        refuses_narrow: Narrow pictures are refused, because llama.cpp crashes on them.
     """
 
     path: str
     asked: bool
     late: bool = False
-    not_narrow: bool = False
+    refuses_narrow: bool = False
 
 
 def find_mmproj(path: str, config: ModelConfig) -> Mmproj | None:

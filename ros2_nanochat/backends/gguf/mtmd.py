@@ -24,9 +24,6 @@ _MOST_NODES = 64  # of the graph that are computed between two looks at whether 
 _LOOK_EVERY = 0.02  # seconds, if the nodes are small enough
 _PROBE, _SMALL_PROBE = 64, 16  # pixels of a side
 _LARGE = 4096
-_ODD = ((1, 1), (1, 100), (100, 1), (5000, 50), (50, 5000), (3000, 3000))
-_SHAPES = ((_PROBE, _PROBE), (_SMALL_PROBE, _SMALL_PROBE), (4 * _PROBE, _PROBE), (_PROBE, 4 * _PROBE))
-_NARROW = ((1000, 10), (10, 1000), (5000, 50), (50, 5000))
 _FAR = 1000
 _WIDTHS = re.compile(r'text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)')
 _TOO_FEW = 'is less than image_min_pixels'
@@ -80,15 +77,23 @@ class Mtmd:
         self._opening_log = log = LogLines(api, api.llama_log_set, lib.mtmd_helper_log_set)
         with log:
             self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
-            if (
-                not self._context and max_tokens and _TOO_FEW in log.reason()
-            ):  # fewer than the model's own minimum
+            # fewer than the model's own minimum
+            if not self._context and max_tokens and _TOO_FEW in log.reason():
                 params.image_min_tokens = max_tokens
                 self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
         if not self._context:
             raise BackendError(_cannot_open(path, log))
-        if not lib.mtmd_support_vision(self._context):
+        self.num_begun = 0
+        """Pieces whose encoding was begun."""
+        try:
+            self._find_facts(path)
+        except BaseException:
             self.close()
+            raise
+
+    def _find_facts(self, path: str) -> None:
+        lib = self._lib
+        if not lib.mtmd_support_vision(self._context):
             raise BackendError(f'vision={path!r} holds no vision encoder: name the mmproj of a vision model')
         self._marker = lib.mtmd_get_marker(self._context)
         self._several_axes = lib.mtmd_decode_use_mrope(self._context)
@@ -97,7 +102,6 @@ class Mtmd:
             """Markup before and after a picture, as text."""
             self._check_place()
         except BackendError as error:
-            self.close()
             raise BackendError(f'vision={path!r} cannot be used: {error}') from None
         self.largest_whole = self._find_largest_whole()
         """Rows of the largest piece that cannot be cut, 0 if all can."""
@@ -134,6 +138,7 @@ class Mtmd:
         if self._stopped:
             raise EncodingStopped('the picture was not encoded: the turn was stopped')
         self._seen, self._nodes, self._looked = 0, 1, time.perf_counter()
+        self.num_begun += 1
         with self._log:
             code = lib.mtmd_encode_chunk(self._context, chunk)
         if self._stopped:
@@ -265,20 +270,10 @@ class Mtmd:
         with self._chunks(_LARGE, _LARGE, None) as chunks:
             return max(count for _, count in self._images(chunks))
 
-    def try_pictures(self, narrow: bool) -> None:
-        """Embed pictures of several shapes if their pieces differ. narrow: of extreme ones."""
-        for width, height in () if narrow else _ODD:
-            with suppress(BackendError), self._chunks(width, height, np.zeros((height, width, 3), np.uint8)):
-                pass
-        known = None
-        for width, height in (_SHAPES[0], *_NARROW) if narrow else _SHAPES:
-            pixels = np.zeros((height, width, 3), np.uint8)
-            with suppress(BackendError):
-                with self._chunks(width, height, pixels) as chunks:
-                    counts = {count for _, count in self._images(chunks)}
-                if counts != known:
-                    known = known or counts
-                    self.pieces(pixels)
+    def rows(self, width: int, height: int) -> set[int]:
+        """Return how many rows the pieces of a picture have, without encoding it."""
+        with self._chunks(width, height, np.zeros((height, width, 3), np.uint8)) as chunks:
+            return {count for _, count in self._images(chunks)}
 
     def close(self) -> None:
         """Free the memory. You may call this twice."""

@@ -53,7 +53,7 @@ def try_with(
         try:
             check_mmproj(vision.path)
             crashes = try_apart(path, vision.path, config, api_version, aborted)
-            return dataclasses.replace(vision, not_narrow=crashes)
+            return dataclasses.replace(vision, refuses_narrow=crashes)
         except LoadAborted:
             raise
         except BackendError as error:

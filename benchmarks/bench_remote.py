@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import multiprocessing
 import os
@@ -19,8 +20,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-
-import httpx2
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test'))
 from llama_server import LlamaServer
@@ -32,17 +32,42 @@ from ros2_nanochat import ChatHistory, NanoLLM
 TOKENS = 64
 PAUSE = 0.03
 QUESTION = 'Count from one to a hundred.'
-CLIENT = httpx2.Client(timeout=120, trust_env=False, limits=httpx2.Limits(max_connections=None))
+_FREE: dict[str, list[http.client.HTTPConnection]] = {}  # kept connections, by host
+
+
+def events(url: str, body: dict):
+    """The JSON of each event of a stream, over a connection that is kept."""
+    parts = urlsplit(url)
+    free = _FREE.setdefault(parts.netloc, [])
+    content, kind = json.dumps(body).encode(), {'Content-Type': 'application/json'}
+    while True:
+        try:
+            connection, is_kept = free.pop(), True
+        except IndexError:
+            connection, is_kept = http.client.HTTPConnection(parts.netloc, timeout=120), False
+        try:
+            connection.request('POST', parts.path, content, kind)
+            response = connection.getresponse()
+            break
+        except (ConnectionError, http.client.BadStatusLine):  # the server closed it
+            connection.close()
+            if not is_kept:
+                raise
+    if response.status != 200:
+        raise SystemExit(f'{url} answered HTTP {response.status}: {response.read(200)!r}')
+    for line in response:
+        if line.startswith(b'data: {'):
+            yield json.loads(line[6:])
+    free.append(connection)
 
 
 def bare(url: str, body: dict) -> tuple[float, float, int]:
     """`(seconds to the first text, seconds in all, pieces)` of a stream that nothing is done with."""
     began, first, count = time.perf_counter(), None, 0
-    with CLIENT.stream('POST', url, json=body) as response:
-        for line in response.iter_lines():
-            if line.startswith('data: {') and text_of(json.loads(line[6:])):
-                count += 1
-                first = first or time.perf_counter() - began
+    for event in events(url, body):
+        if text_of(event):
+            count += 1
+            first = first or time.perf_counter() - began
     return first or 0.0, time.perf_counter() - began, count
 
 
@@ -106,12 +131,14 @@ def scripted(words: int, pause: float = 0.0):
     """The address of a scripted server in a process of its own."""
     context = multiprocessing.get_context('spawn')
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, words, pause))
+    process = context.Process(target=_serve, args=(there, words, pause), daemon=True)
     process.start()
+    there.close()  # else nothing would come, not even the end, of a process that failed
     try:
         yield here.recv()
-        here.send(None)
     finally:
+        with contextlib.suppress(OSError):
+            here.send(None)
         process.join(10)
 
 
@@ -139,12 +166,7 @@ def cpu(words: int) -> None:
 
 def bare_times(url: str, body: dict) -> list[float]:
     """When each piece of a stream came."""
-    times = []
-    with CLIENT.stream('POST', url, json=body) as response:
-        for line in response.iter_lines():
-            if line.startswith('data: {') and text_of(json.loads(line[6:])):
-                times.append(time.perf_counter())
-    return times
+    return [time.perf_counter() for event in events(url, body) if text_of(event)]
 
 
 def text_of(event: dict) -> str:

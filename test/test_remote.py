@@ -640,6 +640,18 @@ def test_a_server_that_only_gives_ids_as_vllm_does_is_not_said_to_have_its_optio
             assert can.missing and can.forms
 
 
+def test_ids_beyond_the_limit_are_cut_off_with_their_text(tokenizer):
+    text = 'Hello there'
+    choice = {'index': 0, 'text': text, 'token_ids': [byte + 3 for byte in text.encode()] + [1]}
+    events = f'data: {json.dumps({"choices": [choice]})}\n\n'
+    head = 'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n'
+    with ScriptedServer(kind='vllm') as server, open_servers(server, tokenizer=tokenizer) as model:
+        server.faults.append((head + events).encode())
+        reply = ask(model, 'hello', max_new_tokens=5).wait(20)
+        assert (reply.text, reply.finish_reason, reply.error) == ('Hello', 'length', None)
+        assert reply.tokens == [byte + 3 for byte in b'Hello']
+
+
 def switch(on: bool) -> str:
     """Switch the lamp."""
     return f'it is {on}'

@@ -167,11 +167,15 @@ class RemoteReply:
             self._closes = self._end_id not in self._text.info.eos_token_ids
             ids = ids[:end]
             self._reason = FinishReason.STOP
-        if len(ids) > self._limit - len(progress.new_ids):
-            self._reason, self._closes = FinishReason.LENGTH, True
-            return
+        text, room = piece.text, self._limit - len(progress.new_ids)
+        if is_cut := len(ids) > room:
+            self._reason, self._closes, self._end_id = FinishReason.LENGTH, True, None
+            cut = self._text.text_of_ids(ids[:room])
+            if cut is None or not text.startswith(cut):
+                return
+            text, ids = cut, ids[:room]
         known = len(progress.new_ids) - self._before
-        if piece.num_ids is not None and piece.ids and piece.num_ids > known + len(piece.ids):
+        if not is_cut and piece.num_ids is not None and piece.ids and piece.num_ids > known + len(piece.ids):
             found = self._recovered(piece.text, ids, piece.num_ids - known)
             if found is None:
                 progress.text.mixed = True
@@ -181,10 +185,10 @@ class RemoteReply:
         detokenizer = progress.text.detokenizer
         assert isinstance(detokenizer, FedDetokenizer)
         if ids:
-            detokenizer.feed(piece.text, len(ids), [i in self._text.special_ids for i in ids])
+            detokenizer.feed(text, len(ids), [i in self._text.special_ids for i in ids])
             self._put(ids)
-        elif piece.text:
-            detokenizer.feed_rest(piece.text)
+        elif text:
+            detokenizer.feed_rest(text)
 
     def _recovered(self, text: str, ids: list[int], count: int) -> list[int] | None:
         """The ids of a character that llama.cpp gave in one piece with only its last id; None if unknown."""

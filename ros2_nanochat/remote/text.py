@@ -131,6 +131,13 @@ class RemoteText(ABC):
         detokenizer = self.plain_detokenizer(Preceding.TEXT)
         return detokenizer.add(token_id) + detokenizer.flush()
 
+    def text_of_ids(self, ids: Sequence[int]) -> str | None:
+        """Return the text of ids in the middle of a reply, without special tokens; None if only a server
+        knows it.
+        """
+        detokenizer = self.plain_detokenizer(Preceding.TEXT)
+        return ''.join(detokenizer.add(token_id) for token_id in ids if token_id not in self.special_ids)
+
     def embed_tokens(self, ids: Sequence[int]) -> np.ndarray:
         """See `Backend.embed_tokens`."""
         raise BackendError('a server does not give the embeddings of tokens; pass ids')
@@ -199,6 +206,10 @@ class ServerText(RemoteText):
             answer = self._ask('/detokenize', {'tokens': [token_id]})
             self._texts[token_id] = text_in(answer.get('content')) if isinstance(answer, dict) else ''
         return self._texts[token_id]
+
+    def text_of_ids(self, ids: Sequence[int]) -> str | None:
+        """See `RemoteText.text_of_ids`."""
+        return None
 
     def plain_detokenizer(self, preceding: Preceding) -> Detokenizer:
         """See `RemoteText`."""

@@ -443,6 +443,23 @@ def test_a_picture_is_sent_once_to_a_server_that_keeps_it():
             assert len(server.requests) - before == 2 and '0 failed' in seeing.stats['servers'][server.url]
 
 
+@pytest.mark.parametrize('fault', ['silent', 'reset', 'error_body'])
+def test_a_picture_is_sent_again_only_if_the_server_reports_an_error(fault):
+    image = pytest.importorskip('PIL.Image')
+    with ScriptedServer() as server:
+        server.sees, server.kept = True, set()
+        with open_servers(server, first_token_timeout=0.5) as seeing:
+            history = ChatHistory(seeing)
+            history.append('user', image=image.new('RGB', (40, 30), (10, 200, 30)))
+            history.append('bot', ask(seeing, 'What colour?', history).wait(10))
+            server.requests.clear()
+            server.faults.append(fault)
+            reply = ask(seeing, 'And now?', history).wait(20)
+            assert reply.finish_reason == 'stop' and not server.faults
+            parts = [body['messages'][0]['content'][0] for _, body in server.requests]
+            assert [part['image_url'] is None for part in parts] == [True, fault != 'error_body']
+
+
 # --- fleets ---
 
 

@@ -33,6 +33,12 @@ from ros2_nanochat.remote.text import MessageText, RemoteText, ServerText, real_
 
 _log = logging.getLogger(__name__)
 _AFTER_THE_END = 1.0  # seconds to wait for figures and the end of a stream whose text is complete
+_PICTURE_IS_GONE = (
+    200,
+    400,
+    422,
+    500,
+)  # statuses of servers that lack a picture; 200: an error in the stream
 SESSION_HEADER = 'X-Session-ID'
 """Says which conversation a request belongs to; routers that hash it keep the conversation on one server."""
 
@@ -217,7 +223,7 @@ class Attempts:
         except ServerError as error:
             if reply.complete:
                 return
-            if not held or reply.begun or isinstance(error, Overloaded):
+            if not held or reply.begun or getattr(error, 'status', None) not in _PICTURE_IS_GONE:
                 raise
             server.pictures.forget(held)  # perhaps it has dropped one: send them all
             await self._request(reply, server, session, form)

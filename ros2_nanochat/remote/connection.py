@@ -135,7 +135,8 @@ class Connection:
             if any(take(event) for event in events if event.strip()):
                 return True
             if reader.error is not None:
-                raise Unavailable(f'{address} broke off: {said(reader.error) or "an error"}')
+                what = said(reader.error) or 'an error'
+                raise Unavailable(f'{address} broke off: {what}', status=200)
             return False
 
         if await self._exchange('POST', address, body, headers, feed, watch):

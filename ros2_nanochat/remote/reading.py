@@ -66,7 +66,7 @@ def choice_in(event: Any) -> Mapping[str, Any]:
     if not isinstance(event, Mapping):
         raise Unavailable(f'the server sent {str(event)[:80]!r}, which is no event of a reply')
     if event.get('error'):
-        raise Unavailable(f'the server broke off: {message_in(event)}')
+        raise Unavailable(f'the server broke off: {message_in(event)}', status=200)
     choices = event.get('choices')
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, Mapping) and not choice.get('index'):  # others were not asked for

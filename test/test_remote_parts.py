@@ -21,12 +21,14 @@ from ros2_nanochat.remote.capabilities import Capabilities, Way
 from ros2_nanochat.remote.dialect import Chat
 from ros2_nanochat.remote.failures import Overloaded, Rejected, Unavailable, error_of
 from ros2_nanochat.remote.forms import TextVocabulary
+from ros2_nanochat.remote.identify import Found
 from ros2_nanochat.remote.pool import Pool
 from ros2_nanochat.remote.sampling import sampling, without_effect
 from ros2_nanochat.remote.scoring import LogProbabilities
 from ros2_nanochat.remote.server import Server
 from ros2_nanochat.remote.sse import MAX_EVENT, EventReader
 from ros2_nanochat.remote.text import ServerText
+from ros2_nanochat.remote.tokens import from_llama_cpp
 
 
 @given(st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\r\n')), min_size=1), st.data())
@@ -167,17 +169,28 @@ def test_a_server_that_tokenizes_oddly_leaves_the_text_to_be_asked_about_again(a
     assert len(asked) == 2 and text.text_of(7) == ''
 
 
-@pytest.mark.parametrize('log', ['NaN', 'null', '"x"', '5.0', 'Infinity'])
-def test_a_probability_that_is_none_is_an_error_of_one_line(log):
+@pytest.mark.parametrize(
+    'number, log',
+    [(3, log) for log in ('NaN', 'null', '"x"', '5.0', 'Infinity', '-1' + '0' * 400)]
+    + [(number, '-1.0') for number in ('1e999', 'NaN', 'null', '"x"')],
+)
+@pytest.mark.parametrize('way', [Way.LLAMA_CPP, Way.IDS])
+def test_a_probability_that_is_none_is_an_error_of_one_line(way, number, log):
     class Server:
         url = root = 'http://a'
 
         async def post(self, address, body, timeout):
-            return json.loads(
-                f'{{"completion_probabilities": [{{"top_logprobs": [{{"id": 3, "logprob": {log}}}]}}]}}'
-            )
+            if way is Way.LLAMA_CPP:
+                likeliest = f'[{{"id": {number}, "logprob": {log}}}]'
+                return json.loads(f'{{"completion_probabilities": [{{"top_logprobs": {likeliest}}}]}}')
+            logs = {
+                'top_logprobs': [{}],
+                'tokens': [f'token_id:{number}'],
+                'token_logprobs': [json.loads(log)],
+            }
+            return {'choices': [{'logprobs': logs}]}
 
-    asked = LogProbabilities(Server(), Capabilities('m', way=Way.LLAMA_CPP))
+    asked = LogProbabilities(Server(), Capabilities('m', way=way))
     with pytest.raises(Unavailable, match='gives no probabilities') as error:
         asyncio.run(asked.after([1], [3]))
     assert '\n' not in str(error.value)
@@ -231,3 +244,15 @@ def test_a_whole_message_counts_only_without_a_delta(choice, text):
 def test_where_a_redirect_goes_is_shown_without_secrets(location, shown):
     message = str(error_of(302, {'location': location}, b'', 'http://a/v1'))
     assert f'redirects to {shown}, which' in message and 'secret' not in message
+
+
+@pytest.mark.parametrize('number', [float('inf'), float('nan'), 1e300, 1 << 40, '7', None, True])
+def test_a_server_whose_ids_are_no_ids_is_talked_to_in_messages(number):
+    class Server:
+        root = 'http://a'
+
+        async def post(self, address, body):
+            return {'tokens': [number]}
+
+    vocabulary, why = asyncio.run(from_llama_cpp(Server(), Found(Capabilities('m')), None))
+    assert vocabulary is None and 'no token ids' in why and '\n' not in why

@@ -33,12 +33,7 @@ from ros2_nanochat.remote.text import MessageText, RemoteText, ServerText, real_
 
 _log = logging.getLogger(__name__)
 _AFTER_THE_END = 1.0  # seconds to wait for figures and the end of a stream whose text is complete
-_PICTURE_IS_GONE = (
-    200,
-    400,
-    422,
-    500,
-)  # statuses of servers that lack a picture; 200: an error in the stream
+_PICTURE_IS_GONE = (200, 400, 422, 500)  # statuses of an error that may be about it; 200: in the stream
 SESSION_HEADER = 'X-Session-ID'
 """Says which conversation a request belongs to; routers that hash it keep the conversation on one server."""
 

@@ -71,7 +71,7 @@ class LogProbabilities:
             logs = answer['choices'][0]['logprobs']
             likeliest = {**logs['top_logprobs'][0], logs['tokens'][0]: logs['token_logprobs'][0]}
             return {int(name.removeprefix('token_id:')): _log(log) for name, log in likeliest.items()}
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
             raise Unavailable(f'{self._connection.url} gives no probabilities of tokens') from None
 
     async def _from_llama_cpp(self, ids: list[int], wanted: set[int]) -> dict[int, float]:
@@ -84,7 +84,7 @@ class LogProbabilities:
         try:
             likeliest = answer['completion_probabilities'][0]['top_logprobs']
             return {int(each['id']): _log(each['logprob']) for each in likeliest}
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, ArithmeticError):  # the last: of 1e999, of 10**400
             raise Unavailable(f'{self._connection.root} gives no probabilities of tokens') from None
 
 

@@ -21,7 +21,7 @@ from ros2_nanochat.remote import message_vocabulary
 from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.failures import ServerError
 from ros2_nanochat.remote.identify import Found
-from ros2_nanochat.remote.text import FilesText, RemoteText, ServerText
+from ros2_nanochat.remote.text import FilesText, RemoteText, ServerText, tokens_in
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ async def from_llama_cpp(
     async def ids_of(text: str, special: bool, begin: bool = False) -> list[int]:
         body = {'content': text, 'add_special': begin, 'parse_special': special}
         answer = await connection.post(f'{connection.root}/tokenize', body)
-        return [int(i) for i in answer['tokens']]
+        return [*tokens_in(answer)]
 
     try:
         plain = await ids_of(PROBE_TEXT, False)

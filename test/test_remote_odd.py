@@ -15,7 +15,7 @@ from scripted_server import ScriptedServer
 
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.errors import BackendError
-from ros2_nanochat.remote.address import check_address, is_here
+from ros2_nanochat.remote.address import check_address, is_here, read_addresses
 from ros2_nanochat.remote.failures import MAX_WAIT, Overloaded, error_of
 
 
@@ -327,6 +327,11 @@ def test_reasoning_is_told_from_the_answer_and_not_sent_back(server, model, name
         ('ftp://me:secret@host/v1', 'must not hold a password'),
         ('http://:secret@/v1', 'must not hold a password'),
         ('me:secret@host', 'must not hold a password'),
+        ('http:///me:secret@host', 'must not hold a password'),
+        ('http:/me:secret@host', 'must not hold a password'),
+        ('https//me:secret@host', 'must not hold a password'),
+        ('http://me:secret,word@host', 'must not hold a password'),
+        ('http://host/v1, http://me:secret@host', 'must not hold a password'),
         ('http://host/v1?key=secret', 'must not hold'),
         ('http://host/v1#secret', 'must not hold'),
         ('http://[::1/v1', 'not valid'),
@@ -342,7 +347,7 @@ def test_reasoning_is_told_from_the_answer_and_not_sent_back(server, model, name
 )
 def test_an_address_that_cannot_be_used_is_one_line_without_secrets(url, words):
     with pytest.raises(ValueError, match=words) as refused:
-        check_address(url)
+        read_addresses(url)
     message = str(refused.value)
     assert 'secret' not in message and '\n' not in message and len(message) < 400
 

@@ -15,14 +15,32 @@ _LONGEST = 2000
 _ONE_WORD = re.compile(r'[^\s\x00-\x1f\x7f]+')
 
 
+def read_addresses(model: str | None) -> list[str]:
+    """Return the different addresses in a text with commas between them.
+
+    Raises:
+        ValueError: There is none, or one of them is not valid.
+    """
+    _refuse_password(model or '')  # before it is cut: a password may hold a comma
+    urls = [url.strip() for url in (model or '').split(',') if url.strip()]
+    if not urls:
+        raise ValueError('api=openai needs the address of a server: model=http://host:8000/v1')
+    return list(dict.fromkeys(map(check_address, urls)))
+
+
+def _refuse_password(text: str) -> None:
+    """Refuse any @, wherever it is: no other message may show what is before it."""
+    if '@' in text:
+        raise ValueError('the address of a server must not hold a password (or any @): set $OPENAI_API_KEY')
+
+
 def check_address(url: str) -> str:
     """Return the address of a server, with its scheme in lower case and without a slash at its end.
 
     Raises:
         ValueError: It is not one.
     """
-    if '@' in (url.partition('://')[2] or url).partition('/')[0]:  # first: no other message may show it
-        raise ValueError('the address of a server must not hold a password: set $OPENAI_API_KEY')
+    _refuse_password(url)
     if '?' in url or '#' in url:  # what follows may be a key
         raise ValueError('the address of a server must not hold ? or #: http://host:8000/v1')
     what = f'model={shown(url)} is not valid for api=openai'

@@ -17,7 +17,7 @@ from ros2_nanochat.errors import BackendError, LoadAborted, one_line, printable
 from ros2_nanochat.loading_bar import LoadingBar
 from ros2_nanochat.model_info import ModelInfo
 from ros2_nanochat.remote import message_vocabulary
-from ros2_nanochat.remote.address import check_address, is_here, read_key
+from ros2_nanochat.remote.address import is_here, read_addresses, read_key
 from ros2_nanochat.remote.attempts import Settings
 from ros2_nanochat.remote.background import Background
 from ros2_nanochat.remote.capabilities import Capabilities, Way
@@ -70,10 +70,7 @@ class Opening:
     ):
         self._config, self._engine_config, self._open_model = config, engine, open_model
         self._stop, self._ended = stop, threading.Event()
-        urls = [url.strip() for url in (config.model or '').split(',') if url.strip()]
-        if not urls:
-            raise ValueError('api=openai needs the address of a server: model=http://host:8000/v1')
-        self._urls = list(dict.fromkeys(map(check_address, urls)))
+        self._urls = read_addresses(config.model)
         self._key = read_key(config)
         self._background = Background()
         self._pool = Pool(

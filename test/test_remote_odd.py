@@ -17,6 +17,7 @@ from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.remote.address import check_address, is_here, read_addresses
 from ros2_nanochat.remote.failures import MAX_WAIT, Overloaded, error_of
+from ros2_nanochat.remote.reply import RemoteReply
 
 
 @pytest.fixture(scope='module')
@@ -248,6 +249,19 @@ def test_a_reply_without_end_is_ended_here(server, model):
     while server.open_streams:
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_bug_of_ours_is_not_blamed_on_the_server(server, model, monkeypatch):
+    def take(reply, piece, figures_follow):
+        raise KeyError('ours')
+
+    server.requests.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteReply, 'take', take)
+        reply = ask(model, 'hello').wait(20)
+    assert reply.finish_reason == 'error' and reply.error == "internal error: KeyError('ours')"
+    assert len(server.requests) == 1 and model.stats['servers'][server.url].startswith('up')
+    assert ask(model, 'again').wait(20).finish_reason == 'stop'
 
 
 def test_cookies_are_not_kept(server, model):

@@ -147,33 +147,39 @@ class Connection:
 
     async def _exchange(self, method, address, body, headers, take, watch: Watch) -> bool:
         """Whether the answer was read to its end."""
-        begun = False
+        content = None if body is None else json.dumps(body, ensure_ascii=False).encode('utf-8', 'replace')
+        begun, bug = False, None
 
         def taken(data: bytes) -> bool:
-            nonlocal begun
+            nonlocal begun, bug
             begun = True
-            return take(data)
+            try:
+                return take(data)
+            except Exception as error:
+                bug = error
+                raise
 
         try:
             with watch:
                 for _ in range(_STALE):
                     try:
-                        return await self._request(method, address, body, headers, taken, watch)
+                        return await self._request(method, address, content, headers, taken, watch)
                     except Exception as error:
                         if begun or not _was_stale(error):
                             raise
-                return await self._request(method, address, body, headers, take, watch)
+                return await self._request(method, address, content, headers, taken, watch)
         except ServerError:
             raise
         except (asyncio.CancelledError, MemoryError):
             raise
         except Exception as error:
+            if error is bug:  # ours: the server is not to blame
+                raise
             # aiohttp's errors, and those of ssl and the sockets below it.
             trouble = _trouble(error)
             raise Unavailable(f'{address} {trouble}', reached=not trouble.startswith(_UNREACHED)) from error
 
-    async def _request(self, method, address, body, headers, take, watch: Watch) -> bool:
-        content = None if body is None else json.dumps(body, ensure_ascii=False).encode('utf-8', 'replace')
+    async def _request(self, method, address, content, headers, take, watch: Watch) -> bool:
         kind = {} if content is None else {'Content-Type': 'application/json'}
         size = 0
         async with self._opened().request(

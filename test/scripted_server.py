@@ -42,6 +42,7 @@ class ScriptedServer:
         samples: Whether it has the options of vLLM, and refuses what is none of their values.
         replicas: Servers behind it that take turns and remember prompts each for itself.
         block: Tokens that it says to reuse together, of a prompt that it has had before; 0 for none.
+        keeps_connections: Whether a connection can be used again after a reply.
         open_streams: Replies that are being written.
         most_open: The most that were at once.
     """
@@ -71,7 +72,7 @@ class ScriptedServer:
         self.block = 0
         self.owner, self.replicas, self._turn = '', 1, 0
         self._had: set = set()
-        self.one_at_a_time = False
+        self.one_at_a_time = self.keeps_connections = False
         self.port = port
         self.start()
 
@@ -317,8 +318,10 @@ class ScriptedServer:
             writer.transport.abort()
             return False
         writer.write(b'0\r\n\r\n')
-        # The read above may not be resumed; a new connection is cheap enough here.
         await writer.drain()
+        if self.keeps_connections and not gone.done():
+            await asyncio.wait({gone})  # only then may another read begin
+            return gone.cancelled()
         writer.close()
         return False
 

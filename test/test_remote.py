@@ -718,6 +718,12 @@ def test_a_call_is_held_to_its_form_from_where_it_begins(tokenizer):
             assert list(history.kv_cache.entries) == [*prompt.entries, *reply.tokens]
             for (_, before), (_, body) in zip(server.requests, server.requests[1:]):
                 assert body['prompt'][: len(before['prompt'])] == before['prompt']
+        server.keeps_connections, server.delay = True, 0.01
+        replies = [model.generate(prompt, max_new_tokens=200) for _ in range(3)]
+        for reply in replies:
+            next(reply)
+        assert all(reply.wait(20).finish_reason == 'stop' for reply in replies)  # on three connections
+        server.keeps_connections, server.delay = False, 0.0
         server.faults[:] = [None, 'closed', 'closed']  # as when a kept connection ends just before its use
         reply = model.generate(prompt, calls=history.call_form('auto'), max_new_tokens=200).wait(20)
         assert len(reply.calls) == 1 and '0 failed' in model.stats['servers'][server.url], reply.error

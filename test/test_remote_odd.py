@@ -16,7 +16,9 @@ from scripted_server import ScriptedServer
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.remote.address import check_address, is_here, read_addresses
-from ros2_nanochat.remote.failures import MAX_WAIT, Overloaded, error_of
+from ros2_nanochat.remote.connection import Connection
+from ros2_nanochat.remote.failures import MAX_WAIT, Overloaded, Unavailable, error_of
+from ros2_nanochat.remote.patience import Watch
 from ros2_nanochat.remote.reply import RemoteReply
 
 
@@ -262,6 +264,32 @@ def test_a_bug_of_ours_is_not_blamed_on_the_server(server, model, monkeypatch):
     assert reply.finish_reason == 'error' and reply.error == "internal error: KeyError('ours')"
     assert len(server.requests) == 1 and model.stats['servers'][server.url].startswith('up')
     assert ask(model, 'again').wait(20).finish_reason == 'stop'
+
+
+@pytest.mark.parametrize('fault', ['reset', 'closed'])
+def test_a_request_is_repeated_only_if_its_connection_was_kept(server, fault):
+    async def stream(connection, faults):
+        server.faults[:] = faults
+        server.requests.clear()
+        address, body = f'{server.url}/chat/completions', {'messages': [{'content': 'a'}], 'stream': True}
+        events = []
+        try:
+            await connection.stream(address, body, {}, events.append, Watch(10, 10, address))
+        except Unavailable as error:
+            assert 'broke off' in str(error) and error.reached and not events
+        return bool(events), len(server.requests), len(server.faults)
+
+    async def run():
+        connection = Connection(server.url, None, 5.0)
+        try:
+            fresh = await stream(connection, [fault] * 3)
+            await asyncio.gather(*[connection.get(f'{server.url}/models') for _ in range(2)])
+            return fresh, await stream(connection, [fault] * 2), await stream(connection, [fault])
+        finally:
+            await connection.close()
+            server.faults.clear()
+
+    assert asyncio.run(run()) == ((False, 1, 2), (True, 3, 0), (False, 1, 0))
 
 
 def test_cookies_are_not_kept(server, model):

@@ -11,6 +11,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from ros2_nanochat.errors import one_line, printable, require
@@ -52,6 +53,7 @@ class Connection:
                 connector=aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=4.0),
                 timeout=aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_tracing(aiohttp)],
                 auto_decompress=False,
                 trust_env=False,
             )
@@ -149,6 +151,7 @@ class Connection:
         """Whether the answer was read to its end."""
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode('utf-8', 'replace')
         begun, bug = False, None
+        way = SimpleNamespace(is_kept=False)
 
         def taken(data: bytes) -> bool:
             nonlocal begun, bug
@@ -163,11 +166,11 @@ class Connection:
             with watch:
                 for _ in range(_STALE):
                     try:
-                        return await self._request(method, address, content, headers, taken, watch)
+                        return await self._request(method, address, content, headers, taken, watch, way)
                     except Exception as error:
-                        if begun or not _was_stale(error):
+                        if begun or not way.is_kept or not _was_stale(error):
                             raise
-                return await self._request(method, address, content, headers, taken, watch)
+                return await self._request(method, address, content, headers, taken, watch, way)
         except ServerError:
             raise
         except (asyncio.CancelledError, MemoryError):
@@ -179,11 +182,16 @@ class Connection:
             trouble = _trouble(error)
             raise Unavailable(f'{address} {trouble}', reached=not trouble.startswith(_UNREACHED)) from error
 
-    async def _request(self, method, address, content, headers, take, watch: Watch) -> bool:
+    async def _request(self, method, address, content, headers, take, watch: Watch, way) -> bool:
         kind = {} if content is None else {'Content-Type': 'application/json'}
         size = 0
         async with self._opened().request(
-            method, address, data=content, headers={**kind, **headers}, allow_redirects=False
+            method,
+            address,
+            data=content,
+            headers={**kind, **headers},
+            allow_redirects=False,
+            trace_request_ctx=way,
         ) as response:
             watch.transport = response.connection.transport if response.connection else None
             if response.status != 200:
@@ -206,8 +214,23 @@ class Connection:
         return True
 
 
+def _tracing(aiohttp: Any) -> Any:
+    """Notes for each request whether its connection was used before."""
+
+    async def note_kept(session, context, parameters) -> None:
+        context.trace_request_ctx.is_kept = True
+
+    async def note_new(session, context, parameters) -> None:
+        context.trace_request_ctx.is_kept = False
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(note_kept)
+    tracing.on_connection_create_start.append(note_new)
+    return tracing
+
+
 def _was_stale(error: Exception) -> bool:
-    """Whether the server closed a connection that was kept, just as it was used again."""
+    """Whether the server may have closed a kept connection just as it was used again."""
     aiohttp = require('aiohttp', 'openai')
     if isinstance(error, aiohttp.ClientConnectorError):
         return False

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from ros2_nanochat.remote.dialect import Chat
 from ros2_nanochat.remote.failures import Overloaded, Rejected, Unavailable, error_of
 from ros2_nanochat.remote.forms import TextVocabulary
 from ros2_nanochat.remote.identify import Found
+from ros2_nanochat.remote.patience import Watch
 from ros2_nanochat.remote.pool import Pool
 from ros2_nanochat.remote.sampling import sampling, without_effect
 from ros2_nanochat.remote.scoring import LogProbabilities
@@ -256,3 +258,24 @@ def test_a_server_whose_ids_are_no_ids_is_talked_to_in_messages(number):
 
     vocabulary, why = asyncio.run(from_llama_cpp(Server(), Found(Capabilities('m')), None))
     assert vocabulary is None and 'no token ids' in why and '\n' not in why
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='a task does not count its cancellations')
+@pytest.mark.parametrize('user_first', [True, False])
+def test_a_cancellation_that_meets_the_end_of_patience_is_kept(user_first):
+    async def run():
+        watch = Watch(0.0, 0.0, 'http://a')
+
+        async def work():
+            with watch:
+                await asyncio.sleep(30)
+
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(0)
+        acts = [task.cancel, watch._check]
+        for act in acts if user_first else acts[::-1]:
+            act()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())

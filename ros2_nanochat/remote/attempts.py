@@ -109,6 +109,8 @@ class Attempts:
             except Unavailable as error:
                 if reply.ended:
                     return
+                if reply.request.signals.cancelled is not None:  # Python 3.10: `Watch` cannot tell
+                    raise asyncio.CancelledError from None
                 self._pool.note_failure(server, error, decisive=not error.reached or server in avoid)
                 avoid.add(server)
                 tries -= 1

@@ -52,6 +52,7 @@ class Watch:
     def __enter__(self) -> Watch:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task and hasattr(self._task, 'cancelling') else 0
         self.touch()
         self._arm()
         return self
@@ -77,8 +78,9 @@ class Watch:
         if self._timer is not None:
             self._timer.cancel()
         if self._expired and isinstance(error, asyncio.CancelledError):
-            if hasattr(self._task, 'uncancel') and self._task is not None:
-                self._task.uncancel()
+            uncancel = getattr(self._task, 'uncancel', None)  # from Python 3.11 on
+            if uncancel is not None and uncancel() > self._cancelling:
+                return  # somebody else cancelled it too
             if self._is_broken:
                 raise Unavailable(f'{self._address} broke off: its answer is no HTTP') from None
             what = 'was silent' if self._begun else 'did not answer'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import random
@@ -21,6 +22,8 @@ from scripted_server import MODEL, ScriptedServer
 
 from ros2_nanochat import ChatHistory, GenerationConfig, KVCache, ModelConfig, NanoLLM
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.remote.connection import Connection
+from ros2_nanochat.remote.failures import Unavailable
 from ros2_nanochat.remote.opening import read_key
 
 
@@ -276,6 +279,17 @@ def test_a_certificate_that_is_not_trusted_is_refused_and_one_that_is_works(tmp_
     with ScriptedServer(ssl=context) as server:
         with pytest.raises(BackendError, match='certificate that is not trusted'):
             open_servers(server, connect_timeout=0.5)
+
+        async def get():
+            connection = Connection(server.url, None, 5.0)
+            try:
+                await connection.get(server.url)
+            finally:
+                await connection.close()
+
+        with pytest.raises(Unavailable, match='not trusted') as error:
+            asyncio.run(get())
+        assert not error.value.reached
         monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
         with open_servers(server) as model:
             assert ask(model, 'hello').wait(10).finish_reason == 'stop'

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import time
+import warnings
 
 import pytest
 
@@ -264,6 +265,24 @@ def test_a_bug_of_ours_is_not_blamed_on_the_server(server, model, monkeypatch):
     assert reply.finish_reason == 'error' and reply.error == "internal error: KeyError('ours')"
     assert len(server.requests) == 1 and model.stats['servers'][server.url].startswith('up')
     assert ask(model, 'again').wait(20).finish_reason == 'stop'
+
+
+@pytest.mark.parametrize('size', [1 << 10, 3 << 20])
+def test_a_large_request_is_sent_whole_and_without_a_warning(server, size):
+    async def run():
+        connection = Connection(server.url, None, 5.0)
+        try:
+            await connection.post(f'{server.url}/chat/completions', body)
+        finally:
+            await connection.close()
+
+    body = {'messages': [{'role': 'user', 'content': 'x' * size}]}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        asyncio.run(run())
+    headers, got = server.requests[-1]
+    assert got == body and int(headers['content-length']) > size
+    assert headers['content-type'] == 'application/json'
 
 
 @pytest.mark.parametrize('fault', ['reset', 'closed'])

@@ -8,6 +8,7 @@ server. Runs on the thread of the asyncio loop.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import ssl
 from collections.abc import Callable, Mapping
@@ -23,8 +24,8 @@ MAX_ANSWER = 32 << 20
 """Maximum size of one answer, in bytes."""
 _MAX_ERROR = 64 << 10
 _BEFORE_JSON = b'\xef\xbb\xbf \t\r\n'
+_LARGE = 1 << 20  # from here on, aiohttp wants a file, of which it sends one part after the other
 _STALE = 2  # connections that a request may find closed
-_UNREACHED = 'cannot be reached'
 
 
 class Connection:
@@ -179,16 +180,17 @@ class Connection:
             if error is bug:  # ours: the server is not to blame
                 raise
             # aiohttp's errors, and those of ssl and the sockets below it.
-            trouble = _trouble(error)
-            raise Unavailable(f'{address} {trouble}', reached=not trouble.startswith(_UNREACHED)) from error
+            was_reached, trouble = _trouble(error)
+            raise Unavailable(f'{address} {trouble}', was_reached) from error
 
     async def _request(self, method, address, content, headers, take, watch: Watch, way) -> bool:
         kind = {} if content is None else {'Content-Type': 'application/json'}
+        is_large = content is not None and len(content) > _LARGE
         size = 0
         async with self._opened().request(
             method,
             address,
-            data=content,
+            data=io.BytesIO(content) if is_large else content,
             headers={**kind, **headers},
             allow_redirects=False,
             trace_request_ctx=way,
@@ -237,19 +239,20 @@ def _was_stale(error: Exception) -> bool:
     return isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
 
 
-def _trouble(error: Exception) -> str:
+def _trouble(error: Exception) -> tuple[bool, str]:
+    """Whether the server was reached, and what went wrong."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             found = getattr(cause, 'certificate_error', cause)
             why = one_line(getattr(found, 'verify_message', found))
-            return (
+            return False, (
                 f'has a certificate that is not trusted ({why}): correct it, or name its authority in'
                 ' $SSL_CERT_FILE'
             )
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, asyncio.TimeoutError):  # the only one that is set
-        return f'{_UNREACHED}: no answer'
+        return False, 'cannot be reached: no answer'
     if isinstance(error, require('aiohttp', 'openai').ClientConnectorError):
-        return f'{_UNREACHED}: {one_line(error.os_error, 120)}'
-    return f'broke off: {one_line(error, 120) if str(error) else type(error).__name__}'
+        return False, f'cannot be reached: {one_line(error.os_error, 120)}'
+    return True, f'broke off: {one_line(error, 120) if str(error) else type(error).__name__}'

@@ -200,7 +200,7 @@ class Attempts:
                 return False  # read on to the end, so that the connection can be used again
             piece = read_event(dialect.read, event, address)
             has_tokens = bool(piece.text or piece.ids or piece.reasoning)
-            if has_tokens or piece.works:
+            if (has_tokens or piece.works) and not reply.server_finished:
                 watch.touch()
             if has_tokens:
                 watch.begin()

@@ -20,7 +20,7 @@ class Watch:
 
     def __init__(self, first: float, silence: float, address: str):
         self._first, self._silence, self._address = first, silence, address
-        self._begun = False
+        self._begun = self._is_short = False
         self._expired = False
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -44,9 +44,11 @@ class Watch:
             self._arm()
 
     def shorten(self, seconds: float) -> None:
-        """Allow only this many seconds of silence from now on."""
-        if self._silence > seconds:
-            self._begun, self._silence = True, seconds
+        """Allow at most this many seconds of silence from now on. Only the first call has an effect."""
+        if not self._is_short:
+            self._is_short = self._begun = True
+            self._silence = min(self._silence, seconds)
+            self.touch()
             self._arm()
 
     def __enter__(self) -> Watch:

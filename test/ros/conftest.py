@@ -203,7 +203,7 @@ class Ears:
 
 
 def domain_of_this_worker():
-    """Files that run at the same time (pytest -n 3) must not meet: each worker has a domain of its own."""
+    """Files that run at the same time (pytest -n 4) must not meet: each worker has a domain of its own."""
     domain = int(os.environ.get('ROS_DOMAIN_ID') or random.randint(1, 50))
     worker = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
     return 1 + (domain - 1 + 33 * worker) % 101  # 101 is the last domain whose ports are free on every Linux

@@ -80,10 +80,12 @@ class ChatGoals:
 
     def cancel_unheard(self) -> None:
         """Cancel the goals of clients that have left the graph. Call this regularly."""
+        for turn in self._clients.gone(self._open_turns):
+            self._chat.cancel_turn(turn)
+
+    def _open_turns(self) -> dict[bytes, Turn]:
         with self._lock:
-            turns = dict(self._open)
-        for key in self._clients.gone(turns):
-            self._chat.cancel_turn(turns[key])
+            return dict(self._open)
 
     # --- out ---
 

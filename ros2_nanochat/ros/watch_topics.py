@@ -166,14 +166,16 @@ class WatchTopics:
         """
         options, standing = self._chat.options, self.watcher.standing
         self._cameras.follow(options, {name for each in standing for name in each.watch.cameras})
-        with self._lock:
-            goals = dict(self._goals)
-        for key in self._clients.gone(goals):
-            self.watcher.end(goals[key], WatchEnd.CANCELLED)
+        for each in self._clients.gone(self._open_goals):
+            self.watcher.end(each, WatchEnd.CANCELLED)
         if (options.watches_file or '') != self._file:
             self._file = options.watches_file or ''
             self._load_file()
         self.watcher.supervise()
+
+    def _open_goals(self) -> dict[bytes, Standing]:
+        with self._lock:
+            return dict(self._goals)
 
     def _load_file(self) -> None:
         for each in self.watcher.standing:

@@ -16,7 +16,9 @@ from std_srvs.srv import Trigger
 from ros2_nanochat import NanoLLM
 from ros2_nanochat.config import RobotOptions
 from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.ros.action_ends import CLIENT_BYTES
 from ros2_nanochat.ros.fleet import Nobody
+from ros2_nanochat.ros.goal_clients import GoalClients
 from ros2_nanochat.ros.goal_server import GoalServer
 from ros2_nanochat.ros.robot_topics import RobotTopics
 from ros2_nanochat.ros.spinning import spin
@@ -85,9 +87,36 @@ def test_a_service_answers_whatever_fails_behind_it(spun, chat, kind, name, erro
         answer = result_of(client.call_async(kind.Request()))
     finally:
         node.destroy_client(client)
-    if kind is not GetHistory:
+    if kind is GetHistory:
+        assert answer == GetHistory.Response()
+    else:
         assert not answer.success and 'the disk is gone' in answer.message
     assert not left
+
+
+def test_a_goal_that_arrives_while_the_graph_is_looked_at_ends_with_its_client(spun):
+    class Graph(GoalClients):
+        there: set[bytes] = set()
+
+        def _there(self):
+            return set(self.there)
+
+    clients, goals, arriving = Graph(spun[0], 'try_clients'), {}, []
+    client = b'c' * CLIENT_BYTES
+
+    def arrive():
+        before, key = dict(goals), client.ljust(16, b'1')
+        goals[key] = 'a goal'
+        arriving.append(threading.Thread(target=clients.met, args=(key,)))
+        arriving[0].start()
+        arriving[0].join(0.1)  # as far as it gets
+        return before
+
+    clients.there = {client}
+    assert clients.gone(arrive) == []
+    arriving[0].join(20.0)
+    clients.there = set()
+    assert clients.gone(lambda: goals) == ['a goal']
 
 
 @pytest.mark.parametrize('error', [RuntimeError, SystemExit])

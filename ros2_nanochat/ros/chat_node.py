@@ -110,16 +110,20 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
                 for each in options.values():
                     check_texts(each, model.info.context_length)
             if 'robots' in changed:
-                self._fleet.wanted, before = names, self._fleet.wanted
-                try:  # on another thread, because the parameters are locked here
-                    threading.Thread(target=self._follow_robots, name='robots', daemon=True).start()
-                except RuntimeError:  # the system has no thread left
-                    self._fleet.wanted = before
-                    raise
+                self._want(names)
         except Exception as error:
             return SetParametersResult(successful=False, reason=one_line(error))
         self._fleet.set_options(options)
         return SetParametersResult(successful=True)
+
+    def _want(self, robots: list[str]) -> None:
+        """Have these robots soon: on another thread, because the parameters are locked here."""
+        self._fleet.wanted, before = robots, self._fleet.wanted
+        try:
+            threading.Thread(target=self._follow_robots, name='robots', daemon=True).start()
+        except RuntimeError:  # the system has no thread left
+            self._fleet.wanted = before
+            raise
 
     def _follow_robots(self) -> None:
         try:

@@ -59,7 +59,7 @@ class RobotTopics:
         in_turn, beside = MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
         events = {'event_callbacks': PublisherEventCallbacks(use_default_callbacks=warns)}
-        events['callback_group'] = self._events = Seldom()  # its warnings may be a moment late
+        events['callback_group'] = self._event_group = Seldom()  # its warnings may be a moment late
         self._closed = self._muted = False
         self._own_topics = [node.resolve_topic_name(prefix + name) for name in _OWN_TOPICS]
         self._warnings = dict.fromkeys(self._own_topics, '')  # about those that others publish, too
@@ -171,7 +171,7 @@ class RobotTopics:
         """Open or close `typed_reply` according to the robot's options, and look at the topics' events. Call
         this regularly.
         """
-        self._events.look()
+        self._event_group.look()
         self._typed.follow(self._chat.options)
 
     def look_at_graph(self) -> None:

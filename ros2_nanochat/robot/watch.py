@@ -27,6 +27,7 @@ MAX_FRAMES = 16
 
 _NAME = re.compile(r'[A-Za-z0-9_.-]{1,64}')
 _COMPARISON = re.compile(r'(>=|<=|!=|>|<)\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)')
+_MEANT_AS_COMPARISON = re.compile(r'>=|<=|!=|[<>](?:\s|[-+.]*[0-9]|$)')  # `<none>` is a text
 _OPERATORS = {'>=': operator.ge, '<=': operator.le, '!=': operator.ne, '>': operator.gt, '<': operator.lt}
 _MAX_QUESTION = 20_000
 
@@ -203,9 +204,10 @@ def _check_until(watch: Watch) -> None:
         return
     if alternatives:
         raise ValueError(f'until={shorten(repr(wanted))} is not valid: one of {" | ".join(alternatives)}')
-    if wanted.startswith(('<', '>', '!=')) and not _COMPARISON.fullmatch(wanted):
+    if _MEANT_AS_COMPARISON.match(wanted) and not _COMPARISON.fullmatch(wanted):
         raise ValueError(
-            f'until={shorten(repr(wanted))} is not valid: a comparison is with a number, such as >= 3'
+            f'until={shorten(repr(wanted))} is not valid: a comparison is with a number, such as >= 3; put a'
+            ' text that begins like one in double quotes'
         )
 
 

@@ -159,6 +159,11 @@ def test_a_standing_question_that_cannot_work_is_refused_in_one_line():
         assert told in str(caught.value) and '\n' not in str(caught.value), caught.value
     for form, until in (('1 | 2 | 3', '>= 3'), ('1 | 2', '2.0'), ('> 3 | less', '> 3'), ('', '>= -1.5e3')):
         assert read_watch({'question': 'a', 'response_format': form, 'until': until}).until == until
+    for text, until in (
+        *((text, text) for text in ('<none>', '<b>yes</b>', '>:(', '!', '<3')),
+        *((text, f'"{text}"') for text in ('>= two', '< many', '>', '!= 1.2.3')),
+    ):
+        assert read_watch({'question': 'a', 'until': until}).ends_with(text, text, math.nan), until
     assert read_watch({'question': 'Is the door open?'}).name == 'is_the_door_open'
     assert read_watch({'question': 'Ist offen? 🚪', 'name': ''}).cameras == ('image',)
 
@@ -734,6 +739,27 @@ def test_two_questions_of_a_failing_model_say_why_and_the_thread_lives_on(robot)
     r1.wait(lambda: 'context' in long.note)
     r1.watch('one?', name='a')
     r1.wait(lambda: r1.heard.of('a'))
+
+
+def test_a_choice_whose_next_reply_cannot_begin_leaves_the_others_their_answers(robot):
+    r1 = robot()
+    generate = r1.model.generate
+
+    def fails(*args, kv_cache=None, **options):
+        if kv_cache is not None:
+            raise RuntimeError('the queue is full')
+        return generate(*args, kv_cache=kv_cache, **options)
+
+    r1.model.generate = fails
+    r1.busy = True  # until both are there
+    choice = r1.watch('where?', name='choice', response_format='left box | left bag | right box | right bag')
+    r1.watch('one?', name='other')
+    r1.show(0)
+    r1.busy = False
+    r1.wait(lambda: r1.heard.of('other') and 'the queue is full' in choice.note)
+    r1.model.generate = generate
+    r1.show(200)
+    r1.wait(lambda: r1.heard.of('choice'))
 
 
 def test_closing_ends_all_and_refuses_more(robot):

@@ -73,7 +73,7 @@ class Pending:
     spent: list[Usage] = field(default_factory=list)
 
     def ended(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds for the answer; return whether it is there."""
+        """Wait at most `timeout` seconds for the answer; return whether it is there. May raise anything."""
         try:
             self.stream.wait(timeout)
         except TimeoutError:

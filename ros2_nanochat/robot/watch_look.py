@@ -130,17 +130,22 @@ class Look:
         while pending:
             interrupted = self._interrupted()
             for each, question in list(pending):
+                failure = None
                 if interrupted or outdated(each):
                     question.stream.stop()
-                elif not question.ended(_TURN / len(pending)):
-                    continue
+                else:
+                    try:
+                        if not question.ended(_TURN / len(pending)):
+                            continue
+                    except Exception as error:  # its next reply cannot begin
+                        failure = failed(error)
                 pending.remove((each, question))
                 # A server does not tell what it took: then all the time counts.
                 spent += question.usage.model_time or (time.monotonic() - began) / len(group)
                 if interrupted and not outdated(each):
                     each.postpone(_BUSY)  # and then asked about what is newest
                 elif not outdated(each):
-                    self._observe(each, question.answer(), encode_time, time.monotonic() - began)
+                    self._observe(each, failure or question.answer(), encode_time, time.monotonic() - began)
                     encode_time = 0.0
         return spent
 

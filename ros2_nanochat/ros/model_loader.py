@@ -76,7 +76,7 @@ class ModelLoader:
 
         self.share, self._shown, self._opening_vision = 0.0, time.monotonic(), False
         self._stop, self.was_stopped = stop, False
-        self._log.info(f'loading {shorten(config.model) if config.model else "the embedded model"}')
+        self._log.info(f'loading {_named(config.model)}')
         thread = threading.Thread(target=work, name='load', daemon=True)
         thread.start()
         while thread.is_alive() and not self._stopping.is_set() and not stop.is_set():
@@ -135,3 +135,11 @@ class ModelLoader:
     def forget(self) -> None:
         """Drop the backend after its model was closed."""
         self._backend = None
+
+
+def _named(model: str | None) -> str:
+    """The model for the log. What is before an @ in an address may be a password."""
+    if not model:
+        return 'the embedded model'
+    is_address = model.lower().lstrip().startswith('http')
+    return 'a model on a server' if is_address and '@' in model else shorten(model)

@@ -43,3 +43,9 @@ def test_what_a_server_cannot_do_is_said_at_the_start(start, options, words):
         node = start(model=server.url, api='openai', wait=False, **options)
         assert node.process.wait(60) == 1
         assert words in node.output
+
+
+def test_a_password_in_an_address_is_refused_and_not_logged(start):
+    node = start(model='http://me:s3cret@localhost:1/v1', api='openai', wait=False)
+    assert node.process.wait(60) == 1
+    assert 'must not hold a password' in node.output and 's3cret' not in node.output

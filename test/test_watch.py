@@ -406,7 +406,7 @@ def test_a_question_whose_thread_cannot_start_is_not_there_and_can_be_asked_agai
     r1.wait(lambda: r1.heard.seen)
 
 
-def test_a_thread_is_told_to_have_been_started_anew_only_if_it_was(robot, monkeypatch, caplog):
+def test_a_thread_is_told_to_have_been_restarted_only_if_it_was(robot, monkeypatch, caplog):
     r1 = robot()
     r1.show(0)
     r1.heard.observed = lambda *_: sys.exit()
@@ -424,10 +424,10 @@ def test_a_thread_is_told_to_have_been_started_anew_only_if_it_was(robot, monkey
 
         r1.wait(supervise)
     (fault,) = r1.watcher.faults.present
-    assert 'died' in fault and 'anew' not in fault + caplog.text and not r1.watcher.faults.restarts
+    assert 'died' in fault and 'restarted' not in fault + caplog.text and not r1.watcher.faults.restarts
     del r1.heard.observed
     r1.wait(lambda: r1.watcher.supervise() or r1.watcher.faults.restarts)
-    assert 'anew' in r1.watcher.faults.present[0] and 'anew' in caplog.text
+    assert 'restarted' in r1.watcher.faults.present[0] and 'restarted' in caplog.text
     r1.show(200)
     r1.wait(lambda: r1.heard.seen)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -188,6 +190,35 @@ def test_the_text_ends_before_the_stop_string_that_is_complete_first(events, str
     count, exact = stream.given(len(events))
     kept = ''.join([event for event in events[:count] if isinstance(event, str)])
     assert kept == text if exact else text.startswith(kept)
+
+
+def lines_run(function, *args):
+    """How many lines of Python a call runs."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        count += event == 'line'
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function(*args)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_the_work_for_a_letter_does_not_grow_with_the_beginnings_that_have_come():
+    strings = ['a' * 900 + '<a>' + letter for letter in 'abc']
+    stops = StopStrings(strings, dict.fromkeys(strings, {1000: '<a>'}))
+    stops.split('aa')
+    few = lines_run(stops.split, 'aaa')
+    assert stops.split('a' * 1200) == ('a' * 300, False, '')
+    assert lines_run(stops.split, 'a' * 901) < 2 * few
+    assert stops.take(1000) == ('', False) and stops.pending == 'a' * 900
+    assert stops.split('a' * 900 + 'b.') == ('', True, '.')
 
 
 def test_an_answer_in_a_form_does_not_stop_within_it(model):

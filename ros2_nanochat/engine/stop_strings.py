@@ -1,5 +1,5 @@
-"""Stop strings, also such that contain special tokens: each of these is its text or its id, which gives no
-text.
+"""Stop strings, including those that contain special tokens: each of these is its text or its id, which gives
+no text.
 
 Knows no vocabulary; `inputs.Inputs` finds the special tokens in the strings.
 """
@@ -24,15 +24,14 @@ class StopStrings(HeldBack):
     def __init__(self, strings: Sequence[str], special: Mapping[str, Mapping[int, str]] | None = None):
         special = special or {}
         super().__init__([string for string in strings if string not in special])
-        self._mixed = tuple(special.items())
+        self._mixed = [_Mixed(string, tokens) for string, tokens in special.items()]
         self.special_ids = frozenset(token_id for tokens in special.values() for token_id in tokens)
         """Ids of the special tokens in the strings."""
-        self._forget()
 
     def _forget(self) -> None:
         self.pending = ''
-        # of each string: how much of it has come (a number of its letters), and as how many letters of text
-        self._begun: list[dict[int, int]] = [{} for _ in self._mixed]
+        for mixed in self._mixed:
+            mixed.forget()
 
     def split(self, text: str) -> tuple[str, bool, str]:
         """See `HeldBack.split`."""
@@ -50,24 +49,17 @@ class StopStrings(HeldBack):
         if found:
             self._forget()
             return text[:start], True, text[end:]
-        kept = max(len(self.pending), *(max(begun.values(), default=0) for begun in self._begun))
+        kept = max([len(self.pending), *(mixed.longest() for mixed in self._mixed if mixed.begun)])
         self.pending = text[len(text) - kept :]
         return text[: len(text) - kept], False, ''
 
     def take(self, token_id: int) -> tuple[str, bool]:
         """Take a special token; return `(text that became final, whether a stop string follows it)`."""
-        lengths = []
-        for n, (string, tokens) in enumerate(self._mixed):
-            word = tokens.get(token_id)
-            if word is not None:
-                begun = self._begun[n]
-                ways = [way for way in ((0, 0), *begun.items()) if string.startswith(word, way[0])]
-                for at, length in ways:
-                    begun[at + len(word)] = max(length, begun.get(at + len(word), 0))
-                lengths += _complete(string, begun)
-        if not lengths:
+        lengths = [mixed.take(token_id) for mixed in self._mixed]
+        complete = [length for length in lengths if length is not None]
+        if not complete:
             return '', False
-        text = self.pending[: len(self.pending) - max(lengths)]
+        text = self.pending[: len(self.pending) - max(complete)]
         self._forget()
         return text, True
 
@@ -79,17 +71,71 @@ class StopStrings(HeldBack):
 
     def _add_letter(self, letter: str) -> int | None:
         """Take a letter; return the length of the longest stop string that ends with it, or None."""
-        lengths: list[int] = []
-        for n, (string, _) in enumerate(self._mixed):
-            begun = self._begun[n]
-            if begun or string[0] == letter:
-                ways = [way for way in ((0, 0), *begun.items()) if string[way[0]] == letter]
-                self._begun[n] = begun = {}
-                for at, length in ways:
-                    begun[at + 1] = max(length + 1, begun.get(at + 1, 0))
-                lengths += _complete(string, begun)
-        return max(lengths, default=None)
+        lengths = [mixed.add(letter) for mixed in self._mixed if mixed.begun or letter == mixed.first]
+        return max([length for length in lengths if length is not None], default=None)
 
 
-def _complete(string: str, begun: Mapping[int, int]) -> list[int]:
-    return [begun[len(string)]] if len(string) in begun else []
+class _Mixed:
+    """A stop string that contains special tokens, and which of its beginnings have just come.
+
+    Beginnings are the bits of one number (the Shift-And algorithm): a letter moves all of them at once, so
+    that its cost does not grow with their number. Bit n of a number stands for the first n + 1 letters.
+
+    Args:
+        string: The stop string.
+        tokens: The texts of its special tokens, by their ids.
+    """
+
+    def __init__(self, string: str, tokens: Mapping[int, str]):
+        self.first = string[0]
+        self.begun = False
+        """Whether a beginning has come."""
+        self._plain = 0  # the beginnings that came as text
+        # those with special tokens that came as ids, which gave no text: by the letters that the text lacks
+        self._silent: dict[int, int] = {}
+        self._length = len(string)
+        self._places: dict[str, int] = {}  # of each letter
+        for n, letter in enumerate(string):
+            self._places[letter] = self._places.get(letter, 0) | 1 << n
+        self._ends: dict[int, tuple[int, int]] = {}  # of each special token: its length, where its text ends
+        for token_id, word in tokens.items():
+            begins = [n for n in range(len(string)) if string.startswith(word, n)]
+            self._ends[token_id] = len(word), sum(1 << n + len(word) - 1 for n in begins)
+
+    def forget(self) -> None:
+        """Forget all that came."""
+        self.begun, self._plain, self._silent = False, 0, {}
+
+    def add(self, letter: str) -> int | None:
+        """Take a letter; return how many letters of text the string is if it is complete now, or None."""
+        places = self._places.get(letter, 0)
+        self._plain = (self._plain << 1 | 1) & places
+        if self._silent:
+            moved = {lacks: begun << 1 & places for lacks, begun in self._silent.items()}
+            self._silent = {lacks: begun for lacks, begun in moved.items() if begun}
+        self.begun = bool(self._plain or self._silent)
+        return self._complete()
+
+    def take(self, token_id: int) -> int | None:
+        """Take a special token; return the same as `add`."""
+        if token_id not in self._ends:
+            return None
+        length, ends = self._ends[token_id]
+        moved = {lacks + length: begun << length & ends for lacks, begun in self._silent.items()}
+        moved[length] = (self._plain << length | 1 << length - 1) & ends
+        for lacks, begun in moved.items():
+            if begun:
+                self._silent[lacks] = self._silent.get(lacks, 0) | begun
+        self.begun = bool(self._plain or self._silent)
+        return self._complete()
+
+    def longest(self) -> int:
+        """How many letters of text the longest beginning is."""
+        silent = [begun.bit_length() - lacks for lacks, begun in self._silent.items()]
+        return max(self._plain.bit_length(), *silent) if silent else self._plain.bit_length()
+
+    def _complete(self) -> int | None:
+        if self._plain >> self._length - 1:
+            return self._length
+        lacking = [lacks for lacks, begun in self._silent.items() if begun >> self._length - 1]
+        return self._length - min(lacking) if lacking else None

@@ -420,7 +420,8 @@ def test_the_tree_of_a_choice_is_scored_in_one_more_forward():
 
 def test_a_reply_that_is_stopped_while_another_is_scored_is_not_scored_any_more():
     with NanoLLM.from_pretrained(api='fake', max_context_len=256, max_sequences=2) as model:
-        forward, scoring, replies, gate = model.backend.forward, [], [], threading.Event()
+        forward, scoring, replies = model.backend.forward, [], []
+        began, gate = threading.Event(), threading.Event()
 
         def stopping(chunks):
             if chunks[0].num_logits > 1:
@@ -430,8 +431,10 @@ def test_a_reply_that_is_stopped_while_another_is_scored_is_not_scored_any_more(
             return forward(chunks)
 
         model.backend.forward = stopping
-        busy = threading.Thread(target=lambda: model.engine.call(gate.wait))  # both begin in one step
+        # the engine waits until both are there, so that they begin in one step
+        busy = threading.Thread(target=model.engine.call, args=[lambda: (began.set(), gate.wait())])
         busy.start()
+        assert began.wait(60)
         replies += [
             model.generate(text, response_format=['red box', 'red'], probabilities=True)
             for text in ('a', 'b')

@@ -72,7 +72,7 @@ class Delivery:
             spare, began = self._backend.max_sequences - len(self._scheduler.sequences), time.perf_counter()
             try:
                 scores.run(self._backend, sequence.handle, len(sequence.held), spare)
-            except Exception as error:  # the answer itself is not affected
+            except BaseException as error:  # the answer itself is not affected
                 scores.error = one_line(error)
                 _log.warning('the probabilities of a choice are not known: %s', scores.error)
             request.progress.seconds += time.perf_counter() - began
@@ -104,7 +104,7 @@ class Delivery:
             for i in rejected:
                 chosen[i] = second[i]
         except BaseException as error:  # a library in Rust that panics raises no Exception
-            self.fail(requests, f'choosing the next token failed: {error}')
+            self.fail(requests, f'choosing the next token failed: {str(error) or repr(error)}')
             return [None] * len(requests)
         if None in chosen:  # one copy to the host serves all of them
             here = rows.numpy()
@@ -155,7 +155,7 @@ class Delivery:
                 progress.scores.take((), row)
             return progress.sampler.choose(row, request.context(), len(progress.new_ids), strict)
         except BaseException as error:
-            self.fail([request], f'choosing the next token failed: {error}')
+            self.fail([request], f'choosing the next token failed: {str(error) or repr(error)}')
             return None
 
     def _verify(self, work: Work, rows: np.ndarray) -> None:

@@ -32,7 +32,7 @@ _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # from malloc.h
 
 
 def tune_allocator() -> None:
-    """Make all threads share one arena, and give large blocks pages of their own; neither if the user set it
+    """Make all threads share one arena, and give large blocks pages of their own; each unless you set it
     (`MALLOC_ARENA_MAX`, `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`).
 
     Call this before starting threads, and before importing rclpy, which starts some: arenas stay.

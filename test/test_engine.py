@@ -10,6 +10,8 @@ import pytest
 from ros2_nanochat import KVCache, NanoLLM
 from ros2_nanochat.backends.fake import FakeBackend
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
+from ros2_nanochat.engine.choice_scores import ChoiceScores
+from ros2_nanochat.engine.reply_text import ReplyText
 from ros2_nanochat.engine.scheduler import Scheduler
 from ros2_nanochat.errors import ForwardError
 
@@ -417,6 +419,50 @@ def test_a_logits_processor_that_fails_ends_its_reply_alone(fake, error):
     good, bad = ask(model, 'fine'), ask(model, 'x', logits_processors=broken)
     assert bad.wait(timeout=30).finish_reason == 'error' and 'no such grammar' in bad.error
     assert good.wait(timeout=30).text == 'You said: fine'
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError('no text')
+
+
+@pytest.mark.parametrize('error', [SystemExit, Panic, Mute])
+def test_an_error_without_a_text_ends_its_reply_alone_and_is_named(fake, error, monkeypatch):
+    model = fake('tokens_per_second=300')
+
+    def broken(*_):
+        raise error
+
+    good, bad = ask(model, 'fine'), ask(model, 'x', logits_processors=broken)
+    assert bad.wait(timeout=30).finish_reason == 'error' and bad.error.endswith(f': {error.__name__}')
+    assert good.wait(timeout=30).text == 'You said: fine'
+    monkeypatch.setattr(model.backend, 'forward', broken)
+    assert ask(model, 'x').wait(timeout=30).error == error.__name__
+
+
+@pytest.mark.parametrize('error', [RuntimeError, SystemExit, Panic])
+def test_an_error_while_a_choice_is_scored_costs_its_probabilities_and_nothing_else(fake, monkeypatch, error):
+    def broken(*_):
+        raise error('no scores')
+
+    model = fake('tokens_per_second=300')
+    monkeypatch.setattr(ChoiceScores, 'run', broken)
+    beside = ask(model, 'fine')
+    scored = ask(model, 'red', response_format=['red box', 'red'], probabilities=True).wait(timeout=30)
+    assert scored.finish_reason == 'stop' and scored.text in ('red box', 'red')
+    assert scored.probabilities is None
+    assert beside.wait(timeout=30).text == 'You said: fine'
+
+
+def test_a_reply_whose_end_fails_ends_all_the_same_and_the_log_tells_why(fake, monkeypatch, caplog):
+    def broken(*_):
+        raise Panic('in the last text')
+
+    model = fake()
+    monkeypatch.setattr(ReplyText, 'flush', broken)
+    reply = ask(model, 'x').wait(timeout=30)
+    assert reply.finish_reason == 'error' and 'in the last text' in reply.error
+    assert any(record.exc_info and record.exc_info[0] is Panic for record in caplog.records)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Turns the logits of a forward into ids and text, and ends replies.
+"""Turns the ids that a forward gives into text, and ends replies.
 
 Runs on the engine's thread. Knows requests, and the scheduler, which gets back the place of a finished reply;
 nothing of what runs next.
@@ -14,10 +14,10 @@ import numpy as np
 
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.logits import Logits
+from ros2_nanochat.engine.chooser import Chooser
 from ros2_nanochat.engine.held_form import HeldForm
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
-from ros2_nanochat.engine.sampler import choose_there, places_there
 from ros2_nanochat.engine.scheduler import Scheduler, Work
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.prompt import Preceding, common_prefix
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Chooses the next id of each reply, and passes its text to the reader.
+    """Appends the next id to each reply, and passes its text to the reader.
 
     Args:
         backend: The model.
@@ -36,7 +36,10 @@ class Delivery:
     """
 
     def __init__(self, backend: Backend, scheduler: Scheduler, metrics: Metrics):
-        self._backend, self._scheduler, self._metrics = backend, scheduler, metrics
+        self._backend = backend
+        self._scheduler = scheduler
+        self._metrics = metrics
+        self._chooser = Chooser(self.fail)
         self._to_score: list[tuple[Request, int]] = []
 
     # --- a batch ---
@@ -49,7 +52,7 @@ class Delivery:
         sampled = [work.request for work in batch if work.chunk.num_logits]
         self._metrics.observe('batch_size', len(sampled))
         if len(plain) == len(batch):
-            ids = self._choose(sampled, logits)
+            ids = self._chooser.choose(sampled, logits)
             for request, token_id in zip(sampled, ids):
                 if token_id is not None:
                     self._accept(request, token_id)
@@ -69,7 +72,8 @@ class Delivery:
             scores, sequence, signals = request.progress.scores, request.sequence, request.signals
             if scores is None or sequence.handle is None or signals.ended.is_set() or signals.cancelled:
                 continue  # a cancelled reply ends before the next step, which may be a person's
-            spare, began = self._backend.max_sequences - len(self._scheduler.sequences), time.perf_counter()
+            spare = self._backend.max_sequences - len(self._scheduler.sequences)
+            began = time.perf_counter()
             try:
                 scores.run(self._backend, sequence.handle, len(sequence.held), spare)
             except BaseException as error:  # the answer itself is not affected
@@ -88,76 +92,6 @@ class Delivery:
         if not progress.new_ids:
             self._metrics.count('prefilled_tokens', work.num_entries)
 
-    def _choose(self, requests: list[Request], rows: Logits) -> Sequence[int | None]:
-        if not requests:
-            return []
-        samplers = [request.progress.sampler for request in requests]
-        try:
-            places = self._unscored(requests, places_there(samplers, rows))
-            # a device may still compute the logits, so that time for masks is free
-            masked = [i for i in places if samplers[i].masked or (rows.can_mask and samplers[i].held)]
-            places = self._mask(requests, rows, places, masked)
-            chosen = choose_there(samplers, rows, places)
-            rejected = [i for i in places if self._rejects(requests[i], chosen[i])]
-            again = self._mask(requests, rows, rejected, rejected) if rows.can_mask else []
-            second = choose_there(samplers, rows, again)
-            for i in rejected:
-                chosen[i] = second[i]
-        except BaseException as error:  # a library in Rust that panics raises no Exception
-            self.fail(requests, f'choosing the next token failed: {str(error) or repr(error)}')
-            return [None] * len(requests)
-        if None in chosen:  # one copy to the host serves all of them
-            here = rows.numpy()
-            chosen = [
-                self._choose_here(request, here[i], i in rejected) if token_id is None else token_id
-                for i, (request, token_id) in enumerate(zip(requests, chosen))
-            ]
-        return chosen
-
-    @staticmethod
-    def _unscored(requests: list[Request], places: list[int]) -> list[int]:
-        """Leave out the places whose whole row is needed on the host, for the probabilities of a choice."""
-        scores = {i: requests[i].progress.scores for i in places}
-        return [i for i, scored in scores.items() if scored is None or scored.started]
-
-    def _mask(self, requests: list[Request], rows: Logits, places: list[int], masked: list[int]) -> list[int]:
-        """Rule out what the forms of the `masked` do not allow, where the logits are; return the places whose
-        forms could be followed.
-        """
-        allowed: dict[int, np.ndarray] = {}
-        for i in masked:
-            progress = requests[i].progress
-            try:
-                allowed[i] = progress.sampler.allowed(rows.shape[1], len(progress.new_ids))
-            except ValueError as error:
-                self.fail([requests[i]], str(error))
-        if allowed:
-            rows.mask(list(allowed), np.stack(list(allowed.values())))
-        return [i for i in places if i not in masked or i in allowed]
-
-    def _rejects(self, request: Request, token_id: int | None) -> bool:
-        """Whether an id that was chosen without a mask may not come, so that it is chosen again with one."""
-        progress = request.progress
-        if token_id is None:  # a logit is not finite, perhaps of an id that is not allowed
-            return progress.sampler.held
-        try:
-            return not progress.sampler.may_come(token_id, len(progress.new_ids))
-        except ValueError as error:
-            self.fail([request], str(error))
-            return True
-
-    def _choose_here(self, request: Request, row: np.ndarray, strict: bool = False) -> int | None:
-        progress = request.progress
-        if request.signals.ended.is_set():
-            return None
-        try:
-            if progress.scores is not None and not progress.scores.started:
-                progress.scores.take((), row)
-            return progress.sampler.choose(row, request.context(), len(progress.new_ids), strict)
-        except BaseException as error:
-            self.fail([request], f'choosing the next token failed: {str(error) or repr(error)}')
-            return None
-
     def _verify(self, work: Work, rows: np.ndarray) -> None:
         """Accept the guesses that equal what the model chooses, and the id that it chooses after them."""
         request, sequence = work.request, work.request.sequence
@@ -166,7 +100,7 @@ class Delivery:
         known, new_ids = len(sequence.held) - len(work.draft), request.progress.new_ids
         start = len(new_ids)
         while (put := new_ids[start:]) == list(work.draft[: len(put)]) and len(put) < len(rows):
-            token_id = self._choose_here(request, rows[len(put)])
+            token_id = self._chooser.choose_here(request, rows[len(put)])
             if token_id is None or not self._accept(request, token_id):
                 break
         put = new_ids[start:]
@@ -264,7 +198,13 @@ class Delivery:
 
     # --- ending ---
 
-    def finish(self, request: Request, reason: FinishReason, detail: str | None = None, end_id=None) -> None:
+    def finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        detail: str | None = None,
+        end_id: int | None = None,
+    ) -> None:
         """End a reply: its last text goes out, and its place is free. Only the first call has an effect.
 
         Args:
@@ -284,12 +224,18 @@ class Delivery:
             given = progress.text.given(len(progress.new_ids))
             end = End(reason, *given, detail, progress.text.num_partial)
         except BaseException as error:  # the reply ends all the same
+            _log.exception('the end of a reply failed')
             end = End(FinishReason.ERROR, 0, False, detail or f'internal error: {error!r}')
         self._scheduler.remove(request)
         self._metrics.count(f'finished_{end.reason}')
         output.put(end)
 
     def fail(self, requests: Sequence[Request], detail: str) -> None:
-        """End replies with an error. `detail`: what was wrong, and what to do."""
+        """End replies with an error.
+
+        Args:
+            requests: The replies.
+            detail: What was wrong and what to do.
+        """
         for request in list(requests):
             self.finish(request, FinishReason.ERROR, detail)

@@ -23,7 +23,7 @@ from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.scheduler import Scheduler, Work
-from ros2_nanochat.errors import BackendError, ForwardError
+from ros2_nanochat.errors import BackendError, ForwardError, one_line
 from ros2_nanochat.processor import restrict_thread
 from ros2_nanochat.program import check_process
 from ros2_nanochat.states import FinishReason
@@ -219,7 +219,7 @@ class Engine:
                 for work in batch:
                     work.request.progress.solo = True  # one of them is at fault: find out which
             else:
-                self._delivery.fail([batch[0].request], str(error) or repr(error))
+                self._delivery.fail([batch[0].request], one_line(error, 1000))
             return None
 
     def _commit(self, work: Work, count: int) -> None:

@@ -108,6 +108,12 @@ def _patches(w: Writer, second: bool = False, bias: bool = False, patch: int = P
         w.matrix('v.patch_embd.bias', embed, scale=0.1)
 
 
+def _two_layers(w: Writer, hidden: int, inputs: int, bias: bool = True) -> None:
+    """The usual projection to the language model."""
+    w.linear('mm.0', hidden, inputs, bias)
+    w.linear('mm.2', W, hidden, bias)
+
+
 def _places(w: Writer, count: int = PATCHES, embed: int = E) -> None:
     w.matrix('v.position_embd.weight', count, embed)
 
@@ -155,8 +161,7 @@ def _moondream(w: Writer) -> None:
     _places(w)
     _layers(w)
     w.norm('v.post_ln', E)
-    w.linear('mm.0', 2 * F, E)
-    w.linear('mm.2', W, 2 * F)
+    _two_layers(w, 2 * F, E)
 
 
 @_projector('yi-vl', 'mlp', marker='<image>\n', seed=2)
@@ -179,8 +184,7 @@ def _llava_next(w: Writer) -> None:
     _places(w, PATCHES + 1)
     w.norm('v.pre_ln', E)
     _layers(w)
-    w.linear('mm.0', W, E)
-    w.linear('mm.2', W, W)
+    _two_layers(w, W, E)
 
 
 @_projector('mobilevlm', 'ldp', patch_size=2)
@@ -319,8 +323,7 @@ def _phi_4(w: Writer) -> None:
     _patches(w, bias=True)
     _places(w)
     _layers(w)
-    w.linear('mm.0', W, E)
-    w.linear('mm.2', W, W)
+    _two_layers(w, W, E)
 
 
 @_projector(
@@ -505,8 +508,7 @@ def _ling3(w: Writer) -> None:
     _places(w)
     _layers(w)
     w.norm('mm.input_norm', E)
-    w.linear('mm.0', 4 * E, 4 * E)
-    w.linear('mm.2', W, 4 * E)
+    _two_layers(w, 4 * E, 4 * E)
 
 
 @_projector(
@@ -526,8 +528,7 @@ def _mimo(w: Writer) -> None:
     _layers(w, norm_bias=False, gate=True, fused=True, kv_heads=1)
     w.matrix('v.blk.1.attn_sinks', EYE_HEADS)
     w.norm('v.post_ln', E)
-    w.linear('mm.0', 4 * E, 4 * E, False)
-    w.linear('mm.2', W, 4 * E, False)
+    _two_layers(w, 4 * E, 4 * E, bias=False)
 
 
 @_projector(
@@ -544,8 +545,7 @@ def _exaone(w: Writer) -> None:
     _patches(w, second=True)
     _layers(w, norm_bias=False, gate=True, fused=True, kv_heads=1)
     w.norm('v.post_ln', E, False)
-    w.linear('mm.0', 4 * E, 4 * E)
-    w.linear('mm.2', W, 4 * E)
+    _two_layers(w, 4 * E, 4 * E)
 
 
 @_projector('paddle-ocr', 'paddleocr', text='qwen2vl', special=('<|IMAGE_START|>', '<|IMAGE_END|>'), **PIXELS)
@@ -574,8 +574,7 @@ def _youtu(w: Writer) -> None:
     _layers(w)
     w.norm('v.post_ln', E)
     w.ones('mm.input_norm.weight', E)
-    w.linear('mm.0', 4 * E, 4 * E)
-    w.linear('mm.2', W, 4 * E)
+    _two_layers(w, 4 * E, 4 * E)
 
 
 # --- others ---
@@ -586,8 +585,7 @@ def _dots(w: Writer) -> None:
     _layers(w, bias=False, norm_bias=False, gate=True)
     w.norm('mm.input_norm', E)
     w.ones('mm.post_norm.weight', E)
-    w.linear('mm.0', F, 4 * E)
-    w.linear('mm.2', W, F)
+    _two_layers(w, F, 4 * E)
 
 
 @_projector(
@@ -688,8 +686,7 @@ def _yasa(w: Writer) -> None:
     w.linear(f'{block}.pw1', 2 * E, E)
     w.norm(f'{block}.grn', 2 * E)
     w.linear(f'{block}.pw2', E, 2 * E)
-    w.linear('mm.0', F, E)
-    w.linear('mm.2', W, F)
+    _two_layers(w, F, E)
 
 
 @_projector(

@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip('aiohttp')
 
+from remote_chat import ask
 from scripted_server import MODEL, ScriptedServer
 
 from ros2_nanochat import ChatHistory, GenerationConfig, KVCache, ModelConfig, NanoLLM
@@ -37,13 +38,6 @@ def wait(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < until, 'it did not come'
         time.sleep(0.005)
-
-
-def ask(model, text, history=None, **options):
-    history = ChatHistory(model) if history is None else history
-    history.append('user', text)
-    prompt, _ = history.embed_chat()
-    return model.generate(prompt, kv_cache=history.kv_cache, **options)
 
 
 @pytest.fixture(scope='module')

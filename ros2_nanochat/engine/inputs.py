@@ -183,9 +183,10 @@ class Inputs:
             if isinstance(stop, str):
                 strings.append(stop)
                 inside = self._special_in(stop)
-                alone = self._special_ids.get(stop, self._special_ids.get(stop.strip()))
-                if alone is not None and alone in inside:
-                    ids.add(alone)
+                # a stop string that is one special token, perhaps between blanks
+                whole = self._special_ids.get(stop, self._special_ids.get(stop.strip()))
+                if whole is not None and whole in inside:
+                    ids.add(whole)
                 if inside and stop not in inside.values():
                     special[stop] = inside
             elif 0 <= stop < self._info.vocab_size:

@@ -61,6 +61,19 @@ def test_it_is_measured_once_per_shape_processor_and_version(cache, metadata, mo
     assert len(measured) == 2 and len(json.loads(cache.read_text())) == 2
 
 
+@pytest.mark.parametrize(
+    ('context', 'trained', 'short'),
+    [(1024, 131072, True), (None, 512, True), (1025, 512, False), (None, 131072, False), (None, None, False)],
+)
+def test_short_contexts_have_it_on_and_longer_ones_are_measured(
+    cache, metadata, monkeypatch, context, trained, short
+):
+    monkeypatch.setattr(attention, '_is_faster', lambda api, shape: False)
+    metadata = {**metadata, 'llama.context_length': trained}
+    chosen = with_choice(ModelConfig(max_context_len=context), metadata, lambda: llama_cpp).flash_attention
+    assert chosen is (FlashAttention.ON if short else FlashAttention.OFF)
+
+
 @pytest.mark.parametrize('text', ['', '[1]', '{"a": ', '{"3 64 64": 5}'])
 def test_a_damaged_cache_or_none_is_measured_anew(cache, metadata, text):
     cache.parent.mkdir()

@@ -92,7 +92,8 @@ class ModelConfig(Options):
     )
     flash_attention: FlashAttention = option(
         FlashAttention.AUTO,
-        'Flash attention of llama.cpp (gguf); auto: on a GPU, and on a CPU that is not faster without it.'
+        'Flash attention of llama.cpp (gguf); auto: on a GPU, on a CPU that is not faster without it,'
+        ' and for contexts of at most 1,024 tokens.'
         ' The two round differently (docs/engine.md)',
         switch=True,
         argument=False,

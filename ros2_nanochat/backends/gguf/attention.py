@@ -3,6 +3,8 @@
 It times one attention of the model's shape both ways, in ggml, behind 1,024 entries. That takes some
 milliseconds and none of the model's weights. The decision is kept per shape, processor and version in
 `$XDG_CACHE_HOME/nanochat/attention.json`, so that replies do not round differently after a restart.
+Conversations that stay short are not measured: there flash attention saves the steps around attention, which
+the measurement does not see.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ros2_nanochat.config import FlashAttention, ModelConfig
+from ros2_nanochat.config import DEFAULT_CONTEXT, FlashAttention, ModelConfig
 from ros2_nanochat.files import write_whole
 
 _log = logging.getLogger(__name__)
 _HISTORY = 1024  # entries
+_SHORT = 1024  # entries of a context up to which flash attention is faster over a whole conversation
 _CHUNK = 16  # rows of a prefill
 _REPEATS = 3
 _FASTER = 0.9  # of the time with flash attention: then it is switched off
@@ -75,8 +78,14 @@ def with_choice(config: ModelConfig, metadata: dict[str, Any], load: Callable[[]
     """
     if config.flash_attention is not FlashAttention.AUTO:
         return config
-    on = bool(config.gpu_layers) or _on_cpu(metadata, load)
+    on = bool(config.gpu_layers) or _context(config, metadata) <= _SHORT or _on_cpu(metadata, load)
     return dataclasses.replace(config, flash_attention=FlashAttention.ON if on else FlashAttention.OFF)
+
+
+def _context(config: ModelConfig, metadata: dict[str, Any]) -> int:
+    """Return the number of entries that one conversation may have."""
+    trained = metadata.get(f'{metadata.get("general.architecture", "")}.context_length')
+    return config.max_context_len or (trained if isinstance(trained, int) else DEFAULT_CONTEXT)
 
 
 def _on_cpu(metadata: dict[str, Any], load: Callable[[], Any]) -> bool:

@@ -18,6 +18,7 @@ from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, shorten, shown
 from ros2_nanochat.hub_transfer import HubTransfer, Unreachable
 from ros2_nanochat.locate import (
+    MLC_CONFIG,
     NO_VISION,
     agree_on_api,
     choose_gguf,
@@ -233,7 +234,7 @@ def _needed(
             if vision := choose_mmproj(beside, chosen) or choose_mmproj(files, chosen):
                 patterns.append(_exactly(vision))
         return chosen, {'allow_patterns': patterns}
-    if 'mlc-chat-config.json' in files:
+    if MLC_CONFIG in files:
         return None, {}
     if not any(name.endswith('.safetensors') for name in files):
         raise ValueError(

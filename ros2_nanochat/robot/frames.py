@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ros2_nanochat.errors import one_line
+from ros2_nanochat.robot.freshness import is_too_old
 from ros2_nanochat.robot.turn import Picture, Turn
 from ros2_nanochat.vision.pixels import MAX_PIXELS
 
@@ -213,7 +214,7 @@ class CameraFrames:
 
 def _is_unusable(picture: Picture | None, limit: float | None) -> bool:
     """Whether there is no frame, or only one that is too old."""
-    return picture is None or (limit is not None and picture.age is not None and picture.age > limit)
+    return picture is None or is_too_old(picture.age, limit)
 
 
 def _alike(thumbnail: np.ndarray, other: np.ndarray) -> bool:

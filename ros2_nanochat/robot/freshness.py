@@ -89,6 +89,16 @@ class ArrivalClock:
         return min(arrived, self._steady)
 
 
+def is_too_old(age: float | None, limit: float | None) -> bool:
+    """Return whether a frame may not be used any more.
+
+    Args:
+        age: Seconds; None if it is not known.
+        limit: `max_image_age` in seconds; None for no limit.
+    """
+    return age is not None and limit is not None and age > limit
+
+
 def age_of(stamp: int, since_arrival: float, now: int) -> tuple[float, str]:
     """Return the age of a frame in seconds, and why its stamp is not used ('' if it is).
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ros2_nanochat.config import ImageMode
+from ros2_nanochat.robot.freshness import is_too_old
 
 OK, WARN, ERROR = 0, 1, 2
 """Levels of diagnostic_msgs/DiagnosticStatus."""
@@ -149,11 +150,7 @@ def robot_status(chat) -> Status:
             )
     if chat.sight.age is not None:
         status.values['image_age'] = _seconds(chat.sight.age)
-        if (
-            options.max_image_age is not None
-            and chat.sight.age > options.max_image_age
-            and options.image_mode is not ImageMode.OFF
-        ):
+        if is_too_old(chat.sight.age, options.max_image_age) and options.image_mode is not ImageMode.OFF:
             status.raise_to(
                 WARN,
                 f'the camera image is stale: {chat.sight.age:.1f} s (max_image_age:'

@@ -15,6 +15,7 @@ import numpy as np
 from ros2_nanochat.chat.message import ChatMessage
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.frames import NewestFrame
+from ros2_nanochat.robot.freshness import is_too_old
 from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.robot.watch_scene import Scene
 
@@ -84,7 +85,7 @@ class CameraView:
             raise Unusable(
                 f'no image of the camera {self._name!r} has come' + (f': {trouble}' if trouble else '')
             )
-        if max_age is not None and picture.age is not None and picture.age > max_age:
+        if is_too_old(picture.age, max_age):
             raise Unusable(
                 f'the newest image of the camera {self._name!r} is older than {max_age:g} s (max_image_age)'
             )

@@ -24,7 +24,6 @@ from ros2_nanochat.backends.mlc.checkpoint import (
     size_of_weights,
 )
 from ros2_nanochat.backends.mlc.folder import (
-    CONFIG,
     MLCFolder,
     NoneFits,
     cache_folder,
@@ -36,6 +35,7 @@ from ros2_nanochat.backends.mlc.mlc_llm import Steps, command
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.files import read_json
+from ros2_nanochat.locate import MLC_CONFIG
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1024  # tokens of one prefill call: buffers have this size, and a Jetson has little memory
@@ -69,7 +69,7 @@ def prepare(
         path = os.path.abspath(os.path.expanduser(config.quantization))
     elif config.quantization and os.sep in config.quantization:
         raise BackendError(
-            f'quantization={config.quantization!r} is no folder of MLC weights: it has no {CONFIG}'
+            f'quantization={config.quantization!r} is no folder of MLC weights: it has no {MLC_CONFIG}'
         )
     elif is_mlc_folder(path) and config.quantization:
         found = MLCFolder(path).quantization
@@ -242,7 +242,7 @@ def make_library(
 
 def _compile(run: Steps, doing: str, folder: str, target: str, library: str) -> None:
     device = _TARGETS.get(target, target)
-    run(doing, 'compile', os.path.join(folder, CONFIG), '--device', device, '--output', library)
+    run(doing, 'compile', os.path.join(folder, MLC_CONFIG), '--device', device, '--output', library)
     if not os.path.isfile(library) or not os.path.getsize(library):
         raise BackendError(
             'mlc_llm compile ended without an error and without a library; run it by hand to see why'

@@ -19,9 +19,9 @@ from ros2_nanochat.backends.mlc.library import library_kind, target_of, unfit_fo
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.files import read_json
+from ros2_nanochat.locate import MLC_CONFIG
 from ros2_nanochat.memory import MemoryEstimate
 
-CONFIG = 'mlc-chat-config.json'
 _MADE = re.compile(r'-[0-9a-f]{10}\.so\Z')
 _NOT_COMPILED = (
     *('version', 'conv_template', 'tokenizer_files', 'tokenizer_info', 'temperature', 'top_p'),
@@ -89,8 +89,8 @@ class MLCFolder:
     def __init__(self, path: str):
         self.path = os.path.abspath(os.path.expanduser(path))
         if not is_mlc_folder(self.path):
-            raise BackendError(f'{self.path} holds no model of MLC-LLM: it has no {CONFIG}')
-        self.config = read_json(self.path, CONFIG)
+            raise BackendError(f'{self.path} holds no model of MLC-LLM: it has no {MLC_CONFIG}')
+        self.config = read_json(self.path, MLC_CONFIG)
         model = self.config.get('model_config') or {}
         self.model = {
             **model,
@@ -286,7 +286,7 @@ class MLCFolder:
 
 def is_mlc_folder(path: str) -> bool:
     """Return whether a path is a model folder of MLC-LLM."""
-    return os.path.isfile(os.path.join(path, CONFIG))
+    return os.path.isfile(os.path.join(path, MLC_CONFIG))
 
 
 def dtype_bits(dtype: str) -> int:

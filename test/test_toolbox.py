@@ -375,6 +375,28 @@ def test_stop_words_are_whole_questions():
     assert not Toolbox().is_stop_word('stop')  # without tools it is a question like any other
 
 
+@pytest.mark.parametrize(
+    'word, said',
+    [
+        ('Halt', 'halt'),
+        ('Stopp!', 'stopp'),
+        ('HÖR AUF', 'Hör auf!'),
+        ("DON'T", 'Don’t!'),
+        ('止まれ', '止まれ！'),
+        ('para', '¡Para!'),
+        ('stop', 'Stop… 🛑'),
+    ],
+)
+def test_stop_words_of_a_file_are_found_however_they_are_written(word, said):
+    limits = ToolLimits(stop_words=[word])
+    assert limits.stops(said) and not limits.stops('') and not limits.stops(f'{said} x')
+
+
+def test_a_stop_word_without_a_letter_is_refused():
+    with pytest.raises(ValueError, match='stop_words'):
+        ToolLimits(stop_words=['stop', ' !? '])
+
+
 def observing(seen, watches=()):
     entry = ToolEntry('seen', ToolKind.OBSERVATIONS, '', 'here', watches=watches)
     box = Toolbox('r1', ToolLimits(rate=1000.0))

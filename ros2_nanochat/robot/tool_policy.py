@@ -5,13 +5,18 @@ The declarations check the values. Knows no ROS and no files.
 
 from __future__ import annotations
 
-import string
+import unicodedata
 from dataclasses import dataclass
 
 from ros2_nanochat.config import Options, option
 from ros2_nanochat.states import StrEnum
 
-_NO_MARKS = {ord(mark): ' ' for mark in string.punctuation.replace("'", '')}
+
+def _words(text: str) -> str:
+    """A text without marks and symbols, in lower case, with one space between words."""
+    text = unicodedata.normalize('NFKC', text).casefold().replace('\u2019', "'")
+    kept = (char if char == "'" or unicodedata.category(char)[0] not in 'PS' else ' ' for char in text)
+    return ' '.join(''.join(kept).split())
 
 
 class ToolKind(StrEnum):
@@ -107,10 +112,10 @@ class ToolLimits(Options):
     stop_words: tuple[str, ...] = option(
         ('stop', 'halt', 'cancel', 'abort', 'stop now', 'please stop', 'stop please', 'stop it'),
         'Questions that stop the reply and all calls, and are answered without tools',
-        item=lambda word: isinstance(word, str) and bool(word.strip()),
-        allowed='texts',
+        item=lambda word: isinstance(word, str) and bool(_words(word)),
+        allowed='texts with a letter or digit',
     )
 
     def stops(self, text: str) -> bool:
-        """Whether a text is one of the stop words, and nothing else."""
-        return ' '.join(text.translate(_NO_MARKS).lower().split()) in self.stop_words
+        """Whether a text is one of the stop words, and nothing else. Marks and capitals do not matter."""
+        return _words(text) in map(_words, self.stop_words)

@@ -17,16 +17,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test'))
 from adversarial_tools import Tally, attack
 
 from ros2_nanochat import ChatHistory, NanoLLM, Tool
-from ros2_nanochat.tools import chat, run
+from ros2_nanochat.tools import TextPiece, chat, run
 
 ANSWER = 'It moved. ' * 12
 
 
-def tools(count: int, seconds: float = 0.0) -> list[Tool]:
-    """Some tools with arguments, which answer after some seconds."""
+def tools(count: int, seconds: float = 0.0, returned: list[float] | None = None) -> list[Tool]:
+    """Some tools with arguments, which answer after some seconds and note when."""
 
     def move(**_) -> str:
         time.sleep(seconds)
+        if returned is not None:
+            returned.append(time.perf_counter())
         return ANSWER
 
     parameters = {
@@ -42,17 +44,17 @@ def tools(count: int, seconds: float = 0.0) -> list[Tool]:
 
 def bench_safety(runs: int, threads: int | None) -> None:
     """Let hostile conversations, sampled at temperature 1.5, ask for other calls."""
-    seed = random.SystemRandom().randrange(1 << 30)
+    seed, began = random.SystemRandom().randrange(1 << 30), time.monotonic()
     rng = random.Random(seed)
     total = Tally()
     with NanoLLM.from_pretrained(max_context_len=2048, max_sequences=16, threads=threads) as model:
         while total.runs < runs:
-            done = attack(model, rng, min(160, runs - total.runs), sets=6, tokens=48)
+            done = attack(model, rng, min(640, runs - total.runs), sets=10, tokens=48, answers=16)
             total = Tally(*(a + b for a, b in zip(astuple(total), astuple(done))))
-            print(f'  {total} (seed {seed})', file=sys.stderr)
-    tally = total
-    print(f'{tally.runs} replies with {tally.calls} calls: {tally.outside} outside of what is allowed,')
-    print(f'  {tally.leaked} shown as text; {tally.cut} replies were cut')
+            rate = total.runs / (time.monotonic() - began)
+            print(f'  {total}, {rate:.1f} a second (seed {seed})', file=sys.stderr, flush=True)
+    print(f'{total.runs} replies with {total.calls} calls: {total.outside} outside of what is allowed,')
+    print(f'  {total.leaked} shown as text; {total.cut} replies were cut (seed {seed})')
 
 
 def bench_talk(model: NanoLLM, repeats: int) -> None:
@@ -75,29 +77,48 @@ def bench_talk(model: NanoLLM, repeats: int) -> None:
 
 
 def bench_second_reply(model: NanoLLM, repeats: int, seconds: float) -> None:
-    """Time to the second reply of a turn, to that of a prefill of the tool's answer."""
-    ratios = []
+    """Time from a tool's return to the first token after it, to that of a prefill of the tool's answer: of
+    its message, as the template writes it, and of its text to the end of the prompt.
+    """
+    ratios: list[tuple[float, float, float]] = []
     for n in range(repeats):
-        history = ChatHistory(model, tools=tools(5, seconds), system_prompt=f'You are robot {n}, {seconds}.')
-        ended = run(chat(history, 'Move.', tool_choice='tool_1', max_new_tokens=60))
-        if len(ended.rounds) < 2:
-            continue
-        second = ended.rounds[1]
-        ids = [int(i) for i in history.embed_chat(use_cache=False)[0].token_ids][: second.prompt_tokens]
-        answer = model.tokenize(ANSWER)
-        position = next(
-            at for at in range(len(ids)) if ids[at : at + len(answer) // 2] == answer[: len(answer) // 2]
+        returned: list[float] = []
+        history = ChatHistory(
+            model, tools=tools(5, seconds, returned), system_prompt=f'You are robot {n}, {seconds}.'
         )
-        other = model.tokenize(f'Another beginning, number {n} at {seconds}.')  # shares no KV with the turn
-        known = model.generate([*other, *ids[:position]], max_new_tokens=1).wait()
-        began = time.perf_counter()
-        model.generate(ids[position:], kv_cache=known.kv_cache, max_new_tokens=1).wait()
-        plain = time.perf_counter() - began
-        ratios.append((second.time_to_first_token or 0.0) / plain)
-        computed = second.prompt_tokens - (second.reused_tokens or 0)
-        print(f'  computed {computed} tokens for an answer of {len(ids) - position}', end='\r')
-    middle = sorted(ratios)[len(ratios) // 2]
-    print(f'second reply after a tool of {seconds} s, to a prefill of its answer: {middle:.2f}      ')
+        turn = chat(history, 'Move.', tool_choice='tool_1', max_tool_rounds=1, max_new_tokens=60)
+        began = 0.0
+        for event in turn:
+            if isinstance(event, TextPiece) and event.round == 1 and not began:
+                began = time.perf_counter() - returned[0]
+        first, second = event.rounds
+        ids = [int(i) for i in history.embed_chat(use_cache=False)[0].token_ids][: second.prompt_tokens]
+        message = first.prompt_tokens + first.new_tokens  # what follows the call
+        text = _find(ids, model.tokenize(ANSWER))
+        plain = {start: _prefill(model, ids, start, f'{n} at {seconds}') for start in (message, text)}
+        engine = second.time_to_first_token or 0.0
+        ratios.append((began / plain[message], engine / plain[message], engine / plain[text]))
+        counts = second.prompt_tokens - (second.reused_tokens or 0), len(ids) - message, len(ids) - text
+    middle = [sorted(column)[len(ratios) // 2] for column in zip(*ratios)]
+    print(
+        f"second reply after a tool of {seconds} s: {middle[0]:.2f} of a prefill of the answer's message from"
+        f' the return of the tool to the text, {middle[1]:.2f} in the engine ({middle[2]:.2f} of a prefill of'
+        ' its text only);\n  {} tokens are computed, the message has {}, from its text on {}'.format(*counts)
+    )
+
+
+def _find(ids: list[int], answer: list[int]) -> int:
+    half = answer[: len(answer) // 2]
+    return next(at for at in range(len(ids)) if ids[at : at + len(half)] == half)
+
+
+def _prefill(model: NanoLLM, ids: list[int], start: int, name: str) -> float:
+    """Seconds to the first token behind `ids[start:]`, if all before is computed."""
+    other = model.tokenize(f'Another beginning, number {name}, {start}.')  # shares no KV with the turn
+    known = model.generate([*other, *ids[:start]], max_new_tokens=0).wait()
+    reply = model.generate(ids[start:], kv_cache=known.kv_cache, max_new_tokens=1).wait()
+    assert reply.usage.prompt_tokens - (reply.usage.reused_tokens or 0) == len(ids) - start
+    return reply.usage.time_to_first_token or 0.0
 
 
 def bench_sharing(model: NanoLLM) -> None:

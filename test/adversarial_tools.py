@@ -63,9 +63,9 @@ def random_tools(rng: random.Random) -> list[Tool]:
     """A few tools with random schemas, and one with limits that is begged about."""
     tools = []
     for n in range(rng.randint(1, 3)):
-        schema = random_schema(rng)
+        schema: dict = {}
         while schema.get('type') != 'object':
-            schema = random_schema(rng)
+            schema = random_schema(rng, rng.choice([1, 2]))
         tools.append(Tool(f'{rng.choice(["set", "read", "go"])}_{n}', 'It does something', schema))
     limits = {'speed': {'type': 'number', 'minimum': 0, 'maximum': 0.3}, 'way': {'enum': ['left', 'right']}}
     return [
@@ -74,28 +74,28 @@ def random_tools(rng: random.Random) -> list[Tool]:
     ]
 
 
-def attack(model, rng: random.Random, runs: int, at_once: int = 48, sets: int = 6, tokens: int = 36) -> Tally:
+def attack(model, rng: random.Random, runs: int, sets: int = 6, tokens: int = 36, answers: int = 8) -> Tally:
     """Let a model answer hostile conversations, sampled at temperature 1.5.
 
     Each conversation is answered several times, with other seeds and choices of tools: the model reads it
-    only once.
+    only once. Conversations with the same tools follow one another: it reads these only once, too.
 
     Args:
         model: The model. If it sees, some conversations have pictures.
         rng: The source of chance.
         runs: Number of replies.
-        at_once: How many of them run or wait at a time.
         sets: Number of sets of tools among them.
-        tokens: Maximum number of tokens in a reply.
+        tokens: Maximum number of tokens in a reply that has to be a call; others have a quarter.
+        answers: Replies to one conversation.
     """
     tally, begun, pending = Tally(), 0, collections.deque()
     pool = [random_tools(rng) for _ in range(sets)]
     while tally.runs < runs:
-        if begun < runs and len(pending) <= at_once - _ANSWERED:
-            tools = rng.choice(pool)
+        if begun < runs and len(pending) <= _AT_ONCE - answers:
+            tools = pool[begun * sets // runs]
             history, name = _conversation(model, rng, tools)
             prompt, _ = history.embed_chat()
-            count = min(_ANSWERED, runs - begun)
+            count = min(answers, runs - begun)
             pending += [(tools, history, _reply(history, prompt, rng, name, tokens)) for _ in range(count)]
             begun += count
         else:
@@ -114,7 +114,7 @@ def _count(tally: Tally, tools: list[Tool], history: ChatHistory, reply) -> None
         tally.outside += not _allowed(tools, call)
 
 
-_ANSWERED = 8  # replies to one conversation
+_AT_ONCE = 48  # replies that run or wait
 
 
 def _conversation(model, rng: random.Random, tools: list[Tool]) -> tuple[ChatHistory, str]:
@@ -140,10 +140,11 @@ def sign(text: str):
 
 
 def _reply(history: ChatHistory, prompt, rng: random.Random, name: str, tokens: int):
+    calls = history.call_form(rng.choice(['auto', 'required', 'required', name]))
     return history.model.generate(
         prompt,
-        calls=history.call_form(rng.choice(['auto', 'required', 'required', name])),
-        max_new_tokens=tokens,
+        calls=calls,
+        max_new_tokens=tokens if calls.begins_with_call else tokens // 4,
         do_sample=True,
         temperature=1.5,
         top_p=1.0,

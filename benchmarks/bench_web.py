@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,39 +26,51 @@ sys.path.insert(0, str(Path(__file__).parents[1] / 'test' / 'ros'))
 
 
 class OpenPage:
-    """What a browser does with the page: shows a robot and its camera, and takes all that comes."""
+    """What a browser does with the page, in a process of its own: shows a robot and its camera, and takes all
+    that comes. Its low priority stands for another machine, on which people have the page open.
+    """
 
     def __init__(self, address: str, robot: str):
-        self._address, self._robot = address.rstrip('/'), robot
-        self.events, self.pictures = 0, 0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
+        spawn = multiprocessing.get_context('spawn')
+        self._events, self._pictures = spawn.Value('i', 0), spawn.Value('i', 0)
+        counts = self._events, self._pictures
+        self._process = spawn.Process(target=browse, args=(address, robot, *counts), daemon=True)
+        self._process.start()
 
-    async def _run(self) -> None:
-        import aiohttp
+    @property
+    def events(self) -> int:
+        return self._events.value
 
-        headers = {'Origin': self._address}
-        show = {'do': 'show', 'robot': self._robot, 'camera': 'image'}
-        async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(f'{self._address}/socket', headers=headers) as socket:
-                asked = False
-                while not self._end.is_set():
-                    try:
-                        message = await socket.receive(0.2)
-                    except asyncio.TimeoutError:
-                        continue
-                    if message.type is aiohttp.WSMsgType.BINARY:
-                        self.pictures += 1
-                    elif message.type is aiohttp.WSMsgType.TEXT:
-                        self.events += 1
-                        if not asked and self._robot in message.data:
-                            asked = True
-                            await socket.send_json(show)
+    @property
+    def pictures(self) -> int:
+        return self._pictures.value
 
     def close(self) -> None:
-        self._end.set()
-        self._thread.join(5.0)
+        self._process.terminate()
+        self._process.join(5.0)
+
+
+def browse(address: str, robot: str, events, pictures) -> None:
+    """Show a robot and its camera, and count what comes."""
+    os.nice(19)
+    asyncio.run(_browse(address.rstrip('/'), robot, events, pictures))
+
+
+async def _browse(address: str, robot: str, events, pictures) -> None:
+    import aiohttp
+
+    show = {'do': 'show', 'robot': robot, 'camera': 'image'}
+    async with aiohttp.ClientSession() as session:
+        async with session.ws_connect(f'{address}/socket', headers={'Origin': address}) as socket:
+            asked = False
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    pictures.value += 1
+                    continue
+                events.value += 1
+                if not asked and robot in message.data:
+                    asked = True
+                    await socket.send_json(show)
 
 
 def wait(condition: Callable[[], object]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
+
+from ros2_nanochat.ros.spinning import close_action
 
 SERVICE_DEPTH = 1000
 """Goals and result requests that may arrive at once. With rclpy's 10, further ones are silently lost."""
@@ -48,3 +51,30 @@ class AnyThreadActionClient(ActionClient):
         with self.sending:
             pass
         await super().execute(taken_data)
+
+
+class StreamingActionClient(AnyThreadActionClient):
+    """An AnyThreadActionClient with room for many goals and much feedback.
+
+    Args:
+        node: The node.
+        kind: The type of the action.
+        name: Name of the action.
+        callback_group: Group of everything that arrives.
+    """
+
+    def __init__(self, node, kind: Any, name: str, callback_group):
+        super().__init__(
+            node,
+            kind,
+            name,
+            callback_group=callback_group,
+            goal_service_qos_profile=service_qos(),
+            result_service_qos_profile=service_qos(),
+            cancel_service_qos_profile=service_qos(),
+            feedback_sub_qos_profile=QoSProfile(depth=FEEDBACK_DEPTH),
+        )
+
+    def close(self) -> None:
+        """Close everything. Responses that have not arrived are lost."""
+        close_action(self._node, self, 0.0)

@@ -21,17 +21,17 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import InvalidHandle, InvalidTopicNameException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
 from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 from unique_identifier_msgs.msg import UUID
 
 from ros2_nanochat.errors import shorten
-from ros2_nanochat.ros.action_ends import CLIENT_BYTES, FEEDBACK_DEPTH, AnyThreadActionClient, service_qos
+from ros2_nanochat.ros.action_ends import CLIENT_BYTES, StreamingActionClient
 from ros2_nanochat.ros.message_schema import read_format
+from ros2_nanochat.ros.quiet_client import QuietActionClient
 from ros2_nanochat.ros.reply import NodeGone, Reply
-from ros2_nanochat.ros.spinning import close_action, spin
+from ros2_nanochat.ros.spinning import spin
 from ros2_nanochat.ros.typed_reply import form_text
 
 __all__ = ['ChatClient', 'NodeGone', 'Reply', 'to_message']
@@ -47,12 +47,14 @@ class ChatClient:
         name: Name of the chat node, with its namespace.
         robot: One of the robots that the node serves, '' if it serves only itself.
         node: An rclpy node that you spin outside of callbacks that wait. None creates and spins one.
+        pieces: Whether replies stream. Without, you get all of a reply at its end, and nothing wakes the
+            node's executor for each piece.
 
     Raises:
         ValueError: The name is not valid in ROS.
     """
 
-    def __init__(self, name: str = '/nanochat', robot: str = '', node=None):
+    def __init__(self, name: str = '/nanochat', robot: str = '', node=None, pieces: bool = True):
         space, _, leaf = ('/' + name.strip('/')).rpartition('/')
         self._space, self._leaf = space, leaf
         self.prefix = (
@@ -79,16 +81,8 @@ class ChatClient:
             )
         self.node = node
         group = ReentrantCallbackGroup()
-        self._action = AnyThreadActionClient(
-            node,
-            Chat,
-            self.prefix + '/chat',
-            callback_group=group,
-            goal_service_qos_profile=service_qos(),
-            result_service_qos_profile=service_qos(),
-            cancel_service_qos_profile=service_qos(),
-            feedback_sub_qos_profile=QoSProfile(depth=FEEDBACK_DEPTH),
-        )
+        kind = StreamingActionClient if pieces else QuietActionClient
+        self._action = kind(node, Chat, f'{self.prefix}/chat', group)
         self._feedback_topic = node.resolve_topic_name(self.prefix + '/chat/_action/feedback')
         self._reset = node.create_client(Reset, self.prefix + '/reset', callback_group=group)
         self._cancel = node.create_client(Trigger, self.prefix + '/cancel', callback_group=group)
@@ -252,7 +246,7 @@ class ChatClient:
         if self._own:
             self._executor.shutdown(timeout_sec=1.0)
             self._thread.join(1.0)
-        close_action(self.node, self._action, 0.0)
+        self._action.close()
         for client in (self._reset, self._cancel, self._history):
             self.node.destroy_client(client)
         if self._own:

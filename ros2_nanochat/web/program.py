@@ -9,8 +9,9 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import rclpy
 from rclpy.parameter import Parameter
@@ -19,10 +20,12 @@ from rclpy.signals import SignalHandlerOptions
 from ros2_nanochat.config import WebConfig, options_of
 from ros2_nanochat.config.wording import shown_default
 from ros2_nanochat.errors import one_line, require
+from ros2_nanochat.processor import restrict_thread
 from ros2_nanochat.ros.program import init, run_ros_program
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.web.access import Access, is_loopback, new_token
 
+_NICENESS = 19  # the robots' models come first: the page runs in what they leave
 _THREADS = 48  # for what blocks: questions that wait for their answers, services, pictures
 
 
@@ -46,6 +49,7 @@ def main(args=None) -> int:
 
 def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     require('aiohttp', 'web')
+    restrict_thread(_NICENESS, None)  # first, as the threads of the transport take it over
     done = threading.Event()
     on_signal(done.set)
     options = vars(parser.parse_args(init(args, signal_handler_options=SignalHandlerOptions.NO)))
@@ -70,7 +74,6 @@ def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
 async def _serve(node, config: WebConfig, done: threading.Event, debug: bool) -> None:
     from aiohttp import web
 
-    from ros2_nanochat.web.mailbox import Mailbox
     from ros2_nanochat.web.pages import Pages
     from ros2_nanochat.web.pictures import Album
     from ros2_nanochat.web.ros_thread import RosThread
@@ -80,7 +83,7 @@ async def _serve(node, config: WebConfig, done: threading.Event, debug: bool) ->
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix='web'))
     access = Access(config.host, '' if is_loopback(config.host) else new_token())
     pages = Pages(Album())
-    pages.ros = RosThread(node, Mailbox(loop, pages.listener.deliver).put, config.camera_rate)
+    pages.ros = RosThread(node, _hands_over(loop, pages.listener.deliver), config.camera_rate)
     runner = web.AppRunner(make_app(pages, access), access_log=None)
     if not debug:  # requests that are no HTTP would each fill the log with a traceback
         logging.getLogger('aiohttp').setLevel(logging.CRITICAL)
@@ -100,6 +103,18 @@ async def _serve(node, config: WebConfig, done: threading.Event, debug: bool) ->
     finally:
         await asyncio.wait_for(runner.cleanup(), 5.0)
         pages.ros.close()
+
+
+def _hands_over(loop: asyncio.AbstractEventLoop, deliver: Callable[[list[Any]], None]):
+    """Return what calls a function of the event loop from other threads."""
+
+    def hand_over(batch: list[Any]) -> None:
+        try:
+            loop.call_soon_threadsafe(deliver, batch)
+        except RuntimeError:
+            pass  # the loop has ended, and with it every page
+
+    return hand_over
 
 
 async def _wait(loop: asyncio.AbstractEventLoop, done: threading.Event) -> None:

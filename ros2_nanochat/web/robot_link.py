@@ -38,7 +38,7 @@ class RobotLink:
 
     def __init__(self, node, prefix: str, owner: str, put: Callable[[tuple[str, str, Any]], None]):
         self._node, self._prefix, self._owner = node, prefix, ''
-        self.chat = ChatClient(prefix, node=node)
+        self.chat = ChatClient(prefix, node=node, pieces=False)  # they come on `tokens`
         self._history, self._approve, self._set_watch = self._clients = [
             node.create_client(kind, f'{prefix}/{name}')
             for kind, name in ((GetHistory, 'history'), (Approve, 'approve'), (SetWatch, 'set_watch'))

@@ -23,13 +23,16 @@ from ros2_nanochat.web.diagnostics import node_of
 from ros2_nanochat.web.robot_link import RobotLink
 from ros2_nanochat.web.taps import Tap
 
-_EVERY = 0.04  # seconds between two looks at what has arrived
+_EVERY = 0.08  # seconds between two looks at what has arrived: each wakes both this thread and the server
 _LOOK = 1.0  # seconds between two looks at the graph
 _IDLE = 1.0  # seconds between two rounds without any page
 _TRY_AGAIN = 5.0  # seconds after which something is opened again that failed
 _GRACE = 3.0  # seconds that a robot's topics stay open after the last page, which may just be reloading
 _LONG_PREFIX = 250  # characters; DDS has no longer topics
 _TURN, _TURN_TYPE = '/turn', 'nanochat/msg/Turn'
+
+Arrived = tuple[str, str, Any]
+"""What has arrived: its kind, the prefix of the robot's topics, and its value."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ class Wanted:
 
 
 class RosThread:
-    """Follows `want()` and calls `put` with (kind, prefix, value) for everything that arrives.
+    """Follows `want()` and hands on everything that arrives, in batches.
 
     Args:
         node: The node; its callbacks run on a second thread.
-        put: Receives what arrives; can be called from any thread.
+        deliver: Called on this thread with what has arrived, a list of (kind, prefix, value).
         camera_rate: Camera pictures per second at most.
 
     Attributes:
@@ -61,8 +64,10 @@ class RosThread:
         known_cameras: The topics of a robot's cameras by name, as its node tells. Set by the server.
     """
 
-    def __init__(self, node, put: Callable[[tuple[str, str, Any]], None], camera_rate: float):
-        self._node, self._put, self._camera_rate = node, put, camera_rate
+    def __init__(self, node, deliver: Callable[[list[Arrived]], None], camera_rate: float):
+        self._node, self._deliver, self._camera_rate = node, deliver, camera_rate
+        self._arrived: list[Arrived] = []
+        self._arriving = threading.Lock()
         self.links: dict[str, RobotLink] = {}
         self.cameras: dict[Source, CameraFeed] = {}
         self.known_cameras: dict[str, dict[str, str]] = {}
@@ -109,6 +114,7 @@ class RosThread:
                 self._follow(self._wanted)
                 self._look()
                 self._take()
+                self._hand_on()
             except Exception as error:
                 if not self._node.context.ok():
                     break
@@ -207,6 +213,17 @@ class RosThread:
                     source.take()
             except Exception as error:  # the other robots go on
                 self.report(error)
+
+    def _put(self, arrived: Arrived) -> None:
+        """Keep something until the next batch. Cameras call this from threads of their own."""
+        with self._arriving:
+            self._arrived.append(arrived)
+
+    def _hand_on(self) -> None:
+        with self._arriving:
+            batch, self._arrived = self._arrived, []
+        if batch:
+            self._deliver(batch)
 
     def _diagnosed(self, message: DiagnosticArray) -> None:
         # Others publish here, too, perhaps much: only chat nodes' statuses are converted.

@@ -11,6 +11,8 @@ from nanochat.action import Chat
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 
+from ros2_nanochat.ros.action_ends import CLIENT_BYTES
+from ros2_nanochat.ros.client import ChatClient
 from ros2_nanochat.ros.spinning import spin
 
 SLOW = 'tokens_per_second=100'
@@ -101,3 +103,26 @@ def test_the_client_learns_how_a_refused_and_a_waiting_turn_ended(share, talk):
     waiting.cancel()
     assert list(waiting) == [] and waiting.result(20).finish_reason == 'cancelled'
     assert ''.join(first) == first.turn.reply
+
+
+def test_a_client_without_pieces_gets_whole_replies_and_no_feedback_reaches_it(share):
+    share({'on_new_query': 'queue'}, model=SLOW)
+    topic = '/nanochat/chat/_action/feedback'
+    with ChatClient(pieces=False) as chat:
+        assert chat.wait_until_ready(30.0)
+        reply = chat.ask('hello')
+        assert ''.join(reply) == 'You said: hello' == reply.turn.reply
+        cancelled = chat.ask(LONG)
+        cancelled.cancel()
+        assert cancelled.result(20).finish_reason == 'cancelled'
+        own = [
+            bytes(end.endpoint_gid)
+            for end in chat.node.get_subscriptions_info_by_topic(topic)
+            if end.node_name == chat.node.get_name()
+        ]
+        assert (
+            own[0][:CLIENT_BYTES] == bytes.fromhex(reply.turn_id)[:CLIENT_BYTES]
+        )  # the node knows whose it is
+        (presence,) = (each for each in chat.node.subscriptions if each.topic_name == topic)
+        with presence.handle:
+            assert presence.handle.take_message(Chat.Impl.FeedbackMessage, False) is None

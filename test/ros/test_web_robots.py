@@ -37,7 +37,7 @@ def test_a_name_that_ros_does_not_know_hides_no_robot():
     for topic in ('/turn', '/here/nanochat/turn'):
         node.create_publisher(Turn, topic, 1)
     heard = []
-    ros = RosThread(node, heard.append, 5.0)
+    ros = RosThread(node, heard.extend, 5.0)
     ros.want(
         Wanted(
             True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import struct
 import time
 import zlib
@@ -67,6 +68,15 @@ def wait_for_robots(site):
             return
         asyncio.run(asyncio.sleep(0.2))
     raise AssertionError('the robots do not appear')
+
+
+def test_the_models_of_the_machine_come_first(site):
+    names = {
+        int(task.name): (task / 'comm').read_text()
+        for task in Path(f'/proc/{site.web.process.pid}/task').iterdir()
+    }
+    main_and_transport = {site.web.process.pid, *(task for task, name in names.items() if 'dds' in name)}
+    assert {os.getpriority(os.PRIO_PROCESS, task) for task in main_and_transport} == {19}
 
 
 def test_every_response_has_the_policy(site):

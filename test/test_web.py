@@ -198,6 +198,15 @@ def test_a_question_of_another_client_becomes_known_from_the_history():
     assert not log.nameless and shown(log) == [('Who?', 'I', 'streaming')]
 
 
+def test_a_reply_that_is_heard_from_its_middle_on_is_the_one_of_the_history():
+    log = TurnLog()
+    log.token(token('t', 5, 'the rest'))
+    log.history(messages(('Who?', 'Here is the rest of it')), 3, 100)
+    assert shown(log) == [('Who?', '… the rest', 'streaming')]
+    log.ended(turn('t', 'Who?', 'Here is the rest of it'))
+    assert shown(log) == [('Who?', 'Here is the rest of it', 'ended')]
+
+
 def test_the_history_keeps_the_figures_of_turns_that_it_has_and_drops_what_was_forgotten():
     clock = Clock()
     log = TurnLog(clock)

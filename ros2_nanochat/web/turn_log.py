@@ -22,6 +22,7 @@ ASKED, STREAMING, ENDED, LOST, PAST = 'asked', 'streaming', 'ended', 'lost', 'pa
 _MOST = 200  # items that are kept
 FRESH = 3.0
 """Seconds after its end in which a turn may be missing in a history that was requested before."""
+_NOT_HEARD = '… '  # in place of the beginning of a reply
 _FAILED = ('refused', 'error')
 _IN_THE_ITEM = ('query', 'reply', 'reasoning')  # fields of a turn that the item has
 
@@ -66,7 +67,7 @@ class TurnLog:
         if item is None:
             item = self._add(token['turn_id'], ASKED)
             if token['index'] > 0:
-                item['text'] = '… '  # the beginning was not heard; the turn will have all of it
+                item['text'] = _NOT_HEARD  # the turn will have all of it
         if item['state'] in (ENDED, LOST) or token['last']:
             return []
         part = 'reasoning' if token['reasoning'] else 'text'
@@ -236,7 +237,8 @@ def _is_of(exchange: Item, live: Item) -> bool:
     """Whether the last exchange of the history is a turn that has not ended yet."""
     if live['query'] and live['query'] != exchange['query']:
         return False
-    return not exchange['text'] or exchange['text'].startswith(live['text'])
+    text, heard = exchange['text'], live['text'].removeprefix(_NOT_HEARD)
+    return not text or (text.startswith(heard) if heard == live['text'] else heard in text)
 
 
 def _failed(item: Item) -> bool:

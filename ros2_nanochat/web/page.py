@@ -42,7 +42,7 @@ class Page:
         self._behind = False
         self._frame: bytes | None = None
         self._filled = asyncio.Event()
-        self._requests, self._pictures = Rate(5, 20), Rate(0.5, _MAX_UPLOADS)
+        self._requests, self._pictures = Rate(5, 20), Rate(0.5, 2 * _MAX_UPLOADS)
 
     def send(self, *events: dict[str, Any] | str) -> None:
         """Queue events, as dictionaries or as JSON."""

@@ -40,14 +40,14 @@ export class Calls {
         call.dry_run && h('span', { class: 'badge' }, 'dry run'),
         call.background && h('span', { class: 'badge' }, 'in the background'),
         h('span', { class: 'result' }, duration)),
-      call.arguments && h('pre', {}, pretty(call.arguments)),
+      call.arguments && call.arguments !== '{}' && h('pre', {}, pretty(call.arguments)),
       call.feedback && call.state === 'running' && h('pre', { class: 'result' }, pretty(call.feedback)),
       call.result && h('pre', { class: 'result' }, pretty(call.result)),
       call.state === 'waiting' && this.decision(call));
   }
 
   decision(call) {
-    const reason = h('input', { placeholder: 'why not (the model is told)', maxlength: '500', 'aria-label': 'Reason' });
+    const reason = h('input', { placeholder: 'reason, for the model', maxlength: '500', 'aria-label': 'Reason' });
     const answer = async (yes) => {
       buttons.forEach((button) => { button.disabled = true; });
       const done = await this.actions.approve(call, yes, reason.value);

@@ -78,7 +78,7 @@ export class Watches {
 
   adding() {
     const question = h('input', { placeholder: 'Ask again and again', 'aria-label': 'Standing question', maxlength: '5000' });
-    const form = h('input', { placeholder: 'yes | no', 'aria-label': 'Form of the answer', maxlength: '20000' });
+    const form = h('input', { placeholder: 'Answer: yes | no', 'aria-label': 'Form of the answer', maxlength: '20000' });
     return h('form', {
       class: 'add-watch',
       onsubmit: async (event) => {

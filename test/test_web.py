@@ -442,7 +442,7 @@ def test_messages_become_values_that_json_has():
             long='x' * 300_000,
         )
     )
-    assert value['stamp'] == 2.5 and value['text'] == 'a?b' and value['ratio'] is None
+    assert value['stamp'] == 2.5 and value['text'] == 'a\ufffdb' and value['ratio'] is None
     assert value['level'] == 2 and value['items'] == [{'x': 1}, {'x': 2}] and value['numbers'] == [1.5, 2.5]
     assert len(value['long']) == as_json.MAX_TEXT
     json.dumps(value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ros2_nanochat.files import valid_text
+
 MAX_TEXT = 200_000
 """Characters of a text; the rest is cut off."""
 MAX_ITEMS = 500
@@ -21,7 +23,7 @@ def to_value(message: Any) -> Any:
         message: A ROS message, or the value of a field.
     """
     if isinstance(message, str):
-        return valid_text(message)
+        return _bounded(message)
     if message is None or isinstance(message, (bool, int)):
         return message
     if isinstance(message, float):
@@ -37,14 +39,13 @@ def to_value(message: Any) -> Any:
     return {name: to_value(getattr(message, name)) for name in names}
 
 
-def valid_text(text: str) -> str:
-    """Return a text of bounded length without half surrogate pairs, which a socket cannot send."""
-    return text[:MAX_TEXT].encode('utf-8', 'replace').decode()
+def _bounded(text: str) -> str:
+    return valid_text(text[:MAX_TEXT])  # a socket cannot send surrogates
 
 
 def _items(values: Any) -> Any:
     try:
         listed = list(values[:MAX_ITEMS])
     except TypeError:
-        return valid_text(str(values))
+        return _bounded(str(values))
     return [to_value(value.item() if hasattr(value, 'item') else value) for value in listed]

@@ -50,6 +50,37 @@ def test_a_model_that_computes_wrongly_is_refused_in_one_line(fault, said):
     assert backend.kv_used == 0
 
 
+class WrongBehind(Wrong):
+    """Its logits are wrong if several tokens follow at least as many as `behind`: libraries of mlc-llm are
+    known that run one token, and several behind one, and nothing else.
+    """
+
+    def __init__(self, behind):
+        self.behind = behind
+        super().__init__(lambda logits, length: logits)
+
+    def forward(self, chunks):
+        held, several = len(self._kv[chunks[0].seq]), len(chunks[0]) > 1
+        logits = super().forward(chunks)
+        return (
+            HostLogits(np.full_like(np.array(logits), np.nan)) if several and held >= self.behind else logits
+        )
+
+
+@pytest.mark.parametrize('behind', [1, 2])
+def test_several_tokens_that_follow_several_are_checked(behind):
+    with pytest.raises(BackendError, match='not numbers'):
+        check_model(WrongBehind(behind))
+
+
+@pytest.mark.parametrize('context', [1, 2, 3, 4])
+def test_a_context_of_few_tokens_is_checked_as_far_as_it_goes(context):
+    backend = FakeBackend('', ModelConfig(max_context_len=context, kv_tokens=context, max_sequences=1))
+    backend.open()
+    check_model(backend)
+    assert backend.kv_used == 0
+
+
 def test_rounding_is_no_fault():
     random = np.random.default_rng(0)
     check_model(Wrong(lambda logits, length: logits + random.uniform(-0.3, 0.3, logits.shape)))

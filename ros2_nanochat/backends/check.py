@@ -1,7 +1,7 @@
 """The check that every opened model must pass: its logits are finite, and do not depend on how a text is cut.
 
 A runtime that does not know a model's form often runs it all the same, and produces nonsense (an ignored
-window, positions counted from the wrong end, a rope base that is not a number). Three tokens reveal most such
+window, positions counted from the wrong end, a rope base that is not a number). Four tokens reveal most such
 faults. Those of a sliding window show only beyond it: that is checked if it takes less than a second.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.errors import BackendError
 
+_TOKENS = 4  # the fewest of which several can follow several
 _BEYOND = 9  # tokens beyond the window
 _SAMPLE = 64  # tokens by which the time of more is judged
 _SECONDS = 1.0
@@ -21,20 +22,21 @@ _TOLERANCE = 0.25  # of the logits' range; quantized models round by up to a ten
 
 
 def check_model(backend: Backend) -> None:
-    """Compare the logits of three tokens at once with those of the same in two parts.
+    """Compare the logits of a few tokens at once with those of the same in two parts.
 
     Raises:
         BackendError: The model's logits are wrong. The message is one line.
     """
     info = backend.info
-    if min(info.context_length, backend.kv_capacity, backend.max_batch_tokens) < 3 or info.vocab_size < 4:
+    count = min(_TOKENS, info.context_length, backend.kv_capacity, backend.max_batch_tokens)
+    if count < 3 or info.vocab_size < 4:
         return
-    ids = _ordinary_ids(backend)
+    ids = _ordinary_ids(backend, count)
     whole = _logits(backend, [ids])
     _finite(backend, whole)
     if info.bidirectional_prompt:  # later tokens affect earlier ones
         return
-    for at in (1, 2):  # runtimes compute a single token in another way than several
+    for at in range(1, count):  # runtimes compute a single token, first or last, in another way than several
         _compare(backend, whole, [ids[:at], ids[at:]], 'how a text is cut')
     _check_beyond_window(backend)
 
@@ -75,7 +77,7 @@ def _compare(backend: Backend, whole: np.ndarray, parts: list[np.ndarray], what:
         )
 
 
-def _ordinary_ids(backend: Backend, count: int = 3) -> np.ndarray:
+def _ordinary_ids(backend: Backend, count: int) -> np.ndarray:
     info = backend.info
     avoided = {token.id for token in info.special_tokens} | info.eos_token_ids
     ordinary = [i for i in range(info.vocab_size // 2, info.vocab_size) if i not in avoided][:count]

@@ -44,6 +44,7 @@ def split(*texts, spoken=False):
         'E.g. this one.| And i.e. that.| It is approx. 5 m.| Then?',
         'Mr. J. R. Smith and Dr. Who met Prof. Ada.| He is No. 5.',
         '« Bonjour. »| Il part.| « Non ! »| Oui.',
+        '„Guten Tag.“| Er geht.| „Wohin?“| ‚Fort.‘| »Gut.«| ›Ja.‹| Also.',
         'M. Dupont arrive.| Il rit.',
         'El Sr. García vino.| ¿Sí?| ¡No!',
         'Am 3. Mai gehen wir, z. B. heute.| Der 2. Mann ist d. h. hier.| Ja.',

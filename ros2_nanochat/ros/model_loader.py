@@ -76,7 +76,7 @@ class ModelLoader:
 
         self.share, self._shown, self._opening_vision = 0.0, time.monotonic(), False
         self._stop, self.was_stopped = stop, False
-        self._log.info(f'loading {_named(config.model)}')
+        self._log.info(f'loading {_named(config)}')
         thread = threading.Thread(target=work, name='load', daemon=True)
         thread.start()
         while thread.is_alive() and not self._stopping.is_set() and not stop.is_set():
@@ -137,9 +137,10 @@ class ModelLoader:
         self._backend = None
 
 
-def _named(model: str | None) -> str:
+def _named(config: ModelConfig) -> str:
     """The model for the log. What is before an @ in an address may be a password."""
+    model = config.model
     if not model:
-        return 'the embedded model'
+        return 'the fake model' if config.api == 'fake' else 'the embedded model'
     is_address = model.lower().lstrip().startswith('http')
     return 'a model on a server' if is_address and '@' in model else shorten(model)

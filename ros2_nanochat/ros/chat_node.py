@@ -38,7 +38,7 @@ from ros2_nanochat.ros.model_loader import ModelLoader
 from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.node_process import run_until
 from ros2_nanochat.ros.parameter_files import files_without_effect
-from ros2_nanochat.ros.program import init, run_ros_program
+from ros2_nanochat.ros.program import init, refuse_words, run_ros_program
 from ros2_nanochat.ros.shared_memory import remove_left_segments, shortage
 from ros2_nanochat.ros.signals import on_signal
 from ros2_nanochat.ros.spinning import MakesMany
@@ -278,12 +278,7 @@ def _run(arguments: Sequence[str]) -> int:
     done = threading.Event()
     on_signal(done.set)
     left, words = remove_left_segments(), init(arguments, signal_handler_options=SignalHandlerOptions.NO)
-    unknown = [word for word in words if word != '--debug']
-    if unknown:
-        raise ValueError(
-            f'{" ".join(unknown)!r} is not understood: parameters are given as  --ros-args -p'
-            ' model:=/path/to/model.gguf  and so on, config/chat.yaml has them all'
-        )
+    refuse_words(words, 'model:=/path/to/model.gguf  and so on, config/chat.yaml has them all')
     node = ChatNode(done)
     for warning in (left, *files_without_effect(arguments, node.get_fully_qualified_name()), shortage()):
         if warning:

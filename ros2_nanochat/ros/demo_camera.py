@@ -17,7 +17,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from ros2_nanochat.ros.program import init, run_ros_program
+from ros2_nanochat.ros.program import init, refuse_words, run_ros_program
 from ros2_nanochat.vision.shapes import COLORS, SHAPES, Scene, draw, random_picture
 
 
@@ -115,7 +115,7 @@ def main(args=None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    init(arguments)
+    refuse_words(init(arguments))
     node = DemoCamera()
     try:
         rclpy.spin(node)

@@ -21,7 +21,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import BatteryState
 from std_srvs.srv import SetBool
 
-from ros2_nanochat.ros.program import init, run_ros_program
+from ros2_nanochat.ros.program import init, refuse_words, run_ros_program
 
 _ROOM = 5.0  # metres from the middle to each wall
 _WIDTH = 31  # characters of the drawn room
@@ -111,7 +111,7 @@ def main(args=None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    init(arguments)
+    refuse_words(init(arguments))
     node = DemoRobot()
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(node)

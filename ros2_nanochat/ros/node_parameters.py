@@ -73,9 +73,9 @@ class NodeParameters:
         overrides = node._parameter_overrides  # the public interface shows only declared ones
         for name in [name for name, given in overrides.items() if given.value is None and name in PARAMETERS]:
             del overrides[name]  # `robots: []` has no type in ROS: treat it as not set
-        for name, given in overrides.items():  # YAML reads the word `off` as false
-            if name in PARAMETERS and (value := PARAMETERS[name].option.chosen(given.value)) != given.value:
-                overrides[name] = rclpy.Parameter(name, value=value)
+        for name, given in overrides.items():
+            if name in PARAMETERS:  # YAML reads the word `off` as false, and 1 as a whole number
+                overrides[name] = rclpy.Parameter(name, value=PARAMETERS[name].check(given.value))
         self._declared: set[str] = set()  # robots
         for parameter in PARAMETERS.values():
             node.declare_parameter(parameter.name, parameter.default, _descriptor(parameter))

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ros2_nanochat.errors import shorten
+from ros2_nanochat.ros.program import split_arguments
 
 
 def files_without_effect(arguments: Sequence[str], node: str) -> list[str]:
@@ -44,11 +45,9 @@ def matches(key: str, node: str) -> bool:
 
 
 def _params_files(arguments: Sequence[str]) -> Iterator[str]:
-    inside = False
-    for option, value in zip(arguments, [*arguments[1:], '']):
-        if option in ('--ros-args', '--'):
-            inside = option == '--ros-args'
-        elif inside and option == '--params-file':
+    for_ros, _ = split_arguments(arguments)
+    for option, value in zip(for_ros, for_ros[1:]):
+        if option == '--params-file':
             yield value
 
 

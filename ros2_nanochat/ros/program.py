@@ -9,8 +9,8 @@ from typing import Any
 
 import rclpy
 from rclpy.logging import LoggingSeverity, set_logger_level
-from rclpy.utilities import remove_ros_args
 
+from ros2_nanochat.errors import shown
 from ros2_nanochat.program import run_program
 
 _HINTS = {
@@ -56,10 +56,41 @@ def init(arguments: Sequence[str], **options: Any) -> list[str]:
         set_logger_level('rcl', LoggingSeverity.FATAL)
     try:
         rclpy.init(args=list(arguments), **options)
-        return remove_ros_args(list(arguments))[1:]
     finally:
         if not debug:
             set_logger_level('rcl', LoggingSeverity.UNSET)
+    # Not remove_ros_args: it also removes `model:=x`, which rcl takes for an old form of a remapping.
+    return split_arguments(arguments[1:])[1]
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of a command line that are for ROS, and the others."""
+    for_ros: list[str] = []
+    others: list[str] = []
+    inside = False
+    for word in arguments:
+        if word == '--ros-args' or (inside and word == '--'):
+            inside = word == '--ros-args'
+        else:
+            (for_ros if inside else others).append(word)
+    return for_ros, others
+
+
+def refuse_words(words: Sequence[str], example: str = 'name:=value') -> None:
+    """Check that a program that takes no arguments of its own got none, except `--debug`.
+
+    Args:
+        words: The arguments that are not for ROS.
+        example: How a parameter is given.
+
+    Raises:
+        ValueError: There are some.
+    """
+    unknown = [word for word in words if word != '--debug']
+    if unknown:
+        raise ValueError(
+            f'{shown(" ".join(unknown))} is not understood: parameters are given as  --ros-args -p {example}'
+        )
 
 
 def is_debug(arguments: Sequence[str]) -> bool:

@@ -70,6 +70,37 @@ def test_a_switch_may_also_be_true_or_false(word, expected):
         node.destroy_node()
 
 
+def opened_with(*words):
+    """A node's parameters, given these on the command line."""
+    given = [part for word in words for part in ('-p', word)]
+    node = rclpy.create_node('given_test', cli_args=['--ros-args', *given], use_global_arguments=False)
+    try:
+        return NodeParameters(node).values()
+    finally:
+        node.destroy_node()
+
+
+def test_a_whole_number_is_a_number():
+    values = opened_with('temperature:=1', 'max_image_age:=3', 'top_p:=0.5')
+    assert (values['temperature'], values['max_image_age'], values['top_p']) == (1.0, 3.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    'word, told',
+    [
+        ('temperature:=hot', "temperature='hot' is not valid: it has to be a number"),
+        ('max_context_len:=2.5', 'max_context_len=2.5 is not valid: it has to be a whole number'),
+        ('robots:=r1', "robots='r1' is not valid: it has to be a list of strings"),
+        ('system_prompt:=12', 'system_prompt=12 is not valid: it has to be text'),
+        ('autostart:=perhaps', "autostart='perhaps' is not valid: it has to be true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_the_value_and_what_is_needed(word, told):
+    with pytest.raises(ValueError) as caught:
+        opened_with(word)
+    assert told in str(caught.value) and '\n' not in str(caught.value)
+
+
 def test_what_the_library_logs_is_in_the_nodes_log(capfd):
     library = logging.getLogger('ros2_nanochat.backends')
     with library_log(rclpy.logging.get_logger('log_test')):

@@ -10,10 +10,10 @@ import pytest
 import rclpy
 from rclpy.context import Context
 
-from ros2_nanochat.ros import chat_node, demo_camera, terminal_client
+from ros2_nanochat.ros import chat_node, demo_camera, demo_robot, terminal_client
 from ros2_nanochat.ros.client import ChatClient
 from ros2_nanochat.ros.parameter_files import files_without_effect
-from ros2_nanochat.ros.program import init, is_debug, run_ros_program
+from ros2_nanochat.ros.program import init, is_debug, refuse_words, run_ros_program
 from ros2_nanochat.web import program as web_program
 
 WRONG = {
@@ -47,6 +47,22 @@ def test_a_wrong_command_line_is_one_line_that_says_what_to_do(wrong, told, file
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith('prog: '), lines
     assert re.search(told, lines[0]) and '.c:' not in lines[0], lines[0]
+
+
+@pytest.mark.parametrize('word', ['model:=x', '__ns:=/r1', '/a:=/b', 'hello', '--model', '-p'])
+def test_a_word_that_is_not_for_ros_is_never_dropped(word):
+    arguments = ['prog', word, '--ros-args', '-p', 'a:=1', '--', 'more']
+    assert init(arguments, context=Context()) == [word, 'more']
+    with pytest.raises(ValueError, match=f"'{word} more' is not understood.*--ros-args -p"):
+        refuse_words([word, 'more'])
+
+
+@pytest.mark.parametrize('program', [chat_node, demo_camera, demo_robot], ids=lambda each: each.__name__)
+def test_a_parameter_that_is_not_given_to_ros_is_refused(program):
+    command = [sys.executable, '-m', program.__name__, 'model:=x']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "'model:=x' is not understood" in done.stderr and '--ros-args -p' in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ class Info(ctypes.Structure):
 c.mallinfo2.restype = Info
 
 def use():
-    blocks = [c.malloc(size) for size in range(200, 1000, 16) for _ in range(20)]
+    blocks = [c.malloc(size) for size in range(200, 1000, 16) for _ in range(200)]
     for block in blocks:
         c.free(block)
 
@@ -318,11 +318,17 @@ print(kept)
 """
 
 
-@pytest.mark.parametrize('how, keeps', [('fill', False), ('not', True)])
-def test_a_thread_whose_cache_is_full_keeps_nothing_of_what_it_frees(how, keeps):
+@pytest.mark.parametrize(
+    'how, count, keeps',
+    [('fill', None, False), ('not', None, True), *(('fill', count, False) for count in (0, 16, 40))],
+)
+def test_a_thread_whose_cache_is_full_keeps_nothing_of_what_it_frees(how, count, keeps):
+    """Whatever the number of blocks of one size that this version of glibc keeps, or that the user set."""
     if platform.libc_ver()[0] != 'glibc':
         pytest.skip('only glibc has such a cache')
     environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
+    if count is not None:
+        environment['GLIBC_TUNABLES'] = f'glibc.malloc.tcache_count={count}'
     told = subprocess.run(
         [sys.executable, '-c', 'import ctypes, threading\n' + _KEEPS, how],
         capture_output=True,

@@ -4,10 +4,10 @@ Each thread that allocates may get its own heap, an "arena", and freed memory st
 threads keeps growing, and does not return the memory of a model that it closed. `malloc_trim` returns the
 free end of the main arena only, and that of another one can be tens of megabytes: so there is one arena.
 
-Each thread also keeps up to 0.25 MB of freed blocks, and the pages in which they lie cannot be returned. So
-the executor's threads take theirs when they start, from pages of their own: later, such blocks would lie all
-over the memory of a model that is closed. What makes and frees most, the transitions of the life cycle, has
-threads of its own: what these keep is freed when they end.
+Each thread also keeps some freed blocks of each size, 0.25 to 0.6 MB in all, and the pages in which they lie
+cannot be returned. So the executor's threads take theirs when they start, from pages of their own: later,
+such blocks would lie all over the memory of a model that is closed. What makes and frees most, the
+transitions of the life cycle, has threads of its own: what these keep is freed when they end.
 
 Large blocks, such as a camera's frames, have pages of their own, which go back to the system when they are
 freed. By default, glibc puts them into the arena as well once one of them was freed, and an arena keeps what
@@ -27,7 +27,7 @@ from concurrent.futures import Future
 _ARENAS = 1
 _LARGE = 4 << 20  # bytes
 _CACHED = range(24, 1033, 16)  # bytes of the blocks that a thread keeps
-_CACHED_OF_A_SIZE = 7
+_MOST_OF_A_SIZE = 64  # that are counted; glibc keeps 7 or 16, unless you set `glibc.malloc.tcache_count`
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # from malloc.h
 
 
@@ -56,8 +56,20 @@ def fill_thread_cache() -> None:
         libc = ctypes.CDLL(None)
         malloc, free = libc.malloc, libc.free
         malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-        for block in [malloc(size) for size in _CACHED for _ in range(_CACHED_OF_A_SIZE)]:
+        count = _cached_of_a_size(malloc, free)
+        for block in [malloc(size) for size in _CACHED for _ in range(count)]:
             free(block)
+
+
+def _cached_of_a_size(malloc: Callable[[int], int], free: Callable[[int], None]) -> int:
+    """How many freed blocks of one size a thread keeps. Of these, the last one freed is used first."""
+    size = _CACHED[-1]
+    blocks = [malloc(size) for _ in range(_MOST_OF_A_SIZE)]
+    for block in blocks:
+        free(block)
+    again = malloc(size)
+    free(again)
+    return blocks.index(again) + 1 if again in blocks else 0
 
 
 def on_own_thread(act: Callable[[], object], name: str) -> None:

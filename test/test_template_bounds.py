@@ -86,6 +86,21 @@ def test_a_long_conversation_is_not_much_text_of_the_template(model):
     assert rendered == f'<|im_start|>{text}<|im_end|>'
 
 
+@pytest.mark.parametrize(
+    'source, expected',
+    [
+        ('{#' + 'x' * 500_000 + "#}{{ 'ab ' * 500000 }}" + PLAIN, 'wrote more than 1 MB of its own'),
+        ('x' * 20_000_000 + PLAIN, r'has \d+ characters, and at most 1048576 are read'),
+        ('{#' + 'x' * 2_000_000 + '#}' + PLAIN, r'has \d+ characters, and at most 1048576 are read'),
+    ],
+)
+def test_a_long_template_is_no_excuse_for_much_text(model, source, expected):
+    with pytest.raises(ValueError, match=expected) as caught:
+        asked(model, source)
+    assert len(str(caught.value)) < 300
+    assert len(asked(model, PLAIN)) == len('hello') + 2
+
+
 def test_a_template_that_was_stopped_is_not_tried_again(model):
     for _ in range(2):
         began = time.monotonic()

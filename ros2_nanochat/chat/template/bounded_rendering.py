@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _COMMAND = ['-m', 'ros2_nanochat.chat.template.render_process']
 _PATIENCE = 60.0  # seconds of wall-clock time, in case a busy machine gives the process no CPU time
 _PIPE = 1 << 20
+_LONGEST = 1 << 20  # characters of a template; usual ones have less than 50,000
 _BOUNDS = 'more than 5 s of processor time or 512 MB of memory, or wrote more than 1 MB of its own'
 
 
@@ -42,7 +43,7 @@ class Mistake(ValueError):
 
 
 class TooCostly(Refused):
-    """A template that was stopped because it used too much time or memory."""
+    """A template that is too long, or was stopped because it used too much time or memory."""
 
 
 class BoundedRenderer:
@@ -62,7 +63,7 @@ class BoundedRenderer:
 
         Raises:
             Mistake: It does not compile.
-            TooCostly: It used too much time or memory.
+            TooCostly: It is too long, or used too much time or memory.
         """
         self._ask(source, None)
 
@@ -84,6 +85,11 @@ class BoundedRenderer:
             self._end()
 
     def _ask(self, source: str, context: dict[str, Any] | None) -> str:
+        if len(source) > _LONGEST:
+            raise TooCostly(
+                f'has {len(source)} characters, and at most {_LONGEST} are read. Set chat_template to another'
+                ' one'
+            )
         try:
             request = json.dumps({'source': source, 'context': context}).encode()
         except (TypeError, ValueError, RecursionError) as error:

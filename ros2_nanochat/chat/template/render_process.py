@@ -25,7 +25,7 @@ SECONDS = 5
 MEMORY = 512 << 20
 """Bytes of address space that the process may use."""
 LONGEST, TIMES = 1 << 20, 4
-"""Bytes that an answer may have, plus this many times those of the request: what a template writes of its own
+"""Bytes that an answer may have, plus this many times those of the context: what a template writes of its own
 is short."""
 
 
@@ -39,8 +39,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     while (data := read_message(requests)) is not None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        answer = json.dumps(_answer(json.loads(data))).encode()
-        if len(answer) > LONGEST + TIMES * len(data):
+        request = json.loads(data)
+        answer = json.dumps(_answer(request)).encode()
+        if len(answer) > LONGEST and len(answer) > LONGEST + TIMES * len(json.dumps(request['context'])):
             answer = json.dumps({'exceeded': True}).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(len(answer).to_bytes(8, 'little') + answer)

@@ -18,7 +18,7 @@ from vision_projectors import PROJECTORS, write_files, write_projector
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.errors import BackendError
 
-QUICK = ('moondream', 'minicpm-v-2.6', 'glm-4v', 'gemma4-unified')
+QUICK = ('moondream', 'minicpm-v-2.6', 'minicpm-v-4.6', 'glm-4v', 'gemma4-unified')
 PLACE = ('deepseek4-vision', 'hunyuan-vl')
 """Whose pictures depend on where they stand in a prompt."""
 WHOLE = ('gemma4', 'gemma4-unified')

@@ -284,12 +284,15 @@ def _minicpm_2_6(w: Writer) -> None:
     'minicpm-v-4.6',
     'minicpmv4_6',
     special=_MINICPM,
+    text='qwen2vl',
     image_size=64,
     wa_layer_indexes=[0],
     **{'projector.scale_factor': 4},
 )
 def _minicpm_4_6(w: Writer) -> None:
-    """Merged by four twice, so that a picture is a multiple of four patches."""
+    """Merged by four twice, so that a picture is a multiple of four patches. Its language model counts on
+    several axes, and its tiles count on by one.
+    """
     _patches(w, bias=True)
     _places(w, 70 * 70)
     _layers(w)

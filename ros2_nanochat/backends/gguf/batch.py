@@ -73,8 +73,10 @@ class Batch:
             self._id_pointers[at:end] = self._addresses[slot]
             if chunk.ids is not None:
                 self._tokens[at:end] = chunk.ids
-            if rows is not None:  # time, height, width, and an axis that is not used
-                rows[:3, at:end] = start + _relative(chunk)
+            if rows is not None and chunk.positions is None:  # as libmtmd counts them
+                rows[:, at:end] = np.arange(start, start + length)
+            elif rows is not None:  # time, height, width, and an axis that is not used
+                rows[:3, at:end] = start + np.asarray(chunk.positions)[:3]
                 rows[3:, at:end] = 0
             elif length == 1:
                 self._positions[at] = start
@@ -91,8 +93,3 @@ class Batch:
             self._rows = np.ascontiguousarray(embeddings, np.float32)
             batch.token, batch.embd = None, ctypes.cast(self._rows.ctypes.data, self._float_pointer)
         return batch
-
-
-def _relative(chunk: Chunk) -> np.ndarray:
-    """[n] or [3, n]: positions relative to the start of the chunk."""
-    return np.arange(len(chunk)) if chunk.positions is None else np.asarray(chunk.positions)[:3]

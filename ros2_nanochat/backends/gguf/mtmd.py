@@ -156,10 +156,11 @@ class Mtmd:
         deeper = (
             rows[:, own:].reshape(count, -1, own).swapaxes(0, 1) if whole % own == 0 < whole - own else None
         )
+        positions = self._positions(chunk, count)
         return ImagePiece(
             rows=rows if deeper is None else np.ascontiguousarray(rows[:, :own]),
-            positions=self._positions(chunk, count) if self._several_axes else None,
-            advance=lib.mtmd_input_chunk_get_n_pos(chunk) if self._several_axes else None,
+            positions=positions,
+            advance=None if positions is None else lib.mtmd_input_chunk_get_n_pos(chunk),
             bidirectional=lib.mtmd_decode_use_non_causal(self._context, chunk),
             deepstack=None if deeper is None else np.ascontiguousarray(deeper),
         )
@@ -168,19 +169,26 @@ class Mtmd:
     def _stopped(self) -> bool:
         return self._stopping is not None and self._stopping()
 
-    def _positions(self, chunk: Any, count: int) -> np.ndarray:
-        """Positions [3, n] (time, height, width) relative to the start of the picture."""
+    def _positions(self, chunk: Any, count: int) -> np.ndarray | None:
+        """Positions [3, n] (time, height, width) relative to the start of the picture; None if it counts on
+        by one, as text does: on all axes, or on the only one.
+        """
         lib = self._lib
+        if not self._several_axes:
+            return None
         image = lib.mtmd_input_chunk_get_tokens_image(chunk)
         near, far = ((lib.mtmd_decoder_pos * count)() for _ in range(2))
         lib.mtmd_helper_image_get_decoder_pos(image, 0, near)
         lib.mtmd_helper_image_get_decoder_pos(image, _FAR, far)
         first, second = (
-            np.frombuffer(each, np.uint32).reshape(count, 4)[:, [0, 2, 1]] for each in (near, far)
+            np.frombuffer(each, np.uint32).reshape(count, 4).astype(np.int64) for each in (near, far)
         )
-        if (second.astype(np.int64) - first != _FAR).any() or np.ptp(first[:, 0]):
+        if (second == _FAR + np.arange(count)[:, None]).all():
+            return None
+        first, second = (each[:, [0, 2, 1]] for each in (first, second))
+        if (second - first != _FAR).any() or np.ptp(first[:, 0]):
             raise BackendError('it counts positions in a way that is not supported; use another model')
-        return first.T.astype(np.int64)
+        return first.T
 
     def _ids(self, chunk: Any) -> tuple[int, ...]:
         count = ctypes.c_size_t()
@@ -234,12 +242,8 @@ class Mtmd:
         for before, again in ((b'', False), (b'a', False), (b'a b', False), (b'a b c', False), (b'a', True)):
             with self._chunks(_PROBE, _PROBE, pixels, before, again) as chunks:
                 images = self._images(chunks)
-                seen.append(
-                    [
-                        (count, self._positions(chunk, count).tobytes() if self._several_axes else b'')
-                        for chunk, count in images[-(len(images) // (1 + again)) :]
-                    ]
-                )
+                last = images[-(len(images) // (1 + again)) :]
+                seen.append([(count, str(self._positions(chunk, count))) for chunk, count in last])
         if any(each != seen[0] for each in seen):
             raise BackendError(
                 'what this model makes of a picture depends on where it stands in the prompt, which is not'

@@ -207,18 +207,30 @@ def mmproj_near(model: str) -> str | None:
     folder for each quantization, if its name holds no word that the model's does not.
     """
     folder, name = os.path.split(os.path.abspath(model))
-    if chosen := choose_mmproj(_names_in(folder), name):
-        return os.path.join(folder, chosen)
+    if chosen := mmproj_in(folder, name):
+        return chosen
     known = _model_words(name) | _model_words(os.path.basename(folder))
     folders = [each for each in _names_in(folder) if os.path.isdir(os.path.join(folder, each))]
     others = [
         os.path.join(each, file)
         for each in [*sorted(folders)[:_MOST_FOLDERS], os.pardir]
-        for file in _names_in(os.path.join(folder, each))
+        for file in _files_in(os.path.join(folder, each))
         if _model_words(os.path.join(each.strip('.'), file)) <= known
     ]
     chosen = choose_mmproj(others, name)
     return chosen and os.path.normpath(os.path.join(folder, chosen))
+
+
+def mmproj_in(folder: str, model: str) -> str | None:
+    """Return the path of the vision part in a folder that is the one of the model's file `model`; None if
+    there is none.
+    """
+    chosen = choose_mmproj(_files_in(folder), model)
+    return chosen and os.path.join(folder, chosen)
+
+
+def _files_in(folder: str) -> list[str]:
+    return [name for name in _names_in(folder) if not os.path.isdir(os.path.join(folder, name))]
 
 
 def _names_in(folder: str) -> list[str]:

@@ -51,12 +51,14 @@ def open_small(model, **options):
         ('m.gguf', ['qwen/mmproj-F16.gguf', 'qwen/qwen.gguf'], None),  # of the model beside it
         ('m/m.gguf', ['mmproj-qwen-F16.gguf', 'qwen.gguf'], None),
         ('m.gguf', ['mmproj-readme.txt'], None),
+        ('m.gguf', ['mmproj-m-f16.gguf/', 'mmproj-m-Q8_0.gguf'], 'mmproj-m-Q8_0.gguf'),  # a folder
     ],
 )
 def test_where_the_vision_part_of_a_model_is_looked_for(tmp_path, model, others, found):
     for name in [model, *others]:
-        os.makedirs((tmp_path / name).parent, exist_ok=True)
-        (tmp_path / name).write_bytes(b'GGUF')
+        os.makedirs(tmp_path / os.path.dirname(name), exist_ok=True)
+        if not name.endswith('/'):
+            (tmp_path / name).write_bytes(b'GGUF')
     assert mmproj_near(str(tmp_path / model)) == (found and str(tmp_path / found))
 
 
@@ -73,6 +75,14 @@ def test_a_vision_part_in_the_folder_above_is_opened(files, tmp_path):
     shutil.copy(mmproj, tmp_path / 'mmproj-F16.gguf')
     with open_small(tmp_path / 'Q4_0' / 'small.gguf') as opened:
         assert opened.has_vision
+
+
+@pytest.mark.parametrize('name, what', [('folder', 'it has no config.json'), ('notes.txt', 'it is a file')])
+def test_what_holds_no_vision_part_is_refused_with_a_word_of_what_to_name(files, tmp_path, name, what):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'notes.txt').write_text('nothing')
+    with pytest.raises(BackendError, match=f'{what}; name the mmproj file of the model, or the folder of'):
+        open_small(files[0], vision=str(tmp_path / name))
 
 
 # --- damaged files ---

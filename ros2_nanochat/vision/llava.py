@@ -56,10 +56,14 @@ class LlavaEncoder(VisionEncoder):
                 if settings
                 else 'it has no config.json'
                 if folder.is_dir()
+                else 'it is a file'
+                if folder.exists()
                 else 'there is no such folder'
             )
+            mmproj = 'name the mmproj file of the model, or ' if info.api == 'gguf' else 'name '
             raise BackendError(
-                f'vision={str(folder)!r} is not a LLaVA-form checkpoint ({", ".join(FAMILIES)}): {what}'
+                f'vision={str(folder)!r} is not a LLaVA-form checkpoint ({", ".join(FAMILIES)}): {what};'
+                f' {mmproj}the folder of such a checkpoint'
             )
         if not info.takes_embeddings:
             raise BackendError(

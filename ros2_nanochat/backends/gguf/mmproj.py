@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ros2_nanochat.backends.gguf.header import check_gguf, read_head, read_metadata
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, printable
-from ros2_nanochat.locate import NO_VISION, choose_mmproj, is_mmproj, mmproj_near, tiny_mmproj
+from ros2_nanochat.locate import NO_VISION, is_mmproj, mmproj_in, mmproj_near, tiny_mmproj
 
 _log = logging.getLogger(__name__)
 _KEY = 'clip.vision.'
@@ -47,8 +47,7 @@ def find_mmproj(path: str, config: ModelConfig) -> Mmproj | None:
     if config.vision:
         named = tiny_mmproj() if config.vision == 'tiny' else os.path.expanduser(config.vision)
         if named and os.path.isdir(named) and not os.path.exists(os.path.join(named, 'config.json')):
-            chosen = choose_mmproj(os.listdir(named), os.path.basename(path))
-            named = chosen and os.path.join(named, chosen)
+            named = mmproj_in(named, os.path.basename(path))
         return Mmproj(named, True) if named and is_mmproj(named) else None
     if not config.model:
         tiny = tiny_mmproj()

@@ -2,6 +2,7 @@
 fake model with an encoder of ours where scheduling matters.
 """
 
+import itertools
 import math
 import sys
 import threading
@@ -592,6 +593,23 @@ def test_a_slow_model_never_queues_frames_and_counts_those_it_skips(robot):
     assert sum(each.skipped_frames for each in seen_by) > 5
     figures = standing.figures()
     assert {'rate', 'age', 'skipped_frames', 'unchanged_frames', 'cost', 'reused_tokens'} == set(figures)
+
+
+def test_questions_about_two_cameras_that_always_change_take_turns_within_their_share(robot):
+    r1 = robot('step_overhead=0.02', share=0.3)
+    for camera in r1.cameras.values():
+        newest = camera.newest
+
+        def another(camera=camera, newest=newest, shown=itertools.count()):
+            camera.show(picture(60 * next(shown) % 256))
+            return newest()
+
+        camera.newest = another
+    for name, camera in (('a', 'image'), ('b', 'arm'), ('c', 'image')):
+        r1.watch(f'{name}?', name=name, cameras=[camera], max_rate=0.0, response_format='yes | no')
+    r1.wait(lambda: len(r1.heard.seen) >= 24)
+    counts = [len(r1.heard.of(name)) for name in 'abc']
+    assert min(counts) >= 6, counts
 
 
 def test_until_ends_it_after_so_many_in_a_row_and_only_changes_tells_only_changes(robot):

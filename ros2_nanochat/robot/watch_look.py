@@ -75,6 +75,7 @@ class Look:
                 if each.sees_the_same():
                     self._observe(each, None)
                 else:
+                    each.wants_answer()
                     asked.append(each)
         if [(each.state, each.note) for each in due] != before:
             self._listener.changed()
@@ -175,5 +176,5 @@ def _most_urgent(asked: Sequence[Standing]) -> list[Standing]:
     """Return the questions of the next batch: the most urgent one, then the one that waited longest, and all
     others about the same frames.
     """
-    first = min(asked, key=lambda each: (-each.watch.priority, each.due))
+    first = min(asked, key=lambda each: (-each.watch.priority, each.waits_since))
     return [each for each in asked if each.shown == first.shown]

@@ -35,6 +35,7 @@ class Standing:
         ended: Whether it has ended.
         paused: Whether it is paused.
         due: When to look at the cameras next, in `time.monotonic()`.
+        waits_since: When it first wanted the answer that it still waits for, likewise; infinity if none.
         shown: The frames that it is to be asked about.
         last: The last observation.
         note: Why it waits, or what is wrong with its last answer.
@@ -44,6 +45,7 @@ class Standing:
         self.source, self.goal = source, goal
         self.ended = self.paused = False
         self.note = ''
+        self.waits_since = math.inf
         self.last: Observation | None = None
         self._considered: tuple[int, ...] = ()  # numbers of the frames that were last asked about or compared
         self._index = 0
@@ -142,6 +144,10 @@ class Standing:
         count = self.watch.frames
         return tuple(view for window in self._windows.values() for view in window.views[-count:])
 
+    def wants_answer(self) -> None:
+        """Take note that the model is to be asked. Its turn comes by the time that it has waited since."""
+        self.waits_since = min(self.waits_since, time.monotonic())
+
     def postpone(self, seconds: float) -> None:
         """Look again after some seconds: the question was not asked."""
         self.due = time.monotonic() + seconds
@@ -215,7 +221,7 @@ class Standing:
 
     def _schedule(self, least: float) -> None:
         """Set when the next question is due: one interval after this one. None is made up for."""
-        now = time.monotonic()
+        now, self.waits_since = time.monotonic(), math.inf
         interval = max(least, 1 / self.watch.max_rate if self.watch.max_rate else 0.0)
         self._next_question = max(self._next_question + interval, now + least)
         if self._next_question < now:

@@ -129,9 +129,11 @@ def cost(rounds: int) -> float:
         factors[kind] = model_time / statistics.median(each[0] for each in figures[order, pictures, 1])
         share = f'{right[kind] / (len(taken) * questions):.0%}' if pictures == 1 else ''
         times = f'{1000 * model_time:.1f}', f'{1000 * seconds:.1f}', f'{factors[kind]:.2f}'
-        rows.append((', '.join(map(str, kind)), *times, f'{reused:.0f} of {prompt:.0f}', share))
-    head = ('order, pictures, questions', 'model ms', 'all ms', 'x one question', 'reused tokens', 'right')
+        entries = f'{prompt - reused:.0f} of {prompt:.0f}'
+        rows.append((', '.join(map(str, kind)), *times, entries, share))
+    head = ('order, pictures, questions', 'model ms', 'all ms', 'x one question', 'entries computed', 'right')
     table('Questions about pictures', head, rows)
+    print('  Each question computes its own words; only the pictures and what stands before them are shared.')
     return factors['picture first', _MANY, 3]
 
 

@@ -43,6 +43,8 @@ def seen(
     light: float = 1.0,
     shot: bool = False,
     quality: int | None = None,
+    flicker: float = 0.0,
+    shake: int = 0,
 ) -> np.ndarray:
     """The picture as a camera gives it, [h, w, 3] uint8.
 
@@ -53,8 +55,14 @@ def seen(
         light: Factor of all light.
         shot: The noise grows with the root of brightness, as that of photons does.
         quality: Of JPEG; None for none.
+        flicker: By how much more or less light there may be at this moment, as a factor.
+        shake: By how many pixels the camera may be off its place at this moment.
     """
-    lit = picture * np.float32(light)
+    if shake:
+        left, top = rng.integers(0, 2 * shake + 1, 2)
+        wider = np.pad(picture, ((shake, shake), (shake, shake), (0, 0)), 'edge')
+        picture = wider[top : top + len(picture), left : left + picture.shape[1]]
+    lit = picture * np.float32(light * rng.uniform(1 - flicker, 1 + flicker))
     deviation = noise * np.sqrt(lit.clip(0) / 128) if shot else noise
     pixels = (lit + rng.standard_normal(lit.shape, np.float32) * deviation).clip(0, 255).astype(np.uint8)
     if quality is None:

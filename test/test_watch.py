@@ -21,10 +21,12 @@ from ros2_nanochat.errors import EncodingStopped
 from ros2_nanochat.robot.observations import Observation, Observations
 from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource, WatchState, number_of, read_watch
-from ros2_nanochat.robot.watch_asking import Pending
+from ros2_nanochat.robot.watch_asking import Answer, Pending
 from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.robot.watch_choice import Choice
+from ros2_nanochat.robot.watch_frames import CameraView, View
 from ros2_nanochat.robot.watch_scene import Scene
+from ros2_nanochat.robot.watch_standing import Standing
 from ros2_nanochat.robot.watcher import MAX_WATCHES, Watcher
 from ros2_nanochat.states import FinishReason
 from ros2_nanochat.vision.encoder import VisionEncoder
@@ -610,6 +612,55 @@ def test_questions_about_two_cameras_that_always_change_take_turns_within_their_
     r1.wait(lambda: len(r1.heard.seen) >= 24)
     counts = [len(r1.heard.of(name)) for name in 'abc']
     assert min(counts) >= 6, counts
+
+
+def test_questions_that_are_due_together_share_a_frame_and_its_comparison(robot, monkeypatch):
+    r1, compared = robot(), []
+    camera, difference = r1.cameras['image'], Scene.difference
+    taken, newest = [], camera.newest
+    monkeypatch.setattr(Scene, 'difference', lambda *scenes: compared.append(scenes) or difference(*scenes))
+
+    def another():
+        """Each time it is asked, the camera has a new frame."""
+        taken.append(camera.show(picture(0)))
+        return newest()
+
+    camera.newest = another
+    r1.busy = True  # until all are there
+    for name in 'abc':
+        r1.watch(f'{name}?', name=name, max_rate=20.0)
+    r1.busy = False
+    r1.wait(lambda: all(len(r1.heard.of(name)) >= 5 for name in 'abc'))
+    r1.watcher.close()
+    stamps = [{each.stamp for each in r1.heard.of(name)[:5]} for name in 'abc']
+    assert stamps[0] == stamps[1] == stamps[2]
+    looks = len({each.stamp for each in r1.heard.seen if each.unchanged})
+    assert len(compared) <= looks + 1 and len(r1.heard.seen) >= 15
+
+
+def test_a_frame_that_has_not_come_is_looked_for_when_the_camera_is_likely_to_send_it():
+    arrived, pixels = 100.0, picture(0)
+    camera = SimpleNamespace(present=True, newest=lambda: frame)
+    view = CameraView('image', lambda: camera)
+    for number, gap, sent in ((1, 0.0, 1), (2, 0.1, 2), (3, 0.2, 4), (4, 0.11, 5), (5, 0.5, 6)):
+        arrived += gap
+        frame = Picture(lambda: pixels, number=number, sequence=sent, arrived=arrived)
+        seen_by = view.newest(None)
+    assert seen_by.followed - arrived == pytest.approx(0.105)  # of 0.1, 0.1, 0.11 and one that paused
+    standing = Standing(read_watch({'question': '?', 'max_rate': 0.0}), WatchSource.SERVICE)
+    now = time.monotonic()
+    shown = View('image', frame, now, seen_by.scene, pixels, followed=now + 0.08)
+    assert standing.take([shown])
+    standing.answered(Answer('yes', 'yes', valid=True), 0.0, 0.0)
+    for again in range(2):
+        assert 0.08 <= standing.due - now <= 0.1, again
+        assert not standing.take([shown])
+    shown.followed = time.monotonic() - 0.006
+    assert not standing.take([shown]) and standing.due - time.monotonic() <= 0.02
+    shown.followed = now - 10.0  # a camera that has stopped, or sends now and then
+    assert not standing.take([shown]) and standing.due - time.monotonic() <= 0.1
+    shown.followed = now + 10.0
+    assert not standing.take([shown]) and standing.due - time.monotonic() <= 0.1
 
 
 def test_until_ends_it_after_so_many_in_a_row_and_only_changes_tells_only_changes(robot):

@@ -36,6 +36,7 @@ class Picture:
         num_bytes: Bytes of the image as received.
         sequence: The publisher's own number of the frame, 0 if unknown.
         label: What the prompt says about it, '' for nothing.
+        arrived: When it arrived, in `time.monotonic()`; 0 if unknown.
     """
 
     decode: Callable[[], np.ndarray]
@@ -47,6 +48,7 @@ class Picture:
     num_bytes: int = 0
     sequence: int = 0
     label: str = ''
+    arrived: float = 0.0
 
     def freed(self) -> Picture:
         """Return a copy without the image itself."""

@@ -6,9 +6,12 @@ Belongs to one robot's thread. Knows no model.
 
 from __future__ import annotations
 
+import statistics
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +23,9 @@ from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.robot.watch_scene import Scene
 
 _EARLY = 0.1  # share of the spacing by which a frame may be early: cameras have rates of their own
+_GAPS = 5  # between frames, whose median is the period of a camera
+_UNKNOWN_PERIOD = 0.05  # seconds, before there are two frames
+_ALIVE = 0.25  # seconds after a frame in which the graph is not asked whether its publisher is still there
 
 
 @dataclass(eq=False)
@@ -30,6 +36,7 @@ class View:
         camera: Name of its camera.
         picture: The frame as it came, without its bytes.
         taken: When it was taken, in `time.monotonic()`, as far as its age is known.
+        followed: When the next frame of the camera is likely to arrive, likewise.
         scene: What it shows, to compare with other frames.
         pixels: [h, w, 3] uint8; None once a question has been asked about it.
         message: The frame as part of a prompt, once a question has been asked about it.
@@ -41,11 +48,20 @@ class View:
     scene: Scene
     pixels: np.ndarray | None
     message: ChatMessage | None = None
+    followed: float = 0.0
+    _compared: tuple[Callable[[], View | None], bool] | None = field(default=None, repr=False)
 
     @property
     def age(self) -> float:
         """Seconds since the frame was taken."""
         return max(0.0, time.monotonic() - self.taken)
+
+    def shows_what(self, earlier: View) -> bool:
+        """Whether it shows what an earlier frame showed. Several questions compare the same two frames."""
+        if self._compared is None or self._compared[0]() is not earlier:
+            # Weakly, else each frame would keep all frames before it.
+            self._compared = weakref.ref(earlier), self.scene.same_as(earlier.scene)
+        return self._compared[1]
 
 
 class Unusable(ValueError):
@@ -64,6 +80,8 @@ class CameraView:
         self._name, self._camera = name, camera
         self._last: View | None = None
         self._broken = (0, '')
+        self._gaps: deque[float] = deque(maxlen=_GAPS)  # seconds between frames
+        self._before: Picture | None = None
 
     def newest(self, max_age: float | None) -> View:
         """Return the newest frame. The same frame is decoded once.
@@ -77,9 +95,9 @@ class CameraView:
         camera = self._camera()
         if camera is None:
             raise Unusable(f'there is no camera {self._name!r}')
-        if not camera.present:
-            raise Unusable(f'nobody publishes images of the camera {self._name!r}')
         picture = camera.newest()
+        if not self._is_alive(picture) and not camera.present:
+            raise Unusable(f'nobody publishes images of the camera {self._name!r}')
         if picture is None:
             trouble = camera.trouble()
             raise Unusable(
@@ -93,15 +111,29 @@ class CameraView:
             return self._last
         if self._broken[0] == picture.number:
             raise Unusable(self._broken[1])
+        followed = self._follow(picture)
         try:
             pixels = picture.decode()
-            taken = time.monotonic() - (picture.age or 0.0)
-            self._last = View(self._name, picture.freed(), taken, Scene.of(pixels), pixels)
+            taken, scene = time.monotonic() - (picture.age or 0.0), Scene.of(pixels)
+            self._last = View(self._name, picture.freed(), taken, scene, pixels, followed=followed)
         except Exception as error:  # of any decoder: the next frame may be whole
             text = f'the image of the camera {self._name!r} cannot be used: {one_line(error)}'
             self._broken = (picture.number, text)
             raise Unusable(text) from error
         return self._last
+
+    def _is_alive(self, picture: Picture | None) -> bool:
+        """Whether a frame came so recently that its publisher need not be looked for."""
+        return picture is not None and time.monotonic() - picture.arrived < _ALIVE
+
+    def _follow(self, picture: Picture) -> float:
+        """Take note of when a frame came. Return when the next one is likely to arrive."""
+        before, self._before = self._before, picture.freed()
+        arrived = picture.arrived or time.monotonic()
+        if before is not None and before.arrived and arrived > before.arrived:
+            frames = picture.sequence - before.sequence if 0 < before.sequence < picture.sequence else 1
+            self._gaps.append((arrived - before.arrived) / frames)
+        return arrived + (statistics.median(self._gaps) if self._gaps else _UNKNOWN_PERIOD)
 
 
 class Window:

@@ -17,7 +17,7 @@ from ros2_nanochat.robot.frames import NewestFrame
 from ros2_nanochat.robot.observations import Observation
 from ros2_nanochat.robot.watch_asking import Answer, Asking, failed
 from ros2_nanochat.robot.watch_budget import WatchBudget
-from ros2_nanochat.robot.watch_frames import CameraView, Unusable
+from ros2_nanochat.robot.watch_frames import CameraView, Unusable, View
 from ros2_nanochat.robot.watch_standing import Standing
 
 _BUSY = 0.05  # seconds until it is tried again while a reply streams
@@ -69,9 +69,9 @@ class Look:
         due = [each for each in due if not each.ended]
         options = self._options()
         before = [(each.state, each.note) for each in due]
-        asked = []
+        asked, looked = [], _Looked(self._view, options.max_image_age)
         for each in due:
-            if self._sees(each, options):
+            if _sees(each, looked):
                 if each.sees_the_same():
                     self._observe(each, None)
                 else:
@@ -90,15 +90,6 @@ class Look:
                 spent = self._ask(_most_urgent(asked), options)
             finally:
                 self._budget.spend(self, spent)
-
-    def _sees(self, standing: Standing, options: RobotOptions) -> bool:
-        """Take the newest frames for a question. Return whether it is to be answered."""
-        try:
-            views = [self._view(name).newest(options.max_image_age) for name in standing.watch.cameras]
-        except Unusable as error:
-            standing.wait(str(error))
-            return False
-        return standing.take(views)
 
     def _view(self, name: str) -> CameraView:
         if name not in self._views:
@@ -165,6 +156,45 @@ class Look:
             self._listener.observed(standing, observation)
         if noted:
             self._listener.changed()
+
+
+class _Looked:
+    """The frames of one look. Each camera is looked at once, so that questions share its frame.
+
+    Args:
+        view: Returns the frames of a camera by name.
+        max_age: Seconds; older frames are not used. None takes any.
+    """
+
+    def __init__(self, view: Callable[[str], CameraView], max_age: float | None):
+        self._view, self._max_age = view, max_age
+        self._found: dict[str, View | Unusable] = {}
+
+    def at(self, name: str) -> View:
+        """Return the newest frame of a camera.
+
+        Raises:
+            Unusable: There is none.
+        """
+        if name not in self._found:
+            try:
+                self._found[name] = self._view(name).newest(self._max_age)
+            except Unusable as error:
+                self._found[name] = error
+        found = self._found[name]
+        if isinstance(found, Unusable):
+            raise found
+        return found
+
+
+def _sees(standing: Standing, looked: _Looked) -> bool:
+    """Take the newest frames for a question. Return whether it is to be answered."""
+    try:
+        views = [looked.at(name) for name in standing.watch.cameras]
+    except Unusable as error:
+        standing.wait(str(error))
+        return False
+    return standing.take(views)
 
 
 def _postpone(standing: Sequence[Standing], seconds: float) -> None:

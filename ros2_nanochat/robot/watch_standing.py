@@ -19,6 +19,8 @@ from ros2_nanochat.robot.watch_asking import Answer
 from ros2_nanochat.robot.watch_frames import View, Window
 
 _SOONEST, _LATEST = 0.05, 0.25  # seconds until a camera without a new frame is looked at again
+_AHEAD = 0.1  # seconds for which a camera is trusted to send its next frame when its period says
+_MARGIN, _LATE = 0.005, 0.5  # seconds after that, and the share of its delay after which to look again
 _AFTER_FAILURE = 1.0  # seconds
 _RECENT = 30  # observations that the figures are about
 
@@ -125,10 +127,28 @@ class Standing:
             self.due = min(sampled, max(self._next_question, now + _SOONEST))
             return False
         if tuple(view.picture.number for view in self.shown) == self._considered:
-            retry = 0.25 / self.watch.max_rate if self.watch.max_rate else 0.0
-            self.due = min(sampled, now + min(max(retry, _SOONEST), _LATEST))
+            self.due = min(sampled, self._next_frame(now))
             return False
         return True
+
+    def _next_frame(self, now: float) -> float:
+        """Return when to look for a frame that has not come yet: when its camera is likely to send it, and
+        then after pauses that grow with its delay.
+        """
+        delay = now - self._expected
+        wait = -delay if delay < 0 else max(2 * _MARGIN, _LATE * delay)
+        return now + min(wait, self._longest)
+
+    @property
+    def _expected(self) -> float:
+        """When one of the cameras is likely to have sent its next frame."""
+        return min((view.followed for view in self.shown), default=0.0) + _MARGIN
+
+    @property
+    def _longest(self) -> float:
+        """The longest wait for a frame."""
+        retry = 0.25 / self.watch.max_rate if self.watch.max_rate else 0.0
+        return min(max(retry, _AHEAD), _LATEST)
 
     def sees_the_same(self) -> bool:
         """Whether the frames show what those of the last answer showed."""
@@ -136,7 +156,7 @@ class Standing:
         return (
             self.last is not None
             and len(before) == len(now)
-            and all(view.scene.same_as(earlier.scene) for view, earlier in zip(now, before))
+            and all(view.shows_what(earlier) for view, earlier in zip(now, before))
         )
 
     def _core(self) -> tuple[View, ...]:
@@ -227,7 +247,7 @@ class Standing:
         if self._next_question < now:
             self._next_question = now
         sampled = now + self.watch.spacing / 2 if self.watch.frames > 1 else math.inf
-        self.due = min(self._next_question, sampled)
+        self.due = min(max(self._next_question, min(self._expected, now + self._longest)), sampled)
 
     def _skipped(self) -> int:
         """How many frames the cameras have sent since the last observation that were never looked at."""

@@ -9,7 +9,7 @@ import itertools
 import math
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
@@ -18,6 +18,7 @@ from rclpy.exceptions import InvalidHandle
 from ros2_nanochat.robot.camera_formats import stamp_of
 from ros2_nanochat.robot.freshness import ArrivalClock, Jump, age_of
 from ros2_nanochat.robot.turn import Picture
+from ros2_nanochat.ros.camera_publishers import Frame, Publishers
 from ros2_nanochat.ros.camera_topics import CameraTopic, camera_topics, identity_of
 from ros2_nanochat.ros.spinning import Untouched
 
@@ -25,26 +26,9 @@ _FIRST_FRAME = 1.0  # seconds to wait for the first frame of a publisher that wa
 _QUIET = 1.0  # seconds without a frame before the other transport is tried
 _NEEDED = 5.0  # seconds that a subscription stays open if only a question needed it
 _LOOK = 0.02  # seconds between two looks at the graph while frames are requested
-_KNOWN = 1000  # ids of publishers that are remembered
+_FLOWING = 0.25  # seconds without such a look while frames come: it takes as long as comparing two frames
 _JUMP_FORWARD = 10.0  # seconds; a simulation that runs faster than real time takes smaller steps
 _numbers = itertools.count(1)  # of frames of all cameras: a conversation may change its camera
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """The frame that was taken last.
-
-    Attributes:
-        arrived: When it arrived, in `time.monotonic()`.
-        source: Id of the publisher according to the message.
-        publishers: Ids of the publishers that may have sent it; none if the graph showed none at that time.
-    """
-
-    picture: Picture
-    arrived: float
-    topic: str
-    source: bytes
-    publishers: frozenset[bytes] = frozenset()
 
 
 class Camera:
@@ -66,16 +50,14 @@ class Camera:
         self._open: CameraTopic | None = None
         self._subscription = None
         self._group = Untouched()
-        self._kept: _Frame | None = None
+        self._kept: Frame | None = None
         self._closed = False
         self._opened = 0.0  # when the subscription was opened
         self._quiet = ''  # a transport that is published but delivered no frame
         self._tried: set[str] = set()  # transports whose first frame we have already waited for
         self._expected_until = 0.0
         self._looked = -math.inf
-        self._publishers: dict[str, list] = {}  # of each topic, according to the graph
-        self._sources: dict[str, frozenset[bytes]] = {}  # their ids
-        self._known: set[bytes] = set()  # all ids that publishers had
+        self._publishers = Publishers(node)
         self._needed = -math.inf  # when a question last needed a frame although `wanted` is False
         self._arrivals = ArrivalClock(time.time(), time.monotonic())
         self._jump: Jump | None = None
@@ -103,7 +85,7 @@ class Camera:
             return (
                 self._open is not None
                 and time.monotonic() < self._expected_until
-                and bool(self._matching(self._open))
+                and bool(self._publishers.matching(self._open))
             )
 
     def follow(self, wanted: bool, transport: str) -> None:
@@ -127,8 +109,12 @@ class Camera:
                 return None
             if not self._wanted:
                 self._needed = time.monotonic()
-            if self._open is None or time.monotonic() - self._looked > _LOOK:
+            unlooked = time.monotonic() - self._looked
+            if self._open is None or unlooked > (_FLOWING if self._flows else _LOOK):
                 self._look()
+            else:
+                self._look_at_clock()
+                self._drop_outdated()
             self._take()
             now, steady = self._node.get_clock().now().nanoseconds, time.monotonic()
             kept = self._kept
@@ -146,7 +132,7 @@ class Camera:
         with self._lock:
             self._look()
             used = [self._topics[transport] for transport in self._candidates()]
-            ends = [(topic, end) for topic in used for end in self._publishers[topic.name]]
+            ends = [(topic, end) for topic in used for end in self._publishers.ends(topic)]
             if not ends:
                 others = ', '.join(topic.name for topic in self._topics.values() if topic not in used)
                 if self._transport == 'auto':
@@ -169,37 +155,43 @@ class Camera:
     def _candidates(self) -> tuple[str, ...]:
         return self._order if self._transport == 'auto' else (self._transport,)
 
-    def _matching(self, topic: CameraTopic) -> list:
-        return [end for end in self._publishers[topic.name] if not topic.mismatch(end)]
+    @property
+    def _flows(self) -> bool:
+        """Whether frames of a known publisher come: then the graph has hardly changed."""
+        kept = self._kept
+        if kept is None or time.monotonic() - kept.arrived > _FLOWING:
+            return False
+        return self._publishers.knows(kept)
 
-    def _look(self) -> None:
-        """Update what is known of the graph and the clocks."""
-        steady = self._looked = time.monotonic()
-        clock = self._node.get_clock()
+    def _look_at_clock(self) -> None:
+        """Notice that the system clock was set."""
+        steady, clock = time.monotonic(), self._node.get_clock()
         if self._arrivals.look(time.time(), steady):
             self._take()
             if not clock.ros_time_is_active:
                 self._jump = Jump(steady, clock.now().nanoseconds)
+
+    def _look(self) -> None:
+        """Update what is known of the graph and the clocks."""
+        self._look_at_clock()
+        steady = self._looked = time.monotonic()
         for topic in self._topics.values():
-            ends = self._publishers[topic.name] = self._node.get_publishers_info_by_topic(topic.name)
-            sources = frozenset(identity_of(end.endpoint_gid) for end in ends)
-            if sources != self._sources.get(topic.name):
-                if topic is self._open and topic.name in self._sources:
+            sources = self._publishers.look(topic)
+            if sources is not None:
+                if topic is self._open and self._publishers.of(topic) is not None:
                     self._take()  # what has arrived is of the publishers before
-                self._sources[topic.name], self._quiet = sources, ''
-                self._known = (self._known if len(self._known) < _KNOWN else set()) | sources
+                self._publishers.note(topic, sources)
+                self._quiet = ''
                 self._tried.clear()
                 self._expect()
-        if self._kept is not None:
-            kept = self._attributed(self._kept)
-            self._kept = None if self._is_outdated(kept) else kept
+        self._drop_outdated()
         self._switch(self._choice(steady))
 
     def _choice(self, steady: float) -> CameraTopic | None:
         if self._closed or not (self._wanted or steady - self._needed < _NEEDED):
             return None
         topics = [self._topics[transport] for transport in self._candidates()]
-        matching = [topic for topic in topics if self._matching(topic)]
+        matching = [topic for topic in topics if self._publishers.matching(topic)]
         for topic in matching:
             if topic.transport != self._quiet:
                 return topic
@@ -230,7 +222,7 @@ class Camera:
         """Allow waiting for a first frame, once: questions do not wait again if none came."""
         if self._open is not None and self._open.transport not in self._tried:
             self._expected_until = time.monotonic() + _FIRST_FRAME
-            if self._sources[self._open.name]:
+            if self._publishers.of(self._open):
                 self._tried.add(self._open.transport)
 
     def _unused(self, message):
@@ -255,34 +247,34 @@ class Camera:
                 break  # frames that arrive meanwhile are for the next question
         if last is None:
             return
-        frame = self._attributed(self._frame(topic, *last))
+        frame = self._publishers.attributed(self._frame(topic, *last))
         if not self._is_outdated(frame):
             self._kept, self._expected_until = frame, 0.0
             self._tried.clear()
 
-    def _frame(self, topic: CameraTopic, message, info) -> _Frame:
+    def _frame(self, topic: CameraTopic, message, info) -> Frame:
         source = identity_of(info['publisher_gid']['data']) if 'publisher_gid' in info else b''
-        return _Frame(
+        arrived = self._arrivals.steady(info['received_timestamp'])
+        return Frame(
             Picture(
                 lambda: topic.decode(message),
                 stamp_of(message),
                 message.header.frame_id,
                 number=next(_numbers),
                 sequence=info.get('publication_sequence_number') or 0,
+                arrived=arrived,
             ),
-            self._arrivals.steady(info['received_timestamp']),
+            arrived,
             topic.name,
             source,
         )
 
-    def _attributed(self, frame: _Frame) -> _Frame:
-        """Return a frame with its publishers, which the graph may show later than their first frame."""
-        # Older rclpy has no GID, and some middlewares use another one than the graph.
-        if frame.source in self._known:
-            return replace(frame, publishers=frozenset([frame.source]))
-        return frame if frame.publishers else replace(frame, publishers=self._sources[frame.topic])
+    def _drop_outdated(self) -> None:
+        if self._kept is not None:
+            kept = self._publishers.attributed(self._kept)
+            self._kept = None if self._is_outdated(kept) else kept
 
-    def _is_outdated(self, frame: _Frame) -> bool:
+    def _is_outdated(self, frame: Frame) -> bool:
         """Whether time has jumped since, or the frame's publisher was replaced by others.
 
         If there are no publishers, `present` is False and nobody asks for a frame.
@@ -290,7 +282,7 @@ class Camera:
         jump = self._jump
         if jump is not None and jump.outdates(frame.picture.stamp, frame.arrived):
             return True
-        return any(self._sources.values()) and not frame.publishers <= self._sources[frame.topic]
+        return self._publishers.have_gone(frame)
 
     def _on_jump(self, jump: TimeJump) -> None:
         """Called by the node's clock, so it must not wait for a lock."""

@@ -14,6 +14,7 @@ from ros2_nanochat.web.pictures import small_jpeg
 
 SIDE = 640
 """Longer side of the pictures in pixels."""
+_WHILE_STREAMING = 0.5  # seconds between two pictures at least while a reply needs the processor
 _KEPT = 16  # pictures of the last seconds, to show which one went with a question
 _NEAR = 2.0  # seconds that such a picture may be away from the one that the node used
 
@@ -42,10 +43,18 @@ class CameraFeed:
         rate: Frames per second at most.
         put: Called with ('camera', prefix, (name, JPEG)), and with ('no camera', prefix, (name, reason)) if a
             frame cannot be shown.
+        is_streaming: Returns whether a reply streams.
     """
 
-    def __init__(self, node, source: Source, rate: float, put: Callable[[tuple[str, str, Any]], None]):
-        self._source, self._every, self._put = source, 1 / rate, put
+    def __init__(
+        self,
+        node,
+        source: Source,
+        rate: float,
+        put: Callable[[tuple[str, str, Any]], None],
+        is_streaming: Callable[[], bool],
+    ):
+        self._source, self._every, self._put, self._is_streaming = source, 1 / rate, put, is_streaming
         self._camera = Camera(node, source.topic)
         self._lock = threading.Lock()
         self._recent: deque[tuple[int, str, bytes]] = deque(maxlen=_KEPT)
@@ -65,6 +74,11 @@ class CameraFeed:
         away, jpeg = min(recent, key=lambda each: abs(each[0]), default=(_NEAR, b''))
         return (jpeg, away) if abs(away) < _NEAR else None
 
+    @property
+    def pause(self) -> float:
+        """Seconds until the next picture: a reply that streams leaves fewer of them."""
+        return max(self._every, _WHILE_STREAMING) if self._is_streaming() else self._every
+
     def close(self) -> None:
         """End the subscription."""
         self._end.set()
@@ -73,7 +87,7 @@ class CameraFeed:
 
     def _run(self) -> None:
         shown, trouble = 0, ''
-        while not self._end.wait(self._every):
+        while not self._end.wait(self.pause):
             try:
                 picture = self._camera.newest()
                 if picture is None or picture.number == shown:

@@ -89,9 +89,8 @@ async def _serve(node, config: WebConfig, done: threading.Event, debug: bool) ->
         logging.getLogger('aiohttp').setLevel(logging.CRITICAL)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.host.strip('[]'), config.port)
         try:
-            await site.start()
+            await _site(runner, config.host.strip('[]'), config.port).start()
         except OSError as error:
             raise OSError(
                 f'cannot listen on {config.host}:{config.port}: {one_line(error.strerror or error)}'
@@ -103,6 +102,17 @@ async def _serve(node, config: WebConfig, done: threading.Event, debug: bool) ->
     finally:
         await asyncio.wait_for(runner.cleanup(), 5.0)
         pages.ros.close()
+
+
+def _site(runner, host: str, port: int):
+    """Return what listens on an address. All of IPv6 includes IPv4: our name may stand for either."""
+    from aiohttp import web
+
+    if host == '::' and socket.has_dualstack_ipv6():
+        return web.SockSite(
+            runner, socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
+        )
+    return web.TCPSite(runner, host, port)
 
 
 def _hands_over(loop: asyncio.AbstractEventLoop, deliver: Callable[[list[Any]], None]):

@@ -5,6 +5,7 @@ Only this thread creates and destroys subscriptions and clients.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable
@@ -28,6 +29,7 @@ _LOOK = 1.0  # seconds between two looks at the graph
 _IDLE = 1.0  # seconds between two rounds without any page
 _TRY_AGAIN = 5.0  # seconds after which something is opened again that failed
 _GRACE = 3.0  # seconds that a robot's topics stay open after the last page, which may just be reloading
+_STREAMS = 1.0  # seconds between two pieces of one reply
 _LONG_PREFIX = 250  # characters; DDS has no longer topics
 _TURN, _TURN_TYPE = '/turn', 'nanochat/msg/Turn'
 
@@ -68,6 +70,7 @@ class RosThread:
         self._node, self._deliver, self._camera_rate = node, deliver, camera_rate
         self._arrived: list[Arrived] = []
         self._arriving = threading.Lock()
+        self._streamed = -math.inf  # when a reply brought something
         self.links: dict[str, RobotLink] = {}
         self.cameras: dict[Source, CameraFeed] = {}
         self.known_cameras: dict[str, dict[str, str]] = {}
@@ -134,7 +137,7 @@ class RosThread:
             self.cameras,
             wanted.cameras,
             0.0,
-            lambda source: CameraFeed(self._node, source, self._camera_rate, self._put),
+            lambda source: CameraFeed(self._node, source, self._camera_rate, self._put, self.is_streaming),
         )
         owners = dict(wanted.robots)
         self.links = self._updated(
@@ -222,8 +225,14 @@ class RosThread:
     def _hand_on(self) -> None:
         with self._arriving:
             batch, self._arrived = self._arrived, []
+        if any(kind == 'tokens' for kind, _, _ in batch):
+            self._streamed = time.monotonic()
         if batch:
             self._deliver(batch)
+
+    def is_streaming(self) -> bool:
+        """Return whether a reply has just brought something."""
+        return time.monotonic() - self._streamed < _STREAMS
 
     def _diagnosed(self, message: DiagnosticArray) -> None:
         # Others publish here, too, perhaps much: only chat nodes' statuses are converted.

@@ -626,10 +626,11 @@ def test_ten_pages_at_once_see_the_same_and_cost_one_subscription(fresh, friend)
 
 
 def test_it_can_be_used_on_a_phone_and_in_the_dark(visit):
-    page = visit(viewport={'width': 360, 'height': 700}, color_scheme='dark')
-    assert page.evaluate('document.documentElement.scrollWidth') <= 360
-    box = page.locator('#send').bounding_box()
-    assert box['x'] + box['width'] <= 360 and box['y'] + box['height'] <= 700
+    page = visit(viewport={'width': 320, 'height': 640}, color_scheme='dark')
+    assert page.evaluate('document.documentElement.scrollWidth') <= 320
+    for button in ('#send', '#theme'):
+        box = page.locator(button).bounding_box()
+        assert box['x'] + box['width'] <= 320 and box['y'] + box['height'] <= 640, button
     light = page.evaluate('getComputedStyle(document.body).backgroundColor')
     assert light == 'rgb(14, 20, 23)'
     assert (
@@ -637,7 +638,7 @@ def test_it_can_be_used_on_a_phone_and_in_the_dark(visit):
     )  # names stay, however many there are
     page.click('#panels-button')
     expect(page.locator('.figures')).to_be_visible()
-    assert page.evaluate('document.documentElement.scrollWidth') <= 360
+    assert page.evaluate('document.documentElement.scrollWidth') <= 320
     page.click('#theme')
     assert page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(244, 246, 247)'
 

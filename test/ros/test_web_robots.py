@@ -13,7 +13,7 @@ from nanochat.msg import Turn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from ros2_nanochat.web.camera_feed import Source
+from ros2_nanochat.web.camera_feed import CameraFeed, Source
 from ros2_nanochat.web.pages import Pages
 from ros2_nanochat.web.pictures import Album
 from ros2_nanochat.web.ros_thread import RosThread, Wanted
@@ -54,6 +54,23 @@ def test_a_name_that_ros_does_not_know_hides_no_robot():
         assert list(heard[0][2]) == ['/here/nanochat'] and list(ros.links) == ['/here/nanochat']
     finally:
         ros.close()
+        node.destroy_node()
+
+
+def test_a_camera_is_shown_less_often_while_a_reply_streams():
+    node = Node('streams', parameter_overrides=[Parameter('start_type_description_service', value=False)])
+    ros = RosThread(node, lambda _: None, 5.0)
+    source = Source('/here/nanochat', 'image', '/here/nanochat/image')
+    feed = CameraFeed(node, source, 5.0, lambda _: None, ros.is_streaming)
+    slow = CameraFeed(node, source, 0.5, lambda _: None, ros.is_streaming)
+    try:
+        assert feed.pause == 0.2
+        ros._put(('tokens', '/here/nanochat', {}))
+        ros._hand_on()
+        assert feed.pause == 0.5 and slow.pause == 2.0
+    finally:
+        feed.close()
+        slow.close()
         node.destroy_node()
 
 

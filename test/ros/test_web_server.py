@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import struct
 import time
 import zlib
@@ -206,6 +207,17 @@ def test_another_address_needs_the_token_that_is_printed_once(site):
     finally:
         assert open_site.stop() == 0
     assert sum(token in line for line in open_site.lines) == 1
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason='needs IPv6')
+def test_all_of_ipv6_includes_ipv4_as_our_name_may_stand_for_either():
+    both = Program('web', '--port', '0', '--host', '::')
+    try:
+        port = both.wait_for('the page: ').split('/?token=')[0].rpartition(':')[2]
+        for host in ('127.0.0.1', '[::1]'):
+            assert get(f'http://{host}:{port}/')[0] == 401
+    finally:
+        assert both.stop() == 0
 
 
 @pytest.mark.parametrize(

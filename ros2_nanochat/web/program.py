@@ -25,7 +25,7 @@ from ros2_nanochat.ros.program import init, run_ros_program
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.web.access import Access, is_loopback, new_token
 
-_NICENESS = 10  # the robots' models come first; with more, a busy browser beside us would leave us nothing
+_NICENESS = 5  # the robots' models come first; with more, a busy browser beside us would leave us nothing
 _THREADS = 48  # for what blocks: questions that wait for their answers, services, pictures
 
 

@@ -77,7 +77,7 @@ def test_the_models_of_the_machine_come_first(site):
         for task in Path(f'/proc/{site.web.process.pid}/task').iterdir()
     }
     main_and_transport = {site.web.process.pid, *(task for task, name in names.items() if 'dds' in name)}
-    assert {os.getpriority(os.PRIO_PROCESS, task) for task in main_and_transport} == {10}
+    assert {os.getpriority(os.PRIO_PROCESS, task) for task in main_and_transport} == {5}
 
 
 def test_every_response_has_the_policy(site):

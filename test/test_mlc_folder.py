@@ -192,6 +192,16 @@ def test_whether_a_library_loads_here_is_told(folder, tmp_path):
     assert 'cut off' in why_it_does_not_load(str(other))
 
 
+def test_a_library_that_calls_a_function_of_another_tvm_is_told_before_it_is_used(folder, tmp_path):
+    """It loads; only the virtual machine looks for the functions."""
+    data, other = library(folder).read_bytes(), tmp_path / 'other.so'
+    name = b'vm.builtin.match_shape'
+    assert name in data
+    other.write_bytes(data.replace(name, b'vm.builtin.match_shapX'))
+    said = why_it_does_not_load(str(other))
+    assert 'does not start on TVM' in said and 'vm.builtin.match_shapX' in said and 'mlc_llm' in said
+
+
 def test_a_device_that_the_library_was_not_compiled_for_is_refused(folder):
     said = refusal(folder, device='cuda')
     assert 'was compiled for cpu' in said and "device='cuda'" in said and '--target cuda' in said

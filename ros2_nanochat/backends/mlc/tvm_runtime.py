@@ -46,7 +46,7 @@ class Runtime:
         self.device = self.tvm.device(kind, int(index or 0))
         self.on_cpu = compiled == 'cpu'
         if not self.on_cpu and not self.device.exist:
-            raise BackendError(
+            raise LacksDevice(
                 f'{library} was compiled for {compiled}, and TVM {self.version} finds no such device'
                 f' ({wanted}) here: check the driver and that this TVM was built with {compiled}, or use a'
                 ' library compiled for the CPU'
@@ -221,7 +221,7 @@ def load_library(tvm, path: str):
 
 
 class LacksDevice(BackendError):
-    """The library is valid, but this TVM has no such device."""
+    """The library is valid, but this TVM or this machine has no such device."""
 
 
 def lacking_part(folder: str, kind: str) -> str | None:
@@ -242,12 +242,12 @@ def lacking_part(folder: str, kind: str) -> str | None:
 
 
 def why_it_does_not_load(library: str) -> str | None:
-    """Return what is wrong with a library on this machine with this TVM; None if it loads, or if TVM or the
-    device is missing, so that it cannot be tried.
+    """Return what is wrong with a library on this machine with this TVM; None if it loads and starts, or if
+    TVM or the device is missing, so that it cannot be tried.
     """
     try:
         check_elf(library)
-        load_library(require('tvm', 'mlc'), library)
+        Runtime('auto', library).virtual_machine()
     except (MissingDependency, LacksDevice):
         return None
     except BackendError as error:

@@ -179,12 +179,29 @@ def test_metadata_that_is_no_utf_8_is_read(tmp_path, plain):
         assert model.info.name == 'ti\ufffd\ufffd'
 
 
-def test_an_end_token_outside_the_vocabulary_is_ignored(tmp_path, plain):
+def test_an_end_token_outside_the_vocabulary_is_ignored(tmp_path, plain, caplog):
     copy_with(plain, tmp_path / 'a.gguf', {'tokenizer.ggml.eos_token_id': 1 << 20})
     with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=256) as model:
         assert all(i < model.info.vocab_size for i in model.info.eos_token_ids)
         reply = model.generate('The robot', max_new_tokens=4, min_new_tokens=2).wait()
         assert reply.finish_reason in ('stop', 'length')
+    assert 'eos_token_id=1048576 is ignored: the vocabulary ends at' in caplog.text
+
+
+@pytest.mark.parametrize('named', ['outside', 'nowhere'])
+@pytest.mark.parametrize('token', ['eos', 'bos'])
+def test_a_word_is_no_end_or_beginning_because_llama_cpp_has_a_default(tmp_path, plain, token, named):
+    key = f'tokenizer.ggml.{token}_token_id'
+    if named == 'outside':
+        copy_with(plain, tmp_path / 'a.gguf', {key: 1 << 20})
+    else:
+        copy_with(plain, tmp_path / 'a.gguf', without=(key,))
+    with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=256) as model:
+        special = {each.id for each in model.info.special_tokens}
+        assert model.info.eos_token_ids <= special
+        assert model.info.bos_token_id is None or model.info.bos_token_id in special
+        words = [i for i in range(1, 20) if i not in special]
+        assert not set(words) & model.info.eos_token_ids
 
 
 def test_a_first_part_without_tensors_opens_and_gives_embeddings(tmp_path, plain):

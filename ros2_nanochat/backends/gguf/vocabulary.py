@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import threading
 from typing import Any
 
@@ -16,6 +17,7 @@ from ros2_nanochat.errors import BackendError
 from ros2_nanochat.model_info import SpecialToken
 from ros2_nanochat.prompt import Preceding
 
+_log = logging.getLogger(__name__)
 _JOINT = '\U0010fffd'
 """A character that no token contains, so nothing merges across it."""
 
@@ -65,7 +67,11 @@ class GGUFText:
             'eos_token': api.llama_vocab_eos(vocab),
             'pad_token': api.llama_vocab_pad(vocab),
         }
-        named = {name: token_id for name, token_id in named.items() if token_id >= 0}
+        named = {
+            name: token_id
+            for name, token_id in named.items()
+            if token_id >= 0 and (self._is_in_file(name, metadata) or token_id in attributes)
+        }
         self.named_tokens = {name: self._text(token_id) for name, token_id in named.items()}
         self.bos_token_id: int | None = named.get('bos_token')
         self.add_bos = bool(api.llama_vocab_get_add_bos(vocab))
@@ -78,6 +84,15 @@ class GGUFText:
         self._num_joint = 0  # ids of `_JOINT`, which is put before text that follows other text
         if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):
             self._num_joint = len(self._tokenize(_JOINT, False))
+
+    def _is_in_file(self, name: str, metadata: dict[str, Any]) -> bool:
+        """Whether the file names this token. Otherwise llama.cpp has a default, which may be any word."""
+        key = f'tokenizer.ggml.{name}_id'
+        token_id = metadata.get(key)
+        if token_id is not None and not 0 <= token_id < self.size:
+            _log.warning('%s=%d is ignored: the vocabulary ends at %d', key, token_id, self.size - 1)
+            return False
+        return token_id is not None
 
     def _text(self, token_id: int) -> str:
         return self._api.llama_vocab_get_text(self._vocab, token_id).decode('utf-8', 'replace')

@@ -1,9 +1,9 @@
 """Figures of standing questions over ROS 2, in the built workspace: what a still scene costs, which changes
 of drawn scenes are told, what a person's question waits while three standing questions are asked as often as
-possible; and with `--minutes 30`, a soak: questions that start and end, people who ask in between, cameras
-that stop and change, and then a still noisy scene in which nothing may be told.
+possible; with `--soak 30`, minutes of questions that start and end, people who ask in between, and cameras
+that stop and change; and with `--noise 10`, minutes of a still noisy scene in which nothing may be told.
 
-    python -m benchmarks.bench_watch_ros [--seconds 40] [--changes 15] [--questions 20] [--minutes 0]
+    python -m benchmarks.bench_watch_ros [--seconds 40] [--changes 15] [--questions 20] [--soak 0] [--noise 0]
 """
 
 from __future__ import annotations
@@ -285,6 +285,8 @@ def no_event(watcher, minutes: float) -> bool:
         ('observations', 'without the model', 'events'),
         [(len(seen), sum(each.unchanged for each in seen), events)],
     )
+    watcher.set('remove', name='color')
+    watcher.cameras.pop().close()
     return events == 0
 
 
@@ -293,7 +295,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--seconds', type=float, default=40.0)
     parser.add_argument('--questions', type=int, default=20)
-    parser.add_argument('--minutes', type=float, default=0.0)
+    parser.add_argument('--soak', type=float, default=0.0)
+    parser.add_argument('--noise', type=float, default=0.0)
     parser.add_argument('--changes', type=int, default=15)
     parser.add_argument('--seed', type=int, default=0)
     options = parser.parse_args()
@@ -314,9 +317,10 @@ def main() -> int:
             met.append(changes(watcher, options.changes, options.seed))
         if options.questions:
             met.append(person(watcher, options.questions))
-        if options.minutes:
-            met.append(soak(node, watcher, options.minutes / 2))
-            met.append(no_event(watcher, options.minutes / 2))
+        if options.noise:
+            met.append(no_event(watcher, options.noise))
+        if options.soak:
+            met.append(soak(node, watcher, options.soak))
     finally:
         if watcher is not None:
             watcher.close()

@@ -1,6 +1,7 @@
 """Pictures over gguf, as ratios of one run: picture to first token beside a raw prefill and beside libmtmd's
 own path on the same files, a follow-up, four streaming replies while pictures are encoded, and how soon an
-encoding stops. With the tiny encoder, and with a random one of a usual size (45 million weights, 256 tokens).
+encoding stops. With the tiny encoder, and with a random one of a usual size (45 million weights, 256 tokens);
+follow-ups also with random encoders of other sizes.
 
     python -m benchmarks.bench_gguf_vision [--quick] [--model FILE --vision MMPROJ]
 """
@@ -14,6 +15,8 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -27,54 +30,76 @@ from ros2_nanochat.vision.shapes import random_picture
 
 QUESTION, FOLLOW_UP = 'What color is the object?', 'What shape is the object?'
 SIZE = 640, 480
-LAYERS, WIDTH, PATCH, SIDE = 14, 512, 14, 224
+PATCH, OUTPUT = 14, 576
 
 
-def write_encoder(path: str, output: int) -> None:
-    """Write a CLIP tower with a projector of two layers, of random weights, for embeddings of `output`."""
-    random = np.random.default_rng(0)
+class Encoder(NamedTuple):
+    """A CLIP tower of random weights; its pictures are squares of `side` pixels."""
+
+    layers: int
+    width: int
+    side: int
+
+    @property
+    def tokens(self) -> int:
+        """Rows of a picture."""
+        return (self.side // PATCH) ** 2
+
+    @property
+    def millions(self) -> int:
+        """Weights."""
+        return round(12e-6 * self.layers * self.width**2)
+
+
+USUAL = Encoder(14, 512, 224)
+OTHERS = Encoder(6, 192, 112), Encoder(6, 256, 168), Encoder(8, 384, 224)
+
+
+def write_encoder(path: str, encoder: Encoder) -> None:
+    """Write a tower with a projector of two layers for the embedded model, as an mmproj file."""
+    random, width = np.random.default_rng(0), encoder.width
     writer = gguf.GGUFWriter(path, 'clip')
     writer.add_bool('clip.has_vision_encoder', True)
     writer.add_string('clip.projector_type', 'mlp')
     writer.add_bool('clip.use_gelu', True)
     for name, value in (
-        ('image_size', SIDE),
+        ('image_size', encoder.side),
         ('patch_size', PATCH),
-        ('embedding_length', WIDTH),
-        ('feed_forward_length', 4 * WIDTH),
-        ('projection_dim', output),
-        ('block_count', LAYERS),
-        ('attention.head_count', 8),
+        ('embedding_length', width),
+        ('feed_forward_length', 4 * width),
+        ('projection_dim', OUTPUT),
+        ('block_count', encoder.layers),
+        ('attention.head_count', width // 64),
     ):
         writer.add_uint32(f'clip.vision.{name}', value)
     writer.add_float32('clip.vision.attention.layer_norm_epsilon', 1e-5)
     for name in ('image_mean', 'image_std'):
         writer.add_array(f'clip.vision.{name}', [0.5, 0.5, 0.5])
-    writer.add_array('clip.vision.feature_layer', [LAYERS])
+    writer.add_array('clip.vision.feature_layer', [encoder.layers])
 
     def linear(name: str, out: int, into: int) -> None:
         writer.add_tensor(f'{name}.weight', (random.standard_normal((out, into)) * 0.03).astype(np.float16))
         writer.add_tensor(f'{name}.bias', np.zeros(out, np.float32))
 
     def norm(name: str) -> None:
-        writer.add_tensor(f'{name}.weight', np.ones(WIDTH, np.float32))
-        writer.add_tensor(f'{name}.bias', np.zeros(WIDTH, np.float32))
+        writer.add_tensor(f'{name}.weight', np.ones(width, np.float32))
+        writer.add_tensor(f'{name}.bias', np.zeros(width, np.float32))
 
-    conv = random.standard_normal((WIDTH, 3, PATCH, PATCH)) * 0.03
+    conv = random.standard_normal((width, 3, PATCH, PATCH)) * 0.03
     writer.add_tensor('v.patch_embd.weight', conv.astype(np.float16))
-    places = random.standard_normal(((SIDE // PATCH) ** 2, WIDTH)) * 0.03
+    places = random.standard_normal((encoder.tokens, width)) * 0.03
     writer.add_tensor('v.position_embd.weight', places.astype(np.float32))
     norm('v.pre_ln')
-    for n in range(LAYERS):
+    for n in range(encoder.layers):
         block = f'v.blk.{n}'
         for part in ('ln1', 'ln2'):
             norm(f'{block}.{part}')
         for part in ('attn_q', 'attn_k', 'attn_v', 'attn_out'):
-            linear(f'{block}.{part}', WIDTH, WIDTH)
-        linear(f'{block}.ffn_up', 4 * WIDTH, WIDTH)
-        linear(f'{block}.ffn_down', WIDTH, 4 * WIDTH)
-    linear('mm.0', output, WIDTH)
-    linear('mm.2', output, output)
+            linear(f'{block}.{part}', width, width)
+        linear(f'{block}.ffn_up', 4 * width, width)
+        linear(f'{block}.ffn_down', width, 4 * width)
+    linear('mm.0', OUTPUT, width)
+    linear('mm.2', OUTPUT, OUTPUT)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -173,8 +198,8 @@ def against_others(name: str, model, bare, own: OwnPath, rounds: int, beyond: fl
     bare: Another one of the model, which holds no conversations.
     beyond: Milliseconds by which it may take longer than the raw prefill; None: no limit.
     """
-    times: dict[str, list[float]] = {'ours': [], 'own': [], 'raw': [], 'follow': []}
-    computed = 64
+    times: dict[str, list[float]] = {'ours': [], 'own': [], 'raw': [], 'follow': [], 'raw follow': []}
+    computed, followed = 64, 16
     for n in range(rounds + 1):
         pixels, history = frame(n), ChatHistory(model)
         history.append('user', image=pixels, text=QUESTION)
@@ -188,12 +213,15 @@ def against_others(name: str, model, bare, own: OwnPath, rounds: int, beyond: fl
             else:
                 measured[which] = raw_prefill(bare, computed)
         history.append('user', FOLLOW_UP)
-        measured['follow'] = first_token(model, history)[0]
+        for which in ('follow', 'raw follow')[:: -1 if n % 2 else 1]:
+            if which == 'follow':
+                measured[which], followed = first_token(model, history)
+            else:
+                measured[which] = raw_prefill(bare, followed)
         if n:  # the first warms up
             for key, value in measured.items():
                 times[key].append(value)
     medians = {key: statistics.median(values) for key, values in times.items()}
-    more = [a - b for a, b in zip(times['ours'], times['raw'])]
     limit = '' if beyond is None else f'{beyond:.0f}'
     table(
         f'{name}: pictures of {SIZE[0]}x{SIZE[1]}, {rounds} rounds, {computed} entries computed for each',
@@ -201,15 +229,65 @@ def against_others(name: str, model, bare, own: OwnPath, rounds: int, beyond: fl
         [
             ('picture to first token, ms', 1e3 * medians['ours'], ''),
             ('raw prefill of as many entries, ms', 1e3 * medians['raw'], ''),
-            ('longer than the raw prefill, ms', 1e3 * statistics.median(more), limit and f'at most {limit}'),
+            (
+                'longer than the raw prefill, ms',
+                _median_excess(times['ours'], times['raw']),
+                limit and f'at most {limit}',
+            ),
             (
                 "picture to first token / libmtmd's",
                 _median_ratio(times['ours'], times['own']),
                 'at most 1.05',
             ),
             ("libmtmd's / follow-up", _median_ratio(times['own'], times['follow']), 'at least 5'),
+            ('entries computed for a follow-up', followed, ''),
+            (
+                'longer than the raw prefill of these, ms',
+                _median_excess(times['follow'], times['raw follow']),
+                '',
+            ),
+            (
+                "libmtmd's / raw prefill of these",
+                _median_ratio(times['own'], times['raw follow']),
+                '',
+            ),
         ],
     )
+
+
+def follow_ups(encoders: Sequence[Encoder], rounds: int, folder: str) -> None:
+    """How much sooner the first token of a follow-up comes than that of a picture with libmtmd's own path."""
+    rows = []
+    for encoder in encoders:
+        path = os.path.join(folder, 'mmproj-random-f16.gguf')
+        write_encoder(path, encoder)
+        with NanoLLM.from_pretrained(embedded_model(), vision=path, max_context_len=1024) as model:
+            own = OwnPath(embedded_model(), path, model.stats['threads_prefill'])
+            slow, soon = [], []
+            for n in range(rounds + 1):
+                pixels, history = frame(n), ChatHistory(model)
+                history.append('user', image=pixels, text=QUESTION)
+                text = history.template.render(history.messages).replace('<image>', '<__media__>')
+                first_token(model, history)
+                history.append('user', FOLLOW_UP)
+                for which in ('own', 'follow')[:: -1 if n % 2 else 1]:
+                    if which == 'own':
+                        slow.append(own.first_token(text, pixels))
+                    else:
+                        soon.append(first_token(model, history)[0])
+            own.close()
+        # the first round warms up
+        rows.append((str(encoder.millions), str(encoder.tokens), _median_ratio(slow[1:], soon[1:])))
+    table(
+        f"a follow-up beside a picture with libmtmd's own path, {rounds} rounds each",
+        ('million weights', 'tokens', "libmtmd's / follow-up"),
+        rows,
+    )
+
+
+def _median_excess(above: list[float], below: list[float]) -> float:
+    """Milliseconds."""
+    return 1e3 * statistics.median(a - b for a, b in zip(above, below))
 
 
 def _median_ratio(above: list[float], below: list[float]) -> float:
@@ -313,8 +391,10 @@ def main() -> None:
     bench('the tiny encoder', options.model, tiny_mmproj(), 2 * rounds, slices, True)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'mmproj-vit-f16.gguf')
-        write_encoder(path, 576)
-        bench('an encoder of 45 million weights', options.model, path, rounds, slices, False)
+        write_encoder(path, USUAL)
+        name = f'an encoder of {USUAL.millions} million weights'
+        bench(name, options.model, path, rounds, slices, False)
+        follow_ups(OTHERS, rounds, folder)
 
 
 if __name__ == '__main__':

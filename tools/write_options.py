@@ -90,13 +90,9 @@ def yaml_value(value) -> str:
 
 
 def yaml_range(parameter: Parameter) -> str:
-    """The range or the choices of a parameter; the word off is quoted, which YAML takes for false."""
+    """The range or the choices of a parameter."""
     if parameter.choices:
-        return '; one of ' + ', '.join(
-            "'off' (quoted)" if each == 'off' and not parameter.option.switch else each
-            for each in parameter.choices
-            if each
-        )
+        return '; one of ' + ', '.join(each for each in parameter.choices if each)
     return '; ' + bounds(parameter.option) if bounds(parameter.option) else ''
 
 

@@ -32,8 +32,7 @@ class Option:
         low, high: Range of a number, both included.
         above: Lower bound of a number, itself not included.
         special: Values with a meaning of their own, and what they mean.
-        choices: The allowed values of a string.
-        switch: true and false stand for the choices `on` and `off`.
+        choices: The allowed values of a string. true and false stand for `on` and `off` among them.
         item: Checks one value of an option that takes several.
         valid: Checks a value, for rules that the other fields cannot express.
         allowed: The allowed values, in words; derived from the other fields if empty.
@@ -56,7 +55,6 @@ class Option:
     high: float | None = None
     special: Mapping[Any, str] = dataclasses.field(default_factory=dict)
     choices: Sequence[str] = ()
-    switch: bool = False
     item: Callable[[Any], bool] | None = None
     valid: Callable[[Any], bool] | None = None
     allowed: str = ''
@@ -92,7 +90,8 @@ class Option:
 
     def chosen(self, value: Any) -> Any:
         """Return the choice that true or false stands for; other values as they are."""
-        return ('on' if value else 'off') if self.switch and isinstance(value, bool) else value
+        word = 'on' if value is True else 'off' if value is False else None
+        return word if word in self.choices else value
 
     def error(self, value: Any, name: str = '', unset: Any = None) -> ValueError:
         """Return the error for a wrong value of the option, or of a parameter `name` whose `unset` stands for

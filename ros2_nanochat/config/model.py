@@ -95,7 +95,6 @@ class ModelConfig(Options):
         'Flash attention of llama.cpp (gguf); auto: on a GPU, on a CPU that is not faster without it,'
         ' and for contexts of at most 1,024 tokens.'
         ' The two round differently (docs/engine.md)',
-        switch=True,
         argument=False,
     )
     gpu_layers: int = option(

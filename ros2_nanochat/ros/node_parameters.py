@@ -106,6 +106,8 @@ class NodeParameters:
         self.model()
         for robot in names:
             _check_watches(robot, self.robot(robot))
+        if hasattr(node, 'add_pre_set_parameters_callback'):  # rclpy has it since Iron
+            node.add_pre_set_parameters_callback(_in_declared_types)
 
     def declare_robots(self, names: list[str]) -> None:
         """Declare the parameters of these robots, unless they are declared already."""
@@ -241,6 +243,24 @@ class NodeParameters:
             if _is_set(value):
                 values[name] = parameter.check(value, own)
         return with_form(robot_options(values), files=True)
+
+
+def _in_declared_types(parameters: list[RosParameter]) -> list[RosParameter]:
+    """Return parameters that are set in their types: `ros2 param set` reads `off` as false, and 1 as a whole
+    number.
+    """
+    return [_in_declared_type(parameter) for parameter in parameters]
+
+
+def _in_declared_type(parameter: RosParameter) -> RosParameter:
+    name, value = parameter.name, parameter.value
+    known = PARAMETERS.get(name) or ROBOT_PARAMETERS.get(name.rpartition('.')[2])
+    if known is None or value is None:
+        return parameter
+    chosen = known.option.chosen(value)
+    if type(known.default) is float and type(chosen) is int:
+        chosen = float(chosen)
+    return parameter if type(chosen) is type(value) else RosParameter(name, value=chosen)
 
 
 def _is_set(value: Any) -> bool:

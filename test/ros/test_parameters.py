@@ -9,6 +9,7 @@ import pytest
 import rclpy
 from conftest import ROOT
 from rcl_interfaces.msg import ParameterType
+from rclpy.node import Node
 from rclpy.parameter import parameter_dict_from_yaml_file
 
 from ros2_nanochat.robot.options import PARAMETERS, ROBOT_PARAMETERS
@@ -83,6 +84,17 @@ def opened_with(*words):
 def test_a_whole_number_is_a_number():
     values = opened_with('temperature:=1', 'max_image_age:=3', 'top_p:=0.5')
     assert (values['temperature'], values['max_image_age'], values['top_p']) == (1.0, 3.0, 0.5)
+
+
+@pytest.mark.skipif(
+    not hasattr(Node, 'add_pre_set_parameters_callback'), reason='this rclpy cannot change what is set'
+)
+def test_what_ros2_param_set_reads_as_another_type_is_set_all_the_same(node):
+    given = [('image_mode', False), ('temperature', 1), ('r1.image_mode', False), ('r1.top_p', 1)]
+    results = node.set_parameters([rclpy.Parameter(name, value=value) for name, value in given])
+    assert all(result.successful for result in results), results
+    assert [node.get_parameter(name).value for name, _ in given] == ['off', 1.0, 'off', 1.0]
+    assert not node.set_parameters([rclpy.Parameter('temperature', value='hot')])[0].successful
 
 
 @pytest.mark.parametrize(

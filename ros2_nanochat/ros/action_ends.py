@@ -11,7 +11,8 @@ from rclpy.qos import QoSProfile
 from ros2_nanochat.ros.spinning import close_action
 
 SERVICE_DEPTH = 1000
-"""Goals and result requests that may arrive at once. With rclpy's 10, further ones are silently lost."""
+"""Goals, result requests and calls of a service that may arrive at once. With rclpy's 10, further ones are
+silently lost."""
 FEEDBACK_DEPTH = 1000
 CLIENT_BYTES = 12
 """The id of a `ChatClient`'s goal begins with the first bytes of the GID of its feedback subscription, so
@@ -19,7 +20,7 @@ that the server knows the goal's client. In the middlewares we know, a whole pro
 
 
 def service_qos() -> QoSProfile:
-    """Return the QoS of the action's services."""
+    """Return the QoS of services, also those of actions."""
     return QoSProfile(depth=SERVICE_DEPTH)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -27,7 +28,7 @@ from std_srvs.srv import Trigger
 from unique_identifier_msgs.msg import UUID
 
 from ros2_nanochat.errors import shorten
-from ros2_nanochat.ros.action_ends import CLIENT_BYTES, StreamingActionClient
+from ros2_nanochat.ros.action_ends import CLIENT_BYTES, StreamingActionClient, service_qos
 from ros2_nanochat.ros.message_schema import read_format
 from ros2_nanochat.ros.quiet_client import QuietActionClient
 from ros2_nanochat.ros.reply import NodeGone, Reply
@@ -84,9 +85,10 @@ class ChatClient:
         kind = StreamingActionClient if pieces else QuietActionClient
         self._action = kind(node, Chat, f'{self.prefix}/chat', group)
         self._feedback_topic = node.resolve_topic_name(self.prefix + '/chat/_action/feedback')
-        self._reset = node.create_client(Reset, self.prefix + '/reset', callback_group=group)
-        self._cancel = node.create_client(Trigger, self.prefix + '/cancel', callback_group=group)
-        self._history = node.create_client(GetHistory, self.prefix + '/history', callback_group=group)
+        beside: dict[str, Any] = {'qos_profile': service_qos(), 'callback_group': group}
+        self._reset = node.create_client(Reset, self.prefix + '/reset', **beside)
+        self._cancel = node.create_client(Trigger, self.prefix + '/cancel', **beside)
+        self._history = node.create_client(GetHistory, self.prefix + '/history', **beside)
         self._replies: set[Reply] = set()
         self._closed = False
         if self._own:

@@ -24,6 +24,7 @@ from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.answering import too_long
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.turn import Turn
+from ros2_nanochat.ros.action_ends import service_qos
 from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
 from ros2_nanochat.ros.named_cameras import NamedCameras
@@ -56,7 +57,7 @@ class RobotTopics:
     def __init__(self, node, chat: RobotConversation, tools: RobotTools | None = None, warns: bool = True):
         self._node, self._chat, self._tools = node, chat, tools
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
-        in_turn, beside = MutuallyExclusiveCallbackGroup(), ReentrantCallbackGroup()
+        beside = {'callback_group': ReentrantCallbackGroup(), 'qos_profile': service_qos()}
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
         events = {'event_callbacks': PublisherEventCallbacks(use_default_callbacks=warns)}
         events['callback_group'] = self._event_group = Seldom()  # its warnings may be a moment late
@@ -85,7 +86,7 @@ class RobotTopics:
         self.cameras = NamedCameras(node, chat.name, self._camera)
         chat.output, chat.sight.camera, chat.sight.named = self, self._camera, self.cameras.get
         self._services = [
-            node.create_service(kind, prefix + name, self._guarded(callback, name), callback_group=beside)
+            node.create_service(kind, prefix + name, self._guarded(callback, name), **beside)
             for kind, name, callback in (
                 (Reset, 'reset', self._reset),
                 (Trigger, 'cancel', self._cancel),
@@ -102,7 +103,7 @@ class RobotTopics:
             prefix + 'query',
             self._query,
             DEPTH,
-            callback_group=in_turn,
+            callback_group=MutuallyExclusiveCallbackGroup(),
             event_callbacks=heard,
             **override,
         )
@@ -149,9 +150,7 @@ class RobotTopics:
     def _history(self, _, response) -> None:
         messages, response.num_tokens = self._chat.messages()
         response.max_tokens = self._chat.model.info.context_length
-        response.messages = [
-            Message(role=role, text=text, num_images=images) for role, text, images in messages
-        ]
+        response.messages = [Message(role=role, text=text, num_images=n) for role, text, n in messages]
 
     @property
     def has_camera(self) -> bool:

@@ -24,6 +24,7 @@ from ros2_nanochat.robot.observations import Observation
 from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource
 from ros2_nanochat.robot.watch_standing import Standing
 from ros2_nanochat.robot.watcher import Watcher
+from ros2_nanochat.ros.action_ends import service_qos
 from ros2_nanochat.ros.goal_clients import GoalClients
 from ros2_nanochat.ros.goal_server import GoalServer
 from ros2_nanochat.ros.named_cameras import NamedCameras
@@ -90,7 +91,11 @@ class WatchTopics:
             for publisher in self._publishers
         )
         self._service = node.create_service(
-            SetWatch, prefix + 'set_watch', self._set_watch, callback_group=ReentrantCallbackGroup()
+            SetWatch,
+            prefix + 'set_watch',
+            self._set_watch,
+            qos_profile=service_qos(),
+            callback_group=ReentrantCallbackGroup(),
         )
         self._server = GoalServer(node, WatchAction, prefix + 'watch', self._accept, self._cancel)
         self._clients = GoalClients(node, prefix + 'watch')

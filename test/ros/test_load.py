@@ -8,15 +8,18 @@ import time
 import numpy as np
 import pytest
 import rclpy
+from conftest import meet
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nanochat.action import Chat
 from nanochat.msg import Token
+from nanochat.srv import GetHistory, Reset
 from rcl_interfaces.srv import GetParameters, ListParameters
 from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 from test_robots import call, set_parameter
 
 FAST = 'tokens_per_second=2000'
@@ -56,6 +59,22 @@ def test_three_hundred_goals_at_once_each_get_a_result(share, listen):
     results = results_of(client_of(ears), [Chat.Goal(query=f'goal {i}') for i in range(300)])
     wait(lambda: len(results) == 300)
     assert {result.result.turn.reply for result in results} == {f'You said: goal {i}' for i in range(300)}
+
+
+def test_two_hundred_calls_of_each_service_at_once_are_answered(share, listen):
+    share({}, model=FAST)
+    ears = listen()
+    kinds = ((GetHistory, 'history'), (Trigger, 'cancel'), (Reset, 'reset'))
+    clients = [
+        ears.node.create_client(kind, f'/nanochat/{name}', qos_profile=QoSProfile(depth=1000))
+        for kind, name in kinds
+    ]
+    for client, (kind, name) in zip(clients, kinds, strict=True):
+        assert client.wait_for_service(20)
+        meet(ears.node, kind, f'/nanochat/{name}', kind.Request())
+    answers = [client.call_async(client.srv_type.Request()) for _ in range(200) for client in clients]
+    wait(lambda: all(answer.done() for answer in answers))
+    assert all(answer.result().success for answer in answers[2::3])
 
 
 def test_a_burst_of_two_hundred_queries_is_taken_whole(share, listen):
@@ -280,6 +299,7 @@ def test_a_listener_that_blocks_a_topic_does_not_touch_the_conversation(start, l
     code = """
 import rclpy, time
 from nanochat.msg import Token
+from nanochat.srv import GetHistory, Reset
 from rclpy.qos import HistoryPolicy, QoSProfile
 rclpy.init()
 node = rclpy.create_node('never_reads')

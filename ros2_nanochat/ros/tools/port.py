@@ -15,6 +15,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from ros2_nanochat.errors import one_line, shown
 from ros2_nanochat.robot.tool_record import CallRecord
 from ros2_nanochat.robot.toolbox import Toolbox
+from ros2_nanochat.ros.action_ends import service_qos
 from ros2_nanochat.ros.speaker import Speaker
 
 _KEPT = 50  # calls that a late listener gets
@@ -41,7 +42,11 @@ class ToolPort:
         )
         self._speak = Speaker(self._publisher.publish, self._publisher.topic_name, lambda: self._closed)
         self._service = node.create_service(
-            Approve, prefix + 'approve', self._approve, callback_group=ReentrantCallbackGroup()
+            Approve,
+            prefix + 'approve',
+            self._approve,
+            qos_profile=service_qos(),
+            callback_group=ReentrantCallbackGroup(),
         )
         box.listen(self.publish)
 

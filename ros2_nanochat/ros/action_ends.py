@@ -1,13 +1,15 @@
-"""What the ends of actions share: settings of the action `chat`, and a client for any thread."""
+"""What the ends of actions share: settings and goals of the action `chat`, and a client for any thread."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any
 
+from nanochat.action import Chat
 from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
 
+from ros2_nanochat.errors import one_line, shown
 from ros2_nanochat.ros.spinning import close_action
 
 SERVICE_DEPTH = 1000
@@ -22,6 +24,25 @@ that the server knows the goal's client. In the middlewares we know, a whole pro
 def service_qos() -> QoSProfile:
     """Return the QoS of services, also those of actions."""
     return QoSProfile(depth=SERVICE_DEPTH)
+
+
+def chat_goal(**fields) -> Chat.Goal:
+    """Make a goal. From Jazzy on, rclpy ignores unknown fields, and takes values of wrong types.
+
+    Raises:
+        ValueError: There is no such field, or its value does not fit.
+    """
+    types = Chat.Goal.get_fields_and_field_types()
+    for name, value in fields.items():
+        if name not in types:
+            raise ValueError(f'a goal has no field {shown(name)}, only {", ".join(types)}')
+        if types[name] in ('float', 'double') and isinstance(value, int):
+            fields[name] = float(value)
+    checks = {'check_fields': True} if '_check_fields' in Chat.Goal.__slots__ else {}
+    try:
+        return Chat.Goal(**fields, **checks)
+    except AssertionError as error:
+        raise ValueError(f'a goal cannot have such a field: {one_line(error)}') from None
 
 
 class AnyThreadActionClient(ActionClient):

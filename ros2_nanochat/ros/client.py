@@ -28,7 +28,7 @@ from std_srvs.srv import Trigger
 from unique_identifier_msgs.msg import UUID
 
 from ros2_nanochat.errors import shorten
-from ros2_nanochat.ros.action_ends import CLIENT_BYTES, StreamingActionClient, service_qos
+from ros2_nanochat.ros.action_ends import CLIENT_BYTES, StreamingActionClient, chat_goal, service_qos
 from ros2_nanochat.ros.message_schema import read_format
 from ros2_nanochat.ros.quiet_client import QuietActionClient
 from ros2_nanochat.ros.reply import NodeGone, Reply
@@ -133,10 +133,10 @@ class ChatClient:
                 dict, a dataclass, a pydantic model or a message class; `result().parsed` has its value.
 
         Raises:
-            ValueError: An image or the form is not valid.
+            ValueError: An image, the form or another field is not valid.
         """
         form = options.pop('response_format', None)
-        goal = Chat.Goal(query=text, response_format=form_text(form), **options)
+        goal = chat_goal(query=text, response_format=form_text(form), **options)
         for item in image if isinstance(image, (list, tuple)) else [] if image is None else [image]:
             message = to_message(item)
             (goal.images if isinstance(message, Image) else goal.compressed_images).append(message)

@@ -105,6 +105,25 @@ def test_the_client_learns_how_a_refused_and_a_waiting_turn_ended(share, talk):
     assert ''.join(first) == first.turn.reply
 
 
+@pytest.mark.parametrize(
+    'fields, expected',
+    [
+        ({'max_tokens': 5}, "no field 'max_tokens', only query, .*max_new_tokens"),
+        ({'max_new_tokens': 'five'}, "'max_new_tokens' field must be of type 'int'"),
+        ({'max_new_tokens': 2**40}, "'max_new_tokens' field must be an integer in"),
+        ({'stop': 3}, "'stop' field"),
+        ({'text': 5}, "'query' field must be of type 'str'"),
+    ],
+)
+def test_what_no_goal_can_have_is_refused_in_one_line_before_it_is_sent(share, talk, fields, expected):
+    share({'on_new_query': 'queue'}, model=SLOW)
+    chat = talk()
+    with pytest.raises(ValueError, match=expected) as caught:
+        chat.ask(**{'text': 'hello', **fields})
+    assert '\n' not in str(caught.value)
+    assert chat.ask('hello', temperature=0, max_new_tokens=4).result(20).finish_reason == 'length'
+
+
 def test_a_client_without_pieces_gets_whole_replies_and_no_feedback_reaches_it(share):
     share({'on_new_query': 'queue'}, model=SLOW)
     topic = '/nanochat/chat/_action/feedback'

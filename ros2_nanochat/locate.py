@@ -222,8 +222,8 @@ def mmproj_near(model: str) -> str | None:
 
 
 def mmproj_in(folder: str, model: str) -> str | None:
-    """Return the path of the vision part in a folder that is the one of the model's file `model`; None if
-    there is none.
+    """Return the path of the vision part in `folder` that belongs to the model file `model`; None if there is
+    none.
     """
     chosen = choose_mmproj(_files_in(folder), model)
     return chosen and os.path.join(folder, chosen)

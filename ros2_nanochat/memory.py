@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError
@@ -27,6 +28,8 @@ class MemoryEstimate:
         overhead: Bytes of compute buffers and the rest.
         available: Free bytes on the device that the model will use; None if unknown.
         context_length: The context that the model was trained for, in tokens.
+        decided: Options that were decided for the estimate. The backend opens with them: decided again
+            later, they would depend on the context, which may be cut to the memory that is free.
     """
 
     weights: int
@@ -34,6 +37,7 @@ class MemoryEstimate:
     overhead: int
     available: int | None
     context_length: int
+    decided: Mapping[str, Any] = field(default_factory=dict)
 
 
 def available_memory(proc: str = '/proc', groups: str = '/sys/fs/cgroup') -> int | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from ros2_nanochat.errors import printable
 
 _log = logging.getLogger(__name__)
+LONGEST_TEMPLATE = 1 << 20
+"""Characters of a chat template that is read; usual ones have less than 50,000."""
 
 
 @dataclass(frozen=True)

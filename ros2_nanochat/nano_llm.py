@@ -105,9 +105,9 @@ class NanoLLM:
             return cls(opened.text, config, engine, opened.vision, opened.engine)
         config = hub.resolve_vision(config, api, stop)
         chosen = backend_class(api)
-        path = chosen.prepare(path, config, stop)
-        config = memory.fill_in(config, chosen.estimate(path, config))
-        backend = chosen(path, config)
+        estimate = chosen.estimate(path := chosen.prepare(path, config, stop), config)
+        config = memory.fill_in(config, estimate)
+        backend = chosen(path, replace(config, **estimate.decided))
         if opening:
             opening(backend)
         with LoadingBar(path, progress) as report:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
 import pytest
 
-from ros2_nanochat import KVCache, NanoLLM
+from ros2_nanochat import KVCache, NanoLLM, memory
 from ros2_nanochat.backends.gguf import attention
 from ros2_nanochat.backends.gguf.attention import Shape, shape_of, with_choice
 from ros2_nanochat.backends.gguf.header import read_metadata
@@ -154,6 +155,14 @@ def test_saved_kv_of_the_other_form_is_computed_again(cache):
                 reply = model.generate(ids, max_new_tokens=8, kv_cache=restored).wait()
                 assert reply.error is None and reply.tokens == replies[flash]
                 assert (reply.usage.reused_tokens > 0) == (flash == form)
+
+
+def test_a_context_that_is_cut_to_the_free_memory_changes_no_choice(cache, monkeypatch):
+    monkeypatch.setattr(attention, '_is_faster', lambda api, shape: False)
+    cut = {'max_context_len': 512, 'max_sequences': 1, 'kv_tokens': 512}
+    monkeypatch.setattr(memory, 'fill_in', lambda config, estimate: dataclasses.replace(config, **cut))
+    with NanoLLM.from_pretrained() as model:
+        assert model.stats['flash_attention'] == 'off'
 
 
 def test_stats_tell_the_choice(cache):

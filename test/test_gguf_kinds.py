@@ -204,6 +204,15 @@ def test_a_word_is_no_end_or_beginning_because_llama_cpp_has_a_default(tmp_path,
         assert not set(words) & model.info.eos_token_ids
 
 
+def test_a_pad_token_that_is_a_word_is_known_if_the_file_names_it(tmp_path, plain):
+    copy_with(plain, tmp_path / 'a.gguf', {'tokenizer.ggml.padding_token_id': (F.UINT32, 11)})
+    with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=256) as model:
+        assert model.info.named_tokens['pad_token'] == model.backend.token_text(11)
+    copy_with(plain, tmp_path / 'b.gguf', without=('tokenizer.ggml.padding_token_id',))
+    with NanoLLM.from_pretrained(str(tmp_path / 'b.gguf'), max_context_len=256) as model:
+        assert 'pad_token' not in model.info.named_tokens
+
+
 def test_a_first_part_without_tensors_opens_and_gives_embeddings(tmp_path, plain):
     reader = gguf.GGUFReader(plain)
     names = [str(tmp_path / f'a-{i:05d}-of-00002.gguf') for i in (1, 2)]

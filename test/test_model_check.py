@@ -18,8 +18,8 @@ from ros2_nanochat.errors import BackendError
 class Wrong(FakeBackend):
     """Its logits are what `fault` makes of the right ones."""
 
-    def __init__(self, fault):
-        super().__init__('', ModelConfig(max_context_len=64, kv_tokens=256))
+    def __init__(self, fault, context=64):
+        super().__init__('', ModelConfig(max_context_len=context, kv_tokens=4 * context))
         self.fault = fault
         self.open()
 
@@ -55,9 +55,9 @@ class WrongBehind(Wrong):
     known that run one token, and several behind one, and nothing else.
     """
 
-    def __init__(self, behind):
+    def __init__(self, behind, context=64):
         self.behind = behind
-        super().__init__(lambda logits, length: logits)
+        super().__init__(lambda logits, length: logits, context)
 
     def forward(self, chunks):
         held, several = len(self._kv[chunks[0].seq]), len(chunks[0]) > 1
@@ -71,6 +71,11 @@ class WrongBehind(Wrong):
 def test_several_tokens_that_follow_several_are_checked(behind):
     with pytest.raises(BackendError, match='not numbers'):
         check_model(WrongBehind(behind))
+
+
+def test_a_fault_within_a_context_of_three_tokens_is_seen():
+    with pytest.raises(BackendError, match='not numbers'):
+        check_model(WrongBehind(1, context=3))
 
 
 @pytest.mark.parametrize('context', [1, 2, 3, 4])

@@ -14,7 +14,7 @@ import numpy as np
 from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.errors import BackendError
 
-_TOKENS = 4  # the fewest of which several can follow several
+_TOKENS = 4  # the fewest that split into two parts of at least two
 _BEYOND = 9  # tokens beyond the window
 _SAMPLE = 64  # tokens by which the time of more is judged
 _SECONDS = 1.0

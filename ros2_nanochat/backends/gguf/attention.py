@@ -26,7 +26,7 @@ from ros2_nanochat.files import write_whole
 
 _log = logging.getLogger(__name__)
 _HISTORY = 1024  # entries
-_SHORT = 1024  # entries of a context up to which flash attention is faster over a whole conversation
+_SHORT = 1024  # entries of a context that flash attention fills as fast or faster; on two cores of a Xeon
 _CHUNK = 16  # rows of a prefill
 _REPEATS = 3
 _FASTER = 0.9  # of the time with flash attention: then it is switched off
@@ -78,20 +78,23 @@ def with_choice(config: ModelConfig, metadata: dict[str, Any], load: Callable[[]
     """
     if config.flash_attention is not FlashAttention.AUTO:
         return config
-    on = bool(config.gpu_layers) or _context(config, metadata) <= _SHORT or _on_cpu(metadata, load)
+    on = bool(config.gpu_layers) or _on_cpu(_context(config, metadata), metadata, load)
     return dataclasses.replace(config, flash_attention=FlashAttention.ON if on else FlashAttention.OFF)
 
 
 def _context(config: ModelConfig, metadata: dict[str, Any]) -> int:
     """Return the number of entries that one conversation may have."""
     trained = metadata.get(f'{metadata.get("general.architecture", "")}.context_length')
-    return config.max_context_len or (trained if isinstance(trained, int) else DEFAULT_CONTEXT)
+    most = config.max_context_len or (trained if isinstance(trained, int) else DEFAULT_CONTEXT)
+    return min(most, config.kv_tokens or most)
 
 
-def _on_cpu(metadata: dict[str, Any], load: Callable[[], Any]) -> bool:
+def _on_cpu(context: int, metadata: dict[str, Any], load: Callable[[], Any]) -> bool:
     shape = shape_of(metadata)
     if shape is None:
         return False
+    if context <= _SHORT:
+        return True
     package = load()
     key = ' '.join(map(str, [*shape, package.__version__, _processor()]))
     known = _read()

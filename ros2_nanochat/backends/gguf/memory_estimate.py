@@ -36,4 +36,5 @@ def estimate_memory(
         overhead=overhead,
         available=None,
         context_length=context,
+        decided={'flash_attention': config.flash_attention},
     )

@@ -243,7 +243,8 @@ class Mtmd:
             with self._chunks(_PROBE, _PROBE, pixels, before, again) as chunks:
                 images = self._images(chunks)
                 last = images[-(len(images) // (1 + again)) :]
-                seen.append([(count, str(self._positions(chunk, count))) for chunk, count in last])
+                places = [self._positions(chunk, count) for chunk, count in last]
+                seen.append([(n, None if at is None else at.tobytes()) for at, (_, n) in zip(places, last)])
         if any(each != seen[0] for each in seen):
             raise BackendError(
                 'what this model makes of a picture depends on where it stands in the prompt, which is not'

@@ -14,11 +14,16 @@ from ros2_nanochat.backends.gguf import digit_runs
 from ros2_nanochat.backends.gguf.deep_stack import with_stack_for
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.errors import BackendError
-from ros2_nanochat.model_info import SpecialToken
+from ros2_nanochat.model_info import LONGEST_TEMPLATE, SpecialToken
 from ros2_nanochat.prompt import Preceding
 
 _log = logging.getLogger(__name__)
 _JOINT = '\U0010fffd'
+_KEYS = {  # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    'bos_token': 'tokenizer.ggml.bos_token_id',
+    'eos_token': 'tokenizer.ggml.eos_token_id',
+    'pad_token': 'tokenizer.ggml.padding_token_id',
+}
 """A character that no token contains, so nothing merges across it."""
 
 
@@ -44,6 +49,7 @@ class GGUFText:
         markup = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED
         all_attributes = [api.llama_vocab_get_attr(vocab, i) for i in range(self.size)]
         attributes = {i: a for i, a in enumerate(all_attributes) if a & markup}
+        scanned = self.chat_template if len(self.chat_template or '') <= LONGEST_TEMPLATE else None
         self.special_tokens: list[SpecialToken] = []
         self._protected: dict[int, str] = {}
         for token_id, attribute in attributes.items():
@@ -58,9 +64,7 @@ class GGUFText:
                     bool(attribute & api.LLAMA_TOKEN_ATTR_RSTRIP),
                 )
             )
-            if attribute & api.LLAMA_TOKEN_ATTR_CONTROL or (
-                self.chat_template and text.strip() and text in self.chat_template
-            ):
+            if attribute & api.LLAMA_TOKEN_ATTR_CONTROL or (scanned and text.strip() and text in scanned):
                 self._protected[token_id] = text
         named = {
             'bos_token': api.llama_vocab_bos(vocab),
@@ -70,7 +74,7 @@ class GGUFText:
         named = {
             name: token_id
             for name, token_id in named.items()
-            if token_id >= 0 and (self._is_in_file(name, metadata) or token_id in attributes)
+            if token_id >= 0 and (self._is_in_file(_KEYS[name], metadata) or token_id in attributes)
         }
         self.named_tokens = {name: self._text(token_id) for name, token_id in named.items()}
         self.bos_token_id: int | None = named.get('bos_token')
@@ -85,9 +89,8 @@ class GGUFText:
         if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):
             self._num_joint = len(self._tokenize(_JOINT, False))
 
-    def _is_in_file(self, name: str, metadata: dict[str, Any]) -> bool:
+    def _is_in_file(self, key: str, metadata: dict[str, Any]) -> bool:
         """Whether the file names this token. Otherwise llama.cpp has a default, which may be any word."""
-        key = f'tokenizer.ggml.{name}_id'
         token_id = metadata.get(key)
         if token_id is not None and not 0 <= token_id < self.size:
             _log.warning('%s=%d is ignored: the vocabulary ends at %d', key, token_id, self.size - 1)

@@ -190,7 +190,7 @@ class MLCBackend(MLCForward):
         return BackendError(
             f'{runtime.library} does not run on {runtime.device} with TVM {runtime.version}'
             f' ({one_line(error)}); it was compiled for another GPU or another TVM: compile it here with'
-            ' nanochat-mlc; if that was done, mlc_llm does not know this kind of model: take another api'
+            ' nanochat-mlc; if you already did, mlc_llm does not support this model: use another api'
         )
 
     def _try_sampler(self, rows: DeviceLogits) -> None:

@@ -21,12 +21,12 @@ from typing import Any
 
 from ros2_nanochat.chat.template import jinja_environment
 from ros2_nanochat.chat.template.jinja_environment import Refused
+from ros2_nanochat.model_info import LONGEST_TEMPLATE
 
 _log = logging.getLogger(__name__)
 _COMMAND = ['-m', 'ros2_nanochat.chat.template.render_process']
 _PATIENCE = 60.0  # seconds of wall-clock time, in case a busy machine gives the process no CPU time
 _PIPE = 1 << 20
-_LONGEST = 1 << 20  # characters of a template; usual ones have less than 50,000
 _BOUNDS = 'more than 5 s of processor time or 512 MB of memory, or wrote more than 1 MB of its own'
 
 
@@ -85,10 +85,10 @@ class BoundedRenderer:
             self._end()
 
     def _ask(self, source: str, context: dict[str, Any] | None) -> str:
-        if len(source) > _LONGEST:
+        if len(source) > LONGEST_TEMPLATE:
             raise TooCostly(
-                f'has {len(source)} characters, and at most {_LONGEST} are read. Set chat_template to another'
-                ' one'
+                f'has {len(source)} characters, and at most {LONGEST_TEMPLATE} are read. Set chat_template to'
+                ' another one'
             )
         try:
             request = json.dumps({'source': source, 'context': context}).encode()

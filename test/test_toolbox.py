@@ -385,6 +385,13 @@ def test_stop_words_are_whole_questions():
         ('止まれ', '止まれ！'),
         ('para', '¡Para!'),
         ('stop', 'Stop… 🛑'),
+        *(('stop', said) for said in ('Stop‼️', 'Stop ❗️', '⏹️ stop', '*️⃣ stop', 'stop ¨')),
+        *(('stop', said) for said in ('stop\u200b', '\ufeffstop', 'st\u00adop', 'stop\ufe0f')),
+        *(('stop', said) for said in ("'stop'", '‘Stop’', '`stop`', "''Stop!'' ")),
+        ("'stop'", 'stop'),
+        ("don't", 'DON´T'),
+        *(('iptal', said) for said in ('İPTAL', 'I\u0307ptal', 'IPTAL')),
+        ('hayır', 'HAYIR!'),
     ],
 )
 def test_stop_words_of_a_file_are_found_however_they_are_written(word, said):
@@ -392,9 +399,10 @@ def test_stop_words_of_a_file_are_found_however_they_are_written(word, said):
     assert limits.stops(said) and not limits.stops('') and not limits.stops(f'{said} x')
 
 
-def test_a_stop_word_without_a_letter_is_refused():
-    with pytest.raises(ValueError, match='stop_words'):
-        ToolLimits(stop_words=['stop', ' !? '])
+@pytest.mark.parametrize('word', [' !? ', "'", '’', '🛑', '⏹️', '\u200b', '\u0301'])
+def test_a_stop_word_without_a_letter_is_refused(word):
+    with pytest.raises(ValueError, match='stop_words.*a letter or digit'):
+        ToolLimits(stop_words=['stop', word])
 
 
 def observing(seen, watches=()):

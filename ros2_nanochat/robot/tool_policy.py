@@ -5,18 +5,32 @@ The declarations check the values. Knows no ROS and no files.
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from dataclasses import dataclass
 
 from ros2_nanochat.config import Options, option
 from ros2_nanochat.states import StrEnum
 
+_APOSTROPHES = str.maketrans(dict.fromkeys('\u2018\u2019\u02bc\u00b4`', "'"))
+_TURKISH_I = str.maketrans('\u0130\u0131', 'ii')  # with and without a dot: case folding keeps them apart
+_SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))  # of variants, unseen
+
 
 def _words(text: str) -> str:
-    """A text without marks and symbols, in lower case, with one space between words."""
-    text = unicodedata.normalize('NFKC', text).casefold().replace('\u2019', "'")
-    kept = (char if char == "'" or unicodedata.category(char)[0] not in 'PS' else ' ' for char in text)
-    return ' '.join(''.join(kept).split())
+    """The words of a text in one case, with one space between them, and without all other characters."""
+    text = unicodedata.normalize('NFKC', text.translate(_APOSTROPHES)).translate(_TURKISH_I).casefold()
+    words = (word.strip("'") for word in ''.join(map(_letter, text)).split())
+    return ' '.join(word for word in words if any(map(str.isalnum, word)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _letter(char: str) -> str:
+    """A character of a word as it is, a space for punctuation, and nothing for what cannot be seen."""
+    category = unicodedata.category(char)
+    if category == 'Cf' or char in _SELECTORS:
+        return ''
+    return ' ' if category[0] in 'PS' and char != "'" else char
 
 
 class ToolKind(StrEnum):
@@ -117,5 +131,5 @@ class ToolLimits(Options):
     )
 
     def stops(self, text: str) -> bool:
-        """Whether a text is one of the stop words, and nothing else. Marks and capitals do not matter."""
+        """Whether a text is one of the stop words, and nothing else. Case and punctuation do not matter."""
         return _words(text) in map(_words, self.stop_words)

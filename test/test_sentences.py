@@ -27,6 +27,8 @@ def split(*texts, spoken=False):
         '你好!|再见?|好的',
         'ｺﾝﾆﾁﾊ｡|ﾜﾀｼﾊﾛﾎﾞｯﾄ｡',
         '「行く。」|「はい！」',
+        '他走了。|“你好！”|她说。|‘再见。’|他说。|“‘好。’|她说。”|他说！|“……好。”',
+        '他走了!“你好。”|她说…“再见。”',
         '３．１４です。|はい。',
         'मैं ठीक हूँ।| आप कैसे हैं?',
         'كيف حالك؟| أنا بخير.',
@@ -45,6 +47,8 @@ def split(*texts, spoken=False):
         'Mr. J. R. Smith and Dr. Who met Prof. Ada.| He is No. 5.',
         '« Bonjour. »| Il part.| « Non ! »| Oui.',
         '„Guten Tag.“| Er geht.| „Wohin?“| ‚Fort.‘| »Gut.«| ›Ja.‹| Also.',
+        'Er schwieg.| »… doch.«| Ja.| »(Leise.)«| »„Nein.“, sagte er.«| „Er rief: ‚Was⁉‘“| »Ja.',
+        'Il rit.| « Oui. »| *« Non. »*| Il part.| « Oui. », dit-il.',
         'M. Dupont arrive.| Il rit.',
         'El Sr. García vino.| ¿Sí?| ¡No!',
         'Am 3. Mai gehen wir, z. B. heute.| Der 2. Mann ist d. h. hier.| Ja.',
@@ -83,7 +87,7 @@ def test_every_mark_that_unicode_calls_the_end_of_a_sentence_ends_one():
 PIECES = st.sampled_from(
     [
         *'.!?\u2026;:,"\'()*_`#-|>~\n ',
-        *'aZé3字ก।؟۔។｡？！。»«\U0001f642\ufe0f\u200d',
+        *'aZé3字ก।؟۔។｡？！。»«“”‘„\U0001f642\ufe0f\u200d',
         *(
             'e.g',
             'Mr',

@@ -35,12 +35,16 @@ _FINAL_MARKS = ''.join(
     for code in range(int(first, 16), int(last or first, 16) + 1)
 )
 _GREEK_QUESTION = ';\u037e'
-# With the quotes that open in English and French, and close in German: they stand right behind a mark.
-_CLOSING = '"\'\u201c\u201d\u2018\u2019\u00ab\u00bb\u2039\u203a)\\]}\uff09\u300d\u300f\u3011\u300b\u3009*_~`'
+_CLOSING = '"\'\u201d\u2019\u00ab\u00bb\u2039\u203a)\\]}\uff09\u300d\u300f\u3011\u300b\u3009*_~`'
 _OPENING = '"\'\u201c\u2018\u201e\u201a\u00ab\u00bb\u2039\u203a([{*_~`\u00bf\u00a1'
+# Quotes that also open: they close a sentence only if no text follows. In Chinese, a quote opens right behind
+# a mark.
+_SPACED = '[ \u00a0\u202f][\u00bb\u203a](?![\\w\u2026(\\[{\u201e\u201a\u201c\u2018\u00ab\u2039\u00bf\u00a1])'
+_GERMAN = '[\u201c\u2018](?![\\w\u2026])'
+_GERMAN_MARKS = _MARKS + '\u203c\u203d\u2047\u2048\u2049'
 _END = re.compile(
     rf'(?P<marks>[{_MARKS}{_FINAL_MARKS}{_GREEK_QUESTION}]+)'
-    rf'(?:[ \u00a0\u202f][\u00bb\u203a](?!\w)|[{_CLOSING}])*'
+    rf'(?:(?<=[{_GERMAN_MARKS}])(?:{_SPACED}|{_GERMAN}|[{_CLOSING}])*|(?:{_SPACED}|[{_CLOSING}])*)'
     r'|(?P<newline>\n)'
 )
 _ALNUM = re.compile(r'[^\W_]')

@@ -47,8 +47,9 @@ class QuietActionClient:
                 (self._impl.CancelGoalService, 'cancel_goal'),
             )
         ]
-        # A server looks for a goal's client among those that listen to the feedback. Nobody keeps feedback
-        # for later, so that the graph shows this subscription but the transport sends nothing to it.
+        # A server looks for a goal's client among those that listen to the feedback. A volatile publisher and
+        # a transient-local subscription do not match in DDS, so the graph shows this one but no feedback is
+        # sent to it. A transport that matches whatever the QoS (Zenoh) sends it, and nobody takes it.
         self._presence = node.create_subscription(
             self._impl.FeedbackMessage,
             f'{name}/_action/feedback',

@@ -18,13 +18,14 @@ from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.config import GenerationConfig, RobotOptions
 from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.errors import EncodingStopped
+from ros2_nanochat.robot import watch_standing
 from ros2_nanochat.robot.observations import Observation, Observations
 from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.robot.watch import Watch, WatchEnd, WatchSource, WatchState, number_of, read_watch
 from ros2_nanochat.robot.watch_asking import Answer, Pending
 from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.robot.watch_choice import Choice
-from ros2_nanochat.robot.watch_frames import CameraView, View
+from ros2_nanochat.robot.watch_frames import CameraView, Unusable, View
 from ros2_nanochat.robot.watch_scene import Scene
 from ros2_nanochat.robot.watch_standing import Standing
 from ros2_nanochat.robot.watcher import MAX_WATCHES, Watcher
@@ -627,8 +628,11 @@ def test_questions_that_are_due_together_share_a_frame_and_its_comparison(robot,
 
     camera.newest = another
     r1.busy = True  # until all are there
-    for name in 'abc':
-        r1.watch(f'{name}?', name=name, max_rate=20.0)
+    each = [r1.watch(f'{name}?', name=name, max_rate=20.0) for name in 'abc']
+    with r1.watcher._changed:  # the thread cannot begin a look of some of them
+        together = time.monotonic() + 0.3
+        for standing in each:
+            standing.due = standing._next_question = together
     r1.busy = False
     r1.wait(lambda: all(len(r1.heard.of(name)) >= 5 for name in 'abc'))
     r1.watcher.close()
@@ -638,7 +642,15 @@ def test_questions_that_are_due_together_share_a_frame_and_its_comparison(robot,
     assert len(compared) <= looks + 1 and len(r1.heard.seen) >= 15
 
 
-def test_a_frame_that_has_not_come_is_looked_for_when_the_camera_is_likely_to_send_it():
+def frozen(monkeypatch):
+    """Stop the clock of the standing questions. Return its time, which the caller may change."""
+    now = [0.0]
+    monkeypatch.setattr(watch_standing, 'time', SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_a_frame_that_has_not_come_is_looked_for_when_the_camera_is_likely_to_send_it(monkeypatch):
+    clock = frozen(monkeypatch)
     arrived, pixels = 100.0, picture(0)
     camera = SimpleNamespace(present=True, newest=lambda: frame)
     view = CameraView('image', lambda: camera)
@@ -648,19 +660,53 @@ def test_a_frame_that_has_not_come_is_looked_for_when_the_camera_is_likely_to_se
         seen_by = view.newest(None)
     assert seen_by.followed - arrived == pytest.approx(0.105)  # of 0.1, 0.1, 0.11 and one that paused
     standing = Standing(read_watch({'question': '?', 'max_rate': 0.0}), WatchSource.SERVICE)
-    now = time.monotonic()
+    now = clock[0]
     shown = View('image', frame, now, seen_by.scene, pixels, followed=now + 0.08)
     assert standing.take([shown])
     standing.answered(Answer('yes', 'yes', valid=True), 0.0, 0.0)
     for again in range(2):
         assert 0.08 <= standing.due - now <= 0.1, again
         assert not standing.take([shown])
-    shown.followed = time.monotonic() - 0.006
-    assert not standing.take([shown]) and standing.due - time.monotonic() <= 0.02
+    shown.followed = now - 0.006
+    assert not standing.take([shown]) and 0.0 < standing.due - now <= 0.02
     shown.followed = now - 10.0  # a camera that has stopped, or sends now and then
-    assert not standing.take([shown]) and standing.due - time.monotonic() <= 0.1
+    assert not standing.take([shown]) and standing.due - now <= 0.1
     shown.followed = now + 10.0
-    assert not standing.take([shown]) and standing.due - time.monotonic() <= 0.1
+    assert not standing.take([shown]) and standing.due - now <= 0.1
+
+
+def test_a_question_about_several_frames_waits_for_the_one_after_the_newest(monkeypatch):
+    clock = frozen(monkeypatch)
+    pixels, watch = picture(0), {'question': '?', 'max_rate': 0.0, 'frames': 3, 'spacing': 0.5}
+    standing = Standing(read_watch(watch), WatchSource.SERVICE)
+    for number in (1, 2, 3):
+        clock[0] += 0.5
+        frame = Picture(lambda: pixels, number=number, sequence=number)
+        shown = View('image', frame, clock[0], Scene.of(pixels), pixels, followed=clock[0] + 0.05)
+        assert standing.take([shown]) == (number == 3)
+    standing.answered(Answer('yes', 'yes', valid=True), 0.0, 0.0)
+    assert 0.05 <= standing.due - clock[0] <= 0.06
+    assert not standing.take([shown]) and 0.05 <= standing.due - clock[0] <= 0.06
+
+
+def test_a_camera_that_nobody_publishes_is_not_asked_for_a_frame():
+    asked, pixels = [], picture(0)
+    camera = SimpleNamespace(present=False, newest=lambda: asked.append(1) or frame)
+    view = CameraView('image', lambda: camera)
+    frame = Picture(lambda: pixels, number=1, sequence=1, arrived=time.monotonic() - 5.0)
+    for present in (False, True, False):  # before it, with it, and after it has gone
+        camera.present = present
+        if present:
+            assert view.newest(None).picture.number == 1
+        else:
+            with pytest.raises(Unusable, match='nobody publishes'):
+                view.newest(None)
+    assert asked == [1]
+    frame = Picture(lambda: pixels, number=2, sequence=2, arrived=time.monotonic() + 60.0)
+    camera.present = True
+    view.newest(None)
+    camera.present = False  # is not asked while frames come
+    assert view.newest(None).picture.number == 2 and len(asked) == 3
 
 
 def test_until_ends_it_after_so_many_in_a_row_and_only_changes_tells_only_changes(robot):

@@ -95,9 +95,10 @@ class CameraView:
         camera = self._camera()
         if camera is None:
             raise Unusable(f'there is no camera {self._name!r}')
-        picture = camera.newest()
-        if not self._is_alive(picture) and not camera.present:
+        # First, as `newest` looks at the graph more closely, and may open a subscription.
+        if not self._is_alive(self._before) and not camera.present:
             raise Unusable(f'nobody publishes images of the camera {self._name!r}')
+        picture = camera.newest()
         if picture is None:
             trouble = camera.trouble()
             raise Unusable(

@@ -142,7 +142,8 @@ class Standing:
     @property
     def _expected(self) -> float:
         """When one of the cameras is likely to have sent its next frame."""
-        return min((view.followed for view in self.shown), default=0.0) + _MARGIN
+        newest = (views[-1] for views in (window.views for window in self._windows.values()) if views)
+        return min((view.followed for view in newest), default=0.0) + _MARGIN
 
     @property
     def _longest(self) -> float:

@@ -200,11 +200,50 @@ def test_a_question_of_another_client_becomes_known_from_the_history():
 
 def test_a_reply_that_is_heard_from_its_middle_on_is_the_one_of_the_history():
     log = TurnLog()
-    log.token(token('t', 5, 'the rest'))
-    log.history(messages(('Who?', 'Here is the rest of it')), 3, 100)
-    assert shown(log) == [('Who?', '… the rest', 'streaming')]
-    log.ended(turn('t', 'Who?', 'Here is the rest of it'))
-    assert shown(log) == [('Who?', 'Here is the rest of it', 'ended')]
+    log.token(token('t', 5, 'the rest of what I know'))
+    log.history(messages(('Who?', 'Here is the rest of what I know.')), 3, 100)
+    assert shown(log) == [('Who?', '… the rest of what I know', 'streaming')]
+    log.ended(turn('t', 'Who?', 'Here is the rest of what I know.'))
+    assert shown(log) == [('Who?', 'Here is the rest of what I know.', 'ended')]
+
+
+@pytest.mark.parametrize(
+    'heard, as_text',
+    [
+        (token('t', 5, ' the'), '…  the'),
+        (token('t', 5, 'Hm', reasoning=True), '… '),
+        (token('t', 0, 'Hm', reasoning=True), ''),
+        (token('t', 0, 'On'), 'On'),
+        (token('t', 5, ' the right of the chair, where'), '…  the right of the chair, where'),
+    ],
+    ids=['a word', 'reasoning from its middle on', 'reasoning', 'a first word', 'another text'],
+)
+def test_a_reply_of_which_little_was_heard_does_not_swallow_an_earlier_one(heard, as_text):
+    log = TurnLog()
+    log.token(heard)
+    log.history(messages(('Old?', 'On the left.')), 3, 100)
+    assert shown(log) == [('Old?', 'On the left.', 'past'), ('', as_text, 'streaming')]
+    assert log.nameless
+    log.ended(turn('t', 'New?', 'On the right.'))
+    log.history(messages(('Old?', 'On the left.'), ('New?', 'On the right.')), 3, 100)
+    assert [each[:2] for each in shown(log)] == [('Old?', 'On the left.'), ('New?', 'On the right.')]
+
+
+def test_a_short_reply_that_the_history_had_before_its_end_is_shown_once_after_another_history():
+    log, pairs = TurnLog(), [('Old?', 'On the left.'), ('Open?', 'Yes.')]
+    log.token(token('t', 0, 'Yes'))
+    log.history(messages(*pairs), 3, 100)
+    assert log.is_doubtful('t')
+    log.ended(turn('t', 'Open?', 'Yes.'))
+    log.history(messages(*pairs), 3, 100)
+    assert [each[:2] for each in shown(log)] == pairs and not log.is_doubtful('t')
+
+
+def test_a_question_that_is_asked_again_does_not_swallow_its_first_answer():
+    log = TurnLog()
+    log.asked('t', 'Where?', [])
+    log.history(messages(('Where?', 'On the left.')), 3, 100)
+    assert shown(log) == [('Where?', 'On the left.', 'past'), ('Where?', '', 'asked')]
 
 
 def test_the_history_keeps_the_figures_of_turns_that_it_has_and_drops_what_was_forgotten():

@@ -212,6 +212,8 @@ class Listener:
         view = self._pages.views.get(prefix)
         if view is not None:
             self._pages.tell(prefix, *view.log.ended(turn, self._camera_picture(view, turn)))
+            if view.known and view.log.is_doubtful(turn['turn_id']):
+                self.learn(view, changed=True)
 
     def _camera_picture(self, view: RobotView, turn: dict[str, Any]) -> list[dict[str, Any]]:
         """The camera's picture that went with a turn, as far as we have seen it."""

@@ -23,6 +23,7 @@ _MOST = 200  # items that are kept
 FRESH = 3.0
 """Seconds after its end in which a turn may be missing in a history that was requested before."""
 _NOT_HEARD = '… '  # in place of the beginning of a reply
+_TELLING = 20  # characters; fewer also occur in other replies
 _FAILED = ('refused', 'error')
 _IN_THE_ITEM = ('query', 'reply', 'reasoning')  # fields of a turn that the item has
 
@@ -40,6 +41,7 @@ class TurnLog:
         self._ended: dict[str, float] = {}  # when
         self._numbers = itertools.count()
         self._about: Event = {'system': '', 'tokens': 0, 'max_tokens': 0}
+        self._doubted = ''  # key of the reply that streams and that may be the last one of the history
 
     def conversation(self) -> Event:
         """Return the event that replaces everything a page shows."""
@@ -126,6 +128,12 @@ class TurnLog:
         """Whether a reply streams whose question is not known, because another client asked it."""
         return any(item['state'] in (ASKED, STREAMING) and not item['query'] for item in self._items.values())
 
+    def is_doubtful(self, key: str) -> bool:
+        """Return whether a turn may be in the last history a second time: too little of it was heard then.
+        When it has ended, another history shows whether it is.
+        """
+        return bool(key) and key == self._doubted
+
     def has_pictures(self, key: str) -> bool:
         """Return whether a turn has pictures."""
         return key in self._items and bool(self._items[key]['pictures'])
@@ -145,7 +153,9 @@ class TurnLog:
         self._about = {'system': system, 'tokens': tokens, 'max_tokens': max_tokens}
         live = [item for item in self._items.values() if item['state'] in (ASKED, STREAMING)]
         ended = [item for item in self._items.values() if item['state'] == ENDED]
+        self._doubted = live[-1]['key'] if live else ''
         if exchanges and live and _is_of(exchanges[-1], live[-1]):
+            self._doubted = ''
             live[-1]['query'] = live[-1]['query'] or exchanges[-1]['query']
             exchanges.pop()
         self._items = {item['key']: item for item in [*self._merged(exchanges, ended, anew), *live][-_MOST:]}
@@ -238,7 +248,12 @@ def _is_of(exchange: Item, live: Item) -> bool:
     if live['query'] and live['query'] != exchange['query']:
         return False
     text, heard = exchange['text'], live['text'].removeprefix(_NOT_HEARD)
-    return not text or (text.startswith(heard) if heard == live['text'] else heard in text)
+    if not text or not heard:
+        return not text
+    from_the_middle = heard != live['text']
+    if (from_the_middle or not live['query']) and len(heard) < _TELLING:
+        return False
+    return heard in text if from_the_middle else text.startswith(heard)
 
 
 def _failed(item: Item) -> bool:

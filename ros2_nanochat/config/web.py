@@ -32,7 +32,7 @@ class WebConfig(Options):
     )
     camera_rate: float = option(
         5.0,
-        'Camera images per second that the page shows at most',
+        'Camera images per second that the page shows at most; never more than 2 while a reply streams',
         above=0.0,
         high=30.0,
         parameter=None,

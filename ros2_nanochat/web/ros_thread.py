@@ -29,7 +29,7 @@ _LOOK = 1.0  # seconds between two looks at the graph
 _IDLE = 1.0  # seconds between two rounds without any page
 _TRY_AGAIN = 5.0  # seconds after which something is opened again that failed
 _GRACE = 3.0  # seconds that a robot's topics stay open after the last page, which may just be reloading
-_STREAMS = 1.0  # seconds between two pieces of one reply
+_STREAMS = 3.0  # seconds between two pieces of one reply; large models are slow
 _LONG_PREFIX = 250  # characters; DDS has no longer topics
 _TURN, _TURN_TYPE = '/turn', 'nanochat/msg/Turn'
 
@@ -114,10 +114,12 @@ class RosThread:
     def _run(self) -> None:
         while not self._end.is_set():
             try:
-                self._follow(self._wanted)
-                self._look()
-                self._take()
-                self._hand_on()
+                try:
+                    self._follow(self._wanted)
+                    self._look()
+                    self._take()
+                finally:  # else what cameras bring would pile up for as long as the rest fails
+                    self._hand_on()
             except Exception as error:
                 if not self._node.context.ok():
                     break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from types import SimpleNamespace
 
@@ -57,6 +59,30 @@ def test_a_name_that_ros_does_not_know_hides_no_robot():
         node.destroy_node()
 
 
+class LostGraph(Node):
+    """A node that cannot ask its graph."""
+
+    def get_topic_names_and_types(self, *arguments):
+        raise RuntimeError('no graph')
+
+
+def test_what_has_arrived_is_handed_on_although_the_graph_cannot_be_looked_at():
+    node = LostGraph('lost', parameter_overrides=[Parameter('start_type_description_service', value=False)])
+    heard, came = [], threading.Event()
+    ros = RosThread(node, lambda batch: heard.extend(batch) or came.set(), 5.0)
+    ros.want(Wanted(any_page=True))
+    frames = [('camera', '/here/nanochat', ('image', bytes([n]))) for n in range(3)]
+    for frame in frames:
+        ros._put(frame)
+    ros._looked = -math.inf  # so that it looks in its first round
+    ros.start()
+    try:
+        assert came.wait(30.0) and heard == frames
+    finally:
+        ros.close()
+        node.destroy_node()
+
+
 def test_a_camera_is_shown_less_often_while_a_reply_streams():
     node = Node('streams', parameter_overrides=[Parameter('start_type_description_service', value=False)])
     ros = RosThread(node, lambda _: None, 5.0)
@@ -68,6 +94,8 @@ def test_a_camera_is_shown_less_often_while_a_reply_streams():
         ros._put(('tokens', '/here/nanochat', {}))
         ros._hand_on()
         assert feed.pause == 0.5 and slow.pause == 2.0
+        ros._streamed -= 2.0  # of a model that is slower than a token per second
+        assert feed.pause == 0.5
     finally:
         feed.close()
         slow.close()
@@ -99,6 +127,21 @@ def test_what_one_robot_sends_costs_the_others_nothing(pages):
     piece = {'turn_id': 'a', 'index': 0, 'text': 'Hi', 'last': False, 'reasoning': False, 'num_tokens': 1}
     pages.listener.deliver([('turn', '/r1/nanochat', {}), ('tokens', '/r2/nanochat', piece)])
     assert len(pages.reported) == 1 and states(pages, '/r2/nanochat') == ['streaming']
+
+
+def test_a_reply_that_may_be_in_the_history_already_is_looked_for_in_it_when_it_has_ended(pages):
+    view, learned = pages.views['/r1/nanochat'], []
+    pages.listener.learn = lambda view, changed=False: learned.append((view.prefix, changed))
+    ended = {'turn_id': 'a', 'query': 'Open?', 'reply': 'Yes.', 'reasoning': '', 'finish_reason': 'stop'}
+    ended |= {'prompt_tokens': 5, 'new_tokens': 2, 'image_used': False}
+    view.known = True
+    view.log.asked('a', '', [])
+    read = [
+        {'role': role, 'text': text, 'num_images': 0} for role, text in (('user', 'Open?'), ('bot', 'Yes.'))
+    ]
+    view.log.history(read, 5, 100)
+    pages.listener.ended('/r1/nanochat', ended)
+    assert learned == [('/r1/nanochat', True)] and states(pages, '/r1/nanochat') == ['past', 'ended']
 
 
 def test_replies_of_a_node_that_was_started_again_are_lost_as_soon_as_it_is_there(pages):

@@ -25,7 +25,9 @@ from ros2_nanochat.ros.program import init, run_ros_program
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.web.access import Access, is_loopback, new_token
 
-_NICENESS = 5  # the robots' models come first; with more, a busy browser beside us would leave us nothing
+# About a third of the share that a model of niceness 0 gets of a busy core, where both run in one session or
+# group of the system. With more, a busy browser beside us would leave us nothing.
+_NICENESS = 5
 _THREADS = 48  # for what blocks: questions that wait for their answers, services, pictures
 
 

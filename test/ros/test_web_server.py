@@ -71,13 +71,17 @@ def wait_for_robots(site):
     raise AssertionError('the robots do not appear')
 
 
-def test_the_models_of_the_machine_come_first(site):
-    names = {
-        int(task.name): (task / 'comm').read_text()
-        for task in Path(f'/proc/{site.web.process.pid}/task').iterdir()
-    }
-    main_and_transport = {site.web.process.pid, *(task for task, name in names.items() if 'dds' in name)}
-    assert {os.getpriority(os.PRIO_PROCESS, task) for task in main_and_transport} == {5}
+def test_the_server_and_its_transport_have_niceness_5(site):
+    niceness, names = {}, {}
+    for task in Path(f'/proc/{site.web.process.pid}/task').iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            names[int(task.name)] = (task / 'comm').read_text()
+            niceness[int(task.name)] = os.getpriority(os.PRIO_PROCESS, int(task.name))
+    main = site.web.process.pid
+    # Threads that are called like the program may be those of NumPy, which start with its import.
+    named = [task for task in niceness if names[task] != names[main]]
+    assert named, names
+    assert {niceness[task] for task in (main, *named)} == {max(5, os.getpriority(os.PRIO_PROCESS, 0))}
 
 
 def test_every_response_has_the_policy(site):

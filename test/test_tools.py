@@ -447,8 +447,8 @@ def test_the_choice_of_a_tool_holds_when_sampled(history, sixteen, choice):
 
 
 def test_no_call_ever_leaves_what_is_allowed(sixteen):
-    tally = attack(sixteen, random.Random(1), 16, sets=2)
-    assert tally.runs == 16 and tally.calls > 1
+    tally = attack(sixteen, random.Random(1), 100, sets=2, answers=16)
+    assert tally.runs == 100 and tally.calls > 10
     assert tally.outside == tally.leaked == 0
 
 

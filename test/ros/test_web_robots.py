@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from types import SimpleNamespace
@@ -59,22 +58,21 @@ def test_a_name_that_ros_does_not_know_hides_no_robot():
         node.destroy_node()
 
 
-class LostGraph(Node):
-    """A node that cannot ask its graph."""
+class Full(Node):
+    """A node whose transport has no place for another subscription."""
 
-    def get_topic_names_and_types(self, *arguments):
-        raise RuntimeError('no graph')
+    def create_subscription(self, *arguments, **options):
+        raise RuntimeError('no place left')
 
 
-def test_what_has_arrived_is_handed_on_although_the_graph_cannot_be_looked_at():
-    node = LostGraph('lost', parameter_overrides=[Parameter('start_type_description_service', value=False)])
+def test_what_has_arrived_is_handed_on_although_nothing_can_be_opened():
+    node = Full('full', parameter_overrides=[Parameter('start_type_description_service', value=False)])
     heard, came = [], threading.Event()
     ros = RosThread(node, lambda batch: heard.extend(batch) or came.set(), 5.0)
     ros.want(Wanted(any_page=True))
     frames = [('camera', '/here/nanochat', ('image', bytes([n]))) for n in range(3)]
     for frame in frames:
         ros._put(frame)
-    ros._looked = -math.inf  # so that it looks in its first round
     ros.start()
     try:
         assert came.wait(30.0) and heard == frames

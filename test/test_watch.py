@@ -707,6 +707,9 @@ def test_a_camera_that_nobody_publishes_is_not_asked_for_a_frame():
     view.newest(None)
     camera.present = False  # is not asked while frames come
     assert view.newest(None).picture.number == 2 and len(asked) == 3
+    frame = None
+    with pytest.raises(Unusable, match='nobody publishes'):  # a moment after its last frame
+        view.newest(None)
 
 
 def test_until_ends_it_after_so_many_in_a_row_and_only_changes_tells_only_changes(robot):

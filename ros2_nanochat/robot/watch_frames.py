@@ -96,10 +96,11 @@ class CameraView:
         if camera is None:
             raise Unusable(f'there is no camera {self._name!r}')
         # First, as `newest` looks at the graph more closely, and may open a subscription.
-        if not self._is_alive(self._before) and not camera.present:
-            raise Unusable(f'nobody publishes images of the camera {self._name!r}')
-        picture = camera.newest()
+        there = self._is_alive(self._before) or camera.present
+        picture = camera.newest() if there else None
         if picture is None:
+            if not there or not camera.present:  # its publisher may have gone just now
+                raise Unusable(f'nobody publishes images of the camera {self._name!r}')
             trouble = camera.trouble()
             raise Unusable(
                 f'no image of the camera {self._name!r} has come' + (f': {trouble}' if trouble else '')

@@ -10,11 +10,11 @@ import contextlib
 import time
 from typing import Any
 
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 
 from ros2_nanochat.ros.action_ends import service_qos
+from ros2_nanochat.ros.endpoint_events import SubscriptionEventCallbacks
 from ros2_nanochat.ros.spinning import Untouched
 
 _LOOK = 0.1  # seconds between two looks for the server

@@ -13,7 +13,6 @@ from nanochat.msg import Turn as TurnMessage
 from nanochat.srv import GetHistory, Reset
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.duration import Duration
-from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
@@ -27,6 +26,7 @@ from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.ros.action_ends import service_qos
 from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
+from ros2_nanochat.ros.endpoint_events import PublisherEventCallbacks, SubscriptionEventCallbacks
 from ros2_nanochat.ros.named_cameras import NamedCameras
 from ros2_nanochat.ros.speaker import Speaker
 from ros2_nanochat.ros.spinning import Seldom, pass_through

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSProfile
 
 from ros2_nanochat.answer.cache import BoundedCache
 from ros2_nanochat.answer.response_format import FILES, ResponseFormat, read_response_format
 from ros2_nanochat.config import RobotOptions
 from ros2_nanochat.robot.turn import Turn
+from ros2_nanochat.ros.endpoint_events import PublisherEventCallbacks
 from ros2_nanochat.ros.message_schema import read_format
 from ros2_nanochat.ros.message_types import is_message_type, type_name
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 
@@ -103,14 +104,18 @@ def restrict_thread(nice: int, cpus: Iterable[int] | None) -> None:
         nice: The least niceness it should have.
         cpus: The CPUs it may use; None leaves them.
     """
+    name = threading.current_thread().name
     try:
         if cpus is not None:
             os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        _log.warning('the CPUs of the thread %s could not be set: %s', name, error)
+    try:
         # on Linux, niceness belongs to the thread
         if nice > os.getpriority(os.PRIO_PROCESS, 0):
             os.setpriority(os.PRIO_PROCESS, 0, nice)
     except OSError as error:
-        _log.warning('nice or cpu_affinity has no effect: %s', error)
+        _log.warning('the priority of the thread %s could not be set: %s', name, error)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from ros2_nanochat import NanoLLM, processor
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.processor import IdleCores, cpus_of, physical_cores
+from ros2_nanochat.processor import IdleCores, cpus_of, physical_cores, restrict_thread
 
 USABLE = sorted(os.sched_getaffinity(0))
 
@@ -47,6 +47,23 @@ def test_the_threads_of_llama_cpp_are_those_of_the_engine():
             if os.path.exists(f'/proc/self/task/{task}')
         ]
         assert nice.count(7) == 2
+
+
+def test_a_restriction_that_the_system_refuses_is_named_and_the_other_one_is_made(monkeypatch, caplog):
+    def refuse(*_):
+        raise PermissionError(1, 'Operation not permitted')
+
+    made = []
+    monkeypatch.setattr(os, 'getpriority', lambda *_: 0)
+    monkeypatch.setattr(os, 'sched_setaffinity', refuse)
+    monkeypatch.setattr(os, 'setpriority', lambda *arguments: made.append(arguments[-1]))
+    restrict_thread(19, {0})
+    monkeypatch.setattr(os, 'setpriority', refuse)
+    restrict_thread(19, None)
+    cpus, priority = caplog.messages
+    assert made == [19] and cpus.startswith('the CPUs of the thread MainThread could not be set: ')
+    assert priority.startswith('the priority of the thread MainThread could not be set: ')
+    assert not any(option in caplog.text for option in ('cpu_affinity', 'nice '))  # `web` has no such options
 
 
 @pytest.mark.parametrize('text, cpus', [('0', {0}), ('0-3', {0, 1, 2, 3}), ('1,3-4', {1, 3, 4})])

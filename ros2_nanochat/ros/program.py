@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -91,6 +92,25 @@ def refuse_words(words: Sequence[str], example: str = 'name:=value') -> None:
         raise ValueError(
             f'{shown(" ".join(unknown))} is not understood: parameters are given as  --ros-args -p {example}'
         )
+
+
+def parse_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a program that has some.
+
+    Args:
+        parser: Knows the options.
+        words: The arguments that are not for ROS.
+
+    Raises:
+        ValueError: There are others.
+    """
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise ValueError(
+            f'{shown(" ".join(unknown))} is not understood: {parser.prog} --help lists the options, and what'
+            ' is for ROS stands behind --ros-args, for example  --ros-args -p name:=value'
+        )
+    return options
 
 
 def is_debug(arguments: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from ros2_nanochat.files import open_regular
 from ros2_nanochat.ros.client import ChatClient, NodeGone
-from ros2_nanochat.ros.program import init, run_ros_program
+from ros2_nanochat.ros.program import init, parse_options, run_ros_program
 
 _HELP = (
     '/reset [SYSTEM PROMPT]  forget the conversation\n/history  show it\n/stats  figures of the last turn\n'
@@ -50,7 +50,7 @@ def main(args=None) -> int:
 
 
 def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
-    options = parser.parse_args(init(args, signal_handler_options=SignalHandlerOptions.NO))
+    options = parse_options(parser, init(args, signal_handler_options=SignalHandlerOptions.NO))
     chat = ChatClient(options.node, options.robot)
     try:
         return _Terminal(chat, options).run()

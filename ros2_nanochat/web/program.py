@@ -21,7 +21,7 @@ from ros2_nanochat.config import WebConfig, options_of
 from ros2_nanochat.config.wording import shown_default
 from ros2_nanochat.errors import one_line, require
 from ros2_nanochat.processor import restrict_thread
-from ros2_nanochat.ros.program import init, run_ros_program
+from ros2_nanochat.ros.program import init, parse_options, run_ros_program
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.web.access import Access, is_loopback, new_token
 
@@ -54,7 +54,7 @@ def _run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     restrict_thread(_NICENESS, None)  # first, as the threads of the transport take it over
     done = threading.Event()
     on_signal(done.set)
-    options = vars(parser.parse_args(init(args, signal_handler_options=SignalHandlerOptions.NO)))
+    options = vars(parse_options(parser, init(args, signal_handler_options=SignalHandlerOptions.NO)))
     debug = options.pop('debug')
     config = WebConfig(**options)
     # rclpy destroys the type description service twice, which can crash a process on close
@@ -107,7 +107,7 @@ async def _serve(node, config: WebConfig, done: threading.Event, debug: bool) ->
 
 
 def _site(runner, host: str, port: int):
-    """Return what listens on an address. All of IPv6 includes IPv4: our name may stand for either."""
+    """Return what listens on an address. All of IPv6 includes IPv4: our host name may resolve to either."""
     from aiohttp import web
 
     if host == '::' and socket.has_dualstack_ipv6():
@@ -117,8 +117,10 @@ def _site(runner, host: str, port: int):
     return web.TCPSite(runner, host, port)
 
 
-def _hands_over(loop: asyncio.AbstractEventLoop, deliver: Callable[[list[Any]], None]):
-    """Return what calls a function of the event loop from other threads."""
+def _hands_over(
+    loop: asyncio.AbstractEventLoop, deliver: Callable[[list[Any]], None]
+) -> Callable[[list[Any]], None]:
+    """Return a function that passes batches to `deliver` on the event loop, from any thread."""
 
     def hand_over(batch: list[Any]) -> None:
         try:

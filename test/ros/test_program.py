@@ -65,6 +65,25 @@ def test_a_parameter_that_is_not_given_to_ros_is_refused(program):
     assert "'model:=x' is not understood" in done.stderr and '--ros-args -p' in done.stderr
 
 
+def test_the_node_the_client_and_the_page_import_where_the_events_have_humbles_name():
+    code = (
+        'import sys, rclpy.action, rclpy.lifecycle, rclpy.event_handler as events\n'
+        "sys.modules['rclpy.qos_event'], sys.modules['rclpy.event_handler'] = events, None\n"
+        'import ros2_nanochat.ros.chat_node, ros2_nanochat.ros.client, ros2_nanochat.web.program'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('program', [terminal_client, web_program], ids=lambda each: each.__name__)
+@pytest.mark.parametrize('word', ['model:=x', '--nonsense'])
+def test_a_program_with_options_refuses_other_words(program, word):
+    command = [sys.executable, '-m', program.__name__, word, 'more']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(f"'{word} more' is not understood: .* --help .*--ros-args", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize(
     'error', [ValueError('a\nb'), KeyError('x'), TypeError('odd'), Exception(), OSError(5, 'no')]
 )

@@ -107,8 +107,8 @@ def parse_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> argp
     options, unknown = parser.parse_known_args(words)
     if unknown:
         raise ValueError(
-            f'{shown(" ".join(unknown))} is not understood: {parser.prog} --help lists the options, and what'
-            ' is for ROS stands behind --ros-args, for example  --ros-args -p name:=value'
+            f'{shown(" ".join(unknown))} is not understood: {parser.prog} --help lists the options; arguments'
+            ' of ROS follow --ros-args, for example  --ros-args -p name:=value'
         )
     return options
 

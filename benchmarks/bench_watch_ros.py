@@ -97,7 +97,9 @@ def changes(watcher, count: int, seed: int) -> bool:
     """How many changes of drawn scenes are told by the second frame that was looked at since, while light
     flickers and the camera is noisy and shakes. Return whether it is 95 %.
     """
-    from watch_story import QUESTIONS, add_all, tell
+    from watch_story import add_all, tell
+
+    from ros2_nanochat.vision.shapes import STANDING_QUESTIONS
 
     camera = watcher.camera(rate=10.0)
     add_all(watcher, max_rate=10.0)
@@ -122,7 +124,7 @@ def changes(watcher, count: int, seed: int) -> bool:
     table(f'Changes of drawn scenes, seed {seed}', head, rows)
     for each in (each for _, told in found for each in told if each.fault):
         print(f'  {each}')
-    for fact in QUESTIONS:
+    for fact in STANDING_QUESTIONS:
         watcher.set('remove', name=fact)
     watcher.cameras.pop().close()
     every = [each for _, told in found for each in told]
@@ -134,10 +136,10 @@ def person(watcher, count: int) -> bool:
     as often as possible about a camera whose every frame is new. Return whether that is the time of the model
     for a look, which is one step for the most part, and 20 ms at most.
     """
-    from watch_story import QUESTIONS, add_all, another, stamp_of
+    from watch_story import add_all, another, stamp_of
 
     from ros2_nanochat.ros.client import ChatClient
-    from ros2_nanochat.vision.shapes import draw
+    from ros2_nanochat.vision.shapes import STANDING_QUESTIONS, draw
 
     camera, rng, scene, scenes = watcher.camera(rate=20.0), np.random.default_rng(0), None, []
     for _ in range(16):
@@ -150,7 +152,7 @@ def person(watcher, count: int) -> bool:
         assert chat.wait_until_ready(30.0)
         for n in range(2 * count + 2):
             command = ('resume', 'pause')[n % 2]
-            for name in QUESTIONS:
+            for name in STANDING_QUESTIONS:
                 watcher.set(command, name=name)
             chat.reset()
             before = len(watcher.observations)
@@ -164,7 +166,7 @@ def person(watcher, count: int) -> bool:
                 waits[command].append(turn.time_to_first_token)
     spent: dict[int, list[float]] = {}
     for each in watcher.observations[begun:]:
-        if not each.unchanged and each.name in QUESTIONS:
+        if not each.unchanged and each.name in STANDING_QUESTIONS:
             spent.setdefault(stamp_of(each), []).append(each.model_time)
     together = max(map(len, spent.values()))
     looks = [sum(times) for times in spent.values() if len(times) == together]
@@ -180,7 +182,7 @@ def person(watcher, count: int) -> bool:
         f'  a look of {together} questions takes {1000 * look:.1f} ms of the model,'
         f' the person waits {1000 * later:.1f} ms longer'
     )
-    for name in QUESTIONS:
+    for name in STANDING_QUESTIONS:
         watcher.set('remove', name=name)
     watcher.cameras.pop().close()
     return later <= look + 0.02

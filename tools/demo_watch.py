@@ -15,17 +15,9 @@ from nanochat.srv import SetWatch
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
 from ros2_nanochat.ros.client import ChatClient
+from ros2_nanochat.vision.shapes import STANDING_QUESTIONS
 
 SECONDS = 60.0
-QUESTIONS = {
-    'color': ('What color is the object?', 'The object is {}.', ('red', 'green', 'blue', 'yellow')),
-    'shape': ('What shape is the object?', 'The object is a {}.', ('circle', 'square', 'triangle')),
-    'place': (
-        'Where is the object?',
-        'The object is {}.',
-        ('on the left', 'on the right', 'at the top', 'at the bottom'),
-    ),
-}
 
 
 def show(text: str) -> None:
@@ -57,7 +49,7 @@ def main() -> int:
         chat.node.create_subscription(Observation, f'{chat.prefix}/observations', observed, kept)
         setter = chat.node.create_client(SetWatch, f'{chat.prefix}/set_watch')
         setter.wait_for_service(30.0)
-        for name, (question, sentence, words) in QUESTIONS.items():
+        for name, (question, sentence, words) in STANDING_QUESTIONS.items():
             form = ' | '.join(map(sentence.format, words))
             watch = Watch(name=name, question=question, response_format=form, max_rate=5.0)
             setter.call_async(SetWatch.Request(command='add', watch=watch))

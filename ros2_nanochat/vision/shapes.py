@@ -32,6 +32,16 @@ _SHADES = {
 SHAPES = ('circle', 'square', 'triangle')
 PLACES = ('left', 'right', 'top', 'bottom', 'center')
 LABELS = (tuple(COLORS), SHAPES, PLACES)
+STANDING_QUESTIONS = {
+    'color': ('What color is the object?', 'The object is {}.', ('red', 'green', 'blue', 'yellow')),
+    'shape': ('What shape is the object?', 'The object is a {}.', ('circle', 'square', 'triangle')),
+    'place': (
+        'Where is the object?',
+        'The object is {}.',
+        ('on the left', 'on the right', 'at the top', 'at the bottom'),
+    ),
+}
+"""Of each question: what is asked, the sentence of its answers, and the words in it that are watched for."""
 
 _CONTRAST = 120
 """Least distance in RGB between the object and any of its background."""

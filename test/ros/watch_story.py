@@ -11,20 +11,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ros2_nanochat.vision.shapes import Scene, draw
+from ros2_nanochat.vision.shapes import STANDING_QUESTIONS, Scene, draw
 
-QUESTIONS = {
-    'color': ('What color is the object?', 'The object is {}.', ('red', 'green', 'blue', 'yellow')),
-    'shape': ('What shape is the object?', 'The object is a {}.', ('circle', 'square', 'triangle')),
-    'place': (
-        'Where is the object?',
-        'The object is {}.',
-        ('on the left', 'on the right', 'at the top', 'at the bottom'),
-    ),
-}
-"""Of each standing question: what is asked, the sentence of its answers, and the words in it."""
-
-_CENTERS = dict(zip(QUESTIONS['place'][2], ((0.24, 0.5), (0.76, 0.5), (0.5, 0.25), (0.5, 0.75))))
+_CENTERS = dict(zip(STANDING_QUESTIONS['place'][2], ((0.24, 0.5), (0.76, 0.5), (0.5, 0.25), (0.5, 0.75))))
 _FRAMES = 2  # that were looked at, by which a change is to be told
 _PATIENCE = 60.0  # seconds
 
@@ -86,7 +75,7 @@ def stamp_of(observation) -> int:
 
 def add_all(watcher, max_rate: float) -> None:
     """Add one standing question for each fact, by its name."""
-    for fact, (question, sentence, words) in QUESTIONS.items():
+    for fact, (question, sentence, words) in STANDING_QUESTIONS.items():
         form = ' | '.join(map(sentence.format, words))
         watcher.set('add', name=fact, question=question, response_format=form)
         watcher.set('change', ['max_rate'], name=fact, max_rate=max_rate)  # 0.0, too
@@ -94,7 +83,9 @@ def add_all(watcher, max_rate: float) -> None:
 
 def answers(scene: Scene) -> dict[str, str]:
     """What is right to say of a scene, for each question."""
-    return {fact: sentence.format(getattr(scene, fact)) for fact, (_, sentence, _) in QUESTIONS.items()}
+    return {
+        fact: sentence.format(getattr(scene, fact)) for fact, (_, sentence, _) in STANDING_QUESTIONS.items()
+    }
 
 
 def another(scene: Scene | None, rng: np.random.Generator) -> Scene:
@@ -104,7 +95,7 @@ def another(scene: Scene | None, rng: np.random.Generator) -> Scene:
             fact: str(words[rng.integers(len(words))])
             if scene is None or rng.random() < 0.6
             else getattr(scene, fact)
-            for fact, (_, _, words) in QUESTIONS.items()
+            for fact, (_, _, words) in STANDING_QUESTIONS.items()
         }
         x, y = np.array(_CENTERS[facts['place']]) + rng.uniform(-0.02, 0.02, 2)
         found = Scene(**facts, size=float(rng.uniform(0.32, 0.4)), x=float(x), y=float(y))
@@ -140,9 +131,9 @@ def tell(
             seen = watcher.observations[start:]
             return [each for each in seen if each.name == fact and stamp_of(each) >= since]
 
-        watcher.wait(lambda of=of: all(len(of(fact)) >= _FRAMES for fact in QUESTIONS), _PATIENCE)
+        watcher.wait(lambda of=of: all(len(of(fact)) >= _FRAMES for fact in STANDING_QUESTIONS), _PATIENCE)
         time.sleep(rng.uniform(0.0, 0.3))  # at any moment between two looks
-        for fact in QUESTIONS if before is not None else ():
+        for fact in STANDING_QUESTIONS if before is not None else ():
             was, now = answers(before)[fact], answers(scene)[fact]
             if was != now:
                 changes.append(Change(fact, was, now, since, of(fact)))

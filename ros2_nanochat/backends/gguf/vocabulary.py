@@ -19,12 +19,12 @@ from ros2_nanochat.prompt import Preceding
 
 _log = logging.getLogger(__name__)
 _JOINT = '\U0010fffd'
+"""A character that no token contains, so nothing merges across it."""
 _KEYS = {  # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     'bos_token': 'tokenizer.ggml.bos_token_id',
     'eos_token': 'tokenizer.ggml.eos_token_id',
     'pad_token': 'tokenizer.ggml.padding_token_id',
 }
-"""A character that no token contains, so nothing merges across it."""
 
 
 class GGUFText:

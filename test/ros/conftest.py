@@ -55,9 +55,9 @@ def hear_sighup():
 
 
 class NodeProcess:
-    """A chat node in a process of its own; its output is kept."""
+    """A chat node in a process of its own; its output is kept. `command` runs it in another way."""
 
-    def __init__(self, *, ros_args=(), **parameters):
+    def __init__(self, *, ros_args=(), command=None, **parameters):
         self.lines = []
         arguments = [
             part
@@ -66,7 +66,7 @@ class NodeProcess:
         ]
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [program('chat_node'), '--ros-args', *ros_args, *arguments],
+            [*(command or [program('chat_node')]), '--ros-args', *ros_args, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

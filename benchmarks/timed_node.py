@@ -1,0 +1,59 @@
+"""`chat_node`, which writes down each step of its engine: when it began (`time.monotonic`), its seconds, and
+the priority of its requests.
+
+    python -m benchmarks.timed_node STEPS --ros-args ...
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import NamedTuple
+
+from ros2_nanochat.engine.request import BACKGROUND
+from ros2_nanochat.engine.scheduler import Scheduler
+
+
+class Step(NamedTuple):
+    """One forward.
+
+    Attributes:
+        began: When, on the clock of `time.monotonic`, which is one for all processes.
+        seconds: How long it took.
+        watching: Whether it was for standing questions.
+    """
+
+    began: float
+    seconds: float
+    watching: bool
+
+
+def read_steps(path: str) -> list[Step]:
+    """Return the steps that a node has written so far."""
+    with open(path) as file:
+        whole = file.read().rpartition('\n')[0].split('\n')
+    rows = [line.split() for line in whole if line]
+    return [
+        Step(float(began), float(seconds), int(priority) < BACKGROUND) for began, seconds, priority in rows
+    ]
+
+
+def main() -> int:
+    """Run the node. Return its exit code."""
+    from ros2_nanochat.ros.chat_program import main as run
+
+    path, *arguments = sys.argv[1:]
+    record = Scheduler.record
+    with open(path, 'w', buffering=1) as file:
+
+        def timed(scheduler: Scheduler, batch, seconds: float) -> None:
+            priority = max(work.request.priority for work in batch)
+            file.write(f'{time.monotonic() - seconds:.6f} {seconds:.6f} {priority}\n')
+            record(scheduler, batch, seconds)
+
+        Scheduler.record = timed  # type: ignore[method-assign]
+        return run(arguments)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -20,7 +20,7 @@ from ros2_nanochat.chat.message import ChatMessage, is_image
 from ros2_nanochat.image_sources import EXTENSIONS, is_image_name
 from ros2_nanochat.vision import fetch as fetch_module
 from ros2_nanochat.vision.images import MAX_BYTES, image_digest, open_image
-from ros2_nanochat.vision.pixels import MAX_PIXELS
+from ros2_nanochat.vision.pixels import MAX_PIXELS, num_pixels
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -472,3 +472,12 @@ def test_long_roles_and_texts_are_cut_in_errors(role):
     with pytest.raises(ValueError) as caught:
         ChatMessage('user', text=['z' * 75_000])
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize('form', ['PNG', 'JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF'])
+def test_the_header_tells_how_many_pixels_there_are(form):
+    data = encoded(form=form)
+    assert num_pixels(data) == 600
+    if form not in ('WEBP', 'TIFF'):  # Pillow opens these only whole
+        assert num_pixels(data[: len(data) * 3 // 4]) == 600  # nothing is decoded
+    assert num_pixels(data[:3]) == num_pixels(b'') == num_pixels(b'nothing that can be opened') == 0

@@ -406,6 +406,7 @@ def test_what_is_on_disk_is_private_and_a_restart_cleans_up(seeing, tmp_path):
         ([Picture(lambda: noise(1))] * 3000, 'carries 3000 images, and at most 16'),
         ([Picture(lambda: noise(1), num_bytes=100 << 20)] * 3, 'bytes'),
         ([Picture(lambda: np.broadcast_to(np.uint8(0), (6000, 6000, 3)))] * 2, 'pixels together'),
+        ([Picture(lambda: 1 / 0, count_pixels=lambda: 40_000_000)] * 2, 'pixels together'),  # not decoded
     ],
 )
 def test_the_images_of_a_question_are_bounded(seeing, pictures, says):

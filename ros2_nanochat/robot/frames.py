@@ -178,15 +178,13 @@ class CameraFrames:
 
     @staticmethod
     def _all(pictures: Sequence[Picture], open_image: Callable) -> list[tuple[Picture, Any]]:
+        if len(pictures) > 1:  # one has a reason of its own
+            _check_together(sum(picture.count_pixels() for picture in pictures))
         opened, num_pixels = [], 0
         for picture in pictures:
             pixels = picture.decode()
             num_pixels += pixels.shape[0] * pixels.shape[1]
-            if num_pixels > MAX_PIXELS:
-                raise ValueError(
-                    f'the images of the question have more than {MAX_PIXELS:,} pixels together: send fewer'
-                    ' or smaller ones'
-                )
+            _check_together(num_pixels)
             opened.append((picture, open_image(pixels)))
         return opened
 
@@ -210,6 +208,14 @@ class CameraFrames:
             turn.picture = seen[1]
             return []
         return [(picture, opened)]
+
+
+def _check_together(num_pixels: int) -> None:
+    if num_pixels > MAX_PIXELS:
+        raise ValueError(
+            f'the images of the question have more than {MAX_PIXELS:,} pixels together: send fewer or smaller'
+            ' ones'
+        )
 
 
 def _is_unusable(picture: Picture | None, limit: float | None) -> bool:

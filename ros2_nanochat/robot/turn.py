@@ -37,6 +37,7 @@ class Picture:
         sequence: The publisher's own number of the frame, 0 if unknown.
         label: What the prompt says about it, '' for nothing.
         arrived: When it arrived, in `time.monotonic()`; 0 if unknown.
+        count_pixels: Returns how many pixels its header tells of, without decoding it; 0 if unknown.
     """
 
     decode: Callable[[], np.ndarray]
@@ -49,10 +50,11 @@ class Picture:
     sequence: int = 0
     label: str = ''
     arrived: float = 0.0
+    count_pixels: Callable[[], int] = int
 
     def freed(self) -> Picture:
         """Return a copy without the image itself."""
-        return replace(self, decode=_gone)
+        return replace(self, decode=_gone, count_pixels=int)
 
 
 def _gone() -> np.ndarray:

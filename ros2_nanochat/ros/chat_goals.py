@@ -9,6 +9,7 @@ import threading
 
 from action_msgs.msg import GoalStatus
 from nanochat.action import Chat
+from sensor_msgs.msg import CompressedImage, Image
 
 from ros2_nanochat.errors import one_line, shorten
 from ros2_nanochat.robot.camera_formats import compressed_to_rgb, image_to_rgb, stamp_of
@@ -21,6 +22,7 @@ from ros2_nanochat.ros.goal_server import GoalServer
 from ros2_nanochat.ros.spinning import close_action
 from ros2_nanochat.ros.typed_reply import with_form
 from ros2_nanochat.states import FinishReason
+from ros2_nanochat.vision.pixels import num_pixels
 
 _SUCCEEDED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE)
 _CLOSING = 5.0  # seconds to wait for pending results when the action is closed
@@ -121,8 +123,18 @@ class ChatGoals:
 
 def _picture(message, convert) -> Picture:
     return Picture(
-        lambda: convert(message), stamp_of(message), message.header.frame_id, num_bytes=len(message.data)
+        lambda: convert(message),
+        stamp_of(message),
+        message.header.frame_id,
+        num_bytes=len(message.data),
+        count_pixels=lambda: _num_pixels(message),
     )
+
+
+def _num_pixels(message: Image | CompressedImage) -> int:
+    if isinstance(message, Image):
+        return message.width * message.height
+    return num_pixels(bytes(message.data))
 
 
 def _cameras(names, options, robot: str) -> tuple[str, ...]:

@@ -103,6 +103,17 @@ def decode(data: bytes, name: str, *, cut: bool = False, targa: bool = False) ->
     return picture
 
 
+def num_pixels(data: bytes) -> int:
+    """Return how many pixels an image file has according to its header, 0 if that cannot be read. Decodes
+    nothing.
+    """
+    try:
+        width, height = _identify(data, 'the image', False).size
+    except ValueError:
+        return 0
+    return width * height
+
+
 def _undecodable(name: str, error: Exception) -> ValueError:
     return ValueError(f'{name} cannot be decoded: {one_line(error, 200)}')
 

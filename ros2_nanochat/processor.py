@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import sys
 import threading
 import time
@@ -55,6 +56,18 @@ def physical_cores(cpus: Iterable[int] | None = None) -> int:
         except OSError:
             cores.add(str(cpu))
     return max(1, len(cores))
+
+
+def processor_name() -> str:
+    """Return the name of the processor's model."""
+    try:
+        with open('/proc/cpuinfo') as file:
+            for line in file:
+                if line.startswith('model name'):
+                    return line.partition(':')[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 class IdleCores:

@@ -57,7 +57,7 @@ def test_it_is_measured_once_per_shape_processor_and_version(cache, metadata, mo
     assert measured == [Shape(3, 64, 64)]
     key = next(iter(json.loads(cache.read_text())))
     assert llama_cpp.__version__ in key
-    monkeypatch.setattr(attention, '_processor', lambda: 'another')
+    monkeypatch.setattr(attention, 'processor_name', lambda: 'another')
     with_choice(ModelConfig(), metadata, lambda: llama_cpp)
     assert len(measured) == 2 and len(json.loads(cache.read_text())) == 2
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from ros2_nanochat.backends.gguf import images, trial
+from ros2_nanochat.backends.gguf import findings, images, trial
 from ros2_nanochat.backends.gguf.mmproj import Mmproj
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError
@@ -72,7 +72,7 @@ def test_narrow_pictures_without_end_do_not_refuse_the_model(attempt, monkeypatc
 @pytest.mark.parametrize('left', [b'', b'o', b'ok\nnarr', b'\xff'])
 def test_a_result_that_was_not_wholly_written_is_tried_again(attempt, left):
     assert attempt(OK + "print('narrow too')") == (False, 1)
-    folder = trial._folder()
+    folder = findings.folder()
     (name,) = os.listdir(folder)
     with open(os.path.join(folder, name), 'wb') as file:
         file.write(left)

@@ -14,6 +14,7 @@ import numpy as np
 from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.errors import BackendError
 
+VERSION = 1  # of this check. It differs if the check examines more
 _TOKENS = 4  # the fewest that split into two parts of at least two
 _BEYOND = 9  # tokens beyond the window
 _SAMPLE = 64  # tokens by which the time of more is judged
@@ -21,8 +22,11 @@ _SECONDS = 1.0
 _TOLERANCE = 0.25  # of the logits' range; quantized models round by up to a tenth
 
 
-def check_model(backend: Backend) -> None:
+def check_model(backend: Backend) -> bool:
     """Compare the logits of a few tokens at once with those of the same in two parts.
+
+    Returns:
+        Whether all was checked, and not only what takes little time.
 
     Raises:
         BackendError: The model's logits are wrong. The message is one line.
@@ -30,34 +34,38 @@ def check_model(backend: Backend) -> None:
     info = backend.info
     count = min(_TOKENS, info.context_length, backend.kv_capacity, backend.max_batch_tokens)
     if count < 3 or info.vocab_size < 4:
-        return
+        return True
     ids = _ordinary_ids(backend, count)
     whole = _logits(backend, [ids])
     _finite(backend, whole)
     if info.bidirectional_prompt:  # later tokens affect earlier ones
-        return
+        return True
     for at in range(1, count):  # runtimes compute a single token, first or last, in another way than several
         _compare(backend, whole, [ids[:at], ids[at:]], 'how a text is cut')
-    _check_beyond_window(backend)
+    return _check_beyond_window(backend)
 
 
-def _check_beyond_window(backend: Backend) -> None:
-    """Compare the logits of a text that is longer than the model's window, passed in two ways."""
+def _check_beyond_window(backend: Backend) -> bool:
+    """Compare the logits of a text that is longer than the model's window, passed in two ways.
+
+    Returns False if that would take too long.
+    """
     window = backend.info.sliding_window
     length = (window or 0) + _BEYOND
     if not window or length > min(backend.info.context_length, backend.kv_capacity):
-        return
+        return True
     ids = _ordinary_ids(backend, length)
     largest = min(backend.max_chunk_tokens or backend.max_batch_tokens, backend.max_batch_tokens)
     sample = ids[: min(_SAMPLE, largest)]
     began = time.perf_counter()
     _logits(backend, [sample])
     if 2 * length / len(sample) * (time.perf_counter() - began) > _SECONDS:
-        return
+        return False
     whole = _logits(backend, _parts(ids, largest))
     _finite(backend, whole)
     smaller = max(1, min(largest, length) // 2 - 1)
     _compare(backend, whole, _parts(ids, smaller), f'how a text is cut beyond its window of {window} tokens')
+    return True
 
 
 def _parts(ids: np.ndarray, size: int) -> list[np.ndarray]:

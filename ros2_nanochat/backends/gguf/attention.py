@@ -14,7 +14,6 @@ import dataclasses
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import numpy as np
 
 from ros2_nanochat.config import DEFAULT_CONTEXT, FlashAttention, ModelConfig
 from ros2_nanochat.files import write_whole
+from ros2_nanochat.processor import processor_name
 
 _log = logging.getLogger(__name__)
 _HISTORY = 1024  # entries
@@ -96,7 +96,7 @@ def _on_cpu(context: int, metadata: dict[str, Any], load: Callable[[], Any]) -> 
     if context <= _SHORT:
         return True
     package = load()
-    key = ' '.join(map(str, [*shape, package.__version__, _processor()]))
+    key = ' '.join(map(str, [*shape, package.__version__, processor_name()]))
     known = _read()
     if not isinstance(known.get(key), bool):
         try:
@@ -214,17 +214,6 @@ class _Measurement:
         function.restype = ctypes.c_void_p if pointer else ctypes.c_int
         result = function(*arguments) if without_context else function(self._context, *arguments)
         return ctypes.c_void_p(result) if pointer else result
-
-
-def _processor() -> str:
-    try:
-        with open('/proc/cpuinfo') as file:
-            for line in file:
-                if line.startswith('model name'):
-                    return line.partition(':')[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _file() -> str:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ros2_nanochat.backends.base import Backend, Chunk, Detokenizer
-from ros2_nanochat.backends.check import check_model
 from ros2_nanochat.backends.gguf.attention import with_choice
 from ros2_nanochat.backends.gguf.decoding import Decoder
 from ros2_nanochat.backends.gguf.embeddings import EmbeddingTable
+from ros2_nanochat.backends.gguf.first_check import FirstCheck
 from ros2_nanochat.backends.gguf.header import architecture_memory, check_gguf, read_head, read_metadata
 from ros2_nanochat.backends.gguf.images import GGUFImages, open_images
 from ros2_nanochat.backends.gguf.kinds import check_loaded, check_metadata, check_tensors, no_memory_of_text
@@ -49,9 +49,7 @@ def _llama_cpp():
 
 
 class GGUFBackend(Backend):
-    """A GGUF file on llama.cpp: on the CPU, or on a GPU with `gpu_layers` and a GPU build of
-    llama-cpp-python.
-    """
+    """A GGUF file on llama.cpp: on the CPU, or with `gpu_layers` on a GPU that llama-cpp-python supports."""
 
     max_batch_tokens = _BATCH
 
@@ -110,6 +108,7 @@ class GGUFBackend(Backend):
         on_trial: bool = False,
     ) -> None:
         try:
+            check = FirstCheck(self.path, self._api, self._version)
             self._model = load_model(
                 self._api, self.path, self.config.gpu_layers, progress, lambda: self._aborted, on_trial
             )
@@ -136,7 +135,7 @@ class GGUFBackend(Backend):
                 self.max_sequences,
                 self._threads,
             )
-            check_model(self)
+            check.run(self, always=on_trial)
             self.trims_exactly = self._goes_back()
         except BaseException:
             self.close()

@@ -1,15 +1,12 @@
 """Opens a GGUF file in a separate process before it is opened in this one.
 
 llama.cpp ends its process if a file's figures surprise it. The separate process shows that, and the error
-becomes one line. A file that passed is remembered by its path, size and time in
-`$XDG_CACHE_HOME/nanochat/gguf`, so only a new model takes this time.
+becomes one line. A file that passed is remembered (findings.py), so only a new model takes this time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -20,11 +17,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+from ros2_nanochat.backends.gguf import findings
 from ros2_nanochat.backends.gguf.header import parts_of
 from ros2_nanochat.backends.gguf.mmproj import Mmproj, check_mmproj, warn_of_unused
 from ros2_nanochat.config import FlashAttention, ModelConfig
 from ros2_nanochat.errors import BackendError, LoadAborted, printable
-from ros2_nanochat.files import write_whole
 from ros2_nanochat.locate import NO_VISION, embedded_model, tiny_mmproj
 
 _log = logging.getLogger(__name__)
@@ -87,9 +84,9 @@ def try_apart(
     """
     if not sys.executable or (_is_embedded(path) and vision in (None, tiny_mmproj())):
         return False
-    seen = os.path.join(_folder(), _fingerprint(path, vision, config, api_version))
-    if (known := _known(seen)) is not None:
-        return known
+    finding = _finding(path, vision, config, api_version)
+    if (known := findings.recall(finding)) in _VERDICTS:
+        return _VERDICTS[known]
     options = {
         'flash_attention': config.flash_attention,
         'image_max_tokens': config.image_max_tokens,
@@ -117,7 +114,7 @@ def try_apart(
         crashes = _VERDICTS[said]
         if crashes and (code is None or -code not in _CRASHES):
             return False  # no time or memory was left for narrow pictures: the next start tries again
-        _remember(seen, said)
+        findings.remember(finding, said)
         return crashes
     if code is None:
         raise BackendError(
@@ -176,34 +173,8 @@ def _is_embedded(path: str) -> bool:
         return False
 
 
-def _folder() -> str:
-    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    return os.path.join(cache, 'nanochat', 'gguf')
-
-
-def _fingerprint(path: str, vision: str | None, config: ModelConfig, api_version: str) -> str:
-    facts: list[object] = [
-        _VERSION,
-        os.path.realpath(path),
-        api_version,
-        config.flash_attention is FlashAttention.ON,
-    ]
-    facts += [os.path.realpath(vision), config.image_max_tokens] if vision else []
-    for part in [*parts_of(path), *([vision] if vision else [])]:
-        status = os.stat(part)
-        facts += [status.st_size, status.st_mtime_ns]
-    return hashlib.blake2b('\0'.join(map(str, facts)).encode('utf-8', 'replace'), digest_size=16).hexdigest()
-
-
-def _known(seen: str) -> bool | None:
-    with contextlib.suppress(OSError, UnicodeDecodeError), open(seen) as file:
-        return _VERDICTS.get(file.read())
-    return None
-
-
-def _remember(seen: str, said: str) -> None:
-    try:
-        os.makedirs(os.path.dirname(seen), exist_ok=True)
-        write_whole(seen, said.encode())
-    except OSError as error:  # then the next start tries it again
-        _log.debug('%s cannot be written: %s', seen, error)
+def _finding(path: str, vision: str | None, config: ModelConfig, api_version: str) -> str:
+    """The name under which the verdict of a trial is kept."""
+    facts: list[object] = ['trial', _VERSION, api_version, config.flash_attention is FlashAttention.ON]
+    facts += [config.image_max_tokens] if vision else []
+    return findings.name_of([*parts_of(path), *([vision] if vision else [])], *facts)

@@ -186,6 +186,18 @@ def test_the_share_of_the_model_is_kept_and_robots_take_turns():
     assert abs(served['a'] - served['b']) <= 2
 
 
+class Left(WatchBudget):
+    """Keeps who has left the queue."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.left = []
+
+    def forgo(self, who):
+        self.left.append(who)
+        super().forgo(who)
+
+
 # --- watching ---
 
 
@@ -297,7 +309,7 @@ def picture(value, size=64):
 
 
 class Robot:
-    def __init__(self, setup='', share=1.0, sequences=8, **options):
+    def __init__(self, setup='', share=1.0, sequences=8, budget=None, **options):
         self.model = NanoLLM.from_pretrained(
             setup or None, api='fake', max_context_len=2048, max_sequences=sequences
         )
@@ -318,7 +330,7 @@ class Robot:
             lambda: self.options,
             self.cameras.get,
             self.heard,
-            WatchBudget(share),
+            budget or WatchBudget(share),
             lambda: self.busy,
         )
 
@@ -904,6 +916,51 @@ def test_the_answer_of_a_choice_is_its_most_likely_alternative():
     assert (answer.text, answer.value, answer.probability) == ('on the left', 'on the left', 0.99)
     answer = Pending(watch, SimpleNamespace(**reply, probabilities=None)).answer()
     assert (answer.text, answer.probability) == ('at the top', 0.0)
+
+
+@pytest.mark.parametrize('end', ['paused', 'removed', 'timeout', 'no frame'])
+def test_a_robot_that_no_longer_asks_holds_up_no_other(robot, end):
+    now = [0.0]
+    budget = WatchBudget(1.0, lambda: now[0])
+    first, second = (
+        robot(budget=budget, max_image_age=0.5 if end == 'no frame' else None),
+        robot(budget=budget),
+    )
+    budget.spend('another', 0.6)  # so that they have to wait
+    first.show(200)
+    second.show(200)
+    standing = first.watch('Is it there?', name='a', timeout=0.5 if end == 'timeout' else 0.0)
+    first.wait(lambda: standing.waits_since < math.inf)
+    if end == 'paused':
+        first.watcher.pause('a', True)
+    elif end == 'removed':
+        first.watcher.remove('a')
+    elif end == 'timeout':
+        first.wait(lambda: first.heard.ends)
+    else:
+        first.wait(lambda: standing.note)
+    now[0] = 100.0
+    second.watch('Is it there?', name='b')
+    second.wait(lambda: second.heard.of('b'))
+
+
+def test_a_question_that_waits_for_its_turn_keeps_it_while_others_of_its_robot_look(robot):
+    now = [0.0]
+    budget = Left(1.0, lambda: now[0])
+    watching = robot(budget=budget)
+    watching.show(100, 'arm')
+    watching.watch('Is it still?', name='still', cameras=['arm'], max_rate=50.0)
+    watching.wait(lambda: watching.heard.of('still'))
+    watching.show(200)
+    budget.spend('another', 30.0)
+    standing = watching.watch('Is it there?', name='waits')
+    watching.wait(lambda: standing.waits_since < math.inf)
+    time.sleep(0.05)
+    before = len(budget.left)
+    watching.show(100, 'arm')
+    watching.wait(lambda: watching.heard.seen[-1].unchanged)
+    time.sleep(0.05)
+    assert len(budget.left) == before
 
 
 def test_observations_become_text_for_a_conversation():

@@ -58,7 +58,7 @@ class Look:
         self._views: dict[str, CameraView] = {}
 
     def forgo(self) -> None:
-        """Ask for no more of the model's time."""
+        """Leave the robots that wait for the model's time: no question does."""
         self._budget.forgo(self)
 
     def at(self, due: Sequence[Standing]) -> None:
@@ -79,10 +79,10 @@ class Look:
                     asked.append(each)
         if [(each.state, each.note) for each in due] != before:
             self._listener.changed()
-        wait = self._budget.take(self) if asked else 0.0
         if not asked:
-            self.forgo()
-        elif wait > 0:
+            return
+        wait = self._budget.take(self)
+        if wait > 0:
             _postpone(asked, wait)
         else:
             spent = 0.0

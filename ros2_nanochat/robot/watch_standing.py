@@ -88,6 +88,12 @@ class Standing:
     def pause(self, paused: bool) -> None:
         """Pause, or resume."""
         self.paused, self.shown, self.due = paused, (), time.monotonic()
+        self.waits_since = math.inf
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for an answer of the model."""
+        return self.waits_since < math.inf and not self.paused
 
     @property
     def until_time(self) -> float:
@@ -110,7 +116,7 @@ class Standing:
 
     def wait(self, reason: str) -> None:
         """There is no frame that can be used."""
-        self._waiting, self.note = True, reason
+        self._waiting, self.note, self.waits_since = True, reason, math.inf
         self.due = time.monotonic() + _LATEST
 
     def take(self, views: Sequence[View]) -> bool:
@@ -124,9 +130,11 @@ class Standing:
         sampled = now + self.watch.spacing / 2 if self.watch.frames > 1 else math.inf
         self.shown = tuple(view for window in self._windows.values() for view in window.views)
         if missing or now < self._next_question:
+            self.waits_since = math.inf
             self.due = min(sampled, max(self._next_question, now + _SOONEST))
             return False
         if tuple(view.picture.number for view in self.shown) == self._considered:
+            self.waits_since = math.inf
             self.due = min(sampled, self._next_frame(now))
             return False
         return True

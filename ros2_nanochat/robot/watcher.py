@@ -267,4 +267,6 @@ class Watcher:
         if due:
             self._look.at(due)
             self.faults.went_well()
+        if not any(each.waits for each in self.standing):
+            self._look.forgo()  # what waited was paused, has ended, or has no frame: others go on
         return True

@@ -17,12 +17,20 @@ _UNKNOWN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 _MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
 
 
+class NotText(UnicodeDecodeError):
+    """Bytes that are not text, said in the words of users."""
+
+    def __str__(self) -> str:
+        byte = self.object[self.start]
+        return f'it is not text in {self.encoding.upper()}: byte 0x{byte:02x} at position {self.start:,}'
+
+
 def read_text(path: str) -> str:
     """Read a text file, as UTF-8 or in the encoding of its byte-order mark.
 
     Raises:
         OSError: The file cannot be read.
-        UnicodeDecodeError: The bytes do not fit the encoding.
+        NotText: The bytes do not fit the encoding.
     """
     with open(path, 'rb') as file:
         return decode_text(file.read())
@@ -37,9 +45,15 @@ def decode_text(data: bytes, errors: str = 'strict') -> str:
 
     Returns:
         The text, with line breaks as `\n`.
+
+    Raises:
+        NotText: The bytes do not fit the encoding.
     """
     encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), 'utf-8')
-    return data.decode(encoding, errors).replace('\r\n', '\n')
+    try:
+        return data.decode(encoding, errors).replace('\r\n', '\n')
+    except UnicodeDecodeError as error:
+        raise NotText(*error.args) from None
 
 
 def valid_text(text: str) -> str:

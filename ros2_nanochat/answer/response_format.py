@@ -24,6 +24,7 @@ from typing import Any
 from ros2_nanochat.answer import grammars
 from ros2_nanochat.answer.dataclass_schema import dataclass_schema, make_dataclass, pydantic_schema
 from ros2_nanochat.errors import one_line, shorten
+from ros2_nanochat.files import read_text
 
 MAX_BYTES = 1 << 20
 """Maximum size of a form."""
@@ -163,8 +164,7 @@ def _from_file(path: str) -> ResponseFormat | None:
             raise ValueError(f'response_format={shorten(path)!r} is no file')
         if os.path.getsize(path) > MAX_BYTES:
             raise ValueError(f'response_format={shorten(path)!r} is larger than {MAX_BYTES:,} bytes')
-        with open(path, encoding='utf-8-sig') as file:
-            text = file.read()
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f'response_format={shorten(path)!r} cannot be read: {error}') from error
     if path.endswith('.schema.json'):

@@ -151,6 +151,8 @@ def read_watch(
         ValueError: One line with the field, its value and what is allowed.
     """
     reject_unknown(values, FIELDS, 'a standing question')
+    if 'question' not in values:
+        raise ValueError('question is missing: it is what is asked about each frame')
     given = dict(values)
     for name in ('until', 'question', 'name'):
         if name in given and not isinstance(given[name], str):

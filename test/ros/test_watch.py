@@ -426,6 +426,8 @@ def test_a_file_that_is_not_valid_stops_the_start_with_one_line(tmp_path):
         ('watches: {1: {question: x}}\n', 'the key 1 is not text'),
         ('watches: {a: just text}\n', 'fields such as'),
         ('watches: {a: {question: [x]}}\n', 'question='),
+        ('watches: {a: {max_rate: 1.0}}\n', "'a': question is missing"),
+        ('a: \udcfd', 'it is not text in UTF-8: byte 0xfd at position 3'),
         ('watches: {a: {question: x, name: b}}\n', 'the name stands before'),
         ('watches: {"a b": {question: x}}\n', 'name='),
         ('watches: {a: {question: "  "}}\n', 'question='),
@@ -448,7 +450,7 @@ def test_a_file_that_is_not_valid_stops_the_start_with_one_line(tmp_path):
         ('watches: {a: {question: x, response_format: {enum: ' + INLINE_BOMB + '}}}\n', 'multiply'),
         ('\x00', 'unacceptable character'),
     ):
-        file.write_text(text)
+        file.write_bytes(text.encode(errors='surrogateescape'))
         with pytest.raises(ValueError, match='watches_file=') as caught:
             read_watches(str(file), [])
         assert told in str(caught.value) and '\n' not in str(caught.value)

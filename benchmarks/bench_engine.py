@@ -1,18 +1,23 @@
 """The engine against a raw llama.cpp loop of the same run: decoding alone and in a batch, starting, sharing,
 speculating, stopping.
 
-Run with `make bench`, or `python -m benchmarks.bench_engine [--quick] [--plot FILE]`.
+Run with `make bench`, or `python -m benchmarks.bench_engine [--quick] [--plot FILE]`. On a GPU:
+`--gpu-layers -1`, with a model of your own (`--model PATH`) or random weights of a known shape
+(`--shape llama-7b`).
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.common import RawLlama, interleaved, machine, table
+from benchmarks.random_gguf import SHAPES, write_random_llama
 from ros2_nanochat import ChatHistory, KVCache, NanoLLM
 from ros2_nanochat.locate import embedded_model
 
@@ -20,6 +25,26 @@ _STORY = (
     'Once upon a time there was a robot that lived in a warehouse at the edge of a small town, and every'
     ' night it counted the crates. '
 )
+
+
+class Subject(NamedTuple):
+    """The model that is measured, and where it runs.
+
+    Attributes:
+        path: A GGUF file.
+        gpu_layers: Layers on the GPU; -1 for all.
+    """
+
+    path: str
+    gpu_layers: int = 0
+
+    def open(self, **options) -> NanoLLM:
+        """Return the model, opened with these options."""
+        return NanoLLM.from_pretrained(self.path, gpu_layers=self.gpu_layers, **options)
+
+    def raw(self, *args) -> RawLlama:
+        """Return the raw loop on the same file and device; see `RawLlama`."""
+        return RawLlama(self.path, *args, gpu_layers=self.gpu_layers)
 
 
 def prompt_of(model: NanoLLM, length: int, salt: int = 0) -> list[int]:
@@ -53,7 +78,9 @@ def decode_rate(
     return len(replies) * (steps - 1) / (max(reply._request.progress.last_token for reply in replies) - first)
 
 
-def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int) -> list[tuple]:
+def bench_batches(
+    subject: Subject, sizes: list[int], lengths: list[int], steps: int, repeats: int
+) -> list[tuple]:
     """Aggregate decode tokens/s by batch size and history, with the ratio to the raw loop in the engine's
     layout and in the better one.
     """
@@ -61,11 +88,11 @@ def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int
     for length in lengths:
         context = length + steps + 64
         for size in sizes:
-            model = NanoLLM.from_pretrained(max_context_len=context, max_sequences=size, speculation=False)
+            model = subject.open(max_context_len=context, max_sequences=size, speculation=False)
             keep_going(model)
             flash = model.stats['flash_attention'] == 'on'  # both compute attention in the same way
             raws = {
-                unified: RawLlama(embedded_model(), size, -(-context // 256) * 256, unified, flash)
+                unified: subject.raw(size, -(-context // 256) * 256, unified, flash)
                 for unified in ((False, True) if size > 1 else (False,))
             }
             caches = [KVCache() for _ in range(size)]
@@ -112,14 +139,14 @@ def bench_batches(sizes: list[int], lengths: list[int], steps: int, repeats: int
     return rows
 
 
-def bench_first_token(repeats: int) -> None:
+def bench_first_token(subject: Subject, repeats: int) -> None:
     """Time to first token: a first turn, and a later turn of the same new length behind 1,000 tokens of
     history; with llama.cpp's flash attention and without.
     """
     new, rows = 40, []
     for flash in (True, False):
-        model = NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2, flash_attention=flash)
-        raw = RawLlama(embedded_model(), 1, 2048, False, flash)
+        model = subject.open(max_context_len=2048, max_sequences=2, flash_attention=flash)
+        raw = subject.raw(1, 2048, False, flash)
 
         def first() -> float:
             return (
@@ -155,10 +182,10 @@ def bench_first_token(repeats: int) -> None:
     )
 
 
-def bench_prefill_beside(repeats: int) -> None:
+def bench_prefill_beside(subject: Subject, repeats: int) -> None:
     """Step time of a running stream while a prompt of 1,000 tokens is prefilled."""
     ratios, longest = [], []
-    model = NanoLLM.from_pretrained(max_context_len=2048, max_sequences=2, speculation=False)
+    model = subject.open(max_context_len=2048, max_sequences=2, speculation=False)
     keep_going(model)
     for repeat in range(repeats + 1):
         stream = model.generate(prompt_of(model, 40), max_new_tokens=-1)
@@ -191,9 +218,9 @@ def _intervals(stream, count: int) -> list[float]:
     return np.diff(times).tolist()
 
 
-def bench_stop(repeats: int) -> None:
+def bench_stop(subject: Subject, repeats: int) -> None:
     """From stop() to idle, over the step under way."""
-    model = NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, speculation=False)
+    model = subject.open(max_context_len=1024, max_sequences=1, speculation=False)
     keep_going(model)
     beyond, steps = [], []
     for repeat in range(repeats):
@@ -216,12 +243,12 @@ def bench_stop(repeats: int) -> None:
     model.close()
 
 
-def bench_sharing(repeats: int) -> None:
+def bench_sharing(subject: Subject, repeats: int) -> None:
     """16 conversations with a common system prompt of 500 tokens: time to all first tokens, with and without
     sharing.
     """
-    system = prompt_of(NanoLLM.from_pretrained(max_context_len=512, max_sequences=1), 500)
-    model = NanoLLM.from_pretrained(max_context_len=1024, max_sequences=16)
+    system = prompt_of(subject.open(max_context_len=512, max_sequences=1), 500)
+    model = subject.open(max_context_len=1024, max_sequences=16)
 
     def together(shared: bool) -> float:
         salt = time.monotonic_ns() % 40000
@@ -239,7 +266,7 @@ def bench_sharing(repeats: int) -> None:
     model.close()
 
 
-def bench_speculation(repeats: int) -> None:
+def bench_speculation(subject: Subject, repeats: int) -> None:
     """Replies that repeat their context, and replies that do not, with and without speculation."""
     tasks = {
         'say back': (
@@ -256,7 +283,7 @@ def bench_speculation(repeats: int) -> None:
         'a story': 'Tell me a story about the sea and a young sailor.',
     }
     models = [
-        NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, speculation=speculation)
+        subject.open(max_context_len=1024, max_sequences=1, speculation=speculation)
         for speculation in (False, True)
     ]
     rows = []
@@ -312,18 +339,28 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true', help='fewer sizes and repeats')
     parser.add_argument('--plot', metavar='FILE', help='write a plot of the batches as PNG')
     parser.add_argument('--only', choices=['batches', 'first', 'beside', 'stop', 'sharing', 'speculation'])
+    parser.add_argument('--model', default=embedded_model(), help='a GGUF file')
+    parser.add_argument('--shape', choices=sorted(SHAPES), help='random weights of this shape, in Q4_0')
+    parser.add_argument('--gpu-layers', type=int, default=0, help='layers on the GPU; -1: all')
     options = parser.parse_args()
     print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_random_llama(folder, options.shape) if options.shape else options.model
+        measure(Subject(path, options.gpu_layers), options)
+
+
+def measure(subject: Subject, options: argparse.Namespace) -> None:
+    """Run the parts that were asked for."""
     repeats = 3 if options.quick else 7
     parts = {
         'batches': lambda: bench_batches(
-            [1, 16] if options.quick else [1, 2, 4, 8, 16], [40, 500], 48, repeats
+            subject, [1, 16] if options.quick else [1, 2, 4, 8, 16], [40, 500], 48, repeats
         ),
-        'first': lambda: bench_first_token(repeats),
-        'beside': lambda: bench_prefill_beside(min(3, repeats)),
-        'stop': lambda: bench_stop(20),
-        'sharing': lambda: bench_sharing(1 if options.quick else 3),
-        'speculation': lambda: bench_speculation(repeats),
+        'first': lambda: bench_first_token(subject, repeats),
+        'beside': lambda: bench_prefill_beside(subject, min(3, repeats)),
+        'stop': lambda: bench_stop(subject, 20),
+        'sharing': lambda: bench_sharing(subject, 1 if options.quick else 3),
+        'speculation': lambda: bench_speculation(subject, repeats),
     }
     for name, part in parts.items():
         if options.only in (None, name):

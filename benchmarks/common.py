@@ -89,14 +89,24 @@ def interleaved(repeats: int, *measures: Callable[[], float]) -> list[float]:
 class RawLlama:
     """The ceiling: llama.cpp's own calls with nothing around them, a batch of sequences decoded greedily."""
 
-    def __init__(self, path: str, sequences: int, context: int, unified: bool, flash_attention: bool = True):
+    def __init__(
+        self,
+        path: str,
+        sequences: int,
+        context: int,
+        unified: bool,
+        flash_attention: bool = True,
+        gpu_layers: int = 0,
+    ):
         import llama_cpp.llama_cpp as api
 
         self.api = api
         self._quiet = api.llama_log_callback(lambda level, text, data: None)
         api.llama_log_set(self._quiet, None)
         api.llama_backend_init()
-        self.model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
+        model_params = api.llama_model_default_params()
+        model_params.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 0x7FFFFFFF
+        self.model = api.llama_model_load_from_file(os.fsencode(path), model_params)
         params = api.llama_context_default_params()
         params.n_ctx = context * sequences
         params.n_batch = params.n_ubatch = 512

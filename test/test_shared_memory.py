@@ -17,12 +17,24 @@ spec.loader.exec_module(shared_memory)
 PROFILE = str(Path(__file__).parents[1] / 'config' / 'fastdds.xml')
 
 
-@pytest.mark.parametrize('megabytes, told', [(64, True), (100, True), (1024, False)])
-def test_a_container_with_little_shared_memory_is_told(monkeypatch, megabytes, told):
+def room(monkeypatch, megabytes, free):
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', PROFILE)
-    monkeypatch.setattr(os, 'statvfs', lambda _: SimpleNamespace(f_blocks=megabytes << 8, f_frsize=4096))
+    sizes = SimpleNamespace(f_blocks=megabytes << 8, f_bavail=free << 8, f_frsize=4096)
+    monkeypatch.setattr(os, 'statvfs', lambda _: sizes)
+
+
+@pytest.mark.parametrize('megabytes, told', [(64, True), (100, True), (128, True), (1024, False)])
+def test_a_container_with_little_shared_memory_is_told(monkeypatch, megabytes, told):
+    room(monkeypatch, megabytes, free=megabytes)
     line = shared_memory.shortage()
     assert bool(line) == told and (not told or (f'{megabytes} MB' in line and '--ipc=host' in line))
+
+
+@pytest.mark.parametrize('free, told', [(0, True), (66, True), (70, False)])
+def test_shared_memory_that_others_have_filled_is_told(monkeypatch, free, told):
+    room(monkeypatch, 1024, free)
+    line = shared_memory.shortage()
+    assert bool(line) == told and (not told or (f'{free} of 1024 MB free' in line and 'shm clean' in line))
 
 
 @pytest.mark.parametrize('profile', [None, '', '/no/such/file'])

@@ -277,10 +277,11 @@ def _run(arguments: Sequence[str]) -> int:
     # We handle signals ourselves: replies end, and turns are announced, before the context is shut down.
     done = threading.Event()
     on_signal(done.set)
-    left, words = remove_left_segments(), init(arguments, signal_handler_options=SignalHandlerOptions.NO)
+    left, short = remove_left_segments(), shortage()  # before this process takes its segment
+    words = init(arguments, signal_handler_options=SignalHandlerOptions.NO)
     refuse_words(words, 'model:=/path/to/model.gguf  and so on, config/chat.yaml has them all')
     node = ChatNode(done)
-    for warning in (left, *files_without_effect(arguments, node.get_fully_qualified_name()), shortage()):
+    for warning in (left, *files_without_effect(arguments, node.get_fully_qualified_name()), short):
         if warning:
             node.get_logger().warning(warning)
     return run_until(done, node)

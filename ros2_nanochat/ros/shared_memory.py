@@ -14,25 +14,35 @@ _FOLDER = '/dev/shm'
 _PROFILES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 _SEGMENT = re.compile(r'<segment_size>\s*(\d+)')
 _PROCESSES = 2  # at least, with a camera: each has its own segment
+_BOOKKEEPING = 1 / 16  # of a segment, which Fast DDS adds to it; and the ports of the process
 # The file that the owner of a segment keeps locked (SharedMemManager.hpp of Fast DDS 2 and 3).
 _LOCK = re.compile(r'(fastdds|fastrtps)_[0-9a-f]{16}_el')
 _YOUNG = 10.0  # seconds: an owner makes the file before it locks it
 
 
 def shortage(folder: str = _FOLDER) -> str:
-    """Return a warning if shared memory is too small, '' if it is not or that is unknown."""
+    """Return a warning if shared memory is too small or full, '' if it is not or that is unknown.
+
+    Ask before this process takes its segment.
+    """
     profile = next((os.environ[name] for name in _PROFILES if os.environ.get(name)), '')
     try:
         segment = max(map(int, _SEGMENT.findall(Path(profile).read_text(encoding='utf-8'))), default=0)
         room = os.statvfs(folder)
     except (OSError, ValueError):
         return ''
-    size = room.f_blocks * room.f_frsize
-    if size >= _PROCESSES * segment:
+    needed = segment * (1 + _BOOKKEEPING)
+    size, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
+    if size < _PROCESSES * needed:
+        has, advice = f'{size >> 20} MB', 'In a container run with --ipc=host or --shm-size=1g,'
+    elif free < needed:
+        has = f'{free >> 20} of {size >> 20} MB free'
+        advice = 'Make room (fastdds shm clean removes what killed processes left), give it more'
+    else:
         return ''
     return (
-        f'{folder} has {size >> 20} MB, and {profile} takes {segment >> 20} MB for each process: camera'
-        ' frames will be lost. In a container run with --ipc=host or --shm-size=1g, or lower segment_size'
+        f'{folder} has {has}, and {profile} takes {segment >> 20} MB for each process: camera frames will be'
+        f' lost. {advice} or lower segment_size'
     )
 
 

@@ -130,10 +130,11 @@ def test_another_frame_with_the_same_stamp_is_another_frame():
     assert len(ask(frames, history)[0]) == 1
 
 
-def test_the_note_names_the_trouble_and_the_question_does_not_wait():
+@pytest.mark.parametrize('old', [None, frame(1, age=9.0)], ids=['no frame', 'an old frame'])
+def test_the_note_names_the_trouble_and_the_question_does_not_wait(old):
     import time
 
     began = time.monotonic()
-    pictures, turn = ask(CameraFrames(Frames(None, '/cam publishes std_msgs/msg/String')))
+    pictures, turn = ask(CameraFrames(Frames(old, '/cam publishes std_msgs/msg/String')))
     assert not pictures and '/cam publishes std_msgs/msg/String' in turn.note
     assert time.monotonic() - began < 0.5

@@ -145,9 +145,10 @@ class CameraFrames:
             return None
         self.age = picture.age
         if _is_unusable(picture, limit):
-            doubt = f': {picture.doubt}' if picture.doubt else ''
+            reasons = '; '.join(filter(None, (picture.doubt, camera.trouble())))
+            why = f': {reasons}' if reasons else ''
             turn.remark(
-                f'the image was not used: it is {picture.age:.1f} s old (max_image_age: {limit:g}){doubt}'
+                f'the image was not used: it is {picture.age:.1f} s old (max_image_age: {limit:g}){why}'
             )
             return None
         if picture.doubt:

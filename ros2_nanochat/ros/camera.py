@@ -99,6 +99,8 @@ class Camera:
             if (wanted, transport) != (self._wanted, self._transport):
                 self._wanted, self._transport = wanted, transport
                 self._tried.clear()
+                chosen = {self._topics[transport].name for transport in self._candidates()}
+                self._kept = self._kept if self._kept and self._kept.topic in chosen else None
             if wanted or self._open is not None:  # asking the graph takes long if there are many robots
                 self._look()
 
@@ -134,13 +136,17 @@ class Camera:
             used = [self._topics[transport] for transport in self._candidates()]
             ends = [(topic, end) for topic in used for end in self._publishers.ends(topic)]
             if not ends:
-                others = ', '.join(topic.name for topic in self._topics.values() if topic not in used)
+                others = ', '.join(each.name for each in self._topics.values() if self._publishers.ends(each))
+                if not others:
+                    return ''  # the publisher has just gone
                 if self._transport == 'auto':
                     return (
                         f'nobody publishes {used[0].name}, to which image is remapped, but {others}: use that'
                     )
                 return f'image_transport is {self._transport}, and only {others} is published'
-            wrong = [topic.mismatch(end) or topic.waits_in_vain(end) for topic, end in ends]
+            wrong = [topic.mismatch(end) for topic, end in ends]
+            if self._kept is None:
+                wrong += [topic.waits_in_vain(end) for topic, end in ends]
             return '; '.join(dict.fromkeys(filter(None, wrong)))
 
     def close(self) -> None:

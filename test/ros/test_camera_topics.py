@@ -328,6 +328,15 @@ def test_a_publisher_on_the_transport_that_is_not_chosen_is_named(world):
     assert 'image_transport' in note and '/user/image/compressed' in note
 
 
+def test_a_transport_that_is_no_longer_chosen_leaves_no_frame(world):
+    camera = world.camera(transport='auto')
+    publisher = world.publisher('/user/image/compressed', CompressedImage, matched=False)
+    show(world, camera, publisher, frame('before', kind=CompressedImage))
+    camera.follow(True, 'raw')
+    pictures, note, _ = ask(camera, max_image_age=None)
+    assert not pictures and 'image_transport is raw, and only /user/image/compressed' in note, note
+
+
 def test_only_raw_frames_for_a_compressed_topic_are_named(world):
     camera = world.camera(remap=['~/image:=/cam/compressed'])
     world.publisher('/cam', matched=False)

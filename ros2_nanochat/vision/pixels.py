@@ -129,7 +129,8 @@ def _identify(data: bytes, name: str, targa: bool) -> Image.Image:
         raise ValueError(f'{name} is too large: {one_line(error, 200)}') from error
     except Exception as error:
         what = next((what for at, mark, what in _SIGNATURES if data[at:].startswith(mark)), None)
-        reason = f'it is {what}' if what else 'or its beginning is broken'
+        unsupported = what and what.partition(',')[0] not in formats
+        reason = f'it is {what}' if unsupported else 'or its beginning is broken'
         raise ValueError(
             f'{name} is not an image that can be opened ({", ".join(formats)}), {reason}'
         ) from error

@@ -59,6 +59,8 @@ def split(*texts, spoken=False):
         '"(Yes.) No." is said.| (Yes) or (no.) Then.',
         'Vers. 2 is out.| We run Vers. 2.| Rel. 5, Rm. 12, Kap. 3 and Abs. IV do.| Siehe Anm. 3.| На рис. 3.',
         'It is 5 kg.| 3 robots came.| It takes 5 min.| 3 wait.| Call me.| 2 is enough.| See the app.| 3 do.',
+        "OK.| I'll go.| No.| I do not.| It was me.| A robot came.| Is it?| No.| I see it.| See No. I of it.",
+        'Art. I says so.| The answer is no.| I am ill.| At 5 p.m. I go.| J. A. Smith met her.',
         'It is 3.14 m at example.org/about.| Yes.',
         '"Hi!" she said.| "Go." |Then he left.',
         '1. Open it.|\n2. Close it.',

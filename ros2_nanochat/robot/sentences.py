@@ -43,6 +43,9 @@ _NO_VOWEL = re.compile(r'[b-df-hj-np-tv-xz]{2,4}\Z')  # rm, tbl, pt: no word, so
 _ROMAN = re.compile(r'(?=[IVXL]{2})L?X{0,3}(?:IX|IV|V?I{0,3})(?!\w)')
 _LIKE_ABBREVIATIONS = _words('add app art ed id ill may me miss ok')  # words in lower case
 _UNITS_TOO = _words('min sec')
+_ANSWERS = _words('no ok')
+# English words that may also be an initial or a number.
+_ONE_LETTER_WORD = re.compile(r"[AI](?:['\u2019]\w+)?,?\Z")
 _BEFORE_ANYTHING = _words('e.g i.e z.b d.h u.a bzw vs cf vgl p.ex p.ej resp')
 _BLOCK = re.compile(r'(?:[-*+\u2022]|\d{1,3}[.)]|#{1,6}|[-*_=]{3,}|(?:`{3}|~{3}|[|>]).*)\Z', re.S)
 _ENDS_A_LINE = re.compile(r'\s*(?:#{1,6}\s|\||\*\*[^*\n]+\*\*:?\s*\Z|__[^_\n]+__:?\s*\Z|[-*_=]{3,}\s*\Z)')
@@ -244,6 +247,10 @@ def _judge(sentence: str, marks: str, between: str, following: str) -> bool:
     if marks == '.':
         if word in _TITLES or word in _BEFORE_ANYTHING:
             return False
+        is_word = match is not None and match[0] in _LIKE_ABBREVIATIONS | _ANSWERS  # It was me. I did it.
+        is_answer = sentence.strip().lower() in _ANSWERS  # OK. I go.
+        if (is_word or is_answer) and _ONE_LETTER_WORD.match(following):
+            return True
         unit = _UNIT.search(before)
         if following[0].isdigit() or _ROMAN.match(following):
             if match and match[0] in _LIKE_ABBREVIATIONS:  # Call me. 2 is enough.

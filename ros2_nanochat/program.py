@@ -4,6 +4,7 @@ together with the parent; refusing what a forked process cannot use.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import io
@@ -12,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from ros2_nanochat.errors import BackendError, shorten
 
@@ -19,6 +21,14 @@ from ros2_nanochat.errors import BackendError, shorten
 _MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, SyntaxError, TypeError)
 _SHOWN = 600  # characters of an error
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Reports a wrong option in one line. The usage, which argparse adds, hides it in a screen of options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Show a message and end the program with exit status 2."""
+        self.exit(2, f'{self.prog}: {shorten(message, _SHOWN)}: {self.prog} --help lists the options\n')
 
 
 def run_program(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.files import read_text, valid_text
+from ros2_nanochat.terminal import chat, compile_mlc, completion
 from ros2_nanochat.terminal.arguments import load_prompts
 from ros2_nanochat.terminal.chat_loop import ChatLoop
 from ros2_nanochat.terminal.screen import Screen
@@ -153,6 +155,23 @@ def test_whatever_goes_wrong_with_a_question_the_conversation_goes_on(loop, monk
         'three',
     ]
     assert 'internal error: TypeError: odd' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'program, words, told',
+    [
+        (chat, ['--temperature', 'hot'], "--temperature: .*'hot'"),
+        (completion, ['--nonsense'], '--nonsense'),
+        (chat, ['--max-new-tokens'], '--max-new-tokens: expected one argument'),
+        (compile_mlc, [], 'required: model'),
+        (compile_mlc, ['m', '--max-sequences', 'x' * 5000], "--max-sequences: .*'x+"),
+    ],
+)
+def test_a_wrong_option_is_one_line(capsys, program, words, told):
+    with pytest.raises(SystemExit, match='2'):
+        program.main(words)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and re.search(f'{told}.*--help', lines[0]) and len(lines[0]) < 800, lines
 
 
 @pytest.mark.parametrize('command', ['/save', '/load'])

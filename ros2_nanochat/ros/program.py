@@ -19,7 +19,8 @@ _HINTS = {
     'parameter override rule': 'the value has to be YAML: put a text in quotes, -p "name:=\'text\'"',
     'params file': 'it has to hold the name of a node or /**, below that ros__parameters:, and there the'
     ' parameters, as config/chat.yaml of this package does',
-    'remap rule': 'it has to be old:=new, names of letters, digits, _ and / that start with no digit',
+    'remap rule': 'it has to be old:=new, names of letters, digits, _ and / that start with no digit, and a'
+    ' namespace (__ns:=/r1) starts with /',
     'log level': 'debug, info, warn, error or fatal',
 }
 """What to do about an error of rcl."""
@@ -126,4 +127,4 @@ def describe(error: BaseException) -> str:
     if type(error).__name__ == 'UnknownROSArgsError':
         text = f'{text} is not understood after --ros-args'
     hint = next((hint for words, hint in _HINTS.items() if words in text and 'parse' in text), '')
-    return f'{text}: {hint}' if hint else text
+    return f'{text.rstrip(".")}: {hint}' if hint else text

@@ -15,6 +15,7 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 
 from ros2_nanochat.files import open_regular
+from ros2_nanochat.program import OptionParser
 from ros2_nanochat.ros.client import ChatClient, NodeGone
 from ros2_nanochat.ros.program import init, parse_options, run_ros_program
 
@@ -29,7 +30,7 @@ _FLEET_SECONDS = 3.0  # to wait for the node before checking whether it serves o
 def main(args=None) -> int:
     """Run the terminal. Return the exit code."""
     args = sys.argv if args is None else ['chat_client', *args]
-    parser = argparse.ArgumentParser(prog='chat_client', description=__doc__.split('\n')[0])
+    parser = OptionParser(prog='chat_client', description=__doc__.split('\n')[0])
     parser.add_argument(
         '--node', default='/nanochat', help='name of the chat node, with its namespace (default: %(default)s)'
     )

@@ -24,6 +24,7 @@ from ros2_nanochat.config import (
 from ros2_nanochat.config.wording import shown_default
 from ros2_nanochat.errors import shorten
 from ros2_nanochat.files import read_text, valid_text
+from ros2_nanochat.program import OptionParser
 from ros2_nanochat.terminal.nanollm_options import add_nanollm_options
 
 
@@ -35,7 +36,7 @@ def make_parser(program: str, description: str, conversation: bool = False) -> a
         description: What it does.
         conversation: Also add the options of a chat.
     """
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = OptionParser(prog=program, description=description)
     _add_options(parser.add_argument_group('the model'), ModelConfig)
     _add_options(parser.add_argument_group('the reply'), GenerationConfig)
     if conversation:

@@ -4,7 +4,6 @@ without delay afterwards.
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 
@@ -13,7 +12,7 @@ from ros2_nanochat.backends.mlc.compiling import prepare
 from ros2_nanochat.backends.mlc.library import target_of
 from ros2_nanochat.backends.mlc.tvm_runtime import why_it_does_not_load
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.program import run_program
+from ros2_nanochat.program import OptionParser, run_program
 
 _DEVICES = {'llvm': 'cpu'}
 
@@ -25,7 +24,7 @@ def tell(line: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the model and print its folder. Return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog='nanochat-mlc',
         description='Quantize a model and compile it for the GPU, with the mlc_llm command, into '
         'the cache folder ($XDG_CACHE_HOME/nanochat/mlc). Prints the folder that was made.',

@@ -21,6 +21,7 @@ from ros2_nanochat.config import WebConfig, options_of
 from ros2_nanochat.config.wording import shown_default
 from ros2_nanochat.errors import one_line, require
 from ros2_nanochat.processor import restrict_thread
+from ros2_nanochat.program import OptionParser
 from ros2_nanochat.ros.program import init, parse_options, run_ros_program
 from ros2_nanochat.ros.signals import ignore_signals, on_signal
 from ros2_nanochat.web.access import Access, is_loopback, new_token
@@ -34,7 +35,7 @@ _THREADS = 48  # for what blocks: questions that wait for their answers, service
 def main(args=None) -> int:
     """Run the server. Return the exit code."""
     args = sys.argv if args is None else ['web', *args]
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog='web', description='Serve a page that shows what chat nodes see, are asked, and answer.'
     )
     for option in options_of(WebConfig):

@@ -26,6 +26,8 @@ WRONG = {
     'a remapping of no names': (['-r', 'a b:=c'], "'-r a b:=c'.*old:=new"),
     'a name of a node': (['-r', '__node:=2bad'], "'-r __node:=2bad'"),
     'a namespace': (['-r', '__ns:=bad-ns'], "'-r __ns:=bad-ns'"),
+    'a namespace without a slash': (['-r', '__ns:=r1'], "'-r __ns:=r1'.*starts with /"),
+    'a rule that is missing': (['-r'], 'No remap rule found: it has to be'),
     'a log level': (['--log-level', 'verbose'], 'debug, info, warn, error or fatal'),
     'an argument that ROS does not know': (['--nonsense'], "'--nonsense'.*not understood"),
 }
@@ -82,6 +84,14 @@ def test_a_program_with_options_refuses_other_words(program, word):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert re.search(f"'{word} more' is not understood: .* --help .*--ros-args", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize('program, option', [(terminal_client, '--wait'), (web_program, '--port')])
+def test_a_wrong_option_is_one_line(program, option):
+    command = [sys.executable, '-m', program.__name__, option, 'soon']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(f"{option}: .*'soon'.*--help", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,11 @@ from ros2_nanochat.errors import BackendError
 from ros2_nanochat.loading_bar import LoadingBar
 from ros2_nanochat.prompt import Preceding, Prompt
 from ros2_nanochat.reasoning import find_reasoning_marks, reasoning_is_open
-from ros2_nanochat.remote.opening import Opening
 from ros2_nanochat.vision import no_vision, open_vision
 
 
 class NanoLLM:
-    """A language model that is ready to generate. Create it with `from_pretrained`; `close()` or a `with`
-    block frees it.
-    """
+    """A language model that is ready to generate, made by `from_pretrained`. `close()` or `with` frees it."""
 
     reply_class = StreamingResponse
 
@@ -98,6 +95,8 @@ class NanoLLM:
         config = replace(whole(ModelConfig, config, 'config'), **options)
         path, api = hub.resolve(config, stop)
         if api == 'openai':
+            from ros2_nanochat.remote.opening import Opening  # takes 0.03 s, with asyncio
+
             servers = Opening(config, engine, NanoLLM.from_pretrained, stop)
             if opening:
                 opening(servers)

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ros2_nanochat.answer.grammars import check_schema
 from ros2_nanochat.errors import one_line
@@ -14,7 +14,9 @@ from ros2_nanochat.robot.tool_entries import ServerEntry
 from ros2_nanochat.robot.tool_policy import ToolKind, ToolPolicy
 from ros2_nanochat.robot.tool_record import Reports, RobotTool
 from ros2_nanochat.tools import Tool
-from ros2_nanochat.tools.mcp_client import McpClient
+
+if TYPE_CHECKING:
+    from ros2_nanochat.tools.mcp_client import McpClient
 
 _LONGEST = 1000  # characters of a description
 
@@ -33,6 +35,8 @@ class McpServers:
         """
         key = entry.command, entry.url, tuple(sorted(entry.env.items()))
         if key not in self._clients:
+            from ros2_nanochat.tools.mcp_client import McpClient  # takes 0.02 s, with asyncio
+
             self._clients[key] = McpClient(entry.command, entry.url, entry.env)
         return self._clients[key]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ros2_nanochat.ros.allocator import tune_allocator
+from ros2_nanochat.ros.quick_imports import quick_imports
 
 
 def main(args=None) -> int:
     """Run the node until a signal or a failed start. Return the exit code."""
     tune_allocator()
-    from ros2_nanochat.ros.chat_node import main
+    with quick_imports():
+        from ros2_nanochat.ros.chat_node import main
 
     return main(args)

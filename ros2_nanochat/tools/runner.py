@@ -5,7 +5,6 @@ The loop knows no tool and no transport. It starts one call at a time, waits for
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import threading
@@ -217,6 +216,8 @@ class FunctionRunner:
         try:
             value = tool.function(**handle.call.arguments)
             if inspect.iscoroutine(value):
+                import asyncio  # takes 0.02 s
+
                 value = asyncio.run(value)
             text = as_answer(value, self._max_result)
         except BaseException as error:  # of the user's function: the model is told

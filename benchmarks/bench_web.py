@@ -4,6 +4,8 @@ any page. Both take turns; each answers the same question with the same tokens. 
 the other programs, so that the figures show what the page costs the node; with `--threads` as many as there
 are cores, page, browser and model share them.
 
+The model, and what shares its cores, also show in the processor time of each program.
+
     python -m benchmarks.bench_web [--rounds 12] [--tokens 200] [--threads 1]
 """
 
@@ -44,6 +46,10 @@ class OpenPage:
     @property
     def pictures(self) -> int:
         return self._pictures.value
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
 
     def close(self) -> None:
         self._process.terminate()
@@ -98,7 +104,8 @@ def main() -> int:
     camera = Program('demo_camera')
     web = Program('web', '--port', '0')
     spent: dict[str, list[tuple[float, float]]] = {'none': [], 'open': []}
-    pictures, of_server = 0, []
+    pictures = 0
+    shares: dict[str, list[float]] = {'server': [], 'browser': [], 'camera': [], 'camera without': []}
     try:
         node.wait_for_line(': active')
         address = web.wait_for('the page: ').split('the page: ')[1].strip()
@@ -113,14 +120,17 @@ def main() -> int:
                     wait(lambda page=page: page.pictures and page.events > 3)
                     time.sleep(1.0)
                 chat.reset()
-                served = cpu_seconds(web.process.pid)
+                others = {'camera' if page else 'camera without': camera.process.pid}
+                others |= {'server': web.process.pid, 'browser': page.pid} if page else {}
+                used = {name: cpu_seconds(pid) for name, pid in others.items()}
                 before, began = cpu_seconds(node.process.pid), time.monotonic()
                 turn = chat.ask('Tell me a long story about a robot.', max_new_tokens=options.tokens)
                 done = turn.result(120.0)
                 taken, seconds = cpu_seconds(node.process.pid) - before, time.monotonic() - began
+                for name, pid in others.items():
+                    shares[name].append((cpu_seconds(pid) - used[name]) / seconds)
                 if page is not None:
                     pictures += page.pictures
-                    of_server.append((cpu_seconds(web.process.pid) - served) / seconds)
                     page.close()
                 if n > 1:
                     spent[kind].append((taken / done.new_tokens, done.new_tokens / seconds))
@@ -141,9 +151,8 @@ def main() -> int:
         f'  without the page, the node takes {ratio:.3f} of the time for each token; tokens/s with the page:'
     )
     print(f'  {speed:.3f} of those without; the page showed {pictures} camera pictures')
-    print(
-        f'  threads of the model: {options.threads}; cores of the server: {statistics.median(of_server):.3f}'
-    )
+    cores = ', '.join(f'{name} {statistics.median(each):.3f}' for name, each in shares.items())
+    print(f'  threads of the model: {options.threads}; cores of the others: {cores}')
     return int(ratio < 0.99)
 
 

@@ -178,16 +178,30 @@ def test_a_reply_streams_into_its_question_and_ends_with_the_turn():
     assert log.token(token('t', 3, 'late')) == [] and shown(log)[0][1] == 'Hello'
 
 
+def message(**fields):
+    names = dict.fromkeys(fields, '')
+    return SimpleNamespace(**fields, get_fields_and_field_types=lambda: names)
+
+
 def test_pieces_of_one_reply_travel_as_one():
     log = TurnLog()
-    events = [event for n, text in enumerate('abcd') for event in log.token(token('t', n, text))]
-    assert [event['type'] for event in joined(events)] == ['item', 'piece']
-    assert joined(events)[1] == {'type': 'piece', 'key': 't', 'text': 'bcd', 'tokens': 3}
-    thought = [
-        {'type': 'piece', 'key': 't', 'reasoning': 'x', 'tokens': 1},
-        {'type': 'piece', 'key': 't', 'text': 'y', 'tokens': 1},
+    pieces = [token('t', n, text) for n, text in enumerate('abcd')]
+    pieces += [token('t', 4, 'th', reasoning=True), token('t', 5, 'ink', reasoning=True), token('t', 6, 'e')]
+    pieces += [token('t', 7, '', last=True), token('u', 0, 'o\ud800'), token('u', 1, 'p\ud800')]
+    together = joined(message(**piece) for piece in pieces)
+    assert [(each['turn_id'], each['index'], each['text'], each['num_tokens']) for each in together] == [
+        ('t', 0, 'abcd', 4),
+        ('t', 4, 'think', 2),
+        ('t', 6, 'e', 1),
+        ('t', 7, '', 1),
+        ('u', 0, 'o\ufffdp\ufffd', 2),
     ]
-    assert joined(thought) == thought
+    one_by_one = TurnLog()
+    for piece in pieces:
+        one_by_one.token(json.loads(json.dumps(piece).replace('\\ud800', '\\ufffd')))
+    for each in together:
+        log.token(each)
+    assert log.conversation() == one_by_one.conversation()
 
 
 def test_a_question_of_another_client_becomes_known_from_the_history():
@@ -466,10 +480,6 @@ def test_an_album_keeps_the_latest_pictures_under_names_that_nobody_guesses():
 
 
 def test_messages_become_values_that_json_has():
-    def message(**fields):
-        names = dict.fromkeys(fields, '')
-        return SimpleNamespace(**fields, get_fields_and_field_types=lambda: names)
-
     value = as_json.to_value(
         message(
             stamp=message(sec=2, nanosec=500_000_000),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ros2_nanochat.web.diagnostics import Diagnostics
 from ros2_nanochat.web.robot_link import RobotLink
 from ros2_nanochat.web.robot_view import RobotView
-from ros2_nanochat.web.turn_log import FRESH, joined
+from ros2_nanochat.web.turn_log import FRESH
 
 if TYPE_CHECKING:
     from ros2_nanochat.web.pages import Pages
@@ -31,7 +31,6 @@ class Listener:
     def __init__(self, pages: Pages):
         self._pages = pages
         self._diagnostics = Diagnostics()
-        self._pieces: dict[str, list[dict[str, Any]]] = {}  # of replies, not sent yet
         self._called: set[str] = set()  # robots whose tool calls have changed
         self._heard: dict[str, Callable[[RobotView, Any], None]] = {
             'tokens': self._token,
@@ -52,24 +51,15 @@ class Listener:
                 self._take(kind, prefix, value)
             except Exception as error:  # what one robot sends must not cost the others theirs
                 self._pages.ros.report(error)
-        self._flush()
         self._follow_calls()
 
     def _take(self, kind: str, prefix: str, value: Any) -> None:
-        if kind != 'tokens':
-            self._flush()
         if kind == 'graph':
             self._graph(value)
         elif kind == 'diagnostics':
             self._diagnosed(value)
         elif prefix in self._pages.views:
             self._heard[kind](self._pages.views[prefix], value)
-
-    def _flush(self) -> None:
-        """Send the pieces of replies that have come, each reply's as one."""
-        pieces, self._pieces = self._pieces, {}
-        for prefix, events in pieces.items():
-            self._pages.tell(prefix, *joined(events))
 
     # --- which robots there are, and how they are ---
 
@@ -200,7 +190,7 @@ class Listener:
 
     def _token(self, view: RobotView, token: dict[str, Any]) -> None:
         was_nameless = view.log.nameless
-        self._pieces.setdefault(view.prefix, []).extend(view.log.token(token))
+        self._pages.tell(view.prefix, *view.log.token(token))
         if view.log.nameless and not was_nameless and view.known:
             self.learn(view, changed=True)  # the history has the question
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nanochat.msg import Observation, Token, ToolCall, Turn, Watch, Watches
@@ -16,6 +17,7 @@ from ros2_nanochat.robot.watch import IMAGE
 from ros2_nanochat.ros.client import ChatClient, NodeGone
 from ros2_nanochat.web.as_json import to_value
 from ros2_nanochat.web.taps import Tap
+from ros2_nanochat.web.turn_log import joined
 
 _ANSWER = 10.0  # seconds
 _MAX_CAMERAS = 32
@@ -46,17 +48,15 @@ class RobotLink:
         self._parameters: Any = None
         self.follow(owner)
 
-        def tap(kind: type, name: str, **options) -> Tap:
-            return Tap(
-                node,
-                kind,
-                f'{prefix}/{name}',
-                lambda message: put((name, prefix, to_value(message))),
-                **options,
-            )
+        def tap(kind: type, name: str, values=functools.partial(map, to_value), **options) -> Tap:
+            def receive(messages: Iterable[Any]) -> None:
+                for value in values(messages):
+                    put((name, prefix, value))
+
+            return Tap(node, kind, f'{prefix}/{name}', receive, **options)
 
         self._taps = [
-            tap(Token, 'tokens'),
+            tap(Token, 'tokens', joined),
             tap(Turn, 'turn'),
             tap(ToolCall, 'tool_calls', past=True),
             tap(Watches, 'watches', depth=10, past=True),

@@ -24,8 +24,8 @@ from ros2_nanochat.web.diagnostics import node_of
 from ros2_nanochat.web.robot_link import RobotLink
 from ros2_nanochat.web.taps import Tap
 
-_EVERY = 0.08  # seconds between two looks at what has arrived: each wakes both this thread and the server
-_LOOK = 1.0  # seconds between two looks at the graph
+_EVERY = 0.125  # seconds between two looks at what has arrived: each wakes both this thread and the server
+_LOOK = 1.0  # seconds between two looks at the graph, and at what is to be closed or tried again
 _IDLE = 1.0  # seconds between two rounds without any page
 _TRY_AGAIN = 5.0  # seconds after which something is opened again that failed
 _GRACE = 3.0  # seconds that a robot's topics stay open after the last page, which may just be reloading
@@ -78,7 +78,7 @@ class RosThread:
         self._until: dict[Hashable, float] = {}  # when to close what is no longer wanted
         self._failed: dict[Hashable, float] = {}  # when to try again what could not be opened
         self._diagnostics: Tap | None = None
-        self._looked = 0.0
+        self._looked = -math.inf
         self._changed, self._end = threading.Event(), threading.Event()
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
@@ -112,11 +112,16 @@ class RosThread:
         self._node.get_logger().error(f'the page: {one_line(repr(error))}', throttle_duration_sec=5.0)
 
     def _run(self) -> None:
+        changed = True
         while not self._end.is_set():
             try:
                 try:
-                    self._follow(self._wanted)
-                    self._look()
+                    now = time.monotonic()
+                    if changed or now - self._looked >= _LOOK:
+                        self._follow(self._wanted)
+                    if self._wanted.any_page and now - self._looked >= _LOOK:
+                        self._looked = now
+                        self._look()
                     self._take()
                 finally:  # else what cameras bring would pile up for as long as the rest fails
                     self._hand_on()
@@ -124,7 +129,7 @@ class RosThread:
                 if not self._node.context.ok():
                     break
                 self.report(error)
-            self._changed.wait(_EVERY if self.links or self.cameras else _IDLE)
+            changed = self._changed.wait(_EVERY if self.links or self.cameras else _IDLE)
             self._changed.clear()
         self._follow(Wanted(), grace=0.0)
 
@@ -173,10 +178,6 @@ class RosThread:
         return after
 
     def _look(self) -> None:
-        now = time.monotonic()
-        if not self._wanted.any_page or now - self._looked < _LOOK:
-            return
-        self._looked = now
         topics = dict(self._node.get_topic_names_and_types())
         robots = {}
         for topic, types in topics.items():
@@ -236,12 +237,13 @@ class RosThread:
         """Return whether a reply has just brought something."""
         return time.monotonic() - self._streamed < _STREAMS
 
-    def _diagnosed(self, message: DiagnosticArray) -> None:
+    def _diagnosed(self, messages: list[DiagnosticArray]) -> None:
         # Others publish here, too, perhaps much: only chat nodes' statuses are converted.
-        name = node_of((status.name, status.hardware_id) for status in message.status)
-        if name is not None:
-            own = [status for status in message.status if status.hardware_id == name]
-            self._put(('diagnostics', '', to_value(own)))
+        for message in messages:
+            name = node_of((status.name, status.hardware_id) for status in message.status)
+            if name is not None:
+                own = [status for status in message.status if status.hardware_id == name]
+                self._put(('diagnostics', '', to_value(own)))
 
 
 def _space(end) -> str:

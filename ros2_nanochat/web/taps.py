@@ -25,7 +25,7 @@ class Tap:
         node: The node.
         kind: Type of the messages.
         topic: Name of the topic.
-        receive: Called with each message by `take()`.
+        receive: Called by `take()` with the messages that have arrived, if there are any.
         depth: How many messages the transport keeps.
         past: Also receive what was published before, as far as the publisher keeps it.
     """
@@ -35,7 +35,7 @@ class Tap:
         node,
         kind: type,
         topic: str,
-        receive: Callable[[Any], None],
+        receive: Callable[[list[Any]], None],
         depth: int = 1000,
         past: bool = False,
     ):
@@ -53,15 +53,17 @@ class Tap:
 
     def take(self) -> None:
         """Receive what has arrived."""
-        for _ in range(_AT_ONCE):
-            try:
-                with self._subscription.handle:
-                    taken = self._subscription.handle.take_message(self._kind, False)
-            except InvalidHandle:
-                return  # the node is being destroyed
-            if taken is None:
-                return
-            self._receive(taken[0])
+        messages: list[Any] = []
+        try:
+            handle = self._subscription.handle
+            with handle:
+                while len(messages) < _AT_ONCE and (taken := handle.take_message(self._kind, False)):
+                    messages.append(taken[0])
+        except InvalidHandle:
+            return  # the node is being destroyed
+        finally:
+            if messages:
+                self._receive(messages)
 
     def close(self) -> None:
         """End the subscription."""

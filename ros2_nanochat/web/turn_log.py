@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ros2_nanochat.web.as_json import MAX_TEXT
+from ros2_nanochat.web.as_json import MAX_TEXT, to_value
 
 Item = dict[str, Any]
 """A turn: `key`, `query`, `pictures`, `text`, `reasoning`, `state` and, once it has ended, `turn`."""
@@ -204,16 +204,22 @@ class TurnLog:
         return item
 
 
-def joined(events: Sequence[Event]) -> list[Event]:
-    """Return the events with successive pieces of one reply as one."""
-    out: list[Event] = []
-    for event in events:
-        last = out[-1] if out else {}
-        part = 'text' if 'text' in event else 'reasoning'
-        if event['type'] == last.get('type') == 'piece' and event['key'] == last['key'] and part in last:
-            out[-1] = {**last, part: last[part] + event[part], 'tokens': last['tokens'] + event['tokens']}
+def joined(tokens: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return pieces of replies as values, successive ones of the same reply as one.
+
+    Args:
+        tokens: Messages of the type nanochat/msg/Token.
+    """
+    out: list[dict[str, Any]] = []
+    before: tuple = ()
+    for token in tokens:
+        about = token.turn_id, token.reasoning, token.last
+        if about == before and not token.last:
+            out[-1]['text'] += to_value(token.text)
+            out[-1]['num_tokens'] += token.num_tokens
         else:
-            out.append(event)
+            out.append(to_value(token))
+        before = about
     return out
 
 

@@ -1,10 +1,12 @@
 """A model on a server, beside a bare HTTP client of the same server in the same run: time to the first piece,
 tokens per second, and CPU per token. With `--ros`, as a subscriber in another process than the node sees it:
 of llama.cpp's server, which computes on the same processor, and of one that sends words at a fixed pace and
-leaves the processor to the clients.
+leaves the processor to the clients. `--url` names a server that runs already, `--vllm` starts a vLLM with the
+embedded model (in the environment that tools/vllm_env.sh makes): both tell what a subscriber sees of it.
 
-Run with `python -m benchmarks.bench_remote [--quick] [--ros]`, for `--ros` in the built workspace. Needs
-xllamacpp. CPU is measured on a scripted server that sends tokens as fast as it can.
+Run with `python -m benchmarks.bench_remote [--quick] [--ros] [--url http://host:8000/v1] [--vllm]`, the last
+three in the built workspace. Needs xllamacpp, but for `--url` and `--vllm`. A key is taken from
+$OPENAI_API_KEY. CPU is measured on a scripted server that sends tokens as fast as it can.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test'))
 from llama_server import LlamaServer
 from scripted_server import ScriptedServer
+from vllm_server import KEY, VllmServer, checkpoint
 
 from benchmarks.common import machine
 from ros2_nanochat import ChatHistory, NanoLLM
@@ -35,16 +40,22 @@ QUESTION = 'Count from one to a hundred.'
 _FREE: dict[str, list[http.client.HTTPConnection]] = {}  # kept connections, by host
 
 
+def headers() -> dict[str, str]:
+    key = os.environ.get('OPENAI_API_KEY')
+    return {'Content-Type': 'application/json', **({'Authorization': f'Bearer {key}'} if key else {})}
+
+
 def events(url: str, body: dict):
     """The JSON of each event of a stream, over a connection that is kept."""
     parts = urlsplit(url)
     free = _FREE.setdefault(parts.netloc, [])
-    content, kind = json.dumps(body).encode(), {'Content-Type': 'application/json'}
+    content, kind = json.dumps(body).encode(), headers()
+    to_server = http.client.HTTPSConnection if parts.scheme == 'https' else http.client.HTTPConnection
     while True:
         try:
             connection, is_kept = free.pop(), True
         except IndexError:
-            connection, is_kept = http.client.HTTPConnection(parts.netloc, timeout=120), False
+            connection, is_kept = to_server(parts.netloc, timeout=120), False
         try:
             connection.request('POST', parts.path, content, kind)
             response = connection.getresponse()
@@ -172,7 +183,8 @@ def bare_times(url: str, body: dict) -> list[float]:
 def text_of(event: dict) -> str:
     """The text of an event, of llama.cpp's own address or OpenAI's."""
     choice = (event.get('choices') or [{}])[0]
-    return event.get('content') or (choice.get('delta') or {}).get('content') or ''
+    delta = choice.get('delta') or {}
+    return event.get('content') or delta.get('content') or delta.get('reasoning_content') or ''
 
 
 def while_all_stream(began: float, times: list[list[float]]) -> tuple[float, float]:
@@ -252,6 +264,30 @@ def steady(conversations: int):
         yield url, f'{url}/chat/completions', body
 
 
+def running(url: str):
+    """The same of a server that runs already."""
+
+    @contextlib.contextmanager
+    def server(conversations: int):
+        with urllib.request.urlopen(urllib.request.Request(f'{url}/models', headers=headers())) as answer:
+            name = json.load(answer)['data'][0]['id']
+        body = {'model': name, 'max_tokens': TOKENS, 'temperature': 0, 'stream': True}
+        body['messages'] = [{'role': 'user', 'content': QUESTION}]
+        yield url, f'{url}/chat/completions', body
+
+    return server
+
+
+@contextlib.contextmanager
+def vllm(slots: int):
+    """The address of a vLLM with the embedded model."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint(Path(folder))
+        with VllmServer(Path(folder), '--max-num-seqs', str(slots)) as server:
+            os.environ['OPENAI_API_KEY'] = KEY
+            yield server.url
+
+
 def over_ros(name: str, server, conversations: int, repeats: int) -> None:
     """What a ROS subscriber sees, as shares of a bare client of the same server; both take turns."""
     with server(conversations) as (url, address, body):
@@ -296,16 +332,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--quick', action='store_true')
     parser.add_argument('--ros', action='store_true', help='only what a subscriber sees')
+    parser.add_argument('--url', help='only what a subscriber sees, of a server that runs already')
+    parser.add_argument('--vllm', action='store_true', help='the same of a vLLM with the embedded model')
     options = parser.parse_args()
     print(machine())
+    fleets, repeats = ((1, 4), 3) if options.quick else ((1, 16), 7)
+    with vllm(fleets[-1]) if options.vllm else contextlib.nullcontext(options.url) as url:
+        if url is not None:
+            for conversations in fleets:
+                over_ros(url, running(url.rstrip('/')), conversations, repeats)
+            return
     if options.ros:
         for name, server in (("llama.cpp's server", llama_cpp), ('a steady server', steady)):
-            for conversations in (1, 4) if options.quick else (1, 16):
-                over_ros(name, server, conversations, 3 if options.quick else 7)
+            for conversations in fleets:
+                over_ros(name, server, conversations, repeats)
         node_cpu(2000 if options.quick else 10000)
         return
-    for conversations in (1, 4) if options.quick else (1, 16):
-        speed(conversations, 3 if options.quick else 7)
+    for conversations in fleets:
+        speed(conversations, repeats)
     cpu(2000 if options.quick else 20000)
 
 

@@ -111,10 +111,18 @@ def test_a_wrong_argument_ends_the_launch_with_one_line(launch, name, argument, 
     assert len(lines) == 1 and told in lines[0]
 
 
-def test_fleet_launch_gives_each_robot_its_own_camera_and_follows_a_simulated_clock(launch, listen):
+def test_fleet_launch_gives_each_robot_its_own_camera_and_follows_a_simulated_clock(launch, listen, tmp_path):
     import rclpy
 
-    launch('fleet.launch.py', 'api:=fake', 'robots:=r1,r2', 'image_topic:={robot}/cam', 'use_sim_time:=true')
+    (tmp_path / 'short.yaml').write_text('/**:\n  ros__parameters: {max_new_tokens: 4}\n')
+    launch(
+        'fleet.launch.py',
+        'vision:=tiny',  # a model without vision subscribes to no camera
+        'robots:=r1,r2',
+        'image_topic:={robot}/cam',
+        'use_sim_time:=true',
+        f'params_file:={tmp_path}/short.yaml',
+    )
     ears = listen('/r1/nanochat', '/r2/nanochat')
     ears.turn('hello', '/r1/nanochat')
     node = rclpy.create_node('camera_test')

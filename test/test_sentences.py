@@ -61,6 +61,7 @@ def split(*texts, spoken=False):
         'It is 5 kg.| 3 robots came.| It takes 5 min.| 3 wait.| Call me.| 2 is enough.| See the app.| 3 do.',
         "OK.| I'll go.| No.| I do not.| It was me.| A robot came.| Is it?| No.| I see it.| See No. I of it.",
         'Art. I says so.| The answer is no.| I am ill.| At 5 p.m. I go.| J. A. Smith met her.',
+        'It goes 3 m/s.| Then 12 km/h.| Stop.',
         'It is 3.14 m at example.org/about.| Yes.',
         '"Hi!" she said.| "Go." |Then he left.',
         '1. Open it.|\n2. Close it.',
@@ -177,6 +178,11 @@ def test_a_decision_waits_for_the_next_word_or_for_a_pause(text, at_once, after_
             '\U0001f642 Hi \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2600\ufe0f'
             ' 1\ufe0f\u20e3!',
             'Hi 1!',
+        ),
+        ('Line<br>break<BR/>here<p>and <b>there</b></p>', 'Line break here and there'),
+        (
+            'Done \U0001f468\u200d\U0001f469! It\u2764\ufe0f is [^1]. \u2605 A \u2605\u2605, b',
+            'Done! It is. A, b',
         ),
         ('20 °C, 5 €, ™ and ©', '20 °C, 5 €, ™ and ©'),
         ('日本語 **です**。', '日本語 です。'),

@@ -22,7 +22,7 @@ _GREEK = re.compile('[\u0370-\u03ff\u1f00-\u1fff]')
 _CYRILLIC = re.compile('[\u0400-\u04ff]')
 _NUMBER = re.compile(r'\W*\d+[.)]?\W*\Z')
 _GERMAN_ORDINAL = re.compile(r'\b(?:der|das|den|dem|des|im|vom|zum|zur|beim) \d{1,3}\Z', re.I)
-_UNIT = re.compile(r'\d[ \u00a0]?[a-z\u00b5]{1,3}\Z')
+_UNIT = re.compile(r'\d[ \u00a0]?(?:[a-z\u00b5]{1,4}/)?[a-z\u00b5]{1,3}\Z')  # kg, m/s
 _WORD = re.compile(r'[^\s(\["\'\u201c\u2018\u00ab*_]+\Z')
 
 

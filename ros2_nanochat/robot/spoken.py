@@ -24,9 +24,10 @@ _IMAGE_OR_LINK = re.compile(
     r'(?:\((?:[^()\n]|\([^()\n]{0,400}\)){0,999}\)|\[[^\]\n]{0,400}\])'
 )
 _REFERENCE = re.compile(r'^[ \t]{0,3}\[[^\]^\n][^\]\n]*\]:[ \t]*\S+.*$', re.M)  # [name]: address
-_FOOTNOTE = re.compile(r'\[\^[^\]\s]{1,99}\]:?')
+_FOOTNOTE = re.compile(r'[ \t]?\[\^[^\]\s]{1,99}\]:?')
 _ADDRESS = re.compile(r'<((?:https?://|mailto:)[^>\s]+)>')
 _TAG = re.compile(r'</?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>\n]*)?/?>|<!--.{0,2000}?-->', re.S)
+_BREAK = re.compile(r'<(?:br|hr|/?(?:p|div|li|[uo]l|t[dhr]|h[1-6]))(?:\s[^<>\n]*)?/?>', re.I)
 _CODE = re.compile(r'`+')
 # In pairs, also within words: languages without spaces emphasize there.
 _PAIR = re.compile(
@@ -41,11 +42,12 @@ _EMPHASIS = re.compile(
 _LONELY_MARKS = re.compile(r'(?<!\S)(?:\*{2,3}|_{2,3}|~~)(?!\S)')
 _ESCAPED = re.compile(r'\\([\\`*_{}\[\]()#+\-.!~|>])')
 _KEYCAP = re.compile('([0-9#*])\ufe0f?\u20e3')
-_EMOJI = re.compile(  # those that are text by default only with the selector of emoji
-    '[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2194-\u21aa\u3030\u303d\u3297\u3299]\ufe0f'
+_ONE_EMOJI = (  # those that are text by default only with the selector of emoji
+    '(?:[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2194-\u21aa\u3030\u303d\u3297\u3299]\ufe0f'
     '|[\U0001f000-\U0001fbff\u231a-\u23ff\u25aa-\u25fe\u2600-\u27bf\u2934\u2935\u2b05-\u2bff]'
-    '|[\ufe0e\ufe0f\u200d\U000e0020-\U000e007f]'
+    '|[\ufe0e\ufe0f\u200d\U000e0020-\U000e007f])'
 )
+_EMOJI = re.compile(rf'(?:(?<![ \t])[ \t]{{1,9}}(?={_ONE_EMOJI}+[.,;:!?\u2026]))?{_ONE_EMOJI}+')
 _CONTROL = re.compile('\x1b\\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f\u200b\u2060\ufeff]')
 _LINE_BREAK = re.compile(r'\\$', re.M)
 _SPACE = re.compile(r'[ \t]+')
@@ -59,7 +61,7 @@ def spoken_text(text: str) -> str:
     text = _BARE_CELLS.sub(', ', text)
     text = _HEADING_END.sub('', _LINE_START.sub('', text))
     text = _ADDRESS.sub(r'\1', _FOOTNOTE.sub('', _IMAGE_OR_LINK.sub(r'\1', text)))
-    text = html.unescape(_CODE.sub('', _TAG.sub('', text)))
+    text = html.unescape(_CODE.sub('', _TAG.sub('', _BREAK.sub(' ', text))))
     text = _LINE_BREAK.sub('', _PAIR.sub(_without_marks, text))
     text = _LONELY_MARKS.sub('', _EMPHASIS.sub('', text))
     text = _EMOJI.sub('', _KEYCAP.sub(r'\1', _ESCAPED.sub(r'\1', text)))

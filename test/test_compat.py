@@ -397,6 +397,14 @@ def test_prompts_are_read_from_files(tmp_path):
         load_prompts(str(tmp_path / 'c.json'))
 
 
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, encoding):
+    (tmp_path / 'a.txt').write_text('Was fährt am Kai?\n', encoding=encoding)
+    (tmp_path / 'b.json').write_text('["Grüße"]', encoding=encoding)
+    paths = [str(tmp_path / name) for name in ('a.txt', 'b.json')]
+    assert load_prompts(paths) == ['Was fährt am Kai?', 'Grüße']
+
+
 def test_ctrl_c_interrupts_once_and_then_leaves():
     code = (
         'import os, signal\n'

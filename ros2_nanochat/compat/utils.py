@@ -18,6 +18,7 @@ from PIL import Image
 from ros2_nanochat.compat.attributes import AttributeDict, missing
 from ros2_nanochat.compat.templates import ChatTemplates
 from ros2_nanochat.config import APIS
+from ros2_nanochat.files import read_text
 from ros2_nanochat.image_sources import EXTENSIONS
 
 __all__ = [
@@ -160,8 +161,7 @@ def load_prompts(prompts: str | Iterable[str] | None, concat: bool | str = False
 
 def _read_prompts(path: str) -> list[str]:
     try:
-        with open(path, encoding='utf-8') as file:
-            text = file.read()
+        text = read_text(path)
         if path.endswith('.txt'):
             return [text.strip()]
         return [entry if isinstance(entry, str) else entry['text'] for entry in json.loads(text)]

@@ -175,6 +175,28 @@ def test_calls_per_turn_and_rate_are_limits():
     assert time.monotonic() - begin >= 0.2
 
 
+def test_a_rate_holds_from_the_approval_on():
+    case = Case(rate=2.0, confirm=True)
+    begun = []
+    case.hand.start = lambda arguments, run: (begun.append(time.monotonic()), run.succeed('ok'))
+    first = case.begin()
+    waiting = case.wait_for('waiting')
+    time.sleep(0.6)  # a person takes longer than the pause between two calls
+    assert case.box.approve(waiting.call.id, True) and first.wait(10).state is CallState.DONE
+    second = case.begin()
+    with case.changed:
+        assert case.changed.wait_for(lambda: case.states.count('waiting') == 2, 10)
+    assert case.box.approve(case.heard[-1].call.id, True) and second.wait(10).state is CallState.DONE
+    assert begun[1] - begun[0] >= 0.49
+
+
+def test_nobody_is_asked_about_a_call_that_comes_too_early():
+    case = Case(rate=0.1, confirm=True)
+    first = case.begin()
+    assert case.box.approve(case.wait_for('waiting').call.id, True) and first.wait(10).state is CallState.DONE
+    assert 'too often' in case.call().result and case.states.count('waiting') == 1
+
+
 def test_refused_calls_count_against_the_turn():
     case = Case(limits={'calls_per_turn': 2})
     for speed in (1.0, 0.1, 0.1, 0.1):

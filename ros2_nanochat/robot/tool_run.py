@@ -41,12 +41,13 @@ class CallRun(CallSignals):
         limits: The limits of all tools.
         announce: Called with the run when its record has changed, on the call's thread.
         on_change: Called with what the turn is told; see `ToolRunner.start`.
-        delay: Seconds to hold it back, to keep the tool's rate.
+        delay: Returns the seconds to hold it back, to keep the tool's rate: `delay(True)` if it then begins.
         keeps: Whether the call goes on when its turn cancels it: the turn is interrupted, and the file says
             `keep`.
 
     Attributes:
         policy: How the tool may be used.
+        timeout: Seconds that it may take.
         performer: Performs it.
         record: The call as it stands.
         closed: Set when nothing of it goes on.
@@ -61,11 +62,11 @@ class CallRun(CallSignals):
         limits: ToolLimits,
         announce: Callable[[CallRun], None],
         on_change: Callable[[ToolCall], None],
-        delay: float = 0.0,
+        delay: Callable[[bool], float] = lambda reserve: 0.0,
         keeps: Callable[[], bool] = lambda: False,
     ):
         super().__init__()
-        self.policy, self.performer = policy, performer
+        self.policy, self.performer, self.timeout = policy, performer, policy.timeout
         self.closed = threading.Event()
         self._limits, self._announce, self._delay, self._keeps = limits, announce, delay, keeps
         dry = policy.dry_run or limits.dry_run
@@ -121,20 +122,26 @@ class CallRun(CallSignals):
         if self.record.dry_run:
             self._end(CallState.DONE, f'dry run: {self.performer.preview(self.record.call.arguments)}')
             return False
-        if self.policy.confirm and not self._is_approved():
+        if self.policy.confirm and not (self._keeps_rate(self._delay(False)) and self._is_approved()):
             return False
-        if self._delay > LONGEST_DELAY:
-            self._end(
-                CallState.FAILED,
-                f'not called: it is called too often, wait {math.ceil(self._delay)} s before the next call',
-            )
+        delay = self._delay(True)  # an approval may have taken long
+        if not self._keeps_rate(delay):
             return False
         with self._changed:
-            self._changed.wait_for(lambda: self._stop_reason or self._left, self._delay)
+            self._changed.wait_for(lambda: self._stop_reason or self._left, delay)
         if self._stop_reason or self._left:
             self._end(CallState.CANCELLED, f'not called: {self._stop_reason or "the turn ended"}')
             return False
         return True
+
+    def _keeps_rate(self, delay: float) -> bool:
+        """Whether a call may be held back for so long; else it has ended."""
+        if delay > LONGEST_DELAY:
+            self._end(
+                CallState.FAILED,
+                f'not called: it is called too often, wait {math.ceil(delay)} s before the next call',
+            )
+        return delay <= LONGEST_DELAY
 
     def _is_approved(self) -> bool:
         self._asking = True
@@ -164,7 +171,7 @@ class CallRun(CallSignals):
             self.performer.start(self.record.call.arguments, self)
         except BaseException as error:
             self.fail(one_line(error))
-        until, told, shown = self._began + self.policy.timeout, '', 0.0
+        until, told, shown = self._began + self.timeout, '', 0.0
         while True:
             with self._changed:
                 news = time.monotonic() - shown >= _FEEDBACK
@@ -182,7 +189,7 @@ class CallRun(CallSignals):
             if reason := self.performer.lost(self):  # says more than that the time is up
                 return self._end(CallState.FAILED, one_line(reason))
             if now >= until and self._answer is None:
-                return self._stop('', f'no answer within {self.policy.timeout:g} s')
+                return self._stop('', f'no answer within {self.timeout:g} s')
             if feedback != told and now - shown >= _FEEDBACK:
                 told, shown = feedback, now
                 self._move(CallState.RUNNING)

@@ -6,6 +6,7 @@ neither ROS nor the model.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -101,7 +102,7 @@ class Toolbox:
             self.limits,
             self._changed,
             on_change,
-            self._delay(allowed),
+            functools.partial(self._delay, allowed),
             lambda: allowed.policy.on_interrupt is OnInterrupt.KEEP and turn.interrupted,
         )
         with self._lock:
@@ -132,13 +133,13 @@ class Toolbox:
             return f'{_MOST_OPEN} calls go on already'
         return ''
 
-    def _delay(self, allowed: RobotTool) -> float:
-        """How long a call is held back, to keep the rate of its tool."""
+    def _delay(self, allowed: RobotTool, reserve: bool) -> float:
+        """How long a call is held back, to keep the rate of its tool. `reserve`: it then begins."""
         pause = 1.0 / (allowed.policy.rate or self.limits.rate)
         now = time.monotonic()
         with self._lock:
             due = max(now, self._last.get(allowed.tool.name, -pause) + pause)
-            if due - now <= LONGEST_DELAY:
+            if reserve and due - now <= LONGEST_DELAY:
                 self._last[allowed.tool.name] = due
         return due - now
 

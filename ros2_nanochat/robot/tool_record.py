@@ -33,9 +33,11 @@ class Reports(Protocol):
     Attributes:
         handle: For the performer.
         stopping: Whether the call was asked to end.
+        timeout: Seconds that the call may take.
     """
 
     handle: Any
+    timeout: float
 
     @property
     def stopping(self) -> bool: ...

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 _PATIENCE = 4.0  # seconds for the other side to appear: Fast DDS announces a participant every 3 seconds
+_MOST_WAITING = 0.9  # share of the time-out: before it is up, the call is told that nobody is there
 _GONE = 1.0  # seconds without the other side, after which its answer is not awaited any more
 _SETTLED = 0.3  # seconds in which two sides of which one sees the other find each other
 
@@ -46,6 +47,7 @@ class Attempt:
         send: Sends the request, and returns what belongs to it.
         is_there: Whether the other side is there.
         what: What it is, for messages.
+        timeout: Seconds that all of it may take.
         knows_us: Whether the other side has found this one, too.
 
     Attributes:
@@ -57,10 +59,11 @@ class Attempt:
         send: Callable[[], Any],
         is_there: Callable[[], bool],
         what: str,
+        timeout: float,
         knows_us: Callable[[], bool] = lambda: True,
     ):
         self._send, self._is_there, self._what, self._knows_us = send, is_there, what, knows_us
-        self._until = time.monotonic() + _PATIENCE
+        self._until = time.monotonic() + min(_PATIENCE, _MOST_WAITING * timeout)
         self._missing: float | None = None
         self.sent: Any = None
         self.lost()

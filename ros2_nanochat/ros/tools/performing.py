@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,8 @@ class Performing:
     def start(self, arguments: Mapping[str, Any], run: Reports) -> None:
         """Send the request as soon as the other side is there."""
         message = self.message(arguments)
-        run.handle = Attempt(lambda: self.send(message, run), self.is_there, self.other, self.knows_us)
+        send = functools.partial(self.send, message, run)
+        run.handle = Attempt(send, self.is_there, self.other, run.timeout, self.knows_us)
 
     def lost(self, run: Reports) -> str:
         """Return why no answer will come, '' if it may."""

@@ -130,6 +130,8 @@ def test_an_empty_file_has_no_tools(read):
         ('mcp: {a: {command: [x], tools: 3}}', 'mcp.a.tools is not valid'),
         ('mcp: {a: {command: [x], tools: {y: {confrim: true}}}}', 'mcp.a.tools.y.confrim is not known'),
         ('tools: {a: {service: /x', 'line '),
+        ('tools: {a: {service: /{robot}/x}}', 'put a text that holds {...} in quotes'),
+        ('tools: {a: {publish: /a/{robot}, description: b}}', 'put a text that holds {...} in quotes'),
         ('- 1', 'is not valid: a mapping'),
         ('tools: {1: {service: /x}}', 'is not text'),
         ('!!python/object/apply:os.system [echo]', 'line '),

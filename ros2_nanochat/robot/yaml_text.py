@@ -70,10 +70,17 @@ def _is_too_large(content: Any) -> bool:
     return count > _MOST_VALUES
 
 
+def _holds_braces(mark: Any) -> bool:
+    """Whether an error is at a brace within a word, such as `/{robot}/lamp`: YAML takes it for a mapping."""
+    text = mark.buffer or ''
+    return text[mark.pointer : mark.pointer + 1] == '{' and not text[: mark.pointer][-1:].isspace()
+
+
 def _line_of(error: Exception) -> str:
     mark, problem = getattr(error, 'problem_mark', None), getattr(error, 'problem', None)
     if isinstance(error, RecursionError):
         return 'it is nested too deeply'
     if mark is not None:
-        return f'line {mark.line + 1}: {one_line(problem or error)}'
+        hint = ' (put a text that holds {...} in quotes)' if _holds_braces(mark) else ''
+        return f'line {mark.line + 1}: {one_line(problem or error)}{hint}'
     return one_line(error)

@@ -55,7 +55,7 @@ class Execution:
 
     def _why(self) -> str:
         assert self.stopped is not None
-        return _WHY.get(self.stopped, 'it was stopped')
+        return _WHY.get(self.stopped, 'it was cancelled')
 
     def run(self, call: ToolCall) -> Iterator[ToolCall]:
         """Run one call to its end; yield it each time that it has changed. It is then the last of `calls`."""

@@ -133,6 +133,7 @@ def speed(conversations: int, repeats: int) -> None:
 
 def _serve(pipe, words: int, pause: float) -> None:
     with ScriptedServer(words=words, delay=pause) as server:
+        server.keeps_connections = True  # as real servers do
         pipe.send(server.url)
         pipe.recv()
 

@@ -30,7 +30,7 @@ FLEET = 8
 # --- children ---
 
 
-def bare(steps: int) -> None:
+def bare(steps: int, gpu_layers: int) -> None:
     """A raw loop, and publishers, nothing else. A line on standard input, the number of sequences, starts a
     run; the end of the input ends it.
     """
@@ -42,7 +42,7 @@ def bare(steps: int) -> None:
     from benchmarks.common import RawLlama
     from ros2_nanochat import ChatHistory, NanoLLM
 
-    with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1) as model:
+    with NanoLLM.from_pretrained(max_context_len=1024, max_sequences=1, gpu_layers=gpu_layers) as model:
         history = ChatHistory(model)
         history.append('user', text=STORY)
         ids = history.embed_chat()[0].token_ids.tolist()
@@ -51,7 +51,7 @@ def bare(steps: int) -> None:
             [model.backend.token_text(i) for i in range(min(1000, model.info.vocab_size))],
         )
         flash = model.stats['flash_attention'] == 'on'  # both sides compute attention in the same way
-    raws = {count: RawLlama(path, count, 1024, False, flash) for count in (1, FLEET)}
+    raws = {count: RawLlama(path, count, 1024, False, flash, gpu_layers) for count in (1, FLEET)}
     rclpy.init()
     node = rclpy.create_node('bare')
     publishers = [
@@ -233,7 +233,9 @@ def one_robot(node, options, raw) -> None:
 
     began = time.perf_counter()
     with (
-        chat_node(max_new_tokens=options.tokens, image_mode="'off'") as process,
+        chat_node(
+            max_new_tokens=options.tokens, gpu_layers=options.gpu_layers, image_mode="'off'"
+        ) as process,
         ChatClient(node=node) as chat,
     ):
         ours = Listener(node, ['/nanochat/tokens'])
@@ -309,7 +311,7 @@ def camera_beside(node, options) -> None:
     from ros2_nanochat.ros.client import ChatClient
 
     with (
-        chat_node(max_new_tokens=options.tokens) as process,
+        chat_node(max_new_tokens=options.tokens, gpu_layers=options.gpu_layers) as process,
         ChatClient(node=node) as chat,
     ):
         ours = Listener(node, ['/nanochat/tokens'])
@@ -383,7 +385,12 @@ def fleet(node, options, raw) -> None:
     from ros2_nanochat.ros.client import ChatClient
 
     names = [f'r{i}' for i in range(FLEET)]
-    with chat_node(max_new_tokens=options.tokens, robots=f'[{", ".join(names)}]', max_sequences=FLEET):
+    with chat_node(
+        max_new_tokens=options.tokens,
+        gpu_layers=options.gpu_layers,
+        robots=f'[{", ".join(names)}]',
+        max_sequences=FLEET,
+    ):
         chats = [ChatClient(robot=name, node=node) for name in names]
         ours, theirs = (
             Listener(node, [f'/{name}/nanochat/tokens' for name in names]),
@@ -415,11 +422,12 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--tokens', type=int, default=200)
     parser.add_argument('--quick', action='store_true', help='two repeats of 100 tokens')
+    parser.add_argument('--gpu-layers', type=int, default=0, help='layers on the GPU; -1: all')
     parser.add_argument('--bare', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--camera', help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
-        return bare(options.tokens)
+        return bare(options.tokens, options.gpu_layers)
     if options.camera:
         return camera(options.camera)
     if options.quick:
@@ -438,7 +446,9 @@ def main() -> None:
     spinning = threading.Thread(target=spin, args=(executor, node.get_logger()), daemon=True)
     spinning.start()
     try:
-        with child('--bare', '--tokens', str(options.tokens)) as process:
+        with child(
+            '--bare', '--tokens', str(options.tokens), '--gpu-layers', str(options.gpu_layers)
+        ) as process:
             process.stdout.readline()
 
             def raw(count: int) -> None:

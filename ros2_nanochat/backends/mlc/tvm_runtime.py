@@ -194,16 +194,10 @@ def give_back_memory() -> None:
 
 def load_library(tvm, path: str):
     """Load a model library; a BackendError, in one line, if this TVM cannot."""
-    kind = library_kind(path)
     try:
-        try:
-            module = tvm.runtime.load_module(path)
-        except Exception:
-            # a TVM without its compiler does not load its part for a device; looking at the part loads it
-            if kind == 'cpu' or lacking_part(os.path.dirname(tvm.__file__), kind):
-                raise
-            module = tvm.runtime.load_module(path)
+        module = tvm.runtime.load_module(path)
     except Exception as error:  # tvm raises its own classes for errors of dlopen and its loaders
+        kind = library_kind(path)
         lacking = None if kind == 'cpu' else lacking_part(os.path.dirname(tvm.__file__), kind)
         if lacking:
             raise LacksDevice(

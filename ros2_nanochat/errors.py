@@ -50,7 +50,7 @@ def require(module: str, extra: str):
     """
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: its shared libraries do not load
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: its shared libraries do not load
         package = module.partition('.')[0]
         reason = (
             f'{package} is not installed'

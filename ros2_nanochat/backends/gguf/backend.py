@@ -73,7 +73,8 @@ class GGUFBackend(Backend):
     def estimate(cls, path: str, config: ModelConfig) -> MemoryEstimate:
         weights, metadata = check_gguf(path), read_metadata(path)
         check_metadata(path, metadata)
-        return estimate_memory(path, weights, metadata, with_choice(config, metadata, _llama_cpp), _BATCH)
+        config = with_choice(config, metadata, _llama_cpp)
+        return estimate_memory(path, weights, metadata, config, _BATCH, _llama_cpp)
 
     # --- opening ---
 

@@ -3,7 +3,8 @@ has to stay and no turn may be lost.
 
 Run in the built workspace: `python -m benchmarks soak --minutes 30`; `--api fake --model
 tokens_per_second=100` is the same at next to no load. The exit code is 1 where a turn was lost, the node
-ended, or its memory grew by a hundredth or more after the first minutes.
+ended, or its own memory grew by a hundredth or more after the first minutes. Beside it stands what the node
+shares: pages of the model, and the segments of Fast DDS (68 MB for each process), which fill up slowly.
 """
 
 from __future__ import annotations
@@ -123,6 +124,18 @@ class Robot:
             self.open.clear()
 
 
+def memory_of(pid: int) -> tuple[int, int]:
+    """Bytes of a process that are its own, and that it shares with files and other processes; see proc(5)."""
+    sizes = {
+        name: int(value.split()[0]) * 1024
+        for name, _, value in (
+            line.partition(':') for line in Path(f'/proc/{pid}/status').read_text().splitlines()
+        )
+        if name in ('RssAnon', 'RssFile', 'RssShmem')
+    }
+    return sizes['RssAnon'], sizes['RssFile'] + sizes['RssShmem']
+
+
 def growth_of(samples: Sequence[tuple[float, int]], settle: float, minutes: float) -> tuple[float, float]:
     """Bytes after the first minutes, and at the end; medians of a tenth of the run each.
 
@@ -134,6 +147,13 @@ def growth_of(samples: Sequence[tuple[float, int]], settle: float, minutes: floa
     late = [size for minute, size in samples if minute >= minutes - window]
     last = [samples[-1][1]] if samples else [1]
     return statistics.median(early or last), statistics.median(late or last)
+
+
+def slope_of(samples: Sequence[tuple[float, int]]) -> float:
+    """Bytes an hour of the line that fits the samples best."""
+    if len(samples) < 2:
+        return 0.0
+    return 60 * statistics.linear_regression(*zip(*samples)).slope
 
 
 def main() -> int:
@@ -198,7 +218,7 @@ def main() -> int:
     executor.add_node(node)
     spinning = threading.Thread(target=spin, args=(executor, node.get_logger()), daemon=True)
     spinning.start()
-    samples = []
+    samples, shares = [], []
     try:
         if not all(robot.chat.wait_until_ready(120) for robot in robots):
             raise SystemExit('the node did not start')
@@ -211,16 +231,12 @@ def main() -> int:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads) and chat_node.poll() is None:
-            samples.append(
-                (
-                    (time.monotonic() - began) / 60,
-                    int(Path(f'/proc/{chat_node.pid}/statm').read_text().split()[1])
-                    * os.sysconf('SC_PAGE_SIZE'),
-                )
-            )
+            own, shared = memory_of(chat_node.pid)
+            samples.append(((time.monotonic() - began) / 60, own))
+            shares.append((samples[-1][0], shared))
             if len(samples) % 12 == 1:
                 print(
-                    f'  {samples[-1][0]:5.1f} min  {samples[-1][1] / 1e6:7.2f} MB'
+                    f'  {samples[-1][0]:5.1f} min  {own / 1e6:7.2f} MB, and {shared / 1e6:7.2f} MB shared'
                     f'  {sum(sum(robot.ended.values()) for robot in robots)} turns',
                     flush=True,
                 )
@@ -236,6 +252,8 @@ def main() -> int:
         spinning.join(2.0)
         rclpy.try_shutdown()
     before, after = growth_of(samples, options.settle, options.minutes)
+    shared_before, shared_after = growth_of(shares, options.settle, options.minutes)
+    later = [sample for sample in samples if sample[0] >= min(options.settle, options.minutes / 2)]
     ended = sum((robot.ended for robot in robots), Counter())
     lost = sum(robot.lost for robot in robots)
     table(
@@ -245,9 +263,12 @@ def main() -> int:
             *((f'turns that ended with {reason}', count) for reason, count in sorted(ended.items())),
             ('resets', sum(robot.resets for robot in robots)),
             ('lost', lost),
-            (f'resident memory after {options.settle:g} min, MB', before / 1e6),
+            (f'own memory after {options.settle:g} min, MB', before / 1e6),
             ('at the end, MB', after / 1e6),
             ('growth, %', 100 * (after / before - 1)),
+            ('slope of a line through all samples since, MB an hour', slope_of(later) / 1e6),
+            (f'shared memory after {options.settle:g} min, MB', shared_before / 1e6),
+            ('at the end, MB', shared_after / 1e6),
             ('the node', 'up' if alive else 'ended'),
         ],
     )

@@ -130,7 +130,8 @@ class RosThread:
                     break
                 self.report(error)
             changed = self._changed.wait(_EVERY if self.links or self.cameras else _IDLE)
-            self._changed.clear()
+            if changed:  # what is wanted after a vain wait is for the next one
+                self._changed.clear()
         self._follow(Wanted(), grace=0.0)
 
     def _follow(self, wanted: Wanted, grace: float = _GRACE) -> None:

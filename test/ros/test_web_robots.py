@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -76,6 +77,28 @@ def test_what_has_arrived_is_handed_on_although_nothing_can_be_opened():
     ros.start()
     try:
         assert came.wait(30.0) and heard == frames
+    finally:
+        ros.close()
+        node.destroy_node()
+
+
+def test_what_is_wanted_just_after_a_vain_wait_is_opened_at_once():
+    node = Node('late', parameter_overrides=[Parameter('start_type_description_service', value=False)])
+    ros, opened = RosThread(node, lambda _: None, 5.0), threading.Event()
+    follow = ros._follow
+    ros._follow = lambda wanted, **options: (follow(wanted, **options), wanted.any_page and opened.set())
+
+    class Late(threading.Event):
+        def wait(self, timeout=None):
+            came = super().wait(0.01)
+            if not came and not ros._wanted.any_page:
+                ros.want(Wanted(any_page=True))
+            return came
+
+    ros._changed, ros._looked = Late(), math.inf  # so that only a change is followed
+    ros.start()
+    try:
+        assert opened.wait(30.0)
     finally:
         ros.close()
         node.destroy_node()

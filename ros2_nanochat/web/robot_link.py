@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanochat.msg import Observation, Token, ToolCall, Turn, Watch, Watches
@@ -33,12 +33,20 @@ class RobotLink:
         prefix: Prefix of the robot's topics.
         owner: Name of the robot's node.
         put: Called with what was heard, as (kind, prefix, value).
+        report: Called with the error of a message that could not be converted.
 
     Attributes:
         chat: The robot's action and services.
     """
 
-    def __init__(self, node, prefix: str, owner: str, put: Callable[[tuple[str, str, Any]], None]):
+    def __init__(
+        self,
+        node,
+        prefix: str,
+        owner: str,
+        put: Callable[[tuple[str, str, Any]], None],
+        report: Callable[[Exception], None],
+    ):
         self._node, self._prefix, self._owner = node, prefix, ''
         self.chat = ChatClient(prefix, node=node, pieces=False)  # they come on `tokens`
         self._history, self._approve, self._set_watch = self._clients = [
@@ -49,8 +57,17 @@ class RobotLink:
         self.follow(owner)
 
         def tap(kind: type, name: str, values=functools.partial(map, to_value), **options) -> Tap:
-            def receive(messages: Iterable[Any]) -> None:
-                for value in values(messages):
+            def receive(messages: Sequence[Any]) -> None:
+                try:
+                    converted = list(values(messages))
+                except Exception as error:
+                    if len(messages) == 1:
+                        report(error)
+                    else:  # one of them costs no other
+                        for message in messages:
+                            receive([message])
+                    return
+                for value in converted:
                     put((name, prefix, value))
 
             return Tap(node, kind, f'{prefix}/{name}', receive, **options)

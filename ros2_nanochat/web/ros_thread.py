@@ -152,7 +152,7 @@ class RosThread:
             self.links,
             owners,
             grace,
-            lambda prefix: RobotLink(self._node, prefix, owners[prefix], self._put),
+            lambda prefix: RobotLink(self._node, prefix, owners[prefix], self._put, self.report),
         )
         for prefix, link in self.links.items():
             if prefix in owners:

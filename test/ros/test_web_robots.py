@@ -11,10 +11,12 @@ import pytest
 
 pytest.importorskip('aiohttp', reason='the page needs aiohttp')
 
-from nanochat.msg import Turn
+from nanochat.msg import Token, Turn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from ros2_nanochat.web import robot_link, turn_log
+from ros2_nanochat.web.as_json import to_value
 from ros2_nanochat.web.camera_feed import CameraFeed, Source
 from ros2_nanochat.web.pages import Pages
 from ros2_nanochat.web.pictures import Album
@@ -101,6 +103,28 @@ def test_what_is_wanted_just_after_a_vain_wait_is_opened_at_once():
         assert opened.wait(30.0)
     finally:
         ros.close()
+        node.destroy_node()
+
+
+@pytest.mark.parametrize('kind, name', [(Token, 'tokens'), (Turn, 'turn')])
+def test_a_message_that_cannot_be_converted_costs_no_other(monkeypatch, kind, name):
+    def convert(message):
+        if getattr(message, 'turn_id', '') == 'bad':
+            raise ValueError('no value')
+        return to_value(message)
+
+    for module in (robot_link, turn_log):
+        monkeypatch.setattr(module, 'to_value', convert)
+    node = Node('odd', parameter_overrides=[Parameter('start_type_description_service', value=False)])
+    heard, errors = [], []
+    link = robot_link.RobotLink(node, '/here/nanochat', '/here/nanochat', heard.append, errors.append)
+    tap = next(each for each in link._taps if each._kind is kind)
+    try:
+        tap._receive([kind(turn_id=each) for each in ('a', 'bad', 'b')])
+        assert [(each, value['turn_id']) for each, _, value in heard] == [(name, 'a'), (name, 'b')]
+        assert list(map(str, errors)) == ['no value']
+    finally:
+        link.close()
         node.destroy_node()
 
 

@@ -99,8 +99,6 @@ class Camera:
             if (wanted, transport) != (self._wanted, self._transport):
                 self._wanted, self._transport = wanted, transport
                 self._tried.clear()
-                chosen = {self._topics[transport].name for transport in self._candidates()}
-                self._kept = self._kept if self._kept and self._kept.topic in chosen else None
             if wanted or self._open is not None:  # asking the graph takes long if there are many robots
                 self._look()
 
@@ -281,10 +279,12 @@ class Camera:
             self._kept = None if self._is_outdated(kept) else kept
 
     def _is_outdated(self, frame: Frame) -> bool:
-        """Whether time has jumped since, or the frame's publisher was replaced by others.
+        """Whether its transport may no longer be used, time has jumped since, or its publisher was replaced.
 
         If there are no publishers, `present` is False and nobody asks for a frame.
         """
+        if all(frame.topic != self._topics[transport].name for transport in self._candidates()):
+            return True
         jump = self._jump
         if jump is not None and jump.outdates(frame.picture.stamp, frame.arrived):
             return True

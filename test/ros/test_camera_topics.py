@@ -337,6 +337,18 @@ def test_a_transport_that_is_no_longer_chosen_leaves_no_frame(world):
     assert not pictures and 'image_transport is raw, and only /user/image/compressed' in note, note
 
 
+def test_a_transport_that_is_no_longer_chosen_brings_no_late_frame(world):
+    camera, topic = world.camera(transport='auto'), '/user/image/compressed'
+    publisher = world.publisher(topic, CompressedImage, matched=False)
+    show(world, camera, publisher, frame('before', kind=CompressedImage))
+    publisher.publish(frame('late', kind=CompressedImage))  # waits in the transport
+    time.sleep(0.3)
+    world.publisher(topic, CompressedImage, matched=False)  # what waits is taken when the publishers change
+    world.until(lambda: world.node.count_publishers(topic) == 2)
+    camera.follow(True, 'raw')
+    assert camera.newest() is None
+
+
 def test_only_raw_frames_for_a_compressed_topic_are_named(world):
     camera = world.camera(remap=['~/image:=/cam/compressed'])
     world.publisher('/cam', matched=False)

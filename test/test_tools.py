@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
+import math
 import random
 import sys
 import threading
@@ -39,6 +41,8 @@ from ros2_nanochat.tools import (
     replying,
     run,
 )
+from ros2_nanochat.tools.execution import Execution
+from ros2_nanochat.tools.reading_ahead import Ahead
 
 # --- tools ---
 
@@ -389,7 +393,7 @@ def test_the_answer_after_calls_has_a_form(history, choice):
 
 
 def test_a_talking_reply_is_cut_and_asked_for_in_its_form():
-    model = NanoLLM.from_pretrained('', api='fake')
+    model = NanoLLM.from_pretrained('tokens_per_second=100', api='fake')  # else it ends before it is cut
     with model:
         history = ChatHistory(model, tools=TOOLS)
         events = list(chat(history, 'x ' * 200, response_format='yes | no', max_new_tokens=400))
@@ -512,6 +516,23 @@ def test_a_tool_that_does_not_end_counts_as_unknown(history):
     ended = run(loop.events())
     assert ended.finish_reason == 'deadline' and ended.calls[0].state is CallState.UNKNOWN
     assert history.messages[-1].text.startswith('unknown') and not history.open_calls()
+
+
+@pytest.mark.parametrize(
+    'reason, why',
+    [
+        (FinishReason.INTERRUPTED, 'the user spoke again'),
+        (FinishReason.DEADLINE, 'the time for the answer was up'),
+        (FinishReason.CANCELLED, 'it was cancelled'),
+    ],
+)
+def test_a_call_that_does_not_begin_says_why(reason, why):
+    execution = Execution(FunctionRunner([]), Ahead(None, contextlib.nullcontext()), math.inf, 1.0)
+    execution.stop(reason)
+    assert len(list(execution.run(ToolCall('1', 'a')))) == 1
+    execution.finish_quietly(ToolCall('2', 'b'))
+    assert [each.result for each in execution.calls] == [f'not called: {why}'] * 2
+    assert {each.state for each in execution.calls} == {CallState.CANCELLED}
 
 
 def test_leaving_the_events_early_stops_the_turn(sixteen):

@@ -61,7 +61,7 @@ class Execution:
         """Run one call to its end; yield it each time that it has changed. It is then the last of `calls`."""
         self.calls.append(call)
         if self.stopped is not None:
-            self.calls[-1] = call.moved(CallState.CANCELLED, f'cancelled before it began: {self._why()}')
+            self.calls[-1] = call.moved(CallState.CANCELLED, f'not called: {self._why()}')
             yield self.calls[-1]
             return
         self._begin(call)
@@ -116,7 +116,7 @@ class Execution:
         """End a call without telling anyone: nobody iterates any more, and the turn was stopped."""
         self._ahead.end()
         if not self.calls or self.calls[-1].id != call.id:
-            self.calls.append(call.moved(CallState.CANCELLED, f'cancelled before it began: {self._why()}'))
+            self.calls.append(call.moved(CallState.CANCELLED, f'not called: {self._why()}'))
             return
         running = self._running
         ended = running.wait(self._cancel_seconds) if running is not None else None

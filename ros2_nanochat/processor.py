@@ -15,6 +15,7 @@ from ros2_nanochat.config.wording import invalid, shown
 
 _log = logging.getLogger(__name__)
 _LEAST_LOOK = 0.1  # seconds, ten ticks
+_ARM_CODES = ('CPU implementer', 'CPU variant', 'CPU part')
 # libgomp (config/linux/wait.h): a waiting thread looks GOMP_SPINCOUNT times before it sleeps. If the process
 # has more OpenMP threads than CPUs, because two of its threads have run a model, it looks 100 times, and
 # sleeps at nearly every barrier of a step; with the policy "active" it looks 1,000 times. With that policy
@@ -58,16 +59,24 @@ def physical_cores(cpus: Iterable[int] | None = None) -> int:
     return max(1, len(cores))
 
 
-def processor_name() -> str:
-    """Return the name of the processor's model."""
+def processor_name(cpuinfo: str = '/proc/cpuinfo') -> str:
+    """Return the name of the processor's model; on ARM, where it has none, the codes of its cores.
+
+    Args:
+        cpuinfo: The file in which Linux describes each CPU.
+    """
+    codes: dict[str, None] = {}  # a set that keeps the order
     try:
-        with open('/proc/cpuinfo') as file:
+        with open(cpuinfo) as file:
             for line in file:
-                if line.startswith('model name'):
-                    return line.partition(':')[2].strip()
+                key, _, value = (part.strip() for part in line.partition(':'))
+                if key == 'model name':
+                    return value
+                if key in _ARM_CODES:
+                    codes[f'{key} {value}'] = None
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ', '.join([platform.processor() or platform.machine(), *codes])
 
 
 class IdleCores:

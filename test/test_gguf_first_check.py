@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,6 +91,23 @@ def test_another_processor_and_another_library_are_checked(path, checks, monkeyp
         first_check.FirstCheck(path, backend._api, backend._version).run(backend)
     backend.close()
     assert len(checks) == 7
+
+
+def test_each_library_that_computes_is_one_of_what_the_logits_depend_on(path, checks, tmp_path):
+    folder = tmp_path / 'lib [1]'
+    folder.mkdir()
+    for name in ('libllama.so', 'libggml-cpu.so'):
+        (folder / name).write_bytes(b'1')
+    api = SimpleNamespace(_lib=SimpleNamespace(_name=str(folder / 'libllama.so')))
+    backend = opened(path)
+    del checks[:]
+    for count, changed in enumerate(('libllama.so', 'libggml-cpu.so', 'libggml-cuda.so'), start=1):
+        with open(folder / changed, 'ab') as library:
+            library.write(b'2')
+        for _ in range(2):
+            first_check.FirstCheck(path, api, backend._version).run(backend)
+        assert len(checks) == count
+    backend.close()
 
 
 def test_a_failure_and_a_check_that_was_cut_short_are_not_kept(path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from ros2_nanochat import NanoLLM, processor
 from ros2_nanochat.config import ModelConfig
-from ros2_nanochat.processor import IdleCores, cpus_of, physical_cores, restrict_thread
+from ros2_nanochat.processor import IdleCores, cpus_of, physical_cores, processor_name, restrict_thread
 
 USABLE = sorted(os.sched_getaffinity(0))
 
@@ -119,3 +119,26 @@ def test_what_this_process_computes_is_not_of_others():
 def test_without_proc_all_cores_are_idle(monkeypatch):
     monkeypatch.setattr(IdleCores, '_seconds_of_others', lambda self: None)
     assert IdleCores(4)() == 4
+
+
+def cores_of_arm(*parts):
+    return ''.join(
+        f'processor\t: {n}\nBogoMIPS\t: {n}.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\n'
+        f'CPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: {part}\nCPU revision\t: {n}\n\n'
+        for n, part in enumerate(parts)
+    )
+
+
+def test_boards_with_other_cores_have_other_names(tmp_path):
+    def name_of(text):
+        (tmp_path / 'cpuinfo').write_text(text)
+        return processor_name(str(tmp_path / 'cpuinfo'))
+
+    orin, *others = [
+        name_of(cores_of_arm(*parts))
+        for parts in (['0xd42'] * 6, ['0xd0b'] * 4, ['0xd05'] * 4 + ['0xd0b'] * 4, [])
+    ]
+    assert orin.endswith('CPU implementer 0x41, CPU variant 0x1, CPU part 0xd42') and orin not in others
+    assert len(set(others)) == 3 and orin == name_of(cores_of_arm('0xd42', '0xd42'))
+    assert name_of('processor\t: 0\nmodel name\t: Xeon 6\nmodel name\t: other\n') == 'Xeon 6'
+    assert processor_name(str(tmp_path / 'none')) == name_of('') != ''

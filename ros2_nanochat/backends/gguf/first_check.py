@@ -1,12 +1,14 @@
 """Checks the logits of a GGUF file when it is opened first on this machine.
 
-A file that passed is remembered (findings.py) with all that its logits depend on: the file, llama.cpp, the
-processor and the options of its context. On a GPU they also depend on a driver that is not known here, so
-there the file is checked at each start.
+A file that passed is remembered (findings.py) with all that its logits depend on: the file, the libraries of
+llama.cpp, the kind of processor and the options of its context. On a GPU they also depend on a driver that is
+not known here, so there the file is checked at each start.
 """
 
 from __future__ import annotations
 
+import glob
+import os
 from typing import Any
 
 from ros2_nanochat.backends.base import Backend
@@ -30,7 +32,8 @@ class FirstCheck:
     def __init__(self, path: str, api: Any, version: str):
         self._file: str | None
         try:
-            self._file = findings.name_of([*parts_of(path), api._lib._name], version, processor_name())
+            files = [*parts_of(path), *_libraries(api)]
+            self._file = findings.name_of(files, version, processor_name())
         except (AttributeError, OSError):  # a build whose library is not known: what it computes may change
             self._file = None
 
@@ -60,3 +63,10 @@ class FirstCheck:
         )
         if findings.recall(finding) != _PASSED and check_model(backend):
             findings.remember(finding, _PASSED)
+
+
+def _libraries(api: Any) -> list[str]:
+    """The libraries that compute: llama.cpp's own, and those of ggml beside it."""
+    library = api._lib._name
+    folder = glob.escape(os.path.dirname(library))
+    return [library, *sorted(glob.glob(os.path.join(folder, 'libggml*')))]

@@ -180,15 +180,21 @@ def person(watcher, steps: str, count: int) -> bool:
                 waits[command].append(reply.result(60.0).time_to_first_token)
                 heard[command].append(first - began)
                 spans += [(resumed, began, first)] if command == 'resume' else []
+    for name in STANDING_QUESTIONS:
+        watcher.set('remove', name=name)
+    watcher.cameras.pop().close()
     theirs = [step for step in read_steps(steps) if step.watching]
     watching = sorted(
         step.seconds for step in theirs if any(resumed <= step.began < first for resumed, _, first in spans)
     )
+    if not watching:
+        print('The standing questions took no step: a person waited for none of them.')
+        return False
     met_steps = [
         sum(step.began < first and step.began + step.seconds > began for step in theirs)
         for _, began, first in spans
     ]
-    rows, met = [], [bool(watching)]
+    rows, met = [], []
     for title, found in (('in the node', waits), ('at the client', heard)):
         without, beside = sorted(found['pause']), sorted(found['resume'])
         for share, step in ((0.5, _at(watching, 0.5)), (0.9, watching[-1])):
@@ -206,9 +212,6 @@ def person(watcher, steps: str, count: int) -> bool:
         f' longest {1000 * watching[-1]:.1f} ms; a person waited for'
         f' {", ".join(f"{n} of them {met_steps.count(n)} times" for n in sorted(set(met_steps)))}'
     )
-    for name in STANDING_QUESTIONS:
-        watcher.set('remove', name=name)
-    watcher.cameras.pop().close()
     return all(met)
 
 

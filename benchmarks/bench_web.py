@@ -4,7 +4,7 @@ any page. Both take turns; each answers the same question with the same tokens. 
 the other programs, so that the figures show what the page costs the node; with `--threads` as many as there
 are cores, page, browser and model share them.
 
-The model, and what shares its cores, also show in the processor time of each program.
+How much of a core each of the other programs takes is printed too.
 
     python -m benchmarks.bench_web [--rounds 12] [--tokens 200] [--threads 1]
 """

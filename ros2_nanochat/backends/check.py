@@ -1,4 +1,6 @@
-"""The check that every opened model must pass: its logits are finite, and do not depend on how a text is cut.
+"""The check that a model must pass when it is opened (a GGUF file on a CPU: the first time).
+
+Its logits must be finite, and must not depend on how a text is cut.
 
 A runtime that does not know a model's form often runs it all the same, and produces nonsense (an ignored
 window, positions counted from the wrong end, a rope base that is not a number). Four tokens reveal most such
@@ -14,7 +16,7 @@ import numpy as np
 from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.errors import BackendError
 
-VERSION = 1  # of this check. It differs if the check examines more
+VERSION = 1  # raise it when the check examines more
 _TOKENS = 4  # the fewest that split into two parts of at least two
 _BEYOND = 9  # tokens beyond the window
 _SAMPLE = 64  # tokens by which the time of more is judged

@@ -247,7 +247,9 @@ def _judge(sentence: str, marks: str, between: str, following: str) -> bool:
     if marks == '.':
         if word in _TITLES or word in _BEFORE_ANYTHING:
             return False
-        is_word = match is not None and match[0] in _LIKE_ABBREVIATIONS | _ANSWERS  # It was me. I did it.
+        # It was me. I did it. In lower case these are words more often than abbreviations: "see no. I of it"
+        # and "art. I" are cut.
+        is_word = match is not None and match[0] in _LIKE_ABBREVIATIONS | _ANSWERS
         is_answer = sentence.strip().lower() in _ANSWERS  # OK. I go.
         if (is_word or is_answer) and _ONE_LETTER_WORD.match(following):
             return True

@@ -41,7 +41,8 @@ class CallRun(CallSignals):
         limits: The limits of all tools.
         announce: Called with the run when its record has changed, on the call's thread.
         on_change: Called with what the turn is told; see `ToolRunner.start`.
-        delay: Returns the seconds to hold it back, to keep the tool's rate: `delay(True)` if it then begins.
+        delay: Returns the seconds to hold it back, to keep the tool's rate: `delay(True)` also reserves the
+            moment.
         keeps: Whether the call goes on when its turn cancels it: the turn is interrupted, and the file says
             `keep`.
 

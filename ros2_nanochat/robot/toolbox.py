@@ -134,7 +134,7 @@ class Toolbox:
         return ''
 
     def _delay(self, allowed: RobotTool, reserve: bool) -> float:
-        """How long a call is held back, to keep the rate of its tool. `reserve`: it then begins."""
+        """How long a call is held back, to keep the rate of its tool. `reserve`: keep that moment for it."""
         pause = 1.0 / (allowed.policy.rate or self.limits.rate)
         now = time.monotonic()
         with self._lock:

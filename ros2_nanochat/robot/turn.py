@@ -37,7 +37,7 @@ class Picture:
         sequence: The publisher's own number of the frame, 0 if unknown.
         label: What the prompt says about it, '' for nothing.
         arrived: When it arrived, in `time.monotonic()`; 0 if unknown.
-        count_pixels: Returns how many pixels its header tells of, without decoding it; 0 if unknown.
+        count_pixels: Returns the number of pixels according to its header, without decoding it; 0 if unknown.
     """
 
     decode: Callable[[], np.ndarray]

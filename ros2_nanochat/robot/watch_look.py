@@ -58,7 +58,7 @@ class Look:
         self._views: dict[str, CameraView] = {}
 
     def forgo(self) -> None:
-        """Leave the robots that wait for the model's time: no question does."""
+        """Leave the queue for the model's time: no question of this robot waits."""
         self._budget.forgo(self)
 
     def at(self, due: Sequence[Standing]) -> None:

@@ -72,8 +72,8 @@ def _is_too_large(content: Any) -> bool:
 
 def _holds_braces(mark: Any) -> bool:
     """Whether an error is at a brace within a word, such as `/{robot}/lamp`: YAML takes it for a mapping."""
-    text = mark.buffer or ''
-    return text[mark.pointer : mark.pointer + 1] == '{' and not text[: mark.pointer][-1:].isspace()
+    text, at = mark.buffer or '', mark.pointer
+    return text[at : at + 1] == '{' and not text[max(0, at - 1) : at].isspace()
 
 
 def _line_of(error: Exception) -> str:

@@ -15,8 +15,8 @@ _GENERATOR = f'{_PACKAGE}.generate_py_impl'
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import in this block without ROS's generator of code (0.05 s), which can be imported later, and without
-    garbage collections (0.04 s): modules are no garbage.
+    """Import in this block without ROS's generator of code (0.05 s), which can still be imported as
+    `rosidl_generator_py.generate_py_impl`, and without garbage collections (0.04 s): modules are no garbage.
     """
     collects = gc.isenabled()
     gc.disable()

@@ -37,7 +37,7 @@ def shortage(folder: str = _FOLDER) -> str:
         has, advice = f'{size >> 20} MB', 'In a container run with --ipc=host or --shm-size=1g,'
     elif free < needed:
         has = f'{free >> 20} of {size >> 20} MB free'
-        advice = 'Make room (fastdds shm clean removes what killed processes left), give it more'
+        advice = 'Make room (fastdds shm clean removes what killed processes left), give it more,'
     else:
         return ''
     return (

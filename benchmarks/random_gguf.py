@@ -9,9 +9,22 @@ import os
 import gguf
 import numpy as np
 
+# Of each shape, the fields of transformers' LlamaConfig.
 SHAPES = {
-    'llama-7b': dict(width=4096, hidden=11008, layers=32, heads=32, vocabulary=32000),
-    'llama-1b': dict(width=2048, hidden=8192, layers=16, heads=32, vocabulary=32000),
+    'llama-7b': dict(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+    ),
+    'llama-160m': dict(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+    ),
 }
 _BLOCK = 32  # weights of a block of Q4_0: a scale in float16, then half a byte each
 
@@ -28,24 +41,25 @@ def write_random_llama(folder: str, shape: str, seed: int = 0) -> str:
         The path of the file: 3.8 GB for `llama-7b`.
     """
     size = SHAPES[shape]
-    width, hidden, vocabulary = size['width'], size['hidden'], size['vocabulary']
+    width, hidden, vocabulary = size['hidden_size'], size['intermediate_size'], size['vocab_size']
+    layers, heads = size['num_hidden_layers'], size['num_attention_heads']
     path = os.path.join(folder, f'{shape}.gguf')
     writer = gguf.GGUFWriter(path, 'llama')
     writer.add_name(f'random {shape}')
     writer.add_context_length(4096)
     writer.add_embedding_length(width)
-    writer.add_block_count(size['layers'])
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(hidden)
-    writer.add_head_count(size['heads'])
-    writer.add_head_count_kv(size['heads'])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(width // size['heads'])
+    writer.add_rope_dimension_count(width // heads)
     writer.add_vocab_size(vocabulary)
     _add_vocabulary(writer, vocabulary)
     random = np.random.default_rng(seed)
     matrices = {'token_embd': (vocabulary, width), 'output': (vocabulary, width)}
     norms = ['output_norm']
-    for layer in range(size['layers']):
+    for layer in range(layers):
         norms += [f'blk.{layer}.attn_norm', f'blk.{layer}.ffn_norm']
         for name in ('attn_q', 'attn_k', 'attn_v', 'attn_output'):
             matrices[f'blk.{layer}.{name}'] = (width, width)

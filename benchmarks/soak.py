@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.bench_ros import resident
 from benchmarks.common import machine, table
 
 QUESTIONS = (
@@ -124,22 +125,10 @@ class Robot:
             self.open.clear()
 
 
-def memory_of(pid: int) -> tuple[int, int]:
-    """Bytes of a process that are its own, and that it shares with files and other processes; see proc(5)."""
-    sizes = {
-        name: int(value.split()[0]) * 1024
-        for name, _, value in (
-            line.partition(':') for line in Path(f'/proc/{pid}/status').read_text().splitlines()
-        )
-        if name in ('RssAnon', 'RssFile', 'RssShmem')
-    }
-    return sizes['RssAnon'], sizes['RssFile'] + sizes['RssShmem']
+def growth_of(samples: Sequence[tuple[float, float]], settle: float, minutes: float) -> tuple[float, float]:
+    """Megabytes after the first minutes, and at the end; medians of a tenth of the run each.
 
-
-def growth_of(samples: Sequence[tuple[float, int]], settle: float, minutes: float) -> tuple[float, float]:
-    """Bytes after the first minutes, and at the end; medians of a tenth of the run each.
-
-    samples: (minutes since the beginning, bytes).
+    samples: (minutes since the beginning, megabytes).
     """
     window = max(0.5, minutes / 10)
     settle = min(settle, minutes / 2)  # of a run that is shorter than that
@@ -149,8 +138,8 @@ def growth_of(samples: Sequence[tuple[float, int]], settle: float, minutes: floa
     return statistics.median(early or last), statistics.median(late or last)
 
 
-def slope_of(samples: Sequence[tuple[float, int]]) -> float:
-    """Bytes an hour of the line that fits the samples best."""
+def slope_of(samples: Sequence[tuple[float, float]]) -> float:
+    """Megabytes an hour of the line that fits the samples best."""
     if len(samples) < 2:
         return 0.0
     return 60 * statistics.linear_regression(*zip(*samples)).slope
@@ -231,12 +220,12 @@ def main() -> int:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads) and chat_node.poll() is None:
-            own, shared = memory_of(chat_node.pid)
+            own = resident(chat_node, shared=False)
             samples.append(((time.monotonic() - began) / 60, own))
-            shares.append((samples[-1][0], shared))
+            shares.append((samples[-1][0], resident(chat_node) - own))
             if len(samples) % 12 == 1:
                 print(
-                    f'  {samples[-1][0]:5.1f} min  {own / 1e6:7.2f} MB, and {shared / 1e6:7.2f} MB shared'
+                    f'  {samples[-1][0]:5.1f} min  {own:7.2f} MB, and {shares[-1][1]:7.2f} MB shared'
                     f'  {sum(sum(robot.ended.values()) for robot in robots)} turns',
                     flush=True,
                 )
@@ -263,12 +252,12 @@ def main() -> int:
             *((f'turns that ended with {reason}', count) for reason, count in sorted(ended.items())),
             ('resets', sum(robot.resets for robot in robots)),
             ('lost', lost),
-            (f'own memory after {options.settle:g} min, MB', before / 1e6),
-            ('at the end, MB', after / 1e6),
+            (f'own memory after {options.settle:g} min, MB', before),
+            ('at the end, MB', after),
             ('growth, %', 100 * (after / before - 1)),
-            ('slope of a line through all samples since, MB an hour', slope_of(later) / 1e6),
-            (f'shared memory after {options.settle:g} min, MB', shared_before / 1e6),
-            ('at the end, MB', shared_after / 1e6),
+            ('slope of a line through all samples since, MB an hour', slope_of(later)),
+            (f'shared memory after {options.settle:g} min, MB', shared_before),
+            ('at the end, MB', shared_after),
             ('the node', 'up' if alive else 'ended'),
         ],
     )

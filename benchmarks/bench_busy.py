@@ -36,9 +36,9 @@ WORK = 'import time\nend = time.monotonic() + {}\nwhile time.monotonic() < end: 
 
 
 @contextlib.contextmanager
-def busy(count: int):
-    """Keep `count` processes busy."""
-    processes = [subprocess.Popen([sys.executable, '-c', WORK.format(BUSY_SECONDS)]) for _ in range(count)]
+def busy(count: int, seconds: int = BUSY_SECONDS):
+    """Keep `count` processes busy, for at most these seconds."""
+    processes = [subprocess.Popen([sys.executable, '-c', WORK.format(seconds)]) for _ in range(count)]
     try:
         yield
     finally:

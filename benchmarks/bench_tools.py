@@ -1,6 +1,6 @@
 """Tools: calls outside of what is allowed, and what tools cost beside the same without them.
 
-Run with `python -m benchmarks.bench_tools [--runs 10000] [--quick]`. The calls are checked by jsonschema.
+Run with `python -m benchmarks.bench_tools [--runs 10000] [--quick] [--busy 1]`. The calls are checked by jsonschema.
 Figures are ratios of one run, or counts.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'test'))
 from adversarial_tools import Tally, attack
 
+from benchmarks.bench_busy import busy
 from ros2_nanochat import ChatHistory, NanoLLM, Tool
 from ros2_nanochat.tools import TextPiece, chat, run
 
@@ -138,10 +139,12 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true', help='a hundred runs, and fewer repeats')
     parser.add_argument('--hostile', action='store_true', help='only the hostile runs')
     parser.add_argument('--threads', type=int, default=None, help='of the model in the hostile runs')
+    parser.add_argument('--busy', type=int, default=0, help='busy processes beside the figures')
     options = parser.parse_args()
     repeats = 5 if options.quick else 11
     if not options.hostile:
-        with NanoLLM.from_pretrained(max_context_len=8192) as model:
+        print(f'beside {options.busy} busy processes')
+        with busy(options.busy, 1800), NanoLLM.from_pretrained(max_context_len=8192) as model:
             bench_talk(model, repeats)
             bench_second_reply(model, repeats, 0.0)
             bench_second_reply(model, repeats, 0.3)

@@ -1,7 +1,7 @@
 """Tools: calls outside of what is allowed, and what tools cost beside the same without them.
 
-Run with `python -m benchmarks.bench_tools [--runs 10000] [--quick] [--busy 1]`. The calls are checked by jsonschema.
-Figures are ratios of one run, or counts.
+Run with `python -m benchmarks.bench_tools [--runs 10000] [--quick] [--busy 1]`. The calls are checked by
+jsonschema. Figures are ratios of one run, or counts.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from benchmarks.bench_busy import busy
 from ros2_nanochat import ChatHistory, NanoLLM, Tool
 from ros2_nanochat.tools import TextPiece, chat, run
 
-ANSWER = 'It moved. ' * 12
+SHORT, LONG = 'It moved. ' * 12, 'It moved. ' * 48
 
 
-def tools(count: int, seconds: float = 0.0, returned: list[float] | None = None) -> list[Tool]:
+def tools(
+    count: int, seconds: float = 0.0, returned: list[float] | None = None, answer: str = SHORT
+) -> list[Tool]:
     """Some tools with arguments, which answer after some seconds and note when."""
 
     def move(**_) -> str:
         time.sleep(seconds)
         if returned is not None:
             returned.append(time.perf_counter())
-        return ANSWER
+        return answer
 
     parameters = {
         'type': 'object',
@@ -77,7 +79,7 @@ def bench_talk(model: NanoLLM, repeats: int) -> None:
     print(f'talk with tools, to the same without: {sorted(ratios)[repeats // 2]:.3f}')
 
 
-def bench_second_reply(model: NanoLLM, repeats: int, seconds: float) -> None:
+def bench_second_reply(model: NanoLLM, repeats: int, seconds: float, answer: str) -> None:
     """Time from a tool's return to the first token after it, to that of a prefill of the tool's answer: of
     its message, as the template writes it, and of its text to the end of the prompt.
     """
@@ -85,7 +87,9 @@ def bench_second_reply(model: NanoLLM, repeats: int, seconds: float) -> None:
     for n in range(repeats):
         returned: list[float] = []
         history = ChatHistory(
-            model, tools=tools(5, seconds, returned), system_prompt=f'You are robot {n}, {seconds}.'
+            model,
+            tools=tools(5, seconds, returned, answer),
+            system_prompt=f'You are robot {n}, {seconds}, {len(answer)}.',
         )
         turn = chat(history, 'Move.', tool_choice='tool_1', max_tool_rounds=1, max_new_tokens=60)
         began = 0.0
@@ -95,8 +99,11 @@ def bench_second_reply(model: NanoLLM, repeats: int, seconds: float) -> None:
         first, second = event.rounds
         ids = [int(i) for i in history.embed_chat(use_cache=False)[0].token_ids][: second.prompt_tokens]
         message = first.prompt_tokens + first.new_tokens  # what follows the call
-        text = _find(ids, model.tokenize(ANSWER))
-        plain = {start: _prefill(model, ids, start, f'{n} at {seconds}') for start in (message, text)}
+        text = _find(ids, model.tokenize(answer))
+        plain = {
+            start: _prefill(model, ids, start, f'{n} at {seconds}, {len(answer)}')
+            for start in (message, text)
+        }
         engine = second.time_to_first_token or 0.0
         ratios.append((began / plain[message], engine / plain[message], engine / plain[text]))
         counts = second.prompt_tokens - (second.reused_tokens or 0), len(ids) - message, len(ids) - text
@@ -146,8 +153,9 @@ def main() -> None:
         print(f'beside {options.busy} busy processes')
         with busy(options.busy, 1800), NanoLLM.from_pretrained(max_context_len=8192) as model:
             bench_talk(model, repeats)
-            bench_second_reply(model, repeats, 0.0)
-            bench_second_reply(model, repeats, 0.3)
+            for answer in (SHORT, LONG):
+                bench_second_reply(model, repeats, 0.0, answer)
+                bench_second_reply(model, repeats, 0.3, answer)
             bench_sharing(model)
     bench_safety(100 if options.quick else options.runs, options.threads)
 

@@ -377,8 +377,33 @@ def test_a_crash_leaves_in_the_journal_what_was_under_way(tmp_path):
     assert lost.call.state is CallState.UNKNOWN and lost.call.result == UNKNOWN
     assert lost.call.id == case.heard[0].call.id and lost.turn_id == case.turn.id
     case.hand.run.succeed('there')
-    assert run.wait(10) and ToolJournal(path).lost == []
+    assert run.wait(10)
+    (ended,) = ToolJournal(path).lost  # the history with the answer is not on disk yet
+    assert ended.call.state is CallState.DONE and ended.call.result == 'there'
+    case.box.saved(['another call'])
+    assert ToolJournal(path).lost == []
     path.write_text('{')
+    assert ToolJournal(path).lost == []
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_a_call_that_ended_stays_in_the_journal_until_the_model_was_told(tmp_path, background):
+    path = tmp_path / 'r1.calls'
+    case = Case(Hand(answers=False), journal=ToolJournal(path), background=background)
+    run = case.begin()
+    case.wait_for('running')
+    if background:
+        assert run.wait(10).result.startswith('started')
+    case.hand.run.succeed('there')
+    case.wait_for('done')
+    case.box.saved([] if background else ['call1'])  # the history on disk does not hold the answer
+    journal = ToolJournal(path)
+    (ended,) = journal.lost
+    assert (ended.call.state, ended.call.result, ended.background) == ('done', 'there', background)
+    after = Case(journal=journal).box  # a new process
+    after.recovered(after.lost)
+    assert [call.result for call in after.take_news()] == ['there'] * background
+    after.saved([])
     assert ToolJournal(path).lost == []
 
 

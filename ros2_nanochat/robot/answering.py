@@ -259,6 +259,9 @@ class Answering:
         self._note_form(turn, stream)
         turn.queue_time += turn.usage.queue_time or 0.0
 
+    def saved(self, history: ChatHistory) -> None:
+        """Take note that a history is on disk."""
+
     def keep(self, stream, history: ChatHistory) -> None:
         """Add a reply that has ended to the history."""
         history.append('bot', stream)
@@ -293,6 +296,4 @@ def _paragraphs(*texts: str) -> str:
 
 
 def _num_questions(history: ChatHistory) -> int:
-    return sum(
-        message.role == 'user' and message.text is not None and message.image is None for message in history
-    )
+    return sum(each.role == 'user' and each.text is not None and each.image is None for each in history)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from ros2_nanochat.chat.history import ChatHistory
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.robot.worker import Worker
@@ -148,6 +149,7 @@ class SavedState:
     Args:
         store: The `ConversationStore`.
         guard: Logs failures.
+        saved: Called with a history that is on disk.
 
     Attributes:
         failure: Why the last turn is not on disk, '' if it is.
@@ -156,10 +158,10 @@ class SavedState:
     retry_seconds = 5.0
     """Seconds between two attempts to write a conversation that is not on disk."""
 
-    def __init__(self, store, guard: Guard):
+    def __init__(self, store, guard: Guard, saved: Callable[[ChatHistory], None]):
         self.failure = ''
         self._keeps_kv = False  # of a conversation that was forgotten
-        self._store, self._guard = store, guard
+        self._store, self._guard, self._saved = store, guard, saved
 
     def save(self, memory, worker: Worker, turn: Turn | None = None) -> None:
         """Write the conversation. If that fails, the turn gets a note.
@@ -181,6 +183,7 @@ class SavedState:
                 self._keeps_kv = self._keeps_kv and not self._store.drop_kv()
                 self._guard.tell('the conversation is on disk again')
             self.failure = ''
+            self._saved(memory.history)
         except Exception as error:
             self.failure = one_line(error)
             self._guard.failed('saving the conversation', error, lasting=True)

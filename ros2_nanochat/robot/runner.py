@@ -54,7 +54,7 @@ class Runner:
         self._name, self._title, self._log = name, title, log
         self._schedule, self._answering, self._output = schedule, answering, output
         self._guard = Guard(self.faults, log, title)
-        self.saved = SavedState(store, self._guard) if store is not None else None
+        self.saved = SavedState(store, self._guard, answering.saved) if store is not None else None
         self._before: list = []  # the messages without the turn that runs
         self._worker = self._new_worker()
         self._worker.start()

@@ -205,6 +205,10 @@ class ToolAnswering(Answering):
         self._note_form(turn, loop.replies[-1])
         turn.queue_time += turn.usage.queue_time or 0.0
 
+    def saved(self, history: ChatHistory) -> None:
+        """Take note that a history is on disk, with the answers of its calls."""
+        self._box.saved([call.id for call in history.open_calls()])
+
     def keep(self, stream, history: ChatHistory) -> None:
         """Add a reply to the history, unless its loop has done so."""
         if not isinstance(stream, ToolTurn):
@@ -245,19 +249,25 @@ def answer_open_calls(history: ChatHistory, lost: list[CallRecord]) -> list[Call
 
     Args:
         history: The history.
-        lost: The calls that were under way, by the journal.
+        lost: The calls that the node left, by the journal.
 
     Returns:
-        The calls that ended without an answer, as they stand now.
+        The calls that the history did not tell of, as they stand now.
     """
     records = {record.call.id.partition('.')[2]: record for record in lost}
-    for written in history.open_calls():
+    open_calls = history.open_calls()
+    for written in open_calls:
         call = ToolCall(
             f'lost.{written.id}', written.name, written.arguments, CallState.CANCELLED, NOT_CALLED
         )
         record = records.setdefault(written.id, CallRecord(call))
         history.append_answer(written.id, written.name, record.call.result)
-    return list(records.values())
+    answered = {written.id for written in open_calls}
+    return [
+        record
+        for key, record in records.items()
+        if key in answered or record.background or record.call.state is CallState.UNKNOWN
+    ]
 
 
 def recover(box: Toolbox, history: ChatHistory, store, system_prompt: str | None) -> None:
@@ -270,9 +280,12 @@ def recover(box: Toolbox, history: ChatHistory, store, system_prompt: str | None
         system_prompt: The robot's system prompt.
     """
     records = answer_open_calls(history, box.lost)
-    if records and store is not None:
-        try:
-            store.save(history, system_prompt)
-        except OSError as error:
-            box.log.error(f'calls that a crash has cut off are not on disk: {one_line(error)}')
     box.recovered(records)
+    if store is None:
+        return
+    try:
+        if records:
+            store.save(history, system_prompt)
+        box.saved([])
+    except OSError as error:
+        box.log.error(f'calls that a crash has cut off are not on disk: {one_line(error)}')

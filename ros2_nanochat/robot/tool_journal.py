@@ -1,6 +1,8 @@
-"""The calls that run at this moment, on disk: after a crash the robot knows which ones were under way.
+"""The calls that the saved conversation does not tell of yet, on disk: after a crash the robot knows which of
+them were under way, and how the others ended.
 
-A call is written down before it begins and removed when it has ended. None of them is ever repeated.
+A call is written down before it begins and when it has ended, and removed when the conversation with its
+answer is on disk. None of them is ever repeated.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,62 +30,77 @@ class ToolJournal:
         path: The file.
 
     Attributes:
-        lost: The calls that were under way when the node ended last, as `unknown`.
+        lost: The calls that the node left when it ended last: as they ended, or as `unknown`.
     """
 
     def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
         self._lock = threading.Lock()
-        self._running: dict[str, dict[str, Any]] = {}
         self.lost = self._read()
+        self._entries = {record.call.id: _entry(record) for record in self.lost}
 
     def _read(self) -> list[CallRecord]:
         try:
             with open_regular(self._path) as file:
                 entries = json.loads(file.read())
-            return [
-                CallRecord(
-                    ToolCall(entry['id'], entry['name'], entry['arguments'], CallState.UNKNOWN, UNKNOWN),
-                    entry['turn_id'],
-                    entry['background'],
-                )
-                for entry in entries
-            ]
+            return [_record(entry) for entry in entries]
         except FileNotFoundError:
             return []
         except Exception:  # damaged: the history still knows which calls have no answer
             return []
 
-    def forget(self) -> None:
-        """Forget the calls of before: everybody knows of them."""
-        self.lost = []
-        with self._lock, contextlib.suppress(OSError):
-            if not self._running:
-                self._path.unlink()
+    def settle(self, kept: Callable[[str], bool]) -> None:
+        """Forget calls that have ended: the conversation on disk holds their answers.
+
+        Args:
+            kept: Returns whether a call, by its id, must be kept nevertheless.
+        """
+        with self._lock:
+            entries = {key: entry for key, entry in self._entries.items() if not entry['state'] or kept(key)}
+            if len(entries) < len(self._entries):
+                self._entries = entries
+                with contextlib.suppress(OSError):  # one that stays on disk does no harm
+                    self._write()
 
     def note(self, record: CallRecord) -> None:
-        """Write down a call that is about to run, or that goes on in the background; remove one that has
-        ended.
+        """Write down a call that is about to run, or that goes on in the background, or how it has ended.
 
         Raises:
             OSError: The file cannot be written.
         """
-        call = record.call
+        call, entry = record.call, _entry(record)
         with self._lock:
-            before = dict(self._running)
-            if call.state is CallState.RUNNING:
-                self._running[call.id] = {
-                    'id': call.id,
-                    'name': call.name,
-                    'arguments': dict(call.arguments),
-                    'turn_id': record.turn_id,
-                    'background': record.background,
-                }
-            elif call.ended:
-                self._running.pop(call.id, None)
-            if self._running != before:
-                if self._running:
-                    text = json.dumps(list(self._running.values()), ensure_ascii=False, default=str)
-                    write_whole(str(self._path), text.encode('utf-8', 'replace'))
-                else:
-                    self._path.unlink(missing_ok=True)
+            begun = call.id in self._entries
+            if (call.state is CallState.RUNNING or (call.ended and begun)) and self._entries.get(
+                call.id
+            ) != entry:
+                self._entries[call.id] = entry
+                self._write()
+
+    def _write(self) -> None:
+        if self._entries:
+            text = json.dumps(list(self._entries.values()), ensure_ascii=False, default=str)
+            write_whole(str(self._path), text.encode('utf-8', 'replace'))
+        else:
+            self._path.unlink(missing_ok=True)
+
+
+def _entry(record: CallRecord) -> dict[str, Any]:
+    call = record.call
+    return {
+        'id': call.id,
+        'name': call.name,
+        'arguments': dict(call.arguments),
+        'turn_id': record.turn_id,
+        'background': record.background,
+        'state': str(call.state) if call.ended else '',
+        'result': call.result if call.ended else '',
+    }
+
+
+def _record(entry: dict[str, Any]) -> CallRecord:
+    state, result = CallState.UNKNOWN, UNKNOWN
+    if entry.get('state'):
+        state, result = CallState(entry['state']), str(entry['result'])
+    call = ToolCall(entry['id'], entry['name'], entry['arguments'], state, result)
+    return CallRecord(call, entry['turn_id'], entry['background'])

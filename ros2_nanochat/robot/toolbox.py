@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ros2_nanochat.errors import one_line, shorten
@@ -150,10 +150,10 @@ class Toolbox:
             OSError: A call that is about to run cannot be written to the audit file.
         """
         record = run.record
-        self._tell(record)
         if record.background and record.call.ended and run.call.ended and run.call != record.call:
-            with self._lock:
+            with self._lock:  # before it is written down, else it might be forgotten between the two
                 self._news.append(record.call)
+        self._tell(record)
 
     def _tell(self, record: CallRecord) -> None:
         begins = record.call.state is CallState.RUNNING and not record.call.feedback
@@ -181,17 +181,19 @@ class Toolbox:
 
     @property
     def lost(self) -> list[CallRecord]:
-        """The calls that were under way when the node ended last."""
+        """The calls that the node left when it ended last: as they ended, or as `unknown`."""
         return [] if self._journal is None else self._journal.lost
 
+    def saved(self, open_calls: Collection[str]) -> None:
+        """Take note that the conversation on disk answers all calls but these (ids of the history)."""
+        if self._journal is not None:
+            news = {call.id for call in list(self._news)}
+            self._journal.settle(lambda key: key in news or key.partition('.')[2] in open_calls)
+
     def recovered(self, records: list[CallRecord]) -> None:
-        """Take over calls that a crash has cut off: the listener hears of them, the model of those in the
-        background.
-        """
+        """Take over calls that a crash cut off: the listener hears of all, the model of background ones."""
         self._unheard = list(records)
         self._news = [record.call for record in records if record.background]
-        if self._journal is not None:
-            self._journal.forget()
 
     def take_news(self) -> list[ToolCall]:
         """Return the calls in the background that have ended since this was called last."""

@@ -327,6 +327,21 @@ def test_a_turn_with_calls_survives_a_kill_and_no_call_is_repeated(robot, server
     assert sum(line[0] == 'hang' for line in servers.lines) == before + 1
 
 
+def test_a_call_that_ended_just_before_a_kill_is_told_as_it_ended(robot, servers, talk, tmp_path):
+    script = {'one': [('lamp', {'data': True})]}
+    r = robot(script, state_dir=str(tmp_path / 'state'))
+    r.ears.ask('<one>')
+    r.heard('lamp', 'done')
+    r.node.process.kill()  # the history with the answer is hardly on disk yet
+    r.node.process.wait(10)
+    lamps = sum(line[0] == 'lamp' for line in servers.lines)
+    again = robot(script, state_dir=str(tmp_path / 'state'))
+    (told,) = [text for role, text in talk().history() if role == 'tool']
+    assert 'as you wish' in told
+    assert again.ears.turn('hello').reply.endswith('hello')
+    assert sum(line[0] == 'lamp' for line in servers.lines) == lamps
+
+
 def test_the_death_of_a_server_ends_its_call(robot, start, listen):
     dying = Servers('dying')
     keys = 'action: /dying/drive, type: nanochat/action/Drive, confirm: false, timeout: 10.0'

@@ -60,6 +60,49 @@ def test_long_runs_of_characters_that_match_together_are_tokenized(tmp_path):
     assert done.returncode == 0 and done.stdout == 'done\n', (done.returncode, done.stderr[-1000:])
 
 
+@pytest.mark.parametrize(
+    'kind, units',
+    [('exaone-moe', ['ab cd ']), ('bloom', ['a1', 'e-é@1']), ('viking', ['x1東'])],
+)
+def test_a_match_over_several_classes_is_tokenized(tmp_path, kind, units):
+    write_tiny_bpe(tmp_path / 'a.gguf', kind)
+    bytes_for = 5 * deep_stack._ROUGH
+    done = in_a_process(TOKENIZE, tmp_path / 'a.gguf', bytes_for, *units)
+    assert done.returncode == 0 and done.stdout == 'done\n', (done.returncode, done.stderr[-1000:])
+
+
+def test_an_expression_that_is_not_known_may_match_a_whole_text():
+    prose = 'The robot drives. ' * 10_000
+    assert deep_stack.longest_match(prose, 'of-next-year') == len(prose)
+    assert deep_stack.longest_match(prose, 'gpt-4o') == deep_stack.longest_match(prose) < 100
+
+
+@pytest.mark.parametrize(
+    'kind, text',
+    [
+        ('deepseek-llm', ' ' * 30_000 + '1'),
+        ('deepseek-llm', 'a\n' + '\t\u3000' * 20_000 + '🙂'),
+        ('jais-2', ' ' * 2_000_000),
+    ],
+)
+def test_blanks_that_would_take_minutes_are_refused_in_one_line(tmp_path, kind, text):
+    write_tiny_bpe(tmp_path / 'a.gguf', kind)
+    with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=512) as model:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match='blanks in a row') as caught:
+            model.tokenize(text)
+        assert time.monotonic() - began < 2 and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('end', ['', 'a', 'é', '!', '\n1'])
+def test_blanks_that_are_split_quickly_are_not_refused(tmp_path, end):
+    write_tiny_bpe(tmp_path / 'a.gguf', 'deepseek-llm')
+    with NanoLLM.from_pretrained(str(tmp_path / 'a.gguf'), max_context_len=512) as model:
+        text = 'The robot' + ' ' * 100_000 + end
+        began = time.monotonic()
+        assert model.detokenize(model.tokenize(text)) == text and time.monotonic() - began < 10
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('unit', ['A', '東', ' ', '\n', '=', 'The robot drives. '])
 def test_ten_megabytes_of_one_kind_are_tokenized(tmp_path, unit):

@@ -31,25 +31,45 @@ _CLASSES = [
     )
 ]
 _CLASSES_IN_A_MATCH = 4  # a mark or space before a word, the word, its ending; white space and line breaks
+_BY_CLASS = """
+    a.x-4.0 afmoe bailingmoe bailingmoe2 chameleon chatglm-bpe codeshell cohere2moe command-r dbrx
+    deepseek-coder deepseek-llm deepseek-r1-qwen deepseek-v3 default exaone exaone4 f2llmv2 falcon falcon-h1
+    falcon3 gemma4 gigachat glm4 glm5 gpt-2 gpt-4o granite-docling granite-embed-multi-311m
+    granite-embed-multi-97m grok-2 hunyuan hunyuan-dense hy_v4 jais jais-2 jina-de jina-es jina-v1-en
+    jina-v2-code jina-v2-de jina-v2-es jina-v5-nano joyai-llm kanana2 kimi-k2 kormo laguna lfm2 llada-moe
+    llama-bpe llama-v3 llama3 llama4 megrez mellum mellum2 midm-2.0 minerva-7b minicpm5 minimax-m2
+    modern-bert mpt olmo phi-2 pixtral qwen2 qwen35 refact roberta-bpe sarvam-moe seed-coder smaug-bpe smollm
+    solar-open spark2_5 stablelm2 starcoder superbpe talkie tekken tiny_aya trillion ufakzeka youtu
+"""
+"""What llama.cpp calls the expressions whose matches consist of a few runs of one class. Those of
+others, such as exaone-moe (words and the spaces between them) and bloom (all but white space), may match a
+whole text.
+"""
 _lock = threading.Lock()  # the size of a new thread's stack is a setting of the whole process
 
 Result = TypeVar('Result')
 
 
-def longest_match(text: str) -> int:
-    """Return the maximum number of characters in one match of a tokenizer's pattern."""
-    if len(text) <= _ROUGH:
+def longest_match(text: str, pre: str | None = None) -> int:
+    """Return the maximum number of characters in one match of a tokenizer's pattern.
+
+    Args:
+        text: The text.
+        pre: llama.cpp's name of the pattern, None if there is none.
+    """
+    if len(text) <= _ROUGH or (pre is not None and pre not in _BY_CLASS.split()):
         return len(text)
     longest = max(max(map(len, kind.findall(text)), default=0) for kind in _CLASSES)
     return min(len(text), _CLASSES_IN_A_MATCH * longest)
 
 
-def with_stack_for(text: str, call: Callable[[], Result]) -> Result:
+def with_stack_for(text: str, call: Callable[[], Result], pre: str | None = None) -> Result:
     """Call a function that tokenizes a text, on a large enough stack.
 
     Args:
         text: The text.
         call: The function.
+        pre: See `longest_match`.
 
     Returns:
         What the function returns.
@@ -59,7 +79,7 @@ def with_stack_for(text: str, call: Callable[[], Result]) -> Result:
     """
     if len(text) <= _ALWAYS_SAFE:
         return call()
-    characters = longest_match(text)
+    characters = longest_match(text, pre)
     size = _SPARE + _BYTES_PER_CHARACTER * characters
     free = available_memory()
     if free is not None and size > free:
@@ -91,5 +111,5 @@ def with_stack_for(text: str, call: Callable[[], Result]) -> Result:
 def _too_long(characters: int, size: int) -> ValueError:
     return ValueError(
         f'the text has up to {characters} characters without a break, for which the tokenizer of this model '
-        f'may need {size / 1e9:.1f} GB of memory, more than is free: break it up'
+        f'may need {size / 1e9:.1f} GB of memory, more than is free: break it up, or shorten it'
     )

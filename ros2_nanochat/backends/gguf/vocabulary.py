@@ -10,7 +10,7 @@ import logging
 import threading
 from typing import Any
 
-from ros2_nanochat.backends.gguf import digit_runs
+from ros2_nanochat.backends.gguf import digit_runs, slow_blanks
 from ros2_nanochat.backends.gguf.deep_stack import with_stack_for
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
 from ros2_nanochat.errors import BackendError
@@ -84,7 +84,8 @@ class GGUFText:
         self._strip_first_space = metadata.get('tokenizer.ggml.model') == 'llama' and metadata.get(
             'tokenizer.ggml.add_space_prefix', True
         )
-        self._splits_digits = metadata.get('tokenizer.ggml.pre') in digit_runs.PRE_TOKENIZERS
+        self._pre: str | None = metadata.get('tokenizer.ggml.pre')
+        self._splits_digits = self._pre in digit_runs.PRE_TOKENIZERS
         self._num_joint = 0  # ids of `_JOINT`, which is put before text that follows other text
         if self._strip_first_space and any(a & api.LLAMA_TOKEN_ATTR_BYTE for a in all_attributes):
             self._num_joint = len(self._tokenize(_JOINT, False))
@@ -129,10 +130,11 @@ class GGUFText:
             return self._tokenize(_JOINT + text, special)[self._num_joint :]
         if len(text) > digit_runs.SHORT and self._groups_digits and len(pieces := digit_runs.cut(text)) > 1:
             return [i for piece in pieces for i in self._tokenize(piece, special)]
+        slow_blanks.check(text, self._pre)
         data = text.encode('utf-8', 'replace')
         with self._lock:
             self._check_open()
-            return with_stack_for(text, lambda: self._llama_tokenize(data, special))
+            return with_stack_for(text, lambda: self._llama_tokenize(data, special), self._pre)
 
     @functools.cached_property
     def _groups_digits(self) -> bool:

@@ -1,5 +1,5 @@
-"""What counts as an image: names with an image's file extension, addresses, data URLs, and open files.
-Decodes nothing.
+"""What counts as an image: names with an image's file extension, addresses, data URLs, open files, and
+objects that lend their pixels. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -55,6 +55,14 @@ def read_file_object(file: FileObject) -> bytes:
     if len(data) > MAX_BYTES:
         raise ValueError(f'the image file is too large: at most {MAX_BYTES:,} bytes')
     return bytes(data)
+
+
+def lends_pixels(source: Any) -> bool:
+    """Whether an object lends pixels as an array, in the memory of the host or of a GPU."""
+    return any(
+        getattr(source, name, None) is not None
+        for name in ('__array_interface__', '__cuda_array_interface__')
+    )
 
 
 def is_url(text: str) -> bool:

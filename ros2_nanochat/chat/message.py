@@ -15,7 +15,13 @@ import numpy as np
 from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.model import ChatModel, ImageParts, OpenedImage
 from ros2_nanochat.errors import shown
-from ros2_nanochat.image_sources import FileObject, is_image_name, is_url, read_file_object
+from ros2_nanochat.image_sources import (
+    FileObject,
+    is_image_name,
+    is_url,
+    lends_pixels,
+    read_file_object,
+)
 
 ROLES = ('system', 'user', 'bot', 'tool')
 _OTHER_NAMES = {'assistant': 'bot', 'model': 'bot', 'tool_response': 'tool'}
@@ -47,8 +53,8 @@ def is_image(content: Any) -> bool:
         return True
     if (
         isinstance(content, np.ndarray)
-        or getattr(content, '__array_interface__', None) is not None
         or type(content).__module__.partition('.')[0] == 'torch'
+        or lends_pixels(content)
     ):
         shape = tuple(getattr(content, 'shape', (1, 1)))
         while len(shape) > 3 and shape[0] == 1:

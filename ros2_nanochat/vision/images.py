@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import os
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -21,8 +20,9 @@ from PIL import Image
 
 from ros2_nanochat.errors import one_line, shorten
 from ros2_nanochat.image_sources import MAX_BYTES, FileObject, read_file_object
+from ros2_nanochat.vision.arrays import picture_from_array
 from ros2_nanochat.vision.fetch import fetch
-from ros2_nanochat.vision.pixels import check_size, decode, to_8_bits, upright_rgb
+from ros2_nanochat.vision.pixels import check_size, decode, upright_rgb
 
 _FROM_URL_SAFE = str.maketrans('-_', '+/')
 
@@ -34,9 +34,10 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
 
     Args:
         source: A path; an `http(s)://`, `file://` or `data:image/` URL; encoded bytes, or a file open for
-            reading them, which stays open; a PIL image; an array or torch tensor of [h, w], [h, w, c] or
-            [c, h, w], also in a batch of one, with c of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), as
-            integers of 8 or 16 bits, or floats from 0 to 1 or to 255.
+            reading them, which stays open; a PIL image; an array, torch tensor, or object with
+            `__array_interface__`, of [h, w], [h, w, c] or [c, h, w], also in a batch of one, with c of 1
+            (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), as integers of 8 or 16 bits, or floats from 0 to 1
+            or to 255.
         urls: Strings may be paths and URLs. Pass False for input that you do not trust.
 
     Raises:
@@ -64,7 +65,7 @@ def open_image(source: Any, urls: bool = True) -> Image.Image:
     elif isinstance(source, FileObject) and not isinstance(source, np.ndarray):
         picture = decode(read_file_object(source), name)
     else:
-        picture = _from_array(source)
+        picture = picture_from_array(source)
     try:
         opened = upright_rgb(picture, borrowed=picture is source)
     except Exception as error:  # Pillow's decoders raise a dozen different ones on broken data
@@ -134,32 +135,3 @@ def _from_data_url(name: str) -> bytes:
         return base64.b64decode(digits + '=' * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f'{_short(name)} is not valid base64: {one_line(error, 200)}') from error
-
-
-def _from_array(source: Any) -> Image.Image:
-    torch = sys.modules.get('torch')
-    if torch is not None and isinstance(source, torch.Tensor):
-        source = source.detach().cpu()
-        source = source.float() if str(source.dtype) in ('torch.bfloat16', 'torch.float16') else source
-        source = source.numpy()
-    if not isinstance(source, np.ndarray) and getattr(source, '__array_interface__', None) is None:
-        raise ValueError(
-            f'a {type(source).__name__} is not an image: pass a path, URL, bytes, open file, PIL image,'
-            ' array or tensor'
-        )
-    array = np.asarray(source)
-    shape = array.shape
-    while array.ndim > 3 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4)):
-        raise ValueError(
-            f'an array of shape {shape} is not an image: [h, w], [h, w, c] or [c, h, w] with c of 1 to 4 is'
-        )
-    if array.size == 0:
-        raise ValueError(f'the image is empty (an array of shape {shape})')
-    check_size(array.shape[1], array.shape[0])
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    return Image.fromarray(np.ascontiguousarray(to_8_bits(array)))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ros2_nanochat.chat.message import is_image
 from ros2_nanochat.compat.attributes import AttributeDict, missing
 from ros2_nanochat.compat.templates import ChatTemplates
 from ros2_nanochat.config import APIS
@@ -35,7 +36,18 @@ __all__ = [
 ]
 
 ImageExtensions = EXTENSIONS
-ImageTypes = (Image.Image, np.ndarray)
+
+
+class _Lent(type):
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return not isinstance(thing, (str, os.PathLike)) and is_image(thing)
+
+
+class Picture(metaclass=_Lent):
+    """What `isinstance` takes for a picture: also tensors, and jetson_utils' cudaImage."""
+
+
+ImageTypes = (Image.Image, np.ndarray, Picture)
 DefaultChatPrompts = [
     'What is the capital of Japan?',
     'And of France?',
@@ -112,6 +124,8 @@ class ArgParser(argparse.ArgumentParser):
         self.add_argument('--video-input-width', type=int, help='pixels, of a camera')
         self.add_argument('--video-input-height', type=int, help='pixels, of a camera')
         self.add_argument('--video-input-framerate', type=int, help='of a camera')
+        for name in ('codec', 'save'):
+            self.add_argument(f'--video-input-{name}', help='has no effect')
 
     def _add_log(self) -> None:
         self.add_argument('--log-level', default='info', choices=_LEVELS, help='messages that are shown')

@@ -131,24 +131,26 @@ def growth_of(samples: Sequence[tuple[float, float]], settle: float, minutes: fl
     samples: (minutes since the beginning, megabytes).
     """
     window = max(0.5, minutes / 10)
-    settle = min(settle, minutes / 2)  # of a run that is shorter than that
     early = [size for minute, size in samples if settle <= minute < settle + window]
     late = [size for minute, size in samples if minute >= minutes - window]
     last = [samples[-1][1]] if samples else [1]
     return statistics.median(early or last), statistics.median(late or last)
 
 
-def slope_of(samples: Sequence[tuple[float, float]]) -> float:
-    """Megabytes an hour of the line that fits the samples best."""
+def line_of(samples: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The line through the samples by least squares: megabytes an hour, and megabytes after 24 hours."""
     if len(samples) < 2:
-        return 0.0
-    return 60 * statistics.linear_regression(*zip(*samples)).slope
+        return 0.0, samples[-1][1] if samples else 0.0
+    slope, start = statistics.linear_regression(*zip(*samples))
+    return 60 * slope, start + 24 * 60 * slope
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m benchmarks soak', description=__doc__.splitlines()[0])
     parser.add_argument('--minutes', type=float, default=30.0)
-    parser.add_argument('--settle', type=float, default=5.0, help='minutes until memory is compared with')
+    parser.add_argument(
+        '--settle', type=float, default=10.0, help='minutes, at most half of all, until memory has to stay'
+    )
     parser.add_argument('--robots', type=int, default=8)
     parser.add_argument(
         '--pause', type=float, default=1.0, help='seconds at most between two questions of a robot'
@@ -240,9 +242,10 @@ def main() -> int:
         executor.shutdown(timeout_sec=1.0)
         spinning.join(2.0)
         rclpy.try_shutdown()
-    before, after = growth_of(samples, options.settle, options.minutes)
-    shared_before, shared_after = growth_of(shares, options.settle, options.minutes)
-    later = [sample for sample in samples if sample[0] >= min(options.settle, options.minutes / 2)]
+    settle = min(options.settle, options.minutes / 2)
+    before, after = growth_of(samples, settle, options.minutes)
+    shared_before, shared_after = growth_of(shares, settle, options.minutes)
+    slope, in_a_day = line_of([sample for sample in samples if sample[0] >= settle])
     ended = sum((robot.ended for robot in robots), Counter())
     lost = sum(robot.lost for robot in robots)
     table(
@@ -252,11 +255,12 @@ def main() -> int:
             *((f'turns that ended with {reason}', count) for reason, count in sorted(ended.items())),
             ('resets', sum(robot.resets for robot in robots)),
             ('lost', lost),
-            (f'own memory after {options.settle:g} min, MB', before),
+            (f'own memory after {settle:g} min, MB', before),
             ('at the end, MB', after),
             ('growth, %', 100 * (after / before - 1)),
-            ('slope of a line through all samples since, MB an hour', slope_of(later)),
-            (f'shared memory after {options.settle:g} min, MB', shared_before),
+            ('slope of a line through all samples since, by least squares, MB an hour', slope),
+            ('own memory after 24 hours on that line, MB', in_a_day),
+            (f'shared memory after {settle:g} min, MB', shared_before),
             ('at the end, MB', shared_after),
             ('the node', 'up' if alive else 'ended'),
         ],

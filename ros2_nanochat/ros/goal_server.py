@@ -136,6 +136,12 @@ class GoalServer(ActionServer):
                 if self._unfetched.pop(key, None) is None and key in self._goal_handles:
                     self._asked.add(key)
                 self._moving.notify_all()
+        if 'expired' in taken_data:
+            with self._moving:
+                for info in taken_data['expired']:
+                    key = bytes(info.goal_id.uuid)
+                    self._unfetched.pop(key, None)  # a client may never request a result, or request it again
+                    self._asked.discard(key)
         try:
             await super().execute(taken_data)
         finally:

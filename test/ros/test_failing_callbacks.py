@@ -3,6 +3,7 @@ executor of the node would fail.
 """
 
 import threading
+import time
 
 import pytest
 import rclpy
@@ -16,6 +17,7 @@ from std_srvs.srv import Trigger
 from ros2_nanochat import NanoLLM
 from ros2_nanochat.config import RobotOptions
 from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.ros import goal_server
 from ros2_nanochat.ros.action_ends import CLIENT_BYTES
 from ros2_nanochat.ros.fleet import Nobody
 from ros2_nanochat.ros.goal_clients import GoalClients
@@ -148,3 +150,29 @@ def test_a_goal_ends_and_a_cancellation_is_answered_whatever_fails_behind_them(s
         client.destroy()
         server.destroy()
     assert not left
+
+
+def test_nothing_of_a_goal_stays_with_the_server_whatever_its_client_asks_for(spun, monkeypatch):
+    """Else a node that runs for months grows with each goal of such a client."""
+    monkeypatch.setattr(goal_server, '_RESULT_KEPT', 1)
+    node, goals = spun[0], []
+    server = GoalServer(node, Chat, 'try_forgetting', goals.append, lambda _: True)
+    client = ActionClient(node, Chat, 'try_forgetting')
+    kept = [name for name, value in vars(server).items() if isinstance(value, (dict, set, list))]
+    try:
+        assert client.wait_for_server(20.0)
+        for times in (0, 1, 2, 3):  # that the client asks for the result: before the end, and after it
+            goal = result_of(client.send_goal_async(Chat.Goal(query='one')))
+            early = goal.get_result_async() if times > 2 else None
+            server.finish(goals.pop(), True, Chat.Result())
+            for _ in range(min(times, 2)):
+                assert result_of(goal.get_result_async()).status == GoalStatus.STATUS_SUCCEEDED
+            assert early is None or result_of(early)
+        until = time.monotonic() + 20.0
+        while server._goal_handles and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        assert {name: list(value) for name in kept if (value := vars(server)[name])} == {}
+    finally:
+        client.destroy()
+        server.destroy()

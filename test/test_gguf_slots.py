@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -143,3 +146,31 @@ def test_a_reply_beside_any_others_is_the_reply_it_is_alone():
                 caches[i].pop(len(caches[i]))
             replies = [model.generate(prompts[i], kv_cache=caches[i], max_new_tokens=12) for i in chosen]
             assert [reply.wait().tokens for reply in replies] == [alone[i] for i in chosen]
+
+
+@needs_model
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallinfo2 is of glibc')
+def test_kv_that_is_copied_has_pages_of_its_own():
+    """In the heap of the node it would leave holes, and the node would grow by megabytes."""
+    program = """
+import ctypes
+import numpy as np
+from ros2_nanochat import NanoLLM
+from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.ros.allocator import tune_allocator
+names = 'arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost'.split()
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+tune_allocator()
+with NanoLLM.from_pretrained(max_context_len=256, max_sequences=2) as model:
+    kv, seq = model.backend._kv, model.backend.new_sequence()
+    model.backend.forward([Chunk(seq, ids=np.arange(100))])
+    before = libc.mallinfo2().uordblks
+    state = kv._state(kv.slot(seq))
+    print(len(state), libc.mallinfo2().uordblks - before)
+"""
+    told = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=60)
+    size, in_heap = map(int, told.stdout.split())
+    assert size > 1_000_000 and in_heap < size / 10

@@ -19,6 +19,10 @@ from ros2_nanochat.errors import BackendError
 _log = logging.getLogger(__name__)
 _FORM = 8  # bytes that identify the form of saved KV
 _COPY_BYTES_PER_SECOND = 2e9  # used until a move was measured
+_LARGE = 4 << 20
+"""Bytes from which a block has pages of its own in the node (ros/allocator.py), and NumPy asks for huge ones.
+A smaller block would leave a hole in the heap, which what is allocated meanwhile keeps open. Only what is
+written takes memory."""
 
 
 class GGUFMemory:
@@ -184,7 +188,7 @@ class GGUFMemory:
 
     def _state(self, slot: int) -> np.ndarray:
         size = self._api.llama_state_seq_get_size(self._context, slot)
-        state = np.empty(size, np.uint8)
+        state = np.empty(max(size, _LARGE), np.uint8)
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         return state[: self._api.llama_state_seq_get_data(self._context, pointer, size, slot)]
 

@@ -95,6 +95,9 @@ class NodeProcess:
         resident, of_it_shared = map(int, Path(f'/proc/{self.process.pid}/statm').read_text().split()[1:3])
         return (resident - (0 if shared else of_it_shared)) * os.sysconf('SC_PAGE_SIZE')
 
+    def num_threads(self):
+        return len(os.listdir(f'/proc/{self.process.pid}/task'))
+
     def stop(self, number=signal.SIGINT, timeout=20.0):
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -77,6 +77,20 @@ def test_two_hundred_calls_of_each_service_at_once_are_answered(share, listen):
     assert all(answer.result().success for answer in answers[2::3])
 
 
+def test_calls_that_wait_for_a_reply_start_no_thread(start, listen):
+    """Each thread of the executor keeps memory: if they started one by one, the node would grow for hours."""
+    node = start(model='tokens_per_second=2')
+    ears = listen()
+    reset = ears.node.create_client(Reset, '/nanochat/reset', qos_profile=QoSProfile(depth=1000))
+    meet(ears.node, Reset, '/nanochat/reset', Reset.Request())
+    before = node.num_threads()
+    ears.ask('hello')
+    ears.wait_for(lambda: ears.tokens)
+    answers = [reset.call_async(Reset.Request()) for _ in range(20)]  # each holds a thread
+    wait(lambda: all(answer.done() for answer in answers))
+    assert node.num_threads() <= before
+
+
 def test_a_burst_of_two_hundred_queries_is_taken_whole(share, listen):
     share({'on_new_query': 'queue', 'max_queue': 10}, model=FAST)
     ears = listen()

@@ -87,15 +87,18 @@ class ChatHistory(ToolMessages, MessageList):
         Raises:
             ValueError: The role is unknown, or the model cannot see images.
         """
+        # Asking whether something is a protocol takes long, so only where it can be.
+        reply = msg if msg is not None and isinstance(msg, ModelReply) else None
         if isinstance(msg, ChatMessage):
             message = msg
-        elif isinstance(msg, ModelReply) and role == 'bot' and is_continued(self.messages):
+        elif reply is not None and role == 'bot' and is_continued(self.messages):
             message = self.messages.pop()  # what the reply continued
-            message.text = (message.text or '') + msg.text
-            message.calls = self._with_ids(getattr(msg, 'calls', ()))
-        elif isinstance(msg, ModelReply):
-            calls = self._with_ids(getattr(msg, 'calls', ()))
-            message = ChatMessage(role, text=msg.text, reasoning=msg.reasoning or '', calls=calls, **options)
+            message.text = (message.text or '') + reply.text
+            message.calls = self._with_ids(getattr(reply, 'calls', ()))
+        elif reply is not None:
+            calls = self._with_ids(getattr(reply, 'calls', ()))
+            thoughts = reply.reasoning or ''
+            message = ChatMessage(role, text=reply.text, reasoning=thoughts, calls=calls, **options)
         else:
             message = ChatMessage(role, msg, text=text, image=image, **options)
         if message.image is not None and not self.model.has_vision:
@@ -103,8 +106,8 @@ class ChatHistory(ToolMessages, MessageList):
         if message.image is not None and not message.is_embedded(self.model):
             message.picture = self.model.open_image(message.image)  # the file may change later
         self.messages.append(message)
-        if isinstance(msg, ModelReply):
-            self.kv_cache = msg.kv_cache
+        if reply is not None:
+            self.kv_cache = reply.kv_cache
         return message
 
     # --- the system prompt ---

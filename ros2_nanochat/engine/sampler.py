@@ -7,6 +7,7 @@ end tokens before `min_new_tokens`, the caller's processors, temperature, top-k,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,13 +36,17 @@ class Sampler:
         self.form = form
         self._ends = end_ids
         self._end_ids = np.fromiter(sorted(end_ids), np.int64)
-        self._random = np.random.Generator(np.random.PCG64(None if config.greedy else config.seed))
         self._as_computed = config.repetition_penalty == 1.0 and not config.logits_processors
         self.simple = self._as_computed and (
             config.greedy or not (config.top_k or config.min_p or config.min_new_tokens)
         )
         """Whether the id can be chosen from the logits as they are, with temperature and top-p only, and then
         checked with `may_come`."""
+
+    @functools.cached_property
+    def _random(self) -> np.random.Generator:
+        # Made only if it is used: a server draws its own numbers.
+        return np.random.Generator(np.random.PCG64(self.config.seed))
 
     def draw(self) -> float:
         """Return the next random number, in [0, 1)."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,7 @@ from ros2_nanochat.config import OnNewQuery, RobotOptions
 from ros2_nanochat.engine.usage import Usage
 
 _arrivals = itertools.count()
+_ids = random.Random()  # our own: programs may seed the shared one, and reading the system's takes long
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Turn:
     pictures: Sequence[Picture] = ()
     goal: Any = None
 
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: f'{_ids.getrandbits(128):032x}')
     arrival: int = field(default_factory=lambda: next(_arrivals))
     arrived: float = field(default_factory=time.monotonic)
     ended: threading.Event = field(default_factory=threading.Event)

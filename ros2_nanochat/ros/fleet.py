@@ -18,6 +18,7 @@ from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.tool_policy import ToolChoice
 from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.ros.node_parameters import NodeParameters
+from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
 from ros2_nanochat.ros.robot_topics import CLOSING, RobotTopics
 from ros2_nanochat.ros.spinning import pass_through
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
@@ -77,6 +78,7 @@ class Fleet:
         self._next = 0  # the robot that the graph is asked about next
         self._graph_known = 0.0
         self._servers = McpServers()
+        self._queries = QuickSubscriptions(node, 'queries')
 
     @property
     def tick_seconds(self) -> float:
@@ -107,6 +109,7 @@ class Fleet:
                         self._ports[robot] = RobotTopics(
                             self._node,
                             self._chats[robot],
+                            self._queries,
                             self._tools.get(robot),
                             warns=len(names) <= _WARNED_ROBOTS,
                         )

@@ -1,8 +1,8 @@
 """Connects one robot's topics, services and action to its `RobotConversation`. docs/interface.md lists them.
 
-Queries are processed one after another, and so are goals (their order is that of the conversation). Services
-run concurrently with everything, so that `cancel` works while `reset` waits. No callback waits for the model,
-and every service call gets a response, even if something fails.
+Queries are processed one after another, on a thread of their own, and so are goals (their order is that of
+the conversation). Services run concurrently with everything, so that `cancel` works while `reset` waits. No
+callback waits for the model, and every service call gets a response, even if something fails.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from builtin_interfaces.msg import Time
 from nanochat.msg import Message, Token
 from nanochat.msg import Turn as TurnMessage
 from nanochat.srv import GetHistory, Reset
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.duration import Duration
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -28,6 +28,7 @@ from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
 from ros2_nanochat.ros.endpoint_events import PublisherEventCallbacks, SubscriptionEventCallbacks
 from ros2_nanochat.ros.named_cameras import NamedCameras
+from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
 from ros2_nanochat.ros.speaker import Speaker
 from ros2_nanochat.ros.spinning import Seldom, pass_through
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
@@ -50,11 +51,14 @@ class RobotTopics:
     Args:
         node: The node.
         chat: The robot's conversation.
+        quick: Takes its queries.
         tools: The robot's tools, or None.
         warns: Whether the topics warn of listeners with incompatible QoS.
     """
 
-    def __init__(self, node, chat: RobotConversation, tools: RobotTools | None = None, warns: bool = True):
+    def __init__(
+        self, node, chat: RobotConversation, quick: QuickSubscriptions, tools: RobotTools | None, warns=True
+    ):
         self._node, self._chat, self._tools = node, chat, tools
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
         beside = {'callback_group': ReentrantCallbackGroup(), 'qos_profile': service_qos()}
@@ -98,14 +102,9 @@ class RobotTopics:
         if tools is not None:
             tools.open(prefix)
         # Last, once everything else can answer.
-        self._queries = node.create_subscription(
-            String,
-            prefix + 'query',
-            self._query,
-            DEPTH,
-            callback_group=MutuallyExclusiveCallbackGroup(),
-            event_callbacks=heard,
-            **override,
+        self._quick = quick
+        self._queries = quick.add(
+            String, prefix + 'query', self._query, DEPTH, event_callbacks=heard, **override
         )
 
     # --- in ---
@@ -279,7 +278,7 @@ class RobotTopics:
     def mute(self) -> None:
         """Accept no more questions. Those that the executor has already taken are refused."""
         self._muted = self._goals.muted = True
-        self._node.destroy_subscription(self._queries)
+        self._quick.remove(self._queries, CLOSING)
 
     def close(self, muted: bool = False) -> None:
         """Close all topics, services and the action. Turns that are still running are no longer published."""

@@ -22,6 +22,7 @@ from ros2_nanochat.ros.action_ends import CLIENT_BYTES
 from ros2_nanochat.ros.fleet import Nobody
 from ros2_nanochat.ros.goal_clients import GoalClients
 from ros2_nanochat.ros.goal_server import GoalServer
+from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
 from ros2_nanochat.ros.robot_topics import RobotTopics
 from ros2_nanochat.ros.spinning import spin
 
@@ -63,7 +64,7 @@ def spun():
 def chat(spun):
     model = NanoLLM.from_pretrained(api='fake', max_context_len=4096)
     chat = Failing('', model, RobotOptions(), Nobody())
-    topics = RobotTopics(spun[0], chat)
+    topics = RobotTopics(spun[0], chat, QuickSubscriptions(spun[0], 'queries'), None)
     yield chat
     chat.stop_all()
     RobotConversation.close(chat)

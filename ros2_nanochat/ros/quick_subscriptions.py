@@ -1,0 +1,146 @@
+"""Subscriptions whose messages are taken on a thread of their own, as soon as they come.
+
+rclpy's executor goes through all entities of the node before it waits, and each message wakes it three times:
+when it comes, when it was taken, and when its callback has returned. In a node with many robots that is a
+millisecond each time, in which Python runs nothing of what the message begins.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from rclpy.exceptions import InvalidHandle
+from rclpy.guard_condition import GuardCondition
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.subscription import Subscription
+
+from ros2_nanochat.errors import one_line
+from ros2_nanochat.ros.allocator import fill_thread_cache
+from ros2_nanochat.ros.spinning import Forgetting
+
+_FOR_EVER = -1
+_SETTLE = 0.005  # seconds after a change: hundreds of robots may come or go at once
+_PAUSE = 0.1  # seconds after a failure, so that repeated failures do not use the processor
+
+
+class _ExceptSubscriptions(Forgetting):
+    """Leaves to the executor the events of subscriptions, for example of incompatible QoS."""
+
+    def can_execute(self, entity):
+        return not isinstance(entity, Subscription) and super().can_execute(entity)
+
+
+class QuickSubscriptions:
+    """Calls the callbacks of subscriptions one after another. They must return soon.
+
+    The thread runs while there are subscriptions. Can be used from any thread.
+
+    Args:
+        node: The node.
+        name: Name of the thread.
+    """
+
+    def __init__(self, node, name: str):
+        self._node, self._name = node, name
+        self._callbacks: dict[Subscription, Callable[[Any], None]] = {}
+        self._changing = threading.Lock()
+        self._calling = threading.RLock()  # held while messages are taken and callbacks run
+        self._changed: GuardCondition | None = None  # of the thread that runs
+
+    def add(self, kind: type, topic: str, callback: Callable[[Any], None], depth: int, **options):
+        """Create a subscription.
+
+        Args:
+            kind: Type of the messages.
+            topic: Name of the topic.
+            callback: Called with each message.
+            depth: How many messages the transport keeps.
+            options: Further arguments of `create_subscription`.
+
+        Returns:
+            The subscription.
+        """
+        group = _ExceptSubscriptions()
+        subscription = self._node.create_subscription(
+            kind, topic, callback, depth, callback_group=group, **options
+        )
+        with self._changing:
+            self._callbacks = {**self._callbacks, subscription: callback}
+            if self._changed is not None:
+                self._changed.trigger()
+            else:
+                self._changed = GuardCondition(None, None, context=self._node.context)
+                threading.Thread(
+                    target=self._run, args=(self._changed,), name=self._name, daemon=True
+                ).start()
+        return subscription
+
+    def remove(self, subscription: Subscription, timeout: float) -> None:
+        """Destroy a subscription. Its callback, if it runs, has returned then or after `timeout` seconds."""
+        with self._changing:
+            self._callbacks = {each: call for each, call in self._callbacks.items() if each != subscription}
+            self._node.destroy_subscription(subscription)
+            if self._changed is not None:
+                self._changed.trigger()
+                if not self._callbacks:
+                    self._changed = None
+        if self._calling.acquire(timeout=timeout):
+            self._calling.release()
+
+    # --- the thread ---
+
+    def _run(self, changed: GuardCondition) -> None:
+        fill_thread_cache()
+        self._node.context.on_shutdown(changed.trigger)
+        while self._changed is changed and self._node.context.ok():
+            try:
+                self._wait(changed, self._callbacks)
+                time.sleep(_SETTLE)
+            except Exception as error:
+                if self._node.context.ok():
+                    self._log(f'messages cannot be taken: {one_line(repr(error))}')
+                    time.sleep(_PAUSE)
+        changed.destroy()
+
+    def _wait(self, changed: GuardCondition, callbacks: dict[Subscription, Callable]) -> None:
+        """Wait for messages and take them, until the subscriptions change."""
+        with ExitStack() as held:  # what another thread destroys meanwhile stays until the end
+            subscriptions = []
+            for subscription in callbacks:
+                try:
+                    held.enter_context(subscription.handle)
+                except InvalidHandle:
+                    continue
+                subscriptions.append(subscription)
+            context = self._node.context.handle
+            held.enter_context(context)
+            held.enter_context(changed.handle)
+            wait_set = rclpy_implementation.WaitSet(len(subscriptions), 1, 0, 0, 0, 0, context)
+            while self._callbacks is callbacks and self._node.context.ok():
+                wait_set.clear_entities()
+                for subscription in subscriptions:
+                    wait_set.add_subscription(subscription.handle)
+                wait_set.add_guard_condition(changed.handle)
+                wait_set.wait(_FOR_EVER)
+                ready = wait_set.get_ready_entities('subscription')
+                self._take([each for each in subscriptions if each.handle.pointer in ready])
+
+    def _take(self, subscriptions: Sequence[Subscription]) -> None:
+        """Take one message of each, so that none waits for many of another one."""
+        with self._calling:
+            for subscription in subscriptions:
+                callback = self._callbacks.get(subscription)
+                taken = callback and subscription.handle.take_message(subscription.msg_type, False)
+                if callback is None or taken is None:
+                    continue
+                try:
+                    callback(taken[0])
+                except BaseException as error:  # the others go on
+                    self._log(f'{subscription.topic_name}: internal error: {one_line(repr(error))}')
+
+    def _log(self, text: str) -> None:
+        self._node.get_logger().error(text, throttle_duration_sec=1.0)

@@ -1,0 +1,102 @@
+"""Subscriptions that are taken on a thread of their own, without an executor."""
+
+import threading
+import time
+
+import pytest
+import rclpy
+from std_msgs.msg import String
+
+from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
+
+THREAD = 'quick-test'
+
+
+def wait(condition):
+    until = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < until, 'it does not happen'
+        time.sleep(0.01)
+
+
+def running():
+    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+
+
+@pytest.fixture
+def node():
+    node = rclpy.create_node('quick')
+    yield node
+    node.destroy_node()
+    wait(lambda: not running())
+
+
+def test_messages_reach_their_callbacks_though_nobody_spins_and_one_that_fails_stops_no_other(node):
+    heard = {'a': [], 'b': []}
+    quick = QuickSubscriptions(node, THREAD)
+
+    def fail_at_first(message):
+        heard['a'].append(message.data)
+        if len(heard['a']) == 1:
+            raise SystemExit('a bug')
+
+    open_now = [
+        quick.add(String, 'quick/a', fail_at_first, 1000),
+        quick.add(String, 'quick/b', lambda message: heard['b'].append(message.data), 1000),
+    ]
+    speakers = {name: node.create_publisher(String, f'quick/{name}', 1000) for name in heard}
+    wait(lambda: all(speaker.get_subscription_count() for speaker in speakers.values()))
+    for n in range(100):
+        for speaker in speakers.values():
+            speaker.publish(String(data=str(n)))
+    wait(lambda: all(len(texts) == 100 for texts in heard.values()))
+    assert heard['a'] == heard['b'] == [str(n) for n in range(100)]
+    assert len(running()) == 1
+    for subscription in open_now:
+        quick.remove(subscription, 5.0)
+    wait(lambda: not running())
+
+
+def test_a_callback_has_returned_when_its_subscription_is_removed_and_is_not_called_again(node):
+    quick, begun, go_on, calls = QuickSubscriptions(node, THREAD), threading.Event(), threading.Event(), []
+
+    def slow(message):
+        begun.set()
+        go_on.wait(20.0)
+        calls.append(message.data)
+
+    subscription = quick.add(String, 'quick/slow', slow, 10)
+    speaker = node.create_publisher(String, 'quick/slow', 10)
+    wait(speaker.get_subscription_count)
+    for text in ('first', 'second'):
+        speaker.publish(String(data=text))
+    assert begun.wait(20.0)
+    began = time.monotonic()
+    quick.remove(subscription, 0.2)  # it still runs: no longer than this
+    assert 0.1 < time.monotonic() - began < 5.0 and not calls
+    removing = threading.Thread(target=quick.remove, args=(subscription, 20.0))
+    removing.start()
+    go_on.set()
+    removing.join(20.0)
+    assert calls == ['first']
+    wait(lambda: not running())
+
+    again = quick.add(String, 'quick/slow', slow, 10)  # after the thread has ended
+    wait(speaker.get_subscription_count)
+    speaker.publish(String(data='third'))
+    wait(lambda: calls == ['first', 'third'])
+    quick.remove(again, 5.0)
+
+
+def test_subscriptions_come_and_go_while_messages_arrive(node):
+    quick, heard = QuickSubscriptions(node, THREAD), []
+    kept = quick.add(String, 'quick/kept', lambda message: heard.append(message.data), 1000)
+    speaker = node.create_publisher(String, 'quick/kept', 1000)
+    wait(speaker.get_subscription_count)
+    for n in range(50):
+        other = quick.add(String, f'quick/other{n % 5}', print, 10)
+        speaker.publish(String(data=str(n)))
+        quick.remove(other, 5.0)
+    wait(lambda: len(heard) == 50)
+    assert heard == [str(n) for n in range(50)]
+    quick.remove(kept, 5.0)

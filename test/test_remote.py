@@ -213,6 +213,35 @@ def test_a_stop_before_a_reply_begins_leaves_nothing_behind(server, model):
     assert len(server.requests) == before and reply._request.signals.ended.wait(5)
 
 
+def test_requests_of_many_threads_all_end_while_the_model_is_closed():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads change places between any two steps
+    try:
+        with ScriptedServer(words=3) as server:
+            for _ in range(10):
+                model, ended, closed = open_servers(server), [], []
+
+                def keep_asking(model=model, ended=ended, closed=closed):
+                    is_last = False
+                    while not is_last:
+                        is_last = bool(closed)
+                        ended.append(ask(model, 'go').wait(10.0).finish_reason)
+                    closed.append('for this thread')
+
+                threads = [threading.Thread(target=keep_asking) for _ in range(8)]
+                for thread in threads:
+                    thread.start()
+                wait(lambda ended=ended: len(ended) > 8)
+                model.close()
+                closed.append('at all')
+                for thread in threads:
+                    thread.join(20.0)
+                assert not any(thread.is_alive() for thread in threads)
+                assert len(closed) == 9 and {*ended} <= {'length', 'stop', 'cancelled', 'error'}
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_random_cancels_leave_the_history_at_what_was_delivered():
     cancels(40)
 

@@ -7,12 +7,14 @@ connection, which frees the server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ros2_nanochat.answer.response_format import read_response_format
@@ -20,7 +22,7 @@ from ros2_nanochat.config import GenerationConfig
 from ros2_nanochat.engine.at_exit import close_at_exit
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
-from ros2_nanochat.errors import BackendError
+from ros2_nanochat.errors import BackendError, one_line
 from ros2_nanochat.program import check_process
 from ros2_nanochat.remote.attempts import Attempts, Settings
 from ros2_nanochat.remote.background import Background
@@ -85,7 +87,9 @@ class RemoteEngine:
         self._attempts = Attempts(pool, text, settings, fallback)
         self._tasks: dict[Request, tuple[RemoteReply, asyncio.Task]] = {}
         self._bell = _Bell(background, self._cancel_stopped)
-        self._lock = threading.Lock()
+        self._submitted: deque[Request] = deque()
+        self._is_woken = False  # the loop will look at them
+        self._closing = threading.Lock()
         self._closed = False
         self._process = os.getpid()
         self._watch = asyncio.run_coroutine_threadsafe(pool.watch(), background.loop)
@@ -97,10 +101,26 @@ class RemoteEngine:
         """Submit a request; never blocks. Its output ends with an `End`."""
         self.check_process()
         request.signals.inbox = self._bell  # type: ignore[assignment]
-        with self._lock:
-            accepted = not self._closed and self._background.soon(self._start, request)
-        if not accepted:
+        if self._closed:
             request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
+            return
+        # Without a lock, and the loop is woken once for many: each robot's thread that waits here gives the
+        # others its turn, and comes back milliseconds later. What comes while the engine is closed is taken
+        # by the loop or, once that has ended, refused.
+        self._submitted.append(request)
+        if not self._is_woken:
+            self._is_woken = True
+            if not self._background.soon(self._start_submitted):
+                self._refuse_submitted()
+
+    def _refuse_submitted(self) -> None:
+        for request in self._take_submitted():
+            request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
+
+    def _take_submitted(self) -> Iterator[Request]:
+        with contextlib.suppress(IndexError):
+            while True:
+                yield self._submitted.popleft()
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Call a function and return its result. No sequence has keys and values here."""
@@ -151,7 +171,7 @@ class RemoteEngine:
         """End all replies (`cancelled`) and close the connections. Can be called twice."""
         if os.getpid() != self._process:
             return
-        with self._lock:
+        with self._closing:
             before, self._closed = self._closed, True
         if not before:
             try:
@@ -159,14 +179,30 @@ class RemoteEngine:
             except BackendError:
                 pass
             self._background.close()
+            self._is_woken = False  # what comes now finds that the loop has ended
+            self._refuse_submitted()
             if self.fallback is not None:
                 self.fallback.close()
 
     # --- the loop's thread ---
 
+    def _start_submitted(self) -> None:
+        self._is_woken = False
+        for request in self._take_submitted():
+            try:
+                self._start(request)
+            except Exception as error:  # a bug of ours; the others go on
+                _log.exception('a request could not be started')
+                request.signals.output.put(
+                    End(FinishReason.ERROR, 0, detail=f'internal error: {one_line(repr(error))}')
+                )
+
     def _start(self, request: Request) -> None:
         self.metrics.count('requests')
         reply = RemoteReply(request, self._text, self.metrics)
+        if self._closed:  # nobody would cancel its task
+            reply.finish(FinishReason.CANCELLED)
+            return
         refusal = self._checks.refusal(request)
         if refusal is None and len(self._pool) >= self._max_queued:
             refusal = f'{len(self._pool)} requests wait for a server already (max_queued_requests)'

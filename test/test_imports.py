@@ -38,7 +38,7 @@ RUNTIMES = {
 # The modules of rclpy 3.3.
 HUMBLE = """
     action callback_groups client clock constants context duration exceptions executors
-    expand_topic_name guard_condition lifecycle logging node parameter parameter_service publisher
+    expand_topic_name guard_condition impl lifecycle logging node parameter parameter_service publisher
     qos qos_event qos_overriding_options serialization service signals subscription task time
     time_source timer topic_endpoint_info topic_or_service_is_hidden type_support utilities
     validate_full_topic_name validate_namespace validate_node_name validate_parameter_name

@@ -136,6 +136,9 @@ def choose_gguf(names: list[str], pattern: str | None, where: str) -> str:
     ]
     if len(firsts) == 1:
         return firsts[0]
+    if matching and not firsts:
+        first = re.sub(r'-\d{5}(-of-\d{5}\.gguf)$', r'-00001\1', matching[0])
+        raise ValueError(f'{where} has only further parts of a split model: {first} is missing')
     found = f'{len(firsts)} files' if firsts else 'no file'
     there = f'name one of: {", ".join(firsts or names)}' if names else 'it has no .gguf file at all'
     raise ValueError(f'{where} has {found}{f" like {pattern!r}" if pattern else ""}; {there}')

@@ -4,6 +4,8 @@ opening in one line; the process lives. What can be read of a careless file is r
 
 from __future__ import annotations
 
+import os
+
 import gguf
 import numpy as np
 import pytest
@@ -240,3 +242,11 @@ def test_a_first_part_without_tensors_opens_and_gives_embeddings(tmp_path, plain
         assert np.array_equal(model.embed_text('robot'), expected)
         assert model.generate('The robot', max_new_tokens=2).wait().finish_reason in ('stop', 'length')
         assert len(ChatHistory(model, 'chat-ml')) >= 0
+    os.symlink(names[0], tmp_path / 'b.gguf')  # llama.cpp finds the other parts by the name
+    with pytest.raises(BackendError, match='NAME-00001-of-00002.gguf') as caught:
+        NanoLLM.from_pretrained(str(tmp_path / 'b.gguf'), max_context_len=256)
+    assert '\n' not in str(caught.value)
+    os.makedirs(tmp_path / 'rest')
+    os.rename(names[1], tmp_path / 'rest' / os.path.basename(names[1]))
+    with pytest.raises(ValueError, match='a-00001-of-00002.gguf is missing'):
+        NanoLLM.from_pretrained(str(tmp_path / 'rest'), max_context_len=256)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ros2_nanochat.backends.gguf.header import Head
+from ros2_nanochat.backends.gguf.header import Head, parts_of
 from ros2_nanochat.errors import BackendError, printable, shown
 
 _TAKE = 'take a GGUF file of a causal language model (Llama, Qwen, Gemma, Mistral, SmolLM, ...)'
@@ -68,12 +68,18 @@ def check_metadata(path: str, metadata: dict[str, Any]) -> None:
 
 
 def check_tensors(path: str, head: Head) -> None:
-    """Check that a file holds weights, if it is the whole of its model.
+    """Check that a file holds weights, or is called as the first part of a split model.
 
     Raises:
-        BackendError: It holds none.
+        BackendError: It holds none, or the other parts cannot be found by its name.
     """
-    if not head.tensors and head.metadata.get('split.count', 1) < 2:
+    count = head.metadata.get('split.count', 1)
+    if isinstance(count, int) and count > 1 and len(parts_of(path)) != count:
+        raise BackendError(
+            f'{path} is one part of {count}: the first has to be called NAME-00001-of-{count:05d}.gguf, with'
+            ' the others beside it'
+        )
+    if not head.tensors and count == 1:
         raise BackendError(f'{path} is {_BY_TYPE["vocab"]}')
 
 

@@ -687,6 +687,23 @@ def test_a_frame_that_has_not_come_is_looked_for_when_the_camera_is_likely_to_se
     assert not standing.take([shown]) and standing.due - now <= 0.1
 
 
+@pytest.mark.parametrize('rate', (9.2, 7.0))
+def test_a_camera_a_little_slower_than_the_question_costs_one_look_a_frame(monkeypatch, rate):
+    clock, pixels, looks = frozen(monkeypatch), picture(0), 0
+    scene = Scene.of(pixels)
+    standing = Standing(read_watch({'question': '?', 'max_rate': 10.0}), WatchSource.SERVICE)
+    for number in range(1, 31):
+        arrived, coming = number / rate, (number + 1) / rate
+        shown = View('image', Picture(lambda: pixels, number=number), arrived, scene, pixels, followed=coming)
+        clock[0] = max(standing.due, arrived)
+        while clock[0] < coming:
+            looks += 1
+            if standing.take([shown]):
+                standing.answered(Answer('yes', 'yes', valid=True), 0.0, 0.0)
+            clock[0] = standing.due
+    assert len(standing._recent) == 30 and looks == 30
+
+
 def test_a_question_about_several_frames_waits_for_the_one_after_the_newest(monkeypatch):
     clock = frozen(monkeypatch)
     pixels, watch = picture(0), {'question': '?', 'max_rate': 0.0, 'frames': 3, 'spacing': 0.5}

@@ -113,11 +113,12 @@ class CameraView:
             return self._last
         if self._broken[0] == picture.number:
             raise Unusable(self._broken[1])
-        followed = self._follow(picture)
+        freed = picture.freed()
+        followed = self._follow(freed)
         try:
             pixels = picture.decode()
             taken, scene = time.monotonic() - (picture.age or 0.0), Scene.of(pixels)
-            self._last = View(self._name, picture.freed(), taken, scene, pixels, followed=followed)
+            self._last = View(self._name, freed, taken, scene, pixels, followed=followed)
         except Exception as error:  # of any decoder: the next frame may be whole
             text = f'the image of the camera {self._name!r} cannot be used: {one_line(error)}'
             self._broken = (picture.number, text)
@@ -130,7 +131,7 @@ class CameraView:
 
     def _follow(self, picture: Picture) -> float:
         """Take note of when a frame came. Return when the next one is likely to arrive."""
-        before, self._before = self._before, picture.freed()
+        before, self._before = self._before, picture
         arrived = picture.arrived or time.monotonic()
         if before is not None and before.arrived and arrived > before.arrived:
             frames = picture.sequence - before.sequence if 0 < before.sequence < picture.sequence else 1

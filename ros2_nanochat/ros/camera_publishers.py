@@ -75,7 +75,8 @@ class Publishers:
         """Return a frame with its publishers, which the graph may show later than their first frame."""
         # Older rclpy has no GID, and some middlewares use another one than the graph.
         if frame.source in self._known:
-            return replace(frame, publishers=frozenset([frame.source]))
+            known = frozenset([frame.source])
+            return frame if frame.publishers == known else replace(frame, publishers=known)
         return frame if frame.publishers else replace(frame, publishers=self._sources[frame.topic])
 
     def have_gone(self, frame: Frame) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from ros2_nanochat.vision.shapes import STANDING_QUESTIONS, Scene, draw
 _CENTERS = dict(zip(STANDING_QUESTIONS['place'][2], ((0.24, 0.5), (0.76, 0.5), (0.5, 0.25), (0.5, 0.75))))
 _FRAMES = 2  # that were looked at, by which a change is to be told
 _PATIENCE = 60.0  # seconds
+_ALL = tuple(STANDING_QUESTIONS)
 
 
 @dataclass
@@ -73,9 +75,10 @@ def stamp_of(observation) -> int:
     return observation.header.stamp.sec * 10**9 + observation.header.stamp.nanosec
 
 
-def add_all(watcher, max_rate: float) -> None:
+def add_all(watcher, max_rate: float, facts: Sequence[str] = _ALL) -> None:
     """Add one standing question for each fact, by its name."""
-    for fact, (question, sentence, words) in STANDING_QUESTIONS.items():
+    for fact in facts:
+        question, sentence, words = STANDING_QUESTIONS[fact]
         form = ' | '.join(map(sentence.format, words))
         watcher.set('add', name=fact, question=question, response_format=form)
         watcher.set('change', ['max_rate'], name=fact, max_rate=max_rate)  # 0.0, too
@@ -105,7 +108,14 @@ def another(scene: Scene | None, rng: np.random.Generator) -> Scene:
 
 
 def tell(
-    watcher, camera, count: int, rng: np.random.Generator, width: int = 320, height: int = 240, **flaws
+    watcher,
+    camera,
+    count: int,
+    rng: np.random.Generator,
+    facts: Sequence[str] = _ALL,
+    width: int = 320,
+    height: int = 240,
+    **flaws,
 ) -> list[Change]:
     """Show one scene after another, each until two of its frames were looked at for each question, and
     a moment longer. Return all changes.
@@ -115,6 +125,7 @@ def tell(
         camera: The camera.
         count: How many changes of the scene there are.
         rng: Chooses the scenes, and the moments at which they change.
+        facts: What is asked; the scenes differ in other facts, too.
         width: Of the frames.
         height: Likewise.
         **flaws: Of the camera, see `watch_scenes.seen`.
@@ -131,9 +142,9 @@ def tell(
             seen = watcher.observations[start:]
             return [each for each in seen if each.name == fact and stamp_of(each) >= since]
 
-        watcher.wait(lambda of=of: all(len(of(fact)) >= _FRAMES for fact in STANDING_QUESTIONS), _PATIENCE)
+        watcher.wait(lambda of=of: all(len(of(fact)) >= _FRAMES for fact in facts), _PATIENCE)
         time.sleep(rng.uniform(0.0, 0.3))  # at any moment between two looks
-        for fact in STANDING_QUESTIONS if before is not None else ():
+        for fact in facts if before is not None else ():
             was, now = answers(before)[fact], answers(scene)[fact]
             if was != now:
                 changes.append(Change(fact, was, now, since, of(fact)))

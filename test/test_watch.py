@@ -186,6 +186,22 @@ def test_the_share_of_the_model_is_kept_and_robots_take_turns():
     assert abs(served['a'] - served['b']) <= 2
 
 
+def test_robots_that_wait_for_a_turn_ask_seldom_while_slow_looks_are_under_way():
+    def waits(seconds):
+        now = [0.0]
+        budget = WatchBudget(1.0, lambda: now[0])
+        for _ in range(20):
+            assert budget.take('first') == 0.0
+            now[0] += 2 * seconds
+            budget.spend('first', seconds)
+        for robot in 'abcd':
+            assert budget.take(robot) == 0.0
+        return budget.take('e')
+
+    assert 0.02 <= waits(0.3) <= 0.1  # four such looks take the model a second
+    assert 0.0 < waits(0.005) <= 0.01
+
+
 class Left(WatchBudget):
     """Keeps who has left the queue."""
 

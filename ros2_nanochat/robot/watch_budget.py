@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 
 _AT_ONCE = 4  # robots whose looks may run together, so that one long answer does not hold up the others
-_SOON = 0.005  # seconds
+_SOON, _LATER = 0.005, 0.03  # seconds, the shortest and the longest, after which to ask again for a turn
+_TURN = 0.25  # share of a usual look after which to ask again
+_WEIGHT = 0.2  # of the newest look
 _SAVED = 0.5  # seconds of unused time that may be made up for
 _LONGEST_PAUSE = 30.0  # seconds: one look that took minutes must not silence all for hours
 
@@ -31,6 +33,7 @@ class WatchBudget:
         """Seconds of the model's time that all looks took."""
         self._clock = clock
         self._free_at = clock()  # when what was spent fits the share
+        self._usual = 0.0  # seconds of one look
         self._looking: set[object] = set()
         self._queue: dict[object, int] = {}
         self._tickets = itertools.count()
@@ -52,16 +55,22 @@ class WatchBudget:
                 return wait
             first = min(self._queue, key=self._queue.__getitem__)
             if len(self._looking) >= _AT_ONCE or first != who:
-                return _SOON
+                return self._soon if self._looking else _SOON
             self._looking.add(who)
             del self._queue[who]
             return 0.0
+
+    @property
+    def _soon(self) -> float:
+        """When to ask again while others look: the model is busy, and asking often would slow it down."""
+        return min(max(_SOON, _TURN * self._usual), _LATER)
 
     def spend(self, who: object, seconds: float) -> None:
         """End a look that took some of the model's time."""
         with self._lock:
             self._looking.discard(who)
             self.spent += seconds
+            self._usual += _WEIGHT * (seconds - self._usual)
             now = self._clock()
             self._free_at = max(self._free_at, now - seconds - _SAVED) + seconds / self.share
             self._free_at = min(self._free_at, now + _LONGEST_PAUSE)

@@ -27,14 +27,7 @@ _TRUSTED = (
 _MARGIN, _LATE = 0.005, 0.5  # seconds after that, and the share of its delay after which to look again
 _AFTER_FAILURE = 1.0  # seconds
 _RECENT = 30  # observations that the figures are about
-_ANSWERED = (
-    'text',
-    'value',
-    'number',
-    'probability',
-    'valid',
-    'usage',
-)  # what an observation has of its answer
+_ANSWERED = ('text', 'value', 'number', 'probability', 'valid', 'usage')
 
 
 class Standing:

@@ -126,6 +126,12 @@ def test_what_llama_cpp_ends_its_process_for_is_said(tmp_path, plain):
     assert 'ends the process' in message and 'ASSERT' in message
 
 
+def test_a_tokenizer_that_ends_the_process_is_found_at_opening(tmp_path):
+    path = tmp_path / 'jina.gguf'
+    write_tiny_bpe(path, 'whitespace')  # llama.cpp has it for an embedding model only
+    assert 'ends the process' in refusal(path)
+
+
 @pytest.mark.parametrize('bad', [NAN, INF])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, plain, bad):
     copy_with(plain, tmp_path / 'a.gguf', tensors={'blk.0.ffn_up.weight': np.full((64, 32), bad, np.float32)})

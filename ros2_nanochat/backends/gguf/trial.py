@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _PROCESS = 'ros2_nanochat.backends.gguf.trial_process'
 _PATIENCE = 120.0  # seconds, plus the time that a slow disk takes to read the file
 _SLOW_DISK = 10e6  # bytes per second
-_VERSION = 3  # of what a trial tries
+_VERSION = 4  # of what a trial tries
 OK, OK_NARROW = 'ok', 'narrow too'
 _VERDICTS = {OK: True, f'{OK}\n{OK_NARROW}': False}
 """Whether llama.cpp crashes on narrow pictures, by all that the process printed."""

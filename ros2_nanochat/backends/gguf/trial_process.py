@@ -18,6 +18,8 @@ from ros2_nanochat.memory import available_memory
 from ros2_nanochat.program import die_with_parent
 
 _CONTEXT = 64
+_TEXTS = tuple(unit * 40 for unit in ('a', '1', ' ', '\t', '\n', '.', '東', '🙂', '\u0301', '\x01', 'a 1'))
+"""What the tokenizer has to survive: runs of the classes of characters that its expressions tell apart."""
 
 
 def main() -> None:
@@ -31,6 +33,8 @@ def main() -> None:
     backend = GGUFBackend(path, config)
     try:
         backend.open_on_trial()
+        for text in _TEXTS:
+            backend.tokenize(text)
     except BackendError as error:
         print(error)
     except MemoryError:

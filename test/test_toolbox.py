@@ -378,12 +378,12 @@ def test_a_crash_leaves_in_the_journal_what_was_under_way(tmp_path):
     assert lost.call.id == case.heard[0].call.id and lost.turn_id == case.turn.id
     case.hand.run.succeed('there')
     assert run.wait(10)
-    (ended,) = ToolJournal(path).lost  # the history with the answer is not on disk yet
+    (ended,) = ToolJournal(path).ended  # the history with the answer is not on disk yet
     assert ended.call.state is CallState.DONE and ended.call.result == 'there'
     case.box.saved(['another call'])
-    assert ToolJournal(path).lost == []
+    assert not path.exists()
     path.write_text('{')
-    assert ToolJournal(path).lost == []
+    assert ToolJournal(path).lost == ToolJournal(path).ended == []
 
 
 @pytest.mark.parametrize('background', [False, True])
@@ -397,20 +397,19 @@ def test_a_call_that_ended_stays_in_the_journal_until_the_model_was_told(tmp_pat
     case.hand.run.succeed('there')
     case.wait_for('done')
     case.box.saved([] if background else ['call1'])  # the history on disk does not hold the answer
-    journal = ToolJournal(path)
-    (ended,) = journal.lost
+    (ended,) = ToolJournal(path).ended
     assert (ended.call.state, ended.call.result, ended.background) == ('done', 'there', background)
-    after = Case(journal=journal).box  # a new process
-    after.recovered(after.lost)
-    assert [call.result for call in after.take_news()] == ['there'] * background
-    after.saved([])
-    assert ToolJournal(path).lost == []
+    case.box.saved([], [ended.call])
+    assert ToolJournal(path).ended == [ended]
+    case.box.take_news()
+    case.box.saved([])
+    assert not path.exists()
 
 
 def test_a_listener_that_comes_later_hears_of_calls_that_a_crash_cut_off():
     box, heard = Toolbox(), []
     record = CallRecord(ToolCall('a.b', 'drive', {}, CallState.UNKNOWN, UNKNOWN), background=True)
-    box.recovered([record])
+    box.recovered([record], [record.call])
     box.listen(heard.append)
     assert heard == [record] and box.take_news() == [record.call]
 

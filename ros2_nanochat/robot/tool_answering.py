@@ -73,7 +73,7 @@ class ToolAnswering(Answering):
     def __init__(self, box: Toolbox, checkpoint: Callable[[Memory, Worker, bool], None], *arguments):
         super().__init__(*arguments)
         self._box, self._checkpoint = box, checkpoint
-        self._told: list[ToolCall] = []  # calls in the background that this turn's question tells of
+        self._told: list[ToolCall] = []  # calls in the background of which the history may not tell yet
 
     def begin(self, turn: Turn, memory: Memory, worker: Worker):
         """Add the question to the history and start the reply. See `Answering.begin`."""
@@ -82,12 +82,9 @@ class ToolAnswering(Answering):
             if memory.history.tools != tools:
                 memory.history.tools = tools
                 memory.history.examples = example_messages(self._box.examples, tools)
+        self._box.put_back(self._told)  # the last turn was not kept
         self._told = []
-        try:
-            stream = super().begin(turn, memory, worker)
-        except Exception:
-            self._box.put_back(self._told)
-            raise
+        stream = super().begin(turn, memory, worker)
         if stream is None or not memory.history.tools:
             return stream
         return self._looped(turn, memory, worker, stream)
@@ -207,10 +204,11 @@ class ToolAnswering(Answering):
 
     def saved(self, history: ChatHistory) -> None:
         """Take note that a history is on disk, with the answers of its calls."""
-        self._box.saved([call.id for call in history.open_calls()])
+        self._box.saved([call.id for call in history.open_calls()], self._told)
 
     def keep(self, stream, history: ChatHistory) -> None:
         """Add a reply to the history, unless its loop has done so."""
+        self._told = []
         if not isinstance(stream, ToolTurn):
             super().keep(stream, history)
 
@@ -244,34 +242,33 @@ def _news(call: ToolCall) -> str:
     return f'({call.name}, which went on in the background, has ended: {call.state}: {call.result})'
 
 
-def answer_open_calls(history: ChatHistory, lost: list[CallRecord]) -> list[CallRecord]:
-    """Answer the calls of a restored history that have no answer: those that were under way are unknown.
+def answer_open_calls(
+    history: ChatHistory, lost: list[CallRecord], ended: list[CallRecord]
+) -> list[CallRecord]:
+    """Answer the calls of a restored history that have no answer.
 
     Args:
         history: The history.
-        lost: The calls that the node left, by the journal.
+        lost: The calls that were under way, according to the journal: they become `unknown`.
+        ended: The calls that had ended, according to the journal.
 
     Returns:
-        The calls that the history did not tell of, as they stand now.
+        The calls whose end nobody was told, with their final state.
     """
-    records = {record.call.id.partition('.')[2]: record for record in lost}
-    open_calls = history.open_calls()
-    for written in open_calls:
-        call = ToolCall(
-            f'lost.{written.id}', written.name, written.arguments, CallState.CANCELLED, NOT_CALLED
-        )
-        record = records.setdefault(written.id, CallRecord(call))
+    known = {record.call.id.partition('.')[2]: record for record in [*ended, *lost]}
+    told = list(lost)
+    for written in history.open_calls():
+        if (record := known.get(written.id)) is None:
+            call = ToolCall(
+                f'lost.{written.id}', written.name, written.arguments, CallState.CANCELLED, NOT_CALLED
+            )
+            told.append(record := CallRecord(call))
         history.append_answer(written.id, written.name, record.call.result)
-    answered = {written.id for written in open_calls}
-    return [
-        record
-        for key, record in records.items()
-        if key in answered or record.background or record.call.state is CallState.UNKNOWN
-    ]
+    return told
 
 
 def recover(box: Toolbox, history: ChatHistory, store, system_prompt: str | None) -> None:
-    """Tell a restored history, and the robot's listeners, of calls that a crash has cut off.
+    """Tell a restored history, and the robot's listeners, of calls that the previous run left.
 
     Args:
         box: The robot's tools.
@@ -279,13 +276,17 @@ def recover(box: Toolbox, history: ChatHistory, store, system_prompt: str | None
         store: A `ConversationStore`, or None.
         system_prompt: The robot's system prompt.
     """
-    records = answer_open_calls(history, box.lost)
-    box.recovered(records)
+    lost, ended = box.left
+    num_messages = len(history)
+    records = answer_open_calls(history, lost, ended)
+    asked = '\n'.join(message.text or '' for message in history if message.role == 'user')
+    news = [each.call for each in [*ended, *lost] if each.background and _news(each.call) not in asked]
+    box.recovered(records, news)
     if store is None:
         return
     try:
-        if records:
+        if len(history) > num_messages:
             store.save(history, system_prompt)
         box.saved([])
     except OSError as error:
-        box.log.error(f'calls that a crash has cut off are not on disk: {one_line(error)}')
+        box.log.error(f'the calls recovered after a crash could not be saved: {one_line(error)}')

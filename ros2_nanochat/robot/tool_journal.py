@@ -30,24 +30,28 @@ class ToolJournal:
         path: The file.
 
     Attributes:
-        lost: The calls that the node left when it ended last: as they ended, or as `unknown`.
+        lost: The calls that were under way when the previous run ended, as `unknown`.
+        ended: Those that had ended before, but are not in the saved conversation.
     """
 
     def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
         self._lock = threading.Lock()
-        self.lost = self._read()
-        self._entries = {record.call.id: _entry(record) for record in self.lost}
+        self.lost, self.ended = self._read()
+        self._entries = {record.call.id: _entry(record) for record in [*self.lost, *self.ended]}
 
-    def _read(self) -> list[CallRecord]:
+    def _read(self) -> tuple[list[CallRecord], list[CallRecord]]:
         try:
             with open_regular(self._path) as file:
                 entries = json.loads(file.read())
-            return [_record(entry) for entry in entries]
+            return (
+                [_record(entry) for entry in entries if not entry.get('state')],
+                [_record(entry) for entry in entries if entry.get('state')],
+            )
         except FileNotFoundError:
-            return []
+            return [], []
         except Exception:  # damaged: the history still knows which calls have no answer
-            return []
+            return [], []
 
     def settle(self, kept: Callable[[str], bool]) -> None:
         """Forget calls that have ended: the conversation on disk holds their answers.
@@ -59,7 +63,7 @@ class ToolJournal:
             entries = {key: entry for key, entry in self._entries.items() if not entry['state'] or kept(key)}
             if len(entries) < len(self._entries):
                 self._entries = entries
-                with contextlib.suppress(OSError):  # one that stays on disk does no harm
+                with contextlib.suppress(OSError):  # `recover` sees that the conversation has its answer
                     self._write()
 
     def note(self, record: CallRecord) -> None:

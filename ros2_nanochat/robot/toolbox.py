@@ -180,20 +180,19 @@ class Toolbox:
             self._tell(record)
 
     @property
-    def lost(self) -> list[CallRecord]:
-        """The calls that the node left when it ended last: as they ended, or as `unknown`."""
-        return [] if self._journal is None else self._journal.lost
+    def left(self) -> tuple[list[CallRecord], list[CallRecord]]:
+        """The calls that the previous run left: those under way, and those that had ended."""
+        return ([], []) if self._journal is None else (self._journal.lost, self._journal.ended)
 
-    def saved(self, open_calls: Collection[str]) -> None:
-        """Take note that the conversation on disk answers all calls but these (ids of the history)."""
+    def saved(self, open_calls: Collection[str], untold: Sequence[ToolCall] = ()) -> None:
+        """The conversation is on disk, without the answers of `open_calls` (its ids) and this news."""
         if self._journal is not None:
-            news = {call.id for call in list(self._news)}
+            news = {call.id for call in [*untold, *self._news]}
             self._journal.settle(lambda key: key in news or key.partition('.')[2] in open_calls)
 
-    def recovered(self, records: list[CallRecord]) -> None:
-        """Take over calls that a crash cut off: the listener hears of all, the model of background ones."""
-        self._unheard = list(records)
-        self._news = [record.call for record in records if record.background]
+    def recovered(self, records: list[CallRecord], news: list[ToolCall]) -> None:
+        """Take over what the previous run left. `records`: for the listener; `news`: for the model."""
+        self._unheard, self._news = list(records), list(news)
 
     def take_news(self) -> list[ToolCall]:
         """Return the calls in the background that have ended since this was called last."""

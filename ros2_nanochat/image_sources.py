@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -60,7 +61,7 @@ def read_file_object(file: FileObject) -> bytes:
 def lends_pixels(source: Any) -> bool:
     """Whether an object lends pixels as an array, in the memory of the host or of a GPU."""
     return any(
-        getattr(source, name, None) is not None
+        isinstance(getattr(source, name, None), Mapping)  # of the class of such an object, it is none
         for name in ('__array_interface__', '__cuda_array_interface__')
     )
 

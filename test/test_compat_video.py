@@ -1,10 +1,15 @@
 """`VideoSource` ends where NanoLLM's vision example looks for the end, whatever the source holds."""
 
+import io
 import logging
+import os
+import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_lent_pixels import LentPixels
 
 from ros2_nanochat.compat.plugins import VideoSource
 from ros2_nanochat.compat.utils import ArgParser, ImageTypes
@@ -62,6 +67,44 @@ def test_a_source_without_a_picture_is_refused(tmp_path):
         assert '\n' not in str(caught.value)
 
 
+class Camera:
+    """In place of cv2.VideoCapture: shows what is before it now. Counts the pictures that were read."""
+
+    def __init__(self, now):
+        self.now, self.read_count = now, 0
+
+    def read(self):
+        self.read_count += 1
+        return self.now is not None, self.now and np.asarray(grey(self.now))
+
+    def isOpened(self):
+        return True
+
+
+@pytest.mark.parametrize('kind', ['device', 'link to a device', 'pipe', 'address'])
+def test_a_picture_of_a_camera_is_of_the_moment_it_is_asked_for(tmp_path, kind, monkeypatch):
+    camera = Camera(40)
+    monkeypatch.setitem(
+        sys.modules,
+        'cv2',
+        types.SimpleNamespace(
+            VideoCapture=lambda name: camera, CAP_PROP_FRAME_WIDTH=3, CAP_PROP_FRAME_HEIGHT=4, CAP_PROP_FPS=5
+        ),
+    )
+    path = {'device': '/dev/zero', 'address': 'rtsp://robot/cam'}.get(kind, str(tmp_path / 'video0'))
+    if kind == 'pipe':
+        os.mkfifo(path)
+    elif kind == 'link to a device':
+        os.symlink('/dev/zero', path)
+    source = VideoSource(path)
+    assert camera.read_count == 0  # opening it does not wait for a picture
+    for count, camera.now in enumerate((80, 120, 160), 1):
+        assert np.asarray(source.capture()).mean() == camera.now
+        assert camera.read_count == count and not source.eos
+    camera.now = None
+    assert source.capture() is None and source.eos
+
+
 def test_a_program_that_goes_on_after_the_end_is_told(tmp_path):
     grey(40).save(tmp_path / 'a.png')
     source = VideoSource(str(tmp_path / 'a.png'))
@@ -77,9 +120,44 @@ def test_pictures_come_as_arrays_and_tensors(tmp_path):
     assert source.capture().shape == (16, 16, 3)
     tensor = source.capture(return_tensors='pt')
     assert isinstance(tensor, torch.Tensor) and isinstance(tensor, ImageTypes)
-    assert not isinstance('a.png', ImageTypes)
     with pytest.raises(ValueError, match='return_tensors'):
         source.capture(return_tensors='tf')
+
+
+def test_image_types_are_those_of_nanollm_and_what_lends_pixels(tmp_path):
+    torch = pytest.importorskip('torch')
+    pixels = np.zeros((6, 8, 3), np.uint8)
+    grey(40).save(tmp_path / 'a.png')
+    for picture in (
+        grey(40),
+        pixels,
+        torch.zeros(3, 6, 8),
+        torch.zeros(2, 3, 6, 8),
+        torch.nn.Parameter(torch.zeros(3, 6, 8)),
+        LentPixels(pixels),
+        LentPixels(pixels, mapped=False),
+    ):
+        assert isinstance(picture, ImageTypes), type(picture)
+    data = (tmp_path / 'a.png').read_bytes()
+    with open(tmp_path / 'a.png', 'rb') as file:
+        for other in (
+            file,
+            io.BytesIO(data),
+            data,
+            bytearray(data),
+            memoryview(data),
+            'a.png',
+            tmp_path / 'a.png',
+            None,
+            3,
+            np.float32(3),
+            [pixels],
+            np.ndarray,
+            torch.Tensor,
+            LentPixels,
+            torch.float32,
+        ):
+            assert not isinstance(other, ImageTypes), other
 
 
 def test_options_of_nanollm_without_effect_are_accepted(tmp_path, caplog):

@@ -67,16 +67,17 @@ class VideoSource:
         if not files and '*' in pattern:
             raise ValueError(f'no image file is named {pattern[:200]}')
         rounds = itertools.count() if loops and loops < 0 else range(1 + (loops or 0))
+        # Files are read one picture ahead, so that `eos` is true with the last one. A camera is not: what it
+        # shows would be old.
+        self._reads_ahead = bool(files) or os.path.isfile(video_input)
         if files:
             self._pictures = _repeated(lambda: _opened(files), rounds)
-        elif os.path.isfile(video_input):
+        elif self._reads_ahead:
             self._pictures = _repeated(lambda: _frames(self._open_stream()), rounds)
         else:
             self._pictures = _frames(self._open_stream())
-        # Files are read one picture ahead, so that `eos` is true with the last one.
-        self._reads_ahead = bool(names)
-        self._following = next(self._pictures, None) if names else None
-        if names and self._following is None:
+        self._following = next(self._pictures, None) if self._reads_ahead else None
+        if self._reads_ahead and self._following is None:
             raise ValueError(f'video_input={video_input[:200]!r} holds no picture that can be opened')
 
     @property

@@ -20,7 +20,7 @@ from ros2_nanochat.compat.attributes import AttributeDict, missing
 from ros2_nanochat.compat.templates import ChatTemplates
 from ros2_nanochat.config import APIS
 from ros2_nanochat.files import read_text
-from ros2_nanochat.image_sources import EXTENSIONS
+from ros2_nanochat.image_sources import EXTENSIONS, lends_pixels
 
 __all__ = [
     'ArgParser',
@@ -38,16 +38,22 @@ __all__ = [
 ImageExtensions = EXTENSIONS
 
 
-class _Lent(type):
+class _PixelArrayType(type):
     def __instancecheck__(cls, thing: Any) -> bool:
-        return not isinstance(thing, (str, os.PathLike)) and is_image(thing)
+        torch = sys.modules.get('torch')
+        if torch is not None and isinstance(thing, torch.Tensor):
+            return True
+        return lends_pixels(thing) and is_image(thing)
 
 
-class Picture(metaclass=_Lent):
-    """What `isinstance` takes for a picture: also tensors, and jetson_utils' cudaImage."""
+class PixelArray(metaclass=_PixelArrayType):
+    """Tensors, and objects that lend their pixels as an array, such as jetson_utils' cudaImage: `isinstance`
+    tells them without importing their packages.
+    """
 
 
-ImageTypes = (Image.Image, np.ndarray, Picture)
+ImageTypes = (Image.Image, np.ndarray, PixelArray)
+"""The types of images in memory, as in NanoLLM. Encoded bytes, open files and names are none of them."""
 DefaultChatPrompts = [
     'What is the capital of Japan?',
     'And of France?',

@@ -35,6 +35,25 @@ assert running.wait().finish_reason
 print('parent', os.getpid(), flush=True)
 """
 
+IDS = """
+import os, sys
+from ros2_nanochat.config import RobotOptions
+from ros2_nanochat.robot.turn import Turn
+Turn('first', RobotOptions())
+children = [os.fork()]
+if children[0]:
+    children.append(os.fork())
+os.write(1, b''.join(Turn('next', RobotOptions()).id.encode() + bytes([10]) for _ in range(3)))
+if 0 not in children:
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+"""
+
+
+def test_turns_of_forked_processes_have_ids_of_their_own():
+    done = subprocess.run([sys.executable, '-c', IDS], capture_output=True, text=True, timeout=60)
+    ids = done.stdout.split()
+    assert len(ids) == 9 == len(set(ids)), done.stderr
+
 
 def test_a_forked_child_is_told_that_the_model_belongs_to_another_process():
     done = subprocess.run([sys.executable, '-c', SOURCE], capture_output=True, text=True, timeout=60)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import threading
 import time
@@ -21,6 +22,8 @@ from ros2_nanochat.engine.usage import Usage
 
 _arrivals = itertools.count()
 _ids = random.Random()  # our own: programs may seed the shared one, and reading the system's takes long
+if hasattr(os, 'register_at_fork'):  # a forked process would go on with the same ids
+    os.register_at_fork(after_in_child=_ids.seed)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from odd_gguf import copy_with, write_head, write_tiny_bpe, write_tiny_mamba, wr
 
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.backends.gguf import trial
-from ros2_nanochat.backends.gguf.header import read_metadata
+from ros2_nanochat.backends.gguf.header import Head, read_metadata
+from ros2_nanochat.backends.gguf.kinds import check_tensors
 from ros2_nanochat.errors import BackendError
 
 F = gguf.GGUFValueType
@@ -219,6 +220,13 @@ def test_a_pad_token_that_is_a_word_is_known_if_the_file_names_it(tmp_path, plai
     copy_with(plain, tmp_path / 'b.gguf', without=('tokenizer.ggml.padding_token_id',))
     with NanoLLM.from_pretrained(str(tmp_path / 'b.gguf'), max_context_len=256) as model:
         assert 'pad_token' not in model.info.named_tokens
+
+
+@pytest.mark.parametrize('count', [None, 0, 1, -1, 'two', 2.0])
+def test_a_file_without_tensors_that_is_no_part_of_a_split_model_is_refused(count):
+    head = Head({} if count is None else {'split.count': count}, {})
+    with pytest.raises(BackendError, match='a vocabulary without a model'):
+        check_tensors('a.gguf', head)
 
 
 def test_a_first_part_without_tensors_opens_and_gives_embeddings(tmp_path, plain):

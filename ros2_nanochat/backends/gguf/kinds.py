@@ -74,12 +74,13 @@ def check_tensors(path: str, head: Head) -> None:
         BackendError: It holds none, or the other parts cannot be found by its name.
     """
     count = head.metadata.get('split.count', 1)
-    if isinstance(count, int) and count > 1 and len(parts_of(path)) != count:
+    is_split = isinstance(count, int) and count > 1
+    if is_split and len(parts_of(path)) != count:
         raise BackendError(
             f'{path} is one part of {count}: the first has to be called NAME-00001-of-{count:05d}.gguf, with'
             ' the others beside it'
         )
-    if not head.tensors and count == 1:
+    if not head.tensors and not is_split:
         raise BackendError(f'{path} is {_BY_TYPE["vocab"]}')
 
 

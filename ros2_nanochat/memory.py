@@ -14,6 +14,10 @@ from ros2_nanochat.config import DEFAULT_CONTEXT, ModelConfig
 from ros2_nanochat.errors import BackendError
 
 _log = logging.getLogger(__name__)
+LARGE_BLOCK = 4 << 20
+"""Bytes. In the node (ros/allocator.py), blocks of this size or more get their own pages, and NumPy asks for
+huge ones.
+"""
 _LEAST_CONTEXT = 512
 _SPARE = 64 << 20  # bytes left for the rest of the process
 

@@ -24,8 +24,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from ros2_nanochat.memory import LARGE_BLOCK
+
 _ARENAS = 1
-_LARGE = 4 << 20  # bytes
 _CACHED = range(24, 1033, 16)  # bytes of the blocks that a thread keeps
 _MOST_OF_A_SIZE = 64  # that are counted; glibc keeps 7 or 16, unless you set `glibc.malloc.tcache_count`
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # from malloc.h
@@ -38,7 +39,7 @@ def tune_allocator() -> None:
     Call this before starting threads, and before importing rclpy, which starts some: arenas stay.
     """
     _set(_M_ARENA_MAX, _ARENAS, 'MALLOC_ARENA_MAX', 'malloc.arena_max')
-    _set(_M_MMAP_THRESHOLD, _LARGE, 'MALLOC_MMAP_THRESHOLD_', 'malloc.mmap_threshold')
+    _set(_M_MMAP_THRESHOLD, LARGE_BLOCK, 'MALLOC_MMAP_THRESHOLD_', 'malloc.mmap_threshold')
 
 
 def _set(option: int, value: int, variable: str, tunable: str) -> None:

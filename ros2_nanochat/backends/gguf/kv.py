@@ -15,14 +15,11 @@ from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.gguf.slots import MovePolicy, Slots
 from ros2_nanochat.backends.positions import Positions
 from ros2_nanochat.errors import BackendError
+from ros2_nanochat.memory import LARGE_BLOCK
 
 _log = logging.getLogger(__name__)
 _FORM = 8  # bytes that identify the form of saved KV
 _COPY_BYTES_PER_SECOND = 2e9  # used until a move was measured
-_LARGE = 4 << 20
-"""Bytes from which a block has pages of its own in the node (ros/allocator.py), and NumPy asks for huge ones.
-A smaller block would leave a hole in the heap, which what is allocated meanwhile keeps open. Only what is
-written takes memory."""
 
 
 class GGUFMemory:
@@ -188,7 +185,9 @@ class GGUFMemory:
 
     def _state(self, slot: int) -> np.ndarray:
         size = self._api.llama_state_seq_get_size(self._context, slot)
-        state = np.empty(max(size, _LARGE), np.uint8)
+        # A smaller block would leave a hole in the node's heap, which later allocations keep open. Pages that
+        # are not written use no memory. A huge page has 2 MB, so a copy of short KV uses that for a moment.
+        state = np.empty(max(size, LARGE_BLOCK), np.uint8)
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         return state[: self._api.llama_state_seq_get_data(self._context, pointer, size, slot)]
 

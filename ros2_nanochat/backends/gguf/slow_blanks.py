@@ -12,7 +12,9 @@ _LONGEST = {'deepseek-llm': 10_000, 'jais-2': 200_000}
 """Length of the longest run that is accepted: it takes a few seconds."""
 _BLANKS = re.compile(r'[^\S\r\n]+')
 _QUICK = re.compile(r'[\r\n!-/:-~]?')
-"""What follows a run that deepseek-llm splits quickly: the end of a line, a mark or a letter."""
+"""What follows a run that deepseek-llm splits quickly: the end of the text or of a line, a mark or a letter
+of ASCII (the letters are in `:-~`). For other letters see `_is_quick`.
+""" ''
 
 
 def check(text: str, pre: str | None) -> None:

@@ -138,7 +138,11 @@ def choose_gguf(names: list[str], pattern: str | None, where: str) -> str:
         return firsts[0]
     if matching and not firsts:
         first = re.sub(r'-\d{5}(-of-\d{5}\.gguf)$', r'-00001\1', matching[0])
-        raise ValueError(f'{where} has only further parts of a split model: {first} is missing')
+        if first in names:
+            raise ValueError(
+                f'{pattern!r} matches only later parts of a split model; name the first part: {first}'
+            )
+        raise ValueError(f'{where} has only later parts of a split model; the first, {first}, is missing')
     found = f'{len(firsts)} files' if firsts else 'no file'
     there = f'name one of: {", ".join(firsts or names)}' if names else 'it has no .gguf file at all'
     raise ValueError(f'{where} has {found}{f" like {pattern!r}" if pattern else ""}; {there}')

@@ -262,5 +262,5 @@ def test_a_first_part_without_tensors_opens_and_gives_embeddings(tmp_path, plain
     assert '\n' not in str(caught.value)
     os.makedirs(tmp_path / 'rest')
     os.rename(names[1], tmp_path / 'rest' / os.path.basename(names[1]))
-    with pytest.raises(ValueError, match='a-00001-of-00002.gguf is missing'):
+    with pytest.raises(ValueError, match='the first, a-00001-of-00002.gguf, is missing'):
         NanoLLM.from_pretrained(str(tmp_path / 'rest'), max_context_len=256)

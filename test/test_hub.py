@@ -91,6 +91,15 @@ def test_the_api_is_told_from_what_lies_in_a_folder(tmp_path, no_network, files,
     )
 
 
+def test_a_later_part_of_a_split_model_is_refused_with_what_to_name():
+    parts = ['a-00001-of-00002.gguf', 'a-00002-of-00002.gguf']
+    with pytest.raises(ValueError, match='name the first part: a-00001-of-00002.gguf') as caught:
+        locate.choose_gguf(parts, '00002-of', 'someone/a')
+    assert 'missing' not in str(caught.value)
+    with pytest.raises(ValueError, match='the first, a-00001-of-00002.gguf, is missing'):
+        locate.choose_gguf(parts[1:], None, 'someone/a')
+
+
 def test_a_file_is_known_by_its_first_bytes_and_not_by_its_name(tmp_path, no_network):
     where = folder(tmp_path, {'model.bin': b'GGUF....', 'other.bin': b'PK..'})
     assert resolve(f'{where}/model.bin') == (f'{where}/model.bin', 'gguf')

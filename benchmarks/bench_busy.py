@@ -37,7 +37,7 @@ WORK = 'import time\nend = time.monotonic() + {}\nwhile time.monotonic() < end: 
 
 @contextlib.contextmanager
 def busy(count: int, seconds: int = BUSY_SECONDS):
-    """Keep `count` processes busy, for at most these seconds."""
+    """Keep `count` processes busy, for at most `seconds` seconds."""
     processes = [subprocess.Popen([sys.executable, '-c', WORK.format(seconds)]) for _ in range(count)]
     try:
         yield

@@ -146,7 +146,9 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true', help='a hundred runs, and fewer repeats')
     parser.add_argument('--hostile', action='store_true', help='only the hostile runs')
     parser.add_argument('--threads', type=int, default=None, help='of the model in the hostile runs')
-    parser.add_argument('--busy', type=int, default=0, help='busy processes beside the figures')
+    parser.add_argument(
+        '--busy', type=int, default=0, help='number of busy processes to run during the measurement'
+    )
     options = parser.parse_args()
     repeats = 5 if options.quick else 11
     if not options.hostile:

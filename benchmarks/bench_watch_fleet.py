@@ -1,5 +1,5 @@
-"""Which changes of drawn scenes are told if eight robots, each with a camera of its own and two standing
-questions, share one model: over the camera topics, the node and DDS, in the built workspace.
+"""Measures how many scene changes are reported when eight robots share one model, through camera topics, node
+and DDS. Each robot has its own camera and two standing questions. Runs in the built workspace.
 
     python -m benchmarks.bench_watch_fleet [--robots 8] [--changes 8] [--share 0.8] [--rate 2]
 """
@@ -22,9 +22,7 @@ _NOISE = 3.0
 
 
 def told(watchers, changes: int, rate: float) -> list:
-    """Change the scenes of all robots at moments of their own. Return the changes, of one robot after the
-    other.
-    """
+    """Change the scenes of all robots at independent times. Return the changes, one list per robot."""
     from watch_story import add_all, tell
 
     found: list[list] = [[] for _ in watchers]
@@ -44,7 +42,7 @@ def told(watchers, changes: int, rate: float) -> list:
 
 
 def report(names: list[str], found: list[list]) -> bool:
-    """Print the figures. Return whether each robot saw its changes, and 95 % of them were told in time.
+    """Print the figures. Return whether each robot saw its changes, and 95 % of them were reported in time.
 
     Args:
         names: The robots.
@@ -66,7 +64,7 @@ def report(names: list[str], found: list[list]) -> bool:
             )
         )
     right = sum(each.told for each in every)
-    head = ('robot', 'changes', 'told by the second frame', 'missed', 'median and most ms')
+    head = ('robot', 'changes', 'reported by the second frame', 'missed', 'median and max delay, ms')
     table(f'{len(names)} robots with two standing questions each', head, rows)
     for name, changes in zip(names, found):
         for each in (each for each in changes if each.fault):
@@ -77,8 +75,8 @@ def report(names: list[str], found: list[list]) -> bool:
 
 
 def main() -> int:
-    """Print the figures. The exit code is 1 if fewer than 95 % of the changes are told by the second frame
-    that was looked at, or a robot saw none, or not all of its changes.
+    """Print the figures. The exit code is 1 if fewer than 95 % of the changes are reported by the second
+    frame that was looked at, or a robot saw none, or not all of its changes.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--robots', type=int, default=8)

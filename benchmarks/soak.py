@@ -1,10 +1,11 @@
 """Eight robots on one node for half an hour: goals, queries, barge-in, cancels, resets, camera images. Memory
-has to stay and no turn may be lost.
+must stay constant, and no turn may be lost.
 
 Run in the built workspace: `python -m benchmarks soak --minutes 30`; `--api fake --model
-tokens_per_second=100` is the same at next to no load. The exit code is 1 where a turn was lost, the node
-ended, or its own memory grew by a hundredth or more after the first minutes. Beside it stands what the node
-shares: pages of the model, and the segments of Fast DDS (68 MB for each process), which fill up slowly.
+tokens_per_second=100` is the same at next to no load. The exit code is 1 if a turn was lost, the node
+ended, or its own memory grew by a hundredth or more after `--settle` minutes (10 by default). Beside it
+stands what the node shares: pages of the model, and the segments of Fast DDS (68 MB for each process), which
+fill up slowly.
 """
 
 from __future__ import annotations
@@ -149,7 +150,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m benchmarks soak', description=__doc__.splitlines()[0])
     parser.add_argument('--minutes', type=float, default=30.0)
     parser.add_argument(
-        '--settle', type=float, default=10.0, help='minutes, at most half of all, until memory has to stay'
+        '--settle',
+        type=float,
+        default=10.0,
+        help='minutes before memory must stay constant (at most half the run)',
     )
     parser.add_argument('--robots', type=int, default=8)
     parser.add_argument(

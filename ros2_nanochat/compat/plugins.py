@@ -29,14 +29,15 @@ class VideoSource:
         video_input_width: Width in pixels, requested from a camera.
         video_input_height: Height in pixels, requested from a camera.
         video_input_framerate: Pictures per second, requested from a camera.
-        loops: How often files are repeated; -1 repeats them for ever.
+        loops: How many times to repeat the files; -1: forever.
         return_tensors: What `capture` returns: `cuda` for a PIL picture, `np` for an array [h, w, 3], `pt`
             for a tensor.
-        **options: Other options of NanoLLM are accepted and ignored.
+        **options: Other options of NanoLLM are accepted without effect. `video_input_codec` and
+            `video_input_save` log a warning.
 
     Attributes:
         resource: `video_input`.
-        eos: Whether there is no further picture.
+        eos: True with the last picture of a file or folder; for a stream, once `capture` has returned None.
 
     Raises:
         ValueError: There is nothing to open.
@@ -78,7 +79,7 @@ class VideoSource:
             self._pictures = _frames(self._open_stream())
         self._following = next(self._pictures, None) if self._reads_ahead else None
         if self._reads_ahead and self._following is None:
-            raise ValueError(f'video_input={video_input[:200]!r} holds no picture that can be opened')
+            raise ValueError(f'video_input={video_input[:200]!r} contains no readable picture')
 
     @property
     def streaming(self) -> bool:
@@ -92,7 +93,7 @@ class VideoSource:
             return_tensors: See `VideoSource`.
 
         Raises:
-            ValueError: The end was returned before.
+            ValueError: It was called again after the end.
         """
         if self._ended:
             raise ValueError(f'video_input={self.resource[:200]!r} has ended')
@@ -120,7 +121,7 @@ class VideoSource:
 
 
 def _repeated(pictures, rounds) -> Iterator[Image.Image]:
-    """The pictures of each round; ends if one has none."""
+    """Yield the pictures of each round. Stops after a round without pictures."""
     for _ in rounds:
         empty = True
         for picture in pictures():

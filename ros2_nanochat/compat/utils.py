@@ -47,8 +47,8 @@ class _PixelArrayType(type):
 
 
 class PixelArray(metaclass=_PixelArrayType):
-    """Tensors, and objects that lend their pixels as an array, such as jetson_utils' cudaImage: `isinstance`
-    tells them without importing their packages.
+    """For `isinstance`: tensors, and objects that expose their pixels through the array interface, such as
+    jetson_utils' cudaImage. Their packages are not imported.
     """
 
 
@@ -131,7 +131,7 @@ class ArgParser(argparse.ArgumentParser):
         self.add_argument('--video-input-height', type=int, help='pixels, of a camera')
         self.add_argument('--video-input-framerate', type=int, help='of a camera')
         for name in ('codec', 'save'):
-            self.add_argument(f'--video-input-{name}', help='has no effect')
+            self.add_argument(f'--video-input-{name}', help='accepted, no effect')
 
     def _add_log(self) -> None:
         self.add_argument('--log-level', default='info', choices=_LEVELS, help='messages that are shown')

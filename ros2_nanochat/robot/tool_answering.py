@@ -203,7 +203,7 @@ class ToolAnswering(Answering):
         turn.queue_time += turn.usage.queue_time or 0.0
 
     def saved(self, history: ChatHistory) -> None:
-        """Take note that a history is on disk, with the answers of its calls."""
+        """Called when the history has been saved, with the answers of its calls."""
         self._box.saved([call.id for call in history.open_calls()], self._told)
 
     def keep(self, stream, history: ChatHistory) -> None:

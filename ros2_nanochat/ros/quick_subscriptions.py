@@ -2,7 +2,7 @@
 
 rclpy's executor goes through all entities of the node before it waits, and each message wakes it three times:
 when it comes, when it was taken, and when its callback has returned. In a node with many robots that is a
-millisecond each time, in which Python runs nothing of what the message begins.
+millisecond each time, during which the work started by the message cannot run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ros2_nanochat.ros.allocator import fill_thread_cache
 from ros2_nanochat.ros.spinning import Forgetting
 
 _FOR_EVER = -1
-_SETTLE = 0.005  # seconds after a change: hundreds of robots may come or go at once
+_SETTLE = 0.005  # seconds to wait before rebuilding the wait set, since hundreds of robots may change at once
 _PAUSE = 0.1  # seconds after a failure, so that repeated failures do not use the processor
 
 
 class _ExceptSubscriptions(Forgetting):
-    """Leaves to the executor the events of subscriptions, for example of incompatible QoS."""
+    """Lets the executor handle only a subscription's events (such as incompatible QoS), not its messages."""
 
     def can_execute(self, entity):
         return not isinstance(entity, Subscription) and super().can_execute(entity)
@@ -80,7 +80,7 @@ class QuickSubscriptions:
         return subscription
 
     def remove(self, subscription: Subscription, timeout: float) -> None:
-        """Destroy a subscription. Its callback, if it runs, has returned then or after `timeout` seconds."""
+        """Destroy a subscription. Waits up to `timeout` seconds for a running callback to return."""
         with self._changing:
             self._callbacks = {each: call for each, call in self._callbacks.items() if each != subscription}
             self._node.destroy_subscription(subscription)
@@ -102,13 +102,13 @@ class QuickSubscriptions:
                 time.sleep(_SETTLE)
             except Exception as error:
                 if self._node.context.ok():
-                    self._log(f'messages cannot be taken: {one_line(repr(error))}')
+                    self._log(f'cannot receive questions: {one_line(repr(error))} (retrying)')
                     time.sleep(_PAUSE)
         changed.destroy()
 
     def _wait(self, changed: GuardCondition, callbacks: dict[Subscription, Callable]) -> None:
         """Wait for messages and take them, until the subscriptions change."""
-        with ExitStack() as held:  # what another thread destroys meanwhile stays until the end
+        with ExitStack() as held:  # keeps handles alive that another thread destroys meanwhile
             subscriptions = []
             for subscription in callbacks:
                 try:
@@ -130,7 +130,7 @@ class QuickSubscriptions:
                 self._take([each for each in subscriptions if each.handle.pointer in ready])
 
     def _take(self, subscriptions: Sequence[Subscription]) -> None:
-        """Take one message of each, so that none waits for many of another one."""
+        """Take one message of each, so that a busy topic does not starve the others."""
         with self._calling:
             for subscription in subscriptions:
                 callback = self._callbacks.get(subscription)

@@ -1,5 +1,5 @@
-"""Pictures in memory: NumPy arrays, torch tensors, and objects that lend their pixels as an array, such as
-jetson_utils' cudaImage.
+"""Pictures in memory: NumPy arrays, torch tensors, and objects that expose their pixels through the array
+interface, such as jetson_utils' cudaImage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ros2_nanochat.image_sources import lends_pixels
 from ros2_nanochat.vision.pixels import check_size, to_8_bits
 
 _FORMATS = re.compile(r'(rgb|bgr)a?(8|32f)|gray(8|32f)')
-"""Formats of cudaImage in which each pixel has its channels side by side. The array of any other has a wrong
+"""Formats of cudaImage in which each pixel has its channels interleaved. The array of any other has a wrong
 shape, and may be longer than its memory.
 """
 
@@ -25,7 +25,7 @@ def picture_from_array(source: Any) -> Image.Image:
     """Return a picture of an array; see `images.open_image` for the shapes and types.
 
     Raises:
-        ValueError: It is no array, or none of a picture.
+        ValueError: It is not an array, or not one of an image.
     """
     array = _array(source)
     shape = array.shape
@@ -60,7 +60,9 @@ def _array(source: Any) -> np.ndarray:
         )
     form = getattr(source, 'format', '')
     if isinstance(form, str) and form and not _FORMATS.fullmatch(form):
-        raise ValueError(f'a {what} in the format {shown(form)} is not taken: convert it to rgb8 first')
+        raise ValueError(
+            f'a {what} has the format {shown(form)}, which is not supported: convert it to rgb8 first'
+        )
     if getattr(source, '__array_interface__', None) is None:
         raise ValueError(
             f"the pixels of this {what} are only in the GPU's memory: pass"

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ros2_nanochat.memory import available_memory
 
-_BYTES_PER_CHARACTER = 768  # up to 480 were measured, with every kind of character and pattern
+_BYTES_PER_CHARACTER = 768  # up to 480 were measured, with every kind of character and pre-tokenizer
 _SPARE = 1 << 20
 _ALWAYS_SAFE = 4000
 """Number of characters for which the usual stack of a thread (8 MB) is large enough."""
@@ -41,9 +41,8 @@ _BY_CLASS = """
     modern-bert mpt olmo phi-2 pixtral qwen2 qwen35 refact roberta-bpe sarvam-moe seed-coder smaug-bpe smollm
     solar-open spark2_5 stablelm2 starcoder superbpe talkie tekken tiny_aya trillion ufakzeka youtu
 """
-"""What llama.cpp calls the expressions whose matches consist of a few runs of one class. Those of
-others, such as exaone-moe (words and the spaces between them) and bloom (all but white space), may match a
-whole text.
+"""Pre-tokenizers whose matches consist of a few runs of one character class. With others, such as exaone-moe
+(words and the spaces between them) and bloom (all but white space), one match may span the whole text.
 """
 _lock = threading.Lock()  # the size of a new thread's stack is a setting of the whole process
 
@@ -51,11 +50,11 @@ Result = TypeVar('Result')
 
 
 def longest_match(text: str, pre: str | None = None) -> int:
-    """Return the maximum number of characters in one match of a tokenizer's pattern.
+    """Return the maximum number of characters in one match of a pre-tokenizer.
 
     Args:
         text: The text.
-        pre: llama.cpp's name of the pattern, None if there is none.
+        pre: llama.cpp's name of the pre-tokenizer. None is treated as one of `_BY_CLASS`.
     """
     if len(text) <= _ROUGH or (pre is not None and pre not in _BY_CLASS.split()):
         return len(text)
@@ -75,7 +74,7 @@ def with_stack_for(text: str, call: Callable[[], Result], pre: str | None = None
         What the function returns.
 
     Raises:
-        ValueError: The text has so long a run without a break that memory does not suffice.
+        ValueError: The text may need more memory than is free.
     """
     if len(text) <= _ALWAYS_SAFE:
         return call()
@@ -110,6 +109,6 @@ def with_stack_for(text: str, call: Callable[[], Result], pre: str | None = None
 
 def _too_long(characters: int, size: int) -> ValueError:
     return ValueError(
-        f'the text has up to {characters} characters without a break, for which the tokenizer of this model '
-        f'may need {size / 1e9:.1f} GB of memory, more than is free: break it up, or shorten it'
+        f'the tokenizer of this model may need {size / 1e9:.1f} GB of memory for up to {characters:,}'
+        ' characters of this text at once, more than is free: shorten the text, or send it in parts'
     )

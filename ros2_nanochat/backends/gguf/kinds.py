@@ -68,7 +68,7 @@ def check_metadata(path: str, metadata: dict[str, Any]) -> None:
 
 
 def check_tensors(path: str, head: Head) -> None:
-    """Check that a file holds weights, or is called as the first part of a split model.
+    """Check that a file holds weights, or is named as the first part of a split model.
 
     Raises:
         BackendError: It holds none, or the other parts cannot be found by its name.
@@ -77,8 +77,8 @@ def check_tensors(path: str, head: Head) -> None:
     is_split = isinstance(count, int) and count > 1
     if is_split and len(parts_of(path)) != count:
         raise BackendError(
-            f'{path} is one part of {count}: the first has to be called NAME-00001-of-{count:05d}.gguf, with'
-            ' the others beside it'
+            f'{path} is one part of {count}: name the first part NAME-00001-of-{count:05d}.gguf and keep the'
+            ' others in the same folder'
         )
     if not head.tensors and not is_split:
         raise BackendError(f'{path} is {_BY_TYPE["vocab"]}')

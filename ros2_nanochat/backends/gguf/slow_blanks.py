@@ -1,6 +1,6 @@
-"""Refuses runs of blanks that a tokenizer would take minutes for.
+"""Refuses runs of spaces or tabs that a tokenizer would split too slowly: in seconds to minutes.
 
-Two of llama.cpp's expressions look at the rest of a run of blanks from each of its characters (deepseek-llm),
+Two of llama.cpp's pre-tokenizers look at the rest of such a run from each of its characters (deepseek-llm),
 or from each group of 512 (jais-2). Meanwhile no other text of the model is tokenized.
 """
 
@@ -12,17 +12,17 @@ _LONGEST = {'deepseek-llm': 10_000, 'jais-2': 200_000}
 """Length of the longest run that is accepted: it takes a few seconds."""
 _BLANKS = re.compile(r'[^\S\r\n]+')
 _QUICK = re.compile(r'[\r\n!-/:-~]?')
-"""What follows a run that deepseek-llm splits quickly: the end of the text or of a line, a mark or a letter
-of ASCII (the letters are in `:-~`). For other letters see `_is_quick`.
-""" ''
+"""What follows a run that deepseek-llm splits quickly: the end of the text or of a line, punctuation or a
+letter of ASCII (the letters are in `:-~`). For other letters see `_is_quick`.
+"""
 
 
 def check(text: str, pre: str | None) -> None:
-    """Check that a text has no run of blanks that takes minutes.
+    """Check that a text has no run of spaces or tabs that is split too slowly.
 
     Args:
         text: The text.
-        pre: llama.cpp's name of the expression, None if there is none.
+        pre: llama.cpp's name of the pre-tokenizer. With None, nothing is refused.
 
     Raises:
         ValueError: It has one.
@@ -34,8 +34,8 @@ def check(text: str, pre: str | None) -> None:
         count = run.end() - run.start()
         if count > longest and not (pre == 'deepseek-llm' and _is_quick(text[run.end() : run.end() + 1])):
             raise ValueError(
-                f'the text has {count:,} blanks in a row, for which the tokenizer of this model takes'
-                f' minutes: at most {longest:,} are accepted'
+                f'the text has {count:,} spaces or tabs in a row, which the tokenizer of this model splits'
+                f' too slowly: at most {longest:,} are accepted'
             )
 
 

@@ -1,5 +1,5 @@
 """What counts as an image: names with an image's file extension, addresses, data URLs, open files, and
-objects that lend their pixels. Decodes nothing.
+objects that expose their pixels. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read_file_object(file: FileObject) -> bytes:
 
 
 def lends_pixels(source: Any) -> bool:
-    """Whether an object lends pixels as an array, in the memory of the host or of a GPU."""
+    """Whether an object exposes pixels through the array interface, in the memory of the host or of a GPU."""
     return any(
         isinstance(getattr(source, name, None), Mapping)  # of the class of such an object, it is none
         for name in ('__array_interface__', '__cuda_array_interface__')

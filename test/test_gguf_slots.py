@@ -149,7 +149,7 @@ def test_a_reply_beside_any_others_is_the_reply_it_is_alone():
 
 
 @needs_model
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallinfo2 is of glibc')
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallinfo2 exists only in glibc')
 def test_kv_that_is_copied_has_pages_of_its_own():
     """In the heap of the node it would leave holes, and the node would grow by megabytes."""
     program = """

@@ -198,7 +198,7 @@ def test_robots_that_wait_for_a_turn_ask_seldom_while_slow_looks_are_under_way()
             assert budget.take(robot) == 0.0
         return budget.take('e')
 
-    assert 0.02 <= waits(0.3) <= 0.1  # four such looks take the model a second
+    assert 0.02 <= waits(0.3) <= 0.1  # four such looks take the model over a second
     assert 0.0 < waits(0.005) <= 0.01
 
 

@@ -87,7 +87,7 @@ class ChatHistory(ToolMessages, MessageList):
         Raises:
             ValueError: The role is unknown, or the model cannot see images.
         """
-        # Asking whether something is a protocol takes long, so only where it can be.
+        # isinstance() with a Protocol is slow: skip it for None.
         reply = msg if msg is not None and isinstance(msg, ModelReply) else None
         if isinstance(msg, ChatMessage):
             message = msg

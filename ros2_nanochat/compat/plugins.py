@@ -37,7 +37,8 @@ class VideoSource:
 
     Attributes:
         resource: `video_input`.
-        eos: True with the last picture of a file or folder; for a stream, once `capture` has returned None.
+        eos: True with the last picture of a file or folder; for a camera or stream, once `capture`
+            has returned None.
 
     Raises:
         ValueError: There is nothing to open.

@@ -45,7 +45,7 @@ class Sampler:
 
     @functools.cached_property
     def _random(self) -> np.random.Generator:
-        # Made only if it is used: a server draws its own numbers.
+        # Created on first use: servers do the sampling themselves.
         return np.random.Generator(np.random.PCG64(self.config.seed))
 
     def draw(self) -> float:

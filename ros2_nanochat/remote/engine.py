@@ -88,7 +88,7 @@ class RemoteEngine:
         self._tasks: dict[Request, tuple[RemoteReply, asyncio.Task]] = {}
         self._bell = _Bell(background, self._cancel_stopped)
         self._submitted: deque[Request] = deque()
-        self._is_woken = False  # the loop will look at them
+        self._is_woken = False  # True: the loop has been asked to start what was submitted
         self._closing = threading.Lock()
         self._closed = False
         self._process = os.getpid()
@@ -104,9 +104,9 @@ class RemoteEngine:
         if self._closed:
             request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
             return
-        # Without a lock, and the loop is woken once for many: each robot's thread that waits here gives the
-        # others its turn, and comes back milliseconds later. What comes while the engine is closed is taken
-        # by the loop or, once that has ended, refused.
+        # No lock: a thread that blocks here releases the GIL and gets it back milliseconds later. The loop is
+        # woken once for many requests. Requests that arrive during `close` are cancelled by the loop, or
+        # refused if it has ended.
         self._submitted.append(request)
         if not self._is_woken:
             self._is_woken = True
@@ -179,7 +179,7 @@ class RemoteEngine:
             except BackendError:
                 pass
             self._background.close()
-            self._is_woken = False  # what comes now finds that the loop has ended
+            self._is_woken = False  # so that later requests try the loop again and are refused
             self._refuse_submitted()
             if self.fallback is not None:
                 self.fallback.close()

@@ -260,7 +260,7 @@ class Answering:
         turn.queue_time += turn.usage.queue_time or 0.0
 
     def saved(self, history: ChatHistory) -> None:
-        """Take note that a history is on disk."""
+        """Called when the history has been saved."""
 
     def keep(self, stream, history: ChatHistory) -> None:
         """Add a reply that has ended to the history."""

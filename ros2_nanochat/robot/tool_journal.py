@@ -1,8 +1,8 @@
-"""The calls that the saved conversation does not tell of yet, on disk: after a crash the robot knows which of
-them were under way, and how the others ended.
+"""Calls that are not in the saved conversation yet. After a crash, the robot knows which were running and how
+the others ended.
 
-A call is written down before it begins and when it has ended, and removed when the conversation with its
-answer is on disk. None of them is ever repeated.
+A call is written before it begins and again when it ends. It is removed once the conversation with its answer
+is saved. None of them is ever repeated.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class ToolJournal:
         path: The file.
 
     Attributes:
-        lost: The calls that were under way when the previous run ended, as `unknown`.
-        ended: Those that had ended before, but are not in the saved conversation.
+        lost: Calls that were running when the previous run ended, as `unknown`.
+        ended: Calls that had ended before, but may not be in the saved conversation.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -57,7 +57,7 @@ class ToolJournal:
         """Forget calls that have ended: the conversation on disk holds their answers.
 
         Args:
-            kept: Returns whether a call, by its id, must be kept nevertheless.
+            kept: Returns whether a call, by its id, must still be kept.
         """
         with self._lock:
             entries = {key: entry for key, entry in self._entries.items() if not entry['state'] or kept(key)}

@@ -151,7 +151,7 @@ class Toolbox:
         """
         record = run.record
         if record.background and record.call.ended and run.call.ended and run.call != record.call:
-            with self._lock:  # before it is written down, else it might be forgotten between the two
+            with self._lock:  # first, or `saved` could drop the call before it is in the news
                 self._news.append(record.call)
         self._tell(record)
 
@@ -181,17 +181,17 @@ class Toolbox:
 
     @property
     def left(self) -> tuple[list[CallRecord], list[CallRecord]]:
-        """The calls that the previous run left: those under way, and those that had ended."""
+        """Calls left over from the previous run: those that were running, and those that had ended."""
         return ([], []) if self._journal is None else (self._journal.lost, self._journal.ended)
 
     def saved(self, open_calls: Collection[str], untold: Sequence[ToolCall] = ()) -> None:
-        """The conversation is on disk, without the answers of `open_calls` (its ids) and this news."""
+        """Called when the conversation was saved, without answers to `open_calls` (ids) and this news."""
         if self._journal is not None:
             news = {call.id for call in [*untold, *self._news]}
             self._journal.settle(lambda key: key in news or key.partition('.')[2] in open_calls)
 
     def recovered(self, records: list[CallRecord], news: list[ToolCall]) -> None:
-        """Take over what the previous run left. `records`: for the listener; `news`: for the model."""
+        """Take over calls from before a crash. `records`: for the listener; `news`: for the model."""
         self._unheard, self._news = list(records), list(news)
 
     def take_news(self) -> list[ToolCall]:

@@ -21,7 +21,8 @@ from ros2_nanochat.config import OnNewQuery, RobotOptions
 from ros2_nanochat.engine.usage import Usage
 
 _arrivals = itertools.count()
-_ids = random.Random()  # our own: programs may seed the shared one, and reading the system's takes long
+# Our own: programs may seed the shared one, and reading the system's random numbers is slow.
+_ids = random.Random()
 if hasattr(os, 'register_at_fork'):  # a forked process would go on with the same ids
     os.register_at_fork(after_in_child=_ids.seed)
 

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 
 _AT_ONCE = 4  # robots whose looks may run together, so that one long answer does not hold up the others
-_SOON, _LATER = 0.005, 0.03  # seconds, the shortest and the longest, after which to ask again for a turn
+_SOON, _LATER = 0.005, 0.03  # minimum and maximum seconds before asking again
 _TURN = 0.25  # share of a usual look after which to ask again
-_WEIGHT = 0.2  # of the newest look
+_WEIGHT = 0.2  # weight of the newest look in the moving average
 _SAVED = 0.5  # seconds of unused time that may be made up for
 _LONGEST_PAUSE = 30.0  # seconds: one look that took minutes must not silence all for hours
 

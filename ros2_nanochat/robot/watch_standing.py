@@ -20,10 +20,9 @@ from ros2_nanochat.robot.watch_asking import Answer
 from ros2_nanochat.robot.watch_frames import View, Window
 
 _SOONEST, _LATEST = 0.05, 0.25  # seconds until a camera without a new frame is looked at again
-_AHEAD = 0.1  # seconds after which a camera is looked at although its next frame is not due yet
-_TRUSTED = (
-    0.15  # seconds ahead for which its period is trusted: cameras of 7 Hz and more cost one look a frame
-)
+_AHEAD = 0.1  # seconds, the shortest limit on waiting for a frame
+# If the next frame is predicted within this time (seconds), wait for it: one look per frame down to 7 Hz.
+_TRUSTED = 0.15
 _MARGIN, _LATE = 0.005, 0.5  # seconds after that, and the share of its delay after which to look again
 _AFTER_FAILURE = 1.0  # seconds
 _RECENT = 30  # observations that the figures are about
@@ -154,7 +153,7 @@ class Standing:
         return now + min(max(2 * _MARGIN, _LATE * delay), self._longest)
 
     def _likely(self, now: float) -> float:
-        """Return when the next frame is likely to be there, or when to look for it if that is far away."""
+        """Return when the next frame is predicted, or a bounded wait if it is predicted later than that."""
         longest = self._longest
         return self._expected if self._expected - now <= max(_TRUSTED, longest) else now + longest
 

@@ -140,7 +140,8 @@ class GoalServer(ActionServer):
             with self._moving:
                 for info in taken_data['expired']:
                     key = bytes(info.goal_id.uuid)
-                    self._unfetched.pop(key, None)  # a client may never request a result, or request it again
+                    # The client may never request the result, or request it twice.
+                    self._unfetched.pop(key, None)
                     self._asked.discard(key)
         try:
             await super().execute(taken_data)

@@ -18,20 +18,20 @@ from ros2_nanochat.ros.spinning import spin
 _THREADS = (
     32  # of the executor. No goal holds one; a reset does while a reply ends, a transition while it lasts
 )
-_START_SECONDS = 5.0  # that the threads of the executor wait for one another
+_START_SECONDS = 5.0  # timeout of the start barrier
 
 
 def _start_threads(pool: ThreadPoolExecutor) -> None:
     """Start all threads of the executor, with the memory that each keeps.
 
-    By default a thread starts when a callback finds all others busy: over the first minutes or hours of a
-    node, which then grows by 0.3 MB with each.
+    By default a thread starts when a callback finds all others busy: over the first half hour of a node,
+    which then grows by 0.25 MB with each.
     """
     together = threading.Barrier(_THREADS)
     try:
         for _ in range(_THREADS):
             pool.submit(together.wait, _START_SECONDS)
-    except RuntimeError:  # the system has no thread left: those that there are do the work
+    except RuntimeError:  # no more threads available: use those that started
         together.abort()
 
 

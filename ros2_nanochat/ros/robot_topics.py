@@ -42,7 +42,7 @@ _OWN_TOPICS = (
     *('typed_reply', 'observations', 'watches', 'tool_calls'),
 )
 _LAST_WORDS = Duration(seconds=0.1)  # for listeners to acknowledge messages; one of them may be dead
-CLOSING = 0.5  # seconds to wait for callbacks that the executor has already taken
+CLOSING = 0.5  # seconds to wait for callbacks that have already begun
 
 
 class RobotTopics:
@@ -51,7 +51,7 @@ class RobotTopics:
     Args:
         node: The node.
         chat: The robot's conversation.
-        quick: Takes its queries.
+        quick: Receives the robot's queries.
         tools: The robot's tools, or None.
         warns: Whether the topics warn of listeners with incompatible QoS.
     """
@@ -276,7 +276,7 @@ class RobotTopics:
         return self._node.get_clock().now().to_msg()
 
     def mute(self) -> None:
-        """Accept no more questions. Those that the executor has already taken are refused."""
+        """Accept no more questions. Messages already taken from a topic are refused."""
         self._muted = self._goals.muted = True
         self._quick.remove(self._queries, CLOSING)
 
@@ -284,7 +284,7 @@ class RobotTopics:
         """Close all topics, services and the action. Turns that are still running are no longer published."""
         if not muted:  # else `mute` was called before, and the executor has run since
             self.mute()
-            pass_through(self._node, CLOSING)  # a query that was taken becomes a turn, which is published
+            pass_through(self._node, CLOSING)  # goals that the executor has already taken are refused
         self._goals.close()
         self._closed = True
         for service in self._services:

@@ -332,7 +332,7 @@ def test_a_call_that_ended_just_before_a_kill_is_told_as_it_ended(robot, servers
     r = robot(script, state_dir=str(tmp_path / 'state'))
     r.ears.ask('<one>')
     r.heard('lamp', 'done')
-    r.node.process.kill()  # the history with the answer is hardly on disk yet
+    r.node.process.kill()  # the history with the answer is probably not on disk yet
     r.node.process.wait(10)
     lamps = sum(line[0] == 'lamp' for line in servers.lines)
     again = robot(script, state_dir=str(tmp_path / 'state'))

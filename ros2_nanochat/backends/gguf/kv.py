@@ -186,7 +186,7 @@ class GGUFMemory:
     def _state(self, slot: int) -> np.ndarray:
         size = self._api.llama_state_seq_get_size(self._context, slot)
         # A smaller block would leave a hole in the node's heap, which later allocations keep open. Pages that
-        # are not written use no memory. A huge page has 2 MB, so a copy of short KV uses that for a moment.
+        # are not written use no memory. A copy of short KV uses up to 2 MB, one huge page.
         state = np.empty(max(size, LARGE_BLOCK), np.uint8)
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         return state[: self._api.llama_state_seq_get_data(self._context, pointer, size, slot)]

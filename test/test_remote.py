@@ -242,6 +242,46 @@ def test_requests_of_many_threads_all_end_while_the_model_is_closed():
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+@pytest.mark.parametrize('how', ['stops', 'fails', 'is closed after the request was let in'])
+def test_every_request_is_answered_after_the_loop_has_ended(server, how):
+    model = open_servers(server)
+    engine = model.engine
+    background = engine._background
+    if how == 'stops':
+        background.close()
+    elif how == 'fails':
+
+        def fail():
+            raise SystemExit('a bug')
+
+        background.at_end.append(fail)
+        background.soon(background.loop.stop)
+        background._thread.join(10.0)
+    else:
+        model.close()
+        engine._closed = False  # as a thread saw it that submits just now
+    try:
+        for _ in range(3):
+            assert ask(model, 'go').wait(5.0).finish_reason == 'error'
+    finally:
+        model.close()
+
+
+def test_a_reply_whose_task_the_loop_never_ran_ends_with_it(server):
+    with open_servers(server) as other:
+        background, begun = other.engine._background, threading.Event()
+
+        async def begin_at_the_end():
+            begun.set()
+            time.sleep(0.3)  # the request comes while the loop ends
+
+        background.at_end.append(begin_at_the_end)
+        background.soon(background.loop.stop)
+        assert begun.wait(10.0)
+        assert ask(other, 'go').wait(5.0).finish_reason in ('error', 'cancelled')
+
+
 def test_random_cancels_leave_the_history_at_what_was_delivered():
     cancels(40)
 

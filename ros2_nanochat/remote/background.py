@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -20,12 +21,15 @@ class Background:
 
     Attributes:
         loop: The loop. Only its own thread may use it, except for `call_soon_threadsafe`.
+        is_ending: Whether the loop is about to close, or closed: begin nothing more on it.
         at_end: Called on the loop's thread when it ends, to close what is open.
     """
 
     def __init__(self):
         self.at_end: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.loop = asyncio.new_event_loop()
+        self.is_ending = False
+        self._when_ended: list[Callable[[], None]] = []
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name='nanochat-remote', daemon=True)
         self._thread.start()
@@ -35,15 +39,31 @@ class Background:
         try:
             self.loop.run_forever()
         finally:
-            tasks = asyncio.all_tasks(self.loop)
-            for task in tasks:
-                task.cancel()
-            if tasks:  # closing connections takes a few rounds of the loop
-                self.loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
-            for close in self.at_end:
-                self.loop.run_until_complete(close())
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.close()
+            self.is_ending = True
+            try:
+                self._end_tasks()
+            finally:
+                self.loop.close()
+                while self._when_ended:
+                    self._when_ended.pop()()
+
+    def _end_tasks(self) -> None:
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:  # closing connections takes a few rounds of the loop
+            self.loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+        for close in self.at_end:
+            self.loop.run_until_complete(close())
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+
+    def when_ended(self, function: Callable[[], None]) -> None:
+        """Call a function once the loop is closed: on its thread, or now if it is closed already."""
+        self._when_ended.append(function)
+        if self.loop.is_closed():
+            with contextlib.suppress(ValueError):  # else it is being called
+                self._when_ended.remove(function)
+                function()
 
     @property
     def alive(self) -> bool:

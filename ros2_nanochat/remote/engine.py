@@ -89,10 +89,12 @@ class RemoteEngine:
         self._bell = _Bell(background, self._cancel_stopped)
         self._submitted: deque[Request] = deque()
         self._is_woken = False  # True: the loop has been asked to start what was submitted
+        self._has_ended = False  # True: no loop starts anything any more
         self._closing = threading.Lock()
         self._closed = False
         self._process = os.getpid()
         self._watch = asyncio.run_coroutine_threadsafe(pool.watch(), background.loop)
+        background.when_ended(self._end)
         close_at_exit(self)
 
     # --- callers ---
@@ -110,8 +112,9 @@ class RemoteEngine:
         self._submitted.append(request)
         if not self._is_woken:
             self._is_woken = True
-            if not self._background.soon(self._start_submitted):
-                self._refuse_submitted()
+            self._background.soon(self._start_submitted)
+        if self._has_ended:  # looked at after the request was put there: no request is left behind
+            self._refuse_submitted()
 
     def _refuse_submitted(self) -> None:
         for request in self._take_submitted():
@@ -179,7 +182,7 @@ class RemoteEngine:
             except BackendError:
                 pass
             self._background.close()
-            self._is_woken = False  # so that later requests try the loop again and are refused
+            self._has_ended = True  # also if the loop is stuck
             self._refuse_submitted()
             if self.fallback is not None:
                 self.fallback.close()
@@ -200,7 +203,7 @@ class RemoteEngine:
     def _start(self, request: Request) -> None:
         self.metrics.count('requests')
         reply = RemoteReply(request, self._text, self.metrics)
-        if self._closed:  # nobody would cancel its task
+        if self._closed or self._background.is_ending:  # nobody would cancel its task
             reply.finish(FinishReason.CANCELLED)
             return
         refusal = self._checks.refusal(request)
@@ -251,6 +254,13 @@ class RemoteEngine:
         for request, (_, task) in list(self._tasks.items()):
             if request.signals.cancelled is not None:
                 task.cancel()
+
+    def _end(self) -> None:
+        """End what is left when the loop has ended, whatever ended it."""
+        self._has_ended = True
+        self._refuse_submitted()
+        for reply, _ in list(self._tasks.values()):  # those that did not end in time
+            reply.finish(FinishReason.ERROR, _CLOSED)
 
     async def _shut(self) -> None:
         self._watch.cancel()

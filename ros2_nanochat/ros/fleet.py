@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.answering import check_texts
@@ -14,12 +16,13 @@ from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.health import WARN, Status, robot_status
 from ros2_nanochat.robot.mcp_tools import McpServers
 from ros2_nanochat.robot.observations import Observations
+from ros2_nanochat.robot.output import Nobody
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.tool_policy import ToolChoice
 from ros2_nanochat.robot.watch_budget import WatchBudget
 from ros2_nanochat.ros.node_parameters import NodeParameters
 from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
-from ros2_nanochat.ros.robot_topics import CLOSING, RobotTopics
+from ros2_nanochat.ros.robot_topics import RobotTopics
 from ros2_nanochat.ros.spinning import pass_through
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
 from ros2_nanochat.ros.watch_topics import WatchTopics
@@ -36,21 +39,12 @@ _TICK, _FEW_ROBOTS = 0.25, 200
 """Seconds between two looks at the deadlines of robots, with up to this many. Each wakes rclpy's executor,
 which then examines every entity: with more robots, there are fewer looks."""
 
-_BUSY_KNOWN = 0.005  # seconds: many robots ask whether the model is busy
+_CLOSING = 0.5  # seconds to wait for questions that were already taken
 
+_BUSY_KNOWN = 0.005  # seconds: many robots ask whether the model is busy
 
 _GRAPH_SECONDS = 2.0
 """In this time, a node that has just joined the graph should know the services and topics of others."""
-
-
-class Nobody:
-    """The `Output` of a conversation whose topics are closed: drops everything."""
-
-    def started(self, turn) -> None: ...
-    def token(self, turn, index, text, num_tokens, reasoning) -> None: ...
-    def called(self, turn, index, call_id, num_tokens) -> None: ...
-    def sentence(self, turn, text) -> None: ...
-    def ended(self, turn) -> None: ...
 
 
 class Fleet:
@@ -96,8 +90,10 @@ class Fleet:
             names = self.wanted
             self._graph_known = time.monotonic() + _GRAPH_SECONDS
             self._settings.declare_robots(names)
-            for robot in [robot for robot in self._chats if robot not in names]:
-                self._close(robot)
+            gone = [robot for robot in self._chats if robot not in names]
+            self._mute(gone)
+            for robot in gone:
+                self._look_after(partial(self._close, robot))
             self._settings.forget_robots(names)
             with self._node.executor_left_alone():
                 for robot in names if model is not None else ():
@@ -200,14 +196,28 @@ class Fleet:
             if robot in options:
                 chat.options = options[robot]
 
-    def _close(self, robot: str) -> None:
-        port = self._ports.pop(robot, None)
-        if port is not None:
+    def _mute(self, robots: Iterable[str]) -> None:
+        """Let robots accept no more questions, and wait for those that were already taken; once for all
+        robots, because something may be stuck.
+        """
+        ports = [self._ports[robot] for robot in robots if robot in self._ports]
+        for port in ports:
             port.mute()
-            self._close_watching(robot)
+        if ports:
+            self._queries.wait(_CLOSING)
+            pass_through(self._node, _CLOSING)
+
+    def _close(self, robot: str) -> None:
+        """Close a robot that was muted."""
         chat = self._chats.pop(robot)
         self._tools.pop(robot, None)
-        chat.close()
+        with ExitStack() as closing:  # each one, even if others fail
+            closing.callback(self._close_port, robot, chat)
+            closing.callback(chat.close)
+            self._close_watching(robot)
+
+    def _close_port(self, robot: str, chat: RobotConversation) -> None:
+        port = self._ports.pop(robot, None)
         if port is not None:
             port.close()
             chat.output, chat.sight.camera = Nobody(), None
@@ -215,28 +225,27 @@ class Fleet:
     def close_ports(self) -> None:
         """Close all topics. The conversations stay."""
         with self._changing, self._node.executor_left_alone():
-            for port in self._ports.values():
-                port.mute()
-            pass_through(self._node, CLOSING)  # once for all: it takes longer the more robots there are
+            self._mute(self._ports)
             for robot in list(self._ports):
-                chat = self._chats[robot]
-                try:
-                    chat.stop_all()
-                except RuntimeError as error:
-                    self._log.warning(str(error))
-                self._close_watching(robot)
-                self._ports.pop(robot).close(muted=True)
-                chat.output, chat.sight.camera = Nobody(), None
+                self._look_after(partial(self._silence, robot, self._chats[robot]))
+
+    def _silence(self, robot: str, chat: RobotConversation) -> None:
+        with ExitStack() as closing:
+            closing.callback(self._close_port, robot, chat)
+            try:
+                chat.stop_all()
+            except RuntimeError as error:
+                self._log.warning(str(error))
+            self._close_watching(robot)
 
     def close(self) -> None:
         """End all conversations."""
         with self._changing:
-            for port in self._ports.values():
-                port.mute()
+            self._mute(self._ports)
             for chat in self._chats.values():
                 chat.cancel()  # all first: there may not be enough time to close them one by one
             for robot in list(self._chats):
-                self._close(robot)
+                self._look_after(partial(self._close, robot))
             self._servers.close()
 
     # --- now and then: no lock that making or closing robots, or a model, holds ---

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from rclpy.exceptions import InvalidHandle
@@ -50,6 +50,7 @@ class QuickSubscriptions:
         self._changing = threading.Lock()
         self._calling = threading.RLock()  # held while messages are taken and callbacks run
         self._changed: GuardCondition | None = None  # of the thread that runs
+        node.context.on_shutdown(self._wake)
 
     def add(self, kind: type, topic: str, callback: Callable[[Any], None], depth: int, **options):
         """Create a subscription.
@@ -70,33 +71,52 @@ class QuickSubscriptions:
         )
         with self._changing:
             self._callbacks = {**self._callbacks, subscription: callback}
-            if self._changed is not None:
-                self._changed.trigger()
-            else:
-                self._changed = GuardCondition(None, None, context=self._node.context)
-                threading.Thread(
-                    target=self._run, args=(self._changed,), name=self._name, daemon=True
-                ).start()
+            try:
+                self._wake() if self._changed is not None else self._start()
+            except BaseException:
+                self._forget(subscription)
+                raise
         return subscription
 
-    def remove(self, subscription: Subscription, timeout: float) -> None:
-        """Destroy a subscription. Waits up to `timeout` seconds for a running callback to return."""
+    def remove(self, subscription: Subscription) -> None:
+        """Destroy a subscription. Its callback may still run, see `wait`."""
         with self._changing:
-            self._callbacks = {each: call for each, call in self._callbacks.items() if each != subscription}
-            self._node.destroy_subscription(subscription)
-            if self._changed is not None:
-                self._changed.trigger()
-                if not self._callbacks:
-                    self._changed = None
+            self._forget(subscription)
+            self._wake()
+
+    def wait(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for running callbacks of removed subscriptions to return."""
         if self._calling.acquire(timeout=timeout):
             self._calling.release()
+
+    def _forget(self, subscription: Subscription) -> None:
+        self._callbacks = {each: call for each, call in self._callbacks.items() if each != subscription}
+        with suppress(InvalidHandle):
+            self._node.destroy_subscription(subscription)
+
+    def _start(self) -> None:
+        if not self._node.context.ok():
+            return  # no message comes any more
+        changed = GuardCondition(None, None, context=self._node.context)
+        try:
+            threading.Thread(target=self._run, args=(changed,), name=self._name, daemon=True).start()
+        except BaseException:
+            changed.destroy()
+            raise
+        self._changed = changed
+
+    def _wake(self) -> None:
+        """Let the thread look what has changed. Takes no lock: the context calls it with its own."""
+        changed = self._changed
+        if changed is not None:
+            with suppress(InvalidHandle):  # the thread has just ended
+                changed.trigger()
 
     # --- the thread ---
 
     def _run(self, changed: GuardCondition) -> None:
         fill_thread_cache()
-        self._node.context.on_shutdown(changed.trigger)
-        while self._changed is changed and self._node.context.ok():
+        while not self._ends(changed):
             try:
                 self._wait(changed, self._callbacks)
                 time.sleep(_SETTLE)
@@ -104,7 +124,15 @@ class QuickSubscriptions:
                 if self._node.context.ok():
                     self._log(f'cannot receive questions: {one_line(repr(error))} (retrying)')
                     time.sleep(_PAUSE)
-        changed.destroy()
+
+    def _ends(self, changed: GuardCondition) -> bool:
+        """Whether the thread has nothing left to do. From then on, `add` starts another one."""
+        with self._changing:
+            if self._callbacks and self._node.context.ok():
+                return False
+            self._changed = None
+            changed.destroy()
+            return True
 
     def _wait(self, changed: GuardCondition, callbacks: dict[Subscription, Callable]) -> None:
         """Wait for messages and take them, until the subscriptions change."""

@@ -30,7 +30,7 @@ from ros2_nanochat.ros.endpoint_events import PublisherEventCallbacks, Subscript
 from ros2_nanochat.ros.named_cameras import NamedCameras
 from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
 from ros2_nanochat.ros.speaker import Speaker
-from ros2_nanochat.ros.spinning import Seldom, pass_through
+from ros2_nanochat.ros.spinning import Seldom
 from ros2_nanochat.ros.tools.robot_tools import RobotTools
 from ros2_nanochat.ros.turn_message import turn_message
 from ros2_nanochat.ros.typed_reply import TypedReply
@@ -42,7 +42,6 @@ _OWN_TOPICS = (
     *('typed_reply', 'observations', 'watches', 'tool_calls'),
 )
 _LAST_WORDS = Duration(seconds=0.1)  # for listeners to acknowledge messages; one of them may be dead
-CLOSING = 0.5  # seconds to wait for callbacks that have already begun
 
 
 class RobotTopics:
@@ -59,7 +58,7 @@ class RobotTopics:
     def __init__(
         self, node, chat: RobotConversation, quick: QuickSubscriptions, tools: RobotTools | None, warns=True
     ):
-        self._node, self._chat, self._tools = node, chat, tools
+        self._node, self._chat, self._quick, self._tools = node, chat, quick, tools
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
         beside = {'callback_group': ReentrantCallbackGroup(), 'qos_profile': service_qos()}
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
@@ -102,7 +101,6 @@ class RobotTopics:
         if tools is not None:
             tools.open(prefix)
         # Last, once everything else can answer.
-        self._quick = quick
         self._queries = quick.add(
             String, prefix + 'query', self._query, DEPTH, event_callbacks=heard, **override
         )
@@ -278,13 +276,10 @@ class RobotTopics:
     def mute(self) -> None:
         """Accept no more questions. Messages already taken from a topic are refused."""
         self._muted = self._goals.muted = True
-        self._quick.remove(self._queries, CLOSING)
+        self._quick.remove(self._queries)
 
-    def close(self, muted: bool = False) -> None:
-        """Close all topics, services and the action. Turns that are still running are no longer published."""
-        if not muted:  # else `mute` was called before, and the executor has run since
-            self.mute()
-            pass_through(self._node, CLOSING)  # goals that the executor has already taken are refused
+    def close(self) -> None:
+        """Close all that is open, after `mute`. Turns that are still running are no longer published."""
         self._goals.close()
         self._closed = True
         for service in self._services:

@@ -68,6 +68,7 @@ def chat(spun):
     yield chat
     chat.stop_all()
     RobotConversation.close(chat)
+    topics.mute()
     topics.close()
     model.close()
 

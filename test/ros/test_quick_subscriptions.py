@@ -5,6 +5,7 @@ import time
 
 import pytest
 import rclpy
+from rclpy.exceptions import InvalidHandle
 from std_msgs.msg import String
 
 from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
@@ -53,7 +54,7 @@ def test_messages_reach_their_callbacks_though_nobody_spins_and_one_that_fails_s
     assert heard['a'] == heard['b'] == [str(n) for n in range(100)]
     assert len(running()) == 1
     for subscription in open_now:
-        quick.remove(subscription, 5.0)
+        quick.remove(subscription)
     wait(lambda: not running())
 
 
@@ -72,12 +73,13 @@ def test_a_callback_has_returned_when_its_subscription_is_removed_and_is_not_cal
         speaker.publish(String(data=text))
     assert begun.wait(20.0)
     began = time.monotonic()
-    quick.remove(subscription, 0.2)  # it still runs: no longer than this
+    quick.remove(subscription)
+    quick.wait(0.2)  # it still runs: no longer than this
     assert 0.1 < time.monotonic() - began < 5.0 and not calls
-    removing = threading.Thread(target=quick.remove, args=(subscription, 20.0))
-    removing.start()
+    waiting = threading.Thread(target=quick.wait, args=(20.0,))
+    waiting.start()
     go_on.set()
-    removing.join(20.0)
+    waiting.join(20.0)
     assert calls == ['first']
     wait(lambda: not running())
 
@@ -85,7 +87,7 @@ def test_a_callback_has_returned_when_its_subscription_is_removed_and_is_not_cal
     wait(speaker.get_subscription_count)
     speaker.publish(String(data='third'))
     wait(lambda: calls == ['first', 'third'])
-    quick.remove(again, 5.0)
+    quick.remove(again)
 
 
 def test_subscriptions_come_and_go_while_messages_arrive(node):
@@ -96,7 +98,46 @@ def test_subscriptions_come_and_go_while_messages_arrive(node):
     for n in range(50):
         other = quick.add(String, f'quick/other{n % 5}', print, 10)
         speaker.publish(String(data=str(n)))
-        quick.remove(other, 5.0)
+        quick.remove(other)
     wait(lambda: len(heard) == 50)
     assert heard == [str(n) for n in range(50)]
-    quick.remove(kept, 5.0)
+    quick.remove(kept)
+
+
+def test_without_a_thread_nothing_is_subscribed_and_the_next_one_that_starts_hears(node, monkeypatch):
+    quick, heard = QuickSubscriptions(node, THREAD), []
+
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, 'start', fail)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match='new thread'):
+                quick.add(String, 'quick/late', print, 10)
+    assert not node.count_subscribers('quick/late') and not [*node.subscriptions]
+    subscription = quick.add(String, 'quick/late', lambda message: heard.append(message.data), 10)
+    speaker = node.create_publisher(String, 'quick/late', 10)
+    wait(speaker.get_subscription_count)
+    speaker.publish(String(data='hello'))
+    wait(lambda: heard == ['hello'])
+    quick.remove(subscription)
+
+
+def test_subscriptions_can_be_removed_and_added_after_somebody_has_shut_the_context_down():
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node('quick_late', context=context)
+    quick = QuickSubscriptions(node, THREAD)
+    subscriptions = [quick.add(String, f'quick/n{n}', print, 10) for n in range(3)]
+    assert running()
+    rclpy.shutdown(context=context)
+    wait(lambda: not running())
+    for subscription in subscriptions:
+        quick.remove(subscription)
+        quick.remove(subscription)
+    try:
+        quick.remove(quick.add(String, 'quick/new', print, 10))
+    except InvalidHandle:  # the node's own, in some distributions
+        pass
+    assert not running() and not quick._callbacks

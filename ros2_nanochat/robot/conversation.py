@@ -21,6 +21,7 @@ from ros2_nanochat.config import OnNewQuery, RobotOptions
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.answering import Memory, too_long
 from ros2_nanochat.robot.frames import CameraFrames, too_many_pictures
+from ros2_nanochat.robot.lane import Later, at_once
 from ros2_nanochat.robot.output import Output
 from ros2_nanochat.robot.runner import Runner
 from ros2_nanochat.robot.schedule import Schedule
@@ -62,10 +63,8 @@ class RobotConversation:
         chat_template: str | None = None,
         tools: Toolbox | None = None,
     ):
-        self.name = name
-        self.model = model
-        self.options = options
-        self.output = output
+        self.name, self.model = name, model
+        self.options, self.output = options, output
         self.sight = CameraFrames(camera)
         self.tools = Toolbox() if tools is None else tools
         self._store, self._log = store, log
@@ -94,17 +93,18 @@ class RobotConversation:
 
     # --- callers, any thread; none of these waits for the model ---
 
-    def ask(self, turn: Turn) -> Turn:
+    def ask(self, turn: Turn, later: Later = at_once) -> Turn:
         """Accept a question and return it. Never waits for the model.
 
-        The turn may end at once because it is refused. Turns that it displaces end, too.
+        The turn may end at once because it is refused. Turns that it displaces end, too. `later`
+        calls what announces these ends, which takes long while a listener blocks a topic.
         """
         unread = too_long(turn.query, self.model.info.context_length)
         if unread:
             turn.query = turn.query[:_SHOWN] + '...'
         unread = unread or too_many_pictures(turn.pictures)
         if unread:
-            self.refuse(turn, unread)
+            self.refuse(turn, unread, later)
             return turn
         if self.tools.is_stop_word(turn.query):
             turn.without_tools = True
@@ -112,10 +112,10 @@ class RobotConversation:
         calls = self.tools.open_runs()
         refusal, gone = self._schedule.admit(turn)
         for other in gone:
-            self._end_unrun(other, FinishReason.INTERRUPTED)
+            self._end_unrun(other, FinishReason.INTERRUPTED, later)
         if refusal:
             turn.error = refusal
-            self._end_unrun(turn, FinishReason.REFUSED)
+            self._end_unrun(turn, FinishReason.REFUSED, later)
         elif turn.options.on_new_query is OnNewQuery.INTERRUPT:
             self.tools.interrupt(calls, self._schedule.uninterrupted)
         return turn
@@ -137,10 +137,10 @@ class RobotConversation:
         for other in waited:
             self._end_unrun(other, FinishReason.CANCELLED)
 
-    def refuse(self, turn: Turn, error: str) -> None:
+    def refuse(self, turn: Turn, error: str, later: Later = at_once) -> None:
         """End a turn with `error` before it is tried."""
         turn.error = error
-        self._end_unrun(turn, FinishReason.ERROR)
+        self._end_unrun(turn, FinishReason.ERROR, later)
 
     def stop_all(self, timeout: float = 10.0, then: Callable[[], object] | None = None) -> tuple[bool, int]:
         """Stop the reply and drop all waiting turns.
@@ -293,8 +293,8 @@ class RobotConversation:
                 self._runner.announce(current)
         self._runner.supervise()
 
-    def _end_unrun(self, turn: Turn, reason: FinishReason) -> None:
+    def _end_unrun(self, turn: Turn, reason: FinishReason, later: Later = at_once) -> None:
         if turn.claim():
             turn.finish_reason = reason
             turn.queue_time = time.monotonic() - turn.arrived
-            self._runner.announce(turn)
+            later(lambda: self._runner.announce(turn))

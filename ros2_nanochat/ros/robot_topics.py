@@ -22,6 +22,7 @@ from ros2_nanochat.config import ImageMode
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.robot.answering import too_long
 from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.robot.lane import Lane
 from ros2_nanochat.robot.turn import Turn
 from ros2_nanochat.ros.action_ends import service_qos
 from ros2_nanochat.ros.camera import Camera
@@ -37,6 +38,8 @@ from ros2_nanochat.ros.typed_reply import TypedReply
 
 DEPTH = 1000
 """Depth of the topics: enough for a burst of a few hundred queries and turns, and for a whole reply."""
+_DEACTIVATED = 'the node is being deactivated: ask again when it is active'
+_ANNOUNCING = 5.0  # seconds to wait at the end for turns that are being announced
 _OWN_TOPICS = (
     *('turn', 'reply', 'sentence', 'tokens'),
     *('typed_reply', 'observations', 'watches', 'tool_calls'),
@@ -100,6 +103,7 @@ class RobotTopics:
         self._feedback = Speaker(self._goals.feedback, f'{prefix}chat feedback', lambda: self._closed)
         if tools is not None:
             tools.open(prefix)
+        self._announcing = Lane(f'announcing-{chat.name or "chat"}', node.get_logger())
         # Last, once everything else can answer.
         self._queries = quick.add(
             String, prefix + 'query', self._query, DEPTH, event_callbacks=heard, **override
@@ -108,11 +112,12 @@ class RobotTopics:
     # --- in ---
 
     def _query(self, message: String) -> None:
+        """Admit a question. A listener may block what is announced: other robots do not wait for that."""
         turn = Turn(message.data, self._chat.options)
         if self._muted:
-            self._chat.refuse(turn, 'the node is being deactivated: ask again when it is active')
+            self._chat.refuse(turn, _DEACTIVATED, self._announcing)
         else:
-            self._chat.ask(turn)
+            self._chat.ask(turn, self._announcing)
 
     def _guarded(self, callback, name: str):
         """Wrap a service callback so that it always responds: without a response, the client would wait
@@ -280,6 +285,7 @@ class RobotTopics:
 
     def close(self) -> None:
         """Close all that is open, after `mute`. Turns that are still running are no longer published."""
+        self._announcing.wait(_ANNOUNCING)
         self._goals.close()
         self._closed = True
         for service in self._services:

@@ -74,10 +74,8 @@ class ToolJournal:
         """
         call, entry = record.call, _entry(record)
         with self._lock:
-            begun = call.id in self._entries
-            if (call.state is CallState.RUNNING or (call.ended and begun)) and self._entries.get(
-                call.id
-            ) != entry:
+            before = self._entries.get(call.id)
+            if entry != before and (call.state is CallState.RUNNING or (call.ended and before is not None)):
                 self._entries[call.id] = entry
                 self._write()
 

@@ -1,5 +1,5 @@
 """Eight robots on one node for half an hour: goals, queries, barge-in, cancels, resets, camera images. Memory
-must stay constant, and no turn may be lost.
+must stay constant, and no turn may be lost. First, each robot asks for as much as its context holds.
 
 Run in the built workspace: `python -m benchmarks soak --minutes 30`; `--api fake --model
 tokens_per_second=100` is the same at next to no load. The exit code is 1 if a turn was lost, the node
@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.bench_ros import resident
@@ -64,6 +64,15 @@ class Robot:
         if turn.query in self.open:
             self.open.discard(turn.query)
             self.ended[turn.finish_reason] += 1
+
+    def fill(self) -> None:
+        """Ask for about as much as the context holds, and forget it. Then llama.cpp has touched its buffers
+        as far as it ever will; otherwise they go on growing, with each batch that is larger than before.
+        """
+        for count in range(2):
+            long = f'{count} {self.name}: ' + 'Tell me more. ' * 210
+            self.chat.ask(long, max_new_tokens=60, on_new_query='queue').result(600)
+            self.chat.reset()
 
     def _question(self) -> str:
         self._asked += 1
@@ -124,6 +133,13 @@ class Robot:
             print(f'{self.name}: no turn for {sorted(self.open)}', file=sys.stderr, flush=True)
             self.lost += len(self.open)
             self.open.clear()
+
+
+def start(function: Callable, *arguments) -> threading.Thread:
+    """Call a function on a thread."""
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def growth_of(samples: Sequence[tuple[float, float]], settle: float, minutes: float) -> tuple[float, float]:
@@ -218,13 +234,10 @@ def main() -> int:
         if not all(robot.chat.wait_until_ready(120) for robot in robots):
             raise SystemExit('the node did not start')
         time.sleep(2.0)
+        for thread in [start(robot.fill) for robot in robots]:
+            thread.join()
         began = time.monotonic()
-        threads = [
-            threading.Thread(target=robot.run, args=(began + 60 * options.minutes,), daemon=True)
-            for robot in robots
-        ]
-        for thread in threads:
-            thread.start()
+        threads = [start(robot.run, began + 60 * options.minutes) for robot in robots]
         while any(thread.is_alive() for thread in threads) and chat_node.poll() is None:
             own = resident(chat_node, shared=False)
             samples.append(((time.monotonic() - began) / 60, own))

@@ -172,10 +172,8 @@ def test_a_robot_takes_changed_variables_with_its_next_turn_and_keeps_the_conver
     from dataclasses import replace
 
     from ros2_nanochat.robot.conversation import RobotConversation
+    from ros2_nanochat.robot.output import Nobody
     from ros2_nanochat.robot.turn import Turn
-
-    class Nobody:
-        started = token = sentence = ended = staticmethod(lambda *_: None)
 
     chat = RobotConversation('r1', model, RobotOptions(), Nobody(), chat_template=THINKING)
     try:

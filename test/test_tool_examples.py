@@ -5,6 +5,7 @@ import pytest
 from ros2_nanochat import ChatHistory, NanoLLM
 from ros2_nanochat.config import RobotOptions
 from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.robot.output import Nobody
 from ros2_nanochat.robot.tool_answering import example_messages
 from ros2_nanochat.robot.tool_entries import Example
 from ros2_nanochat.robot.tool_policy import ToolPolicy
@@ -49,10 +50,6 @@ def test_examples_are_in_the_prompt_after_the_system_prompt_and_not_in_the_histo
 def test_a_robot_shows_the_examples_of_its_tools_file(model):
     class Hand:
         acts_on = False
-
-    class Nobody:
-        def __getattr__(self, name):
-            return lambda *arguments: None
 
     box = Toolbox(examples=EXAMPLES)
     box.set_tools([RobotTool(tool, ToolPolicy(), Hand()) for tool in TOOLS])

@@ -10,6 +10,7 @@ from ros2_nanochat import ChatHistory, NanoLLM, Tool
 from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.config import RobotOptions
 from ros2_nanochat.robot.conversation import RobotConversation
+from ros2_nanochat.robot.output import Nobody
 from ros2_nanochat.robot.store import ConversationStore
 from ros2_nanochat.robot.tool_journal import NOT_CALLED, UNKNOWN, ToolJournal
 from ros2_nanochat.robot.tool_policy import ToolLimits, ToolPolicy
@@ -23,11 +24,6 @@ NEWS = '(drive, which went on in the background, has ended: done: there)'
 
 class Hand:
     acts_on = False
-
-
-class Nobody:
-    def __getattr__(self, name):
-        return lambda *arguments: None
 
 
 @pytest.fixture(scope='module')

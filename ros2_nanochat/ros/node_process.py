@@ -15,9 +15,8 @@ from ros2_nanochat.ros.library_log import library_log
 from ros2_nanochat.ros.signals import ignore_signals
 from ros2_nanochat.ros.spinning import spin
 
-_THREADS = (
-    32  # of the executor. No goal holds one; a reset does while a reply ends, a transition while it lasts
-)
+# Threads of the executor. No goal holds one; a reset does while a reply ends, a transition while it lasts.
+_THREADS = 32
 _START_SECONDS = 5.0  # timeout of the start barrier
 
 

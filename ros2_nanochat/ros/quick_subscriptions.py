@@ -7,6 +7,7 @@ millisecond each time, during which the work started by the message cannot run.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,24 +21,21 @@ from rclpy.subscription import Subscription
 
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.ros.allocator import fill_thread_cache
-from ros2_nanochat.ros.spinning import Forgetting
+from ros2_nanochat.ros.spinning import Untouched
 
-_FOR_EVER = -1
+_LOOK = 1.0  # seconds between two looks at the subscriptions' events
 _SETTLE = 0.005  # seconds to wait before rebuilding the wait set, since hundreds of robots may change at once
 _PAUSE = 0.1  # seconds after a failure, so that repeated failures do not use the processor
 
 
-class _ExceptSubscriptions(Forgetting):
-    """Lets the executor handle only a subscription's events (such as incompatible QoS), not its messages."""
-
-    def can_execute(self, entity):
-        return not isinstance(entity, Subscription) and super().can_execute(entity)
-
-
 class QuickSubscriptions:
-    """Calls the callbacks of subscriptions one after another. They must return soon.
+    """Calls the callbacks of subscriptions and of their events one after another. They must return soon.
 
     The thread runs while there are subscriptions. Can be used from any thread.
+
+    The executor must not wait for the events: with Fast DDS a message that has not been taken yet wakes
+    whoever waits for an event of its subscription, so the executor would go round and round until this thread
+    has taken it, and keep this thread from running.
 
     Args:
         node: The node.
@@ -65,9 +63,8 @@ class QuickSubscriptions:
         Returns:
             The subscription.
         """
-        group = _ExceptSubscriptions()
         subscription = self._node.create_subscription(
-            kind, topic, callback, depth, callback_group=group, **options
+            kind, topic, callback, depth, callback_group=Untouched(), **options
         )
         with self._changing:
             self._callbacks = {**self._callbacks, subscription: callback}
@@ -148,14 +145,18 @@ class QuickSubscriptions:
             held.enter_context(context)
             held.enter_context(changed.handle)
             wait_set = rclpy_implementation.WaitSet(len(subscriptions), 1, 0, 0, 0, 0, context)
+            looked = -math.inf
             while self._callbacks is callbacks and self._node.context.ok():
                 wait_set.clear_entities()
                 for subscription in subscriptions:
                     wait_set.add_subscription(subscription.handle)
                 wait_set.add_guard_condition(changed.handle)
-                wait_set.wait(_FOR_EVER)
+                wait_set.wait(int(_LOOK * 1e9))
                 ready = wait_set.get_ready_entities('subscription')
                 self._take([each for each in subscriptions if each.handle.pointer in ready])
+                if time.monotonic() - looked >= _LOOK:
+                    self._look_at_events(subscriptions, context)
+                    looked = time.monotonic()
 
     def _take(self, subscriptions: Sequence[Subscription]) -> None:
         """Take one message of each, so that a busy topic does not starve the others."""
@@ -169,6 +170,25 @@ class QuickSubscriptions:
                     callback(taken[0])
                 except BaseException as error:  # the others go on
                     self._log(f'{subscription.topic_name}: internal error: {one_line(repr(error))}')
+
+    def _look_at_events(self, subscriptions: Sequence[Subscription], context) -> None:
+        """Call the callbacks of events that have happened, for example of a publisher with other QoS."""
+        with ExitStack() as held:
+            handlers = []
+            for handler in [each for subscription in subscriptions for each in subscription.event_handlers]:
+                with suppress(InvalidHandle):
+                    held.enter_context(handler)
+                    handlers.append(handler)
+            if not handlers:
+                return
+            wait_set = rclpy_implementation.WaitSet(0, 0, 0, 0, 0, len(handlers), context)
+            for handler in handlers:
+                handler.add_to_wait_set(wait_set)
+            wait_set.wait(0)
+            for handler in handlers:
+                event = handler.take_data() if handler.is_ready(wait_set) else None
+                if event is not None:
+                    handler.callback(event)
 
     def _log(self, text: str) -> None:
         self._node.get_logger().error(text, throttle_duration_sec=1.0)

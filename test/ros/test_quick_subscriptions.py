@@ -6,11 +6,15 @@ import time
 import pytest
 import rclpy
 from rclpy.exceptions import InvalidHandle
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
+from ros2_nanochat.ros.endpoint_events import SubscriptionEventCallbacks
 from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
 
 THREAD = 'quick-test'
+BEST_EFFORT = ReliabilityPolicy.BEST_EFFORT
 
 
 def wait(condition):
@@ -88,6 +92,41 @@ def test_a_callback_has_returned_when_its_subscription_is_removed_and_is_not_cal
     speaker.publish(String(data='third'))
     wait(lambda: calls == ['first', 'third'])
     quick.remove(again)
+
+
+def test_an_executor_rests_while_a_message_waits_and_events_are_told_all_the_same(node):
+    told, begun, go_on = [], threading.Event(), threading.Event()
+
+    def slow(message):
+        begun.set()
+        go_on.wait(20.0)
+
+    quick = QuickSubscriptions(node, THREAD)
+    events = SubscriptionEventCallbacks(incompatible_qos=told.append)
+    subscription = quick.add(String, 'quick/events', slow, 10, event_callbacks=events)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin)
+    spinning.start()
+    try:
+        speaker = node.create_publisher(String, 'quick/events', 10)
+        wait(speaker.get_subscription_count)
+        speaker.publish(String(data='first'))
+        assert begun.wait(20.0)
+        speaker.publish(String(data='second'))
+        clock = time.pthread_getcpuclockid(spinning.ident)
+        before = time.clock_gettime(clock)
+        time.sleep(1.0)  # the second waits until the callback of the first has returned
+        assert time.clock_gettime(clock) - before < 0.2
+        go_on.set()
+        node.create_publisher(String, 'quick/events', QoSProfile(depth=1, reliability=BEST_EFFORT))
+        wait(lambda: told)
+        assert told[0].total_count == 1
+    finally:
+        go_on.set()
+        executor.shutdown()
+        spinning.join(20.0)
+        quick.remove(subscription)
 
 
 def test_subscriptions_come_and_go_while_messages_arrive(node):

@@ -31,6 +31,7 @@ LOADS = (0, 1, 2, 4)
 BUSY_SECONDS = 120  # a busy process ends by itself after this, whatever happens
 ADAPT = 2.5  # seconds that the engine has to notice a change of load
 PREFILL = 192  # tokens
+TURN = 40  # tokens of a turn behind a history
 PATIENCE = 1.5  # seconds of one run of the raw loop
 WORK = 'import time\nend = time.monotonic() + {}\nwhile time.monotonic() < end: sum(range(10000))'
 
@@ -244,27 +245,29 @@ def bench_loads(loads, steps: int, repeats: int) -> list[dict]:
 
 
 def bench_histories(lengths, steps: int, repeats: int) -> list[dict]:
-    """Decode behind a history, and the time of a later turn of 40 tokens against a first one."""
+    """Decode behind a history, and the time of a later turn of 40 tokens against a first one. The raw loop's
+    too, since attention to a long history takes time.
+    """
     found = []
     for length in lengths:
         context = length + steps + 64
         model = NanoLLM.from_pretrained(max_context_len=context, max_sequences=2, speculation=False)
         keep_going(model)
-        raw = Raw(
-            embedded_model(), 1, -(-context // 256) * 256, False, model.stats['flash_attention'] == 'on'
+        flash = model.stats['flash_attention'] == 'on'
+        raw, fresh = (
+            Raw(embedded_model(), 1, -(-size // 256) * 256, False, flash) for size in (context, TURN)
         )
         history, cache = prompt_of(model, length), KVCache()
         model.generate(history, max_new_tokens=0, kv_cache=cache).wait()
         raw.at(1).prefill(history)
-        turn = min(40, length)
 
         def first() -> float:
-            reply = model.generate(prompt_of(model, turn, time.monotonic_ns()), max_new_tokens=1).wait()
+            reply = model.generate(prompt_of(model, TURN, time.monotonic_ns()), max_new_tokens=1).wait()
             return reply.usage.time_to_first_token
 
         def later() -> float:
             cache.pop(len(cache) - length)
-            new = prompt_of(model, turn, time.monotonic_ns())
+            new = prompt_of(model, TURN, time.monotonic_ns())
             reply = model.generate(new, max_new_tokens=1, kv_cache=cache).wait()
             return reply.usage.time_to_first_token
 
@@ -274,16 +277,30 @@ def bench_histories(lengths, steps: int, repeats: int) -> list[dict]:
             lambda: decode_rate(model, [cache], length, steps, []),
             *[lambda n=n: raw.at(n).decode_rate(length, steps) for n in counts],
         )
-        a, b = interleaved(repeats, first, later)
+        most, ids = max(counts), prompt_of(model, TURN, 3)
+        a, b, raw_a, raw_b = interleaved(
+            repeats,
+            first,
+            later,
+            lambda: fresh.at(most).first_token(0, ids),
+            lambda: raw.at(most).first_token(length, ids),
+        )
         found.append(
-            {'history': length, 'decode': ours, 'of best raw': ours / max(theirs), 'later turn': b / a}
+            {
+                'history': length,
+                'decode': ours,
+                'of best raw': ours / max(theirs),
+                'later turn': b / a,
+                'later turn, raw': raw_b / raw_a,
+            }
         )
         model.close()
         raw.close()
+        fresh.close()
     table(
         'behind a history',
-        ['tokens', 'decode, tokens/s', 'of best raw', 'turn of 40 tokens: later / first'],
-        [(str(row['history']), row['decode'], row['of best raw'], row['later turn']) for row in found],
+        ['tokens', 'decode, tokens/s', 'of best raw', f'turn of {TURN} tokens: later / first', 'raw'],
+        [(str(row['history']), *list(row.values())[1:]) for row in found],
     )
     return found
 

@@ -9,6 +9,7 @@ follow-ups also with random encoders of other sizes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import statistics
@@ -308,27 +309,21 @@ def beside_replies(name: str, model, slices: int, seconds: float = 2.5) -> None:
 
     thread = threading.Thread(target=encode)
     thread.start()
-    options = {'max_new_tokens': 900, 'min_new_tokens': 900}
-    replies = [model.generate(f'Tell me {n} stories.', **options) for n in range(4)]
-    readers = [threading.Thread(target=reply.wait) for reply in replies]
-    for reader in readers:
-        reader.start()
-    counts, encoded = [], model.vision.stats['encoded']
-    for n in range(2 * slices):
-        (encoding.set if n % 2 else encoding.clear)()
-        time.sleep(0.7)  # until the picture that was begun is done
-        before, begin = sum(len(reply.tokens) for reply in replies), time.perf_counter()
-        time.sleep(seconds)
-        counts.append((sum(len(reply.tokens) for reply in replies) - before) / (time.perf_counter() - begin))
+    counts, encoded, running = [], model.vision.stats['encoded'], True
+    for _ in range(slices):
+        with _four_replies(model) as replies:
+            for beside in (encoding.clear, encoding.set):
+                beside()
+                time.sleep(0.7)  # until the picture that was begun is done
+                before, begin = sum(len(reply.tokens) for reply in replies), time.perf_counter()
+                time.sleep(seconds)
+                count = sum(len(reply.tokens) for reply in replies) - before
+                counts.append(count / (time.perf_counter() - begin))
+            running &= all(reply.finish_reason is None for reply in replies)
+            encoding.clear()
     encoded = model.vision.stats['encoded'] - encoded
     ended.set()
-    encoding.set()
     thread.join()
-    running = all(reply.finish_reason is None for reply in replies)
-    for reply in replies:
-        reply.stop()
-    for reader in readers:
-        reader.join()
     table(
         f'{name}: four streaming replies beside pictures that are encoded all the time'
         + ('' if running else ' (a reply ended: not valid)'),
@@ -339,6 +334,23 @@ def beside_replies(name: str, model, slices: int, seconds: float = 2.5) -> None:
             ('pictures encoded meanwhile', encoded, ''),
         ],
     )
+
+
+@contextlib.contextmanager
+def _four_replies(model):
+    """Four long replies, each with its reader."""
+    options = {'max_new_tokens': 900, 'min_new_tokens': 900}
+    replies = [model.generate(f'Tell me {n} stories.', **options) for n in range(4)]
+    readers = [threading.Thread(target=reply.wait) for reply in replies]
+    for reader in readers:
+        reader.start()
+    try:
+        yield replies
+    finally:
+        for reply in replies:
+            reply.stop()
+        for reader in readers:
+            reader.join()
 
 
 def stopping(name: str, model, rounds: int) -> None:

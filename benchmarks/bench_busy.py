@@ -245,8 +245,8 @@ def bench_loads(loads, steps: int, repeats: int) -> list[dict]:
 
 
 def bench_histories(lengths, steps: int, repeats: int) -> list[dict]:
-    """Decode behind a history, and the time of a later turn of 40 tokens against a first one. The raw loop's
-    too, since attention to a long history takes time.
+    """Decode behind a history, and how much longer a later turn takes than a first one; the same for the raw
+    loop, where attention to a long history takes time, too.
     """
     found = []
     for length in lengths:

@@ -307,7 +307,7 @@ def beside_replies(name: str, model, slices: int, seconds: float = 2.5) -> None:
             n += 1
             model.embed_image(frame(n))
 
-    thread = threading.Thread(target=encode)
+    thread = threading.Thread(target=encode, daemon=True)
     thread.start()
     counts, encoded, running = [], model.vision.stats['encoded'], True
     for _ in range(slices):

@@ -20,6 +20,7 @@ from ros2_nanochat.robot.freshness import ArrivalClock, Jump, age_of
 from ros2_nanochat.robot.turn import Picture
 from ros2_nanochat.ros.camera_publishers import Frame, Publishers
 from ros2_nanochat.ros.camera_topics import CameraTopic, camera_topics, identity_of
+from ros2_nanochat.ros.endpoint_events import no_events
 from ros2_nanochat.ros.spinning import Untouched
 
 _FIRST_FRAME = 1.0  # seconds to wait for the first frame of a publisher that was just found
@@ -39,11 +40,10 @@ class Camera:
         prefix: See `camera_topics`.
         wanted: Keep a subscription open. With False, `newest()` opens one, which is closed a while later.
         transport: `raw`, `compressed`, or `auto` for the one that is published.
-        events: Callbacks for events of the subscription.
     """
 
-    def __init__(self, node, prefix: str, wanted: bool = True, transport: str = 'auto', events=None):
-        self._node, self._events = node, events
+    def __init__(self, node, prefix: str, wanted: bool = True, transport: str = 'auto'):
+        self._node = node
         self._lock = threading.RLock()
         self._topics, self._order = camera_topics(node, prefix)
         self._wanted, self._transport = wanted, transport
@@ -218,7 +218,7 @@ class Camera:
             self._unused,
             topic.qos,
             callback_group=self._group,
-            event_callbacks=self._events,
+            event_callbacks=no_events(),
         )
         self._expect()
 

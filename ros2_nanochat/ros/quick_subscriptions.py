@@ -33,9 +33,9 @@ class QuickSubscriptions:
 
     The thread runs while there are subscriptions. Can be used from any thread.
 
-    The executor must not wait for the events: with Fast DDS a message that has not been taken yet wakes
-    whoever waits for an event of its subscription, so the executor would go round and round until this thread
-    has taken it, and keep this thread from running.
+    The executor must not wait for the events. With Fast DDS, an untaken message also wakes whoever waits for
+    an event of its subscription: the executor would spin until this thread takes the message, and slow this
+    thread down. The reverse is true, too: an untaken event wakes this thread.
 
     Args:
         node: The node.
@@ -154,8 +154,10 @@ class QuickSubscriptions:
                 wait_set.wait(int(_LOOK * 1e9))
                 ready = wait_set.get_ready_entities('subscription')
                 self._take([each for each in subscriptions if each.handle.pointer in ready])
-                if time.monotonic() - looked >= _LOOK:
-                    self._look_at_events(subscriptions, context)
+                # With Fast DDS it may be an event that woke us; other middleware does not wake us for it.
+                if not ready or time.monotonic() - looked >= _LOOK:
+                    with suppress(InvalidHandle):  # destroyed meanwhile: the others at the next look
+                        self._look_at_events(subscriptions, context)
                     looked = time.monotonic()
 
     def _take(self, subscriptions: Sequence[Subscription]) -> None:
@@ -172,7 +174,7 @@ class QuickSubscriptions:
                     self._log(f'{subscription.topic_name}: internal error: {one_line(repr(error))}')
 
     def _look_at_events(self, subscriptions: Sequence[Subscription], context) -> None:
-        """Call the callbacks of events that have happened, for example of a publisher with other QoS."""
+        """Call the callbacks of what has happened, for example that a publisher has incompatible QoS."""
         with ExitStack() as held:
             handlers = []
             for handler in [each for subscription in subscriptions for each in subscription.event_handlers]:
@@ -185,10 +187,15 @@ class QuickSubscriptions:
             for handler in handlers:
                 handler.add_to_wait_set(wait_set)
             wait_set.wait(0)
-            for handler in handlers:
-                event = handler.take_data() if handler.is_ready(wait_set) else None
-                if event is not None:
-                    handler.callback(event)
+            with self._calling:
+                for handler in handlers:
+                    event = handler.take_data() if handler.is_ready(wait_set) else None
+                    if event is None:
+                        continue
+                    try:
+                        handler.callback(event)
+                    except BaseException as error:  # the others go on
+                        self._log(f'an event of a subscription: internal error: {one_line(repr(error))}')
 
     def _log(self, text: str) -> None:
         self._node.get_logger().error(text, throttle_duration_sec=1.0)

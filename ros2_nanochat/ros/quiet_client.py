@@ -14,7 +14,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 
 from ros2_nanochat.ros.action_ends import service_qos
-from ros2_nanochat.ros.endpoint_events import SubscriptionEventCallbacks
+from ros2_nanochat.ros.endpoint_events import no_events
 from ros2_nanochat.ros.spinning import Untouched
 
 _LOOK = 0.1  # seconds between two looks for the server
@@ -56,7 +56,7 @@ class QuietActionClient:
             lambda _: None,  # never called
             QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
             callback_group=Untouched(),
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+            event_callbacks=no_events(),
         )
 
     def send_goal_async(self, goal, goal_uuid, feedback_callback=None) -> Future:

@@ -87,8 +87,7 @@ class RobotTopics:
         )
         self._typed = TypedReply(node, prefix + 'typed_reply')
         self._typed.follow(chat.options)
-        heard = SubscriptionEventCallbacks(use_default_callbacks=warns)
-        self._camera = Camera(node, prefix, *self._camera_use, events=heard)
+        self._camera = Camera(node, prefix, *self._camera_use)
         self.cameras = NamedCameras(node, chat.name, self._camera)
         chat.output, chat.sight.camera, chat.sight.named = self, self._camera, self.cameras.get
         self._services = [
@@ -104,6 +103,7 @@ class RobotTopics:
         if tools is not None:
             tools.open(prefix)
         self._announcing = Lane(f'announcing-{chat.name or "chat"}', node.get_logger())
+        heard = SubscriptionEventCallbacks(use_default_callbacks=warns)
         # Last, once everything else can answer.
         self._queries = quick.add(
             String, prefix + 'query', self._query, DEPTH, event_callbacks=heard, **override

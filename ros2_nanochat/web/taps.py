@@ -13,6 +13,7 @@ from typing import Any
 from rclpy.exceptions import InvalidHandle
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
+from ros2_nanochat.ros.endpoint_events import no_events
 from ros2_nanochat.ros.spinning import Untouched
 
 _AT_ONCE = 2000  # messages of one topic in a batch
@@ -49,6 +50,7 @@ class Tap:
                 durability=DurabilityPolicy.TRANSIENT_LOCAL if past else DurabilityPolicy.VOLATILE,
             ),
             callback_group=Untouched(),
+            event_callbacks=no_events(),
         )
 
     def take(self) -> None:

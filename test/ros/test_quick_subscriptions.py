@@ -12,6 +12,7 @@ from std_msgs.msg import String
 
 from ros2_nanochat.ros.endpoint_events import SubscriptionEventCallbacks
 from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
+from ros2_nanochat.ros.spinning import spin
 
 THREAD = 'quick-test'
 BEST_EFFORT = ReliabilityPolicy.BEST_EFFORT
@@ -26,6 +27,10 @@ def wait(condition):
 
 def running():
     return [thread for thread in threading.enumerate() if thread.name == THREAD]
+
+
+def processor_time(thread):
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
 @pytest.fixture
@@ -94,19 +99,24 @@ def test_a_callback_has_returned_when_its_subscription_is_removed_and_is_not_cal
     quick.remove(again)
 
 
-def test_an_executor_rests_while_a_message_waits_and_events_are_told_all_the_same(node):
-    told, begun, go_on = [], threading.Event(), threading.Event()
+def test_nobody_spins_while_a_message_or_an_event_waits_and_both_are_told(node):
+    heard, told, begun, go_on = [], [], threading.Event(), threading.Event()
 
     def slow(message):
+        heard.append(message.data)
         begun.set()
         go_on.wait(20.0)
 
+    def fail(event):
+        told.append(event)
+        raise SystemExit('a bug')
+
     quick = QuickSubscriptions(node, THREAD)
-    events = SubscriptionEventCallbacks(incompatible_qos=told.append)
+    events = SubscriptionEventCallbacks(incompatible_qos=fail)
     subscription = quick.add(String, 'quick/events', slow, 10, event_callbacks=events)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin)
+    spinning = threading.Thread(target=spin, args=(executor,))
     spinning.start()
     try:
         speaker = node.create_publisher(String, 'quick/events', 10)
@@ -114,14 +124,20 @@ def test_an_executor_rests_while_a_message_waits_and_events_are_told_all_the_sam
         speaker.publish(String(data='first'))
         assert begun.wait(20.0)
         speaker.publish(String(data='second'))
-        clock = time.pthread_getcpuclockid(spinning.ident)
-        before = time.clock_gettime(clock)
+        before = processor_time(spinning)
         time.sleep(1.0)  # the second waits until the callback of the first has returned
-        assert time.clock_gettime(clock) - before < 0.2
+        assert processor_time(spinning) - before < 0.2
         go_on.set()
+        wait(lambda: heard == ['first', 'second'])
+        time.sleep(1.5)  # a regular look at the events is just over
+        (quick_thread,) = running()
+        before = processor_time(quick_thread)
         node.create_publisher(String, 'quick/events', QoSProfile(depth=1, reliability=BEST_EFFORT))
         wait(lambda: told)
+        assert processor_time(quick_thread) - before < 0.05
         assert told[0].total_count == 1
+        speaker.publish(String(data='third'))
+        wait(lambda: heard == ['first', 'second', 'third'])
     finally:
         go_on.set()
         executor.shutdown()

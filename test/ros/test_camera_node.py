@@ -27,11 +27,13 @@ class Scene:
     def __init__(self, chat):
         self.ears = Ears()
         self.node, self.chat = self.ears.node, chat
+        self.cameras = []
         self.clock = self.node.create_publisher(Clock, '/clock', 10)
         self.setter = self.node.create_client(SetParameters, '/nanochat/set_parameters')
 
     def camera(self, kind=Image, topic='/nanochat/image'):
         publisher, end = self.node.create_publisher(kind, topic, BEST_EFFORT), time.monotonic() + 20.0
+        self.cameras.append(publisher)
         while not publisher.get_subscription_count():
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -74,7 +76,7 @@ def frame(name, seconds, value=0):
 
 
 @pytest.fixture(scope='module')
-def scene():
+def shared_scene():
     node = NodeProcess(model='', vision='tiny', max_context_len=1024)
     chat = made = None
     try:
@@ -90,6 +92,15 @@ def scene():
             chat.close()
         node.stop()
     assert 'Traceback' not in node.output, node.output
+
+
+@pytest.fixture
+def scene(shared_scene):
+    """Also after a test that failed, the next one finds no camera and the options as they were."""
+    yield shared_scene
+    while shared_scene.cameras:
+        shared_scene.node.destroy_publisher(shared_scene.cameras.pop())
+    shared_scene.set(use_sim_time=False, image_mode='latest', image_transport='auto')
 
 
 def test_a_turn_uses_the_frame_that_came_last_and_notes_a_stamp_that_cannot_be_believed(scene):

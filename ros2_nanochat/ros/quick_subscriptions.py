@@ -168,10 +168,7 @@ class QuickSubscriptions:
                 taken = callback and subscription.handle.take_message(subscription.msg_type, False)
                 if callback is None or taken is None:
                     continue
-                try:
-                    callback(taken[0])
-                except BaseException as error:  # the others go on
-                    self._log(f'{subscription.topic_name}: internal error: {one_line(repr(error))}')
+                self._call(callback, taken[0], subscription.topic_name)
 
     def _look_at_events(self, subscriptions: Sequence[Subscription], context) -> None:
         """Call the callbacks of what has happened, for example that a publisher has incompatible QoS."""
@@ -190,12 +187,14 @@ class QuickSubscriptions:
             with self._calling:
                 for handler in handlers:
                     event = handler.take_data() if handler.is_ready(wait_set) else None
-                    if event is None:
-                        continue
-                    try:
-                        handler.callback(event)
-                    except BaseException as error:  # the others go on
-                        self._log(f'an event of a subscription: internal error: {one_line(repr(error))}')
+                    if event is not None:
+                        self._call(handler.callback, event, 'an event of a subscription')
+
+    def _call(self, callback: Callable[[Any], None], argument: Any, what: str) -> None:
+        try:
+            callback(argument)
+        except BaseException as error:  # the others go on
+            self._log(f'{what}: internal error: {one_line(repr(error))}')
 
     def _log(self, text: str) -> None:
         self._node.get_logger().error(text, throttle_duration_sec=1.0)

@@ -40,7 +40,7 @@ def read_steps(path: str) -> list[Step]:
 
 def main() -> int:
     """Run the node. Return its exit code."""
-    from ros2_nanochat.ros.chat_program import main as run
+    from ros2_nanochat.ros.programs import chat_node as run
 
     path, *arguments = sys.argv[1:]
     record = Scheduler.record

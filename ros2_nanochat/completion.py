@@ -2,7 +2,7 @@
 
 import sys
 
-from ros2_nanochat.terminal.completion import main
+from ros2_nanochat.terminal.programs import completion
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(completion())

@@ -1,5 +1,5 @@
-"""What programs share: the outermost caller, which turns any error into one line and an exit status; ending
-together with the parent; refusing what a forked process cannot use.
+"""What programs share: importing; the outermost caller, which turns any error into one line and an exit
+status; ending together with the parent; refusing what a forked process cannot use.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from ros2_nanochat.errors import BackendError, shorten
@@ -63,6 +64,24 @@ def run_program(
             traceback.print_exc()
         tell(error_line(error, describe, how))
         return 1
+
+
+@contextlib.contextmanager
+def interruptible_imports() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, as it does programs in C. For the first block of a program, which
+    imports the rest: it has nothing to put away yet, and would show a traceback out of the import.
+    """
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def prepare_streams() -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from ros2_nanochat.terminal.chat import main
+from ros2_nanochat.terminal.programs import chat
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(chat())

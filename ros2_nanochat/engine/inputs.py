@@ -153,9 +153,10 @@ class Inputs:
                 raise ValueError('the embeddings hold values that are not finite')
             rows = np.ascontiguousarray(array, np.float32)
             return EmbeddingSpan(rows, rows.tobytes())
+        what = f'shape {array.shape} and type {array.dtype}' if array.dtype.kind in 'biuf' else _type(inputs)
         raise ValueError(
-            f'inputs of shape {array.shape} and type {array.dtype if array.ndim else type(inputs).__name__}'
-            ' are not valid: text, ids [n] or [1, n], or embeddings [n, d] or [1, n, d]'
+            f'inputs of {what} are not valid: text, ids [n] or [1, n], embeddings [n, d] or [1, n, d], or the'
+            ' prompt that ChatHistory.embed_chat returns first'
         )
 
     def preceding(self, inputs, goal: Prompt) -> Preceding:
@@ -208,6 +209,12 @@ class Inputs:
         """Turn ids into text, without special tokens."""
         detokenizer = self._backend.detokenizer()
         return ''.join([detokenizer.add(i) for i in self.ids(ids)]) + detokenizer.flush()
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, list | tuple) and value:
+        return f'type {type(value).__name__} of {type(value[0]).__name__}'
+    return f'type {type(value).__name__}'
 
 
 def _key(row: np.ndarray) -> bytes:

@@ -1,5 +1,5 @@
 """Eight robots on one node for half an hour: goals, queries, barge-in, cancels, resets, camera images. Memory
-must stay constant, and no turn may be lost. First, each robot asks for as much as its context holds.
+must stay constant, and no turn may be lost. First, all robots fill their contexts.
 
 Run in the built workspace: `python -m benchmarks soak --minutes 30`; `--api fake --model
 tokens_per_second=100` is the same at next to no load. The exit code is 1 if a turn was lost, the node
@@ -21,6 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.bench_ros import resident
@@ -66,13 +67,18 @@ class Robot:
             self.ended[turn.finish_reason] += 1
 
     def fill(self) -> None:
-        """Ask for about as much as the context holds, and forget it. Then llama.cpp has touched its buffers
-        as far as it ever will; otherwise they go on growing, with each batch that is larger than before.
+        """Fill the context, until it forgets old turns. Then llama.cpp has touched its buffers nearly as far
+        as it ever will; otherwise they go on growing, with each batch that is larger than before.
+
+        Raises:
+            RuntimeError: A question is refused, and the context stays empty.
         """
-        for count in range(2):
-            long = f'{count} {self.name}: ' + 'Tell me more. ' * 210
-            self.chat.ask(long, max_new_tokens=60, on_new_query='queue').result(600)
-            self.chat.reset()
+        for count in range(8):
+            question = f'{count} {self.name}: ' + 'Tell me more. ' * (20 + 11 * count)
+            turn = self.chat.ask(question, max_new_tokens=100, on_new_query='queue').result(600)
+            if turn.finish_reason == 'error':
+                raise RuntimeError(f'the context cannot be filled: {turn.error}')
+        self.chat.reset()
 
     def _question(self) -> str:
         self._asked += 1
@@ -234,8 +240,8 @@ def main() -> int:
         if not all(robot.chat.wait_until_ready(120) for robot in robots):
             raise SystemExit('the node did not start')
         time.sleep(2.0)
-        for thread in [start(robot.fill) for robot in robots]:
-            thread.join()
+        with ThreadPoolExecutor(len(robots)) as together:
+            list(together.map(Robot.fill, robots))
         began = time.monotonic()
         threads = [start(robot.run, began + 60 * options.minutes) for robot in robots]
         while any(thread.is_alive() for thread in threads) and chat_node.poll() is None:

@@ -544,3 +544,38 @@ def test_a_picture_that_the_disk_does_not_take_is_kept_and_written_later(tmp_pat
 
     store.save(History([message]), None)
     assert os.path.isfile(message.image) and list((tmp_path / 'r1.json.images').iterdir())
+
+
+def test_a_folder_among_the_pictures_does_not_keep_the_pictures_of_a_reset_conversation(robot, tmp_path):
+    """File managers and network storage put thumbnails there."""
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    pictures = tmp_path / 'r1.json.images'
+    (pictures / '@eaDir').mkdir(parents=True)
+    (pictures / 'thumbnails').symlink_to(tmp_path)
+    for name in range(9):
+        (pictures / f'{name}.png').write_bytes(b'a picture')
+    assert chat.reset() == 'the conversation is forgotten'
+    assert sorted(entry.name for entry in pictures.iterdir()) == ['@eaDir', 'thumbnails']
+
+
+def test_a_reset_says_which_pictures_stay_on_disk_until_they_can_be_deleted(robot, tmp_path, monkeypatch):
+    chat, log = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    pictures = tmp_path / 'r1.json.images'
+    pictures.mkdir()
+    for name in 'abc':
+        (pictures / f'{name}.png').write_bytes(b'a picture')
+    real = os.unlink
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith('b.png'):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), path)
+        real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'unlink', refuse)
+        said = chat.reset()
+    assert 'b.png' in said and os.strerror(errno.EPERM) in said and '\n' not in said
+    assert [entry.name for entry in pictures.iterdir()] == ['b.png']
+    status = robot_status(chat)
+    assert status.level == ERROR and 'b.png' in status.message
+    assert chat.reset() == 'the conversation is forgotten' and not list(pictures.iterdir())

@@ -184,6 +184,8 @@ class SavedState:
                 self._guard.tell('the conversation is on disk again')
             self.failure = ''
             self._saved(memory.history)
+            if self._store.undeleted:
+                self._guard.failed('deleting old pictures', OSError(self._store.undeleted))
         except Exception as error:
             self.failure = one_line(error)
             self._guard.failed('saving the conversation', error, lasting=True)
@@ -200,7 +202,7 @@ class SavedState:
         self._keeps_kv = not self._store.drop_kv()
         self._write(memory)
         if not self.failure:
-            return ''
+            return self._left_on_disk()
         reason = self.failure
         try:
             self._store.delete()
@@ -209,7 +211,18 @@ class SavedState:
                 f'the conversation is forgotten here but not on disk ({reason}): a restart would continue it.'
                 ' Mend the disk, and it is deleted there too'
             ) from None
-        return f'its file was deleted, because it could not be written ({reason})'
+        deleted = f'its file was deleted, because it could not be written ({reason})'
+        return ', '.join(filter(None, [deleted, self._left_on_disk()]))
+
+    def _left_on_disk(self) -> str:
+        """What is still on disk of a conversation that was forgotten, '' for nothing."""
+        kv = 'its KV is still on disk and cannot be deleted' if self._keeps_kv else ''
+        picture = self._store.undeleted
+        return ', '.join(
+            filter(
+                None, [kv, picture and f'an old picture is still on disk and cannot be deleted ({picture})']
+            )
+        )
 
     def save_kv(self, memory, worker: Worker) -> None:
         """Write the conversation's keys and values, if `keep_kv` is set."""

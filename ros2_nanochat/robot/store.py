@@ -33,6 +33,9 @@ class ConversationStore:
         log: Has `info`, `warning` and `error`.
         keep_kv: Also store the keys and values of the conversation.
 
+    Attributes:
+        undeleted: A picture that is no longer shown and cannot be deleted, and why; '' if there is none.
+
     Raises:
         ValueError: The folder cannot be written to, or another process uses the file.
     """
@@ -41,6 +44,7 @@ class ConversationStore:
         self.folder = Path(folder).expanduser()
         self.path = self.folder / (name.strip('/').replace('/', '.') + '.json')
         self.keep_kv = keep_kv
+        self.undeleted = ''
         self._log = log
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,7 +137,7 @@ class ConversationStore:
         )
 
     def delete(self) -> None:
-        """Delete the conversation and its pictures from disk.
+        """Delete the conversation and its pictures from disk (see `undeleted`).
 
         Raises:
             OSError: The conversation cannot be deleted.
@@ -252,14 +256,28 @@ class ConversationStore:
         return self.path.with_name(self.path.name + '.images')
 
     def _drop_images(self, history) -> None:
-        """Delete the image files that no message shows any more."""
-        if not self._images.is_dir():
-            return
+        """Delete the image files that no message shows any more. Those that cannot be deleted are in
+        `undeleted`; the next turn tries again.
+        """
+        self.undeleted = ''
         shown = {os.path.basename(message.image) for message in history if isinstance(message.image, str)}
-        with contextlib.suppress(OSError):  # they only use space, and the next turn tries again
-            for path in self._images.iterdir():
-                if path.name not in shown:
-                    path.unlink(missing_ok=True)
+        try:
+            if not self._images.is_dir():
+                return
+            entries = list(os.scandir(self._images))
+        except OSError as error:
+            self.undeleted = f'{self._images}: {error.strerror}'
+            return
+        for entry in entries:
+            try:
+                if (
+                    entry.name not in shown and not entry.is_dir()
+                ):  # file managers store thumbnails in folders
+                    os.unlink(entry.path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self.undeleted = f'{entry.path}: {error.strerror}'
 
 
 def _unlink(path: Path) -> bool:

@@ -8,12 +8,15 @@ import dataclasses
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip('gguf')
 pytest.importorskip('llama_cpp')
-from odd_gguf import write_tiny_bpe
+import gguf
+from odd_gguf import copy_with, write_tiny_bpe
 
+from ros2_nanochat import NanoLLM
 from ros2_nanochat.backends.check import check_model
 from ros2_nanochat.backends.gguf import findings, first_check
 from ros2_nanochat.backends.gguf.backend import GGUFBackend
@@ -145,3 +148,20 @@ def test_a_store_that_cannot_be_written_costs_time_only(path, checks, monkeypatc
     for _ in range(2):
         opened(path).close()
     assert len(checks) == 2
+
+
+def test_tensors_of_zeros_are_refused(path, tmp_path):
+    """A download that reserved its space and broke off leaves zeros."""
+    tensors = gguf.GGUFReader(path).tensors
+    zeros = {tensor.name: np.zeros(tensor.data.shape, np.float32) for tensor in tensors[5:]}
+    copy_with(path, tmp_path / 'zeros.gguf', tensors=zeros)
+    with pytest.raises(BackendError, match='all the same'):
+        opened(str(tmp_path / 'zeros.gguf'))
+
+
+def test_a_context_of_one_token_opens_and_its_prompts_are_refused_in_one_line(path):
+    with (
+        NanoLLM.from_pretrained(path, max_context_len=1, max_sequences=1, threads=1) as model,
+        pytest.raises(BackendError, match='the context holds 1, .* larger max_context_len'),
+    ):
+        model.generate('hello', streaming=False)

@@ -36,6 +36,7 @@ def roll(logits, length):
     [
         (lambda logits, length: logits * np.nan, 'not numbers'),
         (lambda logits, length: np.where(logits > 0, np.inf, logits), 'infinite'),
+        (lambda logits, length: logits * 0, 'all the same'),
         (roll, 'how a text is cut'),
         (lambda logits, length: logits if length != 2 else logits * np.nan, 'not numbers'),
         (lambda logits, length: np.roll(logits, 7, axis=1) if length == 1 else logits, 'how a text is cut'),

@@ -1,6 +1,6 @@
 """The check that a model must pass when it is opened (a GGUF file on a CPU: the first time).
 
-Its logits must be finite, and must not depend on how a text is cut.
+Its logits must be finite and differ, and must not depend on how a text is cut.
 
 A runtime that does not know a model's form often runs it all the same, and produces nonsense (an ignored
 window, positions counted from the wrong end, a rope base that is not a number). Four tokens reveal most such
@@ -16,7 +16,7 @@ import numpy as np
 from ros2_nanochat.backends.base import Backend, Chunk
 from ros2_nanochat.errors import BackendError
 
-VERSION = 1  # raise it when the check examines more
+VERSION = 2  # raise it when the check examines more
 _TOKENS = 4  # the fewest that split into two parts of at least two
 _BEYOND = 9  # tokens beyond the window
 _SAMPLE = 64  # tokens by which the time of more is judged
@@ -39,7 +39,7 @@ def check_model(backend: Backend) -> bool:
         return True
     ids = _ordinary_ids(backend, count)
     whole = _logits(backend, [ids])
-    _finite(backend, whole)
+    _usable(backend, whole)
     if info.bidirectional_prompt:  # later tokens affect earlier ones
         return True
     for at in range(1, count):  # runtimes compute a single token, first or last, in another way than several
@@ -64,7 +64,7 @@ def _check_beyond_window(backend: Backend) -> bool:
     if 2 * length / len(sample) * (time.perf_counter() - began) > _SECONDS:
         return False
     whole = _logits(backend, _parts(ids, largest))
-    _finite(backend, whole)
+    _usable(backend, whole)
     smaller = max(1, min(largest, length) // 2 - 1)
     _compare(backend, whole, _parts(ids, smaller), f'how a text is cut beyond its window of {window} tokens')
     return True
@@ -77,7 +77,7 @@ def _parts(ids: np.ndarray, size: int) -> list[np.ndarray]:
 def _compare(backend: Backend, whole: np.ndarray, parts: list[np.ndarray], what: str) -> None:
     info = backend.info
     extended = _logits(backend, parts)
-    _finite(backend, extended)
+    _usable(backend, extended)
     difference = float(np.abs(whole - extended).max())
     if difference > _TOLERANCE * float(np.ptp(whole)):
         raise BackendError(
@@ -108,10 +108,15 @@ def _logits(backend: Backend, parts: list[np.ndarray]) -> np.ndarray:
         backend.free(seq)
 
 
-def _finite(backend: Backend, row: np.ndarray) -> None:
+def _usable(backend: Backend, row: np.ndarray) -> None:
     if not np.isfinite(row).all():
-        raise BackendError(
-            f'{backend.info.name} ({backend.info.architecture}) does not run with api={backend.info.api!r}:'
-            f' its logits are {"not numbers" if np.isnan(row).any() else "infinite"}. The file is damaged, or'
-            ' the runtime does not know this model: take another file of it, or another api'
-        )
+        fault = 'not numbers' if np.isnan(row).any() else 'infinite'
+    elif not np.ptp(row):  # tensors of zeros, from a download that reserved its space and did not end
+        fault = 'all the same'
+    else:
+        return
+    raise BackendError(
+        f'{backend.info.name} ({backend.info.architecture}) does not run with api={backend.info.api!r}: its'
+        f' logits are {fault}. The file is damaged, or the runtime does not know this model: take another'
+        ' file of it, or another api'
+    )

@@ -137,7 +137,7 @@ class GGUFBackend(Backend):
                 self._threads,
             )
             check.run(self, always=on_trial)
-            self.trims_exactly = self._goes_back()
+            self.trims_exactly = self._context_length > 1 and self._goes_back()
         except BaseException:
             self.close()
             if self._aborted:

@@ -266,6 +266,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked():
     begin = time.monotonic()
     assert 'too large' in refused(bomb)
     assert time.monotonic() - begin < 5.0
+    assert f'400,000,000 pixels, at most {MAX_PIXELS:,} in all; scale it down' in refused(bomb)
     assert 'too large' in refused(np.broadcast_to(np.uint8(0), (MAX_PIXELS // 1000 + 1, 1000)))
 
 

@@ -8,6 +8,7 @@ Knows neither files nor messages. Imports Pillow only to decode.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,11 @@ def _identify(data: bytes, name: str, targa: bool) -> Image.Image:
     try:
         return image_class.open(io.BytesIO(data), formats=formats)
     except (image_class.DecompressionBombError, image_class.DecompressionBombWarning) as error:
-        raise ValueError(f'{name} is too large: {one_line(error, 200)}') from error
+        size = re.search(r'\d+', str(error))  # Pillow's own bound is higher than ours
+        said = f'{int(size[0]):,} pixels' if size else one_line(error, 200)
+        raise ValueError(
+            f'{name} is too large: {said}, at most {MAX_PIXELS:,} in all; scale it down first'
+        ) from error
     except Exception as error:
         what = next((what for at, mark, what in _SIGNATURES if data[at:].startswith(mark)), None)
         unsupported = what and what.partition(',')[0] not in formats

@@ -84,6 +84,23 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return os.fdopen(handle, 'rb')
 
 
+def read_bounded(path: str | os.PathLike, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        ValueError: It is larger. The rest of it was not read.
+        OSError: It cannot be read, see `open_regular`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(limit + 1) if size <= limit else b''
+    if size > limit or len(data) > limit:
+        raise ValueError(
+            f'{os.fspath(path)} has {max(size, len(data)):,} bytes, and at most {limit:,} are read'
+        )
+    return data
+
+
 def is_file(path: str | os.PathLike) -> bool:
     """Return whether a regular file is there.
 

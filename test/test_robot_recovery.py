@@ -579,3 +579,29 @@ def test_a_reset_says_which_pictures_stay_on_disk_until_they_can_be_deleted(robo
     status = robot_status(chat)
     assert status.level == ERROR and 'b.png' in status.message
     assert chat.reset() == 'the conversation is forgotten' and not list(pictures.iterdir())
+
+
+@pytest.mark.parametrize('name', ['r1.json', 'r1.prompt'])
+def test_a_file_of_the_state_that_is_far_too_large_is_not_read(robot, tmp_path, name):
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    ask(chat, 'one')
+    chat.close()
+    os.truncate(tmp_path / name, 1 << 40)
+    log = Log()
+    chat, own = robot(store=ConversationStore(tmp_path, '/r1', log))
+    assert ask(chat, 'two').note == ''
+    assert name == 'r1.prompt' or 'bytes, and at most' in ' '.join(log.lines)
+    assert (tmp_path / name).stat().st_size < 10_000
+
+
+def test_an_old_message_that_does_not_fit_a_smaller_context_is_dropped(robot, tmp_path):
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    ask(chat, 'one')
+    chat.close()
+    path = tmp_path / 'r1.json'
+    data = json.loads(path.read_text())
+    assert data['messages'][0]['role'] == 'user', 'no system prompt'
+    data['messages'][0]['text'] = 'x' * 1_000_000  # of a node with a longer context
+    path.write_text(json.dumps(data))
+    chat, _ = robot(store=ConversationStore(tmp_path, '/r1', Log()))
+    assert ask(chat, 'two').reply == 'You said: two'

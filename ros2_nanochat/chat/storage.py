@@ -15,11 +15,13 @@ from ros2_nanochat.answer.written_call import WrittenCall
 from ros2_nanochat.chat.message import ChatMessage, PixelsGone, clean_text
 from ros2_nanochat.chat.model import ChatModel, OpenedImage
 from ros2_nanochat.errors import shown
-from ros2_nanochat.files import decode_text, is_file, open_regular, write_whole
+from ros2_nanochat.files import decode_text, is_file, read_bounded, write_whole
 from ros2_nanochat.image_sources import is_url
 
 FORMAT = 'nanochat-history'
 VERSION = 1
+MAX_BYTES = 256 << 20
+"""Of a file that is read: a conversation of a million tokens takes some 10 MB."""
 _GONE = '(an image was shown here; its pixels were not kept)'
 
 
@@ -122,8 +124,7 @@ def load(
     """
     path = os.path.abspath(os.fspath(path))
     try:
-        with open_regular(path) as file:
-            data = json.loads(decode_text(file.read()))
+        data = json.loads(decode_text(read_bounded(path, MAX_BYTES)))
     except json.JSONDecodeError as error:
         raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
     except RecursionError:

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from ros2_nanochat.chat.message import PixelsGone
-from ros2_nanochat.chat.storage import write_image
+from ros2_nanochat.chat.storage import MAX_BYTES, write_image
 from ros2_nanochat.errors import one_line
-from ros2_nanochat.files import open_regular, remove_temporary, sync_folder, write_whole
+from ros2_nanochat.files import open_regular, read_bounded, remove_temporary, sync_folder, write_whole
 from ros2_nanochat.robot.state_lock import StateLock
 
 _UNSAVED_IMAGES = 8  # images whose pixels are kept while they cannot be written
@@ -245,8 +245,7 @@ class ConversationStore:
 
     def _saved_prompt(self) -> str | None:
         try:
-            with open_regular(self._prompt_file) as file:
-                prompt = json.load(file)
+            prompt = json.loads(read_bounded(self._prompt_file, MAX_BYTES))
         except (OSError, ValueError, RecursionError):
             return None
         return prompt if isinstance(prompt, str) else None

@@ -14,10 +14,11 @@ def refuse_too_long(model: ChatModel, messages: Sequence[ChatMessage], limit: in
 
     Args:
         model: The model whose tokenizer counts.
-        messages: The conversation; its first and last messages have to stay.
+        messages: The conversation; its system prompt and its last message have to stay.
         limit: Tokens that the conversation may use.
     """
-    for message in [*messages[:1], *messages[-1:]]:
+    system = [message for message in messages[:1] if message.role == 'system']
+    for message in [*system, *messages[-1:]]:
         if message.text and surely_longer(model.tokenize, message.text, limit):
             raise ValueError(
                 f'a message of {len(message.text)} characters has more than {limit} tokens, and'

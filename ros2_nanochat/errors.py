@@ -64,7 +64,8 @@ def require(module: str, extra: str):
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """Return the first line of an error's text that is not blank, cut at `limit` characters.
+    """Return the first line of an error's text that is not blank, cut at `limit` characters and safe in logs
+    (see `printable`).
 
     A line that ends in a colon goes on with the next.
     """
@@ -74,13 +75,15 @@ def one_line(error: object, limit: int = 300) -> str:
         text = ''
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     count = next((n for n, line in enumerate(lines, 1) if not line.endswith(':')), len(lines))
-    text = ' '.join(lines[:count]) or type(error).__name__
+    text = _plain(' '.join(lines[:count])) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + '...'
 
 
 def shorten(text: str, limit: int = 200) -> str:
-    """Return a text on one line, cut at `limit` characters, to be quoted in an error message."""
-    line = ' '.join(text[: 2 * limit].split())
+    """Return a text on one line, cut at `limit` characters, to be quoted in an error message. It is safe in
+    logs (see `printable`).
+    """
+    line = ' '.join(_plain(text[: 2 * limit]).split())
     return line if len(line) <= limit and len(text) <= 2 * limit else line[:limit] + '...'
 
 
@@ -97,5 +100,9 @@ def printable(text: object, limit: int = 200) -> str:
     The result is one line, cut at `limit` characters. Characters that control a terminal or change the
     writing direction are replaced by spaces.
     """
-    line = ' '.join(''.join([c if c.isprintable() else ' ' for c in str(text)[: 2 * limit]]).split())
+    line = ' '.join(_plain(str(text)[: 2 * limit]).split())
     return line if len(line) <= limit else line[:limit] + '...'
+
+
+def _plain(text: str) -> str:
+    return text if text.isprintable() else ''.join([c if c.isprintable() else ' ' for c in text])

@@ -4,6 +4,8 @@ import textwrap
 
 import pytest
 
+from ros2_nanochat.errors import one_line
+from ros2_nanochat.program import error_line
 from ros2_nanochat.robot.tool_policy import OnInterrupt, ToolKind
 from ros2_nanochat.robot.tools_file import read_tools_file
 
@@ -150,3 +152,10 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / 'binary.yaml').write_bytes(b'\xff\xfe\x00\x01\x02')
     with pytest.raises(ValueError, match='tools_file='):
         read_tools_file(tmp_path / 'binary.yaml')
+
+
+def test_control_characters_of_a_file_do_not_reach_a_terminal(read):
+    for text in ('"\\e[31m\\nforged": 1', 'tools: {a: {"\\u202e\\e]0;x\\a": 1}}'):
+        with pytest.raises(ValueError, match='is not known') as caught:
+            read(text)
+        assert one_line(caught.value).isprintable() and error_line(caught.value).isprintable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import random
 import shutil
 import signal
@@ -315,6 +316,9 @@ def test_the_key_comes_from_the_environment_or_a_file_and_is_never_shown(tmp_pat
         assert not text or text not in str(refused.value)
     with pytest.raises(ValueError, match='cannot be read'):
         read_key(ModelConfig(api_key_file=str(tmp_path / 'none')))
+    os.mkfifo(tmp_path / 'pipe')  # nobody writes to it
+    with pytest.raises(ValueError, match='not a regular file'):
+        read_key(ModelConfig(api_key_file=str(tmp_path / 'pipe')))
 
 
 @pytest.mark.skipif(shutil.which('openssl') is None, reason='makes a certificate with openssl')

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import one_line, require, shown
+from ros2_nanochat.files import open_regular
 
 _LONGEST = 2000
 _ONE_WORD = re.compile(r'[^\s\x00-\x1f\x7f]+')
@@ -78,8 +79,8 @@ def read_key(config: ModelConfig, environment: Callable[[str], str | None] = os.
     if config.api_key_file is not None:
         where = f'api_key_file={config.api_key_file!r}'
         try:
-            with open(os.path.expanduser(config.api_key_file), encoding='ascii', errors='replace') as file:
-                key = file.read(1 << 16)
+            with open_regular(os.path.expanduser(config.api_key_file)) as file:
+                key = file.read(1 << 16).decode('ascii', 'replace')
         except OSError as error:
             raise ValueError(f'{where} cannot be read: {error.strerror}') from None
     key = key.strip()

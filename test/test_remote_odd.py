@@ -16,6 +16,7 @@ from remote_chat import ask
 from scripted_server import ScriptedServer
 
 from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat.engine.reply_text import ReplyText
 from ros2_nanochat.errors import BackendError
 from ros2_nanochat.remote.address import check_address, is_here, read_addresses
 from ros2_nanochat.remote.connection import Connection
@@ -246,6 +247,17 @@ def test_a_reply_without_end_is_ended_here(server, model):
     while server.open_streams:
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_reply_whose_end_fails_has_an_end(server, model, monkeypatch):
+    def flush(text, end_id=None):
+        raise KeyError('ours')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReplyText, 'flush', flush)
+        reply = ask(model, 'hello').wait(10)
+    assert reply.finish_reason == 'error' and reply.error == "internal error: KeyError('ours')"
+    assert ask(model, 'again').wait(20).finish_reason == 'stop'
 
 
 def test_a_bug_of_ours_is_not_blamed_on_the_server(server, model, monkeypatch):

@@ -5,6 +5,7 @@ Runs on the loop's thread; knows no HTTP.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from ros2_nanochat.remote.message_vocabulary import ReplyIds
 from ros2_nanochat.remote.text import FedDetokenizer, MessageText, RemoteText, ServerText
 from ros2_nanochat.states import FinishReason
 
+_log = logging.getLogger(__name__)
 _LOOSE, _FEW = 16, 256  # of a limit in tokens, for text whose tokens are not known
 
 
@@ -122,7 +124,7 @@ class RemoteReply:
             if len(self._progress.new_ids) >= self._limit:
                 self._reason, self._closes = FinishReason.LENGTH, True
             elif isinstance(self._text, MessageText):
-                self._take_text(piece)
+                self._put(self._reply_ids.of(piece.reasoning, piece.text))
             else:
                 self._take_ids(piece)
         elif self.complete and (piece.text or piece.ids):
@@ -154,9 +156,6 @@ class RemoteReply:
         else:
             self._metrics.observe('time_per_token', now - progress.last_token)
         progress.last_token = now
-
-    def _take_text(self, piece: Piece) -> None:
-        self._put(self._reply_ids.of(piece.reasoning, piece.text))
 
     def _take_ids(self, piece: Piece) -> None:
         progress, asked = self._progress, self.request.asked
@@ -255,8 +254,7 @@ class RemoteReply:
         progress = self._progress
         form = progress.answer_form
         if reason is FinishReason.STOP and form is not None:
-            rest = [*progress.text.flush(self._end_id)]
-            for delta in rest:
+            for delta in [*progress.text.flush(self._end_id)]:
                 self.request.signals.output.put(delta)
             if not form.matches(progress.text.answer):
                 self.finish(
@@ -280,9 +278,14 @@ class RemoteReply:
         request, progress = self.request, self._progress
         request.signals.ended.set()
         progress.mark(reason)
-        for delta in progress.text.flush(self._end_id):
-            request.signals.output.put(delta)
-        count, exact = progress.text.given(len(progress.new_ids))
+        try:
+            for delta in progress.text.flush(self._end_id):
+                request.signals.output.put(delta)
+            count, exact = progress.text.given(len(progress.new_ids))
+        except Exception as error:  # a bug of ours; without an end, the reader would wait for ever
+            _log.exception('the end of a reply failed')
+            count, exact = len(progress.new_ids), False
+            reason, detail = FinishReason.ERROR, f'internal error: {error!r}'
         self._metrics.count(f'finished_{reason}')
         request.signals.output.put(End(reason, count, exact, detail, progress.text.num_partial))
 

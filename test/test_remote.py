@@ -750,6 +750,28 @@ def test_ids_beyond_the_limit_are_cut_off_with_their_text(tokenizer):
         assert reply.tokens == [byte + 3 for byte in b'Hello']
 
 
+@pytest.mark.parametrize(
+    'ids, words',
+    [
+        ([], 'text without token ids: set server_input to messages'),
+        (None, 'text without token ids'),
+        ([75, 259], 'the token id 259, and those of the tokenizer end at 258'),
+        ([2**31 - 1], 'set tokenizer to the files of its model'),
+    ],
+)
+def test_ids_that_the_next_prompt_could_not_hold_end_the_reply(tokenizer, ids, words):
+    choices = [{'text': 'Hi', 'token_ids': ids}, {'text': '', 'token_ids': [1], 'finish_reason': 'stop'}]
+    events = ''.join(f'data: {json.dumps({"choices": [choice]})}\n\n' for choice in choices)
+    head = 'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n'
+    with ScriptedServer(kind='vllm') as server, open_servers(server, tokenizer=tokenizer) as model:
+        server.faults += [(head + events).encode()] * 2  # it is asked again
+        history = ChatHistory(model)
+        reply = ask(model, 'hello', history, max_new_tokens=5).wait(20)
+        assert (reply.text, reply.finish_reason) == ('', 'error') and words in reply.error
+        history.append('bot', reply)
+        assert ask(model, 'again', history, max_new_tokens=5).wait(20).finish_reason == 'length'
+
+
 def switch(on: bool) -> str:
     """Switch the lamp."""
     return f'it is {on}'

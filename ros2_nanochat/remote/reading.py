@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ros2_nanochat.remote.failures import ServerError, Unavailable, message_in
@@ -100,6 +100,27 @@ def ids_in(value: Any) -> tuple[int, ...]:
     if not all(count_in(each) is not None for each in value):
         raise Unavailable(f'the server sent {str(value)[:80]!r}, which are no token ids')
     return tuple(value)
+
+
+def check_ids(text: str, ids: Sequence[int], is_first: bool, vocab_size: int) -> None:
+    """Check the ids of a piece of a reply: the next prompt holds them, and must be valid.
+
+    Args:
+        text: The text of the piece.
+        ids: Its ids.
+        is_first: Whether the reply has no ids yet.
+        vocab_size: Number of ids that there are.
+
+    Raises:
+        Unavailable: There are none where a reply begins, or one is not in the vocabulary.
+    """
+    if text and is_first and not ids:
+        raise Unavailable('the server sent text without token ids: set server_input to messages')
+    if ids and max(ids) >= vocab_size:
+        raise Unavailable(
+            f'the server sent the token id {max(ids)}, and those of the tokenizer end at {vocab_size - 1}:'
+            ' set tokenizer to the files of its model'
+        )
 
 
 def text_in(value: Any) -> str:

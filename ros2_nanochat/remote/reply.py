@@ -17,6 +17,7 @@ from ros2_nanochat.remote.calling import CallSteps
 from ros2_nanochat.remote.dialect import Piece
 from ros2_nanochat.remote.figures import RequestFigures
 from ros2_nanochat.remote.message_vocabulary import ReplyIds
+from ros2_nanochat.remote.reading import check_ids
 from ros2_nanochat.remote.text import FedDetokenizer, MessageText, RemoteText, ServerText
 from ros2_nanochat.states import FinishReason
 
@@ -159,6 +160,7 @@ class RemoteReply:
 
     def _take_ids(self, piece: Piece) -> None:
         progress, asked = self._progress, self.request.asked
+        check_ids(piece.text, piece.ids, not progress.new_ids, self._text.info.vocab_size)
         ids = list(piece.ids)
         end = next((n for n, token_id in enumerate(ids) if token_id in asked.end_ids), None)
         if end is not None:

@@ -88,6 +88,7 @@ WHOLE_REPLIES = {
     'informational answers': b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: </a>\r\n\r\n'
     + answer(),
     'other ids': answer(event('Hi', id='x') + event(' there', id=7) + event(finish='stop', id=None)),
+    'an index in words': answer(REPLY.replace('"index": 0', '"index": "0"')),
     'an empty finish': answer(REPLY.replace('null', '""')),
     'a finish in words': answer(REPLY.replace('null', '"null"')),
     'two keys of one name': answer(

@@ -69,7 +69,8 @@ def choice_in(event: Any) -> Mapping[str, Any]:
         raise Unavailable(f'the server broke off: {message_in(event)}', status=200)
     choices = event.get('choices')
     for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, Mapping) and not choice.get('index'):  # others were not asked for
+        # Others were not asked for. Some servers write numbers as texts.
+        if isinstance(choice, Mapping) and str(choice.get('index') or 0) == '0':
             return choice
     return {}
 

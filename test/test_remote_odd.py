@@ -250,6 +250,18 @@ def test_a_reply_without_end_is_ended_here(server, model):
         time.sleep(0.01)
 
 
+def test_a_reply_ends_with_its_last_event_although_the_connection_stays_open(server, model):
+    async def stay(writer):
+        writer.write(answer(event('Hi') + 'data:[DONE]\n\n'))
+        await asyncio.sleep(10)
+
+    server.faults.append(stay)
+    begun = time.monotonic()
+    reply = ask(model, 'hello').wait(20)
+    assert (reply.text, reply.finish_reason) == ('Hi', 'error') and 'before the reply was' in reply.error
+    assert time.monotonic() - begun < 8
+
+
 def test_a_reply_whose_end_fails_has_an_end(server, model, monkeypatch):
     def flush(text, end_id=None):
         raise KeyError('ours')

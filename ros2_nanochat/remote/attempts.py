@@ -196,6 +196,8 @@ class Attempts:
         watch = Watch(settings.first_token_timeout, settings.silence_timeout, address)
 
         def take(event: bytes) -> bool:
+            if event.strip() == b'[DONE]' and not (reply.complete or reply.ended):
+                return True  # nothing more will come
             if event.strip() == b'[DONE]' or reply.ended:
                 return False  # read on to the end, so that the connection can be used again
             piece = read_event(dialect.read, event, address)

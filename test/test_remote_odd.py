@@ -21,6 +21,7 @@ from ros2_nanochat.errors import BackendError
 from ros2_nanochat.remote.address import check_address, is_here, read_addresses
 from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.failures import MAX_WAIT, Overloaded, Unavailable, error_of
+from ros2_nanochat.remote.identify import _entry
 from ros2_nanochat.remote.patience import Watch
 from ros2_nanochat.remote.reply import RemoteReply
 
@@ -271,6 +272,25 @@ def test_a_reply_whose_end_fails_has_an_end(server, model, monkeypatch):
         reply = ask(model, 'hello').wait(10)
     assert reply.finish_reason == 'error' and reply.error == "internal error: KeyError('ours')"
     assert ask(model, 'again').wait(20).finish_reason == 'stop'
+
+
+@pytest.mark.parametrize(
+    'listing, served, words',
+    [
+        ({'data': []}, None, 'lists no models: load one there'),
+        ({'models': [{'name': 'm'}]}, None, 'lists no models: load one there'),
+        ({'data': [{'id': f'm{n}'} for n in range(1000)]}, None, 'm19 and 980 more'),
+        ([{'id': f'm{n}'} for n in range(22)], 'other', 'm19 and 2 more'),
+    ],
+)
+def test_what_a_server_lists_is_told(listing, served, words):
+    with pytest.raises(BackendError, match=words) as refused:
+        _entry(listing, 'http://a/v1', served)
+    assert '\n' not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_a_list_of_models_without_a_frame_is_a_list():
+    assert _entry([{'id': 'a'}, {'id': 'b'}, 7, None], 'http://a/v1', 'b') == {'id': 'b'}
 
 
 def test_a_bug_of_ours_is_not_blamed_on_the_server(server, model, monkeypatch):

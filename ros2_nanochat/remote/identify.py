@@ -11,7 +11,7 @@ from ros2_nanochat.remote.capabilities import Capabilities, Way
 from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.failures import Rejected, ServerError
 from ros2_nanochat.remote.questions import Questions, first_choice
-from ros2_nanochat.remote.reading import count_in
+from ros2_nanochat.remote.reading import count_in, models_in
 
 _ALL = {name: name for name in ('temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'seed')}
 _OPTIONS = {
@@ -24,6 +24,7 @@ _CONTINUES: dict[str, dict[str, bool]] = {
     'llama.cpp': {},
 }
 _SOME_ID = 1
+_SHOWN = 20  # names of models in a message
 ANSWER_SECONDS = 30.0
 """Seconds that a server which can be reached may take to answer at all when it is opened. One that loads its
 model, or whose machine is busy, takes a while.
@@ -92,16 +93,18 @@ async def _model_entry(connection: Connection, served_model: str | None) -> dict
 
 
 def _entry(listing: Any, url: str, served_model: str | None) -> dict:
-    data = listing.get('data') if isinstance(listing, Mapping) else None
-    data = data if isinstance(data, list) else []
     # Some list a model twice.
-    entries = [*{e['id']: e for e in data if isinstance(e, dict) and isinstance(e.get('id'), str)}.values()]
-    names = ', '.join(printable(entry['id']) for entry in entries[:20]) or 'none'
+    entries = [*{entry['id']: entry for entry in models_in(listing)}.values()]
+    names = ', '.join(printable(entry['id']) for entry in entries[:_SHOWN]) or 'none'
+    if len(entries) > _SHOWN:
+        names += f' and {len(entries) - _SHOWN:,} more'
     if served_model is not None:
         for entry in entries:
             if entry['id'] == served_model:
                 return entry
         raise BackendError(f'served_model={shown(served_model)} is not valid: {url} has {names}')
+    if not entries:
+        raise BackendError(f'{url} lists no models: load one there, or set served_model to its name')
     if len(entries) != 1:
         raise BackendError(f'{url} has {len(entries)} models: set served_model to one of {names}')
     return entries[0]

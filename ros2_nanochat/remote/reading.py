@@ -57,6 +57,13 @@ def usage_in(data: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def models_in(listing: Any) -> list[dict]:
+    """Return the models in a list of models that have a name. Some servers send the list without a frame."""
+    data = listing.get('data') if isinstance(listing, Mapping) else listing
+    entries = data if isinstance(data, list) else []
+    return [each for each in entries if isinstance(each, dict) and isinstance(each.get('id'), str)]
+
+
 def choice_in(event: Any) -> Mapping[str, Any]:
     """Return the first choice of an event; {} if it has none.
 

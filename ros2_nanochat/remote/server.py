@@ -15,6 +15,7 @@ from ros2_nanochat.remote.connection import Connection
 from ros2_nanochat.remote.failures import ServerError, Unavailable
 from ros2_nanochat.remote.kept_pictures import KeptPictures
 from ros2_nanochat.remote.questions import Questions
+from ros2_nanochat.remote.reading import models_in
 
 _FAILURES = 3  # in a row, after which a server is given no more replies until it answers a check
 _RAISE_SECONDS = 5.0  # after which an overloaded server is given one more reply at once
@@ -113,9 +114,7 @@ class Server:
                 self.can = await self._prepare(self)
             else:
                 listing = await self._listing(self.can)
-                data = listing.get('data') if isinstance(listing, dict) else None
-                entries = data if isinstance(data, list) else []
-                names = [each.get('id') for each in entries if isinstance(each, dict)]
+                names = [each['id'] for each in models_in(listing)]
                 if listing is not None and self.can.listed and self.can.model not in names:
                     raise Unavailable(f'{self.url} no longer has the model {self.can.model}')
         except Exception as error:

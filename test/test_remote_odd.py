@@ -274,6 +274,24 @@ def test_a_reply_whose_end_fails_has_an_end(server, model, monkeypatch):
     assert ask(model, 'again').wait(20).finish_reason == 'stop'
 
 
+@pytest.mark.parametrize('fault', ['refused', 'in the stream'])
+def test_a_key_that_a_server_quotes_is_not_shown(monkeypatch, caplog, fault):
+    key = 'sk-secret-0123456789'
+    monkeypatch.setenv('OPENAI_API_KEY', key)
+    said = json.dumps({'error': {'message': f'{"x" * 190} {key}: no quota'}})  # cut within the key
+    faults = {
+        'refused': f'HTTP/1.1 401 No\r\nContent-Length: {len(said)}\r\n\r\n{said}'.encode(),
+        'in the stream': answer(event('Hi') + f'data: {json.dumps({"error": f"no quota for {key}"})}\n\n'),
+    }
+    with ScriptedServer(key=key) as server, caplog.at_level('DEBUG'):
+        with NanoLLM.from_pretrained(server.url, api='openai') as model:
+            server.faults.append(faults[fault])
+            reply = ask(model, 'hello').wait(20)
+            assert reply.finish_reason == 'error' and '(the ' in reply.error
+            assert key[:6] not in f'{reply.error} {model.stats}'
+    assert key[:6] not in caplog.text
+
+
 @pytest.mark.parametrize(
     'listing, served, words',
     [

@@ -25,6 +25,7 @@ MAX_ANSWER = 32 << 20
 _MAX_ERROR = 64 << 10
 _BEFORE_JSON = b'\xef\xbb\xbf \t\r\n'
 _LARGE = 1 << 20  # from here on, aiohttp wants a file, of which it sends one part after the other
+_SECRET = 8  # characters; shorter keys stand for none, such as EMPTY
 _STALE = 2  # connections that a request may find closed
 
 
@@ -62,6 +63,12 @@ class Connection:
 
     def _authorization(self) -> dict[str, str]:
         return {'Authorization': f'Bearer {self._key}'} if self._key else {}
+
+    def _without_key(self, text: str) -> str:
+        """A text of the server for logs and errors: some quote the key that they refuse."""
+        if self._key is None or len(self._key) < _SECRET:
+            return text
+        return text.replace(self._key, '(the key)')
 
     async def close(self) -> None:
         """Close all connections."""
@@ -172,7 +179,8 @@ class Connection:
                         if begun or not way.is_kept or not _was_stale(error):
                             raise
                 return await self._request(method, address, content, headers, taken, watch, way)
-        except ServerError:
+        except ServerError as error:
+            error.args = (self._without_key(str(error)),)
             raise
         except (asyncio.CancelledError, MemoryError):
             raise
@@ -203,7 +211,8 @@ class Connection:
                     start += data
                     if len(start) > _MAX_ERROR:
                         break
-                raise error_of(response.status, response.headers, bytes(start), address)
+                said_there = self._without_key(start.decode('utf-8', 'replace'))  # before it is cut
+                raise error_of(response.status, response.headers, said_there.encode(), address)
             encoding = response.headers.get('content-encoding', 'identity').strip().lower()
             if encoding not in ('', 'identity'):  # a few bytes may unpack to gigabytes
                 raise Unavailable(f'{address} sent {printable(encoding, 40)}, though asked for plain text')

@@ -38,6 +38,8 @@ class ScriptedServer:
             written as they are; or a function that is called with the writer.
         requests: `(headers, body)` of all requests for replies.
         kept: Pictures that it knows by their `uuid`; None if it keeps none.
+        name: The model's name.
+        shift: What it adds to a byte for its id, when asked to tokenize.
         owner: Who it says owns the model; `kind` if empty.
         samples: Whether it has the options of vLLM, and refuses what is none of their values.
         replicas: Servers behind it that take turns and remember prompts each for itself.
@@ -71,6 +73,7 @@ class ScriptedServer:
         self.kept: set | None = None
         self.block = 0
         self.owner, self.replicas, self._turn = '', 1, 0
+        self.name, self.shift = MODEL, 3
         self._had: set = set()
         self.one_at_a_time = self.keeps_connections = False
         self.port = port
@@ -152,7 +155,7 @@ class ScriptedServer:
         self.requests.append((headers, body))
         fault = self.always or (self.faults.pop(0) if self.faults and body.get('stream') else None)
         if path == '/tokenize' and self.kind == 'vllm':
-            return self._answer(writer, 200, {'tokens': [b + 3 for b in body['prompt'].encode()]})
+            return self._answer(writer, 200, {'tokens': [b + self.shift for b in body['prompt'].encode()]})
         known = ('/v1/completions', '/v1/chat/completions')
         if path not in known or (path == '/v1/completions' and self.kind != 'vllm'):
             return self._answer(writer, 404, {'detail': 'Not Found'})
@@ -174,7 +177,7 @@ class ScriptedServer:
         if path == '/v1/models' and self.models_fail:  # as behind a router, of a worker that is gone
             return self._answer(writer, 500, {'error': {'message': 'error sending request'}})
         if path == '/v1/models' and self.lists_models:
-            entry = {'id': MODEL, 'owned_by': self.owner or self.kind, 'max_model_len': self.context}
+            entry = {'id': self.name, 'owned_by': self.owner or self.kind, 'max_model_len': self.context}
             return self._answer(writer, 200, {'object': 'list', 'data': [entry] * (1 + self.models_twice)})
         return self._answer(writer, 404, {'detail': 'Not Found'})
 

@@ -772,6 +772,19 @@ def test_ids_that_the_next_prompt_could_not_hold_end_the_reply(tokenizer, ids, w
         assert ask(model, 'again', history, max_new_tokens=5).wait(20).finish_reason == 'length'
 
 
+def test_servers_of_a_fleet_that_have_different_models_are_told(tokenizer, caplog):
+    with ScriptedServer(kind='vllm') as a, ScriptedServer(kind='vllm') as b:
+        b.name = 'other\n'
+        with open_servers(a, b) as model:
+            assert all(line.startswith('up') for line in model.stats['servers'].values())
+        assert 'has the model' in caplog.text and 'replies come from either' in caplog.text
+        b.name, b.shift = a.name, 4
+        with open_servers(a, b, tokenizer=tokenizer) as model:
+            states = [*model.stats['servers'].values()]
+            assert sum(state.startswith('up') for state in states) == 1
+            assert any('is not that of the other servers' in state for state in states)
+
+
 def switch(on: bool) -> str:
     """Switch the lamp."""
     return f'it is {on}'

@@ -30,7 +30,13 @@ from ros2_nanochat.remote.probe import Prober, keeps_pictures, takes_pictures
 from ros2_nanochat.remote.questions import Questions
 from ros2_nanochat.remote.server import Server
 from ros2_nanochat.remote.text import MessageText, RemoteText
-from ros2_nanochat.remote.tokens import Vocabulary, from_files, from_llama_cpp, tokenizer_folder
+from ros2_nanochat.remote.tokens import (
+    Vocabulary,
+    from_files,
+    from_llama_cpp,
+    tokenized_there,
+    tokenizer_folder,
+)
 
 _log = logging.getLogger(__name__)
 _ASK_SECONDS = 30.0
@@ -157,7 +163,7 @@ class Opening:
         async with self._exploring:  # one server is asked for all of them
             if self._reference is None:
                 self._reference = await self._explore(connection, found)
-        return self._like_the_others(found)
+        return await self._like_the_others(connection, found)
 
     async def _explore(self, connection: Connection, found: Found) -> Capabilities:
         self._report(0.3)
@@ -179,7 +185,7 @@ class Opening:
         self._report(1.0)
         return can
 
-    def _like_the_others(self, found: Found) -> Capabilities:
+    async def _like_the_others(self, connection: Connection, found: Found) -> Capabilities:
         reference = self._reference
         assert reference is not None
         if found.can.kind != reference.kind or (
@@ -188,6 +194,20 @@ class Opening:
             raise BackendError(
                 f'{found.can.kind} does not fit {reference.kind}: the servers of a fleet have to be of one'
                 ' kind'
+            )
+        if self._vocabulary is not None and found is not self._found:
+            there = await tokenized_there(connection, found.can.model)
+            if there not in (None, self._vocabulary.some_ids):
+                raise BackendError(
+                    f'the vocabulary of {printable(found.can.model)} is not that of the other servers: a'
+                    ' fleet needs the same model on all of them'
+                )
+        if found.can.model != reference.model:
+            _log.warning(
+                '%s has the model %s, and another server %s: replies come from either',
+                connection.url,
+                printable(found.can.model),
+                printable(reference.model),
             )
         return replace(reference, model=found.can.model, slots=found.can.slots)
 

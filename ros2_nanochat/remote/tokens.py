@@ -109,7 +109,7 @@ async def from_files(folder: str, connection: Connection, model: str) -> tuple[V
         return None, str(error)
     tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
     here = tokenizer.tokenize(PROBE_TEXT)
-    there = await _tokenized_there(connection, model)
+    there = await tokenized_there(connection, model)
     if there is not None and there != here:
         return None, f'the tokenizer in {folder} is not that of the server'
     facts = {
@@ -124,8 +124,8 @@ async def from_files(folder: str, connection: Connection, model: str) -> tuple[V
     return Vocabulary(facts, lambda info: FilesText(info, tokenizer), here), ''
 
 
-async def _tokenized_there(connection: Connection, model: str) -> list[int] | None:
-    """The ids of the probe text according to the server; None if it does not tokenize."""
+async def tokenized_there(connection: Connection, model: str) -> list[int] | None:
+    """Return the ids of the probe text according to the server; None if it does not tokenize."""
     bodies: tuple[dict[str, Any], ...] = (
         {'model': model, 'prompt': PROBE_TEXT, 'add_special_tokens': False},
         {'content': PROBE_TEXT, 'add_special': False},

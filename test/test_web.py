@@ -4,6 +4,7 @@ pictures, and that its files agree with the content security policy.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -450,6 +451,37 @@ def size_of(jpeg):
     from PIL import Image
 
     return Image.open(io.BytesIO(jpeg)).size
+
+
+class Leaving:
+    """The socket of a browser that leaves at the moment when it has been sent something."""
+
+    def __init__(self):
+        self._sent = asyncio.Event()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await self._sent.wait()
+        raise StopAsyncIteration
+
+    async def send_str(self, text):
+        self._sent.set()
+
+
+def test_nothing_is_left_of_a_page_that_is_closed_while_it_is_sent_something():
+    pytest.importorskip('aiohttp')
+    from ros2_nanochat.web.page import Page
+
+    async def visit():
+        page = Page(Leaving())
+        page.send({'type': 'fleet'})
+        await page.run(None)
+        await asyncio.sleep(0.05)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert not asyncio.run(visit())
 
 
 def test_an_upload_passes_the_checks_of_all_images():

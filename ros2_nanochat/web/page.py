@@ -39,7 +39,7 @@ class Page:
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.asking = 0
         self._waiting: deque[str] = deque()
-        self._behind = False
+        self._behind = self._gone = False
         self._frame: bytes | None = None
         self._filled = asyncio.Event()
         self._requests, self._pictures = Rate(5, 20), Rate(0.5, 2 * _MAX_UPLOADS)
@@ -76,13 +76,17 @@ class Page:
                 elif message.type is WSMsgType.BINARY:
                     await self._receive(pages, message.data)
         finally:
-            sending.cancel()
+            self._gone = True
+            self._filled.set()
+            sending.cancel()  # up to Python 3.11, `wait_for` swallows it if the data has just been sent
 
     async def _send_all(self) -> None:
         try:
             while True:
                 await self._filled.wait()
                 self._filled.clear()
+                if self._gone:
+                    return
                 if self._behind:
                     break
                 events, self._waiting = self._waiting, deque()

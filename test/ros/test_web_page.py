@@ -415,6 +415,15 @@ def test_a_form_that_is_not_valid_is_one_line_and_the_question_stays(fresh):
     expect(fresh.locator('#problem')).to_be_hidden()
 
 
+@pytest.mark.parametrize('length, words', [(60_000, 'text is too long'), (120_000, 'request is too long')])
+def test_a_question_that_is_too_long_is_one_line_and_stays_whole(fresh, length, words):
+    fresh.fill('#question', 'z' * length)
+    fresh.keyboard.press('Enter')
+    expect(fresh.locator('#problem')).to_contain_text(words, timeout=10 * SECONDS)
+    assert len(fresh.input_value('#question')) == length
+    fresh.fill('#question', '')
+
+
 def test_a_tool_waits_until_somebody_allows_or_refuses_it(fresh, friend):
     switched = []
 

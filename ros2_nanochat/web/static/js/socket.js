@@ -38,6 +38,7 @@ export class Connection {
   take(event) {
     if (event.type === 'uploaded') return settle(this.uploads.shift(), event, event.picture);
     if (event.type !== 'done') return this.receive(event);
+    if (event.n === null) return this.failRequests(event.error); // one was not read, and its number neither
     settle(this.pending.get(event.n), event, event.message);
     this.pending.delete(event.n);
   }
@@ -69,9 +70,14 @@ export class Connection {
   }
 
   failAll(reason) {
-    for (const waiting of [...this.pending.values(), ...this.uploads]) waiting.reject(new Error(reason));
-    this.pending.clear();
+    this.failRequests(reason);
+    for (const waiting of this.uploads) waiting.reject(new Error(reason));
     this.uploads = [];
+  }
+
+  failRequests(reason) {
+    for (const waiting of this.pending.values()) waiting.reject(new Error(reason));
+    this.pending.clear();
   }
 }
 

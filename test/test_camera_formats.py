@@ -293,6 +293,8 @@ def test_a_jpeg_that_is_cut_off_at_its_end_still_shows(lost, options):
         ('16UC1; COMPRESSEDDEPTH rvl', bytes(40), 'send the depth as an Image'),
         ('heic', b'\0\0\0\x18ftypheic', 'HEIC'),
         ('h264', b'\0\0\0\1g', 'H.264'),
+        ('h264', b'\0\0\1g', 'H.264'),
+        ('', b'\0\0\1\0\1\0', 'an icon'),
         ('mp4', b'\0\0\0\x18ftypisom', 'video'),
         ('', b'', 'empty'),
         ('jpeg', b'\xff\xd8\xff', 'beginning is broken'),

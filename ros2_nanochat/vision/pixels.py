@@ -39,6 +39,7 @@ _SIGNATURES = (
     (4, b'ftypmsf1', 'HEIF'),
     (4, b'ftyp', 'a video'),
     (0, b'\0\0\0\1', 'H.264 or H.265 video'),
+    (0, b'\0\0\1\0', 'an icon (ICO)'),
     (0, b'\0\0\1', 'H.264 or H.265 video'),
     (0, b'\x1aE\xdf\xa3', 'a video'),
     (0, b'%PDF', 'a PDF'),

@@ -138,6 +138,7 @@ BROKEN = {
     'an event of errors': (error('event: error', 'data: {"message": "no memory"}'), 'no memory'),
     'an event of errors, data first': (error('data: {"message": "no memory"}', 'event: error'), 'no memory'),
     'an empty event of errors': (error('event:error'), 'an error'),
+    'an object of errors': (error('data: {"object": "error", "message": "no memory"}'), 'no memory'),
     'the old field of errors': (error('error: {"code": 500, "message": "no memory"}'), 'no memory'),
     'a finish that is a list': (answer(event('Hi') + event(finish=['stop'])), 'ended the reply with'),
     'an unknown finish': (answer(event('Hi') + event(finish='banana\n\x1b[31m')), 'banana'),

@@ -348,6 +348,14 @@ def test_a_begin_of_text_that_the_tokenizer_adds_is_known(tmp_path):
     assert tokenizer.bos_token_id == 1 and tokenizer.add_bos and tokenizer.tokenize('a')[0] != 1
 
 
+def test_ids_of_a_vocabulary_with_gaps_are_all_counted():
+    data = json.loads(train('byte_level').to_str())
+    vocab = data['model']['vocab']
+    vocab['a'] = far = max(vocab.values()) + 40
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(data)))
+    assert tokenizer.tokenize('a') == [far] and tokenizer.vocab_size == far + 1
+
+
 def test_tokens_of_the_configuration_are_added_with_its_flags(tmp_path):
     t = train('byte_level')
     t.save(str(tmp_path / 'tokenizer.json'))

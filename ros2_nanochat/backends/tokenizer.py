@@ -66,7 +66,6 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.named = dict(named or {})
         self.chat_template = chat_template
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         ids = {name: self._tokenizer.token_to_id(text) for name, text in self.named.items()}
         self.eos_token_ids = frozenset(int(i) for i in eos_token_ids) | (
             {ids['eos_token']} if ids.get('eos_token') is not None else frozenset()
@@ -84,6 +83,7 @@ class Tokenizer:
         self._anchor = f'\x01{secrets.token_hex(16)}\x01'
         source = self._tokenizer.to_str()
         data = json.loads(source)
+        self.vocab_size = _vocab_size(data)
         self._puts_space = without_first_space(data)[1]
         self._markup = self._with_anchor(source)
         self._content = self._with_anchor(json.dumps(self._without_special(data)))
@@ -292,3 +292,9 @@ def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str,
     for text in [*named.values(), *filter(None, map(text_of, extra))]:
         if text not in known:
             tokenizer.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True)])
+
+
+def _vocab_size(data: dict) -> int:
+    """How many ids tokenizer.json has, with those between them that stand for nothing."""
+    vocab, added = data['model']['vocab'], [token['id'] for token in data['added_tokens']]
+    return 1 + max([*added, *(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))], default=-1)

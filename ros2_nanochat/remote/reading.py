@@ -72,7 +72,7 @@ def choice_in(event: Any) -> Mapping[str, Any]:
     """
     if not isinstance(event, Mapping):
         raise Unavailable(f'the server sent {str(event)[:80]!r}, which is no event of a reply')
-    if event.get('error'):
+    if event.get('error') or event.get('object') == 'error':  # the latter from vLLM up to 2025
         raise Unavailable(f'the server broke off: {message_in(event)}', status=200)
     choices = event.get('choices')
     for choice in choices if isinstance(choices, list) else ():

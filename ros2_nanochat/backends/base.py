@@ -24,7 +24,7 @@ from ros2_nanochat.processor import cpus_of
 from ros2_nanochat.prompt import Preceding
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Chunk:
     """Entries to append to one sequence: ids or embeddings, not both.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.engine.request import Request
-from ros2_nanochat.engine.sampler import choose_there, places_there
+from ros2_nanochat.engine.sampler import Sampler, choose_largest, choose_there, places_there
 from ros2_nanochat.errors import one_line
 
 
@@ -32,17 +32,12 @@ class Chooser:
         if not requests:
             return []
         samplers = [request.progress.sampler for request in requests]
+        rejected: list[int] = []
         try:
-            places = self._unscored(requests, places_there(samplers, rows))
-            # a device may still compute the logits, so that time for masks is free
-            masked = [i for i in places if samplers[i].masked or (rows.can_mask and samplers[i].held)]
-            places = self._mask(requests, rows, places, masked)
-            chosen = choose_there(samplers, rows, places)
-            rejected = [i for i in places if self._rejects(requests[i], chosen[i])]
-            again = self._mask(requests, rows, rejected, rejected) if rows.can_mask else []
-            second = choose_there(samplers, rows, again)
-            for i in rejected:
-                chosen[i] = second[i]
+            if all(sampler.plain for sampler in samplers):
+                chosen = choose_largest(rows)
+            else:
+                chosen, rejected = self._choose_there(requests, samplers, rows)
         except BaseException as error:  # a library in Rust that panics raises no Exception
             self._fail(requests, f'choosing the next token failed: {one_line(error, 1000)}')
             return [None] * len(requests)
@@ -53,6 +48,24 @@ class Chooser:
                 for i, (request, token_id) in enumerate(zip(requests, chosen))
             ]
         return chosen
+
+    def _choose_there(
+        self, requests: list[Request], samplers: list[Sampler], rows: Logits
+    ) -> tuple[list[int | None], list[int]]:
+        """Choose ids where the logits are; None where that is not possible. Return them, and the places whose
+        forms have rejected an id.
+        """
+        places = self._unscored(requests, places_there(samplers, rows))
+        # a device may still compute the logits, so that time for masks is free
+        masked = [i for i in places if samplers[i].masked or (rows.can_mask and samplers[i].held)]
+        places = self._mask(requests, rows, places, masked)
+        chosen = choose_there(samplers, rows, places)
+        rejected = [i for i in places if self._rejects(requests[i], chosen[i])]
+        again = self._mask(requests, rows, rejected, rejected) if rows.can_mask else []
+        second = choose_there(samplers, rows, again)
+        for i in rejected:
+            chosen[i] = second[i]
+        return chosen, rejected
 
     @staticmethod
     def _unscored(requests: list[Request], places: list[int]) -> list[int]:

@@ -14,7 +14,7 @@ class StepCost:
 
     def __init__(self):
         self._points: dict[int, tuple[float, float]] = {}  # edge -> (entries, seconds)
-        self._curve: list[tuple[float, float]] = []
+        self._sorted: list[tuple[float, float]] | None = []  # None: they have changed
 
     def record(self, entries: int, seconds: float) -> None:
         """Add a measured step of `entries` entries."""
@@ -27,7 +27,13 @@ class StepCost:
                 known[1] + _WEIGHT * (seconds - known[1]),
             )
         self._points[edge] = point
-        self._curve = sorted(self._points.values())
+        self._sorted = None
+
+    @property
+    def _curve(self) -> list[tuple[float, float]]:
+        if self._sorted is None:  # steps are recorded more often than asked for
+            self._sorted = sorted(self._points.values())
+        return self._sorted
 
     def seconds(self, entries: int, least: tuple[int, float] | None = None) -> float | None:
         """Return the expected time of a step; None before the first measurement.

@@ -42,6 +42,8 @@ class Sampler:
         )
         """Whether the id can be chosen from the logits as they are, with temperature and top-p only, and then
         checked with `may_come`."""
+        self.plain = self.simple and config.greedy and form is None and not config.min_new_tokens
+        """Whether it is the one with the largest logit in any case."""
 
     @functools.cached_property
     def _random(self) -> np.random.Generator:

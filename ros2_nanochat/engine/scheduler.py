@@ -36,26 +36,23 @@ class Plan(NamedTuple):
     refused: list[tuple[Request, str]]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Work:
     """The part of one request in a forward.
 
     Attributes:
         request: The request.
         chunk: Its entries.
+        num_entries: Their number.
         decoding: Whether it continues the reply (no prefill).
         draft: The guessed ids at the chunk's end.
     """
 
     request: Request
     chunk: Chunk
+    num_entries: int
     decoding: bool
     draft: list[int]
-
-    @property
-    def num_entries(self) -> int:
-        """Number of entries in the batch."""
-        return len(self.chunk)
 
 
 class Scheduler:
@@ -188,11 +185,11 @@ class Scheduler:
         return Plan(self._batch() if self.active else [], refused)
 
     def _batch(self) -> list[Work]:
-        urgent = max(request.priority for request in self.active)
-        running = sorted((r for r in self.active if r.priority == urgent), key=lambda request: request.order)
-        solo = next((request for request in running if request.progress.solo), None)
-        if solo:
-            running = [solo]
+        running = self.active
+        if len(running) > 1:
+            urgent = max([request.priority for request in running])
+            running = sorted([r for r in running if r.priority == urgent], key=lambda request: request.order)
+            running = [request for request in running if request.progress.solo][:1] or running
         decoding = [request for request in running if request.decoding]
         prefilling = [request for request in running if not request.decoding]
         batch: list[Work] = []
@@ -232,7 +229,8 @@ class Scheduler:
         if boundary is None:
             boundary = entries.length
         if span is None:
-            stop = min(start + room, boundary, entries.length)
+            first, last = start, min(start + room, boundary, entries.length)
+            stop = last
             chunk = Chunk(handle, ids=entries.view()[start:stop])
         else:
             first = start - boundary
@@ -249,7 +247,7 @@ class Scheduler:
                 deepstack=span.deepstack,
             )
         chunk.num_logits = int(stop == entries.length)
-        return Work(request, chunk, request.decoding, [])
+        return Work(request, chunk, last - first, request.decoding, [])
 
     def _prefill_room(self, decoding: int, beside_running: bool) -> int:
         most = self._backend.max_batch_tokens - decoding
@@ -266,20 +264,21 @@ class Scheduler:
         return max(1, self.costs.mixed.most(decoding, alone + allowance, most, 2, least=(decoding, alone)))
 
     def _draft(self, batch: list[Work]) -> None:
-        if not self.guesses:
+        drafts = [(work, draft) for work in batch if (draft := work.request.progress.draft) is not None]
+        if not drafts or not self.guesses:
             return
         room = self._backend.max_batch_tokens - sum(work.num_entries for work in batch)
         seconds = functools.partial(self.costs.decode_seconds, len(batch))
-        for work in batch:
-            request = work.request
-            progress = request.progress
-            if progress.draft is None or work.chunk.ids is None or not work.chunk.num_logits:
+        for work, draft in drafts:
+            if work.chunk.ids is None or not work.chunk.num_logits:
                 continue
-            left = min(request.asked.limit(self.room) - len(progress.entries) - 1, room)
-            work.draft = progress.draft.propose(request.context(), left, len(batch), seconds)
+            request = work.request
+            left = min(request.asked.limit(self.room) - len(request.progress.entries) - 1, room)
+            work.draft = draft.propose(request.context(), left, len(batch), seconds)
             if work.draft:
                 work.chunk.ids = np.concatenate([work.chunk.ids, work.draft])
                 work.chunk.num_logits += len(work.draft)
+                work.num_entries += len(work.draft)
                 room -= len(work.draft)
 
     # --- what it cost ---

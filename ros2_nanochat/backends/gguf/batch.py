@@ -69,6 +69,12 @@ class Batch:
         )
         for chunk, slot, start in zip(chunks, slots, starts):
             length = len(chunk)
+            if length == 1 and chunk.ids is not None:  # nearly always
+                self._id_pointers[at] = self._addresses[slot]
+                self._tokens[at], self._positions[at] = chunk.ids[0], start
+                self._wanted[at] = chunk.num_logits
+                self._filled = at = at + 1
+                continue
             self._filled = end = at + length
             self._id_pointers[at:end] = self._addresses[slot]
             if chunk.ids is not None:
@@ -78,8 +84,6 @@ class Batch:
             elif rows is not None:  # time, height, width, and an axis that is not used
                 rows[:3, at:end] = start + np.asarray(chunk.positions)[:3]
                 rows[3:, at:end] = 0
-            elif length == 1:
-                self._positions[at] = start
             else:
                 self._positions[at:end] = np.arange(start, start + length)
             if chunk.num_logits:

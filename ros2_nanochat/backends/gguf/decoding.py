@@ -162,7 +162,7 @@ class Decoder:
 
 def _row_order(chunks: Sequence[Chunk], order: Sequence[int]) -> np.ndarray | None:
     """Index of each chunk's rows if the chunks are computed in this order; None if the order is unchanged."""
-    if all(i == j for i, j in enumerate(order)):
+    if order == list(range(len(order))):
         return None
     starts, at = {}, 0
     for i in order:

@@ -118,8 +118,10 @@ class MovePolicy:
     def stepped(self, pieces: int, seconds: float) -> None:
         """Record the time of a step, and what it lost by its pieces."""
         self._step += (_WEIGHT if self._step else 1.0) * (seconds - self._step)
-        self._lost += self._loss(pieces)
-        self._steady = min(self._steady + 1, _FORESIGHT)
+        if pieces > 1:
+            self._lost += self._loss(pieces)
+        if self._steady < _FORESIGHT:
+            self._steady += 1
 
     def _loss(self, pieces: int) -> float:
         return _SHARE_LOST * self._step * (1 - 1 / pieces)

@@ -269,9 +269,8 @@ class ConversationStore:
             return
         for entry in entries:
             try:
-                if (
-                    entry.name not in shown and not entry.is_dir()
-                ):  # file managers store thumbnails in folders
+                # File managers store thumbnails in folders.
+                if entry.name not in shown and not entry.is_dir():
                     os.unlink(entry.path)
             except FileNotFoundError:
                 pass

@@ -2,10 +2,12 @@
 tokens per second, and CPU per token. With `--ros`, as a subscriber in another process than the node sees it:
 of llama.cpp's server, which computes on the same processor, and of one that sends words at a fixed pace and
 leaves the processor to the clients. `--url` names a server that runs already, `--vllm` starts a vLLM with the
-embedded model (in the environment that tools/vllm_env.sh makes): both tell what a subscriber sees of it.
+embedded model (in the environment that tools/vllm_env.sh makes): both tell what a subscriber sees of it. With
+`--apart` servers use one half of the cores, and the node and all clients the other, which is closer to a
+server on another machine.
 
-Run with `python -m benchmarks.bench_remote [--quick] [--ros] [--url http://host:8000/v1] [--vllm]`, the last
-three in the built workspace. Needs xllamacpp, but for `--url` and `--vllm`. A key is taken from
+Run with `python -m benchmarks.bench_remote [--quick] [--ros] [--url http://host:8000/v1] [--vllm] [--apart]`,
+all but the first in the built workspace. Needs xllamacpp, but for `--url` and `--vllm`. A key is taken from
 $OPENAI_API_KEY. CPU is measured on a scripted server that sends tokens as fast as it can.
 """
 
@@ -37,7 +39,19 @@ from ros2_nanochat import ChatHistory, NanoLLM
 TOKENS = 64
 PAUSE = 0.03
 QUESTION = 'Count from one to a hundred.'
+_SERVERS: set[int] = set()  # cores of servers; empty: all
 _FREE: dict[str, list[http.client.HTTPConnection]] = {}  # kept connections, by host
+
+
+@contextlib.contextmanager
+def on_servers_cores():
+    """Start a server here: it gets the cores of servers."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _SERVERS or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def headers() -> dict[str, str]:
@@ -104,7 +118,9 @@ def at_once(function, count: int) -> list[tuple[float, float, int]]:
 
 def speed(conversations: int, repeats: int) -> None:
     """Time to the first piece and tokens per second, as shares of the bare client's."""
-    with LlamaServer(slots=conversations, context=512) as server:
+    with on_servers_cores():
+        server = LlamaServer(slots=conversations, context=512)
+    with server:
         with NanoLLM.from_pretrained(server.url, api='openai') as model:
             history = ChatHistory(model)
             history.append('user', QUESTION)
@@ -144,7 +160,8 @@ def scripted(words: int, pause: float = 0.0):
     context = multiprocessing.get_context('spawn')
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, words, pause), daemon=True)
-    process.start()
+    with on_servers_cores():
+        process.start()
     there.close()  # else nothing would come, not even the end, of a process that failed
     try:
         yield here.recv()
@@ -248,7 +265,9 @@ def robots(url: str, count: int, tokens: int, only_words: bool = False):
 @contextlib.contextmanager
 def llama_cpp(conversations: int):
     """`(address, where the bare client asks, what)` of llama.cpp's server."""
-    with LlamaServer(slots=conversations, context=512) as server:
+    with on_servers_cores():
+        server = LlamaServer(slots=conversations, context=512)
+    with server:
         with NanoLLM.from_pretrained(server.url, api='openai') as model:
             history = ChatHistory(model)
             history.append('user', QUESTION)
@@ -284,7 +303,9 @@ def vllm(slots: int):
     """The address of a vLLM with the embedded model."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint(Path(folder))
-        with VllmServer(Path(folder), '--max-num-seqs', str(slots)) as server:
+        with on_servers_cores():
+            server = VllmServer(Path(folder), '--max-num-seqs', str(slots))
+        with server:
             os.environ['OPENAI_API_KEY'] = KEY
             yield server.url
 
@@ -335,8 +356,16 @@ def main() -> None:
     parser.add_argument('--ros', action='store_true', help='only what a subscriber sees')
     parser.add_argument('--url', help='only what a subscriber sees, of a server that runs already')
     parser.add_argument('--vllm', action='store_true', help='the same of a vLLM with the embedded model')
+    parser.add_argument(
+        '--apart', action='store_true', help='servers use one half of the cores, the rest the other'
+    )
     options = parser.parse_args()
     print(machine())
+    if options.apart:
+        cores = sorted(os.sched_getaffinity(0))
+        half = len(cores) // 2
+        _SERVERS.update(cores[half:])
+        os.sched_setaffinity(0, cores[:half] or cores)
     fleets, repeats = ((1, 4), 3) if options.quick else ((1, 16), 7)
     with vllm(fleets[-1]) if options.vllm else contextlib.nullcontext(options.url) as url:
         if url is not None:

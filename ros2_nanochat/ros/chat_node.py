@@ -89,7 +89,12 @@ class ChatNode(MakesMany, LifecycleNodeMixin, Node):
             threading.Thread(target=self._autostart, name='autostart', daemon=True).start()
 
     def _autostart(self) -> None:
-        started = self.trigger_configure() == _SUCCESS and self.trigger_activate() == _SUCCESS
+        started = False
+        try:
+            started = self.trigger_configure() == _SUCCESS and self.trigger_activate() == _SUCCESS
+        except Exception as error:
+            if not self.done.is_set():  # otherwise rclpy was shut down while the model was loading
+                self.get_logger().fatal(f'internal error: {one_line(error)}')
         if not started and not self._loader.was_stopped:  # by a transition
             if not self.done.is_set():
                 self.exit_code = 1

@@ -162,6 +162,33 @@ def test_services_and_parameters_answer_while_the_model_loads_and_ctrl_c_ends_it
     assert time.monotonic() - began < 8.0  # under 2 s on a machine that is not busy
 
 
+SHUT_DOWN_WHILE_LOADING = """
+import sys, threading, time
+import rclpy
+from ros2_nanochat.ros.chat_node import ChatNode
+
+rclpy.init(args=sys.argv)
+node = ChatNode(threading.Event())
+node.start()
+starting = next(thread for thread in threading.enumerate() if thread.name == 'autostart')
+time.sleep(0.3)
+if sys.argv[1] == 'ended':
+    node.done.set()
+rclpy.shutdown()
+starting.join(20.0)
+print('autostart', starting.is_alive(), 'exit code', node.exit_code, 'done', node.done.is_set())
+"""
+
+
+@pytest.mark.parametrize('way, code', [('ended', 0), ('not ended', 1)])
+def test_rclpy_that_is_shut_down_while_the_model_loads_leaves_no_traceback(way, code):
+    arguments = [way, '--ros-args', '-p', 'api:=fake', '-p', 'model:=load_seconds=1']
+    command = [sys.executable, '-c', SHUT_DOWN_WHILE_LOADING, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == f'autostart False exit code {code} done True\n'
+    assert 'Traceback' not in ended.stderr, ended.stderr
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_a_reply_streams_ends_it_cleanly_and_the_turn_is_told(start, listen, number):
     node = start(model='tokens_per_second=20')

@@ -39,15 +39,15 @@ from ros2_nanochat import ChatHistory, NanoLLM
 TOKENS = 64
 PAUSE = 0.03
 QUESTION = 'Count from one to a hundred.'
-_SERVERS: set[int] = set()  # cores of servers; empty: all
+_SERVER_CORES: set[int] = set()  # cores of servers; empty: all
 _FREE: dict[str, list[http.client.HTTPConnection]] = {}  # kept connections, by host
 
 
 @contextlib.contextmanager
-def on_servers_cores():
-    """Start a server here: it gets the cores of servers."""
+def on_server_cores():
+    """A server that is started inside runs on the cores of servers."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, _SERVERS or before)
+    os.sched_setaffinity(0, _SERVER_CORES or before)
     try:
         yield
     finally:
@@ -118,7 +118,7 @@ def at_once(function, count: int) -> list[tuple[float, float, int]]:
 
 def speed(conversations: int, repeats: int) -> None:
     """Time to the first piece and tokens per second, as shares of the bare client's."""
-    with on_servers_cores():
+    with on_server_cores():
         server = LlamaServer(slots=conversations, context=512)
     with server:
         with NanoLLM.from_pretrained(server.url, api='openai') as model:
@@ -160,7 +160,7 @@ def scripted(words: int, pause: float = 0.0):
     context = multiprocessing.get_context('spawn')
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, words, pause), daemon=True)
-    with on_servers_cores():
+    with on_server_cores():
         process.start()
     there.close()  # else nothing would come, not even the end, of a process that failed
     try:
@@ -265,7 +265,7 @@ def robots(url: str, count: int, tokens: int, only_words: bool = False):
 @contextlib.contextmanager
 def llama_cpp(conversations: int):
     """`(address, where the bare client asks, what)` of llama.cpp's server."""
-    with on_servers_cores():
+    with on_server_cores():
         server = LlamaServer(slots=conversations, context=512)
     with server:
         with NanoLLM.from_pretrained(server.url, api='openai') as model:
@@ -303,7 +303,7 @@ def vllm(slots: int):
     """The address of a vLLM with the embedded model."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint(Path(folder))
-        with on_servers_cores():
+        with on_server_cores():
             server = VllmServer(Path(folder), '--max-num-seqs', str(slots))
         with server:
             os.environ['OPENAI_API_KEY'] = KEY
@@ -364,7 +364,7 @@ def main() -> None:
     if options.apart:
         cores = sorted(os.sched_getaffinity(0))
         half = len(cores) // 2
-        _SERVERS.update(cores[half:])
+        _SERVER_CORES.update(cores[half:])
         os.sched_setaffinity(0, cores[:half] or cores)
     fleets, repeats = ((1, 4), 3) if options.quick else ((1, 16), 7)
     with vllm(fleets[-1]) if options.vllm else contextlib.nullcontext(options.url) as url:

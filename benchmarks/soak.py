@@ -67,7 +67,7 @@ class Robot:
             self.ended[turn.finish_reason] += 1
 
     def fill(self) -> None:
-        """Fill the context, until it forgets old turns. Then llama.cpp has touched its buffers nearly as far
+        """Fill the context with long turns. Then llama.cpp has touched its buffers nearly as far
         as it ever will; otherwise they go on growing, with each batch that is larger than before.
 
         Raises:

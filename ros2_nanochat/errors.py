@@ -75,7 +75,7 @@ def one_line(error: object, limit: int = 300) -> str:
         text = ''
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     count = next((n for n, line in enumerate(lines, 1) if not line.endswith(':')), len(lines))
-    text = _plain(' '.join(lines[:count])) or type(error).__name__
+    text = _plain(' '.join(lines[:count])).strip() or type(error).__name__
     return text if len(text) <= limit else text[:limit] + '...'
 
 

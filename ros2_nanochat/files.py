@@ -96,7 +96,8 @@ def read_bounded(path: str | os.PathLike, limit: int) -> bytes:
         data = file.read(limit + 1) if size <= limit else b''
     if size > limit or len(data) > limit:
         raise ValueError(
-            f'{os.fspath(path)} has {max(size, len(data)):,} bytes, and at most {limit:,} are read'
+            f'{os.fspath(path)} has {max(size, len(data)):,} bytes, and at most {limit:,} are read: move it'
+            ' away'
         )
     return data
 

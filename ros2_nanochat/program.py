@@ -69,7 +69,7 @@ def run_program(
 @contextlib.contextmanager
 def interruptible_imports() -> Iterator[None]:
     """Let Ctrl-C end the process at once, as it does programs in C. For the first block of a program, which
-    imports the rest: it has nothing to put away yet, and would show a traceback out of the import.
+    imports the rest: nothing needs cleaning up yet, and Ctrl-C would show a traceback.
     """
     ours = (
         threading.current_thread() is threading.main_thread()
@@ -80,7 +80,7 @@ def interruptible_imports() -> Iterator[None]:
     try:
         yield
     finally:
-        if ours:
+        if ours and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

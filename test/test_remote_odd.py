@@ -282,7 +282,7 @@ def test_a_key_that_a_server_quotes_is_not_shown(monkeypatch, caplog, fault):
     said = json.dumps({'error': {'message': f'{"x" * 190} {key}: no quota'}})  # cut within the key
     faults = {
         'refused': f'HTTP/1.1 401 No\r\nContent-Length: {len(said)}\r\n\r\n{said}'.encode(),
-        'in the stream': answer(event('Hi') + f'data: {json.dumps({"error": f"no quota for {key}"})}\n\n'),
+        'in the stream': answer(event('Hi') + f'data: {said}\n\n'),
     }
     with ScriptedServer(key=key) as server, caplog.at_level('DEBUG'):
         with NanoLLM.from_pretrained(server.url, api='openai') as model:

@@ -295,6 +295,6 @@ def _add_missing(tokenizer: tokenizers.Tokenizer, config: dict, named: dict[str,
 
 
 def _vocab_size(data: dict) -> int:
-    """How many ids tokenizer.json has, with those between them that stand for nothing."""
+    """How many ids tokenizer.json has, including unused ids in gaps."""
     vocab, added = data['model']['vocab'], [token['id'] for token in data['added_tokens']]
     return 1 + max([*added, *(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))], default=-1)

@@ -21,7 +21,7 @@ from ros2_nanochat.image_sources import is_url
 FORMAT = 'nanochat-history'
 VERSION = 1
 MAX_BYTES = 256 << 20
-"""Of a file that is read: a conversation of a million tokens takes some 10 MB."""
+"""Maximum size of a file that is read. A conversation of a million tokens takes about 10 MB."""
 _GONE = '(an image was shown here; its pixels were not kept)'
 
 

@@ -10,11 +10,11 @@ _PREFILL_CHUNK = 64  # entries of the prefill step on which cost estimates are b
 
 
 class StepCost:
-    """Running means of measured steps, with linear interpolation between them."""
+    """Running means of measured steps, with linear interpolation between them. For one thread only."""
 
     def __init__(self):
         self._points: dict[int, tuple[float, float]] = {}  # edge -> (entries, seconds)
-        self._sorted: list[tuple[float, float]] | None = []  # None: they have changed
+        self._sorted: list[tuple[float, float]] | None = []  # None: the points have changed since
 
     def record(self, entries: int, seconds: float) -> None:
         """Add a measured step of `entries` entries."""

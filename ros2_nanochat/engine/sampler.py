@@ -43,7 +43,7 @@ class Sampler:
         """Whether the id can be chosen from the logits as they are, with temperature and top-p only, and then
         checked with `may_come`."""
         self.plain = self.simple and config.greedy and form is None and not config.min_new_tokens
-        """Whether it is the one with the largest logit in any case."""
+        """Whether the next id is always the one with the largest logit."""
 
     @functools.cached_property
     def _random(self) -> np.random.Generator:

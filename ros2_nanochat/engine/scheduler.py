@@ -189,7 +189,8 @@ class Scheduler:
         if len(running) > 1:
             urgent = max([request.priority for request in running])
             running = sorted([r for r in running if r.priority == urgent], key=lambda request: request.order)
-            running = [request for request in running if request.progress.solo][:1] or running
+            solo = next((request for request in running if request.progress.solo), None)
+            running = [solo] if solo else running
         decoding = [request for request in running if request.decoding]
         prefilling = [request for request in running if not request.decoding]
         batch: list[Work] = []

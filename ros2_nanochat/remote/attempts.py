@@ -196,9 +196,10 @@ class Attempts:
         watch = Watch(settings.first_token_timeout, settings.silence_timeout, address)
 
         def take(event: bytes) -> bool:
-            if event.strip() == b'[DONE]' and not (reply.complete or reply.ended):
+            is_done = event.strip() == b'[DONE]'
+            if is_done and not (reply.complete or reply.ended):
                 return True  # nothing more will come
-            if event.strip() == b'[DONE]' or reply.ended:
+            if is_done or reply.ended:
                 return False  # read on to the end, so that the connection can be used again
             piece = read_event(dialect.read, event, address)
             has_tokens = bool(piece.text or piece.ids or piece.reasoning)

@@ -25,7 +25,7 @@ MAX_ANSWER = 32 << 20
 _MAX_ERROR = 64 << 10
 _BEFORE_JSON = b'\xef\xbb\xbf \t\r\n'
 _LARGE = 1 << 20  # from here on, aiohttp wants a file, of which it sends one part after the other
-_SECRET = 8  # characters; shorter keys stand for none, such as EMPTY
+_SECRET = 8  # characters; shorter keys are placeholders, such as EMPTY
 _STALE = 2  # connections that a request may find closed
 
 
@@ -68,7 +68,10 @@ class Connection:
         """A text of the server for logs and errors: some quote the key that they refuse."""
         if self._key is None or len(self._key) < _SECRET:
             return text
-        return text.replace(self._key, '(the key)')
+        for n in range(len(self._key), _SECRET - 1, -1):  # messages are cut, perhaps within the key
+            if self._key[:n] in text:
+                return text.replace(self._key[:n], '(the key)')
+        return text
 
     async def close(self) -> None:
         """Close all connections."""
@@ -189,7 +192,7 @@ class Connection:
                 raise
             # aiohttp's errors, and those of ssl and the sockets below it.
             was_reached, trouble = _trouble(error)
-            raise Unavailable(f'{address} {trouble}', was_reached) from error
+            raise Unavailable(f'{address} {self._without_key(trouble)}', was_reached) from error
 
     async def _request(self, method, address, content, headers, take, watch: Watch, way) -> bool:
         kind = {} if content is None else {'Content-Type': 'application/json'}

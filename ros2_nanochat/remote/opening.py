@@ -199,12 +199,13 @@ class Opening:
             there = await tokenized_there(connection, found.can.model)
             if there not in (None, self._vocabulary.some_ids):
                 raise BackendError(
-                    f'the vocabulary of {printable(found.can.model)} is not that of the other servers: a'
-                    ' fleet needs the same model on all of them'
+                    f'the vocabulary of {printable(found.can.model)} is not that of'
+                    f' {printable(reference.model)}, which another server has: a fleet needs the same model'
+                    ' on all servers'
                 )
         if found.can.model != reference.model:
             _log.warning(
-                '%s has the model %s, and another server %s: replies come from either',
+                '%s has the model %s, and another server %s: replies may come from either',
                 connection.url,
                 printable(found.can.model),
                 printable(reference.model),

@@ -58,7 +58,9 @@ def usage_in(data: Any) -> dict[str, Any]:
 
 
 def models_in(listing: Any) -> list[dict]:
-    """Return the models in a list of models that have a name. Some servers send the list without a frame."""
+    """Return the models in a list of models that have a name. Some servers send the list without the
+    enclosing object.
+    """
     data = listing.get('data') if isinstance(listing, Mapping) else listing
     entries = data if isinstance(data, list) else []
     return [each for each in entries if isinstance(each, dict) and isinstance(each.get('id'), str)]
@@ -76,7 +78,7 @@ def choice_in(event: Any) -> Mapping[str, Any]:
         raise Unavailable(f'the server broke off: {message_in(event)}', status=200)
     choices = event.get('choices')
     for choice in choices if isinstance(choices, list) else ():
-        # Others were not asked for. Some servers write numbers as texts.
+        # Others were not asked for. Some servers write numbers as strings.
         if isinstance(choice, Mapping) and str(choice.get('index') or 0) == '0':
             return choice
     return {}
@@ -110,24 +112,24 @@ def ids_in(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def check_ids(text: str, ids: Sequence[int], is_first: bool, vocab_size: int) -> None:
-    """Check the ids of a piece of a reply: the next prompt holds them, and must be valid.
+def check_ids(text: str, ids: Sequence[int], kept: Sequence[int], vocab_size: int) -> None:
+    """Check the ids of a piece of a reply: the next prompt holds those before the end, and must be valid.
 
     Args:
-        text: The text of the piece.
+        text: The text of the piece, if the reply begins with it; else ''.
         ids: Its ids.
-        is_first: Whether the reply has no ids yet.
-        vocab_size: Number of ids that there are.
+        kept: Those before the end.
+        vocab_size: Size of the vocabulary.
 
     Raises:
-        Unavailable: There are none where a reply begins, or one is not in the vocabulary.
+        Unavailable: A text has no ids, or one is not in the vocabulary.
     """
-    if text and is_first and not ids:
+    if text and not ids:
         raise Unavailable('the server sent text without token ids: set server_input to messages')
-    if ids and max(ids) >= vocab_size:
+    if kept and max(kept) >= vocab_size:
         raise Unavailable(
-            f'the server sent the token id {max(ids)}, and those of the tokenizer end at {vocab_size - 1}:'
-            ' set tokenizer to the files of its model'
+            f"the server sent token id {max(kept)}, but the tokenizer's highest id is {vocab_size - 1}: set"
+            ' tokenizer to the files of its model'
         )
 
 

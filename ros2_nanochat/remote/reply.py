@@ -160,9 +160,9 @@ class RemoteReply:
 
     def _take_ids(self, piece: Piece) -> None:
         progress, asked = self._progress, self.request.asked
-        check_ids(piece.text, piece.ids, not progress.new_ids, self._text.info.vocab_size)
         ids = list(piece.ids)
         end = next((n for n, token_id in enumerate(ids) if token_id in asked.end_ids), None)
+        check_ids('' if progress.new_ids else piece.text, ids, ids[:end], self._text.info.vocab_size)
         if end is not None:
             self._end_id = ids[end]
             self._closes = self._end_id not in self._text.info.eos_token_ids

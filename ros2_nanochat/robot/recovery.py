@@ -216,13 +216,12 @@ class SavedState:
 
     def _left_on_disk(self) -> str:
         """What is still on disk of a conversation that was forgotten, '' for nothing."""
-        kv = 'its KV is still on disk and cannot be deleted' if self._keeps_kv else ''
-        picture = self._store.undeleted
-        return ', '.join(
-            filter(
-                None, [kv, picture and f'an old picture is still on disk and cannot be deleted ({picture})']
-            )
-        )
+        left = []
+        if self._keeps_kv:
+            left.append('its KV is still on disk and cannot be deleted')
+        if self._store.undeleted:
+            left.append(f'an old picture is still on disk and cannot be deleted ({self._store.undeleted})')
+        return ', '.join(left)
 
     def save_kv(self, memory, worker: Worker) -> None:
         """Write the conversation's keys and values, if `keep_kv` is set."""

@@ -78,7 +78,7 @@ class Page:
         finally:
             self._gone = True
             self._filled.set()
-            sending.cancel()  # up to Python 3.11, `wait_for` swallows it if the data has just been sent
+            sending.cancel()  # up to Python 3.11, `wait_for` may swallow it
 
     async def _send_all(self) -> None:
         try:

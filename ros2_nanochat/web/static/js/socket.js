@@ -3,6 +3,7 @@
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 5000;
 const NO_ANSWER = 30000;
+const MOST = 100000; // characters of a request
 
 export class Connection {
   /** receive(event), frame(blob) and changed(isOpen) are called as things happen. */
@@ -38,7 +39,6 @@ export class Connection {
   take(event) {
     if (event.type === 'uploaded') return settle(this.uploads.shift(), event, event.picture);
     if (event.type !== 'done') return this.receive(event);
-    if (event.n === null) return this.failRequests(event.error); // one was not read, and its number neither
     settle(this.pending.get(event.n), event, event.message);
     this.pending.delete(event.n);
   }
@@ -48,8 +48,10 @@ export class Connection {
     return new Promise((resolve, reject) => {
       if (!this.isOpen) return reject(new Error('there is no connection to the page\'s server'));
       const n = ++this.number;
+      const text = JSON.stringify({ ...request, n });
+      if (text.length > MOST) return reject(new Error('the request is too long')); // the server would not read it
       this.pending.set(n, { resolve, reject });
-      this.socket.send(JSON.stringify({ ...request, n }));
+      this.socket.send(text);
       setTimeout(() => {
         if (this.pending.delete(n)) reject(new Error('no answer from the page\'s server'));
       }, NO_ANSWER);
@@ -70,14 +72,10 @@ export class Connection {
   }
 
   failAll(reason) {
-    this.failRequests(reason);
-    for (const waiting of this.uploads) waiting.reject(new Error(reason));
-    this.uploads = [];
-  }
-
-  failRequests(reason) {
     for (const waiting of this.pending.values()) waiting.reject(new Error(reason));
     this.pending.clear();
+    for (const waiting of this.uploads) waiting.reject(new Error(reason));
+    this.uploads = [];
   }
 }
 

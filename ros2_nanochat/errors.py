@@ -83,7 +83,7 @@ def shorten(text: str, limit: int = 200) -> str:
     """Return a text on one line, cut at `limit` characters, to be quoted in an error message. It is safe in
     logs (see `printable`).
     """
-    line = ' '.join(_plain(text[: 2 * limit]).split())
+    line = _start_of(text, limit)
     return line if len(line) <= limit and len(text) <= 2 * limit else line[:limit] + '...'
 
 
@@ -100,8 +100,13 @@ def printable(text: object, limit: int = 200) -> str:
     The result is one line, cut at `limit` characters. Characters that control a terminal or change the
     writing direction are replaced by spaces.
     """
-    line = ' '.join(_plain(str(text)[: 2 * limit]).split())
+    line = _start_of(str(text), limit)
     return line if len(line) <= limit else line[:limit] + '...'
+
+
+def _start_of(text: str, limit: int) -> str:
+    """The beginning of a text on one line, long enough to be cut at `limit` characters."""
+    return ' '.join(_plain(text[: 2 * limit]).split())
 
 
 def _plain(text: str) -> str:

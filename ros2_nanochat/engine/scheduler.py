@@ -230,8 +230,7 @@ class Scheduler:
         if boundary is None:
             boundary = entries.length
         if span is None:
-            first, last = start, min(start + room, boundary, entries.length)
-            stop = last
+            stop = min(start + room, boundary, entries.length)
             chunk = Chunk(handle, ids=entries.view()[start:stop])
         else:
             first = start - boundary
@@ -248,7 +247,7 @@ class Scheduler:
                 deepstack=span.deepstack,
             )
         chunk.num_logits = int(stop == entries.length)
-        return Work(request, chunk, last - first, request.decoding, [])
+        return Work(request, chunk, len(chunk), request.decoding, [])
 
     def _prefill_room(self, decoding: int, beside_running: bool) -> int:
         most = self._backend.max_batch_tokens - decoding

@@ -1,5 +1,6 @@
 """The engine on the fake backend: what runs when, what is shared, what is given up, and how replies end."""
 
+import resource
 import sys
 import threading
 import time
@@ -268,6 +269,28 @@ def test_a_stop_in_mid_prefill_frees_the_model_at_once(fake):
     assert idle(model)['stop_to_idle']['p99'] < 0.5
     assert reply.text == '' and reply.finish_reason == 'cancelled'
     assert ask(model, 'next').wait().text == 'You said: next'
+
+
+def test_who_waits_for_a_whole_reply_is_not_woken_for_each_token(fake):
+    model = fake('tokens_per_second=200')
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    reply = ask(model, 'w' * 200).wait()
+    assert reply.text == 'You said: ' + 'w' * 200
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < 100
+
+
+def test_a_reply_that_one_thread_waits_for_is_read_and_stopped_by_another(fake):
+    model = fake('tokens_per_second=200')
+    reply = ask(model, 'w' * 1900)
+    waiting = threading.Thread(target=reply.wait)
+    waiting.start()
+    until = time.monotonic() + 10.0
+    while len(reply.text) < 20 and time.monotonic() < until:
+        time.sleep(0.01)
+    reply.stop()
+    waiting.join(5.0)
+    assert not waiting.is_alive() and reply.finish_reason == 'cancelled'
+    assert 20 <= len(reply.text) < 1900 and model.detokenize(reply.tokens) == reply.text
 
 
 def test_dropping_a_reply_stops_it(fake):

@@ -21,6 +21,8 @@ from ros2_nanochat.engine.usage import Usage
 from ros2_nanochat.program import check_process
 from ros2_nanochat.states import FinishReason
 
+_NAP = 0.1  # seconds after which a caller that waits for the whole reply takes what has come
+
 
 class StreamingResponse:
     """A reply while it is produced.
@@ -139,13 +141,20 @@ class StreamingResponse:
         Raises:
             TimeoutError: The time is up. The text so far stays, and the reply goes on.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        until, ended = None if timeout is None else time.monotonic() + timeout, self._request.signals.ended
         while True:
+            left = None if until is None else max(0.0, until - time.monotonic())
             try:
-                if self._take(None if until is None else max(0.0, until - time.monotonic())) is None:
-                    return self
+                while self._take(left if ended.is_set() else 0.0) is not None:
+                    pass
+                return self
             except queue.Empty:
-                raise TimeoutError(f'the reply has not ended within {timeout} s; stop() ends it') from None
+                if left == 0.0:
+                    raise TimeoutError(
+                        f'the reply has not ended within {timeout} s; stop() ends it'
+                    ) from None
+            # to wake for each token would delay the model on a busy processor
+            ended.wait(_NAP if left is None else min(left, _NAP))
 
     # --- stopping ---
 

@@ -21,7 +21,7 @@ from ros2_nanochat.engine.answer_vocabulary import ModelVocabulary
 from ros2_nanochat.engine.inputs import Inputs, check_call
 from ros2_nanochat.engine.kv_cache import KVCache
 from ros2_nanochat.engine.loop import Engine
-from ros2_nanochat.engine.reply_text import ReplyText
+from ros2_nanochat.engine.plain_reply_text import reply_text
 from ros2_nanochat.engine.request import Asked, Request
 from ros2_nanochat.engine.stream import StreamingResponse
 from ros2_nanochat.errors import BackendError
@@ -259,7 +259,7 @@ class NanoLLM:
         form = read_response_format(config.response_format)
         matcher = self._vocabulary.matcher(form, calls, end_ids) if alive else None
         may_stop = None if matcher is None or form is None else matcher.matches
-        text = ReplyText(detokenizer, stops, marks, opened, may_stop, self._vocabulary.call_text(calls))
+        text = reply_text(detokenizer, stops, marks, opened, may_stop, self._vocabulary.call_text(calls))
         due = None if deadline is None else time.monotonic() + deadline
         rewrite = inputs.rewrite if isinstance(inputs, Prompt) else None
         asked = Asked(goal, config, end_ids, priority, due, self._speculate, prefix, rewrite)

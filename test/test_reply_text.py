@@ -13,6 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
+from ros2_nanochat.engine.plain_reply_text import PlainReplyText
 from ros2_nanochat.engine.reply_text import ReplyText, TextDelta
 from ros2_nanochat.model_info import ModelInfo, SpecialToken
 from ros2_nanochat.reasoning import ReasoningMarks, find_reasoning_marks, reasoning_is_open
@@ -109,6 +110,20 @@ def test_a_reply_that_ends_anywhere_ends_with_a_whole_character_and_keeps_the_id
     assert exact == (kept == answer(pieces)) and answer(pieces).startswith(kept)
     more = b''.join(vocabulary.tokens[: count + 1])
     assert count == len(ids) or not exact or more.decode('utf-8', 'ignore') == kept
+
+
+@MANY
+@given(st.binary(max_size=40) | TEXT.map(str.encode), BORDERS, st.data())
+@example(b'a\xf0\x9f\xa4\x96b\xff\xe2\x82', [1, 2, 3, 4, 5, 6, 7], None)
+def test_a_reply_with_nothing_to_look_for_gives_the_same_text_with_less_code(data, borders, draw):
+    vocabulary = Vocabulary(cut(data, borders))
+    count = len(vocabulary.ids) if draw is None else draw.draw(st.integers(0, len(vocabulary.ids)))
+    quick, full = PlainReplyText(vocabulary.detokenizer()), ReplyText(vocabulary.detokenizer())
+    for token_id in vocabulary.ids[:count]:
+        assert quick.add(token_id) == full.add(token_id)
+        assert quick.detokenizer.pending == full.detokenizer.pending and quick.answer == full.answer
+    assert quick.flush() == full.flush() and quick.given(count) == full.given(count)
+    assert (quick.answer, quick.num_partial, quick.mixed) == (full.answer, full.num_partial, full.mixed)
 
 
 def test_a_mark_that_cuts_a_character_leaves_none_of_it():

@@ -17,25 +17,29 @@ class Utf8Detokenizer(Detokenizer):
             belongs to no text (SentencePiece).
     """
 
+    pending = False
+
     def __init__(self, piece: Callable[[int], bytes], strip_first_space: bool = False):
         self._piece = piece
         self._strip = strip_first_space
         self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
+        self.pending = False
 
     def add(self, token_id: int) -> str:
         data = self._piece(token_id)
         if self._strip and data:
             data, self._strip = data.removeprefix(b' '), False
-        return self._decoder.decode(data)
+        if not self.pending and data.isascii():  # nearly always
+            return data.decode('ascii')
+        text = self._decoder.decode(data)
+        self.pending = bool(self._decoder.getstate()[0])
+        return text
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._piece(token_id)
 
-    @property
-    def pending(self) -> bool:
-        return bool(self._decoder.getstate()[0])
-
     def flush(self) -> str:
         text = self._decoder.decode(b'', final=True)
         self._decoder.reset()
+        self.pending = False
         return text

@@ -28,6 +28,9 @@ class StopStrings(HeldBack):
         self.special_ids = frozenset(token_id for tokens in special.values() for token_id in tokens)
         """Ids of the special tokens in the strings."""
 
+    def __bool__(self) -> bool:
+        return bool(self._needles or self._mixed)
+
     def _forget(self) -> None:
         self.pending = ''
         for mixed in self._mixed:

@@ -87,6 +87,6 @@ class HostLogits(Logits):
     def argmax(self) -> np.ndarray:
         best = self._rows.argmax(axis=1)  # a NaN counts as the largest
         for row, token_id in enumerate(best.tolist()):
-            if not math.isfinite(self._rows[row, token_id]):
+            if not math.isfinite(self._rows.item(row, token_id)):
                 best[row] = -1
         return best if self._order is None else best[self._order]

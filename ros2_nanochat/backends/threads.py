@@ -126,8 +126,9 @@ class _Kind:
         return now >= self._next_look and loss <= self._saved
 
     def record(self, entries: int, threads: int, seconds: float, now: float) -> None:
-        count = next(count for count in self._counts if count.threads == threads)
-        best = self._counts[self.best]
+        best = count = self._counts[self.best]
+        if count.threads != threads:
+            count = next(count for count in self._counts if count.threads == threads)
         count.record(seconds / entries, now)
         if count is best:
             is_usual = abs(seconds / entries - best.usual) <= _CHANGED * best.usual
@@ -138,18 +139,21 @@ class _Kind:
             cost = max(seconds - best.sustained * entries, 0.1 * best.sustained * entries)
             self._saved = max(-_MOST_SAVED, self._saved - cost)
             self._next_look = now if seconds < best.sustained * entries else now + _PAUSE
-        measured = [i for i, count in enumerate(self._counts) if count.looks >= _FIRST_LOOKS]
-        if measured:
-            fastest = min(measured, key=lambda i: self._counts[i].seconds)
-            better = best.looks < _FIRST_LOOKS or self._counts[fastest].seconds < _BETTER * best.sustained
-            if better and fastest != self.best:
-                self.best, self._unusual = fastest, 0
-        self._notice_change(now)
+        fastest = -1
+        for i, other in enumerate(self._counts):
+            if other.looks >= _FIRST_LOOKS and (fastest < 0 or other.seconds < self._counts[fastest].seconds):
+                fastest = i
+        if fastest not in (-1, self.best) and (
+            best.looks < _FIRST_LOOKS or self._counts[fastest].seconds < _BETTER * best.sustained
+        ):
+            self.best, self._unusual = fastest, 0
+        if self._unusual >= _SUSTAINED:
+            self._notice_change(now)
 
     def _notice_change(self, now: float) -> None:
         """If the load has changed, forget that other counts were far worse."""
         best = self._counts[self.best]
-        if self._unusual < _SUSTAINED or now - self._changed < _SETTLED:
+        if now - self._changed < _SETTLED:
             return
         self._changed, self._next_look, self._unusual = now, now, 0
         best.usual = best.seconds

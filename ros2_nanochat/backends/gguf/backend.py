@@ -250,9 +250,12 @@ class GGUFBackend(Backend):
         decoder = self._decoder
         if decoder is None:
             raise BackendError('the model is not open')
-        plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
-        if len(plain) == len(chunks):
+        for chunk in chunks:
+            if chunk.embeddings is not None:
+                break
+        else:
             return decoder.decode(chunks)
+        plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
         # A batch of llama.cpp holds ids or embeddings, not both, and bidirectional attention applies to all
         # of it.
         runs = [plain] if plain else []

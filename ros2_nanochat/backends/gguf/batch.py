@@ -29,7 +29,8 @@ class Batch:
         self._ids = np.arange(max_sequences, dtype=np.int32)
         self._addresses = [self._ids.ctypes.data + 4 * slot for slot in range(max_sequences)]
         self._id_pointers = np.zeros(size, np.uintp)  # for each entry, a pointer to its sequence id
-        self._filled = 0  # entries of the last batch
+        arrays = self._tokens, self._positions, self._wanted, self._id_pointers
+        self._cells = [memoryview(array) for array in arrays]  # quicker than NumPy for single entries
         self._rows: np.ndarray | None = None  # keeps the embeddings alive while llama.cpp reads them
         batch = api.llama_batch()
         fields = dict(api.llama_batch._fields_)
@@ -62,7 +63,7 @@ class Batch:
             embeddings: [n, d] of all of them, in place of ids.
         """
         at = 0
-        self._wanted[: self._filled] = 0
+        tokens, positions, wanted, id_pointers = self._cells
         several = embeddings is not None and self._axes > 1
         rows = (
             self._positions[: self._axes * sum(map(len, chunks))].reshape(self._axes, -1) if several else None
@@ -70,12 +71,11 @@ class Batch:
         for chunk, slot, start in zip(chunks, slots, starts):
             length = len(chunk)
             if length == 1 and chunk.ids is not None:  # nearly always
-                self._id_pointers[at] = self._addresses[slot]
-                self._tokens[at], self._positions[at] = chunk.ids[0], start
-                self._wanted[at] = chunk.num_logits
-                self._filled = at = at + 1
+                id_pointers[at] = self._addresses[slot]
+                tokens[at], positions[at], wanted[at] = chunk.ids[0], start, chunk.num_logits
+                at += 1
                 continue
-            self._filled = end = at + length
+            end = at + length
             self._id_pointers[at:end] = self._addresses[slot]
             if chunk.ids is not None:
                 self._tokens[at:end] = chunk.ids
@@ -86,13 +86,16 @@ class Batch:
                 rows[3:, at:end] = 0
             else:
                 self._positions[at:end] = np.arange(start, start + length)
+            self._wanted[at:end] = 0
             if chunk.num_logits:
                 self._wanted[end - chunk.num_logits : end] = 1
             at = end
         batch = self._batch
         batch.n_tokens = at
+        if embeddings is None and self._rows is None:
+            return batch  # it points at the tokens
         if embeddings is None:
-            batch.token, batch.embd = self._token_pointer, None
+            batch.token, batch.embd, self._rows = self._token_pointer, None, None
         else:
             self._rows = np.ascontiguousarray(embeddings, np.float32)
             batch.token, batch.embd = None, ctypes.cast(self._rows.ctypes.data, self._float_pointer)

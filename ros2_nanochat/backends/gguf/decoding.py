@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,10 @@ class Decoder:
         self._width = getattr(api, 'llama_model_n_embd_inp', api.llama_model_n_embd)(model)
         self._batch = Batch(api, size, max_sequences, self._axes)
         self._threads, self._threads_set = threads, 0
-        self._reported, self._reported_at = 0, 0.0
+        self._reported, self._reported_at = 0, -math.inf
+        # `api.llama_get_logits`, which would return a new pointer object each time
+        address = ctypes.cast(api.llama_get_logits, ctypes.c_void_p).value or 0
+        self._logits_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(address)
         self._seen_at, self._seen = 0, np.empty((0, 0), np.float32)  # the logits of the last forward
 
     def decode(self, chunks: Sequence[Chunk]) -> HostLogits:
@@ -68,11 +72,13 @@ class Decoder:
         entries = self._check(chunks)
         pieces = self._kv.gather([chunk.seq for chunk in chunks])
         slots = [self._kv.slot(chunk.seq) for chunk in chunks]
-        order = sorted(range(len(chunks)), key=slots.__getitem__)
-        ordered = [chunks[i] for i in order]
+        order, ordered = None, chunks
+        if slots != (ascending := sorted(slots)):
+            order, slots = sorted(range(len(chunks)), key=slots.__getitem__), ascending
+            ordered = [chunks[i] for i in order]
         starts = [self._kv.next_position(chunk.seq) for chunk in ordered]
         rows = None if chunks[0].embeddings is None else self._rows(chunks[0])
-        batch = self._batch.fill(ordered, [slots[i] for i in order], starts, rows)
+        batch = self._batch.fill(ordered, slots, starts, rows)
         threads = self._set_threads(entries)
         began = time.perf_counter()
         self._run(batch, any(chunk.bidirectional for chunk in chunks))
@@ -81,21 +87,22 @@ class Decoder:
         if self._threads is not None:
             self._threads.record(entries, threads, seconds)
             self._report(self._threads)
+        outputs = 0
         for chunk in chunks:
             self._kv.append(chunk)
-        outputs = sum([chunk.num_logits for chunk in chunks])
+            outputs += chunk.num_logits
         if not outputs:
             return HostLogits(np.empty((0, self._info.vocab_size), np.float32))
-        return HostLogits(self._logits(outputs), _row_order(chunks, order))
+        return HostLogits(self._logits(outputs), None if order is None else _row_order(chunks, order))
 
     def _logits(self, outputs: int) -> np.ndarray:
         """The rows [outputs, v] where llama.cpp has put them, which is nearly always the same place."""
-        pointer = self._api.llama_get_logits(self._context)
-        address = ctypes.addressof(pointer.contents)
-        if address != self._seen_at or outputs > len(self._seen):
+        address = self._logits_at(self._context)
+        if address != self._seen_at or outputs > self._seen.shape[0]:
             self._seen_at = address
+            pointer = self._api.llama_get_logits(self._context)
             self._seen = np.ctypeslib.as_array(pointer, (outputs, self._info.vocab_size))
-        return self._seen[:outputs]
+        return self._seen if outputs == self._seen.shape[0] else self._seen[:outputs]
 
     def _set_threads(self, entries: int) -> int:
         if self._threads is None:
@@ -109,7 +116,7 @@ class Decoder:
     def _report(self, threads: ThreadChooser) -> None:
         """Log a changed number of threads, but not each time that it goes back and forth."""
         now = time.monotonic()
-        if threads.decoding == self._reported or now - self._reported_at < _REPORT_EVERY:
+        if now - self._reported_at < _REPORT_EVERY or threads.decoding == self._reported:
             return
         if self._reported:
             _log.info('decoding with %d threads, %s', threads.decoding, threads.reason)
@@ -160,10 +167,8 @@ class Decoder:
             )
 
 
-def _row_order(chunks: Sequence[Chunk], order: Sequence[int]) -> np.ndarray | None:
-    """Index of each chunk's rows if the chunks are computed in this order; None if the order is unchanged."""
-    if order == list(range(len(order))):
-        return None
+def _row_order(chunks: Sequence[Chunk], order: Sequence[int]) -> np.ndarray:
+    """Index of each chunk's rows if the chunks are computed in this order."""
     starts, at = {}, 0
     for i in order:
         starts[i] = at

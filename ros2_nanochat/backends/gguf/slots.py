@@ -62,7 +62,9 @@ class Slots:
 
     def pieces(self, handles: Collection[int]) -> int:
         """Return in how many calls llama.cpp computes these sequences."""
-        slots = sorted([self._slots[handle] for handle in handles])
+        slots = [self._slots[handle] for handle in handles]
+        if len(slots) > 1:
+            slots.sort()
         if slots:
             self._near = slots[-1]
         if len(slots) < 2:

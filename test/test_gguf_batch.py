@@ -1,0 +1,43 @@
+"""The arrays of a `llama_batch`, which are filled again and again: nothing of an earlier batch stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.backends.gguf.batch import Batch
+
+api = pytest.importorskip('llama_cpp.llama_cpp')
+
+
+def contents(batch) -> list[tuple]:
+    """(id, position, sequence, wanted) of each entry, as llama.cpp reads them."""
+    return [
+        (batch.token[i], batch.pos[i], batch.seq_id[i][0], batch.logits[i]) for i in range(batch.n_tokens)
+    ]
+
+
+def ids(*values: int, num_logits: int = 0) -> Chunk:
+    return Chunk(0, ids=np.array(values), num_logits=num_logits)
+
+
+def test_single_entries_and_runs_in_any_order_leave_nothing_behind():
+    batch = Batch(api, 16, 4)
+    for _ in range(2):
+        filled = batch.fill([ids(5, 6, 7, num_logits=2), ids(8, num_logits=1)], [1, 3], [10, 20], None)
+        assert contents(filled) == [(5, 10, 1, 0), (6, 11, 1, 1), (7, 12, 1, 1), (8, 20, 3, 1)]
+        filled = batch.fill([ids(9), ids(1, 2, 3)], [0, 2], [4, 0], None)
+        assert contents(filled) == [(9, 4, 0, 0), (1, 0, 2, 0), (2, 1, 2, 0), (3, 2, 2, 0)]
+        assert contents(batch.fill([ids(4, num_logits=1)], [2], [7], None)) == [(4, 7, 2, 1)]
+        assert contents(batch.fill([ids(4)], [2], [8], None)) == [(4, 8, 2, 0)]
+
+
+def test_ids_follow_embeddings_and_the_other_way_round():
+    batch, rows = Batch(api, 16, 4), np.arange(6, dtype=np.float32).reshape(2, 3)
+    for _ in range(2):
+        filled = batch.fill([Chunk(0, embeddings=rows, num_logits=1)], [1], [3], rows)
+        assert not filled.token and [filled.embd[i] for i in range(6)] == rows.ravel().tolist()
+        assert [(filled.pos[i], filled.logits[i]) for i in range(2)] == [(3, 0), (4, 1)]
+        filled = batch.fill([ids(7, num_logits=1)], [1], [5], None)
+        assert not filled.embd and contents(filled) == [(7, 5, 1, 1)]

@@ -13,26 +13,26 @@ class StepCost:
     """Running means of measured steps, with linear interpolation between them. For one thread only."""
 
     def __init__(self):
-        self._points: dict[int, tuple[float, float]] = {}  # edge -> (entries, seconds)
+        self._points: dict[int, list[float]] = {}  # edge -> [entries, seconds]
         self._sorted: list[tuple[float, float]] | None = []  # None: the points have changed since
 
     def record(self, entries: int, seconds: float) -> None:
         """Add a measured step of `entries` entries."""
-        edge, point = bisect.bisect_right(_EDGES, entries), (float(entries), seconds)
-        known = self._points.get(edge)
-        if known is not None:
-            seconds = min(seconds, 4 * known[1])  # limits the effect of a step that another program delayed
-            point = (
-                known[0] + _WEIGHT * (entries - known[0]),
-                known[1] + _WEIGHT * (seconds - known[1]),
-            )
-        self._points[edge] = point
+        edge = bisect.bisect_right(_EDGES, entries)
+        point = self._points.get(edge)
+        if point is None:
+            self._points[edge] = [float(entries), seconds]
+        else:
+            if seconds > 4 * point[1]:
+                seconds = 4 * point[1]  # limits the effect of a step that another program delayed
+            point[0] += _WEIGHT * (entries - point[0])
+            point[1] += _WEIGHT * (seconds - point[1])
         self._sorted = None
 
     @property
     def _curve(self) -> list[tuple[float, float]]:
         if self._sorted is None:  # steps are recorded more often than asked for
-            self._sorted = sorted(self._points.values())
+            self._sorted = sorted((entries, seconds) for entries, seconds in self._points.values())
         return self._sorted
 
     def seconds(self, entries: int, least: tuple[int, float] | None = None) -> float | None:

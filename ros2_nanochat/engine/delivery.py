@@ -40,6 +40,8 @@ class Delivery:
         self._scheduler = scheduler
         self._metrics = metrics
         self._chooser = Chooser(self.fail)
+        histograms = metrics.histograms
+        self._sizes, self._times_per_token = histograms['batch_size'], histograms['time_per_token']
         self._to_score: list[tuple[Request, int]] = []
 
     # --- a batch ---
@@ -50,7 +52,7 @@ class Delivery:
         for work in plain:
             self._note_held(work)
         sampled = [work.request for work in batch if work.chunk.num_logits]
-        self._metrics.observe('batch_size', len(sampled))
+        self._sizes.add(len(sampled))
         if len(plain) == len(batch):
             ids = self._chooser.choose(sampled, logits)
             for request, token_id in zip(sampled, ids):
@@ -85,7 +87,7 @@ class Delivery:
     def _note_held(self, work: Work) -> None:
         progress, held = work.request.progress, work.request.sequence.held
         if work.num_entries == 1:
-            held.append(progress.entries.view(held.length)[0])
+            held.follow(progress.entries)
         else:
             held.extend(progress.entries.view(held.length)[: work.num_entries])
         progress.solo = False
@@ -122,11 +124,12 @@ class Delivery:
         """Append an id to a reply; False if the reply ends with it."""
         asked, progress = request.asked, request.progress
         config, form, scores = asked.config, progress.form, progress.scores
-        answer = progress.answer_form
-        if scores is not None and not scores.started and answer is not None and answer.begins_with(token_id):
-            self._to_score.append((request, token_id))
-            scores.started = True
-            return False
+        if scores is not None and not scores.started:
+            answer = progress.answer_form
+            if answer is not None and answer.begins_with(token_id):
+                self._to_score.append((request, token_id))
+                scores.started = True
+                return False
         if config.max_new_tokens == 0:  # only the prompt was requested
             self.finish(request, FinishReason.LENGTH)
             return False
@@ -136,7 +139,7 @@ class Delivery:
             progress.trace.append(('first_token', now))
             self._metrics.observe('time_to_first_token', now - asked.submitted)
         else:
-            self._metrics.observe('time_per_token', now - progress.last_token)
+            self._times_per_token.add(now - progress.last_token)
         progress.last_token = now
         if token_id in asked.end_ids and (form is None or form.whole):
             self.finish(request, FinishReason.STOP, end_id=token_id)

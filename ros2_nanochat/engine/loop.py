@@ -46,6 +46,7 @@ class Engine:
     def __init__(self, backend: Backend, config: EngineConfig = EngineConfig()):
         self.backend = backend
         self.metrics = Metrics()
+        self._step_times, self._overheads = (self.metrics.histograms[name] for name in ('step', 'overhead'))
         self._scheduler = Scheduler(backend, config, self.metrics)
         self._delivery = Delivery(backend, self._scheduler, self.metrics)
         self._inbox: Inbox[Request | tuple[Future, Callable[[], Any]]] = Inbox()
@@ -161,7 +162,7 @@ class Engine:
             self.backend.close()
 
     def _take_messages(self) -> None:
-        while len(self._inbox) or not self._scheduler:
+        while self._inbox.size() or not self._scheduler:
             message = self._inbox.take()
             if isinstance(message, Request):
                 self.metrics.count('requests')
@@ -191,8 +192,8 @@ class Engine:
             _charge(batch, seconds)
             self._delivery.hand_out(batch, logits)
         self.metrics.count('steps')
-        self.metrics.observe('step', seconds)
-        self.metrics.observe('overhead', time.perf_counter() - began - seconds)
+        self._step_times.add(seconds)
+        self._overheads.add(time.perf_counter() - began - seconds)
 
     def _end_what_must(self) -> None:
         now = time.monotonic()
@@ -236,6 +237,9 @@ class Engine:
 
 def _charge(batch: list[Work], seconds: float) -> None:
     """Share the time of a step among its requests, by their entries."""
+    if len(batch) == 1:
+        batch[0].request.progress.seconds += seconds
+        return
     per_entry = seconds / sum([work.num_entries for work in batch])
     for work in batch:
         work.request.progress.seconds += per_entry * work.num_entries

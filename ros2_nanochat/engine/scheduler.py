@@ -135,8 +135,10 @@ class Scheduler:
 
     def _admit(self) -> list[tuple[Request, str]]:
         """Give waiting requests a sequence, the most urgent first; return the refused ones, and why."""
-        refused = []
+        refused: list[tuple[Request, str]] = []
         self._awaited.clear()
+        if not self.waiting:
+            return refused
         self.waiting.sort(key=lambda request: request.order)
         for request in list(self.waiting):
             # an earlier reply of the same conversation has not ended yet
@@ -191,10 +193,12 @@ class Scheduler:
             running = sorted([r for r in running if r.priority == urgent], key=lambda request: request.order)
             solo = next((request for request in running if request.progress.solo), None)
             running = [solo] if solo else running
-        decoding = [request for request in running if request.decoding]
-        prefilling = [request for request in running if not request.decoding]
+        prefilling: list[Request] = []
         batch: list[Work] = []
-        for request in decoding:
+        for request in running:
+            if not request.decoding:
+                prefilling.append(request)
+                continue
             work = self._work(request, request.remaining, request.remaining)
             if work is not None:
                 batch.append(work)
@@ -231,7 +235,7 @@ class Scheduler:
             boundary = entries.length
         if span is None:
             stop = min(start + room, boundary, entries.length)
-            chunk = Chunk(handle, ids=entries.view()[start:stop])
+            chunk = Chunk(handle, ids=entries.between(start, stop))
         else:
             first = start - boundary
             last = len(span) if span.whole else min(first + room, len(span))
@@ -285,8 +289,11 @@ class Scheduler:
 
     def record(self, batch: list[Work], seconds: float) -> None:
         """Record the time of a step."""
-        entries = sum([work.num_entries for work in batch])
-        if entries == len(batch) and all(work.decoding for work in batch):
+        entries, decode_only = 0, True
+        for work in batch:
+            entries += work.num_entries
+            decode_only = decode_only and work.decoding
+        if decode_only and entries == len(batch):
             self.costs.decode.record(entries, seconds)
             return
         if any(work.draft for work in batch):

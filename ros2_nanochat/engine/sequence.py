@@ -29,6 +29,7 @@ class EntryBuffer:
     def __init__(self, entries: np.ndarray = np.empty(0, np.int64), room: int = 64):
         self._data = np.empty(len(entries) + room, np.int64)
         self._data[: len(entries)] = entries
+        self._cells = memoryview(self._data)  # quicker for single entries
         self.length = len(entries)
 
     def __len__(self) -> int:
@@ -40,17 +41,22 @@ class EntryBuffer:
         if end > len(self._data):
             grown = np.empty(2 * end, np.int64)
             grown[: self.length] = self.view()
-            self._data = grown
+            self._data, self._cells = grown, memoryview(grown)
         self._data[self.length : end] = entries
         self.length = end
 
     def append(self, entry: int) -> None:
         """Append one entry; the common case, at each step of each conversation."""
-        if self.length == len(self._data):
+        length = self.length
+        if length == len(self._cells):
             self.extend((entry,))
             return
-        self._data[self.length] = entry
-        self.length += 1
+        self._cells[length] = entry
+        self.length = length + 1
+
+    def follow(self, other: EntryBuffer) -> None:
+        """Append the entry that another buffer has at this place."""
+        self.append(other._cells[self.length])
 
     def cut(self, length: int) -> None:
         """Keep the first `length` entries."""
@@ -59,6 +65,10 @@ class EntryBuffer:
     def view(self, start: int = 0) -> np.ndarray:
         """Return the entries from `start` on, [n] int64, without copying; valid until the next change."""
         return self._data[start : self.length]
+
+    def between(self, start: int, stop: int) -> np.ndarray:
+        """Return some of the entries, as `view` does."""
+        return self._data[start:stop]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ros2_nanochat.processor import physical_cores
 
 HERE = Path(__file__).parent
 LOADS = (0, 1, 2, 4)
-BUSY_SECONDS = 120  # a busy process ends by itself after this, whatever happens
+BUSY_SECONDS = 600  # a busy process ends by itself after this, whatever happens
 ADAPT = 2.5  # seconds that the engine has to notice a change of load
 PREFILL = 192  # tokens
 TURN = 40  # tokens of a turn behind a history
@@ -42,6 +42,8 @@ def busy(count: int, seconds: int = BUSY_SECONDS):
     processes = [subprocess.Popen([sys.executable, '-c', WORK.format(seconds)]) for _ in range(count)]
     try:
         yield
+        if any(process.poll() is not None for process in processes):
+            raise SystemExit(f'a busy process ended before the figures beside it were taken: {seconds} s')
     finally:
         for process in processes:
             process.kill()
@@ -446,7 +448,7 @@ def main() -> None:
     print(words)
     quick = options.quick
     parts = {
-        'loads': lambda: bench_loads((0, 2) if quick else LOADS, 24 if quick else 48, 3 if quick else 5),
+        'loads': lambda: bench_loads((0, 2) if quick else LOADS, 24 if quick else 48, 5),
         'histories': lambda: bench_histories(
             (40, 1000) if quick else (40, 1000, 3000), 16 if quick else 32, 3 if quick else 5
         ),

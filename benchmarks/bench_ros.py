@@ -423,6 +423,7 @@ def main() -> None:
     parser.add_argument('--tokens', type=int, default=200)
     parser.add_argument('--quick', action='store_true', help='two repeats of 100 tokens')
     parser.add_argument('--gpu-layers', type=int, default=0, help='layers on the GPU; -1: all')
+    parser.add_argument('--only', choices=['one', 'camera', 'fleet'])
     parser.add_argument('--bare', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--camera', help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -455,9 +456,14 @@ def main() -> None:
                 process.stdin.write(f'{count}\n')
                 process.stdin.flush()
 
-            one_robot(node, options, raw)
-            camera_beside(node, options)
-            fleet(node, options, raw)
+            parts = {
+                'one': lambda: one_robot(node, options, raw),
+                'camera': lambda: camera_beside(node, options),
+                'fleet': lambda: fleet(node, options, raw),
+            }
+            for name, part in parts.items():
+                if options.only in (None, name):
+                    part()
     finally:
         executor.shutdown()
         spinning.join(2.0)

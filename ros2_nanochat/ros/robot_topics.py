@@ -85,6 +85,7 @@ class RobotTopics:
             Speaker(publisher.publish, publisher.topic_name, lambda: self._closed)
             for publisher in self._publishers
         )
+        self._piece = Token()  # filled again for each piece of a turn: a new one takes longer
         self._typed = TypedReply(node, prefix + 'typed_reply')
         self._typed.follow(chat.options)
         self._camera = Camera(node, prefix, *self._camera_use)
@@ -217,17 +218,12 @@ class RobotTopics:
 
     def token(self, turn: Turn, index: int, text: str, num_tokens: int, reasoning: bool) -> None:
         """Publish a piece of the reply, and send it as feedback."""
-        self._publish_token(
-            turn,
-            Token(
-                stamp=self._now(),
-                turn_id=turn.id,
-                index=index,
-                text=text,
-                num_tokens=num_tokens,
-                reasoning=reasoning,
-            ),
-        )
+        token = self._piece
+        if token.turn_id != turn.id:
+            token = self._piece = Token(turn_id=turn.id)
+        token.stamp, token.index, token.text = self._now(), index, text
+        token.num_tokens, token.reasoning = num_tokens, reasoning
+        self._publish_token(turn, token)
 
     def called(self, turn: Turn, index: int, call_id: str, num_tokens: int) -> None:
         """Mark in the pieces where the model has called a tool."""

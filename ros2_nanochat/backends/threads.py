@@ -2,7 +2,7 @@
 
 On an idle machine a model is fastest on all cores. Next to other programs every thread waits for the one that
 was interrupted, and fewer threads are faster, often many times. So the numbers are compared while the model
-runs: the fastest is used, and its neighbors are measured again now and then, at a cost of 2 %.
+runs: the fastest is used, and its neighbors are measured again now and then, at a cost of under 2 %.
 
 Knows numbers and times; nothing of any runtime.
 """
@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_SHARE = 0.02  # of the time, for measuring other counts
-_MOST_SAVED = 0.5  # seconds of that share that may be saved up
+_SHARE = 0.015  # of the time, for measuring other counts
+_MOST_SAVED = 0.3  # seconds of that share that may be saved up
 _FIRST_LOOKS = 2  # measurements of a count before it may be preferred
 _CLEARLY = 1.2  # times the best time: a count that is this slow is not measured a second time at once
 _UNKNOWN = 3.0  # times the best time: how slow more threads are thought to be before they are measured

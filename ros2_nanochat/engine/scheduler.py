@@ -198,9 +198,7 @@ class Scheduler:
         for request in running:
             if not request.decoding:
                 prefilling.append(request)
-                continue
-            work = self._work(request, request.remaining, request.remaining)
-            if work is not None:
+            elif work := self._work(request, request.remaining, request.remaining):
                 batch.append(work)
         if not prefilling:
             if len(batch) <= _DRAFTING_SEQUENCES:
@@ -289,11 +287,8 @@ class Scheduler:
 
     def record(self, batch: list[Work], seconds: float) -> None:
         """Record the time of a step."""
-        entries, decode_only = 0, True
-        for work in batch:
-            entries += work.num_entries
-            decode_only = decode_only and work.decoding
-        if decode_only and entries == len(batch):
+        entries = sum([work.num_entries for work in batch])
+        if entries == len(batch) and all(work.decoding for work in batch):
             self.costs.decode.record(entries, seconds)
             return
         if any(work.draft for work in batch):

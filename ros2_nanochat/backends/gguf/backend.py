@@ -250,14 +250,10 @@ class GGUFBackend(Backend):
         decoder = self._decoder
         if decoder is None:
             raise BackendError('the model is not open')
-        for chunk in chunks:
-            if chunk.embeddings is not None:
-                break
-        else:
+        if all(chunk.embeddings is None for chunk in chunks):
             return decoder.decode(chunks)
         plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
-        # A batch of llama.cpp holds ids or embeddings, not both, and bidirectional attention applies to all
-        # of it.
+        # a batch of llama.cpp holds ids or embeddings, and bidirectional attention applies to all of it
         runs = [plain] if plain else []
         runs += [[i] for i, chunk in enumerate(chunks) if chunk.embeddings is not None]
         rows: dict[int, np.ndarray] = {}

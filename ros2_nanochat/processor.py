@@ -80,7 +80,7 @@ def processor_name(cpuinfo: str = '/proc/cpuinfo') -> str:
 
 
 class IdleCores:
-    """How many cores other programs leave idle, from the creation of this object to a call.
+    """How many cores other programs leave idle, from the creation of this object or the last call to a call.
 
     The load average would count the start of this program, and what ended a minute ago.
 
@@ -97,10 +97,12 @@ class IdleCores:
 
     def __call__(self) -> int:
         """Return the number, at least 1; all cores if too little time has passed to tell."""
-        elapsed = time.monotonic() - self._began
-        if self._others is None or elapsed < _LEAST_LOOK:
+        now = time.monotonic()
+        elapsed, before = now - self._began, self._others
+        if before is None or elapsed < _LEAST_LOOK:
             return self._cores
-        busy = ((self._seconds_of_others() or 0.0) - self._others) / elapsed
+        self._began, self._others = now, self._seconds_of_others()
+        busy = ((self._others or 0.0) - before) / elapsed
         return min(self._cores, max(1, self._cores - round(busy)))
 
     def _seconds_of_others(self) -> float | None:
@@ -110,6 +112,8 @@ class IdleCores:
             with open('/proc/stat') as file:
                 for line in file:
                     name, *times = line.split()
+                    if not name.startswith('cpu'):
+                        break
                     if name in self._cpus:
                         user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, times[:8])
                         ticks += user + nice + system + irq + softirq + steal

@@ -99,6 +99,9 @@ def test_the_idle_cores_are_those_that_others_left_since(monkeypatch, elapsed, o
     now[0] += elapsed
     busy[0] += others
     assert count() == idle
+    now[0] += 1.0
+    busy[0] += 2.0
+    assert count() == (2 if elapsed > 1 else 1)  # since the last call that could tell
 
 
 def test_what_this_process_computes_is_not_of_others():

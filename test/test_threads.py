@@ -21,10 +21,11 @@ _SETTINGS = ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY', 'KMP_BLOCKTIME')
 class Machine:
     """Steps that take `seconds[threads]`, with noise."""
 
-    def __init__(self, most, seed=1, first=None):
+    def __init__(self, most, seed=1, idle=None):
         self.now = 0.0
         self.noise = random.Random(seed)
-        self.chooser = ThreadChooser(most, lambda: self.now, (lambda: first) if first else None)
+        self.idle = idle
+        self.chooser = ThreadChooser(most, lambda: self.now, (lambda: self.idle) if idle else None)
         self.used = []
 
     def run(self, seconds, duration, entries=1, noise=0.05):
@@ -86,6 +87,42 @@ def test_it_follows_within_two_seconds_when_the_load_changes(seed):
     for seconds, best in ((BUSY, 1), (IDLE, 2), (BUSY, 1), (IDLE, 2)):
         machine.run(seconds, 2.0)
         assert machine.run(seconds, 5.0) > 0.9 and machine.chooser.decoding == best
+
+
+@pytest.mark.parametrize(
+    'one, times', [(0.01, 2.5), (0.02, 20), (0.03, 12), (0.05, 8), (0.1, 5), (0.3, 2.2), (0.5, 4), (1, 3)]
+)
+@pytest.mark.parametrize('seed', range(3))
+def test_it_tries_more_threads_soon_after_other_programs_have_ended(one, times, seed):
+    """One thread is as fast as before, so nothing else tells; and two threads were very slow."""
+    idle, busy = {1: one, 2: 0.55 * one}.__getitem__, {1: one, 2: times * one}.__getitem__
+    machine = Machine(2, seed, idle=2)
+    for _ in range(2):
+        machine.idle = 1
+        machine.run(busy, 60.0)
+        assert machine.chooser.decoding == 1
+        machine.idle = 2
+        machine.run(idle, max(2.0, 8 * one))
+        assert machine.chooser.decoding == 2
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_without_a_word_about_idle_cores_it_looks_in_the_end_whatever_that_costs(seed):
+    machine = Machine(2, seed)
+    assert machine.run({1: 0.5, 2: 2.0}.__getitem__, 120.0) > 0.9
+    machine.run({1: 0.5, 2: 0.3}.__getitem__, 60.0)
+    assert machine.chooser.decoding == 2
+
+
+@pytest.mark.parametrize('seconds', [BUSY, SPINNING, {1: 0.1, 2: 0.5}.__getitem__])
+def test_idle_cores_that_come_and_go_cost_little(seconds):
+    """While more threads stay slow."""
+    machine, shares = Machine(2, idle=1), []
+    machine.run(seconds, 5.0)
+    for _ in range(100):
+        machine.idle = 3 - machine.idle
+        shares.append(machine.run(seconds, 1.0))
+    assert statistics.mean(shares) > 0.96, shares
 
 
 @pytest.mark.parametrize('seed', range(5))

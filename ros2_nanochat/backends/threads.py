@@ -2,7 +2,8 @@
 
 On an idle machine a model is fastest on all cores. Next to other programs every thread waits for the one that
 was interrupted, and fewer threads are faster, often many times. So the numbers are compared while the model
-runs: the fastest is used, and its neighbors are measured again now and then, at a cost of under 2 %.
+runs: the fastest is used, and its neighbors are measured again now and then, at a cost of about 2 %, and when
+other programs leave more cores idle.
 
 Knows numbers and times; nothing of any runtime.
 """
@@ -14,8 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_SHARE = 0.015  # of the time, for measuring other counts
-_MOST_SAVED = 0.3  # seconds of that share that may be saved up
+_SHARE = 0.02  # of the time, for measuring other counts
+_MOST_SAVED = 0.5  # seconds of that share that may be saved up; then one measurement may cost more
 _FIRST_LOOKS = 2  # measurements of a count before it may be preferred
 _CLEARLY = 1.2  # times the best time: a count that is this slow is not measured a second time at once
 _UNKNOWN = 3.0  # times the best time: how slow more threads are thought to be before they are measured
@@ -28,6 +29,7 @@ _BETTER = 0.97  # of the current best time, to prefer another count
 _CHANGED = 0.25  # change of speed that means that the load has changed
 _SUSTAINED = 2  # steps with that speed, one after the other
 _SETTLED = 0.25  # minimum seconds between two such changes
+_IDLE_PERIOD = 1.0  # seconds between two questions about idle cores
 _SINGLE = 8  # up to this many entries, each number is its own kind of step
 
 
@@ -75,6 +77,7 @@ class _Kind:
         self._changed = self._next_look = 0.0
         self._unusual = 0  # steps with the best number since the last one of about the usual speed
         self._side = 1  # which neighbor is next
+        self._called = False  # whether to measure more threads although it may cost more than was saved
 
     @property
     def threads(self) -> int:
@@ -123,7 +126,9 @@ class _Kind:
             return False  # other programs would first slow down more threads, which is noticed
         seconds = other.seconds or _UNKNOWN * best.sustained
         loss = max(0.1 * best.sustained, seconds - best.sustained) * entries
-        return now >= self._next_look and loss <= self._saved
+        affordable = loss <= self._saved or self._saved == _MOST_SAVED
+        called = self._called and other.threads > best.threads and self._saved >= -best.sustained * entries
+        return now >= self._next_look and (affordable or called)
 
     def record(self, entries: int, threads: int, seconds: float, now: float) -> None:
         best = count = self._counts[self.best]
@@ -138,6 +143,7 @@ class _Kind:
             # a measurement costs its extra time, and at least a little, so that measuring has an end
             cost = max(seconds - best.sustained * entries, 0.1 * best.sustained * entries)
             self._saved = max(-_MOST_SAVED, self._saved - cost)
+            self._called = self._called and seconds < best.sustained * entries
             self._next_look = now if seconds < best.sustained * entries else now + _PAUSE
         fastest = -1
         for i, other in enumerate(self._counts):
@@ -150,8 +156,18 @@ class _Kind:
         if self._unusual >= _SUSTAINED:
             self._notice_change(now)
 
+    @property
+    def at_most(self) -> bool:
+        """Whether it uses all threads there are."""
+        return self.best == len(self._counts) - 1
+
+    def call(self, now: float) -> None:
+        """Measure more threads soon, until one measurement is slower: other programs have ended."""
+        self._called = True
+        self._notice_change(now)
+
     def _notice_change(self, now: float) -> None:
-        """If the load has changed, forget that other counts were far worse."""
+        """The load has changed: forget that other counts were far worse."""
         best = self._counts[self.best]
         if now - self._changed < _SETTLED:
             return
@@ -168,30 +184,45 @@ class ThreadChooser:
     Args:
         most: Maximum number of threads.
         clock: Returns the time in seconds.
-        first: Returns the number to begin with, at most, when the first step is chosen; `most` by default.
+        idle: Returns how many cores other programs have left idle since the last call. The first number of
+            threads is at most that, and when it rises, more threads are measured; by default it is `most`.
     """
 
     def __init__(
         self,
         most: int,
         clock: Callable[[], float] = time.monotonic,
-        first: Callable[[], int] | None = None,
+        idle: Callable[[], int] | None = None,
     ):
         self._candidates = _candidates(most)
         self._clock = clock
-        self._first = first
+        self._idle, self._num_idle, self._asked = idle, most, -math.inf
         self._kinds: dict[int, _Kind] = {}
         self._last = most
 
     def choose(self, entries: int) -> int:
         """Return the number of threads for a step of `entries` entries."""
-        key = _kind(entries)
-        if not self._kinds and self._first is not None:
-            first = self._first()
-            self._last = max((n for n in self._candidates if n <= first), default=1)
-        if key not in self._kinds:
-            self._kinds[key] = _Kind(self._candidates, self._last)
-        return self._kinds[key].choose(max(1, entries), self._clock())
+        key, now = _kind(entries), self._clock()
+        if not self._kinds:
+            self._num_idle = self._ask(now)
+            self._last = max((n for n in self._candidates if n <= self._num_idle), default=1)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = _Kind(self._candidates, self._last)
+        elif not kind.at_most and now - self._asked >= _IDLE_PERIOD:
+            self._look_at_idle(now)
+        return kind.choose(max(1, entries), now)
+
+    def _ask(self, now: float) -> int:
+        self._asked = now
+        return self._num_idle if self._idle is None else self._idle()
+
+    def _look_at_idle(self, now: float) -> None:
+        """If other programs have ended, measure more threads, however slow they were beside those."""
+        before, self._num_idle = self._num_idle, self._ask(now)
+        if self._num_idle > before:
+            for kind in self._kinds.values():
+                kind.call(now)
 
     def record(self, entries: int, threads: int, seconds: float) -> None:
         """Record the time of a step.

@@ -63,7 +63,7 @@ class GGUFBackend(Backend):
         # with layers on a GPU, the CPU has little to do
         fixed = config.threads or config.gpu_layers
         cores = physical_cores(self.cpus)
-        self._threads = None if fixed else ThreadChooser(cores, first=IdleCores(cores, self.cpus))
+        self._threads = None if fixed else ThreadChooser(cores, idle=IdleCores(cores, self.cpus))
         self._abort_flag = ctypes.create_string_buffer(2)
         self._embeddings: EmbeddingTable | None = None
         self._images: GGUFImages | None = None

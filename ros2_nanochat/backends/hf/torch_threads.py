@@ -29,7 +29,7 @@ class TorchThreads:
             torch.set_num_threads(config.threads)
         elif device.type == 'cpu' and not config.compile:  # compiled code keeps its number
             cores = physical_cores(cpus)
-            self._chooser = ThreadChooser(cores, first=IdleCores(cores, cpus))
+            self._chooser = ThreadChooser(cores, idle=IdleCores(cores, cpus))
 
     def run(self, entries: int, forward: Callable[[], Any]) -> Any:
         """Run a step of `entries` entries and return its result."""

@@ -7,14 +7,16 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ros2_nanochat.backends.utf8_detokenizer import Utf8Detokenizer
-from ros2_nanochat.engine.plain_reply_text import PlainReplyText
+from ros2_nanochat.engine.plain_reply_text import PlainReplyText, reply_text
 from ros2_nanochat.engine.reply_text import ReplyText, TextDelta
+from ros2_nanochat.engine.stop_strings import StopStrings
 from ros2_nanochat.model_info import ModelInfo, SpecialToken
 from ros2_nanochat.reasoning import ReasoningMarks, find_reasoning_marks, reasoning_is_open
 
@@ -119,11 +121,31 @@ def test_a_reply_with_nothing_to_look_for_gives_the_same_text_with_less_code(dat
     vocabulary = Vocabulary(cut(data, borders))
     count = len(vocabulary.ids) if draw is None else draw.draw(st.integers(0, len(vocabulary.ids)))
     quick, full = PlainReplyText(vocabulary.detokenizer()), ReplyText(vocabulary.detokenizer())
+    mixed = None if draw is None else draw.draw(st.integers(0, 40))
     for token_id in vocabulary.ids[:count]:
+        if token_id == mixed:  # as a server's reply does
+            quick.mixed = full.mixed = True
         assert quick.add(token_id) == full.add(token_id)
         assert quick.detokenizer.pending == full.detokenizer.pending and quick.answer == full.answer
     assert quick.flush() == full.flush() and quick.given(count) == full.given(count)
     assert (quick.answer, quick.num_partial, quick.mixed) == (full.answer, full.num_partial, full.mixed)
+
+
+@pytest.mark.parametrize(
+    'stops, marks, calls, plain',
+    [
+        ([], None, None, True),
+        (['stop'], None, None, False),
+        (['<|end|>'], None, None, False),
+        ([], THINK_IDS, None, False),
+        ([], None, SimpleNamespace(), False),
+    ],
+)
+def test_only_a_reply_with_nothing_to_look_for_takes_the_short_way(stops, marks, calls, plain):
+    special = {stop: {1000: stop} for stop in stops if stop.startswith('<')}
+    detokenizer = Vocabulary([b'a']).detokenizer()
+    text = reply_text(detokenizer, StopStrings(stops, special), marks, False, None, calls)
+    assert isinstance(text, PlainReplyText) == plain
 
 
 def test_a_mark_that_cuts_a_character_leaves_none_of_it():

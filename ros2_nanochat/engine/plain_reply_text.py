@@ -1,6 +1,6 @@
-"""The text of a reply without reasoning, stop strings and calls, as most replies are.
+"""The text of a reply without reasoning, stop strings or calls: most replies.
 
-The model waits while Python adds an id, so this does no more than it must.
+The model waits while Python adds an id, so this does only what is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ros2_nanochat.reasoning import ReasoningMarks
 
 
 class PlainReplyText(ReplyText):
-    """A `ReplyText` whose ids spell the answer and nothing else.
+    """A `ReplyText` whose ids spell the answer and nothing else; it is `mixed` if a server says otherwise.
 
     Args:
         detokenizer: Turns the ids into text.
@@ -29,11 +29,12 @@ class PlainReplyText(ReplyText):
         """See `ReplyText.add`."""
         text, ends, whole = self.detokenizer.add(token_id), self._ends, self._whole
         ends.append(ends[-1] + len(text) if ends else len(text))
-        whole.append(exact := not self.detokenizer.pending)
+        whole.append(not self.detokenizer.pending)
         if not text:
             return []
         self._answer.append(text)
-        num_tokens = len(ends)
+        exact = whole[-1] and not self.mixed
+        num_tokens = len(ends) if exact else len(ends) - 1
         while num_tokens and not whole[num_tokens - 1]:
             num_tokens -= 1
         self._last = TextDelta(text, num_tokens, exact)

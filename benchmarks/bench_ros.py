@@ -423,7 +423,7 @@ def main() -> None:
     parser.add_argument('--tokens', type=int, default=200)
     parser.add_argument('--quick', action='store_true', help='two repeats of 100 tokens')
     parser.add_argument('--gpu-layers', type=int, default=0, help='layers on the GPU; -1: all')
-    parser.add_argument('--only', choices=['one', 'camera', 'fleet'])
+    parser.add_argument('--only', choices=['one', 'camera', 'fleet'], help='one part of it')
     parser.add_argument('--bare', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--camera', help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -41,3 +41,14 @@ def test_ids_follow_embeddings_and_the_other_way_round():
         assert [(filled.pos[i], filled.logits[i]) for i in range(2)] == [(3, 0), (4, 1)]
         filled = batch.fill([ids(7, num_logits=1)], [1], [5], None)
         assert not filled.embd and contents(filled) == [(7, 5, 1, 1)]
+
+
+def test_positions_on_several_axes_are_those_of_this_batch():
+    batch, rows = Batch(api, 16, 4, axes=4), np.zeros((3, 3), np.float32)
+    places = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0]])
+    for _ in range(2):
+        filled = batch.fill([Chunk(0, embeddings=rows, positions=places)], [1], [5], rows)
+        assert [filled.pos[i] for i in range(12)] == [5, 5, 5, 5, 5, 6, 5, 6, 5, 0, 0, 0]
+        filled = batch.fill([Chunk(0, embeddings=rows[:2])], [2], [8], rows[:2])
+        assert [filled.pos[i] for i in range(8)] == [8, 9] * 4
+        assert contents(batch.fill([ids(4, num_logits=1)], [3], [2], None)) == [(4, 2, 3, 1)]

@@ -199,7 +199,7 @@ def cancels(count):
                 del said[:8]
             assert [message.text for message in history] == said
         wait(lambda: not server.open_streams, 2.0)
-        assert model.stats['active'] == model.stats['waiting'] == 0
+        wait(lambda: model.stats['active'] == model.stats['waiting'] == 0, 2.0)
         assert ask(model, 'the end').wait(20).text.startswith('You said: the end')
 
 

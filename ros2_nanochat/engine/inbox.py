@@ -17,7 +17,7 @@ class Inbox(Generic[Message]):
         self._lock = threading.Lock()  # nothing is put in after it is closed
         self.closed = False
         self.size = self._queue.qsize
-        """Returns the number of messages; quicker than `len`."""
+        """Returns the number of messages, in fewer calls than `len`."""
 
     def __len__(self) -> int:
         return self._queue.qsize()

@@ -55,7 +55,7 @@ class EntryBuffer:
         self.length = length + 1
 
     def follow(self, other: EntryBuffer) -> None:
-        """Append the entry that another buffer has at this place."""
+        """Append the entry that a longer buffer has at index `length`."""
         self.append(other._cells[self.length])
 
     def cut(self, length: int) -> None:
@@ -67,7 +67,7 @@ class EntryBuffer:
         return self._data[start : self.length]
 
     def between(self, start: int, stop: int) -> np.ndarray:
-        """Return some of the entries, as `view` does."""
+        """Return entries `start` to `stop`, which are at most `length`, as `view` does."""
         return self._data[start:stop]
 
 

@@ -118,6 +118,7 @@ class RemoteEngine:
 
     def _refuse_submitted(self) -> None:
         for request in self._take_submitted():
+            request.signals.ended.set()
             request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
 
     def _take_submitted(self) -> Iterator[Request]:
@@ -196,6 +197,7 @@ class RemoteEngine:
                 self._start(request)
             except Exception as error:  # a bug of ours; the others go on
                 _log.exception('a request could not be started')
+                request.signals.ended.set()
                 request.signals.output.put(
                     End(FinishReason.ERROR, 0, detail=f'internal error: {one_line(repr(error))}')
                 )

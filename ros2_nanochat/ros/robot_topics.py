@@ -85,7 +85,7 @@ class RobotTopics:
             Speaker(publisher.publish, publisher.topic_name, lambda: self._closed)
             for publisher in self._publishers
         )
-        self._piece = Token()  # filled again for each piece of a turn: a new one takes longer
+        self._piece = Token()  # filled again for each piece of a turn: creating one is slow
         self._typed = TypedReply(node, prefix + 'typed_reply')
         self._typed.follow(chat.options)
         self._camera = Camera(node, prefix, *self._camera_use)

@@ -56,8 +56,9 @@ class Decoder:
         self._threads, self._threads_set = threads, 0
         self._reported, self._reported_at = 0, -math.inf
         # `api.llama_get_logits`, which would return a new pointer object each time
-        address = ctypes.cast(api.llama_get_logits, ctypes.c_void_p).value or 0
-        self._logits_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(address)
+        function = ctypes.cast(api.llama_get_logits, ctypes.c_void_p).value
+        assert function is not None
+        self._logits_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(function)
         self._seen_at, self._seen = 0, np.empty((0, 0), np.float32)  # the logits of the last forward
 
     def decode(self, chunks: Sequence[Chunk]) -> HostLogits:
@@ -99,9 +100,9 @@ class Decoder:
         """The rows [outputs, v] where llama.cpp has put them, which is nearly always the same place."""
         address = self._logits_at(self._context)
         if address != self._seen_at or outputs > self._seen.shape[0]:
-            self._seen_at = address
             pointer = self._api.llama_get_logits(self._context)
             self._seen = np.ctypeslib.as_array(pointer, (outputs, self._info.vocab_size))
+            self._seen_at = address
         return self._seen if outputs == self._seen.shape[0] else self._seen[:outputs]
 
     def _set_threads(self, entries: int) -> int:

@@ -77,12 +77,7 @@ class SentenceSplitter:
 
     def add(self, text: str) -> list[str]:
         """Add text. Return the sentences that are now complete."""
-        before = len(self._rest)
         self._rest += text
-        within_line = 0 < before == self._scanned and self._rest[before - 1] != '\n'
-        if within_line and END.search(self._rest, before) is None:  # nearly always
-            self._scanned = len(self._rest)
-            return []
         return self._take(hurry=False)
 
     def pause(self) -> list[str]:

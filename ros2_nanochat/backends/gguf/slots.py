@@ -62,9 +62,7 @@ class Slots:
 
     def pieces(self, handles: Collection[int]) -> int:
         """Return in how many calls llama.cpp computes these sequences."""
-        slots = [self._slots[handle] for handle in handles]
-        if len(slots) > 1:
-            slots.sort()
+        slots = sorted([self._slots[handle] for handle in handles])
         if slots:
             self._near = slots[-1]
         if len(slots) < 2:

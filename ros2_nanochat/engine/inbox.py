@@ -16,8 +16,6 @@ class Inbox(Generic[Message]):
         self._queue: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is put in after it is closed
         self.closed = False
-        self.size = self._queue.qsize
-        """Returns the number of messages, in fewer calls than `len`."""
 
     def __len__(self) -> int:
         return self._queue.qsize()

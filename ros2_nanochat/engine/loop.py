@@ -62,7 +62,7 @@ class Engine:
         self.check_process()
         request.signals.inbox = self._inbox
         if not self._inbox.put(request):
-            request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
+            request.signals.end(End(FinishReason.ERROR, 0, detail=_CLOSED))
 
     def call(self, function: Callable[[], _Result]) -> _Result:
         """Run a function on the engine's thread, between two steps.
@@ -162,7 +162,7 @@ class Engine:
             self.backend.close()
 
     def _take_messages(self) -> None:
-        while self._inbox.size() or not self._scheduler:
+        while len(self._inbox) or not self._scheduler:
             message = self._inbox.take()
             if isinstance(message, Request):
                 self.metrics.count('requests')

@@ -183,6 +183,11 @@ class Signals:
         self.inbox: Inbox | None = None
         """Wakes the engine; set when the request is submitted."""
 
+    def end(self, end: End) -> None:
+        """Put the last output, and wake who waits for it."""
+        self.ended.set()
+        self.output.put(end)
+
     def cancel(self, reason: FinishReason) -> None:
         """End the reply as soon as the engine gets to it. Any thread, any number of times."""
         if self.cancelled is None:

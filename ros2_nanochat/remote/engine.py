@@ -104,7 +104,7 @@ class RemoteEngine:
         self.check_process()
         request.signals.inbox = self._bell  # type: ignore[assignment]
         if self._closed:
-            request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
+            request.signals.end(End(FinishReason.ERROR, 0, detail=_CLOSED))
             return
         # No lock: a thread that blocks here releases the GIL and gets it back milliseconds later. The loop is
         # woken once for many requests. Requests that arrive during `close` are cancelled by the loop, or
@@ -118,8 +118,7 @@ class RemoteEngine:
 
     def _refuse_submitted(self) -> None:
         for request in self._take_submitted():
-            request.signals.ended.set()
-            request.signals.output.put(End(FinishReason.ERROR, 0, detail=_CLOSED))
+            request.signals.end(End(FinishReason.ERROR, 0, detail=_CLOSED))
 
     def _take_submitted(self) -> Iterator[Request]:
         with contextlib.suppress(IndexError):
@@ -197,8 +196,7 @@ class RemoteEngine:
                 self._start(request)
             except Exception as error:  # a bug of ours; the others go on
                 _log.exception('a request could not be started')
-                request.signals.ended.set()
-                request.signals.output.put(
+                request.signals.end(
                     End(FinishReason.ERROR, 0, detail=f'internal error: {one_line(repr(error))}')
                 )
 

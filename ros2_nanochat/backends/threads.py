@@ -157,7 +157,7 @@ class _Kind:
             self._notice_change(now)
 
     @property
-    def at_most(self) -> bool:
+    def uses_all(self) -> bool:
         """Whether it uses all threads there are."""
         return self.best == len(self._counts) - 1
 
@@ -196,7 +196,8 @@ class ThreadChooser:
     ):
         self._candidates = _candidates(most)
         self._clock = clock
-        self._idle, self._num_idle, self._asked = idle, most, -math.inf
+        self._idle = idle or (lambda: most)
+        self._num_idle, self._asked = most, -math.inf
         self._kinds: dict[int, _Kind] = {}
         self._last = most
 
@@ -209,13 +210,13 @@ class ThreadChooser:
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = _Kind(self._candidates, self._last)
-        elif not kind.at_most and now - self._asked >= _IDLE_PERIOD:
+        elif not kind.uses_all and now - self._asked >= _IDLE_PERIOD:
             self._look_at_idle(now)
         return kind.choose(max(1, entries), now)
 
     def _ask(self, now: float) -> int:
         self._asked = now
-        return self._num_idle if self._idle is None else self._idle()
+        return self._idle()
 
     def _look_at_idle(self, now: float) -> None:
         """If other programs have ended, measure more threads, however slow they were beside those."""

@@ -23,7 +23,6 @@ class Utf8Detokenizer(Detokenizer):
         self._piece = piece
         self._strip = strip_first_space
         self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
-        self.pending = False
 
     def add(self, token_id: int) -> str:
         data = self._piece(token_id)

@@ -233,7 +233,7 @@ class Scheduler:
             boundary = entries.length
         if span is None:
             stop = min(start + room, boundary, entries.length)
-            chunk = Chunk(handle, ids=entries.between(start, stop))
+            chunk = Chunk(handle, ids=entries.view(start, stop))
         else:
             first = start - boundary
             last = len(span) if span.whole else min(first + room, len(span))

@@ -62,13 +62,11 @@ class EntryBuffer:
         """Keep the first `length` entries."""
         self.length = min(self.length, length)
 
-    def view(self, start: int = 0) -> np.ndarray:
-        """Return the entries from `start` on, [n] int64, without copying; valid until the next change."""
-        return self._data[start : self.length]
-
-    def between(self, start: int, stop: int) -> np.ndarray:
-        """Return entries `start` to `stop`, which are at most `length`, as `view` does."""
-        return self._data[start:stop]
+    def view(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the entries from `start` up to `stop` (which is at most `length`, the default), [n] int64,
+        without copying; valid until the next change.
+        """
+        return self._data[start : self.length if stop is None else stop]
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Decoder:
         """The rows [outputs, v] where llama.cpp has put them, which is nearly always the same place."""
         address = self._logits_at(self._context)
         if address != self._seen_at or outputs > self._seen.shape[0]:
-            pointer = self._api.llama_get_logits(self._context)
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             self._seen = np.ctypeslib.as_array(pointer, (outputs, self._info.vocab_size))
             self._seen_at = address
         return self._seen if outputs == self._seen.shape[0] else self._seen[:outputs]

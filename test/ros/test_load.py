@@ -130,7 +130,7 @@ def test_at_deactivation_every_goal_gets_a_result_and_every_query_a_turn(start, 
 
 def test_robots_that_all_hold_a_goal_leave_everything_else_responsive(start, listen, talk):
     names = [f'r{i}' for i in range(80)]
-    start(model='tokens_per_second=20', robots=names)
+    start(model='tokens_per_second=8', robots=names)
     ears = listen('/r0/nanochat')
     clients = [client_of(ears, f'/{name}/nanochat/chat') for name in names]
     results = [results_of(client, [Chat.Goal(query='x' * 400)]) for client in clients]

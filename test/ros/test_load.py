@@ -133,8 +133,10 @@ def test_robots_that_all_hold_a_goal_leave_everything_else_responsive(start, lis
     start(model='tokens_per_second=8', robots=names)
     ears = listen('/r0/nanochat')
     clients = [client_of(ears, f'/{name}/nanochat/chat') for name in names]
-    results = [results_of(client, [Chat.Goal(query='x' * 400)]) for client in clients]
-    ears.wait_for(lambda: len(ears.tokens) > 3)
+    goals = [Chat.Goal(query='x' * 400)]
+    results = [results_of(clients[0], goals)]
+    ears.wait_for(lambda: len(ears.tokens) > 3)  # r0 has one of the places in the model
+    results += [results_of(client, goals) for client in clients[1:]]
     time.sleep(2.0)
     statuses = []
     ears.node.create_subscription(DiagnosticArray, '/diagnostics', statuses.append, 10)

@@ -39,6 +39,7 @@ class GoalServer(ActionServer):
         self._held: list[tuple[Any, bool, Any]] = []  # goals that were finished meanwhile
         self._unfetched: dict[bytes, float] = {}  # when goals ended whose results nobody requested
         self._asked: set[bytes] = set()  # goals whose client waits for the result
+        self._unsent = 0  # requests for results that are not answered yet
         self._ending: set[bytes] = set()
         self._take, self._may_cancel = accept, cancel
         self._log, self._name, self._result = node.get_logger(), name, action_type.Result
@@ -133,7 +134,9 @@ class GoalServer(ActionServer):
         if 'result' in taken_data:
             key = bytes(taken_data['result'][1].goal_id.uuid)
             with self._moving:
-                if self._unfetched.pop(key, None) is None and key in self._goal_handles:
+                known = key in self._goal_handles
+                self._unsent += known
+                if self._unfetched.pop(key, None) is None and known:
                     self._asked.add(key)
                 self._moving.notify_all()
         if 'expired' in taken_data:
@@ -153,6 +156,15 @@ class GoalServer(ActionServer):
             for goal, succeeded, result in held:
                 self.finish(goal, succeeded, result)
 
+    def _send_result_response(self, *args) -> None:
+        """Called by rclpy for each request, in a task that may start some time after the goal's end."""
+        try:
+            super()._send_result_response(*args)
+        finally:
+            with self._moving:
+                self._unsent -= 1
+                self._moving.notify_all()
+
     def wait_until_fetched(self, timeout: float) -> None:
         """Wait at most `timeout` seconds until clients have the results of finished goals."""
         until = time.monotonic() + timeout
@@ -161,7 +173,7 @@ class GoalServer(ActionServer):
             now = time.monotonic()
             for key in [k for k, ended in self._unfetched.items() if now - ended > _FETCH_SECONDS]:
                 del self._unfetched[key]
-            return bool(self._ending or self._unfetched)
+            return bool(self._ending or self._unfetched or self._unsent)
 
         with self._moving:
             while open_goals() and time.monotonic() < until:

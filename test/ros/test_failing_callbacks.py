@@ -10,7 +10,7 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from nanochat.action import Chat
 from nanochat.srv import GetHistory, Reset
-from rclpy.action import ActionClient
+from rclpy.action import ActionClient, ActionServer
 from rclpy.executors import MultiThreadedExecutor
 from std_srvs.srv import Trigger
 
@@ -24,7 +24,7 @@ from ros2_nanochat.ros.goal_clients import GoalClients
 from ros2_nanochat.ros.goal_server import GoalServer
 from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
 from ros2_nanochat.ros.robot_topics import RobotTopics
-from ros2_nanochat.ros.spinning import spin
+from ros2_nanochat.ros.spinning import close_action, spin
 
 
 class Failing(RobotConversation):
@@ -178,3 +178,38 @@ def test_nothing_of_a_goal_stays_with_the_server_whatever_its_client_asks_for(sp
     finally:
         client.destroy()
         server.destroy()
+
+
+def test_a_server_is_not_closed_before_late_answers_have_left(spun, monkeypatch):
+    """rclpy answers a request for a result in a task of its own, which a busy executor starts late."""
+    send, sent = ActionServer._send_result_response, []
+
+    def send_late(*args):
+        time.sleep(0.3)
+        sent.append(args)
+        send(*args)
+
+    monkeypatch.setattr(ActionServer, '_send_result_response', send_late)
+    node, goals = spun[0], []
+    server = GoalServer(node, Chat, 'try_closing', goals.append, lambda _: True)
+    client = ActionClient(node, Chat, 'try_closing')
+    try:
+        assert client.wait_for_server(20.0)
+        results = []
+        for early in (True, False):
+            goal = result_of(client.send_goal_async(Chat.Goal(query='one')))
+            if not early:
+                server.finish(goals[-1], True, Chat.Result())
+                time.sleep(0.1)
+            results.append(goal.get_result_async())
+        until = time.monotonic() + 20.0
+        while server._unsent < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        server.finish(goals[0], True, Chat.Result())
+        server.wait_until_fetched(20.0)
+        assert len(sent) == 2
+        close_action(node, server, 5.0)
+        assert all(result_of(each).status == GoalStatus.STATUS_SUCCEEDED for each in results)
+    finally:
+        client.destroy()
+        close_action(node, server, 5.0)

@@ -136,6 +136,49 @@ def test_a_single_slow_step_changes_nothing(seed):
         assert machine.used.count(1) <= 3
 
 
+@pytest.mark.parametrize('seed', range(5))
+def test_a_small_gain_is_found_although_threads_wake_slowly(seed):
+    """Each first step with two threads is slower than one thread, because one of them has slept."""
+    machine = Machine(2, seed, idle=2)
+    one, two, used = 0.0070, 0.0065, machine.used
+
+    def idle(threads):
+        return one if threads == 1 else two if used and used[-1] == 2 else 1.06 * one
+
+    machine.run(BUSY, 5.0)
+    assert machine.chooser.decoding == 1
+    machine.run(idle, 2.0, noise=0.01)
+    used.clear()
+    machine.run(idle, 20.0, noise=0.01)
+    assert used.count(2) > 0.95 * len(used)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_what_happens_just_after_a_rest_does_not_last(seed):
+    """Linux may wake both threads on one core, and needs some time to notice."""
+    idle, stacked = {1: 0.0071, 2: 0.0063}.__getitem__, {1: 0.0071, 2: 0.0124}.__getitem__
+    machine = Machine(2, seed, idle=2)
+    machine.run(idle, 3.0)
+    shares = []
+    for _ in range(40):
+        machine.now += 1.0
+        machine.run(stacked, 0.06)
+        shares.append(machine.run(idle, 0.3))
+    assert statistics.mean(shares) > 0.97, shares
+
+
+def test_steps_that_each_follow_a_rest_are_measured_too():
+    machine = Machine(2, idle=2)
+    for _ in range(30):
+        machine.now += 1.0
+        machine.run(BUSY, 0.001)
+    machine.used.clear()
+    for _ in range(30):
+        machine.now += 1.0
+        machine.run(BUSY, 0.001)
+    assert machine.used.count(1) > 25
+
+
 def test_on_many_cores_it_walks_to_the_best_number():
     machine = Machine(16)
     machine.run(lambda n: 0.1 / n + 0.002 * n, 5.0)

@@ -1,0 +1,238 @@
+"""The speed of steps of one size with each number of threads, and which number the next step should have.
+
+Knows numbers and times; nothing of any runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_SHARE = 0.02  # of the time, for measuring other counts
+_MOST_SAVED = 0.5  # seconds of that share that may be saved up; then one measurement may cost more
+_FIRST_LOOKS = 2  # measurements of a count before it may be preferred
+_CLEARLY = 1.2  # times the best time: a count that is this slow is not measured a second time at once
+_UNKNOWN = 3.0  # times the best time: how slow more threads are thought to be before they are measured
+_WAKING = 1.3  # times the best time: what a step with more threads may take longer because some had slept
+_SERIES = 4  # measurements of a count, one after the other, that replace what was known of it if all are fast
+_SERIES_LASTS = 0.06  # seconds that they take together: a busy core may be free for some milliseconds
+_PAUSE = 0.5  # seconds between two measurements of another count, unless one surprised
+_LONG_PAUSE = 4.0  # the same for a smaller count that can only be the best after a change that is noticed
+_WEIGHT = 0.3  # of the newest measurement
+_USUAL = 0.5  # seconds over which the usual speed is the mean
+_USUAL_WEIGHTS = 0.01, 0.05  # of the newest measurement in that mean, at least and at most
+_HICCUP = 4.0  # times as long as usual: another program delayed the step
+_BETTER = 0.97  # of the current best time, to prefer another count
+_CHANGED = 0.25  # change of speed that means that the load has changed
+_SUSTAINED = 2  # steps with that speed, one after the other
+_LASTING = 0.1  # seconds that they take together: an interruption touches several short steps
+_SETTLED = 0.25  # minimum seconds between two such changes
+_WARM = 0.1  # seconds after a rest: until then, Linux may keep two threads on one core
+
+
+@dataclass
+class _Count:
+    """One number of threads.
+
+    Attributes:
+        threads: The number.
+        seconds: Per entry.
+        usual: The same over a longer time.
+        looks: How often it was measured.
+        looked: When it was measured last.
+    """
+
+    threads: int
+    seconds: float = 0.0
+    usual: float = 0.0
+    looks: int = 0
+    looked: float = -math.inf
+
+    def record(self, seconds: float, now: float = -math.inf, lasted: float = 0.0) -> None:
+        self.looked = now
+        if self.looks:
+            least, most = _USUAL_WEIGHTS
+            weight = min(most, max(least, lasted / _USUAL))
+            seconds = min(seconds, _HICCUP * self.seconds)
+            self.seconds += _WEIGHT * (seconds - self.seconds)
+            self.usual += weight * (seconds - self.usual)
+        else:
+            self.seconds = self.usual = seconds
+        self.looks += 1
+
+    def trust(self, seconds: float) -> None:
+        """Replace what is known by a mean of many measurements."""
+        self.seconds = self.usual = seconds
+
+    @property
+    def sustained(self) -> float:
+        """Seconds per entry; a single slow step does not count."""
+        return min(self.seconds, self.usual)
+
+
+class StepSpeeds:
+    """Steps of about the same size, and their speed with each number of threads.
+
+    Args:
+        candidates: Numbers of threads, in ascending order.
+        first: The one that is best until others are measured.
+    """
+
+    def __init__(self, candidates: list[int], first: int):
+        self._counts = [_Count(threads) for threads in candidates]
+        self.best = candidates.index(first)
+        self._saved = 0.0
+        self._changed = self._next_look = 0.0
+        self._unusual: list[float] = []  # seconds of the steps with the best number since the last usual one
+        self._series: list[float] | None = None  # the last steps, if they were fast measurements of a number
+        self._measured = self.best  # that number
+        self._postponed = -math.inf  # `began` of steps that measured nothing because they followed a rest
+        self._side = 1  # which neighbor is next
+        self._called = False  # whether to measure more threads although it may cost more than was saved
+
+    @property
+    def threads(self) -> int:
+        """The best number."""
+        return self._counts[self.best].threads
+
+    @property
+    def is_new(self) -> bool:
+        """Whether one count was measured, once."""
+        return sum(count.looks for count in self._counts) == 1
+
+    @property
+    def times(self) -> dict[int, float]:
+        """Seconds per entry of each number that was measured."""
+        return {count.threads: count.seconds for count in self._counts if count.looks}
+
+    def expect(self, times: dict[int, float]) -> None:
+        """Take the ratios of these times for counts that were not measured yet."""
+        best = self._counts[self.best]
+        if best.looks and times.get(best.threads):
+            for count in self._counts:
+                if not count.looks and count.threads in times:
+                    count.record(best.seconds * times[count.threads] / times[best.threads])
+
+    def choose(self, entries: int, now: float, began: float) -> int:
+        """Return the number of threads for the next step.
+
+        Args:
+            entries: Entries in the batch.
+            now: The time in seconds.
+            began: When the first step after the last rest began.
+        """
+        best = self._counts[self.best]
+        if self._series is not None:
+            return self._counts[self._measured].threads
+        if best.looks < _FIRST_LOOKS or self._postpones(now, began):
+            return best.threads
+        self._side = -self._side
+        for side in (self._side, -self._side):
+            at = self.best + side
+            if 0 <= at < len(self._counts) and self._wants(self._counts[at], best, entries, now):
+                return self._counts[at].threads
+        return best.threads
+
+    def _postpones(self, now: float, began: float) -> bool:
+        """Whether to measure no other count yet, since a rest has just ended."""
+        if now - began < _WARM and self._postponed in (-math.inf, began):
+            self._postponed = began
+            return True
+        self._postponed = -math.inf  # or all steps of this kind follow a rest
+        return False
+
+    def _wants(self, other: _Count, best: _Count, entries: int, now: float) -> bool:
+        """Whether to measure a neighbor in this step."""
+        if not other.looks and other.threads < best.threads:
+            return True  # costs little, while more threads beside a busy program can cost very much
+        if 0 < other.looks < _FIRST_LOOKS and other.seconds < _CLEARLY * best.seconds:
+            return True
+        if (
+            other.threads < best.threads
+            and now - other.looked < _LONG_PAUSE
+            and other.seconds > (1 + _CHANGED) * best.usual
+        ):
+            return False  # other programs would first slow down more threads, which is noticed
+        seconds = other.seconds or _UNKNOWN * best.sustained
+        loss = max(0.1 * best.sustained, seconds - best.sustained) * entries
+        affordable = loss <= self._saved or self._saved == _MOST_SAVED
+        called = (
+            self._called and other.threads > best.threads and self._saved >= -3 * best.sustained * entries
+        )
+        return now >= self._next_look and (affordable or called)
+
+    def record(self, entries: int, threads: int, seconds: float, now: float) -> None:
+        """Record the time of a step.
+
+        Args:
+            entries: Entries in the batch.
+            threads: Threads that were used.
+            seconds: The time that it took.
+            now: The time at its end.
+        """
+        best, at = self._counts[self.best], self.best
+        if best.threads == threads:
+            is_usual = abs(seconds / entries - best.usual) <= _CHANGED * best.usual
+            self._unusual = [] if is_usual else [*self._unusual, seconds]
+            self._saved = min(_MOST_SAVED, self._saved + _SHARE * seconds)
+            self._series = None
+        else:
+            at = next(i for i, count in enumerate(self._counts) if count.threads == threads)
+            if best.looks and self._only_wakes(at, entries, seconds, now):
+                return
+        self._counts[at].record(seconds / entries, now, seconds)
+        if self._series and len(self._series) >= _SERIES and sum(self._series) >= _SERIES_LASTS:
+            self._counts[at].trust(sum(self._series) / len(self._series) / entries)
+            self._series = None
+        self._prefer_fastest()
+        if len(self._unusual) >= _SUSTAINED and sum(self._unusual) >= _LASTING:
+            self._notice_change(now)
+
+    def _only_wakes(self, at: int, entries: int, seconds: float, now: float) -> bool:
+        """Pay for a measurement of another number than the best one; decide whether to go on measuring it.
+
+        Returns:
+            Whether this one is not to be used, because some of the threads may have slept when it began.
+        """
+        best = self._counts[self.best].sustained * entries
+        # It costs its extra time, and at least a little, so that measuring has an end.
+        self._saved = max(-_MOST_SAVED, self._saved - max(seconds - best, 0.1 * best))
+        self._next_look = now
+        if self._series is None and at > self.best and best <= seconds < _WAKING * best:
+            self._series, self._measured = [], at
+            return True
+        if seconds < best:
+            self._series, self._measured = [*(self._series or []), seconds], at
+        else:
+            self._series, self._called, self._next_look = None, False, now + _PAUSE
+        return False
+
+    def _prefer_fastest(self) -> None:
+        best = self._counts[self.best]
+        measured = [i for i, count in enumerate(self._counts) if count.looks >= _FIRST_LOOKS]
+        fastest = min(measured, key=lambda i: self._counts[i].seconds, default=self.best)
+        if fastest != self.best and (
+            best.looks < _FIRST_LOOKS or self._counts[fastest].seconds < _BETTER * best.sustained
+        ):
+            self.best, self._unusual, self._series = fastest, [], None
+
+    @property
+    def uses_all(self) -> bool:
+        """Whether it uses all threads there are."""
+        return self.best == len(self._counts) - 1
+
+    def call(self, now: float) -> None:
+        """Measure more threads soon, until one measurement is slower: other programs have ended."""
+        self._called = True
+        self._notice_change(now)
+
+    def _notice_change(self, now: float) -> None:
+        """The load has changed: forget that other counts were far worse."""
+        best = self._counts[self.best]
+        if now - self._changed < _SETTLED:
+            return
+        self._changed, self._next_look, self._unusual = now, now, []
+        best.usual = best.seconds
+        for other in self._counts:
+            other.looked = -math.inf
+            other.seconds = min(other.seconds, 2 * best.seconds) if other is not best else other.seconds

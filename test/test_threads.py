@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from ros2_nanochat import NanoLLM
+from ros2_nanochat.backends.step_speeds import StepSpeeds
 from ros2_nanochat.backends.threads import ThreadChooser
 from ros2_nanochat.processor import physical_cores
 
@@ -114,7 +115,14 @@ def test_without_a_word_about_idle_cores_it_looks_in_the_end_whatever_that_costs
     assert machine.chooser.decoding == 2
 
 
-@pytest.mark.parametrize('seconds', [BUSY, SPINNING, {1: 0.1, 2: 0.5}.__getitem__])
+@pytest.mark.parametrize(
+    'seconds',
+    [
+        BUSY,
+        SPINNING,
+        *(times.__getitem__ for times in ({1: 0.1, 2: 0.5}, {1: 0.2, 2: 1.0}, {1: 0.4, 2: 1.6})),
+    ],
+)
 def test_idle_cores_that_come_and_go_cost_little(seconds):
     """While more threads stay slow."""
     machine, shares = Machine(2, idle=1), []
@@ -122,7 +130,7 @@ def test_idle_cores_that_come_and_go_cost_little(seconds):
     for _ in range(100):
         machine.idle = 3 - machine.idle
         shares.append(machine.run(seconds, 1.0))
-    assert statistics.mean(shares) > 0.96, shares
+    assert statistics.mean(shares) > 0.94, shares
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -165,6 +173,36 @@ def test_what_happens_just_after_a_rest_does_not_last(seed):
         machine.run(stacked, 0.06)
         shares.append(machine.run(idle, 0.3))
     assert statistics.mean(shares) > 0.97, shares
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_short_replies_with_rests_between_them_find_it_too(seed):
+    machine = Machine(2, seed, idle=2)
+    machine.run(BUSY, 3.0)
+    began, used = 0.0, machine.used
+
+    def idle(threads):
+        return 0.0070 if threads == 1 else 0.0120 if machine.now - began < 0.01 else 0.0058
+
+    for _ in range(60):
+        machine.now += 1.0
+        began = machine.now
+        machine.run(idle, 0.063)
+    used.clear()
+    for _ in range(60):
+        machine.now += 1.0
+        began = machine.now
+        machine.run(idle, 0.063)
+    assert used.count(2) > 0.7 * len(used)
+
+
+def test_a_series_of_steps_of_different_sizes_is_weighed_by_size():
+    speeds, now = StepSpeeds([1, 2], 1), 0.0
+    for threads, entries, count in ((1, 100, 20), (2, 127, 3), (2, 64, 1)):
+        for _ in range(count):
+            now += 1.0
+            speeds.record(entries, threads, entries * {1: 0.001, 2: 0.0009}[threads], now)
+    assert speeds.times[2] == pytest.approx(0.0009)
 
 
 def test_steps_that_each_follow_a_rest_are_measured_too():

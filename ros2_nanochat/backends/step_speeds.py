@@ -13,21 +13,21 @@ _MOST_SAVED = 0.5  # seconds of that share that may be saved up; then one measur
 _FIRST_LOOKS = 2  # measurements of a count before it may be preferred
 _CLEARLY = 1.2  # times the best time: a count that is this slow is not measured a second time at once
 _UNKNOWN = 3.0  # times the best time: how slow more threads are thought to be before they are measured
-_WAKING = 1.3  # times the best time: what a step with more threads may take longer because some had slept
-_SERIES = 4  # measurements of a count, one after the other, that replace what was known of it if all are fast
-_SERIES_LASTS = 0.06  # seconds that they take together: a busy core may be free for some milliseconds
+_WAKING = 1.3, 0.05  # times the best time, seconds more: a first step with more threads may only seem slow
+_SERIES = 4  # fast measurements in a row that replace what was known of a count
+_SERIES_LASTS = 0.06  # minimum seconds of them all: a busy core may be free for some milliseconds
 _PAUSE = 0.5  # seconds between two measurements of another count, unless one surprised
 _LONG_PAUSE = 4.0  # the same for a smaller count that can only be the best after a change that is noticed
 _WEIGHT = 0.3  # of the newest measurement
-_USUAL = 0.5  # seconds over which the usual speed is the mean
+_USUAL = 0.5  # seconds over which the usual speed is the mean, for steps of 5 to 25 ms
 _USUAL_WEIGHTS = 0.01, 0.05  # of the newest measurement in that mean, at least and at most
+_CALLED = 3.0  # times the best time: the debt up to which a count is measured if other programs have ended
 _HICCUP = 4.0  # times as long as usual: another program delayed the step
 _BETTER = 0.97  # of the current best time, to prefer another count
 _CHANGED = 0.25  # change of speed that means that the load has changed
 _SUSTAINED = 2  # steps with that speed, one after the other
-_LASTING = 0.1  # seconds that they take together: an interruption touches several short steps
+_LASTING = 0.1  # minimum seconds of them all: an interruption touches several short steps
 _SETTLED = 0.25  # minimum seconds between two such changes
-_WARM = 0.1  # seconds after a rest: until then, Linux may keep two threads on one core
 
 
 @dataclass
@@ -84,9 +84,10 @@ class StepSpeeds:
         self._saved = 0.0
         self._changed = self._next_look = 0.0
         self._unusual: list[float] = []  # seconds of the steps with the best number since the last usual one
-        self._series: list[float] | None = None  # the last steps, if they were fast measurements of a number
-        self._measured = self.best  # that number
-        self._postponed = -math.inf  # `began` of steps that measured nothing because they followed a rest
+        self._series: list[tuple[float, int]] | None = None  # seconds, entries of fast measurements in a row
+        self._measured = self.best  # index of the count that they measure
+        self._run = -math.inf  # when the current run of steps began
+        self._postponed = -math.inf  # the first run without a measurement because all steps were cold
         self._side = 1  # which neighbor is next
         self._called = False  # whether to measure more threads although it may cost more than was saved
 
@@ -113,18 +114,21 @@ class StepSpeeds:
                 if not count.looks and count.threads in times:
                     count.record(best.seconds * times[count.threads] / times[best.threads])
 
-    def choose(self, entries: int, now: float, began: float) -> int:
+    def choose(self, entries: int, now: float, run: float = -math.inf, cold: bool = False) -> int:
         """Return the number of threads for the next step.
 
         Args:
             entries: Entries in the batch.
             now: The time in seconds.
-            began: When the first step after the last rest began.
+            run: When the first step after the last rest began.
+            cold: Whether that rest may still slow down a step with another number.
         """
         best = self._counts[self.best]
+        if run != self._run:
+            self._run, self._series = run, None
         if self._series is not None:
             return self._counts[self._measured].threads
-        if best.looks < _FIRST_LOOKS or self._postpones(now, began):
+        if best.looks < _FIRST_LOOKS or self._postpones(cold):
             return best.threads
         self._side = -self._side
         for side in (self._side, -self._side):
@@ -133,13 +137,14 @@ class StepSpeeds:
                 return self._counts[at].threads
         return best.threads
 
-    def _postpones(self, now: float, began: float) -> bool:
+    def _postpones(self, cold: bool) -> bool:
         """Whether to measure no other count yet, since a rest has just ended."""
-        if now - began < _WARM and self._postponed in (-math.inf, began):
-            self._postponed = began
-            return True
-        self._postponed = -math.inf  # or all steps of this kind follow a rest
-        return False
+        if not cold:
+            self._postponed = -math.inf
+            return False
+        if self._postponed == -math.inf:
+            self._postponed = self._run
+        return self._postponed == self._run  # else a kind whose steps are all cold would never be measured
 
     def _wants(self, other: _Count, best: _Count, entries: int, now: float) -> bool:
         """Whether to measure a neighbor in this step."""
@@ -157,7 +162,9 @@ class StepSpeeds:
         loss = max(0.1 * best.sustained, seconds - best.sustained) * entries
         affordable = loss <= self._saved or self._saved == _MOST_SAVED
         called = (
-            self._called and other.threads > best.threads and self._saved >= -3 * best.sustained * entries
+            self._called
+            and other.threads > best.threads
+            and self._saved >= -_CALLED * best.sustained * entries
         )
         return now >= self._next_look and (affordable or called)
 
@@ -178,17 +185,19 @@ class StepSpeeds:
             self._series = None
         else:
             at = next(i for i, count in enumerate(self._counts) if count.threads == threads)
-            if best.looks and self._only_wakes(at, entries, seconds, now):
+            if best.looks and self._judge_other(at, entries, seconds, now):
                 return
         self._counts[at].record(seconds / entries, now, seconds)
-        if self._series and len(self._series) >= _SERIES and sum(self._series) >= _SERIES_LASTS:
-            self._counts[at].trust(sum(self._series) / len(self._series) / entries)
-            self._series = None
+        if self._series and len(self._series) >= _SERIES:
+            total, num_entries = map(sum, zip(*self._series, strict=True))
+            if total >= _SERIES_LASTS:
+                self._counts[at].trust(total / num_entries)
+                self._series = None
         self._prefer_fastest()
         if len(self._unusual) >= _SUSTAINED and sum(self._unusual) >= _LASTING:
             self._notice_change(now)
 
-    def _only_wakes(self, at: int, entries: int, seconds: float, now: float) -> bool:
+    def _judge_other(self, at: int, entries: int, seconds: float, now: float) -> bool:
         """Pay for a measurement of another number than the best one; decide whether to go on measuring it.
 
         Returns:
@@ -196,13 +205,15 @@ class StepSpeeds:
         """
         best = self._counts[self.best].sustained * entries
         # It costs its extra time, and at least a little, so that measuring has an end.
-        self._saved = max(-_MOST_SAVED, self._saved - max(seconds - best, 0.1 * best))
+        debt = max(_MOST_SAVED, 2 * _CALLED * best if self._called else 0.0)
+        self._saved = max(-debt, self._saved - max(seconds - best, 0.1 * best))
         self._next_look = now
-        if self._series is None and at > self.best and best <= seconds < _WAKING * best:
+        slowly = min(_WAKING[0] * best, best + _WAKING[1])
+        if self._series is None and at > self.best and best <= seconds < slowly:
             self._series, self._measured = [], at
             return True
         if seconds < best:
-            self._series, self._measured = [*(self._series or []), seconds], at
+            self._series, self._measured = [*(self._series or []), (seconds, entries)], at
         else:
             self._series, self._called, self._next_look = None, False, now + _PAUSE
         return False
@@ -215,6 +226,7 @@ class StepSpeeds:
             best.looks < _FIRST_LOOKS or self._counts[fastest].seconds < _BETTER * best.sustained
         ):
             self.best, self._unusual, self._series = fastest, [], None
+            self._counts[fastest].usual = self._counts[fastest].seconds  # the old one may be of another load
 
     @property
     def uses_all(self) -> bool:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 from ros2_nanochat.backends.step_speeds import StepSpeeds
 
-_REST = 0.02  # seconds without a step; in the next ones, threads may still share a core
+_REST = 0.02  # seconds without a step that count as a rest
+_WARM = 0.1  # seconds after it: until then, Linux may keep two threads on one core
 _IDLE_PERIOD = 1.0  # seconds between two questions about idle cores
 _SINGLE = 8  # up to this many entries, each number is its own kind of step
 
@@ -43,7 +44,8 @@ class ThreadChooser:
         self._num_idle, self._asked = most, -math.inf
         self._kinds: dict[int, StepSpeeds] = {}
         self._last = most
-        self._began = self._ended = -math.inf  # of the steps without a rest between them
+        self._began, self._ended = -math.inf, 0.0  # of the current run: steps without a rest between them
+        self._warm = -math.inf  # when its steps are as fast as they can be
 
     def choose(self, entries: int) -> int:
         """Return the number of threads for a step of `entries` entries."""
@@ -57,8 +59,9 @@ class ThreadChooser:
         elif not kind.uses_all and now - self._asked >= _IDLE_PERIOD:
             self._look_at_idle(now)
         if now - self._ended > _REST:
+            self._warm = now + min(_WARM, (self._ended - self._began) / 2)
             self._began = now
-        return kind.choose(max(1, entries), now, self._began)
+        return kind.choose(max(1, entries), now, self._began, now < self._warm)
 
     def _ask(self, now: float) -> int:
         self._asked = now

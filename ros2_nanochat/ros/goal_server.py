@@ -39,7 +39,7 @@ class GoalServer(ActionServer):
         self._held: list[tuple[Any, bool, Any]] = []  # goals that were finished meanwhile
         self._unfetched: dict[bytes, float] = {}  # when goals ended whose results nobody requested
         self._asked: set[bytes] = set()  # goals whose client waits for the result
-        self._unsent = 0  # requests for results that are not answered yet
+        self._unsent = 0  # requests for results of known goals that are taken and not answered
         self._ending: set[bytes] = set()
         self._take, self._may_cancel = accept, cancel
         self._log, self._name, self._result = node.get_logger(), name, action_type.Result
@@ -131,14 +131,6 @@ class GoalServer(ActionServer):
 
     async def execute(self, taken_data) -> None:
         """Process what the executor took for this action. The executor calls this, never concurrently."""
-        if 'result' in taken_data:
-            key = bytes(taken_data['result'][1].goal_id.uuid)
-            with self._moving:
-                known = key in self._goal_handles
-                self._unsent += known
-                if self._unfetched.pop(key, None) is None and known:
-                    self._asked.add(key)
-                self._moving.notify_all()
         if 'expired' in taken_data:
             with self._moving:
                 for info in taken_data['expired']:
@@ -156,8 +148,19 @@ class GoalServer(ActionServer):
             for goal, succeeded, result in held:
                 self.finish(goal, succeeded, result)
 
+    async def _execute_get_result_request(self, request) -> None:
+        """Called by rclpy for each request for a result."""
+        key = bytes(request[1].goal_id.uuid)
+        with self._moving:
+            if key in self._goal_handles:
+                self._unsent += 1
+                if self._unfetched.pop(key, None) is None:
+                    self._asked.add(key)
+            self._moving.notify_all()
+        await super()._execute_get_result_request(request)
+
     def _send_result_response(self, *args) -> None:
-        """Called by rclpy for each request, in a task that may start some time after the goal's end."""
+        """Called by rclpy for each of them whose goal is known, in a task some time after the goal's end."""
         try:
             super()._send_result_response(*args)
         finally:
@@ -166,7 +169,7 @@ class GoalServer(ActionServer):
                 self._moving.notify_all()
 
     def wait_until_fetched(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds until clients have the results of finished goals."""
+        """Wait at most `timeout` seconds until clients have the results that they want or may soon want."""
         until = time.monotonic() + timeout
 
         def open_goals() -> bool:

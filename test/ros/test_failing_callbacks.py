@@ -180,14 +180,22 @@ def test_nothing_of_a_goal_stays_with_the_server_whatever_its_client_asks_for(sp
         server.destroy()
 
 
+def wait(condition):
+    until = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_a_server_is_not_closed_before_late_answers_have_left(spun, monkeypatch):
     """rclpy answers a request for a result in a task of its own, which a busy executor starts late."""
-    send, sent = ActionServer._send_result_response, []
+    send, sent, late = ActionServer._send_result_response, [], threading.Event()
 
     def send_late(*args):
+        late.wait(20.0)
         time.sleep(0.3)
-        sent.append(args)
         send(*args)
+        sent.append(args)
 
     monkeypatch.setattr(ActionServer, '_send_result_response', send_late)
     node, goals = spun[0], []
@@ -196,16 +204,16 @@ def test_a_server_is_not_closed_before_late_answers_have_left(spun, monkeypatch)
     try:
         assert client.wait_for_server(20.0)
         results = []
-        for early in (True, False):
+        for count in (1, 2):
             goal = result_of(client.send_goal_async(Chat.Goal(query='one')))
-            if not early:
-                server.finish(goals[-1], True, Chat.Result())
+            wait(lambda count=count: len(goals) == count)
+            if count == 2:
+                server.finish(goals[1], True, Chat.Result())
                 time.sleep(0.1)
             results.append(goal.get_result_async())
-        until = time.monotonic() + 20.0
-        while server._unsent < 2 and time.monotonic() < until:
-            time.sleep(0.01)
+        wait(lambda: server._unsent == 2)
         server.finish(goals[0], True, Chat.Result())
+        late.set()
         server.wait_until_fetched(20.0)
         assert len(sent) == 2
         close_action(node, server, 5.0)

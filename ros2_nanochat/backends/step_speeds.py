@@ -60,10 +60,6 @@ class _Count:
             self.seconds = self.usual = seconds
         self.looks += 1
 
-    def trust(self, seconds: float) -> None:
-        """Replace what is known by a mean of many measurements."""
-        self.seconds = self.usual = seconds
-
     @property
     def sustained(self) -> float:
         """Seconds per entry; a single slow step does not count."""
@@ -114,7 +110,7 @@ class StepSpeeds:
                 if not count.looks and count.threads in times:
                     count.record(best.seconds * times[count.threads] / times[best.threads])
 
-    def choose(self, entries: int, now: float, run: float = -math.inf, cold: bool = False) -> int:
+    def choose(self, entries: int, now: float, run: float, cold: bool) -> int:
         """Return the number of threads for the next step.
 
         Args:
@@ -191,7 +187,7 @@ class StepSpeeds:
         if self._series and len(self._series) >= _SERIES:
             total, num_entries = map(sum, zip(*self._series, strict=True))
             if total >= _SERIES_LASTS:
-                self._counts[at].trust(total / num_entries)
+                self._counts[at].seconds = total / num_entries
                 self._series = None
         self._prefer_fastest()
         if len(self._unusual) >= _SUSTAINED and sum(self._unusual) >= _LASTING:

@@ -106,6 +106,14 @@ class NodeProcess:
         return code
 
 
+def wait(condition, timeout=20.0):
+    """Wait until a condition is true; the test fails after `timeout` seconds."""
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, 'it does not happen'
+        time.sleep(0.01)
+
+
 def meet(node, kind, name, request, timeout=30.0):
     """Wait until the node that serves `name` knows all that our node has opened before: it can answer a
     client that is younger than these, and a participant announces its ends in order. (A client that sees a

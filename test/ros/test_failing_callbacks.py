@@ -8,6 +8,7 @@ import time
 import pytest
 import rclpy
 from action_msgs.msg import GoalStatus
+from conftest import wait
 from nanochat.action import Chat
 from nanochat.srv import GetHistory, Reset
 from rclpy.action import ActionClient, ActionServer
@@ -178,13 +179,6 @@ def test_nothing_of_a_goal_stays_with_the_server_whatever_its_client_asks_for(sp
     finally:
         client.destroy()
         server.destroy()
-
-
-def wait(condition):
-    until = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def test_a_server_is_not_closed_before_late_answers_have_left(spun, monkeypatch):

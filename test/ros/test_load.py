@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import rclpy
-from conftest import meet
+from conftest import meet, wait
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -46,18 +46,11 @@ def results_of(client, goals):
     return results
 
 
-def wait(condition, timeout=60.0):
-    until = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def test_three_hundred_goals_at_once_each_get_a_result(share, listen):
     share({'on_new_query': 'queue', 'max_queue': 10_000}, model=FAST)
     ears = listen()
     results = results_of(client_of(ears), [Chat.Goal(query=f'goal {i}') for i in range(300)])
-    wait(lambda: len(results) == 300)
+    wait(lambda: len(results) == 300, 60.0)
     assert {result.result.turn.reply for result in results} == {f'You said: goal {i}' for i in range(300)}
 
 
@@ -73,7 +66,7 @@ def test_two_hundred_calls_of_each_service_at_once_are_answered(share, listen):
         assert client.wait_for_service(20)
         meet(ears.node, kind, f'/nanochat/{name}', kind.Request())
     answers = [client.call_async(client.srv_type.Request()) for _ in range(200) for client in clients]
-    wait(lambda: all(answer.done() for answer in answers))
+    wait(lambda: all(answer.done() for answer in answers), 60.0)
     assert all(answer.result().success for answer in answers[2::3])
 
 
@@ -87,7 +80,7 @@ def test_calls_that_wait_for_a_reply_start_no_thread(start, listen):
     ears.ask('hello')
     ears.wait_for(lambda: ears.tokens)
     answers = [reset.call_async(Reset.Request()) for _ in range(20)]  # each holds a thread
-    wait(lambda: all(answer.done() for answer in answers))
+    wait(lambda: all(answer.done() for answer in answers), 60.0)
     assert node.num_threads() <= before + 5  # the middleware starts and ends some, too
 
 
@@ -160,11 +153,11 @@ def test_robots_that_go_take_their_parameters_with_them(start, listen):
 
     before = names()
     assert set_parameter(ears, 'robots', ['r1', 'r2', 'r3']).successful
-    wait(lambda: len(names()) > len(before) + 2 * 20)
+    wait(lambda: len(names()) > len(before) + 2 * 20, 60.0)
     assert set_parameter(ears, 'robots', ['r1']).successful
-    wait(lambda: names() == before)
+    wait(lambda: names() == before, 60.0)
     assert set_parameter(ears, 'robots', ['r1', 'r2']).successful
-    wait(lambda: 'r2.temperature' in names())
+    wait(lambda: 'r2.temperature' in names(), 60.0)
     assert listen('/r2/nanochat').turn('hello').reply == 'You said: hello'
 
 

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import rclpy
+from conftest import wait
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -16,13 +17,6 @@ from ros2_nanochat.ros.spinning import spin
 
 THREAD = 'quick-test'
 BEST_EFFORT = ReliabilityPolicy.BEST_EFFORT
-
-
-def wait(condition):
-    until = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < until, 'it does not happen'
-        time.sleep(0.01)
 
 
 def running():

@@ -16,6 +16,7 @@ from vision_gguf import FAMILIES, Reference
 from vision_projectors import PROJECTORS, write_files, write_projector
 
 from ros2_nanochat import ChatHistory, NanoLLM
+from ros2_nanochat.backends.gguf.row_breaks import RowBreaks
 from ros2_nanochat.errors import BackendError
 
 QUICK = ('moondream', 'minicpm-v-2.6', 'minicpm-v-4.6', 'glm-4v', 'gemma4-unified')
@@ -88,6 +89,36 @@ def test_a_conversation_with_two_pictures_has_the_ids_of_libmtmds_own_evaluation
     finally:
         reference.close()
     assert len(first.tokens) + len(second.tokens) > 4
+
+
+def test_ends_of_rows_that_libmtmd_leaves_without_a_value_are_filled_in(tmp_path, monkeypatch):
+    import llama_cpp.mtmd_cpp as lib
+
+    model, mmproj = write_files(tmp_path, 'mistral3')
+    picture = pictures()[0]
+    with open_small(model, vision=mmproj) as opened:
+        mtmd = opened.backend.image_embedder._mtmd
+        expected = mtmd.pieces(picture)
+        rows = next(piece.rows for piece in expected if piece.rows is not None)
+        ends = np.flatnonzero((rows == RowBreaks(mmproj)._embedding).all(axis=1))
+        assert len(ends) > 1 and not {0, len(rows) - 1} & set(ends)
+        encode = lib.mtmd_encode_chunk
+
+        def leave(places):
+            def encode_and_leave(context, chunk):
+                code = encode(context, chunk)
+                array = np.ctypeslib.as_array(lib.mtmd_get_output_embd(context), rows.shape)
+                array[places, ::2], array[places, 1] = np.nan, np.inf
+                return code
+
+            monkeypatch.setattr(lib, 'mtmd_encode_chunk', encode_and_leave)
+
+        leave(ends)
+        filled = next(piece.rows for piece in mtmd.pieces(picture) if piece.rows is not None)
+        assert filled.tobytes() == rows.tobytes()
+        leave(range(len(rows)))
+        with pytest.raises(BackendError, match='damaged'):
+            mtmd.pieces(picture)
 
 
 @pytest.mark.parametrize('name', [PLACE[0], pytest.param(PLACE[1], marks=pytest.mark.long)])

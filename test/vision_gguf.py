@@ -256,6 +256,7 @@ def write_family(folder, family: str) -> tuple[str, str]:
     return model, mmproj
 
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _kept: list = []  # llama.cpp keeps the pointer as long as the process runs
 
 
@@ -275,6 +276,8 @@ class Reference:
 
         self._api, self._lib, self._batch = api, lib, batch
         _silence(api, lib)
+        # Memory from mmap is zero: libmtmd reads some of a Pixtral picture that nothing has written.
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4096)
         self._model = api.llama_model_load_from_file(model.encode(), api.llama_model_default_params())
         params = api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads = 2048, 512, 512, 1
@@ -349,3 +352,4 @@ class Reference:
         self._lib.mtmd_free(self._mtmd)
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 * 1024)

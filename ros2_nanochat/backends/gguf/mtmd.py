@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 
 from ros2_nanochat.backends.gguf.process import LogLines
+from ros2_nanochat.backends.gguf.row_breaks import RowBreaks
 from ros2_nanochat.backends.image_embedder import ImagePiece
 from ros2_nanochat.errors import BackendError, EncodingStopped, require
 
 _MOST_NODES = 64  # of the graph that are computed between two looks at whether to stop
 _LOOK_EVERY = 0.02  # seconds, if the nodes are small enough
 _PROBE, _SMALL_PROBE = 64, 16  # pixels of a side
-_LARGE = 4096
-_FAR = 1000
+_LARGE, _FAR = 4096, 1000
 _WIDTHS = re.compile(r'text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)')
-_TOO_FEW = 'is less than image_min_pixels'
 _REASONS = {
     'no image tokens produced': 'it is too small or too narrow for this model',
     'out of range': 'it is too narrow for this model',
@@ -78,7 +77,7 @@ class Mtmd:
         with log:
             self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
             # fewer than the model's own minimum
-            if not self._context and max_tokens and _TOO_FEW in log.reason():
+            if not self._context and max_tokens and 'is less than image_min_pixels' in log.reason():
                 params.image_min_tokens = max_tokens
                 self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
         if not self._context:
@@ -96,7 +95,7 @@ class Mtmd:
         if not lib.mtmd_support_vision(self._context):
             raise BackendError(f'vision={path!r} holds no vision encoder: name the mmproj of a vision model')
         self._marker = lib.mtmd_get_marker(self._context)
-        self._several_axes = lib.mtmd_decode_use_mrope(self._context)
+        self._several_axes, self._row_breaks = lib.mtmd_decode_use_mrope(self._context), RowBreaks(path)
         try:
             self.markup = self._find_markup()
             """Markup before and after a picture, as text."""
@@ -147,6 +146,7 @@ class Mtmd:
             raise BackendError(f'a picture of {width}x{height} cannot be encoded: {self._log.reason()}')
         count = lib.mtmd_input_chunk_get_n_tokens(chunk)
         rows = np.ctypeslib.as_array(lib.mtmd_get_output_embd(self._context), (count, self._widths[1])).copy()
+        self._row_breaks.fill(rows)
         if not np.isfinite(rows).all():
             raise BackendError(
                 f'a picture of {width}x{height} cannot be used: the vision part returns values that are not'

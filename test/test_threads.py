@@ -81,6 +81,19 @@ def test_an_idle_machine_hardly_pays_for_looking_at_fewer_threads(seed):
     assert machine.used.count(1) * IDLE(1) < 0.005 * 20.0
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_a_number_that_stays_far_slower_is_measured_ever_less_often(seed):
+    """Until the load changes."""
+    idle, busy = {1: 0.085, 2: 0.044}.__getitem__, {1: 0.085, 2: 0.17}.__getitem__
+    machine = Machine(2, seed)
+    machine.run(idle, 10.0, noise=0.02)
+    machine.used.clear()
+    machine.run(idle, 300.0, noise=0.02)
+    assert 1 <= machine.used.count(1) <= 9
+    machine.run(busy, 2.0, noise=0.02)
+    assert machine.chooser.decoding == 1
+
+
 @pytest.mark.parametrize('seed', range(5))
 def test_it_follows_within_two_seconds_when_the_load_changes(seed):
     machine = Machine(2, seed)
@@ -173,6 +186,19 @@ def test_what_happens_just_after_a_rest_does_not_last(seed):
         machine.run(stacked, 0.06)
         shares.append(machine.run(idle, 0.3))
     assert statistics.mean(shares) > 0.97, shares
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_rest_is_not_taken_for_a_change_of_the_load(seed):
+    idle, stacked = {1: 0.0062, 2: 0.0056}.__getitem__, {1: 0.0062, 2: 0.0112}.__getitem__
+    machine = Machine(2, seed, idle=2)
+    machine.run(idle, 3.0)
+    machine.used.clear()
+    for _ in range(20):
+        machine.now += 1.0
+        machine.run(stacked, 0.08)
+        machine.run(idle, 0.5)
+    assert machine.used.count(2) > 0.97 * len(machine.used)
 
 
 @pytest.mark.parametrize('seed', range(5))

@@ -17,7 +17,8 @@ _WAKING = 1.3, 0.05  # times the best time, seconds more: a first step with more
 _SERIES = 4  # fast measurements in a row that replace what was known of a count
 _SERIES_LASTS = 0.06  # minimum seconds of them all: a busy core may be free for some milliseconds
 _PAUSE = 0.5  # seconds between two measurements of another count, unless one surprised
-_LONG_PAUSE = 4.0  # the same for a smaller count that can only be the best after a change that is noticed
+_LONG_PAUSE = 4.0  # the same for a smaller count that can only be the best after a change that is noticed,
+_LONGEST_PAUSE = 64.0  # doubled with each measurement until there is such a change
 _WEIGHT = 0.3  # of the newest measurement
 _USUAL = 0.5  # seconds over which the usual speed is the mean, for steps of 5 to 25 ms
 _USUAL_WEIGHTS = 0.01, 0.05  # of the newest measurement in that mean, at least and at most
@@ -40,6 +41,7 @@ class _Count:
         usual: The same over a longer time.
         looks: How often it was measured.
         looked: When it was measured last.
+        pause: Seconds until it is measured again if it was far slower than the best one.
     """
 
     threads: int
@@ -47,6 +49,7 @@ class _Count:
     usual: float = 0.0
     looks: int = 0
     looked: float = -math.inf
+    pause: float = _LONG_PAUSE / 2
 
     def record(self, seconds: float, now: float = -math.inf, lasted: float = 0.0) -> None:
         self.looked = now
@@ -85,6 +88,7 @@ class StepSpeeds:
         self._run = -math.inf  # when the current run of steps began
         self._postponed = -math.inf  # the first run without a measurement because all steps were cold
         self._side = 1  # which neighbor is next
+        self._cold = False  # whether a rest may still slow down the step that was chosen
         self._called = False  # whether to measure more threads although it may cost more than was saved
 
     @property
@@ -122,9 +126,10 @@ class StepSpeeds:
         best = self._counts[self.best]
         if run != self._run:
             self._run, self._series = run, None
+        self._cold = self._postpones(cold)
         if self._series is not None:
             return self._counts[self._measured].threads
-        if best.looks < _FIRST_LOOKS or self._postpones(cold):
+        if best.looks < _FIRST_LOOKS or self._cold:
             return best.threads
         self._side = -self._side
         for side in (self._side, -self._side):
@@ -150,7 +155,7 @@ class StepSpeeds:
             return True
         if (
             other.threads < best.threads
-            and now - other.looked < _LONG_PAUSE
+            and now - other.looked < other.pause
             and other.seconds > (1 + _CHANGED) * best.usual
         ):
             return False  # other programs would first slow down more threads, which is noticed
@@ -176,9 +181,11 @@ class StepSpeeds:
         best, at = self._counts[self.best], self.best
         if best.threads == threads:
             is_usual = abs(seconds / entries - best.usual) <= _CHANGED * best.usual
-            self._unusual = [] if is_usual else [*self._unusual, seconds]
             self._saved = min(_MOST_SAVED, self._saved + _SHARE * seconds)
             self._series = None
+            if self._cold and not is_usual and best.looks >= _FIRST_LOOKS:
+                return  # the rest slowed it down, not the load
+            self._unusual = [] if is_usual else [*self._unusual, seconds]
         else:
             at = next(i for i, count in enumerate(self._counts) if count.threads == threads)
             if best.looks and self._judge_other(at, entries, seconds, now):
@@ -199,7 +206,8 @@ class StepSpeeds:
         Returns:
             Whether this one is not to be used, because some of the threads may have slept when it began.
         """
-        best = self._counts[self.best].sustained * entries
+        best, other = self._counts[self.best].sustained * entries, self._counts[at]
+        other.pause = min(_LONGEST_PAUSE, 2 * other.pause)
         # It costs its extra time, and at least a little, so that measuring has an end.
         debt = max(_MOST_SAVED, 2 * _CALLED * best if self._called else 0.0)
         self._saved = max(-debt, self._saved - max(seconds - best, 0.1 * best))
@@ -242,5 +250,5 @@ class StepSpeeds:
         self._changed, self._next_look, self._unusual = now, now, []
         best.usual = best.seconds
         for other in self._counts:
-            other.looked = -math.inf
+            other.looked, other.pause = -math.inf, _LONG_PAUSE / 2
             other.seconds = min(other.seconds, 2 * best.seconds) if other is not best else other.seconds

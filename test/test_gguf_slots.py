@@ -168,7 +168,7 @@ with NanoLLM.from_pretrained(max_context_len=256, max_sequences=2) as model:
     kv, seq = model.backend._kv, model.backend.new_sequence()
     model.backend.forward([Chunk(seq, ids=np.arange(100))])
     before = libc.mallinfo2().uordblks
-    state = kv._state(kv.slot(seq))
+    state = kv._state(kv._slots[seq])
     print(len(state), libc.mallinfo2().uordblks - before)
 """
     told = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=60)

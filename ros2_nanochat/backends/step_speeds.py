@@ -80,6 +80,8 @@ class StepSpeeds:
     def __init__(self, candidates: list[int], first: int):
         self._counts = [_Count(threads) for threads in candidates]
         self.best = candidates.index(first)
+        self.num_recorded = 0
+        """Steps from which something was learned."""
         self._saved = 0.0
         self._changed = self._next_look = 0.0
         self._unusual: list[float] = []  # seconds of the steps with the best number since the last usual one
@@ -95,11 +97,6 @@ class StepSpeeds:
     def threads(self) -> int:
         """The best number."""
         return self._counts[self.best].threads
-
-    @property
-    def is_new(self) -> bool:
-        """Whether one count was measured, once."""
-        return sum(count.looks for count in self._counts) == 1
 
     @property
     def times(self) -> dict[int, float]:
@@ -191,6 +188,7 @@ class StepSpeeds:
             if best.looks and self._judge_other(at, entries, seconds, now):
                 return
         self._counts[at].record(seconds / entries, now, seconds)
+        self.num_recorded += 1
         if self._series and len(self._series) >= _SERIES:
             total, num_entries = map(sum, zip(*self._series, strict=True))
             if total >= _SERIES_LASTS:
@@ -223,9 +221,10 @@ class StepSpeeds:
         return False
 
     def _prefer_fastest(self) -> None:
-        best = self._counts[self.best]
-        measured = [i for i, count in enumerate(self._counts) if count.looks >= _FIRST_LOOKS]
-        fastest = min(measured, key=lambda i: self._counts[i].seconds, default=self.best)
+        best, fastest, least = self._counts[self.best], self.best, math.inf
+        for i, count in enumerate(self._counts):
+            if count.looks >= _FIRST_LOOKS and count.seconds < least:
+                fastest, least = i, count.seconds
         if fastest != self.best and (
             best.looks < _FIRST_LOOKS or self._counts[fastest].seconds < _BETTER * best.sustained
         ):

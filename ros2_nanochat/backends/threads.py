@@ -86,7 +86,7 @@ class ThreadChooser:
         kind = self._kinds[key]
         self._ended = self._clock()
         kind.record(max(1, entries), threads, seconds, self._ended)
-        if kind.is_new:
+        if kind.num_recorded == 1:
             others = sorted((abs(other - key), other) for other in self._kinds if other != key)
             kind.expect(self._kinds[others[0][1]].times if others else {})
         self._last = kind.threads

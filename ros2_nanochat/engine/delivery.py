@@ -18,7 +18,8 @@ from ros2_nanochat.engine.chooser import Chooser
 from ros2_nanochat.engine.held_form import HeldForm
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
-from ros2_nanochat.engine.scheduler import Scheduler, Work
+from ros2_nanochat.engine.scheduler import Scheduler
+from ros2_nanochat.engine.work import Work
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.prompt import Preceding, common_prefix
 from ros2_nanochat.states import FinishReason
@@ -48,12 +49,16 @@ class Delivery:
 
     def hand_out(self, batch: Sequence[Work], logits: Logits) -> None:
         """Process the result of a forward: update what the KV holds, and choose the next ids."""
-        plain = [work for work in batch if not work.draft]
-        for work in plain:
-            self._note_held(work)
-        sampled = [work.request for work in batch if work.chunk.num_logits]
+        sampled, guessed = [], False
+        for work in batch:
+            if work.draft:
+                guessed = True
+            else:
+                self._note_held(work)
+            if work.chunk.num_logits:
+                sampled.append(work.request)
         self._sizes.add(len(sampled))
-        if len(plain) == len(batch):
+        if not guessed:
             ids = self._chooser.choose(sampled, logits)
             for request, token_id in zip(sampled, ids):
                 if token_id is not None:

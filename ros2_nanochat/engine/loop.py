@@ -22,7 +22,8 @@ from ros2_nanochat.engine.delivery import Delivery
 from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
-from ros2_nanochat.engine.scheduler import Scheduler, Work
+from ros2_nanochat.engine.scheduler import Scheduler
+from ros2_nanochat.engine.work import Work
 from ros2_nanochat.errors import BackendError, ForwardError, one_line
 from ros2_nanochat.processor import restrict_thread
 from ros2_nanochat.program import check_process

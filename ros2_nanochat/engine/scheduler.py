@@ -7,8 +7,6 @@ Runs on the engine's thread. Knows the backend's sequences and limits; nothing o
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,41 +16,11 @@ from ros2_nanochat.engine.cost import StepCosts
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import Request
 from ros2_nanochat.engine.residency import Residency
+from ros2_nanochat.engine.work import Plan, Work
 
 _FIRST_CHUNK = 32  # entries of a prefill before its cost is known
 _CAUTION = 0.9  # share of the allowed prefill time that is planned: a step may take longer than expected
 _DRAFTING_SEQUENCES = 4  # with more in the batch, guesses no longer pay
-
-
-class Plan(NamedTuple):
-    """What the engine does next.
-
-    Attributes:
-        batch: The work of one forward; empty if nothing can run.
-        refused: Requests that end, and why.
-    """
-
-    batch: list[Work]
-    refused: list[tuple[Request, str]]
-
-
-@dataclass(eq=False, slots=True)
-class Work:
-    """The part of one request in a forward.
-
-    Attributes:
-        request: The request.
-        chunk: Its entries.
-        num_entries: Their number.
-        decoding: Whether it continues the reply (no prefill).
-        draft: The guessed ids at the chunk's end.
-    """
-
-    request: Request
-    chunk: Chunk
-    num_entries: int
-    decoding: bool
-    draft: list[int]
 
 
 class Scheduler:
@@ -75,6 +43,8 @@ class Scheduler:
         self.guesses = backend.trims_exactly
         """Whether guesses are possible: the entries of a wrong one must be trimmed from the KV."""
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
+        self._seen: list[Request] = []  # the active requests of which `_urgent` was made
+        self._urgent: list[Request] = []
         self._awaited: dict[Request, int] = {}  # entries of a prompt for which others wait
         self._credit = 0.0  # seconds by which a prefill may still delay running replies
 
@@ -187,16 +157,15 @@ class Scheduler:
         return Plan(self._batch() if self.active else [], refused)
 
     def _batch(self) -> list[Work]:
-        running = self.active
-        if len(running) > 1:
-            urgent = max([request.priority for request in running])
-            running = sorted([r for r in running if r.priority == urgent], key=lambda request: request.order)
-            solo = next((request for request in running if request.progress.solo), None)
-            running = [solo] if solo else running
+        running = self.active if len(self.active) == 1 else self._most_urgent()
         prefilling: list[Request] = []
         batch: list[Work] = []
         for request in running:
-            if not request.decoding:
+            progress, held = request.progress, request.sequence.held.length
+            if progress.new_ids and progress.entries.length == held + 1:  # nearly always
+                chunk = Chunk(request.sequence.placed, ids=progress.entries.view(held), num_logits=1)
+                batch.append(Work(request, chunk, 1, True, []))
+            elif not request.decoding:
                 prefilling.append(request)
             elif work := self._work(request, request.remaining, request.remaining):
                 batch.append(work)
@@ -216,6 +185,16 @@ class Scheduler:
                 taken += work.num_entries
                 room -= work.num_entries
         return batch
+
+    def _most_urgent(self) -> list[Request]:
+        """The running requests with the highest priority, in their order; or the one that must run alone."""
+        if self._seen != self.active:
+            self._seen = list(self.active)
+            urgent = max([request.priority for request in self._seen])
+            self._urgent = [request for request in self._seen if request.priority == urgent]
+            self._urgent.sort(key=lambda request: request.order)
+        solo = [request for request in self._urgent if request.progress.solo]
+        return solo[:1] or self._urgent
 
     def _unshared(self, request: Request) -> int:
         """Entries of a prefill until those that wait for its beginning can start beside it."""

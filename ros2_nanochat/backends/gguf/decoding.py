@@ -71,30 +71,29 @@ class Decoder:
             BackendError: It failed; the lengths of the sequences must be counted again.
         """
         entries = self._check(chunks)
-        pieces = self._kv.gather([chunk.seq for chunk in chunks])
-        slots = [self._kv.slot(chunk.seq) for chunk in chunks]
-        order, ordered = None, chunks
-        if slots != (ascending := sorted(slots)):
-            order, slots = sorted(range(len(chunks)), key=slots.__getitem__), ascending
+        layout = self._kv.layout([chunk.seq for chunk in chunks])
+        order, ordered = layout.order, chunks
+        if order is not None:
             ordered = [chunks[i] for i in order]
-        starts = [self._kv.next_position(chunk.seq) for chunk in ordered]
         rows = None if chunks[0].embeddings is None else self._rows(chunks[0])
-        batch = self._batch.fill(ordered, slots, starts, rows)
+        batch = self._batch.fill(ordered, layout.slots, self._kv.next_positions(ordered), rows)
         threads = self._set_threads(entries)
         began = time.perf_counter()
-        self._run(batch, any(chunk.bidirectional for chunk in chunks))
+        self._run(batch, chunks[0].bidirectional)
         seconds = time.perf_counter() - began
-        self._kv.stepped(pieces, seconds)
+        self._kv.stepped(layout.pieces, seconds)
         if self._threads is not None:
             self._threads.record(entries, threads, seconds)
             self._report(self._threads)
-        outputs = 0
-        for chunk in chunks:
-            self._kv.append(chunk)
-            outputs += chunk.num_logits
+        outputs = self._kv.append(chunks)
         if not outputs:
             return HostLogits(np.empty((0, self._info.vocab_size), np.float32))
-        return HostLogits(self._logits(outputs), None if order is None else _row_order(chunks, order))
+        logits = self._logits(outputs)
+        if order is None:
+            return HostLogits(logits)
+        return HostLogits(
+            logits, layout.places if outputs == entries == len(chunks) else _row_order(chunks, order)
+        )
 
     def _logits(self, outputs: int) -> np.ndarray:
         """The rows [outputs, v] where llama.cpp has put them, which is nearly always the same place."""

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,26 @@ from ros2_nanochat.memory import LARGE_BLOCK
 _log = logging.getLogger(__name__)
 _FORM = 8  # bytes that identify the form of saved KV
 _COPY_BYTES_PER_SECOND = 2e9  # used until a move was measured
+
+
+class Layout(NamedTuple):
+    """Where sequences that run together are.
+
+    Attributes:
+        seqs: Their handles.
+        version: `Slots.version` at that time.
+        pieces: In how many pieces llama.cpp computes them.
+        slots: Their llama.cpp numbers, ascending.
+        order: Index in `seqs` of each of `slots`; None if they are in order.
+        places: Index in `slots` of each of `seqs`, [n]; None if they are in order.
+    """
+
+    seqs: list[int]
+    version: int
+    pieces: int
+    slots: list[int]
+    order: list[int] | None
+    places: np.ndarray | None
 
 
 class GGUFMemory:
@@ -42,12 +62,9 @@ class GGUFMemory:
         self.lengths: dict[int, int] = {}
         """Number of entries of each handle."""
         self._positions: dict[int, Positions] = {}
+        self._layout: Layout | None = None  # the last one
         self.moves = 0
         """How often sequences changed places."""
-
-    def slot(self, seq: int) -> int:
-        """Return the llama.cpp number of a sequence."""
-        return self._slots[seq]
 
     # --- one sequence ---
 
@@ -58,17 +75,26 @@ class GGUFMemory:
         self._positions[seq] = Positions()
         return seq
 
-    def next_position(self, seq: int) -> int:
-        """Return the position of the next entry: less than their number after a picture with positions on
-        several axes.
+    def next_positions(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Return the position of the first entry of each chunk: less than the number of entries before it
+        after a picture with positions on several axes.
         """
-        return self._positions[seq].next
+        return [self._positions[chunk.seq].next for chunk in chunks]
 
-    def append(self, chunk: Chunk) -> None:
-        """Record that a chunk was decoded."""
-        positions = self._positions[chunk.seq]
-        positions.append(len(chunk), chunk.advance, whole=chunk.positions is not None)
-        self.lengths[chunk.seq] = positions.length
+    def append(self, chunks: Sequence[Chunk]) -> int:
+        """Record that chunks were decoded; return how many rows of logits they gave."""
+        outputs = 0
+        for chunk in chunks:
+            positions = self._positions[chunk.seq]
+            if chunk.advance is None and chunk.positions is None:  # nearly always
+                num_entries = len(chunk)
+                positions.length += num_entries
+                positions.next += num_entries
+            else:
+                positions.append(len(chunk), chunk.advance, whole=chunk.positions is not None)
+            self.lengths[chunk.seq] = positions.length
+            outputs += chunk.num_logits
+        return outputs
 
     def fork(self, seq: int, n: int) -> tuple[int, int]:
         """See `Backend.fork`."""
@@ -134,12 +160,24 @@ class GGUFMemory:
 
     # --- several ---
 
-    def gather(self, seqs: Sequence[int]) -> int:
-        """Move sequences that run together next to one another, if that pays.
+    def layout(self, seqs: list[int]) -> Layout:
+        """Move sequences that run together next to one another, if that pays; return where they are."""
+        known = self._layout
+        if known is not None and known.seqs == seqs and known.version == self._slots.version:
+            return known
+        pieces = self._gather(seqs)
+        slots = [self._slots[seq] for seq in seqs]
+        ascending = sorted(slots)
+        order = places = None
+        if slots != ascending:
+            order = sorted(range(len(seqs)), key=slots.__getitem__)
+            places = np.argsort(order)
+        found = Layout(seqs, self._slots.version, pieces, ascending, order, places)
+        self._layout = found if pieces == 1 else None  # else each step adds to what is lost by the pieces
+        return found
 
-        Returns:
-            The number of pieces in which llama.cpp computes them.
-        """
+    def _gather(self, seqs: Sequence[int]) -> int:
+        """Return the number of pieces in which llama.cpp computes some sequences, after moving them."""
         pieces = self._slots.pieces(seqs)
         if pieces == 1:
             return 1

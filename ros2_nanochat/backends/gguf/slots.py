@@ -30,6 +30,8 @@ class Slots:
         self._count = count
         self._slots: dict[int, int] = {}
         self._near = 0  # the slot where sequences ran last
+        self.version = 0
+        """Increases when a handle gets another slot."""
 
     def __contains__(self, handle: int) -> bool:
         return handle in self._slots
@@ -39,6 +41,7 @@ class Slots:
 
     def add(self) -> int:
         """Create a handle, with the free slot nearest to those that run."""
+        self.version += 1
         handle = next(i for i in range(self._count) if i not in self._slots)
         taken = set(self._slots.values())
         self._slots[handle] = min(
@@ -48,10 +51,12 @@ class Slots:
 
     def remove(self, handle: int) -> None:
         """Remove a handle."""
+        self.version += 1
         del self._slots[handle]
 
     def exchange(self, first: int, second: int) -> None:
         """Exchange the contents of two slots, one of which may be free."""
+        self.version += 1
         for handle, slot in list(self._slots.items()):
             if slot in (first, second):
                 self._slots[handle] = first + second - slot

@@ -1,9 +1,11 @@
 """The engine on the fake backend: what runs when, what is shared, what is given up, and how replies end."""
 
+import gc
 import resource
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -101,6 +103,21 @@ def test_a_later_turn_prefills_only_what_is_new(fake):
     ).wait()
     assert second.usage['reused_tokens'] >= known - 1
     assert first.usage['reused_tokens'] == 0
+
+
+def test_nothing_of_a_reply_that_has_ended_is_kept(fake):
+    class Given:
+        def __call__(self, logits, ids):
+            return logits
+
+    model, given = fake(max_sequences=4), [Given() for _ in range(4)]
+    replies = [ask(model, f'question {i}', logits_processors=[each]) for i, each in enumerate(given)]
+    [reply.wait() for reply in replies]
+    known = [weakref.ref(each) for each in given]
+    del replies, given
+    ask(model, 'alone').wait()
+    gc.collect()
+    assert [each() for each in known] == [None] * 4
 
 
 def test_conversations_that_arrive_together_compute_their_common_prefix_once(fake):

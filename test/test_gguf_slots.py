@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ros2_nanochat.backends.gguf.kv import GGUFMemory
 from ros2_nanochat.backends.gguf.slots import MovePolicy, Slots
 
 COUNT = 8
@@ -55,6 +56,33 @@ def test_a_new_sequence_gets_a_place_beside_those_that_run():
     for handle in (handles[0], handles[6]):
         slots.remove(handle)
     assert slots[slots.add()] == 6
+
+
+def test_a_handle_that_is_used_again_is_computed_where_it_is_now():
+    """The backend's places are kept while the same handles run."""
+
+    class Api:
+        def llama_get_memory(self, context):
+            return None
+
+        def llama_memory_seq_rm(self, memory, slot, start, end):
+            return True
+
+    kv = GGUFMemory(Api(), None, 4, 1)
+    seen = set()
+    for _ in range(4):
+        handles = [kv.new(), kv.new()]
+        for _ in range(2):
+            layout = kv.layout(list(handles))
+            slots = [kv._slots[handle] for handle in handles]
+            assert layout.slots == sorted(slots) and layout.pieces == 1
+            assert (layout.order is None) == (slots == sorted(slots))
+            if layout.places is not None:
+                assert [layout.slots[place] for place in layout.places] == slots
+            seen.add((tuple(handles), tuple(slots)))
+        for handle in handles:
+            kv.free(handle)
+    assert len(seen) > len({handles for handles, _ in seen})
 
 
 def test_moving_pays_only_once_as_much_was_lost():

@@ -108,7 +108,7 @@ def test_ends_of_rows_that_libmtmd_leaves_without_a_value_are_filled_in(tmp_path
             def encode_and_leave(context, chunk):
                 code = encode(context, chunk)
                 array = np.ctypeslib.as_array(lib.mtmd_get_output_embd(context), rows.shape)
-                array[places, ::2], array[places, 1] = np.nan, np.inf
+                array[places, ::2], array[places, 1] = np.nan, np.inf  # not all of their values
                 return code
 
             monkeypatch.setattr(lib, 'mtmd_encode_chunk', encode_and_leave)
@@ -116,9 +116,10 @@ def test_ends_of_rows_that_libmtmd_leaves_without_a_value_are_filled_in(tmp_path
         leave(ends)
         filled = next(piece.rows for piece in mtmd.pieces(picture) if piece.rows is not None)
         assert filled.tobytes() == rows.tobytes()
-        leave(range(len(rows)))
-        with pytest.raises(BackendError, match='damaged'):
-            mtmd.pieces(picture)
+        for places in (range(len(rows)), [1], [*ends, 1], [*ends, len(rows) - 1]):
+            leave(places)
+            with pytest.raises(BackendError, match='damaged'):
+                mtmd.pieces(picture)
 
 
 @pytest.mark.parametrize('name', [PLACE[0], pytest.param(PLACE[1], marks=pytest.mark.long)])

@@ -85,12 +85,31 @@ def test_an_idle_machine_hardly_pays_for_looking_at_fewer_threads(seed):
 def test_a_number_that_stays_far_slower_is_measured_ever_less_often(seed):
     """Until the load changes."""
     idle, busy = {1: 0.085, 2: 0.044}.__getitem__, {1: 0.085, 2: 0.17}.__getitem__
+    slower = {1: 0.125, 2: 0.066}.__getitem__
     machine = Machine(2, seed)
     machine.run(idle, 10.0, noise=0.02)
     machine.used.clear()
     machine.run(idle, 300.0, noise=0.02)
-    assert 1 <= machine.used.count(1) <= 9
+    assert 1 <= machine.used.count(1) <= 14
+    machine.used.clear()
+    machine.run(slower, 14.0, noise=0.02)
+    assert machine.used.count(1) >= 3
     machine.run(busy, 2.0, noise=0.02)
+    assert machine.chooser.decoding == 1
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_one_interrupted_measurement_does_not_shut_a_number_out(seed):
+    """The change after it is too small to be noticed by the number in use."""
+    before, after = {1: 0.0094, 2: 0.0085}.__getitem__, {1: 0.0090, 2: 0.0104}.__getitem__
+    machine = Machine(2, seed)
+    machine.run(before, 60.0, noise=0.03)
+    interrupted = False
+    while not interrupted:
+        machine.used.clear()
+        machine.run(lambda n: 10 * before(n) if n == 1 else before(n), 0.001, noise=0.03)
+        interrupted = machine.used[-1] == 1
+    machine.run(after, 8.0, noise=0.03)
     assert machine.chooser.decoding == 1
 
 
@@ -199,6 +218,16 @@ def test_a_rest_is_not_taken_for_a_change_of_the_load(seed):
         machine.run(stacked, 0.08)
         machine.run(idle, 0.5)
     assert machine.used.count(2) > 0.97 * len(machine.used)
+
+
+@pytest.mark.parametrize('two', [0.27, 0.7, 1.5])
+def test_a_load_that_begins_during_a_rest_is_noticed(two):
+    machine = Machine(2, idle=2)
+    machine.run(lambda n: {1: 0.45, 2: 0.25}[n] * two, 20.0)
+    for _ in range(2):
+        machine.now += 1.0
+        machine.run({1: 0.45 * two, 2: two}.__getitem__, 2.0)
+    assert machine.chooser.decoding == 1
 
 
 @pytest.mark.parametrize('seed', range(5))

@@ -22,7 +22,8 @@ class Positions:
             advance: Number of positions; None for n.
             whole: They are a span that cannot be cut.
         """
-        advance = n if advance is None else advance
+        if advance is None:
+            advance = n
         if whole or advance != n:
             self.spans.append((self.length, self.length + n, self.next, self.next + advance))
         self.length += n

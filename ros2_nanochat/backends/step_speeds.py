@@ -17,13 +17,14 @@ _WAKING = 1.3, 0.05  # times the best time, seconds more: a first step with more
 _SERIES = 4  # fast measurements in a row that replace what was known of a count
 _SERIES_LASTS = 0.06  # minimum seconds of them all: a busy core may be free for some milliseconds
 _PAUSE = 0.5  # seconds between two measurements of another count, unless one surprised
-_LONG_PAUSE = 4.0  # the same for a smaller count that can only be the best after a change that is noticed,
-_LONGEST_PAUSE = 64.0  # doubled with each measurement until there is such a change
+_LONG_PAUSE = 4.0  # the same for a smaller count that can only be the best after a change that is noticed
+_LONGEST_PAUSE = 32.0  # `_LONG_PAUSE` doubles up to this while the count stays far slower
 _WEIGHT = 0.3  # of the newest measurement
 _USUAL = 0.5  # seconds over which the usual speed is the mean, for steps of 5 to 25 ms
 _USUAL_WEIGHTS = 0.01, 0.05  # of the newest measurement in that mean, at least and at most
 _CALLED = 3.0  # times the best time: the debt up to which a count is measured if other programs have ended
 _HICCUP = 4.0  # times as long as usual: another program delayed the step
+_RESTED = 0.1  # seconds by which a rest slows down a step at most
 _BETTER = 0.97  # of the current best time, to prefer another count
 _CHANGED = 0.25  # change of speed that means that the load has changed
 _SUSTAINED = 2  # steps with that speed, one after the other
@@ -177,10 +178,11 @@ class StepSpeeds:
         """
         best, at = self._counts[self.best], self.best
         if best.threads == threads:
-            is_usual = abs(seconds / entries - best.usual) <= _CHANGED * best.usual
+            slower = seconds / entries - best.usual
+            is_usual = abs(slower) <= _CHANGED * best.usual
             self._saved = min(_MOST_SAVED, self._saved + _SHARE * seconds)
             self._series = None
-            if self._cold and not is_usual and best.looks >= _FIRST_LOOKS:
+            if self._cold and not is_usual and 0 < slower * entries < _RESTED and best.looks >= _FIRST_LOOKS:
                 return  # the rest slowed it down, not the load
             self._unusual = [] if is_usual else [*self._unusual, seconds]
         else:
@@ -205,7 +207,8 @@ class StepSpeeds:
             Whether this one is not to be used, because some of the threads may have slept when it began.
         """
         best, other = self._counts[self.best].sustained * entries, self._counts[at]
-        other.pause = min(_LONGEST_PAUSE, 2 * other.pause)
+        is_far = seconds > (1 + _CHANGED) * best
+        other.pause = min(_LONGEST_PAUSE, 2 * other.pause) if is_far else _LONG_PAUSE / 2
         # It costs its extra time, and at least a little, so that measuring has an end.
         debt = max(_MOST_SAVED, 2 * _CALLED * best if self._called else 0.0)
         self._saved = max(-debt, self._saved - max(seconds - best, 0.1 * best))

@@ -2,8 +2,8 @@
 
 On an idle machine a model is fastest on all cores. Next to other programs every thread waits for the one that
 was interrupted, and fewer threads are faster, often many times. So the numbers are compared while the model
-runs: the fastest is used, and its neighbors are measured again now and then, at a cost of about 2 %, and when
-other programs leave more cores idle.
+runs: the fastest is used, and its neighbors are measured again now and then, at a cost of at most 2 %, and
+when other programs leave more cores idle.
 
 Knows numbers and times; nothing of any runtime.
 """

@@ -97,6 +97,7 @@ class Scheduler:
 
     def remove(self, request: Request) -> None:
         """Remove a request that has ended; its sequence stays, idle."""
+        self._seen, self._urgent = [], []  # they would keep it alive
         for requests in (self.waiting, self.active):
             if request in requests:
                 requests.remove(request)

@@ -62,7 +62,7 @@ class Decoder:
         self._seen_at, self._seen = 0, np.empty((0, 0), np.float32)  # the logits of the last forward
 
     def decode(self, chunks: Sequence[Chunk]) -> HostLogits:
-        """Append chunks of ids, or one chunk of embeddings.
+        """Append chunks of ids, or one chunk of embeddings, which may be bidirectional.
 
         Returns:
             Their logits in the order of the chunks, valid until the next call.

@@ -86,12 +86,7 @@ class GGUFMemory:
         outputs = 0
         for chunk in chunks:
             positions = self._positions[chunk.seq]
-            if chunk.advance is None and chunk.positions is None:  # nearly always
-                num_entries = len(chunk)
-                positions.length += num_entries
-                positions.next += num_entries
-            else:
-                positions.append(len(chunk), chunk.advance, whole=chunk.positions is not None)
+            positions.append(len(chunk), chunk.advance, chunk.positions is not None)
             self.lengths[chunk.seq] = positions.length
             outputs += chunk.num_logits
         return outputs

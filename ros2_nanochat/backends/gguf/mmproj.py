@@ -7,15 +7,18 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from dataclasses import dataclass
 
 from ros2_nanochat.backends.gguf.header import check_gguf, read_head, read_metadata
+from ros2_nanochat.backends.gguf.process import LogLines
 from ros2_nanochat.config import ModelConfig
 from ros2_nanochat.errors import BackendError, printable
 from ros2_nanochat.locate import NO_VISION, is_mmproj, mmproj_in, mmproj_near, tiny_mmproj
 
 _log = logging.getLogger(__name__)
 _KEY = 'clip.vision.'
+_WIDTHS = re.compile(r'text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)')
 _OF_LAYERS = ('attention.head_count', 'block_count')  # 0 without an encoder (Gemma 4 Unified)
 _SIZES = ('image_size', 'patch_size', 'embedding_length', *_OF_LAYERS)
 _UNKNOWN_TOKENS = 46 * 46  # for which libmtmd reserves memory if a model takes any size
@@ -125,3 +128,17 @@ def stretched_to(path: str) -> int:
     """
     side = read_metadata(path).get('nanochat.stretch', 0)
     return side if isinstance(side, int) and 0 < side <= 4096 else 0
+
+
+def cannot_open(path: str, log: LogLines) -> str:
+    """Return what to say if libmtmd does not open a file."""
+    reason = log.reason()
+    if widths := _WIDTHS.search(' '.join(log.lines)):
+        return (
+            f'vision={path!r} was made for a language model with embeddings of {widths[2]}, and those of this'
+            f' model are {widths[1]} wide: they do not belong together'
+        )
+    return (
+        f'vision={path!r} cannot be opened: {reason}; take an mmproj file that fits the model, or update'
+        ' llama-cpp-python'
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ros2_nanochat.backends.gguf.mmproj import cannot_open
 from ros2_nanochat.backends.gguf.process import LogLines
 from ros2_nanochat.backends.gguf.row_breaks import RowBreaks
 from ros2_nanochat.backends.image_embedder import ImagePiece
@@ -24,8 +24,9 @@ from ros2_nanochat.errors import BackendError, EncodingStopped, require
 _MOST_NODES = 64  # of the graph that are computed between two looks at whether to stop
 _LOOK_EVERY = 0.02  # seconds, if the nodes are small enough
 _PROBE, _SMALL_PROBE = 64, 16  # pixels of a side
-_LARGE, _FAR = 4096, 1000
-_WIDTHS = re.compile(r'text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)')
+_LARGE = 4096
+_FAR = 1000
+_TOO_FEW = 'is less than image_min_pixels'
 _REASONS = {
     'no image tokens produced': 'it is too small or too narrow for this model',
     'out of range': 'it is too narrow for this model',
@@ -77,11 +78,11 @@ class Mtmd:
         with log:
             self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
             # fewer than the model's own minimum
-            if not self._context and max_tokens and 'is less than image_min_pixels' in log.reason():
+            if not self._context and max_tokens and _TOO_FEW in log.reason():
                 params.image_min_tokens = max_tokens
                 self._context = lib.mtmd_init_from_file(os.fsencode(path), model, params)
         if not self._context:
-            raise BackendError(_cannot_open(path, log))
+            raise BackendError(cannot_open(path, log))
         self.num_begun = 0
         """Pieces whose encoding was begun."""
         try:
@@ -95,7 +96,8 @@ class Mtmd:
         if not lib.mtmd_support_vision(self._context):
             raise BackendError(f'vision={path!r} holds no vision encoder: name the mmproj of a vision model')
         self._marker = lib.mtmd_get_marker(self._context)
-        self._several_axes, self._row_breaks = lib.mtmd_decode_use_mrope(self._context), RowBreaks(path)
+        self._several_axes = lib.mtmd_decode_use_mrope(self._context)
+        self._row_breaks = RowBreaks(path)
         try:
             self.markup = self._find_markup()
             """Markup before and after a picture, as text."""
@@ -285,16 +287,3 @@ class Mtmd:
         if self._context:
             self._lib.mtmd_free(self._context)
             self._context = None
-
-
-def _cannot_open(path: str, log: LogLines) -> str:
-    reason = log.reason()
-    if widths := _WIDTHS.search(' '.join(log.lines)):
-        return (
-            f'vision={path!r} was made for a language model with embeddings of {widths[2]}, and those of this'
-            f' model are {widths[1]} wide: they do not belong together'
-        )
-    return (
-        f'vision={path!r} cannot be opened: {reason}; take an mmproj file that fits the model, or update'
-        ' llama-cpp-python'
-    )

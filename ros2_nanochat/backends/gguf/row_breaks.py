@@ -21,14 +21,19 @@ class RowBreaks:
         tensor = read_head(path).tensors.get(_TENSOR)
         self._embedding = None
         if tensor is not None and tensor.end is not None:
-            count = (tensor.end - tensor.start) // 4  # float32, as llama.cpp's converter writes one row
+            # llama.cpp's converter writes it as float32; another type has another length, and is left alone
+            count = (tensor.end - tensor.start) // 4
             self._embedding = np.fromfile(path, np.float32, count, offset=tensor.start)
 
     def fill(self, rows: np.ndarray) -> None:
-        """Write the embedding where the rows [n, n_embd] of a picture are not finite.
-
-        Rows whose first one is not finite are left: it is a patch, so the weights are damaged.
+        """Write the embedding at the ends of the rows of patches of a picture, [n, n_embd], where libmtmd has
+        left values that are not finite. Such values elsewhere are left: the weights are damaged.
         """
         embedding = self._embedding
-        if embedding is not None and len(embedding) == rows.shape[1] and np.isfinite(rows[0]).all():
-            np.copyto(rows, embedding, where=~np.isfinite(rows))
+        if embedding is None or len(embedding) != rows.shape[1]:
+            return
+        lost = ~np.isfinite(rows)
+        ends = np.flatnonzero((lost | (rows == embedding)).all(axis=1))
+        # At equal distances, and behind the last row of patches there is none.
+        if len(ends) and ends[0] and (np.diff(ends, append=len(rows)) == ends[0] + 1).all():
+            rows[ends] = embedding

@@ -31,7 +31,7 @@ class Slots:
         self._slots: dict[int, int] = {}
         self._near = 0  # the slot where sequences ran last
         self.version = 0
-        """Increases when a handle gets another slot."""
+        """Increases when a handle is added, removed or moved."""
 
     def __contains__(self, handle: int) -> bool:
         return handle in self._slots

@@ -115,7 +115,7 @@ def test_nothing_of_a_reply_that_has_ended_is_kept(fake):
     [reply.wait() for reply in replies]
     known = [weakref.ref(each) for each in given]
     del replies, given
-    ask(model, 'alone').wait()
+    ask(model, 'one more question').wait()
     gc.collect()
     assert [each() for each in known] == [None] * 4
 

@@ -22,8 +22,7 @@ class Positions:
             advance: Number of positions; None for n.
             whole: They are a span that cannot be cut.
         """
-        if advance is None:
-            advance = n
+        advance = n if advance is None else advance
         if whole or advance != n:
             self.spans.append((self.length, self.length + n, self.next, self.next + advance))
         self.length += n

@@ -17,8 +17,8 @@ _WAKING = 1.3, 0.05  # times the best time, seconds more: a first step with more
 _SERIES = 4  # fast measurements in a row that replace what was known of a count
 _SERIES_LASTS = 0.06  # minimum seconds of them all: a busy core may be free for some milliseconds
 _PAUSE = 0.5  # seconds between two measurements of another count, unless one surprised
-_LONG_PAUSE = 4.0  # the same for a smaller count that can only be the best after a change that is noticed
-_LONGEST_PAUSE = 32.0  # `_LONG_PAUSE` doubles up to this while the count stays far slower
+_LONG_PAUSE = 2.0  # the same for a smaller count that can only be the best after a change that is noticed
+_LONGEST_PAUSE = 32.0  # `_LONG_PAUSE` doubles up to this with each measurement that is far slower
 _WEIGHT = 0.3  # of the newest measurement
 _USUAL = 0.5  # seconds over which the usual speed is the mean, for steps of 5 to 25 ms
 _USUAL_WEIGHTS = 0.01, 0.05  # of the newest measurement in that mean, at least and at most
@@ -50,7 +50,7 @@ class _Count:
     usual: float = 0.0
     looks: int = 0
     looked: float = -math.inf
-    pause: float = _LONG_PAUSE / 2
+    pause: float = _LONG_PAUSE
 
     def record(self, seconds: float, now: float = -math.inf, lasted: float = 0.0) -> None:
         self.looked = now
@@ -82,7 +82,7 @@ class StepSpeeds:
         self._counts = [_Count(threads) for threads in candidates]
         self.best = candidates.index(first)
         self.num_recorded = 0
-        """Steps from which something was learned."""
+        """Steps from which something was learned: counted, as summing up takes longer in each step."""
         self._saved = 0.0
         self._changed = self._next_look = 0.0
         self._unusual: list[float] = []  # seconds of the steps with the best number since the last usual one
@@ -208,7 +208,7 @@ class StepSpeeds:
         """
         best, other = self._counts[self.best].sustained * entries, self._counts[at]
         is_far = seconds > (1 + _CHANGED) * best
-        other.pause = min(_LONGEST_PAUSE, 2 * other.pause) if is_far else _LONG_PAUSE / 2
+        other.pause = min(_LONGEST_PAUSE, 2 * other.pause) if is_far else _LONG_PAUSE
         # It costs its extra time, and at least a little, so that measuring has an end.
         debt = max(_MOST_SAVED, 2 * _CALLED * best if self._called else 0.0)
         self._saved = max(-debt, self._saved - max(seconds - best, 0.1 * best))
@@ -224,8 +224,9 @@ class StepSpeeds:
         return False
 
     def _prefer_fastest(self) -> None:
-        best, fastest, least = self._counts[self.best], self.best, math.inf
-        for i, count in enumerate(self._counts):
+        best = self._counts[self.best]
+        fastest, least = self.best, math.inf
+        for i, count in enumerate(self._counts):  # a loop, since the model waits in each step
             if count.looks >= _FIRST_LOOKS and count.seconds < least:
                 fastest, least = i, count.seconds
         if fastest != self.best and (
@@ -252,5 +253,5 @@ class StepSpeeds:
         self._changed, self._next_look, self._unusual = now, now, []
         best.usual = best.seconds
         for other in self._counts:
-            other.looked, other.pause = -math.inf, _LONG_PAUSE / 2
+            other.looked, other.pause = -math.inf, _LONG_PAUSE
             other.seconds = min(other.seconds, 2 * best.seconds) if other is not best else other.seconds

@@ -43,8 +43,6 @@ class Scheduler:
         self.guesses = backend.trims_exactly
         """Whether guesses are possible: the entries of a wrong one must be trimmed from the KV."""
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
-        self._seen: list[Request] = []  # the active requests of which `_urgent` was made
-        self._urgent: list[Request] = []
         self._awaited: dict[Request, int] = {}  # entries of a prompt for which others wait
         self._credit = 0.0  # seconds by which a prefill may still delay running replies
 
@@ -97,7 +95,6 @@ class Scheduler:
 
     def remove(self, request: Request) -> None:
         """Remove a request that has ended; its sequence stays, idle."""
-        self._seen, self._urgent = [], []  # they would keep it alive
         for requests in (self.waiting, self.active):
             if request in requests:
                 requests.remove(request)
@@ -188,14 +185,14 @@ class Scheduler:
         return batch
 
     def _most_urgent(self) -> list[Request]:
-        """The running requests with the highest priority, in their order; or the one that must run alone."""
-        if self._seen != self.active:
-            self._seen = list(self.active)
-            urgent = max([request.priority for request in self._seen])
-            self._urgent = [request for request in self._seen if request.priority == urgent]
-            self._urgent.sort(key=lambda request: request.order)
-        solo = [request for request in self._urgent if request.progress.solo]
-        return solo[:1] or self._urgent
+        """Return the running requests of the highest priority, in order, or just the one that has to run
+        alone.
+        """
+        urgent = max([request.priority for request in self.active])
+        running = [request for request in self.active if request.priority == urgent]
+        running.sort(key=lambda request: request.order)
+        solo = [request for request in running if request.progress.solo]
+        return solo[:1] or running
 
     def _unshared(self, request: Request) -> int:
         """Entries of a prefill until those that wait for its beginning can start beside it."""

@@ -21,7 +21,8 @@ class RowBreaks:
         tensor = read_head(path).tensors.get(_TENSOR)
         self._embedding = None
         if tensor is not None and tensor.end is not None:
-            # llama.cpp's converter writes it as float32; another type has another length, and is left alone
+            # llama.cpp's converter stores it as float32. Any other type gives a different length, and `fill`
+            # then does nothing.
             count = (tensor.end - tensor.start) // 4
             self._embedding = np.fromfile(path, np.float32, count, offset=tensor.start)
 

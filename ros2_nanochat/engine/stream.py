@@ -116,12 +116,13 @@ class StreamingResponse:
         """Wait for the next piece and count it as handed out; None at the end. Raises `queue.Empty` after
         `timeout` seconds.
         """
+        output = self._request.signals.output
         while self.finish_reason is None:
             check_process(self._process)
-            item = self._request.signals.output.get(timeout=timeout)
+            item = output.get(timeout=timeout)
             with self._lock:
                 if self.finish_reason is not None:
-                    self._request.signals.output.put(None)  # for the next reader, if several threads wait
+                    output.put(None)  # for the next reader, if several threads wait
                     break
                 if isinstance(item, TextDelta):
                     self._taken.add(item)
@@ -130,7 +131,7 @@ class StreamingResponse:
                     self._taken.end(item, self._detokenize)
                     self.error = item.detail
                     self._end(item.reason)
-                    self._request.signals.output.put(None)
+                    output.put(None)
         return None
 
     def wait(self, timeout: float | None = None) -> StreamingResponse:

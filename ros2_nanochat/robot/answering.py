@@ -236,19 +236,19 @@ class Answering:
         """
         sentences, tokens, first = SentenceSplitter(spoken=not turn.options.raw_sentences), 0, None
         for piece in stream.deltas_and_pauses(PAUSE):
-            worker.check()
             if piece is None:
+                worker.check()
                 self._speak(worker, turn, sentences.pause())
                 continue
-            count = piece.num_tokens - tokens
-            self._emit(worker, 'token', turn, turn.num_pieces, piece.text, count, piece.reasoning)
+            text, num_tokens, _, reasoning, _ = piece
+            self._emit(worker, 'token', turn, turn.num_pieces, text, num_tokens - tokens, reasoning)
             turn.num_pieces += 1
-            tokens = piece.num_tokens
+            tokens = num_tokens
             if first is None:
                 first = time.monotonic()
                 turn.time_to_first_token = first - turn.arrived
-            if not piece.reasoning:
-                self._speak(worker, turn, sentences.add(piece.text))
+            if not reasoning and (complete := sentences.add(text)):
+                self._speak(worker, turn, complete)
         worker.check()
         self._speak(worker, turn, sentences.flush())
         # The ids that were handed out; the model may have been ahead of them when it was stopped.

@@ -77,7 +77,11 @@ class SentenceSplitter:
 
     def add(self, text: str) -> list[str]:
         """Add text. Return the sentences that are now complete."""
-        self._rest += text
+        rest = self._rest
+        self._rest = rest + text
+        if text.lstrip(' ').isalnum() and 0 < len(rest) == self._scanned and rest[-1] != '\n':
+            self._scanned = len(self._rest)  # a word, as most pieces are: it ends nothing
+            return []
         return self._take(hurry=False)
 
     def pause(self) -> list[str]:

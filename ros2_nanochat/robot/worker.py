@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from ros2_nanochat.errors import one_line
 
@@ -68,24 +67,17 @@ class Worker:
                 return
         self._finished = True
 
-    @contextmanager
-    def step(self, what: str, limit: float) -> Iterator[None]:
-        """Do one thing that should take at most `limit` seconds.
+    def step(self, what: str, limit: float) -> _Step:
+        """Return a context in which to do one thing that should take at most `limit` seconds.
 
         Args:
             what: What it is, for `trouble`.
             limit: Seconds after which the thread counts as stuck.
 
         Raises:
-            Retired: The thread was replaced meanwhile.
+            Retired: The thread was replaced, before or meanwhile.
         """
-        self.check()
-        outer, self._step = self._step, (what, limit, time.monotonic() + limit)
-        try:
-            yield
-        finally:
-            self._step = outer
-        self.check()
+        return _Step(self, (what, limit, time.monotonic() + limit))
 
     def check(self) -> None:
         """Raise `Retired` if the thread was replaced: its work belongs to another thread."""
@@ -116,6 +108,25 @@ class Worker:
         """Wait at most `timeout` seconds for the thread to end. One that could not start has ended."""
         if self._thread.is_alive():
             self._thread.join(timeout)
+
+
+class _Step:
+    """The context that `Worker.step` returns: a class, as each token of a reply is a step."""
+
+    __slots__ = ('_outer', '_step', '_worker')
+
+    def __init__(self, worker: Worker, step: tuple[str, float, float]):
+        self._worker, self._step = worker, step
+
+    def __enter__(self) -> None:
+        worker = self._worker
+        worker.check()
+        self._outer, worker._step = worker._step, self._step
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._worker._step = self._outer
+        if kind is None:
+            self._worker.check()
 
 
 def _of(error: BaseException) -> str:

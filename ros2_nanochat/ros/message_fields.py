@@ -1,10 +1,12 @@
-"""What messages of turns and observations share: the header of a picture, and the tokens of an answer."""
+"""What messages of turns and observations share: times, the header of a picture, the tokens of an answer."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from builtin_interfaces.msg import Time
+from rclpy.clock import ROSClock
 from std_msgs.msg import Header
 
 from ros2_nanochat.engine.usage import Usage
@@ -37,3 +39,9 @@ def time_of(nanoseconds: int) -> Time:
     if not -_MOST_SECONDS - 1 <= seconds <= _MOST_SECONDS:
         seconds, rest = (_MOST_SECONDS, _MOST_NANOSECONDS) if seconds > 0 else (-_MOST_SECONDS - 1, 0)
     return Time(sec=seconds, nanosec=rest)
+
+
+def set_to_now(stamp: Time, clock: ROSClock) -> None:
+    """Set a message to the time of a node's clock. Tokens need this: it is faster than `now().to_msg()`."""
+    now = clock.now().nanoseconds if clock.ros_time_is_active else time.time_ns()
+    stamp.sec, stamp.nanosec = divmod(now, 10**9)

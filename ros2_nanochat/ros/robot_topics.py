@@ -28,6 +28,7 @@ from ros2_nanochat.ros.action_ends import service_qos
 from ros2_nanochat.ros.camera import Camera
 from ros2_nanochat.ros.chat_goals import ChatGoals
 from ros2_nanochat.ros.endpoint_events import PublisherEventCallbacks, SubscriptionEventCallbacks
+from ros2_nanochat.ros.message_fields import set_to_now
 from ros2_nanochat.ros.named_cameras import NamedCameras
 from ros2_nanochat.ros.quick_subscriptions import QuickSubscriptions
 from ros2_nanochat.ros.speaker import Speaker
@@ -62,6 +63,7 @@ class RobotTopics:
         self, node, chat: RobotConversation, quick: QuickSubscriptions, tools: RobotTools | None, warns=True
     ):
         self._node, self._chat, self._quick, self._tools = node, chat, quick, tools
+        self._clock = node.get_clock()
         prefix = f'{chat.name}/{node.get_name()}/' if chat.name else '~/'
         beside = {'callback_group': ReentrantCallbackGroup(), 'qos_profile': service_qos()}
         override = {'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
@@ -221,8 +223,8 @@ class RobotTopics:
         token = self._piece
         if token.turn_id != turn.id:
             token = self._piece = Token(turn_id=turn.id)
-        token.stamp, token.index, token.text = self._now(), index, text
-        token.num_tokens, token.reasoning = num_tokens, reasoning
+        set_to_now(token.stamp, self._clock)
+        token.index, token.text, token.num_tokens, token.reasoning = index, text, num_tokens, reasoning
         self._publish_token(turn, token)
 
     def called(self, turn: Turn, index: int, call_id: str, num_tokens: int) -> None:
@@ -272,7 +274,7 @@ class RobotTopics:
         return turn_message(turn, self._chat.name, self._now())
 
     def _now(self) -> Time:
-        return self._node.get_clock().now().to_msg()
+        return self._clock.now().to_msg()
 
     def mute(self) -> None:
         """Accept no more questions. Messages already taken from a topic are refused."""

@@ -36,7 +36,7 @@ class Speaker:
         Raises:
             RuntimeError: The message cannot be published.
         """
-        if time.monotonic() < self._until:
+        if self._until and time.monotonic() < self._until:
             self.num_dropped += 1
             return
         try:
@@ -51,4 +51,4 @@ class Speaker:
                 f'{self._name} cannot be published, a listener may not read what it subscribed to '
                 f'({shorten(str(error))}); messages are dropped until it can'
             ) from error
-        self._rest = _FIRST_REST
+        self._until, self._rest = 0.0, _FIRST_REST

@@ -32,7 +32,7 @@ _LASTING = 0.1  # minimum seconds of them all: an interruption touches several s
 _SETTLED = 0.25  # minimum seconds between two such changes
 
 
-@dataclass
+@dataclass(slots=True)
 class _Count:
     """One number of threads.
 

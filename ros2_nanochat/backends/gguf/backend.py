@@ -232,26 +232,27 @@ class GGUFBackend(Backend):
 
     @property
     def kv_used(self) -> int:
-        return sum(self._kv.lengths.values()) if self._kv else 0
+        return self._kv.used if self._kv else 0
 
     # --- forward ---
 
     def forward(self, chunks: Sequence[Chunk]) -> Logits:
-        before = [self._sequences.lengths[chunk.seq] for chunk in chunks]
+        kv, decoder = self._kv, self._decoder
+        if kv is None or decoder is None:
+            raise BackendError('the model is not open')
+        before = [kv.length(chunk.seq) for chunk in chunks]
         try:
-            return self._forward(chunks)
+            if all(chunk.embeddings is None for chunk in chunks):
+                return decoder.decode(chunks)
+            return self._in_runs(chunks, decoder)
         except BackendError as error:
             if isinstance(error, LoadAborted):
                 self._abort_flag[0] = b'\0'
-            committed = [self._sequences.recount(chunk.seq) - start for chunk, start in zip(chunks, before)]
+            committed = [kv.recount(chunk.seq) - start for chunk, start in zip(chunks, before)]
             raise ForwardError(str(error), committed) from error
 
-    def _forward(self, chunks: Sequence[Chunk]) -> Logits:
-        decoder = self._decoder
-        if decoder is None:
-            raise BackendError('the model is not open')
-        if all(chunk.embeddings is None for chunk in chunks):
-            return decoder.decode(chunks)
+    @staticmethod
+    def _in_runs(chunks: Sequence[Chunk], decoder: Decoder) -> Logits:
         plain = [i for i, chunk in enumerate(chunks) if chunk.embeddings is None]
         # a batch of llama.cpp holds ids or embeddings, and bidirectional attention applies to all of it
         runs = [plain] if plain else []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ros2_nanochat.backends.base import Chunk
+from ros2_nanochat.backends.positions import Positions
 
 
 class Batch:
@@ -32,6 +33,7 @@ class Batch:
         arrays = self._tokens, self._positions, self._wanted, self._id_pointers
         self._cells = [memoryview(array) for array in arrays]  # quicker than NumPy for single entries
         self._rows: np.ndarray | None = None  # keeps the embeddings alive while llama.cpp reads them
+        self._slots: Sequence[int] | None = None  # of a batch of single ids, if it is the last one
         batch = api.llama_batch()
         fields = dict(api.llama_batch._fields_)
         for name, array in (
@@ -62,7 +64,7 @@ class Batch:
             starts: The first position of each.
             embeddings: [n, d] of all of them, in place of ids.
         """
-        at = 0
+        at, self._slots = 0, None
         tokens, positions, wanted, id_pointers = self._cells
         several = embeddings is not None and self._axes > 1
         rows = (
@@ -90,13 +92,33 @@ class Batch:
             if chunk.num_logits:
                 self._wanted[end - chunk.num_logits : end] = 1
             at = end
+        self._point_at(embeddings)
+        self._batch.n_tokens = at
+        return self._batch
+
+    def fill_ids(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[Positions]):
+        """Return the `llama_batch` of one id of each sequence, all of which need logits: most batches.
+
+        Args:
+            ids: The id of each.
+            slots: The llama.cpp sequence of each. The same object as in the call before means the same ones.
+            positions: The positions of each, before the id.
+        """
+        tokens, places, wanted, id_pointers = self._cells
+        if slots is not self._slots:
+            self._point_at(None)
+            for at, slot in enumerate(slots):
+                id_pointers[at], wanted[at] = self._addresses[slot], 1
+            self._batch.n_tokens, self._slots = len(slots), slots
+        for at, token_id in enumerate(ids):
+            tokens[at], places[at] = token_id, positions[at].next
+        return self._batch
+
+    def _point_at(self, embeddings: np.ndarray | None) -> None:
+        """Let llama.cpp read some embeddings, or the ids."""
         batch = self._batch
-        batch.n_tokens = at
-        if embeddings is None and self._rows is None:
-            return batch  # it points at the tokens
-        if embeddings is None:
-            batch.token, batch.embd, self._rows = self._token_pointer, None, None
-        else:
+        if embeddings is not None:
             self._rows = np.ascontiguousarray(embeddings, np.float32)
             batch.token, batch.embd = None, ctypes.cast(self._rows.ctypes.data, self._float_pointer)
-        return batch
+        elif self._rows is not None:  # else it points at the ids already
+            batch.token, batch.embd, self._rows = self._token_pointer, None, None

@@ -13,7 +13,7 @@ import numpy as np
 
 from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.gguf.batch import Batch
-from ros2_nanochat.backends.gguf.kv import GGUFMemory
+from ros2_nanochat.backends.gguf.kv import GGUFMemory, Layout
 from ros2_nanochat.backends.logits import HostLogits
 from ros2_nanochat.backends.threads import ThreadChooser
 from ros2_nanochat.errors import BackendError, LoadAborted
@@ -70,30 +70,39 @@ class Decoder:
         Raises:
             BackendError: It failed; the lengths of the sequences must be counted again.
         """
-        entries = self._check(chunks)
         layout = self._kv.layout([chunk.seq for chunk in chunks])
         order, ordered = layout.order, chunks
         if order is not None:
             ordered = [chunks[i] for i in order]
+        ids = [
+            chunk.ids[0]
+            for chunk in ordered
+            if chunk.num_logits == 1 and chunk.ids is not None and len(chunk.ids) == 1
+        ]
+        if len(ids) == len(chunks):
+            self._check_room(layout)
+            self._forward(self._batch.fill_ids(ids, layout.slots, layout.positions), len(ids), layout)
+            self._kv.append_one_each(layout)
+            return HostLogits(self._logits(len(ids)), layout.places)
+        entries = self._check(chunks)
         rows = None if chunks[0].embeddings is None else self._rows(chunks[0])
         batch = self._batch.fill(ordered, layout.slots, self._kv.next_positions(ordered), rows)
+        self._forward(batch, entries, layout, chunks[0].bidirectional)
+        outputs = self._kv.append(chunks)
+        if not outputs:
+            return HostLogits(np.empty((0, self._info.vocab_size), np.float32))
+        return HostLogits(self._logits(outputs), None if order is None else _row_order(chunks, order))
+
+    def _forward(self, batch: Any, entries: int, layout: Layout, bidirectional: bool = False) -> None:
         threads = self._set_threads(entries)
         began = time.perf_counter()
-        self._run(batch, chunks[0].bidirectional)
+        self._run(batch, bidirectional)
         seconds = time.perf_counter() - began
         self._kv.stepped(layout.pieces, seconds)
         if self._threads is not None:
             self._threads.record(entries, threads, seconds)
-            self._report(self._threads)
-        outputs = self._kv.append(chunks)
-        if not outputs:
-            return HostLogits(np.empty((0, self._info.vocab_size), np.float32))
-        logits = self._logits(outputs)
-        if order is None:
-            return HostLogits(logits)
-        return HostLogits(
-            logits, layout.places if outputs == entries == len(chunks) else _row_order(chunks, order)
-        )
+            if threads != self._reported:
+                self._report(self._threads)
 
     def _logits(self, outputs: int) -> np.ndarray:
         """The rows [outputs, v] where llama.cpp has put them, which is nearly always the same place."""
@@ -122,15 +131,21 @@ class Decoder:
             _log.info('decoding with %d threads, %s', threads.decoding, threads.reason)
         self._reported, self._reported_at = threads.decoding, now
 
+    def _check_room(self, layout: Layout) -> None:
+        longest = self._info.context_length
+        for positions in layout.positions:
+            if positions.length >= longest:
+                raise BackendError(_full(1, positions.length, longest))
+
     def _check(self, chunks: Sequence[Chunk]) -> int:
         """Return the number of entries of chunks that can be decoded."""
         longest, entries = self._info.context_length, 0
         for chunk in chunks:
             if chunk.positions is not None and self._axes == 1:
                 raise BackendError(f'{self._info.name} takes no positions on more than one axis')
-            start, length = self._kv.lengths[chunk.seq], len(chunk)
+            start, length = self._kv.length(chunk.seq), len(chunk)
             if start + length > longest:
-                raise BackendError(f'{length} entries do not fit behind {start}: the context holds {longest}')
+                raise BackendError(_full(length, start, longest))
             entries += length
         if entries > self._size:
             raise BackendError(f'{entries} entries do not fit a batch of {self._size}')
@@ -165,6 +180,10 @@ class Decoder:
                 if code == _NO_ROOM
                 else f'llama_decode failed with code {code}'
             )
+
+
+def _full(entries: int, start: int, longest: int) -> str:
+    return f'{entries} entries do not fit behind {start}: the context holds {longest}'
 
 
 def _row_order(chunks: Sequence[Chunk], order: Sequence[int]) -> np.ndarray:

@@ -32,6 +32,7 @@ class Layout(NamedTuple):
         slots: Their llama.cpp numbers, ascending.
         order: Index in `seqs` of each of `slots`; None if they are in order.
         places: Index in `slots` of each of `seqs`, [n]; None if they are in order.
+        positions: The positions of each of `slots`.
     """
 
     seqs: list[int]
@@ -40,6 +41,7 @@ class Layout(NamedTuple):
     slots: list[int]
     order: list[int] | None
     places: np.ndarray | None
+    positions: list[Positions]
 
 
 class GGUFMemory:
@@ -59,8 +61,6 @@ class GGUFMemory:
         self._form = hashlib.blake2b(form.encode(), digest_size=_FORM).digest()
         self._slots = Slots(max_sequences)
         self._policy = MovePolicy(2 * bytes_per_entry / _COPY_BYTES_PER_SECOND)
-        self.lengths: dict[int, int] = {}
-        """Number of entries of each handle."""
         self._positions: dict[int, Positions] = {}
         self._layout: Layout | None = None  # the last one
         self.moves = 0
@@ -71,9 +71,17 @@ class GGUFMemory:
     def new(self) -> int:
         """See `Backend.new_sequence`."""
         seq = self._slots.add()
-        self.lengths[seq] = 0
         self._positions[seq] = Positions()
         return seq
+
+    def length(self, seq: int) -> int:
+        """Return the number of entries of a handle."""
+        return self._positions[seq].length
+
+    @property
+    def used(self) -> int:
+        """The number of entries of all sequences. Any thread may ask."""
+        return sum(positions.length for positions in list(self._positions.values()))
 
     def next_positions(self, chunks: Sequence[Chunk]) -> list[int]:
         """Return the position of the first entry of each chunk: less than the number of entries before it
@@ -87,9 +95,15 @@ class GGUFMemory:
         for chunk in chunks:
             positions = self._positions[chunk.seq]
             positions.append(len(chunk), chunk.advance, chunk.positions is not None)
-            self.lengths[chunk.seq] = positions.length
             outputs += chunk.num_logits
         return outputs
+
+    @staticmethod
+    def append_one_each(layout: Layout) -> None:
+        """Record that one id of each sequence was decoded."""
+        for positions in layout.positions:
+            positions.length += 1
+            positions.next += 1
 
     def fork(self, seq: int, n: int) -> tuple[int, int]:
         """See `Backend.fork`."""
@@ -102,26 +116,25 @@ class GGUFMemory:
             return copy, 0
         if not self._restore(self._slots[copy], data):
             return copy, 0
-        self.lengths[copy] = self.lengths[seq]
         self._positions[copy] = self._positions[seq].duplicate()
         return copy, self.trim(copy, n)
 
     def trim(self, seq: int, n: int) -> int:
         """See `Backend.trim`."""
-        if n < self.lengths[seq]:
-            slot, positions = self._slots[seq], self._positions[seq]
+        positions = self._positions[seq]
+        if n < positions.length:
+            slot = self._slots[seq]
             positions.trim_by_position(n)
             if not self._api.llama_memory_seq_rm(self._memory, slot, positions.next, -1):
                 self._clear(slot)  # a recurrent state cannot go back: start again
                 positions.trim(0)
-            self.lengths[seq] = positions.length
-        return self.lengths[seq]
+        return positions.length
 
     def free(self, seq: int) -> None:
         """See `Backend.free`."""
         self._clear(self._slots[seq])
         self._slots.remove(seq)
-        del self.lengths[seq], self._positions[seq]
+        del self._positions[seq]
 
     def save(self, seq: int) -> bytes:
         """See `Backend.save`."""
@@ -137,7 +150,7 @@ class GGUFMemory:
         size = int.from_bytes(data[_FORM:start], 'little')
         positions = Positions.of(np.frombuffer(data, '<i8', size, start).tolist())
         if self._restore(self._slots[seq], np.frombuffer(data, np.uint8, offset=start + 8 * size)):
-            self._positions[seq], self.lengths[seq] = positions, positions.length
+            self._positions[seq] = positions
             return seq
         self.free(seq)
         return None
@@ -150,8 +163,7 @@ class GGUFMemory:
             self._api.llama_memory_seq_rm(self._memory, slot, positions.next, -1)
         else:
             positions.append(self._api.llama_memory_seq_pos_max(self._memory, slot) + 1 - positions.length)
-        self.lengths[seq] = positions.length
-        return self.lengths[seq]
+        return positions.length
 
     # --- several ---
 
@@ -167,7 +179,8 @@ class GGUFMemory:
         if slots != ascending:
             order = sorted(range(len(seqs)), key=slots.__getitem__)
             places = np.argsort(order)
-        found = Layout(seqs, self._slots.version, pieces, ascending, order, places)
+        positions = [self._positions[seq] for seq in (seqs if order is None else [seqs[i] for i in order])]
+        found = Layout(seqs, self._slots.version, pieces, ascending, order, places, positions)
         self._layout = found if pieces == 1 else None  # else each step adds to what is lost by the pieces
         return found
 
@@ -176,7 +189,8 @@ class GGUFMemory:
         pieces = self._slots.pieces(seqs)
         if pieces == 1:
             return 1
-        exchanges, entries = self._slots.plan(seqs, self.lengths)
+        lengths = {seq: positions.length for seq, positions in self._positions.items()}
+        exchanges, entries = self._slots.plan(seqs, lengths)
         if not self._policy.pays(pieces, entries):
             return pieces
         began = time.perf_counter()
@@ -195,7 +209,7 @@ class GGUFMemory:
         filled = [
             slot
             for slot in (first, second)
-            if (seq := self._slots.at(slot)) is not None and self.lengths[seq] > 0
+            if (seq := self._slots.at(slot)) is not None and self.length(seq) > 0
         ]
         try:
             states = {slot: self._state(slot) for slot in filled}

@@ -330,9 +330,9 @@ def test_beside_a_running_stream_a_long_prompt_is_prefilled_in_chunks_of_about_a
             beside.append(max(len(chunk) for chunk in chunks))
         return forward(self, chunks)
 
-    def learned(self, batch, seconds):  # what a step costs on a machine with nothing else to do
-        entries = sum(work.num_entries for work in batch)
-        return record(self, batch, 1 / 200 + (entries - len(batch)) / 2000)
+    def learned(self, plan, seconds):  # what a step costs on a machine with nothing else to do
+        entries = sum(work.num_entries for work in plan.batch)
+        return record(self, plan, 1 / 200 + (entries - len(plan.batch)) / 2000)
 
     record = Scheduler.record
     monkeypatch.setattr(FakeBackend, 'forward', watched)

@@ -31,12 +31,12 @@ class Chooser:
         """
         if not requests:
             return []
-        samplers = [request.progress.sampler for request in requests]
         rejected: list[int] = []
         try:
-            if all(sampler.plain for sampler in samplers):
+            if all(request.progress.sampler.plain for request in requests):
                 chosen = choose_largest(rows)
             else:
+                samplers = [request.progress.sampler for request in requests]
                 chosen, rejected = self._choose_there(requests, samplers, rows)
         except BaseException as error:  # a library in Rust that panics raises no Exception
             self._fail(requests, f'choosing the next token failed: {one_line(error, 1000)}')

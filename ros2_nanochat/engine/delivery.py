@@ -19,7 +19,7 @@ from ros2_nanochat.engine.held_form import HeldForm
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.scheduler import Scheduler
-from ros2_nanochat.engine.work import Work
+from ros2_nanochat.engine.work import Plan, Work
 from ros2_nanochat.errors import one_line
 from ros2_nanochat.prompt import Preceding, common_prefix
 from ros2_nanochat.states import FinishReason
@@ -47,8 +47,12 @@ class Delivery:
 
     # --- a batch ---
 
-    def hand_out(self, batch: Sequence[Work], logits: Logits) -> None:
+    def hand_out(self, plan: Plan, logits: Logits) -> None:
         """Process the result of a forward: update what the KV holds, and choose the next ids."""
+        batch = plan.batch
+        if plan.plain:
+            self._go_on([work.request for work in batch], logits)
+            return
         sampled, guessed = [], False
         for work in batch:
             if work.draft:
@@ -69,6 +73,34 @@ class Delivery:
                 self._verify(work, rows[at : at + work.chunk.num_logits])
                 at += work.chunk.num_logits
         self._score_choices()
+
+    def _go_on(self, requests: list[Request], logits: Logits) -> None:
+        """Do the same after a plain plan. Most steps are of this kind, and the model waits meanwhile: this
+        does only what such replies need.
+        """
+        for request in requests:
+            request.sequence.held.follow(request.progress.entries)
+            request.progress.solo = False
+        self._sizes.add(len(requests))
+        ids, now, room = self._chooser.choose(requests, logits), time.monotonic(), self._scheduler.room
+        for request, token_id in zip(requests, ids):
+            asked, progress = request.asked, request.progress
+            if token_id is None:
+                continue
+            self._times_per_token.add(now - (progress.last_token or now))
+            progress.last_token = now
+            if token_id in asked.end_ids:
+                self.finish(request, FinishReason.STOP, end_id=token_id)
+                continue
+            self._metrics.counters['generated_tokens'] += 1
+            progress.new_ids.append(token_id)
+            progress.entries.append(token_id)
+            for delta in progress.text.add(token_id):
+                request.signals.output.put(delta)
+            if progress.text.stopped:
+                self.finish(request, FinishReason.STOP)
+            elif 0 < asked.config.max_new_tokens <= len(progress.new_ids) or progress.entries.length >= room:
+                self.finish(request, FinishReason.LENGTH)
 
     def _score_choices(self) -> None:
         """Accept the ids that wait for the probabilities of their choice. Must come last in a batch: the

@@ -23,7 +23,7 @@ from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.engine.scheduler import Scheduler
-from ros2_nanochat.engine.work import Work
+from ros2_nanochat.engine.work import Plan, Work
 from ros2_nanochat.errors import BackendError, ForwardError, one_line
 from ros2_nanochat.processor import restrict_thread
 from ros2_nanochat.program import check_process
@@ -186,13 +186,13 @@ class Engine:
                 time.sleep(0.0005)  # a sequence will soon be free
             return
         start = time.perf_counter()
-        logits = self._forward(batch)
+        logits = self._forward(plan)
         seconds = time.perf_counter() - start
         if logits is not None:
-            self._scheduler.record(batch, seconds)
+            self._scheduler.record(plan, seconds)
             _charge(batch, seconds)
-            self._delivery.hand_out(batch, logits)
-        self.metrics.count('steps')
+            self._delivery.hand_out(plan, logits)
+        self.metrics.counters['steps'] += 1
         self._step_times.add(seconds)
         self._overheads.add(time.perf_counter() - began - seconds)
 
@@ -206,13 +206,14 @@ class Engine:
             elif request.asked.deadline is not None and now >= request.asked.deadline:
                 self._delivery.finish(request, FinishReason.DEADLINE)
 
-    def _forward(self, batch: list[Work]) -> Logits | None:
+    def _forward(self, plan: Plan) -> Logits | None:
         """The logits of a batch; None if it failed and the requests were informed."""
         try:
-            return self.backend.forward([work.chunk for work in batch])
+            return self.backend.forward(plan.chunks)
         except BaseException as error:
             if self._inbox.closed:
                 return None
+            batch = plan.batch
             self.metrics.count('failures')
             committed = error.committed if isinstance(error, ForwardError) else [0] * len(batch)
             for work, count in zip(batch, committed):

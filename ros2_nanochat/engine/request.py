@@ -135,6 +135,9 @@ class Progress:
         self.scores = scores
         self.sampler = Sampler(asked.config, asked.end_ids, form)
         self.draft = NGramDraft() if asked.speculate else None
+        config = asked.config
+        self.plain = not (form or scores or config.functions or not config.max_new_tokens)
+        """Whether an id that is added to it has no effect but its text."""
         self.solo = False
         """A forward with others failed: run this one by itself."""
         self.reused: int | None = 0

@@ -45,6 +45,7 @@ class Scheduler:
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
         self._awaited: dict[Request, int] = {}  # entries of a prompt for which others wait
         self._credit = 0.0  # seconds by which a prefill may still delay running replies
+        self._steady: Plan | None = None  # the last one, if all requests may go on like it
 
     @property
     def sequences(self):
@@ -98,6 +99,7 @@ class Scheduler:
         for requests in (self.waiting, self.active):
             if request in requests:
                 requests.remove(request)
+        self._steady = None
         if request.sequence.request is request:
             self._placement.release(request)
 
@@ -151,8 +153,23 @@ class Scheduler:
 
     def next(self) -> Plan:
         """Return the next batch, and the requests that cannot run."""
+        if self._steady is not None and not self.waiting and self._steady.goes_on():
+            return self._steady
+        self._steady = None
         refused = self._admit()
-        return Plan(self._batch() if self.active else [], refused)
+        batch = self._batch() if self.active else []
+        plan = Plan(batch, [work.chunk for work in batch], refused, all(work.plain for work in batch))
+        all_run = 0 < len(batch) == len(self.active)
+        if all_run and plan.plain and not refused and not self._may_draft(batch):
+            self._steady = plan
+        return plan
+
+    def _may_draft(self, batch: list[Work]) -> bool:
+        return (
+            self.guesses
+            and len(batch) <= _DRAFTING_SEQUENCES
+            and any(work.request.progress.draft is not None for work in batch)
+        )
 
     def _batch(self) -> list[Work]:
         running = self.active if len(self.active) == 1 else self._most_urgent()
@@ -162,13 +179,13 @@ class Scheduler:
             progress, held = request.progress, request.sequence.held.length
             if progress.new_ids and progress.entries.length == held + 1:  # nearly always
                 chunk = Chunk(request.sequence.placed, ids=progress.entries.view(held), num_logits=1)
-                batch.append(Work(request, chunk, 1, True, []))
+                batch.append(Work(request, chunk, 1, True, [], progress.plain))
             elif not request.decoding:
                 prefilling.append(request)
             elif work := self._work(request, request.remaining, request.remaining):
                 batch.append(work)
         if not prefilling:
-            if len(batch) <= _DRAFTING_SEQUENCES:
+            if self._may_draft(batch):
                 self._draft(batch)
             return batch
         taken = sum(work.num_entries for work in batch)
@@ -244,8 +261,6 @@ class Scheduler:
 
     def _draft(self, batch: list[Work]) -> None:
         drafts = [(work, draft) for work in batch if (draft := work.request.progress.draft) is not None]
-        if not drafts or not self.guesses:
-            return
         room = self._backend.max_batch_tokens - sum(work.num_entries for work in batch)
         seconds = functools.partial(self.costs.decode_seconds, len(batch))
         for work, draft in drafts:
@@ -258,12 +273,17 @@ class Scheduler:
                 work.chunk.ids = np.concatenate([work.chunk.ids, work.draft])
                 work.chunk.num_logits += len(work.draft)
                 work.num_entries += len(work.draft)
+                work.plain = False
                 room -= len(work.draft)
 
     # --- what it cost ---
 
-    def record(self, batch: list[Work], seconds: float) -> None:
+    def record(self, plan: Plan, seconds: float) -> None:
         """Record the time of a step."""
+        batch = plan.batch
+        if plan.plain:
+            self.costs.decode.record(len(batch), seconds)
+            return
         entries = sum([work.num_entries for work in batch])
         if entries == len(batch) and all(work.decoding for work in batch):
             self.costs.decode.record(entries, seconds)

@@ -56,7 +56,12 @@ class EntryBuffer:
 
     def follow(self, other: EntryBuffer) -> None:
         """Append the entry that a longer buffer has at index `length`."""
-        self.append(other._cells[self.length])
+        length = self.length
+        if length == len(self._cells):
+            self.extend((other._cells[length],))
+            return
+        self._cells[length] = other._cells[length]
+        self.length = length + 1
 
     def cut(self, length: int) -> None:
         """Keep the first `length` entries."""

@@ -14,11 +14,27 @@ class Plan(NamedTuple):
 
     Attributes:
         batch: The work of one forward; empty if nothing can run.
+        chunks: Its chunks.
         refused: Requests that end, and why.
+        plain: Whether all work is.
     """
 
     batch: list[Work]
+    chunks: list[Chunk]
     refused: list[tuple[Request, str]]
+    plain: bool = False
+
+    def goes_on(self) -> bool:
+        """Return whether each request of a plain plan has one new entry again; its chunk then holds that.
+
+        Most steps are of this kind, and the model waits while a plan is made.
+        """
+        for work in self.batch:
+            progress, held = work.request.progress, work.request.sequence.held.length
+            if progress.entries.length != held + 1 or progress.solo:
+                return False
+            work.chunk.ids = progress.entries.view(held)
+        return True
 
 
 @dataclass(eq=False, slots=True)
@@ -31,6 +47,7 @@ class Work:
         num_entries: Their number.
         decoding: Whether it continues the reply (no prefill).
         draft: The guessed ids at the chunk's end.
+        plain: Whether it is no more than the newest id of a reply that is `Progress.plain`.
     """
 
     request: Request
@@ -38,3 +55,4 @@ class Work:
     num_entries: int
     decoding: bool
     draft: list[int]
+    plain: bool = False

@@ -27,6 +27,16 @@ def test_stamps_are_of_the_simulation_and_deadlines_of_the_wall(start, listen, t
     assert late.result(20).finish_reason == 'deadline' and not first.future.done()
 
 
+def test_tokens_are_stamped_with_the_time_at_which_they_came(start, listen):
+    start(model='tokens_per_second=20')
+    ears = listen()
+    began = time.time_ns()
+    turn = ears.turn('hello')
+    stamps = [token.stamp.sec * 10**9 + token.stamp.nanosec for token in ears.pieces(turn.turn_id)]
+    assert stamps == sorted(stamps) and began < stamps[0] and stamps[-1] < time.time_ns()
+    assert stamps[-1] - stamps[0] > 0.25 * 10**9  # seven tokens and more, 50 ms apart
+
+
 def test_qos_can_be_overridden_by_parameter(start):
     start(
         ros_args=[

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ros2_nanochat import NanoLLM
 from ros2_nanochat.config import RobotOptions
+from ros2_nanochat.robot import sentences
 from ros2_nanochat.robot.conversation import RobotConversation
 from ros2_nanochat.robot.sentences import PAUSE, SentenceSplitter
 from ros2_nanochat.robot.spoken import spoken_text
@@ -73,6 +74,43 @@ def test_sentences_end_where_they_end(text):
     expected = [part.strip() for part in text.split('|')]
     assert split(text.replace('|', '')) == expected
     assert split(*text.replace('|', '')) == expected
+
+
+@pytest.mark.parametrize('space', ['\u00a0', '\u1680', '\u2009', '\u2028', '\u202f', '\u3000', '\u0085'])
+@pytest.mark.parametrize(
+    'before', ['Choose plan B', 'A', 'See it, says I', '\u0412\u044b\u0431\u0435\u0440\u0438 \u0411']
+)
+def test_a_wide_space_before_a_full_stop_is_a_space(before, space):
+    splitter, plain = SentenceSplitter(), SentenceSplitter()
+    wide = splitter.add(f'{before}{space}. Then go on. ') + splitter.flush()
+    assert [text.replace(space, ' ') for text in wide] == plain.add(
+        f'{before} . Then go on. '
+    ) + plain.flush()
+
+
+@given(
+    st.text(
+        st.sampled_from('AB\u0411\u00e9\u0130 .!?\'")\n1\u00a0\u2028\u3000\u0301\u200b\U0001f600\u03b1;'),
+        max_size=20,
+    )
+)
+def test_no_text_is_too_odd_to_be_cut(text):
+    splitter = SentenceSplitter()
+    kept = [char for char in ''.join(splitter.add(text) + splitter.flush()) if char.isalnum()]
+    assert kept == [char for char in text if char.isalnum()]
+
+
+def test_a_panic_of_the_library_ends_a_sentence_and_nothing_else(monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def segment(language, text):
+        raise Panic('end byte index 14 is not a char boundary')
+
+    monkeypatch.setattr(sentences.sentencex, 'segment', segment)
+    splitter = SentenceSplitter()
+    assert splitter.add('One is here. Two follows') == ['One is here.']
+    assert splitter.flush() == ['Two follows']
 
 
 def test_every_mark_that_unicode_calls_the_end_of_a_sentence_ends_one():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import sentencex
 
@@ -52,6 +53,9 @@ _ENDS_A_LINE = re.compile(r'\s*(?:#{1,6}\s|\||\*\*[^*\n]+\*\*:?\s*\Z|__[^_\n]+__
 _FENCE = re.compile(r'[ \t]{0,3}(`{3,}|~{3,})')
 _PERHAPS_FENCE = re.compile(r'[ \t]{0,3}(?:`{0,2}|~{0,2})\Z')
 _BRACKETED = re.compile(rf'(?:(?:[-*+\u2022>]|\d{{1,3}}[.)])\s+)?[\s{OPENING}]*[(\[][\s{OPENING}]*')
+_WIDE_SPACE = re.compile(
+    r'[^\S\x00-\x7f]'
+)  # of several bytes; before a mark, sentencex cuts within it and panics
 _QUOTES = frozenset('"\'\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u2039\u203a')
 _WINDOW = 300  # characters before a mark that are examined
 _LONG_BRACKETS = 1000  # characters of a sentence in brackets that are examined
@@ -278,9 +282,15 @@ def _judge(sentence: str, marks: str, between: str, following: str) -> bool:
     return all(any(first <= end <= last for end in _ends(language, text)) for language in languages)
 
 
-def _ends(language: str, text: str) -> list[int]:
+def _ends(language: str, text: str) -> Sequence[int]:
     ends, position = [], 0
-    for sentence in sentencex.segment(language, text):
+    try:
+        sentences = sentencex.segment(language, _WIDE_SPACE.sub(' ', text))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic of its Rust code; the text is spoken all the same
+        return range(len(text) + 1)
+    for sentence in sentences:
         position += len(sentence)
         ends.append(position)
     return ends

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TextIO
 
 from ros2_nanochat.engine.request import BACKGROUND
 from ros2_nanochat.engine.scheduler import Scheduler
+from ros2_nanochat.engine.work import Plan
 
 
 class Step(NamedTuple):
@@ -38,20 +40,24 @@ def read_steps(path: str) -> list[Step]:
     ]
 
 
+def timed(record: Callable, file: TextIO) -> Callable:
+    """Wrap `Scheduler.record` so that it also writes each step to a file."""
+
+    def write(scheduler: Scheduler, plan: Plan, seconds: float) -> None:
+        priority = max(work.request.priority for work in plan.batch)
+        file.write(f'{time.monotonic() - seconds:.6f} {seconds:.6f} {priority}\n')
+        record(scheduler, plan, seconds)
+
+    return write
+
+
 def main() -> int:
     """Run the node. Return its exit code."""
     from ros2_nanochat.ros.programs import chat_node as run
 
     path, *arguments = sys.argv[1:]
-    record = Scheduler.record
     with open(path, 'w', buffering=1) as file:
-
-        def timed(scheduler: Scheduler, batch, seconds: float) -> None:
-            priority = max(work.request.priority for work in batch)
-            file.write(f'{time.monotonic() - seconds:.6f} {seconds:.6f} {priority}\n')
-            record(scheduler, batch, seconds)
-
-        Scheduler.record = timed  # type: ignore[method-assign]
+        Scheduler.record = timed(Scheduler.record, file)  # type: ignore[method-assign]
         return run(arguments)
 
 

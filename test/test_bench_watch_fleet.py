@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from ros2_nanochat import NanoLLM
+from ros2_nanochat.engine.scheduler import Scheduler
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 bench = pytest.importorskip('benchmarks.bench_watch_fleet')
 
@@ -30,3 +33,13 @@ def change(told=True, seen=True):
 )
 def test_a_robot_that_failed_or_saw_too_little_fails_the_benchmark(found, good):
     assert bench.report(['r0', 'r1'], found) is good
+
+
+def test_a_timed_node_answers_and_writes_down_its_steps(tmp_path, monkeypatch):
+    timed_node = pytest.importorskip('benchmarks.timed_node')
+    with open(tmp_path / 'steps', 'w') as file:
+        monkeypatch.setattr(Scheduler, 'record', timed_node.timed(Scheduler.record, file))
+        with NanoLLM.from_pretrained(api='fake') as model:
+            assert model.generate('hello', max_new_tokens=8).wait().finish_reason in ('stop', 'length')
+    steps = timed_node.read_steps(str(tmp_path / 'steps'))
+    assert steps and not any(step.watching for step in steps)

@@ -7,6 +7,7 @@ import pytest
 
 from ros2_nanochat.backends.base import Chunk
 from ros2_nanochat.backends.gguf.batch import Batch
+from ros2_nanochat.backends.positions import Positions
 
 api = pytest.importorskip('llama_cpp.llama_cpp')
 
@@ -52,3 +53,30 @@ def test_positions_on_several_axes_are_those_of_this_batch():
         filled = batch.fill([Chunk(0, embeddings=rows[:2])], [2], [8], rows[:2])
         assert [filled.pos[i] for i in range(8)] == [8, 9] * 4
         assert contents(batch.fill([ids(4, num_logits=1)], [3], [2], None)) == [(4, 2, 3, 1)]
+
+
+def test_ids_of_the_same_sequences_follow_one_another_whatever_came_between():
+    batch, rows = Batch(api, 16, 4), np.arange(6, dtype=np.float32).reshape(2, 3)
+    positions = [Positions(), Positions()]
+    slots, others = [1, 2], [0, 3]
+
+    def step(slots, *values):
+        starts = [position.next for position in positions]
+        filled = batch.fill_ids(values, slots, positions)
+        assert not filled.embd and contents(filled) == [
+            (value, start, slot, 1) for value, start, slot in zip(values, starts, slots)
+        ]
+        for position in positions:
+            position.append(1)
+
+    step(slots, 5, 6)
+    step(slots, 7, 8)
+    batch.fill([ids(9, 9, 9)], [3], [0], None)  # no logits
+    step(slots, 1, 2)
+    step(others, 3, 4)
+    step(slots, 5, 6)
+    batch.fill([Chunk(0, embeddings=rows)], [1], [3], rows)
+    step(slots, 7, 8)
+    with pytest.raises(IndexError):
+        batch.fill_ids([1] * 17, [0, 1, 2, 3] * 4 + [0], [Positions()] * 17)
+    step(slots, 9, 1)

@@ -77,9 +77,15 @@ def test_a_handle_that_is_used_again_is_computed_where_it_is_now():
             slots = [kv._slots[handle] for handle in handles]
             assert layout.slots == sorted(slots) and layout.pieces == 1
             assert (layout.order is None) == (slots == sorted(slots))
+            ordered = sorted(handles, key=kv._slots.__getitem__)
+            assert all(
+                kept is kv._positions[seq] for kept, seq in zip(layout.positions, ordered, strict=True)
+            )
+            kv.append_one_each(layout)
             if layout.places is not None:
                 assert [layout.slots[place] for place in layout.places] == slots
             seen.add((tuple(handles), tuple(slots)))
+        assert [kv.length(handle) for handle in handles] == [2, 2] and kv.used == 4
         for handle in handles:
             kv.free(handle)
     assert len(seen) > len({handles for handles, _ in seen})

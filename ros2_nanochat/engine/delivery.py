@@ -75,8 +75,9 @@ class Delivery:
         self._score_choices()
 
     def _go_on(self, requests: list[Request], logits: Logits) -> None:
-        """Do the same after a plain plan. Most steps are of this kind, and the model waits meanwhile: this
-        does only what such replies need.
+        """Do what `hand_out` does after a plain plan, and nothing that only other replies need.
+
+        Most steps are of this kind, and the model waits meanwhile.
         """
         for request in requests:
             request.sequence.held.follow(request.progress.entries)
@@ -87,7 +88,8 @@ class Delivery:
             asked, progress = request.asked, request.progress
             if token_id is None:
                 continue
-            self._times_per_token.add(now - (progress.last_token or now))
+            assert progress.last_token is not None  # the first id came of the prompt
+            self._times_per_token.add(now - progress.last_token)
             progress.last_token = now
             if token_id in asked.end_ids:
                 self.finish(request, FinishReason.STOP, end_id=token_id)

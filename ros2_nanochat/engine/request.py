@@ -136,7 +136,9 @@ class Progress:
         self.sampler = Sampler(asked.config, asked.end_ids, form)
         self.draft = NGramDraft() if asked.speculate else None
         config = asked.config
-        self.plain = not (form or scores or config.functions or not config.max_new_tokens)
+        self.only_text = (
+            form is None and scores is None and not config.functions and config.max_new_tokens != 0
+        )
         """Whether an id that is added to it has no effect but its text."""
         self.solo = False
         """A forward with others failed: run this one by itself."""

@@ -45,7 +45,7 @@ class Scheduler:
         self._longest_chunk = backend.max_chunk_tokens or backend.max_batch_tokens
         self._awaited: dict[Request, int] = {}  # entries of a prompt for which others wait
         self._credit = 0.0  # seconds by which a prefill may still delay running replies
-        self._steady: Plan | None = None  # the last one, if all requests may go on like it
+        self._steady: Plan | None = None  # the last plan, if the next step may repeat it
 
     @property
     def sequences(self):
@@ -153,7 +153,7 @@ class Scheduler:
 
     def next(self) -> Plan:
         """Return the next batch, and the requests that cannot run."""
-        if self._steady is not None and not self.waiting and self._steady.goes_on():
+        if self._steady is not None and not self.waiting and self._steady.renew():
             return self._steady
         self._steady = None
         refused = self._admit()
@@ -179,7 +179,7 @@ class Scheduler:
             progress, held = request.progress, request.sequence.held.length
             if progress.new_ids and progress.entries.length == held + 1:  # nearly always
                 chunk = Chunk(request.sequence.placed, ids=progress.entries.view(held), num_logits=1)
-                batch.append(Work(request, chunk, 1, True, [], progress.plain))
+                batch.append(Work(request, chunk, 1, True, [], progress.only_text))
             elif not request.decoding:
                 prefilling.append(request)
             elif work := self._work(request, request.remaining, request.remaining):

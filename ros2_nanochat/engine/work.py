@@ -16,7 +16,7 @@ class Plan(NamedTuple):
         batch: The work of one forward; empty if nothing can run.
         chunks: Its chunks.
         refused: Requests that end, and why.
-        plain: Whether all work is.
+        plain: Whether all its work is plain.
     """
 
     batch: list[Work]
@@ -24,10 +24,10 @@ class Plan(NamedTuple):
     refused: list[tuple[Request, str]]
     plain: bool = False
 
-    def goes_on(self) -> bool:
-        """Return whether each request of a plain plan has one new entry again; its chunk then holds that.
+    def renew(self) -> bool:
+        """Put the new entry of each request into its chunk. Return False unless each has exactly one.
 
-        Most steps are of this kind, and the model waits while a plan is made.
+        Most steps are like the one before, and the model waits while a plan is made.
         """
         for work in self.batch:
             progress, held = work.request.progress, work.request.sequence.held.length
@@ -47,7 +47,7 @@ class Work:
         num_entries: Their number.
         decoding: Whether it continues the reply (no prefill).
         draft: The guessed ids at the chunk's end.
-        plain: Whether it is no more than the newest id of a reply that is `Progress.plain`.
+        plain: Whether it is just the newest id of a reply that is `Progress.only_text`.
     """
 
     request: Request

@@ -70,12 +70,12 @@ class Worker:
     def step(self, what: str, limit: float) -> _Step:
         """Return a context in which to do one thing that should take at most `limit` seconds.
 
+        It raises `Retired` at its beginning, and at its end unless there is another exception, if the thread
+        has been replaced.
+
         Args:
             what: What it is, for `trouble`.
             limit: Seconds after which the thread counts as stuck.
-
-        Raises:
-            Retired: The thread was replaced, before or meanwhile.
         """
         return _Step(self, (what, limit, time.monotonic() + limit))
 

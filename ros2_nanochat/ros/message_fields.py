@@ -42,6 +42,7 @@ def time_of(nanoseconds: int) -> Time:
 
 
 def set_to_now(stamp: Time, clock: ROSClock) -> None:
-    """Set a message to the time of a node's clock. Tokens need this: it is faster than `now().to_msg()`."""
+    """Set a stamp to the time of a node's clock, faster than `now().to_msg()`, since each token has one."""
+    # without a simulation, the node's time is that of the system
     now = clock.now().nanoseconds if clock.ros_time_is_active else time.time_ns()
     stamp.sec, stamp.nanosec = divmod(now, 10**9)

@@ -51,4 +51,4 @@ class Speaker:
                 f'{self._name} cannot be published, a listener may not read what it subscribed to '
                 f'({shorten(str(error))}); messages are dropped until it can'
             ) from error
-        self._until, self._rest = 0.0, _FIRST_REST
+        self._rest = _FIRST_REST

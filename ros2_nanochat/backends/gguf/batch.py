@@ -33,7 +33,7 @@ class Batch:
         arrays = self._tokens, self._positions, self._wanted, self._id_pointers
         self._cells = [memoryview(array) for array in arrays]  # quicker than NumPy for single entries
         self._rows: np.ndarray | None = None  # keeps the embeddings alive while llama.cpp reads them
-        self._slots: Sequence[int] | None = None  # of a batch of single ids, if it is the last one
+        self._slots: Sequence[int] | None = None  # of the last batch, if `fill_ids` filled it
         batch = api.llama_batch()
         fields = dict(api.llama_batch._fields_)
         for name, array in (
@@ -97,7 +97,7 @@ class Batch:
         return self._batch
 
     def fill_ids(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[Positions]):
-        """Return the `llama_batch` of one id of each sequence, all of which need logits: most batches.
+        """Return the `llama_batch` of one id of each sequence, with logits. Most batches are of this kind.
 
         Args:
             ids: The id of each.
@@ -106,6 +106,7 @@ class Batch:
         """
         tokens, places, wanted, id_pointers = self._cells
         if slots is not self._slots:
+            self._slots = None
             self._point_at(None)
             for at, slot in enumerate(slots):
                 id_pointers[at], wanted[at] = self._addresses[slot], 1

@@ -91,6 +91,7 @@ FLOORS = (
         'image_sources',
         'loading_bar',
         'locate',
+        'at_exit',
         'memory',
         'processor',
         'model_info',

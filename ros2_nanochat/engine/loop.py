@@ -14,10 +14,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from ros2_nanochat.at_exit import close_at_exit
 from ros2_nanochat.backends.base import Backend
 from ros2_nanochat.backends.logits import Logits
 from ros2_nanochat.config import EngineConfig, GenerationConfig
-from ros2_nanochat.engine.at_exit import close_at_exit
 from ros2_nanochat.engine.delivery import Delivery
 from ros2_nanochat.engine.inbox import Inbox
 from ros2_nanochat.engine.metrics import Metrics

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ros2_nanochat.answer.response_format import read_response_format
+from ros2_nanochat.at_exit import close_at_exit
 from ros2_nanochat.config import GenerationConfig
-from ros2_nanochat.engine.at_exit import close_at_exit
 from ros2_nanochat.engine.metrics import Metrics
 from ros2_nanochat.engine.request import End, Request
 from ros2_nanochat.errors import BackendError, one_line

@@ -27,6 +27,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 from unique_identifier_msgs.msg import UUID
 
+from ros2_nanochat.at_exit import close_at_exit
 from ros2_nanochat.errors import shorten
 from ros2_nanochat.ros.action_ends import CLIENT_BYTES, StreamingActionClient, chat_goal, service_qos
 from ros2_nanochat.ros.message_schema import read_format
@@ -77,9 +78,7 @@ class ChatClient:
             )
             self._executor = SingleThreadedExecutor()
             self._executor.add_node(node)
-            self._thread = threading.Thread(
-                target=spin, args=(self._executor, node.get_logger()), name='chat_client', daemon=True
-            )
+            self._thread = threading.Thread(target=self._spin, name='chat_client', daemon=True)
         self.node = node
         group = ReentrantCallbackGroup()
         kind = StreamingActionClient if pieces else QuietActionClient
@@ -93,6 +92,10 @@ class ChatClient:
         self._closed = False
         if self._own:
             self._thread.start()
+            close_at_exit(self)
+
+    def _spin(self) -> None:
+        spin(self._executor, self.node.get_logger())
 
     def wait_until_ready(self, timeout: float | None = None) -> bool:
         """Wait until the node answers. Return False after `timeout` seconds."""

@@ -195,3 +195,23 @@ def test_no_robots_in_a_file_is_the_node_itself(start, listen, tmp_path):
     (tmp_path / 'mine.yaml').write_text('/**:\n  ros__parameters: {robots: []}\n')
     start(model='', api='fake', ros_args=['--params-file', str(tmp_path / 'mine.yaml')])
     assert listen().turn('hello').reply == 'You said: hello'
+
+
+ENDS = {
+    'at its end': ('', 0, ''),
+    'after a shutdown': ('rclpy.shutdown()', 0, ''),
+    'while it waits for a reply': ("reply = chat.ask('hello')", 0, ''),
+    'without a reference': ('del chat', 0, ''),
+    'with several': ('others = [ChatClient() for _ in range(3)]', 0, ''),
+    'with an exit code': ('sys.exit(3)', 3, ''),
+    'with an error': ("raise ValueError('its own')", 1, 'ValueError: its own'),
+}
+
+
+@pytest.mark.parametrize('how, code, last', ENDS.values(), ids=list(ENDS))
+def test_a_program_that_does_not_close_its_client_ends_like_any_other(how, code, last):
+    lines = 'import sys, rclpy', 'from ros2_nanochat.ros.client import ChatClient', 'chat = ChatClient()', how
+    ended = subprocess.run(
+        [sys.executable, '-c', '\n'.join(lines)], stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr.splitlines()[-1:]) == (code, [last] if last else []), ended.stderr

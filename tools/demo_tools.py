@@ -57,7 +57,7 @@ class Conversation:
 
         self.phrases = phrases
         self.client = ChatClient()
-        self.running = threading.Event()
+        self.running, self.ended = threading.Event(), False
         self.answering: threading.Thread | None = None
         self.client.node.create_subscription(
             ToolCall,
@@ -90,12 +90,24 @@ class Conversation:
 
     def finish(self, reply, interrupts: bool) -> None:
         """Show the answer to a command. One that only interrupts another has none of its own."""
-        turn = reply.result(TIMEOUT)
+        from ros2_nanochat.ros.client import NodeGone
+
+        try:
+            turn = reply.result(TIMEOUT)
+        except (NodeGone, TimeoutError) as error:
+            if not self.ended:
+                say(f'[demo] {error}')
+            return
         text = turn.reply.strip() if self.phrases else ''
         text = text or ', '.join(worded(call) for call in turn.tool_calls)
         text = text or turn.error or ('' if interrupts else '(no tool was called)')
         if text:
             say(f'Robot: {text}')
+
+    def close(self) -> None:
+        """Stop what is being done."""
+        self.ended = True
+        self.client.close()
 
     def wait(self) -> None:
         """Wait until the command is done."""
@@ -126,7 +138,7 @@ def main() -> int:
         ROS_DOMAIN_ID=os.environ.get('ROS_DOMAIN_ID') or str(random.randint(1, 100)),
     )
     log = tempfile.NamedTemporaryFile('w+', prefix='nanochat-demo-', suffix='.log', delete=False)  # noqa: SIM115
-    programs = Programs()
+    programs, conversation = Programs(), None
     model = os.environ.get('MODEL', '')
     parameters = {
         'model': model,
@@ -169,13 +181,16 @@ def main() -> int:
                 say('\nYour commands, one a line; stop while it drives; an empty line ends.')
             while sys.stdin.isatty() and (text := input().strip()):
                 conversation.ask(text)
-        conversation.client.close()
         return 0
     except (KeyboardInterrupt, EOFError):
         return 0
     finally:
-        programs.end()
-        rclpy.try_shutdown()
+        try:
+            if conversation is not None:
+                conversation.close()
+        finally:
+            programs.end()
+            rclpy.try_shutdown()
 
 
 if __name__ == '__main__':

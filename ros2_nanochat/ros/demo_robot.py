@@ -16,12 +16,15 @@ import rclpy
 from nanochat.action import Drive
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import BatteryState
 from std_srvs.srv import SetBool
 
 from ros2_nanochat.ros.program import init, refuse_words, run_ros_program
+from ros2_nanochat.ros.signals import ignore_signals, on_signal
+from ros2_nanochat.ros.spinning import spin
 
 _ROOM = 5.0  # metres from the middle to each wall
 _WIDTH = 31  # characters of the drawn room
@@ -44,7 +47,7 @@ class DemoRobot(Node):
             raise ValueError(f'rate={rate} has to be over 0, battery={self.battery} from 0 to 1')
         self._step = 1 / rate
         self.lamp, self.position, self._doing = False, 0.0, 'stands'
-        self._driving = threading.Lock()
+        self._driving, self._leaving = threading.Lock(), False
         beside = ReentrantCallbackGroup()
         self.create_service(SetBool, 'lamp', self._set_lamp, callback_group=beside)
         self._publisher = self.create_publisher(BatteryState, 'battery', 1)
@@ -87,7 +90,9 @@ class DemoRobot(Node):
             driven, drawn = 0.0, 0.0
             direction = 1 if goal.request.distance >= 0 else -1
             self._doing = 'drives'
-            while driven < abs(goal.request.distance) and not goal.is_cancel_requested:
+            while driven < abs(goal.request.distance):
+                if goal.is_cancel_requested or self._leaving:
+                    break
                 time.sleep(self._step)
                 way = min(goal.request.speed * self._step, abs(goal.request.distance) - driven)
                 driven += way
@@ -98,10 +103,16 @@ class DemoRobot(Node):
                     drawn = time.monotonic()
                     self.draw()
             stopped = goal.is_cancel_requested
-            self._doing = 'was stopped' if stopped else 'stands'
-            (goal.canceled if stopped else goal.succeed)()
+            self._doing = 'was stopped' if stopped or self._leaving else 'stands'
+            (goal.canceled if stopped else goal.abort if self._leaving else goal.succeed)()
             self.draw()
             return Drive.Result(driven=driven)
+
+    def stop(self) -> None:
+        """End a drive, as the program ends. Returns once the robot stands."""
+        self._leaving = True
+        if self._driving.acquire(timeout=1.0):
+            self._driving.release()
 
 
 def main(args=None) -> int:
@@ -111,18 +122,29 @@ def main(args=None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    refuse_words(init(arguments))
+    # rclpy's own handlers would take the topics away from a drive that has not ended
+    refuse_words(init(arguments, signal_handler_options=SignalHandlerOptions.NO))
     node = DemoRobot()
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(node)
-    try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        executor.shutdown(timeout_sec=0.5)
-        node.destroy_node()
-        rclpy.try_shutdown()
+    leave = threading.Event()
+    on_signal(leave.set)
+
+    def run():
+        try:
+            spin(executor, node.get_logger())
+        finally:
+            leave.set()
+
+    spinning = threading.Thread(target=run, name='executor', daemon=True)
+    spinning.start()
+    leave.wait()
+    node.stop()
+    executor.shutdown(timeout_sec=0.5)
+    spinning.join(1.0)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    ignore_signals()
     return 0
 
 

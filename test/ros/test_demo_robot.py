@@ -1,11 +1,15 @@
 """The simulated robot of the demo, used through its own tools file, over real DDS."""
 
 import json
+import signal
 import subprocess
 import threading
 
 import pytest
+import rclpy
 from conftest import ROOT, program
+from nanochat.action import Drive
+from rclpy.action import ActionClient
 
 from ros2_nanochat import ChatHistory, NanoLLM, Tool
 from ros2_nanochat.answer.written_call import WrittenCall
@@ -18,7 +22,10 @@ class Demo:
         self.lines, self.changed = [], threading.Condition()
         arguments = [part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')]
         self.process = subprocess.Popen(
-            [program('demo_robot'), '--ros-args', *arguments], stdout=subprocess.PIPE, text=True
+            [program('demo_robot'), '--ros-args', *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -71,6 +78,22 @@ def test_the_demo_robot_does_what_its_tools_ask_for(demo, start, listen, tmp_pat
     assert moved.finish_reason == 'cancelled' and moved.tool_calls[0].state == 'cancelled'
     assert demo.draws('was stopped')
     assert call('move')[1] == 'done' and demo.draws('+2.')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_drives_stops_it_and_ends_it_in_order(demo, number):
+    node = rclpy.create_node('driver')
+    client = ActionClient(node, Drive, 'drive')
+    assert client.wait_for_server(30)
+    client.send_goal_async(Drive.Goal(distance=4.0, speed=0.5))
+    assert demo.draws('drives')
+    demo.process.send_signal(number)
+    assert demo.process.wait(20) == 0
+    assert demo.draws('was stopped', 5)
+    told = [line for line in demo.lines if '[robot]' not in line]
+    assert not told, ''.join(told)
+    client.destroy()
+    node.destroy_node()
 
 
 @pytest.mark.parametrize('parameters', [{'rate': 0.0}, {'battery': 1.5}])

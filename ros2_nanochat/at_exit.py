@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import weakref
 from typing import Protocol
 
@@ -15,6 +16,8 @@ class _Closable(Protocol):
 
 
 _open: weakref.WeakSet[_Closable] = weakref.WeakSet()
+if hasattr(os, 'register_at_fork'):  # a forked process has none of the threads, and must not wait for them
+    os.register_at_fork(after_in_child=_open.clear)
 
 
 def close_at_exit(closable: _Closable) -> None:

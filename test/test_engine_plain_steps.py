@@ -68,7 +68,8 @@ def test_replies_and_counters_are_those_of_the_long_way(fake, monkeypatch, optio
 
     def long_way(self, *arguments):
         begin(self, *arguments)
-        self.plain = False
+        assert isinstance(self.only_text, bool)
+        self.only_text = False
 
     monkeypatch.setattr(Progress, '__init__', long_way)
     assert short == outcome(fake('tokens_per_second=1000', max_sequences=8, **options))
@@ -95,21 +96,21 @@ def test_who_comes_while_others_go_on_starts_at_once_and_each_gets_its_own_reply
 
 
 def test_replies_that_fail_together_go_on_in_turns(fake, monkeypatch):
-    model, alone = fake('tokens_per_second=1000', max_sequences=4, speculation=False), []
+    model, single_steps = fake('tokens_per_second=1000', max_sequences=4, speculation=False), []
     healthy = FakeBackend.forward
 
     def forward(self, chunks):
         if all(len(chunk) == 1 for chunk in chunks):
             if len(chunks) == 3:
                 raise ForwardError('three are too many', [0] * len(chunks))
-            alone.append(chunks[0].seq)
+            single_steps.append(chunks[0].seq)
         return healthy(self, chunks)
 
     monkeypatch.setattr(FakeBackend, 'forward', forward)
     replies = [ask(model, f'number {i} ' + 'x' * 60) for i in range(3)]
     texts = [reply.wait(timeout=30).text for reply in replies]
     assert texts == [f'You said: number {i} ' + 'x' * 60 for i in range(3)]
-    assert max(len(list(run)) for _, run in itertools.groupby(alone)) < 10
+    assert max(len(list(run)) for _, run in itertools.groupby(single_steps)) < 10
 
 
 def test_a_row_that_is_not_finite_ends_its_reply_alone(fake, monkeypatch):

@@ -202,8 +202,8 @@ class Scheduler:
         return batch
 
     def _most_urgent(self) -> list[Request]:
-        """Return the running requests of the highest priority, in order, or just the one that has to run
-        alone.
+        """Return the running requests with the highest priority, in order; only one of them if it has to run
+        by itself.
         """
         urgent = max([request.priority for request in self.active])
         running = [request for request in self.active if request.priority == urgent]

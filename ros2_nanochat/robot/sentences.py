@@ -53,9 +53,8 @@ _ENDS_A_LINE = re.compile(r'\s*(?:#{1,6}\s|\||\*\*[^*\n]+\*\*:?\s*\Z|__[^_\n]+__
 _FENCE = re.compile(r'[ \t]{0,3}(`{3,}|~{3,})')
 _PERHAPS_FENCE = re.compile(r'[ \t]{0,3}(?:`{0,2}|~{0,2})\Z')
 _BRACKETED = re.compile(rf'(?:(?:[-*+\u2022>]|\d{{1,3}}[.)])\s+)?[\s{OPENING}]*[(\[][\s{OPENING}]*')
-_WIDE_SPACE = re.compile(
-    r'[^\S\x00-\x7f]'
-)  # of several bytes; before a mark, sentencex cuts within it and panics
+# A space of several bytes: before a mark, sentencex cuts within it and panics.
+_WIDE_SPACE = re.compile(r'[^\S\x00-\x7f]')
 _QUOTES = frozenset('"\'\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u2039\u203a')
 _WINDOW = 300  # characters before a mark that are examined
 _LONG_BRACKETS = 1000  # characters of a sentence in brackets that are examined
